@@ -1,0 +1,7 @@
+"""What can go wrong, apart from bad input (``ValueError``) and from not being able to recommend (which is an answer)."""
+
+from __future__ import annotations
+
+
+class AutoConfError(RuntimeError):
+    """Something in the installation or the environment is broken; never an answer to a job."""

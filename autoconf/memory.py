@@ -1,0 +1,73 @@
+"""Peak memory per GPU of a fine-tuning job, in closed form over traced figures.
+
+The figures come from traces of the real training code (``autoconf.build.tracer``); what stands here is only how FSDP
+divides them over GPUs. All arithmetic is in bytes, element-wise over numpy arrays: one job is an array of length one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from autoconf.figures import MemoryFigures
+
+GIB = 2**30
+BYTES_PER_PARAMETER = 2  # bfloat16, for parameters, gradients and each of AdamW's two states
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+
+class MemoryTable:
+    """Figures of several models and methods, laid out for element-wise arithmetic.
+
+    >>> from autoconf.figures import Moment
+    >>> table = MemoryTable([MemoryFigures("tiny", "full", True, 100, 100, 30, 40, (Moment(0, 8, 0), Moment(50, 2, 0)))])
+    >>> table.peak_bytes(np.array([0, 0]), gpus=np.array([1, 2]), tokens=np.array([10, 5])).tolist()
+    [880.0, 760.0]
+    """
+
+    def __init__(self, figures: Sequence[MemoryFigures]) -> None:
+        self.parameters = np.array([f.parameters for f in figures], dtype=float)
+        self.trainable = np.array([f.trainable_parameters for f in figures], dtype=float)
+        self.accumulating = np.array([f.accumulating for f in figures], dtype=bool)
+        self._gathered = np.array([2.0 * f.layer_parameters + f.root_parameters for f in figures])
+        # Shape (moments, figures); the padding with zeros never exceeds a real moment.
+        depth = max(len(f.moments) for f in figures)
+        self._moments = np.zeros((3, depth, len(figures)))
+        for column, f in enumerate(figures):
+            self._moments[:, : len(f.moments), column] = np.transpose(f.moments)
+
+    def resident_bytes(self, rows: Integers, gpus: Integers) -> Floats:
+        """Weights, optimizer state and one set of gradients, all sharded: the least that any training holds."""
+        return BYTES_PER_PARAMETER * (self.parameters[rows] + 3 * self.trainable[rows]) / gpus
+
+    def gradient_bytes(self, rows: Integers) -> Floats:
+        """Gradients that stay whole on every GPU between micro-batches (``no_sync``); 0 without accumulation."""
+        return np.where(self.accumulating[rows], BYTES_PER_PARAMETER * self.trainable[rows], 0.0)
+
+    def peak_bytes(self, rows: Integers, gpus: Integers, tokens: Floats | Integers) -> Floats:
+        """Peak bytes per GPU.
+
+        Args:
+            rows: index of each job's figures.
+            gpus: number of GPUs that the job is sharded over, >= 1.
+            tokens: tokens per GPU and micro-batch, ``batch_size / gpus * tokens_per_sample``.
+
+        Returns:
+            The larger of the peaks of training and of the optimizer step, without the reserve for the CUDA context,
+            workspaces, NCCL and fragmentation.
+        """
+        weights = BYTES_PER_PARAMETER * self.parameters[rows] / gpus
+        trainable = BYTES_PER_PARAMETER * self.trainable[rows]
+        optimizer = 2 * trainable / gpus
+        gathered = np.where(gpus > 1, BYTES_PER_PARAMETER * self._gathered[rows], 0.0)
+        micro_batch = np.zeros(len(rows))
+        for constant, slope, sharded in zip(*self._moments, strict=True):
+            np.maximum(micro_batch, constant[rows] + slope[rows] * tokens + sharded[rows] / gpus, out=micro_batch)
+        training = weights + optimizer + self.gradient_bytes(rows) + micro_batch + gathered
+        # AdamW's foreach step holds the gradients and temporaries of one more copy of the trainable parameters.
+        step = weights + optimizer + 2 * trainable / gpus
+        return np.maximum(training, step)

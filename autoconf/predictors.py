@@ -1,0 +1,356 @@
+"""Predictor versions: list, verify, load, rebuild. The only module that knows AutoGluon.
+
+A version is a folder of ``AutoGluonModels``: an AutoGluon predictor, the table it was trained on, the memory figures of
+its models, a set of jobs with the released answers, and a card with its domain and the digest of every file. Nothing
+is unpickled before its digest was checked. Where the installed libraries do not match the card, the predictor is
+trained again from the shipped table, once, in the user's cache folder, and must give the released answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import shutil
+import tempfile
+import threading
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from autoconf.errors import AutoConfError
+from autoconf.figures import read_figures
+from autoconf.memory import GIB, MemoryTable
+from autoconf.rules import Booleans, Candidates
+
+logger = logging.getLogger(__name__)
+
+MODELS = Path(__file__).parent / "AutoGluonModels"
+RELEASED = ("1.1.0",)  # in order of release: the last one is the default
+
+PREDICTOR, CARD, FIGURES, TRAINING_TABLE, CHECK_JOBS = (
+    "predictor",
+    "card.json",
+    "figures.csv",
+    "virtual_runs.parquet",
+    "check_jobs.csv",
+)
+LABEL = "fits"
+# The predictor's features, each with the direction in which it may move the probability of fitting.
+MONOTONE = {"free_gib": 1, "sharded": -1}
+# Versions of these must agree with the card's, up to the given number of components, for the shipped pickle to be used.
+_MUST_AGREE = {"autogluon.tabular": 2, "lightgbm": 1, "numpy": 1, "pandas": 1, "scikit-learn": 1}
+
+
+class _Typed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Gpu(_Typed):
+    """A GPU type: memory that CUDA reports as usable, and the other names it goes by."""
+
+    usable_gib: float
+    aliases: list[str] = []
+
+
+class Model(_Typed):
+    """A model: its aliases, and the longest sample where learned positions limit it."""
+
+    aliases: list[str] = []
+    max_tokens_per_sample: int | None = None
+
+
+class Domain(_Typed):
+    """The jobs that a version answers."""
+
+    models: dict[str, Model]
+    methods: list[str]
+    gpus: dict[str, Gpu]
+    max_tokens_per_sample: int
+    max_batch_size: int
+    max_gpus: int
+
+
+class Card(_Typed):
+    """What a version is: its domain, how it decides, what it was made with, the digests of its files, how good it is."""
+
+    version: str
+    created: str
+    domain: Domain
+    threshold: float  # a job is said to fit where the predicted probability reaches this
+    libraries: dict[str, str]
+    files: dict[str, str]  # path in the version's folder -> SHA-256
+    evaluation: dict[str, Any] = {}
+
+
+class Predictor:
+    """A loaded version: decides whether candidates fit."""
+
+    def __init__(self, card: Card, memory: MemoryTable, rows: dict[tuple[str, str, bool], int], tabular: Any) -> None:
+        self.card = card
+        self.memory = memory
+        self.rows = rows
+        self._tabular = tabular
+        self._lock = threading.Lock()
+
+    @property
+    def domain(self) -> Domain:
+        return self.card.domain
+
+    def probabilities(self, candidates: Candidates) -> np.ndarray:
+        """Predicted probability of fitting, shape (candidates,)."""
+        if not len(candidates.rows):
+            return np.zeros(0)
+        with self._lock:  # neither AutoGluon nor LightGBM promises that prediction is thread-safe
+            return self._tabular.predict_proba(features(candidates), as_pandas=False, as_multiclass=False)
+
+    def fits(self, candidates: Candidates) -> Booleans:
+        """Whether the predictor says that candidates fit, shape (candidates,)."""
+        return self.probabilities(candidates) >= self.card.threshold
+
+
+def features(candidates: Candidates) -> pd.DataFrame:
+    """What the predictor is asked: columns ``free_gib`` (usable memory less the traced peak) and ``sharded`` (0 or 1)."""
+    peak = candidates.memory.peak_bytes(candidates.rows, candidates.gpus, candidates.tokens_per_gpu)
+    free = candidates.usable_gib - peak / GIB
+    return pd.DataFrame({"free_gib": free, "sharded": (candidates.gpus > 1).astype(float)})
+
+
+def candidates_of(runs: pd.DataFrame, memory: MemoryTable, rows: dict[Any, int], domain: Domain) -> Candidates:
+    """Candidates of a table of runs: each line one job on ``number_gpus`` GPUs."""
+    accumulating = (runs["gradient_accumulation_steps"] > 1).tolist()
+    keys = zip(runs["model_name"], runs["method"], accumulating, strict=True)
+    gpus = runs["number_gpus"].to_numpy(np.int64)
+    tokens = runs["batch_size"].to_numpy(float) / gpus * runs["tokens_per_sample"].to_numpy(float)
+    usable = runs["gpu_model"].map({name: gpu.usable_gib for name, gpu in domain.gpus.items()}).to_numpy(float)
+    return Candidates(memory, np.array([rows[key] for key in keys], np.int64), gpus, tokens, usable)
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+_loading = threading.Lock()
+_loaded: dict[str, Predictor] = {}
+
+
+def load(version: str) -> Predictor:
+    """The predictor of a released version, loaded at most once per process.
+
+    Raises:
+        AutoConfError: the version's files are missing, altered or unreadable, a library does not import, or a rebuilt
+            predictor does not give the released answers.
+    """
+    if version not in _loaded:
+        with _loading:
+            if version not in _loaded:
+                _loaded[version] = _open(MODELS / version)
+    return _loaded[version]
+
+
+@cache
+def card(version: str) -> Card:
+    """The card of a released version.
+
+    >>> card("1.1.0").domain.methods
+    ['full', 'lora']
+    """
+    return read_card(MODELS / version)
+
+
+def read_card(folder: Path) -> Card:
+    """Read a version's card.
+
+    Raises:
+        AutoConfError: the card is missing or is not one.
+    """
+    try:
+        return Card.model_validate_json((folder / CARD).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise AutoConfError(f"version {folder.name}: cannot read {CARD}: {error}") from error
+
+
+def _open(folder: Path) -> Predictor:
+    card = read_card(folder)
+    verify(folder, card.files, f"version {card.version}")
+    try:
+        figures = read_figures(folder / FIGURES)
+    except (OSError, ValueError) as error:
+        raise AutoConfError(f"version {card.version}: cannot read {FIGURES}: {error}") from error
+    memory, rows = MemoryTable(figures), {f.key: row for row, f in enumerate(figures)}
+    path = folder / PREDICTOR if libraries_agree(card) else _rebuilt(folder, card, memory, rows)
+    predictor = Predictor(card, memory, rows, _load_tabular(path, card.version))
+    _check_answers(predictor, folder)
+    return predictor
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, except the card (which holds them) and caches of Python."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != CARD)
+    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def verify(folder: Path, expected: dict[str, str], what: str) -> None:
+    """Check that a folder holds exactly the files that it should.
+
+    Raises:
+        AutoConfError: a file is missing, altered or extra; the message names it.
+    """
+    try:
+        found = digests(folder)
+    except OSError as error:
+        raise AutoConfError(f"{what}: cannot read its files: {error}") from error
+    for problem, names in (
+        ("is missing", expected.keys() - found.keys()),
+        ("does not belong to it", found.keys() - expected.keys()),
+        ("was altered", {name for name in expected.keys() & found.keys() if expected[name] != found[name]}),
+    ):
+        if names:
+            raise AutoConfError(f"{what}: {', '.join(sorted(names))} {problem} (in {folder}); reinstall ado-autoconf")
+
+
+def installed_libraries() -> dict[str, str]:
+    """Installed versions of the libraries that a pickled predictor depends on.
+
+    Raises:
+        AutoConfError: one of them is not installed.
+    """
+    try:
+        return {library: importlib.metadata.version(library) for library in _MUST_AGREE}
+    except importlib.metadata.PackageNotFoundError as error:
+        raise AutoConfError(f"{error.name} is not installed; reinstall ado-autoconf") from error
+
+
+def libraries_agree(card: Card) -> bool:
+    """Whether the shipped predictor may be unpickled by the installed libraries."""
+    installed = installed_libraries()
+    return all(
+        installed[library].split(".")[:depth] == card.libraries.get(library, "").split(".")[:depth]
+        for library, depth in _MUST_AGREE.items()
+    )
+
+
+def _tabular_predictor() -> Any:
+    try:
+        import lightgbm  # noqa: F401 - AutoGluon imports it late; a broken one must show here
+        from autogluon.tabular import TabularPredictor
+    except Exception as error:  # a broken library can fail at import with anything
+        raise AutoConfError(f"AutoGluon or LightGBM does not import: {type(error).__name__}: {error}") from error
+    return TabularPredictor
+
+
+def _load_tabular(path: Path, version: str) -> Any:
+    try:
+        tabular = _tabular_predictor().load(
+            str(path), verbosity=0, require_version_match=False, require_py_version_match=False, check_packages=False
+        )
+        tabular.persist()
+    except AutoConfError:
+        raise
+    except Exception as error:  # unpickling can fail with anything
+        raise AutoConfError(f"version {version}: cannot load {path}: {type(error).__name__}: {error}") from error
+    return tabular
+
+
+def _check_answers(predictor: Predictor, folder: Path) -> None:
+    """Raise if the predictor does not answer the version's fixed set of jobs as the released one did."""
+    try:
+        jobs = pd.read_csv(folder / CHECK_JOBS)
+    except (OSError, ValueError) as error:
+        raise AutoConfError(f"version {folder.name}: cannot read {CHECK_JOBS}: {error}") from error
+    answers = predictor.fits(candidates_of(jobs, predictor.memory, predictor.rows, predictor.domain))
+    wrong = int((answers != jobs[LABEL].to_numpy(bool)).sum())
+    if wrong:
+        raise AutoConfError(
+            f"version {folder.name}: the predictor answers {wrong} of {len(jobs)} check jobs otherwise than the "
+            f"released one; installed libraries: {installed_libraries()}"
+        )
+
+
+# --- training and rebuilding ------------------------------------------------------------------------------------------
+
+
+def fit(table: pd.DataFrame, folder: Path) -> None:
+    """Train a predictor and leave what prediction needs in ``folder``.
+
+    Args:
+        table: the columns of ``MONOTONE`` and ``LABEL``.
+        folder: created; must not exist.
+    """
+    gbm = {
+        "monotone_constraints": list(MONOTONE.values()),
+        "max_bin": 8191,  # the edge is sharp: a bin must be a few MiB wide there
+        "min_data_in_bin": 1,
+        "min_data_in_leaf": 5,
+        "num_leaves": 15,
+        "learning_rate": 0.2,
+        "num_boost_round": 100,
+        "deterministic": True,
+        "force_row_wise": True,
+        "num_threads": 1,
+        "seed": 0,
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        predictor = _tabular_predictor()(
+            label=LABEL, path=str(Path(scratch) / "fit"), problem_type="binary", eval_metric="log_loss", verbosity=0
+        )
+        predictor.fit(
+            table[[*MONOTONE, LABEL]],
+            hyperparameters={"GBM": gbm},
+            holdout_frac=0.1,
+            fit_weighted_ensemble=False,
+            num_bag_folds=0,
+            num_stack_levels=0,
+            dynamic_stacking=False,
+            calibrate=False,
+            num_cpus=1,
+            num_gpus=0,
+        )
+        predictor.clone_for_deployment(str(folder))
+
+
+def training_table(runs: pd.DataFrame, memory: MemoryTable, rows: dict[Any, int], domain: Domain) -> pd.DataFrame:
+    """The features and the label of a table of virtual runs."""
+    return features(candidates_of(runs, memory, rows, domain)).assign(**{LABEL: runs[LABEL].to_numpy(int)})
+
+
+def _rebuilt(folder: Path, card: Card, memory: MemoryTable, rows: dict[Any, int]) -> Path:
+    """The cached predictor for the installed libraries, trained first if need be, by one process on the machine."""
+    import filelock
+    import platformdirs
+
+    cache_folder = Path(platformdirs.user_cache_dir("ado-autoconf"))
+    made_of = json.dumps([card.files, installed_libraries()], sort_keys=True)
+    target = cache_folder / f"{card.version}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
+    try:
+        cache_folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{target}.lock"):
+            if not target.exists():
+                _rebuild(folder, card, memory, rows, target)
+            expected = json.loads((target / CARD).read_text(encoding="utf-8"))
+            verify(target, expected, f"version {card.version}, rebuilt")
+    except (OSError, ValueError) as error:
+        raise AutoConfError(f"version {card.version}: cannot rebuild it in {cache_folder}: {error}") from error
+    return target / PREDICTOR
+
+
+def _rebuild(folder: Path, card: Card, memory: MemoryTable, rows: dict[Any, int], target: Path) -> None:
+    libraries = ", ".join(f"{name} {version}" for name, version in installed_libraries().items())
+    logger.warning("rebuilding predictor %s for %s: once, takes some seconds ...", card.version, libraries)
+    started = time.perf_counter()
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.name}."))
+    try:
+        runs = pd.read_parquet(folder / TRAINING_TABLE)
+        fit(training_table(runs, memory, rows, card.domain), scratch / PREDICTOR)
+        tabular = _load_tabular(scratch / PREDICTOR, card.version)
+        _check_answers(Predictor(card, memory, rows, tabular), folder)
+        (scratch / CARD).write_text(json.dumps(digests(scratch), indent=2), encoding="utf-8")
+        scratch.rename(target)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    logger.warning("rebuilt predictor %s in %.0f s, kept in %s", card.version, time.perf_counter() - started, target)

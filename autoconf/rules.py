@@ -1,0 +1,80 @@
+"""Rule-based filters: what no predictor is needed for. Each takes candidates and returns which pass, as booleans.
+
+A candidate is one job on one number of GPUs. Every rule comes with the sentence that explains a candidate's failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from autoconf.memory import GIB, Floats, Integers, MemoryTable
+
+Booleans = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Jobs on numbers of GPUs; all arrays have shape (candidates,)."""
+
+    memory: MemoryTable
+    rows: Integers  # each candidate's figures in ``memory``
+    gpus: Integers
+    tokens_per_gpu: Floats  # of one micro-batch
+    usable_gib: Floats
+
+    def subset(self, keep: Booleans | slice) -> Candidates:
+        return Candidates(
+            self.memory, self.rows[keep], self.gpus[keep], self.tokens_per_gpu[keep], self.usable_gib[keep]
+        )
+
+
+def gradients_fit(candidates: Candidates) -> Booleans:
+    """Between accumulated micro-batches FSDP keeps whole gradients on every GPU, beside the sharded rest."""
+    memory, rows = candidates.memory, candidates.rows
+    sharded = memory.resident_bytes(rows, candidates.gpus)
+    shard_of_gradients = memory.gradient_bytes(rows) / candidates.gpus
+    whole = np.where(candidates.gpus > 1, memory.gradient_bytes(rows) - shard_of_gradients, 0.0)
+    return sharded + whole <= candidates.usable_gib * GIB
+
+
+def resident_state_fits(candidates: Candidates) -> Booleans:
+    """Weights, gradients and optimizer state must fit even when all of them are sharded."""
+    resident = candidates.memory.resident_bytes(candidates.rows, candidates.gpus)
+    return resident <= candidates.usable_gib * GIB
+
+
+def _why_resident_state(one: Candidates) -> str:
+    resident = one.memory.resident_bytes(one.rows, one.gpus)[0] / GIB
+    return (
+        f"weights, gradients and optimizer state alone take {resident:.1f} GiB on each of {one.gpus[0]} GPUs, "
+        f"and one has {one.usable_gib[0]:g} GiB"
+    )
+
+
+def _why_gradients(one: Candidates) -> str:
+    gradients = one.memory.gradient_bytes(one.rows)[0] / GIB
+    return (
+        f"gradient accumulation keeps {gradients:.1f} GiB of unsharded gradients on every GPU, "
+        f"and one has {one.usable_gib[0]:g} GiB: gradient_accumulation_steps=1 would shard them"
+    )
+
+
+# In the order in which they are tried; the first that a candidate fails gives the reason.
+RULES: tuple[tuple[Callable[[Candidates], Booleans], Callable[[Candidates], str]], ...] = (
+    (resident_state_fits, _why_resident_state),
+    (gradients_fit, _why_gradients),
+)
+
+
+def passing(candidates: Candidates) -> Booleans:
+    """Which candidates pass every rule."""
+    return np.logical_and.reduce([rule(candidates) for rule, _ in RULES])
+
+
+def reason(one: Candidates) -> str | None:
+    """Why a single candidate fails the rules; ``None`` if it passes."""
+    return next((why(one) for rule, why in RULES if not rule(one)[0]), None)
