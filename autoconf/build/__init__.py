@@ -1,0 +1,1 @@
+"""How a predictor version is made: tracing, virtual runs, training, evaluation. Needs the extra ``[build]``."""

@@ -1,0 +1,101 @@
+"""Make a predictor version: traced architectures -> labelled table -> AutoGluon predictor -> a folder with its card."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+
+import pandas as pd
+
+from autoconf import predictors
+from autoconf.build import virtual_runs
+from autoconf.build.architectures import gpus, models
+from autoconf.figures import write_figures
+from autoconf.memory import MemoryTable
+from autoconf.predictors import CHECK_JOBS, FIGURES, LABEL, PREDICTOR, TRAINING_TABLE, Card, Domain
+
+# What each version covers. A released version is frozen: same name, same answers.
+DOMAINS = {
+    "1.1.0": Domain(
+        models=models(
+            [
+                "granite-3.1-2b", "granite-20b-v2", "granite-13b-v2", "granite-3-8b", "granite-3.1-3b-a800m-instruct",
+                "granite-3.1-8b-instruct", "granite-34b-code-base", "granite-3b-code-base-128k", "granite-7b-base",
+                "granite-8b-code-base", "granite-8b-japanese", "llama-13b", "llama-7b", "llama2-70b", "llama3-70b",
+                "llama3-8b", "llama3.1-405b", "llama3.1-70b", "llama3.1-8b", "mistral-123b-v2", "mistral-7b-v0.1",
+                "mixtral-8x7b-instruct-v0.1", "allam-1-13b",
+            ]
+        ),
+        methods=["full", "lora"],
+        gpus={n: gpus()[n] for n in ("NVIDIA-A100-SXM4-80GB", "NVIDIA-A100-80GB-PCIe", "NVIDIA-H100-PCIe", "L40S")},
+        max_tokens_per_sample=16_384,
+        max_batch_size=1_024,
+        max_gpus=64,
+    )
+}  # fmt: skip
+
+# A wrong "fits" costs a failed job, a wrong "no" one GPU more, so a job is said to fit only when that is all but sure.
+THRESHOLD = 0.9
+_CHECKS = 400
+
+
+def train(version: str, folder: Path) -> None:
+    """Make a version in ``folder``, which it replaces.
+
+    Raises:
+        AutoConfError: AutoGluon does not import, or the trained predictor is inconsistent.
+    """
+    domain = DOMAINS[version]
+    figures = virtual_runs.traces(list(domain.models))
+    memory, rows = MemoryTable(figures), {f.key: row for row, f in enumerate(figures)}
+    runs = virtual_runs.training_runs(figures, domain)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch_name:
+        scratch = Path(scratch_name) / folder.name
+        scratch.mkdir()
+        write_figures(figures, scratch / FIGURES)
+        runs.to_parquet(scratch / TRAINING_TABLE, compression="zstd", index=False)
+        predictors.fit(predictors.training_table(runs, memory, rows, domain), scratch / PREDICTOR)
+        card = Card(
+            version=version,
+            created=date.today().isoformat(),
+            domain=domain,
+            threshold=THRESHOLD,
+            libraries=predictors.installed_libraries(),
+            files={},
+        )
+        tabular = predictors._load_tabular(scratch / PREDICTOR, version)
+        predictor = predictors.Predictor(card, memory, rows, tabular)
+        checks = _check_jobs(runs)
+        fits = predictor.fits(predictors.candidates_of(checks, memory, rows, domain))
+        checks.assign(**{LABEL: fits.astype(int)}).to_csv(scratch / CHECK_JOBS, index=False, lineterminator="\n")
+        write_card(scratch, card.model_copy(update={"files": predictors.digests(scratch)}))
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
+
+
+def write_card(folder: Path, card: Card) -> None:
+    """Write a version's card."""
+    (folder / predictors.CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _check_jobs(runs: pd.DataFrame) -> pd.DataFrame:
+    """A few hundred jobs of the training table, every model and method among them, without their labels."""
+    shuffled = runs.sample(frac=1, random_state=0)
+    each = shuffled.groupby(["model_name", "method"], sort=False).head(-(-_CHECKS // 46))
+    return each.drop(columns=["peak_gib", LABEL]).sort_index()
+
+
+def main() -> None:
+    """Make the version named on the command line (the newest by default) in the package's own folder."""
+    version = sys.argv[1] if len(sys.argv) > 1 else predictors.RELEASED[-1]
+    folder = predictors.MODELS / version
+    train(version, folder)
+    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    print(f"made {folder} ({size / 2**20:.1f} MiB)")
+
+
+if __name__ == "__main__":
+    main()
