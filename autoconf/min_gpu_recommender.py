@@ -1,0 +1,114 @@
+"""The ado custom experiments: properties and thin decorated functions, nothing else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from autoconf.ado_compat import ado_module
+from autoconf.workload import OPTIONAL, REQUIRED, Workload
+
+_custom_experiments = ado_module("modules.actuators.custom_experiments")
+_domain = ado_module("schema.domain")
+_property = ado_module("schema.property")
+
+logger = logging.getLogger(__name__)
+
+_NAME = _domain.PropertyDomain(variableType=_domain.VariableTypeEnum.OPEN_CATEGORICAL_VARIABLE_TYPE)
+# Open to every number: whether a job lies in a version's domain is that version's business, and a value that can never
+# be right is refused by name in ``Workload``, in a sentence that ado's domains cannot give.
+_NUMBER = _domain.PropertyDomain(variableType=_domain.VariableTypeEnum.CONTINUOUS_VARIABLE_TYPE)
+
+
+def _properties(fields: Any) -> list[Any]:
+    return [
+        _property.ConstitutiveProperty(
+            identifier=field,
+            propertyDomain=_NUMBER if Workload.model_fields[field].annotation is int else _NAME,
+            metadata={"description": Workload.model_fields[field].description},
+        )
+        for field in fields
+    ]
+
+
+def _validated(experiment: Callable[..., dict[str, int]]) -> Callable[..., dict[str, int]]:
+    """Check the arguments before ado does, so that a bad one is named, and pass them on as what they stand for."""
+
+    @wraps(experiment)  # carries ado's attributes along, which is how its actuator knows a custom experiment
+    def checked(**job: Any) -> dict[str, int]:
+        if "model_version" not in job:
+            raise ValueError("model_version: is required")
+        return experiment(**Workload.parse(**job).model_dump())
+
+    return checked
+
+
+_VERSIONED = [*REQUIRED, "model_version"]
+
+
+@_validated
+@_custom_experiments.custom_experiment(
+    required_properties=_properties(_VERSIONED),
+    optional_properties=_properties(field for field in OPTIONAL if field not in _VERSIONED),
+    output_property_identifiers=["can_recommend", "gpus", "workers"],
+    metadata={
+        "description": "Recommends the minimum number of GPUs per worker, and of workers, that a tuning job needs to "
+        "run without running out of GPU memory"
+    },
+)
+def min_gpu_recommender(
+    model_name: str,
+    method: str,
+    gpu_model: str,
+    tokens_per_sample: int,
+    batch_size: int,
+    model_version: str,
+    gpus_per_worker: int = 8,
+    max_gpus: int = 8,
+    gradient_accumulation_steps: int = 4,
+) -> dict[str, int]:
+    """Recommend the smallest number of GPUs that a tuning job fits on.
+
+    Args:
+        model_name: a model of the version's domain, or a Hugging Face id of one.
+        method: ``full`` or ``lora``.
+        gpu_model: a type of GPU of the version's domain.
+        tokens_per_sample: tokens that each sample is padded or cut to, >= 1.
+        batch_size: global batch, >= 1: samples per micro-batch over all GPUs.
+        model_version: a released predictor version.
+        gpus_per_worker: GPUs of one node, >= 1.
+        max_gpus: most GPUs to consider in total, >= 1.
+        gradient_accumulation_steps: micro-batches per optimizer step, >= 1. With 1, FSDP shards gradients at once.
+
+    Returns:
+        ``can_recommend`` (0 or 1) and, if it is 1, ``gpus`` (per worker) and ``workers``. If it is 0, the log says why.
+
+    Raises:
+        ValueError: a value can never be right, such as a batch of 0; the message names the field.
+        AutoConfError: the installation is broken.
+
+    >>> min_gpu_recommender(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe",
+    ...                     tokens_per_sample=8192, batch_size=16, model_version="1.1.0")
+    {'can_recommend': 1, 'gpus': 2, 'workers': 1}
+    """
+    from autoconf.recommender import recommend
+
+    answer = recommend(
+        Workload(
+            model_name=model_name,
+            method=method,
+            gpu_model=gpu_model,
+            tokens_per_sample=tokens_per_sample,
+            batch_size=batch_size,
+            model_version=model_version,
+            gpus_per_worker=gpus_per_worker,
+            max_gpus=max_gpus,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+        )
+    )
+    if answer.gpus is None or answer.workers is None:
+        logger.warning("cannot recommend: %s", answer.reason)
+        return {"can_recommend": 0}
+    return {"can_recommend": 1, "gpus": answer.gpus, "workers": answer.workers}
