@@ -26,7 +26,7 @@ class MemoryTable:
     >>> from autoconf.figures import Moment
     >>> table = MemoryTable([MemoryFigures("tiny", "full", True, 100, 100, 30, 40, (Moment(0, 8, 0), Moment(50, 2, 0)))])
     >>> table.peak_bytes(np.array([0, 0]), gpus=np.array([1, 2]), tokens=np.array([10, 5])).tolist()
-    [880.0, 760.0]
+    [1000.0, 760.0]
     """
 
     def __init__(self, figures: Sequence[MemoryFigures]) -> None:

@@ -294,23 +294,24 @@ def fit(table: pd.DataFrame, folder: Path) -> None:
         "num_threads": 1,
         "seed": 0,
     }
-    with tempfile.TemporaryDirectory() as scratch:
-        predictor = _tabular_predictor()(
-            label=LABEL, path=str(Path(scratch) / "fit"), problem_type="binary", eval_metric="log_loss", verbosity=0
-        )
-        predictor.fit(
-            table[[*MONOTONE, LABEL]],
-            hyperparameters={"GBM": gbm},
-            holdout_frac=0.1,
-            fit_weighted_ensemble=False,
-            num_bag_folds=0,
-            num_stack_levels=0,
-            dynamic_stacking=False,
-            calibrate=False,
-            num_cpus=1,
-            num_gpus=0,
-        )
-        predictor.clone_for_deployment(str(folder))
+    scratch = folder.with_suffix(".fit")
+    predictor = _tabular_predictor()(
+        label=LABEL, path=str(scratch), problem_type="binary", eval_metric="log_loss", verbosity=0
+    )
+    predictor.fit(
+        table[[*MONOTONE, LABEL]],
+        hyperparameters={"GBM": gbm},
+        holdout_frac=0.1,
+        fit_weighted_ensemble=False,
+        num_bag_folds=0,
+        num_stack_levels=0,
+        dynamic_stacking=False,
+        calibrate=False,
+        num_cpus=1,
+        num_gpus=0,
+    )
+    predictor.clone_for_deployment(str(folder))
+    shutil.rmtree(scratch)
 
 
 def training_table(runs: pd.DataFrame, memory: MemoryTable, rows: dict[Any, int], domain: Domain) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import sys
 import tempfile
@@ -58,6 +59,7 @@ def train(version: str, folder: Path) -> None:
         write_figures(figures, scratch / FIGURES)
         runs.to_parquet(scratch / TRAINING_TABLE, compression="zstd", index=False)
         predictors.fit(predictors.training_table(runs, memory, rows, domain), scratch / PREDICTOR)
+        _forget_paths(scratch / PREDICTOR)
         card = Card(
             version=version,
             created=date.today().isoformat(),
@@ -74,6 +76,16 @@ def train(version: str, folder: Path) -> None:
         write_card(scratch, card.model_copy(update={"files": predictors.digests(scratch)}))
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
+
+
+def _forget_paths(predictor: Path) -> None:
+    """Take this machine's paths out of the pickles: AutoGluon notes where it trained, and sets them anew on loading."""
+    for file in predictor.rglob("*.pkl"):
+        pickled = pickle.loads(file.read_bytes())
+        for attribute, value in vars(pickled).items():
+            if isinstance(value, str) and Path(value).is_absolute():
+                setattr(pickled, attribute, Path(value).name)
+        file.write_bytes(pickle.dumps(pickled, protocol=4))
 
 
 def write_card(folder: Path, card: Card) -> None:
