@@ -1,0 +1,75 @@
+# Two commands need nothing but Python 3.11, 3.12 or 3.13:  make run   make test
+# `make help` lists the rest. PYTHON=... chooses the interpreter, VENV=... the environment's folder.
+
+PYTHON ?= $(shell for p in python3 python python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+MEASURED ?=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# A Ray cluster that happens to run on this machine is not ours to use.
+export RAY_ADDRESS := local
+
+.PHONY: help run test lint predictor evaluate ground-truth measure benchmark test-matrix test-drift lock clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+run: $(VENV)/installed  ## create the environment and answer the first example
+	$(BIN)/run_experiment examples/simple.yaml
+
+test: lint  ## create the environment and run everything that guards main
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+predictor: $(VENV)/build  ## rebuild the newest predictor version from the architectures, then evaluate it
+	$(BIN)/python -m autoconf.build.train
+	$(MAKE) evaluate
+
+evaluate: $(VENV)/build  ## measure the predictor; MEASURED=runs.csv adds a check against real runs
+	$(BIN)/python -m autoconf.build.evaluate $(if $(MEASURED),--measured $(MEASURED))
+
+ground-truth: $(VENV)/build  ## check the closed form against traces of FSDP ranks and of full depth
+	$(BIN)/python -m autoconf.build.ground_truth --output autoconf/build/ground_truth.csv
+
+measure: $(VENV)/build  ## on a machine with a CUDA GPU: run the reference workload near the edge of memory
+	$(BIN)/python -m autoconf.build.measure
+
+benchmark: $(VENV)/tested  ## measure speed, each figure next to its baseline, into BENCHMARKS.md
+	$(BIN)/python benchmarks/run.py
+
+test-matrix: $(VENV)/tested  ## the suite's drift tests under other Pythons, AutoGluons and ados
+	tests/matrix.sh all
+
+test-drift:  ## one mismatched combination of the matrix, as CI runs it
+	tests/matrix.sh drift
+
+lock:  ## resolve requirements.lock anew (needs uv)
+	uv pip compile --universal --python-version 3.11 --extra test --no-header --no-annotate \
+	  --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
+
+clean:  ## remove the environment
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "no Python 3.11, 3.12 or 3.13 found: set PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(BIN)/python requirements.lock pyproject.toml
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	@touch $@
+
+# Versions are traced on Python 3.11; on later ones the suite skips the tests that need torch.
+$(VENV)/tested: $(VENV)/installed
+	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then $(MAKE) --no-print-directory $(VENV)/build; fi
+	@touch $@
+
+$(VENV)/build: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c requirements.lock -e '.[build]'
+	@touch $@
