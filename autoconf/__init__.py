@@ -1,14 +1,33 @@
 """AutoConf: the smallest number of GPUs for a fine-tuning job, answered before it runs."""
 
-from importlib.metadata import PackageNotFoundError, version
+from __future__ import annotations
 
-from autoconf.errors import AutoConfError
-from autoconf.recommender import Recommendation, recommend
-from autoconf.workload import Workload
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-try:
-    __version__ = version("ado-autoconf")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "unknown"
+if TYPE_CHECKING:
+    from autoconf.errors import AutoConfError
+    from autoconf.recommender import Recommendation, recommend
+    from autoconf.workload import Workload
+
+    __version__: str
 
 __all__ = ["AutoConfError", "Recommendation", "Workload", "__version__", "recommend"]
+
+_HOMES = {
+    "AutoConfError": "autoconf.errors",
+    "Recommendation": "autoconf.recommender",
+    "Workload": "autoconf.workload",
+    "recommend": "autoconf.recommender",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loading ado's plugins imports this package in every ado process; pandas must wait until somebody asks.
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("ado-autoconf")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

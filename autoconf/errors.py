@@ -1,4 +1,4 @@
-"""What can go wrong, apart from bad input (``ValueError``) and from not being able to recommend (which is an answer)."""
+"""What can go wrong, apart from bad input (``ValueError``) and from having no recommendation (an answer)."""
 
 from __future__ import annotations
 

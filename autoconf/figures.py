@@ -67,7 +67,8 @@ def read_figures(path: Path) -> list[MemoryFigures]:
     table = pd.read_csv(path, float_precision="round_trip")
     figures = []
     for scalars, group in table.groupby(_SCALARS, sort=False):
-        name, method, accumulating, *counts = scalars
+        name, method, accumulating, total, trainable, layer, root = scalars
         moments = tuple(Moment(*row) for row in group[list(Moment._fields)].itertuples(index=False))
-        figures.append(MemoryFigures(name, method, bool(accumulating), *map(int, counts), moments))
+        counts = int(total), int(trainable), int(layer), int(root)
+        figures.append(MemoryFigures(name, method, bool(accumulating), *counts, moments))
     return figures

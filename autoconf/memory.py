@@ -24,7 +24,8 @@ class MemoryTable:
     """Figures of several models and methods, laid out for element-wise arithmetic.
 
     >>> from autoconf.figures import Moment
-    >>> table = MemoryTable([MemoryFigures("tiny", "full", True, 100, 100, 30, 40, (Moment(0, 8, 0), Moment(50, 2, 0)))])
+    >>> moments = (Moment(0, 8, 0), Moment(50, 2, 0))
+    >>> table = MemoryTable([MemoryFigures("tiny", "full", True, 100, 100, 30, 40, moments)])
     >>> table.peak_bytes(np.array([0, 0]), gpus=np.array([1, 2]), tokens=np.array([10, 5])).tolist()
     [1000.0, 760.0]
     """

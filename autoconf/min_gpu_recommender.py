@@ -55,7 +55,9 @@ _VERSIONED = [*REQUIRED, "model_version"]
     output_property_identifiers=["can_recommend", "gpus", "workers"],
     metadata={
         "description": "Recommends the minimum number of GPUs per worker, and of workers, that a tuning job needs to "
-        "run without running out of GPU memory"
+        "run without running out of GPU memory. Outputs: can_recommend (1, or 0 if the job lies outside the version's "
+        "domain or fits on no number of GPUs considered; the log says which), gpus (per worker) and workers; "
+        "gpus x workers divides batch_size."
     },
 )
 def min_gpu_recommender(

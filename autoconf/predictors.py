@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoconf.errors import AutoConfError
 from autoconf.figures import read_figures
-from autoconf.memory import GIB, MemoryTable
+from autoconf.memory import GIB, Floats, MemoryTable
 from autoconf.rules import Booleans, Candidates
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Domain(_Typed):
 
 
 class Card(_Typed):
-    """What a version is: its domain, how it decides, what it was made with, the digests of its files, how good it is."""
+    """What a version is: its domain, how it decides, what made it, the digests of its files, how good it is."""
 
     version: str
     created: str
@@ -103,20 +103,24 @@ class Predictor:
     def domain(self) -> Domain:
         return self.card.domain
 
-    def probabilities(self, candidates: Candidates) -> np.ndarray:
-        """Predicted probability of fitting, shape (candidates,)."""
-        if not len(candidates.rows):
+    def probabilities(self, table: pd.DataFrame) -> Floats:
+        """Predicted probability of fitting for a table of ``features``, shape (rows,)."""
+        if table.empty:
             return np.zeros(0)
         with self._lock:  # neither AutoGluon nor LightGBM promises that prediction is thread-safe
-            return self._tabular.predict_proba(features(candidates), as_pandas=False, as_multiclass=False)
+            return self._tabular.predict_proba(table, as_pandas=False, as_multiclass=False)
+
+    def answers(self, table: pd.DataFrame) -> Booleans:
+        """Whether the predictor says "fits" for a table of ``features``, shape (rows,)."""
+        return self.probabilities(table) >= self.card.threshold
 
     def fits(self, candidates: Candidates) -> Booleans:
         """Whether the predictor says that candidates fit, shape (candidates,)."""
-        return self.probabilities(candidates) >= self.card.threshold
+        return self.answers(features(candidates))
 
 
 def features(candidates: Candidates) -> pd.DataFrame:
-    """What the predictor is asked: columns ``free_gib`` (usable memory less the traced peak) and ``sharded`` (0 or 1)."""
+    """What the predictor is asked: ``free_gib`` (usable memory less the traced peak) and ``sharded`` (0 or 1)."""
     peak = candidates.memory.peak_bytes(candidates.rows, candidates.gpus, candidates.tokens_per_gpu)
     free = candidates.usable_gib - peak / GIB
     return pd.DataFrame({"free_gib": free, "sharded": (candidates.gpus > 1).astype(float)})
@@ -183,7 +187,7 @@ def _open(folder: Path) -> Predictor:
         raise AutoConfError(f"version {card.version}: cannot read {FIGURES}: {error}") from error
     memory, rows = MemoryTable(figures), {f.key: row for row, f in enumerate(figures)}
     path = folder / PREDICTOR if libraries_agree(card) else _rebuilt(folder, card, memory, rows)
-    predictor = Predictor(card, memory, rows, _load_tabular(path, card.version))
+    predictor = Predictor(card, memory, rows, load_tabular(path, card.version))
     _check_answers(predictor, folder)
     return predictor
 
@@ -243,7 +247,8 @@ def _tabular_predictor() -> Any:
     return TabularPredictor
 
 
-def _load_tabular(path: Path, version: str) -> Any:
+def load_tabular(path: Path, version: str) -> Any:
+    """Unpickle an AutoGluon predictor whose files were verified, and keep its model in memory."""
     try:
         tabular = _tabular_predictor().load(
             str(path), verbosity=0, require_version_match=False, require_py_version_match=False, check_packages=False
@@ -347,7 +352,7 @@ def _rebuild(folder: Path, card: Card, memory: MemoryTable, rows: dict[Any, int]
     try:
         runs = pd.read_parquet(folder / TRAINING_TABLE)
         fit(training_table(runs, memory, rows, card.domain), scratch / PREDICTOR)
-        tabular = _load_tabular(scratch / PREDICTOR, card.version)
+        tabular = load_tabular(scratch / PREDICTOR, card.version)
         _check_answers(Predictor(card, memory, rows, tabular), folder)
         (scratch / CARD).write_text(json.dumps(digests(scratch), indent=2), encoding="utf-8")
         scratch.rename(target)

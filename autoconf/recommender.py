@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import logging
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +16,6 @@ from autoconf.memory import GIB
 from autoconf.predictors import RELEASED, Predictor
 from autoconf.rules import Candidates
 from autoconf.workload import NAMES, OPTIONAL, REQUIRED, Workload, name, whole_number
-
-logger = logging.getLogger(__name__)
 
 # Jobs answered at once: bounds the memory that candidates take, whatever the table's length.
 CHUNK = 50_000
@@ -68,7 +65,9 @@ def recommend(workloads: Workload | pd.DataFrame, model_version: str | None = No
         return _answer(columns, model_version)[0]
     missing = [field for field in REQUIRED if field not in workloads.columns]
     if missing:
-        raise ValueError(f"{', '.join(missing)}: required column missing; the table has {', '.join(map(str, workloads))}")
+        raise ValueError(
+            f"{', '.join(missing)}: required column missing; the table has {', '.join(map(str, workloads))}"
+        )
     answers: list[Recommendation] = []
     for start in range(0, len(workloads), CHUNK):
         chunk = workloads.iloc[start : start + CHUNK]
@@ -149,7 +148,7 @@ def _recommend(predictor: Predictor, jobs: dict[str, list[Any]]) -> list[Recomme
             field: np.array([jobs[field][i] for i in inside], np.int64)
             for field in ("tokens_per_sample", "batch_size", "gpus_per_worker", "max_gpus")
         }
-        for index, answer in zip(inside, _smallest(predictor, rows.astype(np.int64), usable, **numbers), strict=True):
+        for index, answer in zip(inside, smallest(predictor, rows.astype(np.int64), usable, **numbers), strict=True):
             answers[index] = answer
     return answers  # type: ignore[return-value]
 
@@ -171,8 +170,10 @@ class _Lookup:
     ) -> tuple[int, float] | str:
         domain = self.domain
         known: tuple[tuple[str, str, Iterable[str]], ...] = (
-            ("model_name", model_name, self.models), ("method", method, domain.methods), ("gpu_model", gpu_model, self.gpus)
-        )  # fmt: skip
+            ("model_name", model_name, self.models),
+            ("method", method, domain.methods),
+            ("gpu_model", gpu_model, self.gpus),
+        )
         for field, value, names in known:
             if value not in names:
                 return f"{field} {value!r} is not in the domain of version {self.version}{_hint(value, names)}"
@@ -199,7 +200,14 @@ def _hint(value: str, names: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def _smallest(
+def decide(predictor: Predictor, candidates: Candidates) -> rules.Booleans:
+    """Whether candidates fit, shape (candidates,): the rules, then one predictor call for those that pass them."""
+    fits = rules.passing(candidates)
+    fits[fits] = predictor.fits(candidates.subset(fits))
+    return fits
+
+
+def smallest(
     predictor: Predictor,
     rows: np.ndarray,
     usable_gib: np.ndarray,
@@ -219,8 +227,7 @@ def _smallest(
     candidates = Candidates(
         predictor.memory, rows[job], gpus, batch_size[job] / gpus * tokens_per_sample[job], usable_gib[job]
     )
-    fits = rules.passing(candidates)
-    fits[fits] = predictor.fits(candidates.subset(fits))
+    fits = decide(predictor, candidates)
     best = np.zeros(len(rows), np.int64)
     best[job[fits][::-1]] = gpus[fits][::-1]  # the smallest count is written last
     last = np.searchsorted(job, np.arange(len(rows)), side="right") - 1  # each job's largest candidate

@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-# A whole number in text, as spreadsheets and CSV files write it: 8192, 8192.0, 8.192e3 (checked to be whole below).
-_LONGEST_NUMBER = 40
+_LONGEST_NUMBER = 40  # characters; no number worth reading is longer
 # Beyond this no field is meaningful, and arithmetic in 64 bits stays exact.
 LARGEST_NUMBER = 2**53
 _LONGEST_NAME = 300
@@ -69,7 +68,9 @@ def name(field: str, value: Any) -> str:
         ValueError: the value is not text, is empty or is longer than 300 characters.
     """
     if not isinstance(value, str) or not value.strip() or len(value) > _LONGEST_NAME:
-        raise ValueError(f"{field}: must be a non-empty text of at most {_LONGEST_NAME} characters, got {_quoted(value)}")
+        raise ValueError(
+            f"{field}: must be a non-empty text of at most {_LONGEST_NAME} characters, got {_quoted(value)}"
+        )
     return value.strip()
 
 
@@ -77,13 +78,17 @@ def _quoted(value: Any) -> str:
     """The value as Python writes it, cut so that a message stays one line."""
     try:
         text = ascii(value)
-    except Exception as error:  # noqa: BLE001 - a value whose own repr fails must not hide which field it was
+    except Exception as error:
         text = f"<{type(value).__name__} without a repr: {type(error).__name__}>"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _checked(check: Callable[[str, Any], Any], field: str) -> BeforeValidator:
     return BeforeValidator(partial(check, field))
+
+
+def _optional_version(value: Any) -> str | None:
+    return None if value is None else name("model_version", value)
 
 
 class Workload(BaseModel):
@@ -98,27 +103,33 @@ class Workload(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    model_name: Annotated[str, _checked(name, "model_name"), Field(description="model, or Hugging Face id")]
-    method: Annotated[str, _checked(name, "method"), Field(description="tuning method: full or lora")]
-    gpu_model: Annotated[str, _checked(name, "gpu_model"), Field(description="type of GPU")]
-    tokens_per_sample: Annotated[
-        int, _checked(whole_number, "tokens_per_sample"), Field(description="tokens that each sample is padded or cut to")
-    ]
-    batch_size: Annotated[
-        int, _checked(whole_number, "batch_size"), Field(description="global batch: samples per micro-batch, all GPUs")
-    ]
-    model_version: Annotated[
-        str | None, BeforeValidator(lambda v: None if v is None else name("model_version", v)), Field(description="version")
-    ] = None
-    gpus_per_worker: Annotated[
-        int, _checked(whole_number, "gpus_per_worker"), Field(description="GPUs of one node")
-    ] = 8
-    max_gpus: Annotated[
-        int, _checked(whole_number, "max_gpus"), Field(description="most GPUs to consider in total")
-    ] = 8
-    gradient_accumulation_steps: Annotated[
-        int, _checked(whole_number, "gradient_accumulation_steps"), Field(description="micro-batches per optimizer step")
-    ] = 4
+    model_name: Annotated[str, _checked(name, "model_name")] = Field(
+        description="Model to tune: a name of the version's domain such as llama-7b, or a Hugging Face id of one"
+    )
+    method: Annotated[str, _checked(name, "method")] = Field(description="Tuning method: full or lora")
+    gpu_model: Annotated[str, _checked(name, "gpu_model")] = Field(
+        description="Type of GPU, named as in the version's domain, such as NVIDIA-A100-80GB-PCIe"
+    )
+    tokens_per_sample: Annotated[int, _checked(whole_number, "tokens_per_sample")] = Field(
+        description="Tokens that each sample is padded or cut to; a whole number >= 1"
+    )
+    batch_size: Annotated[int, _checked(whole_number, "batch_size")] = Field(
+        description="Global batch size: samples per micro-batch over all GPUs; a whole number >= 1"
+    )
+    model_version: Annotated[str | None, BeforeValidator(_optional_version)] = Field(
+        None, description="Version of the predictor, such as 1.1.0"
+    )
+    gpus_per_worker: Annotated[int, _checked(whole_number, "gpus_per_worker")] = Field(
+        8, description="GPUs of one worker (node), at most; a whole number >= 1"
+    )
+    max_gpus: Annotated[int, _checked(whole_number, "max_gpus")] = Field(
+        8, description="Most GPUs to consider, over all workers; a whole number >= 1"
+    )
+    gradient_accumulation_steps: Annotated[int, _checked(whole_number, "gradient_accumulation_steps")] = Field(
+        4,
+        description="Micro-batches per optimizer step; a whole number >= 1. With 1, FSDP shards gradients at once, "
+        "which decides what fits for large models",
+    )
 
     @classmethod
     def parse(cls, **fields: Any) -> Workload:

@@ -1,4 +1,4 @@
-"""The model architectures and GPUs that versions are built from: typed views of the two YAML tables beside this file."""
+"""The architectures and GPUs that versions are built from: typed views of the two YAML tables beside this file."""
 
 from __future__ import annotations
 
@@ -71,4 +71,6 @@ def gpus() -> dict[str, Gpu]:
 def models(names: list[str]) -> dict[str, Model]:
     """The models of a version's domain."""
     known = architectures()
-    return {name: Model(aliases=known[name].aliases, max_tokens_per_sample=known[name].longest_sample) for name in names}
+    return {
+        name: Model(aliases=known[name].aliases, max_tokens_per_sample=known[name].longest_sample) for name in names
+    }

@@ -46,7 +46,7 @@ class TraceError(RuntimeError):
 
 
 class _FlashAttention(torch.autograd.Function):
-    """The storages of a FlashAttention kernel: q, k, v, the output and one log-sum-exp per query; never tokens squared."""
+    """The storages of a FlashAttention kernel: q, k, v, output and a log-sum-exp per query; never tokens squared."""
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -113,7 +113,7 @@ def build_model(architecture: Architecture, method: Method, layers: int | None =
 
 def _fake(model: torch.nn.Module) -> None:
     """Replace meta tensors by fake ones on the CPU, tied ones by the same; call it under ``FakeTensorMode``."""
-    made: dict[torch.Tensor, torch.Tensor] = {}
+    made: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -128,7 +128,9 @@ def _fake(model: torch.nn.Module) -> None:
 
 def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
     """The model's stack of decoder layers: its one top-level ``ModuleList`` of checkpointed layers."""
-    stacks = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and hasattr(m[0], "gradient_checkpointing")]
+    stacks = [
+        m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and hasattr(m[0], "gradient_checkpointing")
+    ]
     if len(stacks) != 1:
         raise TraceError(f"expected one stack of decoder layers, found {len(stacks)}")
     return stacks[0]
@@ -295,7 +297,7 @@ def trace(architecture: Architecture, method: Method, *, accumulating: bool) -> 
 
     live = [deepen(runs[SHALLOW, t].live_bytes, runs[DEEP, t].live_bytes) for t in TOKENS]
     sharded = [deepen(runs[SHALLOW, t].gradient_bytes, runs[DEEP, t].gradient_bytes) for t in TOKENS]
-    if not np.array_equal(*sharded):
+    if not np.array_equal(sharded[0], sharded[1]):
         raise TraceError(f"{architecture.name}: gradients depend on the number of tokens")
     slopes = (live[1] - live[0]) / (TOKENS[1] - TOKENS[0])
     constants = live[0] - slopes * TOKENS[0]

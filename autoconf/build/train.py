@@ -9,13 +9,15 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from autoconf import predictors
 from autoconf.build import virtual_runs
 from autoconf.build.architectures import gpus, models
+from autoconf.errors import AutoConfError
 from autoconf.figures import write_figures
-from autoconf.memory import MemoryTable
+from autoconf.memory import GIB, MemoryTable
 from autoconf.predictors import CHECK_JOBS, FIGURES, LABEL, PREDICTOR, TRAINING_TABLE, Card, Domain
 
 # What each version covers. A released version is frozen: same name, same answers.
@@ -68,14 +70,57 @@ def train(version: str, folder: Path) -> None:
             libraries=predictors.installed_libraries(),
             files={},
         )
-        tabular = predictors._load_tabular(scratch / PREDICTOR, version)
+        tabular = predictors.load_tabular(scratch / PREDICTOR, version)
         predictor = predictors.Predictor(card, memory, rows, tabular)
+        check_ordering(predictor)
         checks = _check_jobs(runs)
         fits = predictor.fits(predictors.candidates_of(checks, memory, rows, domain))
         checks.assign(**{LABEL: fits.astype(int)}).to_csv(scratch / CHECK_JOBS, index=False, lineterminator="\n")
         write_card(scratch, card.model_copy(update={"files": predictors.digests(scratch)}))
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
+
+
+def check_ordering(predictor: predictors.Predictor) -> None:
+    """Refuse a version whose answers could contradict each other.
+
+    Given the figures, the predictor's only input that a job moves is the memory it leaves free, and the probability of
+    fitting cannot fall as that grows (a monotone constraint). So answers keep an ordering wherever free memory does:
+
+    - more tokens or batch: every moment's bytes per token are >= 0;
+    - more GPUs: every term of the closed form falls with their number but what sharding itself adds, from one GPU to
+      two: gathered layers and a larger reserve. Checked for every model, over all tokens;
+    - LoRA before full fine-tuning: checked for every model, over all tokens and GPU counts.
+
+    Raises:
+        AutoConfError: one of these does not hold.
+    """
+    memory, rows = predictor.memory, predictor.rows
+    edges = [_edge_gib(predictor, sharded) for sharded in (0.0, 1.0)]
+    tokens = np.unique(np.geomspace(1, predictor.domain.max_batch_size * predictor.domain.max_tokens_per_sample, 400))
+    one, two = np.ones(len(tokens), np.int64), np.full(len(tokens), 2)
+    for (model, method, accumulating), row in rows.items():
+        at = np.full(len(tokens), row)
+        gained = (memory.peak_bytes(at, one, tokens) - memory.peak_bytes(at, two, tokens / 2)) / GIB
+        if (gained < edges[1] - edges[0]).any():
+            raise AutoConfError(f"{model}, {method}: two GPUs can hold less than one")
+        if (np.diff(memory.peak_bytes(at, one, tokens)) < 0).any():
+            raise AutoConfError(f"{model}, {method}: more tokens can take less memory")
+        if method == "lora":
+            full = np.full(len(tokens), rows[model, "full", accumulating])
+            for count in range(1, predictor.domain.max_gpus + 1):
+                gpus = np.full(len(tokens), count)
+                if (memory.peak_bytes(at, gpus, tokens) > memory.peak_bytes(full, gpus, tokens)).any():
+                    raise AutoConfError(f"{model}: LoRA can take more memory than full fine-tuning on {count} GPUs")
+
+
+def _edge_gib(predictor: predictors.Predictor, sharded: float) -> float:
+    """The free memory from which on the predictor says that a job fits; it says so monotonously, which is checked."""
+    free = np.linspace(0, 6, 6001)
+    fits = predictor.answers(pd.DataFrame({"free_gib": free, "sharded": sharded}))
+    if fits[0] or not fits[-1] or (np.diff(fits.astype(int)) < 0).any():
+        raise AutoConfError(f"the predictor is not a step in free memory between 0 and 6 GiB (sharded: {sharded:g})")
+    return float(free[fits.argmax()])
 
 
 def _forget_paths(predictor: Path) -> None:

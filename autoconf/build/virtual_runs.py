@@ -95,9 +95,7 @@ def label(runs: pd.DataFrame, memory: MemoryTable, rows: dict, domain: Domain) -
     )
 
 
-def _draw(
-    generator: np.random.Generator, figures: MemoryFigures, gpu: str, count: int, domain: Domain
-) -> pd.DataFrame:
+def _draw(generator: np.random.Generator, figures: MemoryFigures, gpu: str, count: int, domain: Domain) -> pd.DataFrame:
     """Jobs of one combination, tokens and batches spread evenly over their orders of magnitude."""
     steps = domain.max_tokens_per_sample // TOKEN_STEP
     tokens = np.exp(generator.uniform(0, np.log(steps + 1), _DRAWS)).astype(int) * TOKEN_STEP
@@ -113,4 +111,3 @@ def _draw(
             "number_gpus": count,
         }
     )
-
