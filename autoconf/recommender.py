@@ -117,8 +117,7 @@ def _checked(values: Sequence[Any], check: Callable[[Any], Any], default: Any, p
     seen: dict[Hashable, Any] = {}
     checked = []
     for index, value in enumerate(values):
-        # 1, 1.0 and True are equal but not equally valid, hence the type in the key.
-        key = (type(value), value if value.__hash__ else id(value))
+        key = _key(value)
         if key not in seen:
             try:
                 seen[key] = default if default is not None and _is_empty(value) else check(value)
@@ -130,6 +129,15 @@ def _checked(values: Sequence[Any], check: Callable[[Any], Any], default: Any, p
             result = None
         checked.append(result)
     return checked
+
+
+def _key(value: Any) -> Hashable:
+    """Tells values apart that are equal but not equally valid (1, 1.0 and True), and serves those without a hash."""
+    try:
+        hash(value)
+    except TypeError:
+        return type(value), id(value)
+    return type(value), value
 
 
 def _is_empty(value: Any) -> bool:

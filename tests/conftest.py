@@ -1,0 +1,24 @@
+"""Shared fixtures: real ado, real Ray, the shipped predictor."""
+
+import os
+
+# A Ray cluster that happens to run on this machine is not the tests' to use. Ray reads this when it starts.
+os.environ["RAY_ADDRESS"] = "local"
+
+import pytest
+from ado_context import ado_context, toy_experiment  # noqa: F401 - fixtures
+
+EXAMPLE = {
+    "model_name": "llama-7b",
+    "method": "lora",
+    "gpu_model": "NVIDIA-A100-80GB-PCIe",
+    "tokens_per_sample": 8192,
+    "batch_size": 16,
+    "model_version": "1.1.0",
+}
+
+
+@pytest.fixture
+def job() -> dict:
+    """The job of the examples, to be changed at will."""
+    return dict(EXAMPLE)

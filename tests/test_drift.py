@@ -1,0 +1,125 @@
+"""Library drift: where the installed libraries are not the card's, the version is trained again and answers alike.
+
+Runs in every environment of the matrix (tests/matrix.sh); in the environment that the version was made in, the drift is
+brought about by a card that names another AutoGluon.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autoconf import AutoConfError, Workload, predictors, recommend
+
+JOB = Workload(
+    model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe", tokens_per_sample=8192, batch_size=16
+)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(predictors, "_loaded", {})
+    return tmp_path / "cache" / "ado-autoconf"
+
+
+@pytest.fixture
+def drifted(cache, tmp_path, monkeypatch) -> Path:
+    """The newest version as another AutoGluon would have written it."""
+    shutil.copytree(predictors.MODELS / "1.1.0", tmp_path / "models" / "1.1.0")
+    monkeypatch.setattr(predictors, "MODELS", tmp_path / "models")
+    card = predictors.read_card(tmp_path / "models" / "1.1.0")
+    libraries = {**card.libraries, "autogluon.tabular": "0.0.1"}
+    (tmp_path / "models" / "1.1.0" / "card.json").write_text(
+        card.model_copy(update={"libraries": libraries}).model_dump_json()
+    )
+    return cache
+
+
+def test_the_shipped_predictor_is_used_only_where_the_libraries_agree(cache):
+    assert recommend(JOB).gpus == 2
+    agree = predictors.libraries_agree(predictors.card("1.1.0"))
+    assert cache.exists() is not agree
+
+
+def test_a_version_is_rebuilt_once_with_a_message_and_gives_the_released_answers(drifted, caplog, monkeypatch):
+    assert recommend(JOB).gpus == 2  # loading compares all check jobs with the released answers
+    assert "rebuilding predictor 1.1.0 for autogluon.tabular" in caplog.text
+    rebuilt = [p for p in drifted.iterdir() if p.is_dir()]
+    assert len(rebuilt) == 1
+    made = (rebuilt[0] / "card.json").stat().st_mtime_ns
+    caplog.clear()
+    monkeypatch.setattr(predictors, "_loaded", {})
+    assert recommend(JOB).gpus == 2
+    assert "rebuilding" not in caplog.text
+    assert [p for p in drifted.iterdir() if p.is_dir()] == rebuilt
+    assert (rebuilt[0] / "card.json").stat().st_mtime_ns == made
+
+
+def test_an_altered_rebuilt_predictor_is_refused(drifted, monkeypatch):
+    recommend(JOB)
+    (learner,) = drifted.rglob("learner.pkl")
+    learner.write_bytes(learner.read_bytes() + b"x")
+    monkeypatch.setattr(predictors, "_loaded", {})
+    with pytest.raises(AutoConfError, match=r"rebuilt: predictor/learner\.pkl was altered"):
+        recommend(JOB)
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_and_leaves_nothing(drifted, tmp_path):
+    drifted.parent.mkdir(parents=True, exist_ok=True)
+    drifted.write_text("a file where the cache folder should be")
+    with pytest.raises(AutoConfError, match=r"version 1\.1\.0: cannot rebuild it in "):
+        recommend(JOB)
+    assert drifted.read_text().startswith("a file")
+
+
+def test_a_failed_rebuild_leaves_no_half_made_folder(drifted, monkeypatch):
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(predictors, "fit", no_space)  # a disk cannot be filled here
+    with pytest.raises(AutoConfError, match="No space left on device"):
+        recommend(JOB)
+    assert [p for p in drifted.iterdir() if p.is_dir()] == []
+
+
+_ASK = """
+import json, sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from autoconf import Workload, predictors, recommend
+predictors.MODELS = Path(sys.argv[1])
+jobs = [Workload(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe",
+                 tokens_per_sample=2048 * (1 + i % 8), batch_size=16) for i in range(32)]
+loads = []
+opened = predictors._open
+predictors._open = lambda folder: loads.append(folder) or opened(folder)
+with ThreadPoolExecutor(32) as pool:
+    answers = list(pool.map(recommend, jobs))
+print(json.dumps({"answers": [[a.can_recommend, a.gpus, a.workers] for a in answers], "loads": len(loads)}))
+"""
+
+
+def test_threads_and_processes_from_a_cold_start_while_a_rebuild_is_needed(drifted, caplog):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _ASK, str(predictors.MODELS)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(8)
+    ]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 8, outputs
+    results = [json.loads(out) for out, _ in outputs]
+    jobs = [JOB.model_copy(update={"tokens_per_sample": 2048 * (1 + i % 8)}) for i in range(32)]
+    sequential = [[a.can_recommend, a.gpus, a.workers] for a in map(recommend, jobs)]
+    assert len({tuple(answer) for answer in sequential}) > 1
+    for result in results:
+        assert result == {"answers": sequential, "loads": 1}
+    assert sum("rebuilding predictor" in err for _, err in outputs) == 1

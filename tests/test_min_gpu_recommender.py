@@ -1,0 +1,108 @@
+"""The experiment as its users reach it: a plain call, a YAML, the ado API, a space that an operation walks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from autoconf.min_gpu_recommender import min_gpu_recommender
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+def run(*command: str | Path) -> str:
+    """Run a command as a user does, and return what it printed."""
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=180, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def values(printed: str) -> dict[str, str]:
+    """The last words of the lines of a printed series, by their first."""
+    return {line.split()[0]: line.split()[-1] for line in printed.splitlines() if len(line.split()) >= 2}
+
+
+def tool(name: str) -> Path:
+    return Path(sys.executable).with_name(name)
+
+
+def test_simple_yaml_runs_as_it_stands():
+    printed = values(run(tool("run_experiment"), EXAMPLES / "simple.yaml"))
+    assert (printed["can_recommend"], printed["gpus"], printed["workers"], printed["valid"]) == ("1", "2", "1", "True")
+
+
+def test_direct_call_runs_as_it_stands():
+    assert run(sys.executable, EXAMPLES / "direct_call.py") == "{'can_recommend': 1, 'gpus': 2, 'workers': 1}\n"
+
+
+def test_through_ado_runs_as_it_stands():
+    printed = values(run(sys.executable, EXAMPLES / "through_ado.py"))
+    assert (printed["can_recommend"], printed["gpus"], printed["workers"]) == ("1", "2", "1")
+
+
+def test_a_value_that_can_never_be_right_is_an_invalid_measurement_with_its_reason(tmp_path, job):
+    point = tmp_path / "point.yaml"
+    experiment = {"actuatorIdentifier": "custom_experiments", "experimentIdentifier": "min_gpu_recommender"}
+    point.write_text(yaml.safe_dump({"entity": {**job, "batch_size": -4}, "experiments": [experiment]}))
+    printed = run(tool("run_experiment"), point)
+    assert values(printed)["valid"] == "False"
+    assert "batch_size: must be a whole number >= 1, got -4" in " ".join(printed.split())
+    assert "can_recommend" not in printed
+
+
+def test_describe_explains_every_property():
+    printed = " ".join(run(tool("ado"), "describe", "experiment", "min_gpu_recommender").split())
+    for words in (
+        "Model to tune", "Tuning method: full or lora", "Type of GPU", "Tokens that each sample is padded or cut to",
+        "Global batch size", "Version of the predictor", "GPUs of one worker", "Most GPUs to consider",
+        "Micro-batches per optimizer step", "can_recommend (1, or 0",
+    ):  # fmt: skip
+        assert words in printed, words
+
+
+def test_a_space_walked_by_ado_gives_the_answers_of_direct_calls(ado_context, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    space = yaml.safe_load((ROOT / "sweep" / "examples" / "space.yaml").read_text())
+    few = {
+        "model_name": ["llama-7b", "llama3.1-405b"], "tokens_per_sample": [512, 8192], "batch_size": [1, 8, 64],
+        "gpu_model": ["L40S"], "method": ["full"], "model_version": ["1.1.0"],
+    }  # fmt: skip
+    for dimension in space["entitySpace"]:
+        dimension["propertyDomain"]["values"] = few[dimension["identifier"]]
+    identifier = ado_context.create_space(space)
+    operation = ROOT / "sweep" / "examples" / "operation.yaml"
+    done = subprocess.run(
+        ado_context.command("create", "operation", "-f", str(operation), "--use-latest", "space"),
+        capture_output=True, text=True, timeout=300, env={**os.environ, "RAY_ADDRESS": "local"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = ado_context.table(identifier)
+    assert len(table) == 12
+    assert table["valid"].all() if "valid" in table else True
+    for row in table.to_dict("records"):
+        expected = min_gpu_recommender(**{name: row[name] for name in few})
+        assert row["can_recommend"] == expected["can_recommend"]
+        if expected["can_recommend"]:
+            assert (row["gpus"], row["workers"]) == (expected["gpus"], expected["workers"])
+    assert set(table["can_recommend"]) == {0, 1}
+
+
+def test_the_published_path_of_the_sweep_reaches_the_same_files():
+    assert (EXAMPLES / "sweep" / "space.yaml").samefile(ROOT / "sweep" / "examples" / "space.yaml")
+    space = yaml.safe_load((EXAMPLES / "sweep" / "space.yaml").read_text())
+    size = 1
+    for dimension in space["entitySpace"]:
+        size *= len(dimension["propertyDomain"]["values"])
+    assert size == 3960
+
+
+def test_missing_and_unknown_arguments_are_named(job):
+    for field in job:
+        with pytest.raises(ValueError, match=f"{field}: is required"):
+            min_gpu_recommender(**{k: v for k, v in job.items() if k != field})
+    with pytest.raises(ValueError, match="max_gpu: no such field"):
+        min_gpu_recommender(**job, max_gpu=4)

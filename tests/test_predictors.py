@@ -1,0 +1,107 @@
+"""Versions: what is shipped is what was released, and anything else is refused loudly."""
+
+import pickle
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from autoconf import AutoConfError, Workload, predictors, recommend
+from autoconf.predictors import CHECK_JOBS, MODELS, RELEASED, candidates_of
+
+VERSION = RELEASED[-1]
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch) -> Path:
+    """A copy of the newest version, which the package takes for the shipped one."""
+    shutil.copytree(MODELS / VERSION, tmp_path / VERSION)
+    monkeypatch.setattr(predictors, "MODELS", tmp_path)
+    monkeypatch.setattr(predictors, "_loaded", {})
+    return tmp_path / VERSION
+
+
+@pytest.mark.parametrize("version", RELEASED)
+def test_the_shipped_files_are_the_released_ones(version):
+    card = predictors.read_card(MODELS / version)
+    assert card.version == version
+    assert predictors.digests(MODELS / version) == card.files
+
+
+@pytest.mark.parametrize("version", RELEASED)
+def test_a_version_is_compact(version):
+    assert sum(p.stat().st_size for p in (MODELS / version).rglob("*") if p.is_file()) < 8 * 2**20
+
+
+@pytest.mark.parametrize("version", RELEASED)
+def test_no_path_of_the_machine_that_trained_is_shipped(version):
+    for file in (MODELS / version).rglob("*"):
+        if file.is_file():
+            content = file.read_bytes()
+            assert not any(root in content for root in (b"/tmp/", b"/home/", b"/root/", b"/work/")), file
+
+
+class _Bomb:
+    """Unpickling this proves that something was unpickled."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("unpickled"),)
+
+
+def test_an_altered_pickle_is_refused_before_it_is_unpickled(copied, monkeypatch, job):
+    monkeypatch.chdir(copied.parent)
+    (copied / "predictor" / "learner.pkl").write_bytes(pickle.dumps(_Bomb()))
+    with pytest.raises(AutoConfError, match=r"version 1\.1\.0: predictor/learner\.pkl was altered"):
+        recommend(Workload.parse(**job))
+    assert not Path("unpickled").exists()
+
+
+@pytest.mark.parametrize("file", ["predictor/predictor.pkl", "figures.csv", "virtual_runs.parquet", "check_jobs.csv"])
+def test_a_missing_file_is_named(copied, job, file):
+    (copied / file).unlink()
+    with pytest.raises(AutoConfError, match=f"version 1.1.0: {file} is missing"):
+        recommend(Workload.parse(**job))
+
+
+def test_an_extra_file_is_named(copied, job):
+    (copied / "predictor" / "extra.pkl").write_bytes(b"")
+    with pytest.raises(AutoConfError, match=r"predictor/extra\.pkl does not belong to it"):
+        recommend(Workload.parse(**job))
+
+
+def test_a_missing_version_or_card_is_an_error_and_never_an_answer(copied, job):
+    (copied / "card.json").write_text("{}")
+    with pytest.raises(AutoConfError, match=r"1\.1\.0: cannot read card\.json"):
+        recommend(Workload.parse(**job))
+    shutil.rmtree(copied)
+    with pytest.raises(AutoConfError, match=r"1\.1\.0: cannot read card\.json"):
+        recommend(pd.DataFrame([job]))
+
+
+def test_a_library_that_does_not_import_is_an_error(copied, job, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "lightgbm", None)  # what Python itself does for a module that must not import
+    with pytest.raises(AutoConfError, match="AutoGluon or LightGBM does not import"):
+        recommend(Workload.parse(**job))
+
+
+def test_the_predictor_gives_the_released_answers():
+    predictor = predictors.load(VERSION)
+    jobs = pd.read_csv(MODELS / VERSION / CHECK_JOBS)
+    fits = predictor.fits(candidates_of(jobs, predictor.memory, predictor.rows, predictor.domain))
+    assert len(jobs) >= 300
+    assert set(jobs["fits"]) == {0, 1}
+    assert fits.tolist() == jobs["fits"].astype(bool).tolist()
+
+
+def test_other_answers_than_the_released_ones_are_refused(copied, job):
+    checks = pd.read_csv(copied / CHECK_JOBS)
+    checks.loc[5, "fits"] = 1 - checks.loc[5, "fits"]
+    checks.to_csv(copied / CHECK_JOBS, index=False)
+    card = predictors.read_card(copied)
+    changed = card.model_copy(update={"files": predictors.digests(copied)})
+    (copied / "card.json").write_text(changed.model_dump_json())
+    with pytest.raises(AutoConfError, match="answers 1 of .* check jobs otherwise"):
+        recommend(Workload.parse(**job))

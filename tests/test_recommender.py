@@ -1,0 +1,175 @@
+"""Recommendations: the domain, the rules, the candidate counts, one job and tables alike."""
+
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from autoconf import Recommendation, Workload, predictors, recommend, recommender
+from autoconf.min_gpu_recommender import min_gpu_recommender
+from autoconf.workload import REQUIRED
+
+
+def ask(job: dict, **changes) -> Recommendation:
+    return recommend(Workload.parse(**{**job, **changes}))
+
+
+def total(answer: Recommendation) -> int:
+    assert answer.gpus is not None and answer.workers is not None
+    return answer.gpus * answer.workers
+
+
+def test_the_example_needs_two_gpus(job):
+    assert ask(job) == Recommendation(can_recommend=1, gpus=2, workers=1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("model_name", "llama-8b", "did you mean"),
+        ("model_name", "../../etc/passwd", "not in the domain"),
+        ("method", "qlora", "method 'qlora' is not in the domain of version 1.1.0"),
+        ("gpu_model", "NVIDIA-B200", "gpu_model"),
+        ("tokens_per_sample", 16_385, "ends at 16384"),
+        ("batch_size", 1_025, "ends at 1024"),
+        ("model_version", "9.9.9", "released versions are 1.1.0"),
+        ("model_version", "../1.1.0", "released versions are 1.1.0"),
+    ],
+)
+def test_outside_the_domain_there_is_no_recommendation_but_a_reason(job, caplog, field, value, says):
+    answer = ask(job, **{field: value})
+    assert answer.can_recommend == 0
+    assert answer.gpus is None and answer.workers is None
+    assert says in answer.reason
+    with caplog.at_level(logging.WARNING):
+        assert min_gpu_recommender(**{**job, field: value}) == {"can_recommend": 0}
+    assert answer.reason in caplog.text
+
+
+def test_learned_positions_limit_the_sample(job):
+    inside = ask(job, model_name="granite-20b-v2", tokens_per_sample=8_192, batch_size=1)
+    beyond = ask(job, model_name="granite-20b-v2", tokens_per_sample=8_193, batch_size=1)
+    assert "learned positions" not in inside.reason
+    assert "beyond the 8192 learned positions" in beyond.reason
+
+
+def test_aliases_stand_for_the_model_of_the_same_architecture(job):
+    named = ask(job, model_name="llama3.1-8b")
+    assert ask(job, model_name="meta-llama/Llama-3.1-8B-Instruct") == named
+    assert ask(job, model_name="ibm-granite/granite-3.1-8b-base") == ask(job, model_name="granite-3.1-8b-instruct")
+    assert ask(job, gpu_model="NVIDIA-L40S") == ask(job, gpu_model="L40S")
+
+
+def test_full_tuning_of_405b_is_physically_impossible_on_64_gpus(job):
+    answer = ask(
+        job, model_name="llama3.1-405b", method="full", batch_size=64, max_gpus=64, gradient_accumulation_steps=1,
+        tokens_per_sample=512,
+    )  # fmt: skip
+    # 2P + 6T = 8 x 405.85e9 bytes, over 64 GPUs 47.2 GiB: the state fits, but not beside what else a GPU holds.
+    impossible = ask(job, model_name="llama3.1-405b", method="full", batch_size=32, max_gpus=32)
+    assert impossible.can_recommend == 0
+    assert "weights, gradients and optimizer state alone take 94.5 GiB on each of 32 GPUs" in impossible.reason
+    assert answer.can_recommend == 0 or total(answer) == 64
+
+
+def test_unsharded_gradients_are_named_as_the_cause(job):
+    large = {**job, "model_name": "llama3.1-70b", "method": "full", "tokens_per_sample": 512, "max_gpus": 64}
+    accumulating = ask(large, batch_size=16)
+    assert accumulating.can_recommend == 0
+    # 2 x 70.55e9 bytes of gradients = 131.4 GiB on every GPU.
+    assert "keeps 131.4 GiB of unsharded gradients on every GPU" in accumulating.reason
+    assert "gradient_accumulation_steps=1" in accumulating.reason
+    assert total(ask(large, batch_size=16, gradient_accumulation_steps=1)) == 16
+
+
+@pytest.mark.parametrize(
+    ("batch", "allowed"), [(3, {1, 3}), (6, {1, 2, 3, 6}), (48, {1, 2, 3, 4, 6, 8, 12, 16, 24, 48})]
+)
+@pytest.mark.parametrize("gpus_per_worker", [1, 3, 4, 8])
+def test_counts_divide_the_batch_and_split_evenly(job, batch, allowed, gpus_per_worker):
+    found = set()
+    for tokens in (256, 1024, 2048, 4096, 8192, 16384):
+        for model in ("granite-3.1-2b", "llama-13b", "llama3.1-70b"):
+            answer = ask(
+                job, model_name=model, batch_size=batch, tokens_per_sample=tokens, max_gpus=48,
+                gpus_per_worker=gpus_per_worker,
+            )  # fmt: skip
+            if answer.can_recommend:
+                found.add(total(answer))
+                assert answer.gpus <= gpus_per_worker
+                assert answer.workers == -(-total(answer) // gpus_per_worker)
+    assert found <= allowed
+    assert len(found) > 1
+
+
+def test_the_smallest_count_that_fits_is_taken_and_no_smaller_one_fits(job):
+    answer = ask(job, batch_size=48, tokens_per_sample=8192, max_gpus=48)
+    needed = total(answer)
+    assert needed > 2
+    assert ask(job, batch_size=48, tokens_per_sample=8192, max_gpus=needed - 1).can_recommend == 0
+
+
+def test_more_than_the_versions_gpus_are_considered_up_to_its_limit(job):
+    assert ask(job, max_gpus=100_000) == ask(job)
+    assert "up to 64 " in ask(job, model_name="llama3.1-405b", method="full", batch_size=512, max_gpus=512).reason
+
+
+def test_a_table_answers_as_single_jobs_do(job, monkeypatch):
+    generator = np.random.default_rng(3)
+    domain = predictors.card("1.1.0").domain
+    table = pd.DataFrame(
+        {
+            "model_name": generator.choice([*domain.models, "nonsense"], 300),
+            "method": generator.choice(domain.methods, 300),
+            "gpu_model": generator.choice(list(domain.gpus), 300),
+            "tokens_per_sample": generator.integers(1, 16384, 300),
+            "batch_size": generator.choice([1, 3, 6, 16, 48, 64], 300),
+            "max_gpus": generator.choice([1, 8, 64], 300),
+        },
+        index=[f"job-{i}" for i in range(300)],
+    )
+    singles = [recommend(Workload.parse(**row)) for row in table.to_dict("records")]
+    whole = recommend(table)
+    monkeypatch.setattr(recommender, "CHUNK", 7)
+    pd.testing.assert_frame_equal(recommend(table), whole)
+    assert list(whole.index) == list(table.index)
+    assert whole["can_recommend"].tolist() == [s.can_recommend for s in singles]
+    assert whole["reason"].tolist() == [s.reason for s in singles]
+    assert [None if pd.isna(g) else g for g in whole["gpus"]] == [s.gpus for s in singles]
+    assert [None if pd.isna(w) else w for w in whole["workers"]] == [s.workers for s in singles]
+    assert set(whole["can_recommend"]) == {0, 1}
+    assert whole.dtypes.astype(str).to_dict() == {
+        "can_recommend": "int64", "gpus": "Int64", "workers": "Int64", "reason": "object"
+    }  # fmt: skip
+
+
+def test_one_bad_row_gets_its_reason_and_the_others_their_answers(job):
+    table = pd.DataFrame(
+        [job, {**job, "batch_size": 0}, {**job, "tokens_per_sample": "8192.0"}, {**job, "max_gpus": None}]
+    )
+    answers = recommend(table)
+    assert answers["can_recommend"].tolist() == [1, 0, 1, 1]
+    assert answers["reason"][1] == "batch_size: must be a whole number >= 1, got 0"
+
+
+def test_true_and_one_are_told_apart_in_one_column(job):
+    answers = recommend(pd.DataFrame({**{k: [v] * 3 for k, v in job.items()}, "batch_size": [1, True, 1.0]}))
+    assert answers["can_recommend"].tolist() == [1, 0, 1]
+
+
+def test_a_missing_column_is_an_error_that_names_it(job):
+    for field in REQUIRED:
+        with pytest.raises(ValueError, match=field):
+            recommend(pd.DataFrame([job]).drop(columns=field))
+
+
+def test_an_empty_table_has_an_empty_answer(job):
+    answers = recommend(pd.DataFrame([job]).iloc[:0])
+    assert answers.empty and list(answers) == ["can_recommend", "gpus", "workers", "reason"]
+
+
+def test_the_same_jobs_get_the_same_answers(job):
+    assert [ask(job, tokens_per_sample=t) for t in range(6000, 6400, 7)] == [
+        ask(job, tokens_per_sample=t) for t in range(6000, 6400, 7)
+    ]
