@@ -1,24 +1,50 @@
-"""Which ado is installed: 2.x imports as ``ado``, 1.x as ``orchestrator``. The rest of the package asks here."""
+"""One ado under two names: 2.x imports as ``ado``, 1.x as ``orchestrator``.
+
+The package is written against ``ado``. Importing this module makes that name work where ado 1.x is installed; the
+top-level module ``orchestrator`` does the reverse, for code written for ado 1.x.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-ADO = "ado" if importlib.util.find_spec("ado") else "orchestrator"
+
+class _Alias(MetaPathFinder, Loader):
+    """Finds ``name.x.y`` as the very module ``target.x.y``, so that classes keep their identity."""
+
+    def __init__(self, name: str, target: str) -> None:
+        self.name, self.target = name, target
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname.startswith(f"{self.name}.") else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = importlib.import_module(self.target + spec.name.removeprefix(self.name))
+        spec.loader_state = module.__spec__  # the import system is about to overwrite it
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__ = module.__spec__.loader_state
 
 
-def ado_module(name: str) -> ModuleType:
-    """Import a module of the installed ado.
-
-    Args:
-        name: dotted name below ado's top package.
+def alias(name: str, target: str) -> None:
+    """Make the package ``target`` importable as ``name`` too.
 
     Raises:
-        ImportError: no ado is installed, or it has no such module.
-
-    >>> ado_module("schema.domain").PropertyDomain.__name__
-    'PropertyDomain'
+        ImportError: ``target`` is not installed.
     """
-    return importlib.import_module(f"{ADO}.{name}")
+    sys.modules[name] = importlib.import_module(target)
+    sys.meta_path.insert(0, _Alias(name, target))
+
+
+if importlib.util.find_spec("ado") is None:
+    alias("ado", "orchestrator")

@@ -13,12 +13,14 @@ import pandas as pd
 class Moment(NamedTuple):
     """Bytes alive at one point of a micro-batch, above the resident state.
 
-    ``constant_bytes + bytes_per_token * tokens + sharded_gradient_bytes / gpus``, with ``tokens`` those of one GPU.
+    ``constant_bytes + bytes_per_token * tokens + sharded_gradient_bytes / gpus``, with ``tokens`` those of one GPU, and
+    on several GPUs ``fsdp_bytes`` on top.
     """
 
     constant_bytes: float
     bytes_per_token: float
     sharded_gradient_bytes: float
+    fsdp_bytes: float  # units gathered at that point, and gradients on their way through a reduce-scatter
 
 
 @dataclass(frozen=True)

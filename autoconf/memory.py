@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from autoconf.figures import MemoryFigures
+from autoconf.figures import MemoryFigures, Moment
 
 GIB = 2**30
 BYTES_PER_PARAMETER = 2  # bfloat16, for parameters, gradients and each of AdamW's two states
@@ -24,7 +24,7 @@ class MemoryTable:
     """Figures of several models and methods, laid out for element-wise arithmetic.
 
     >>> from autoconf.figures import Moment
-    >>> moments = (Moment(0, 8, 0), Moment(50, 2, 0))
+    >>> moments = (Moment(0, 8, 0, 200), Moment(50, 2, 0, 200))
     >>> table = MemoryTable([MemoryFigures("tiny", "full", True, 100, 100, 30, 40, moments)])
     >>> table.peak_bytes(np.array([0, 0]), gpus=np.array([1, 2]), tokens=np.array([10, 5])).tolist()
     [1000.0, 760.0]
@@ -34,10 +34,9 @@ class MemoryTable:
         self.parameters = np.array([f.parameters for f in figures], dtype=float)
         self.trainable = np.array([f.trainable_parameters for f in figures], dtype=float)
         self.accumulating = np.array([f.accumulating for f in figures], dtype=bool)
-        self._gathered = np.array([2.0 * f.layer_parameters + f.root_parameters for f in figures])
         # Shape (moments, figures); the padding with zeros never exceeds a real moment.
         depth = max(len(f.moments) for f in figures)
-        self._moments = np.zeros((3, depth, len(figures)))
+        self._moments = np.zeros((len(Moment._fields), depth, len(figures)))
         for column, f in enumerate(figures):
             self._moments[:, : len(f.moments), column] = np.transpose(f.moments)
 
@@ -64,11 +63,11 @@ class MemoryTable:
         weights = BYTES_PER_PARAMETER * self.parameters[rows] / gpus
         trainable = BYTES_PER_PARAMETER * self.trainable[rows]
         optimizer = 2 * trainable / gpus
-        gathered = np.where(gpus > 1, BYTES_PER_PARAMETER * self._gathered[rows], 0.0)
         micro_batch = np.zeros(len(rows))
-        for constant, slope, sharded in zip(*self._moments, strict=True):
-            np.maximum(micro_batch, constant[rows] + slope[rows] * tokens + sharded[rows] / gpus, out=micro_batch)
-        training = weights + optimizer + self.gradient_bytes(rows) + micro_batch + gathered
+        for constant, slope, sharded, fsdp in zip(*self._moments, strict=True):
+            moment = constant[rows] + slope[rows] * tokens + sharded[rows] / gpus + fsdp[rows] * (gpus > 1)
+            np.maximum(micro_batch, moment, out=micro_batch)
+        training = weights + optimizer + self.gradient_bytes(rows) + micro_batch
         # AdamW's foreach step holds the gradients and temporaries of one more copy of the trainable parameters.
         step = weights + optimizer + 2 * trainable / gpus
         return np.maximum(training, step)

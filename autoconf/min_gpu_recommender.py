@@ -7,24 +7,24 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from autoconf.ado_compat import ado_module
+import autoconf.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
 from autoconf.workload import OPTIONAL, REQUIRED, Workload
 
-_custom_experiments = ado_module("modules.actuators.custom_experiments")
-_domain = ado_module("schema.domain")
-_property = ado_module("schema.property")
+from ado.modules.actuators.custom_experiments import custom_experiment
+from ado.schema.domain import PropertyDomain, VariableTypeEnum
+from ado.schema.property import ConstitutiveProperty
 
 logger = logging.getLogger(__name__)
 
-_NAME = _domain.PropertyDomain(variableType=_domain.VariableTypeEnum.OPEN_CATEGORICAL_VARIABLE_TYPE)
+_NAME = PropertyDomain(variableType=VariableTypeEnum.OPEN_CATEGORICAL_VARIABLE_TYPE)
 # Open to every number: whether a job lies in a version's domain is that version's business, and a value that can never
 # be right is refused by name in ``Workload``, in a sentence that ado's domains cannot give.
-_NUMBER = _domain.PropertyDomain(variableType=_domain.VariableTypeEnum.CONTINUOUS_VARIABLE_TYPE)
+_NUMBER = PropertyDomain(variableType=VariableTypeEnum.CONTINUOUS_VARIABLE_TYPE)
 
 
 def _properties(fields: Any) -> list[Any]:
     return [
-        _property.ConstitutiveProperty(
+        ConstitutiveProperty(
             identifier=field,
             propertyDomain=_NUMBER if Workload.model_fields[field].annotation is int else _NAME,
             metadata={"description": Workload.model_fields[field].description},
@@ -49,7 +49,7 @@ _VERSIONED = [*REQUIRED, "model_version"]
 
 
 @_validated
-@_custom_experiments.custom_experiment(
+@custom_experiment(
     required_properties=_properties(_VERSIONED),
     optional_properties=_properties(field for field in OPTIONAL if field not in _VERSIONED),
     output_property_identifiers=["can_recommend", "gpus", "workers"],

@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from typer.testing import CliRunner
+
 from ado.cli.core.cli import app
 from ado.cli.core.config import AdoConfiguration
 from ado.cli.utils.generic.wrappers import get_sql_store
@@ -17,7 +19,6 @@ from ado.core.discoveryspace.space import DiscoverySpace
 from ado.core.operation.operation import OperationOutput
 from ado.metastore.project import ProjectContext
 from ado.modules.operators.collections import explore
-from typer.testing import CliRunner
 
 
 class AdoContext:

@@ -6,6 +6,7 @@ import os
 os.environ["RAY_ADDRESS"] = "local"
 
 import pytest
+
 from ado_context import ado_context, toy_experiment  # noqa: F401 - fixtures
 
 EXAMPLE = {

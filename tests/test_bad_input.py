@@ -40,7 +40,7 @@ def outcome(job: dict):
 
 
 def is_whole_number(value) -> bool:
-    if isinstance(value, bool) or isinstance(value, (bytes, complex)) or value is None:
+    if isinstance(value, (bool, bytes, complex)) or value is None:
         return False
     try:
         number = float(value)

@@ -13,6 +13,10 @@ import pandas as pd
 import pydantic
 import pytest
 import ray
+from ray.cluster_utils import Cluster
+
+from autoconf.operators.batched_sweep import BatchedSweepParameters, check_space_can_be_swept
+
 from ado.core.operation.resource import OperationExitStateEnum
 from ado.core.samplestore.base import SampleStore
 from ado.modules.operators.base import InterruptedOperationError
@@ -20,9 +24,6 @@ from ado.schema.entityspace import EntitySpaceRepresentation
 from ado.schema.property import ConstitutiveProperty
 from ado.schema.request import ReplayedMeasurement
 from ado_context import AdoContext
-from ray.cluster_utils import Cluster
-
-from autoconf.operators.batched_sweep import BatchedSweepParameters, check_space_can_be_swept
 
 FAILING_POINT = "x.2-y.3"
 

@@ -103,5 +103,5 @@ def test_other_answers_than_the_released_ones_are_refused(copied, job):
     card = predictors.read_card(copied)
     changed = card.model_copy(update={"files": predictors.digests(copied)})
     (copied / "card.json").write_text(changed.model_dump_json())
-    with pytest.raises(AutoConfError, match="answers 1 of .* check jobs otherwise"):
+    with pytest.raises(AutoConfError, match=r"answers 1 of .* check jobs otherwise"):
         recommend(Workload.parse(**job))

@@ -308,9 +308,10 @@ def _from_shapes(unknown: MemoryFigures, figures: Iterable[MemoryFigures]) -> Me
     slopes = np.array([max(m.bytes_per_token for m in f.moments) for f in others])
     shapes = np.array([_shapes(f.model_name) for f in others])
     weights, _ = nnls(shapes / slopes[:, None], np.ones(len(others)))
-    moments = [Moment(0.0, float(np.dot(weights, _shapes(unknown.model_name))), 0.0)]
+    gathered = 2.0 * (unknown.root_parameters + 2 * unknown.layer_parameters)
+    moments = [Moment(0.0, float(np.dot(weights, _shapes(unknown.model_name))), 0.0, gathered)]
     if not unknown.accumulating:
-        moments.append(Moment(0.0, 0.0, 2.0 * unknown.trainable_parameters))
+        moments.append(Moment(0.0, 0.0, 2.0 * unknown.trainable_parameters, gathered))
     return replace(unknown, moments=tuple(moments))
 
 

@@ -39,6 +39,7 @@ SHALLOW, DEEP = 2, 4  # layers of the two short stacks
 # Primes, so that a dimension of this size in a traced tensor can only mean "tokens".
 TOKENS = (2039, 4093)
 HEAD = -1  # segment of ops outside the decoder layers
+TAIL = -2  # segment of ops after the backward pass of the first decoder layer: the embeddings' gradient
 
 
 class TraceError(RuntimeError):
@@ -206,7 +207,15 @@ def _segments(model: torch.nn.Module, recorder: _Recorder) -> Iterator[None]:
     def leave(*_: Any) -> None:
         recorder.segment = HEAD
 
+    def finish(_: torch.Tensor) -> None:
+        recorder.segment = TAIL
+
+    def watch(_: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        if args[0].requires_grad:
+            args[0].register_hook(finish)
+
     handles.append(layers[-1].register_forward_hook(leave))
+    handles.append(layers[0].register_forward_pre_hook(watch))
     try:
         yield
     finally:
@@ -248,7 +257,7 @@ def _replay(events: list[tuple[int, int, str]], segments: list[int], gradients: 
     for (number, nbytes, op), segment in zip(events, segments, strict=True):
         if segment != previous:
             finished, current, previous = finished + current, 0, segment
-        if number in gradients and segment != HEAD:
+        if number in gradients and segment >= 0:
             current += nbytes
         else:
             live += nbytes
@@ -260,9 +269,68 @@ def _replay(events: list[tuple[int, int, str]], segments: list[int], gradients: 
 
 def _at_the_ends(trace: _Trace, layers: int) -> _Trace:
     """Keep the moments of the first layer, the last layer and the head."""
-    keep = np.isin(trace.segments, [HEAD, 0, layers - 1])
+    keep = np.isin(trace.segments, [HEAD, TAIL, 0, layers - 1])
     ops = [op for op, kept in zip(trace.ops, keep, strict=True) if kept]
     return _Trace(trace.segments[keep], trace.live_bytes[keep], trace.gradient_bytes[keep], ops)
+
+
+@dataclass(frozen=True)
+class _Units:
+    """Parameters of FSDP's two kinds of units."""
+
+    layer: int  # one decoder layer
+    layer_trainable: int
+    root: int  # embeddings, final norm and lm_head
+    root_trainable: int
+
+    def bytes_in(self, segment: int, accumulating: bool) -> int:
+        """Bytes that FSDP2 holds in a segment on top of what one GPU would: gathered units, and gradients in flight.
+
+        The root stays gathered from the start of the forward to the end of the backward pass. While a layer runs, it is
+        gathered and so is a neighbour: in forward the buffer of the last all-gather lives until the next one has
+        arrived, in backward the next layer is prefetched. Around the head one layer is: the last, for the same reasons.
+        The input buffer of a reduce-scatter lives until the next unit's begins.
+        """
+        in_flight = 0 if accumulating else self.layer_trainable
+        if segment == HEAD:
+            parameters = self.root + self.layer
+        elif segment == TAIL:
+            parameters = self.root + in_flight
+        else:
+            parameters = self.root + 2 * self.layer + in_flight
+        return BYTES_PER_PARAMETER * parameters
+
+    def bytes_at_first_layer(self) -> int:
+        """Bytes when the first layer starts: root and layer, each gathered and still in its all-gather buffer.
+
+        FSDP2 releases the buffer of the last all-gather only after the next one has been copied out.
+        """
+        return BYTES_PER_PARAMETER * 2 * (self.root + self.layer)
+
+    def bytes_at_later_layer(self) -> int:
+        """The same when a later layer starts: the root, the layer, its buffer and the buffer of the layer before."""
+        return BYTES_PER_PARAMETER * (self.root + 3 * self.layer)
+
+    def last_reduction(self, layers: int) -> Moment:
+        """The end of a backward pass that shards gradients: the root's whole and in the reduce-scatter, all sharded."""
+        trainable = self.root_trainable + layers * self.layer_trainable
+        fsdp_bytes = BYTES_PER_PARAMETER * (self.root + 2 * self.root_trainable)
+        return Moment(0, 0, BYTES_PER_PARAMETER * trainable, fsdp_bytes)
+
+
+def _units(model: torch.nn.Module) -> _Units:
+    layers = decoder_layers(model)
+
+    def count(module: torch.nn.Module, trainable: bool) -> int:
+        return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+
+    layer, layer_trainable = (count(layers[0], trainable) for trainable in (False, True))
+    return _Units(
+        layer,
+        layer_trainable,
+        count(model, False) - layer * len(layers),
+        count(model, True) - layer_trainable * len(layers),
+    )
 
 
 def trace(architecture: Architecture, method: Method, *, accumulating: bool) -> list[Moment]:
@@ -301,11 +369,21 @@ def trace(architecture: Architecture, method: Method, *, accumulating: bool) -> 
         raise TraceError(f"{architecture.name}: gradients depend on the number of tokens")
     slopes = (live[1] - live[0]) / (TOKENS[1] - TOKENS[0])
     constants = live[0] - slopes * TOKENS[0]
-    return _envelope(np.stack([constants, slopes, sharded[0]], axis=1))
+    model = build_model(architecture, method)
+    units = _units(model)
+    fsdp = np.array([units.bytes_in(segment, accumulating) for segment in first.segments], float)
+    fsdp[np.argmax(first.segments == 0)] = units.bytes_at_first_layer()
+    fsdp[np.argmax(first.segments == SHALLOW - 1)] = units.bytes_at_later_layer()
+    # FSDP leaves buffers whole; those of GPT-BigCode (a causal mask) count.
+    constants += sum(b.nbytes for b in model.buffers())
+    moments = np.stack([constants, slopes, sharded[0], fsdp], axis=1)
+    if not accumulating:
+        moments = np.vstack([moments, units.last_reduction(architecture.layers)])
+    return _envelope(moments)
 
 
 def _envelope(moments: np.ndarray) -> list[Moment]:
-    """Drop the moments that another one exceeds in every term; ``moments`` has shape (moments, 3)."""
+    """Drop the moments that another one exceeds in every term; ``moments`` has shape (moments, 4)."""
     # Every term is a whole number of bytes but for rounding; bytes per token may have a fraction.
     unique = np.unique(moments.round(3), axis=0)
     dominated = [any((unique >= row).all(1) & (unique > row).any(1)) for row in unique]

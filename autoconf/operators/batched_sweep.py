@@ -19,6 +19,9 @@ from typing import Annotated, Any
 
 import pydantic
 import ray
+
+import autoconf.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
+
 from ado.core.discoveryspace.samplers import (
     ExplicitEntitySpaceGridSampleGenerator,
     WalkModeEnum,

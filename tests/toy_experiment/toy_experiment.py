@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import ray
+
 from ado.modules.actuators.custom_experiments import custom_experiment, get_custom_experiments_catalog
 from ado.schema.domain import PropertyDomain, VariableTypeEnum
 from ado.schema.entity import Entity

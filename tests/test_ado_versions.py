@@ -1,0 +1,81 @@
+"""The snippets that users of ado 1.x know, run as they stand on whichever ado is installed (tests/matrix.sh runs both)."""
+
+import subprocess
+import sys
+
+import pytest
+
+DIRECT = """
+from orchestrator.schema.reference import (
+    ExperimentReference,
+)
+from orchestrator.schema.point import SpacePoint
+from orchestrator.modules.actuators.registry import ActuatorRegistry
+from autoconf.min_gpu_recommender import (
+    min_gpu_recommender,
+)
+
+configuration = {
+    "model_name": "llama-7b",
+    "method": "lora",
+    "gpu_model": "NVIDIA-A100-80GB-PCIe",
+    "tokens_per_sample": 8192,
+    "batch_size": 16,
+    "model_version": "1.1.0",
+}
+
+measured_properties=min_gpu_recommender(**configuration)
+print(measured_properties)
+"""
+
+THROUGH_ADO = """
+from orchestrator.schema.reference import (
+    ExperimentReference,
+)
+from orchestrator.schema.point import SpacePoint
+from orchestrator.modules.actuators.registry import ActuatorRegistry
+from orchestrator.utilities.run_experiment import local_execution_closure
+
+configuration = {
+    "model_name": "llama-7b",
+    "method": "lora",
+    "gpu_model": "NVIDIA-A100-80GB-PCIe",
+    "tokens_per_sample": 8192,
+    "batch_size": 16,
+    "model_version": "1.1.0",
+}
+
+entity = SpacePoint.model_validate({"entity":configuration}).to_entity()
+experiment = ActuatorRegistry().experimentForReference(
+    ExperimentReference(
+        actuatorIdentifier="custom_experiments",
+        experimentIdentifier="min_gpu_recommender",
+    )
+)
+
+request=local_execution_closure(registry=ActuatorRegistry())(reference=experiment.reference, entity=entity)
+print(request.measurements[0].series_representation(output_format="target"))
+"""
+
+
+@pytest.mark.parametrize("snippet", [DIRECT, THROUGH_ADO], ids=["direct", "through ado"])
+def test_the_published_snippets_run_word_for_word(snippet):
+    done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    if snippet is DIRECT:
+        assert done.stdout.endswith("{'can_recommend': 1, 'gpus': 2, 'workers': 1}\n")
+    else:
+        printed = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if len(line.split()) >= 2}
+        assert (printed["can_recommend"], printed["gpus"], printed["workers"]) == ("1", "2", "1")
+
+
+def test_both_names_of_ado_are_the_same_modules():
+    check = (
+        "import autoconf.ado_compat, ado.schema.point, orchestrator.schema.point, pickle\n"
+        "from ado.schema.point import SpacePoint as A\n"
+        "from orchestrator.schema.point import SpacePoint as B\n"
+        "assert A is B and ado.schema.point is orchestrator.schema.point\n"
+        "assert ado.schema.point.__spec__.name == ado.schema.point.__name__\n"
+        "assert pickle.loads(pickle.dumps(A(entity={'a': 1}))) == B(entity={'a': 1})\n"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True, timeout=120)
