@@ -5,3 +5,7 @@ from __future__ import annotations
 
 class AutoConfError(RuntimeError):
     """Something in the installation or the environment is broken; never an answer to a job."""
+
+
+class BadInput(ValueError):
+    """A file or an option that the user gave cannot be right; the message has a line for each problem."""

@@ -67,6 +67,8 @@ def read_figures(path: Path) -> list[MemoryFigures]:
         ValueError: it is not such a table.
     """
     table = pd.read_csv(path, float_precision="round_trip")
+    if list(table) != [*_SCALARS, *Moment._fields]:
+        raise ValueError(f"{path.name} has the columns {', '.join(table)}")
     figures = []
     for scalars, group in table.groupby(_SCALARS, sort=False):
         name, method, accumulating, total, trainable, layer, root = scalars

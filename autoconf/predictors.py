@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import threading
 import time
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,12 @@ def read_card(folder: Path) -> Card:
 
 
 def _open(folder: Path) -> Predictor:
+    # Libraries that AutoGluon imports add warnings filters of their own; those of the host process stay as they were.
+    with warnings.catch_warnings():
+        return _opened(folder)
+
+
+def _opened(folder: Path) -> Predictor:
     card = read_card(folder)
     verify(folder, card.files, f"version {card.version}")
     try:

@@ -15,7 +15,7 @@ from autoconf import predictors, rules
 from autoconf.memory import GIB
 from autoconf.predictors import RELEASED, Predictor
 from autoconf.rules import Candidates
-from autoconf.workload import NAMES, OPTIONAL, REQUIRED, Workload, name, whole_number
+from autoconf.workload import OPTIONAL, REQUIRED, Workload, read
 
 # Jobs answered at once: bounds the memory that candidates take, whatever the table's length.
 CHUNK = 50_000
@@ -92,7 +92,7 @@ def _answer(columns: dict[str, list[Any]], default_version: str | None) -> list[
     problems: list[str] = [""] * count
     jobs = {}
     for field in Workload.model_fields:
-        check = partial(name if field in NAMES else whole_number, field)
+        check = partial(read, field)
         default = default_version if field == "model_version" else OPTIONAL.get(field)
         jobs[field] = _checked(columns.get(field, [None] * count), check, default, problems)
     answers = [Recommendation(0, reason=problem) for problem in problems]

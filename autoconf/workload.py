@@ -74,6 +74,9 @@ def name(field: str, value: Any) -> str:
     return value.strip()
 
 
+NAMES = ("model_name", "method", "gpu_model", "model_version")
+
+
 def _quoted(value: Any) -> str:
     """The value as Python writes it, cut so that a message stays one line."""
     try:
@@ -85,6 +88,18 @@ def _quoted(value: Any) -> str:
 
 def _checked(check: Callable[[str, Any], Any], field: str) -> BeforeValidator:
     return BeforeValidator(partial(check, field))
+
+
+def read(field: str, value: Any) -> Any:
+    """Read the value of a field of a job: a name or a whole number, whichever the field takes.
+
+    Raises:
+        ValueError: it cannot be one; the message names the field.
+
+    >>> read("method", " lora "), read("batch_size", "8")
+    ('lora', 8)
+    """
+    return name(field, value) if field in NAMES else whole_number(field, value)
 
 
 def _optional_version(value: Any) -> str | None:
@@ -147,7 +162,6 @@ class Workload(BaseModel):
 
 REQUIRED = tuple(field for field, info in Workload.model_fields.items() if info.is_required())
 OPTIONAL = {field: info.default for field, info in Workload.model_fields.items() if not info.is_required()}
-NAMES = ("model_name", "method", "gpu_model", "model_version")
 
 
 def _sentence(detail: Any) -> str:

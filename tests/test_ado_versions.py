@@ -1,4 +1,4 @@
-"""The snippets that users of ado 1.x know, run as they stand on whichever ado is installed (tests/matrix.sh runs both)."""
+"""The snippets that users of ado 1.x know, run as they stand on whichever ado is installed; the matrix has both."""
 
 import subprocess
 import sys

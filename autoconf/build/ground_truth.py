@@ -124,7 +124,7 @@ def _fsdp_jobs() -> Iterator[Job]:
 
 
 def _whole_jobs() -> Iterator[Job]:
-    """Ranks of jobs at full depth, one of which is the seed's example."""
+    """Ranks of jobs at full depth, one of which is the README's example."""
     yield Job("fsdp", "llama-7b", "lora", True, gpus=2, samples=8, tokens_per_sample=8_192, layers=None)
     yield Job("fsdp", "mistral-7b-v0.1", "full", True, gpus=2, samples=4, tokens_per_sample=8_192, layers=None)
     yield Job("fsdp", "granite-3.1-2b", "full", False, gpus=8, samples=1, tokens_per_sample=SMALL, layers=None)

@@ -1,0 +1,387 @@
+"""The command ``ado-autoconf``: tables of jobs and single ones, the released versions, a picture of the answers.
+
+Exit codes: 0 answered ("no recommendation" is an answer), 2 bad input, 1 broken environment. Standard output carries
+data only; everything said about it goes to standard error.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from autoconf import __version__, plot, predictors
+from autoconf.errors import AutoConfError, BadInput
+from autoconf.recommender import recommend
+from autoconf.tables import (
+    ANSWERS,
+    STANDARD_STREAM,
+    called,
+    check_jobs,
+    json_rows,
+    output,
+    read_table,
+    write_csv,
+    write_json,
+)
+from autoconf.workload import NAMES, OPTIONAL, REQUIRED, Workload, name
+
+# Jobs answered between two updates of the progress bar; also what is in memory besides the table itself.
+CHUNK = 10_000
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Turn what can go wrong into a message on standard error and an exit code."""
+    try:
+        yield
+    except (BadInput, AutoConfError) as error:
+        typer.secho(str(error), err=True, fg="red")
+        raise typer.Exit(2 if isinstance(error, BadInput) else 1) from None
+
+
+def _note(message: str) -> None:
+    typer.secho(message, err=True, fg="yellow")
+
+
+# --- answering --------------------------------------------------------------------------------------------------------
+
+
+def answered(table: pd.DataFrame, model_version: str | None) -> Iterator[pd.DataFrame]:
+    """Answer a checked table piece by piece: its columns, with the answers' columns appended.
+
+    Raises:
+        AutoConfError: a version that the table asks for is broken; before the first piece.
+    """
+    wanted = table["model_version"].unique() if "model_version" in table else [""] * min(len(table), 1)
+    wanted = {text.strip() or model_version or predictors.RELEASED[-1] for text in wanted}
+    for version in wanted.intersection(predictors.RELEASED):
+        predictors.load(version)
+    for start in range(0, max(len(table), 1), CHUNK):
+        jobs = table.iloc[start : start + CHUNK]
+        jobs = jobs.assign(**{f: jobs[f].where(jobs[f].str.strip() != "", None) for f in OPTIONAL if f in jobs})
+        yield pd.concat([jobs, recommend(jobs, model_version)], axis=1)
+
+
+def _watched(pieces: Iterable[pd.DataFrame], total: int) -> Iterator[pd.DataFrame]:
+    """Show progress on standard error where a person watches a long table."""
+    columns = TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=total <= CHUNK or not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=total)
+        for piece in pieces:
+            yield piece
+            bar.advance(task, len(piece))
+
+
+# --- showing ----------------------------------------------------------------------------------------------------------
+
+
+def show_answer(answer: dict[str, Any]) -> None:
+    """Print one job and its answer for people to read."""
+    table = Table(show_header=False, box=box.SIMPLE, pad_edge=False)
+    for field in Workload.model_fields:
+        table.add_row(field, escape(str(answer[field])))
+    table.add_section()
+    for field in ANSWERS if not answer["can_recommend"] else ANSWERS[:-1]:
+        if answer[field] is not None:
+            table.add_row(field, escape(str(answer[field])), style="bold")
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    """Print to a terminal as wide and colourful as it is, elsewhere as plain lines of any length."""
+    if sys.stdout.isatty():
+        Console(highlight=False).print(table)
+        return
+    console = Console(file=io.StringIO(), force_terminal=False, width=100_000)
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        typer.echo(line.rstrip())
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    """A table of rows that have the same keys."""
+    table = Table(box=box.SIMPLE if sys.stdout.isatty() else None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in rows[0] if rows else ():
+        table.add_column(escape(column), overflow="fold")
+    for row in rows:
+        table.add_row(*(escape("" if value is None else str(value)) for value in row.values()))
+    return table
+
+
+def show_version(version: dict[str, Any]) -> None:
+    """Print a version for people to read."""
+    domain = version["domain"]
+    default = ", the default" if version["default"] else ""
+    typer.echo(f"version {version['version']}{default}, made {version['created']}\n")
+    separator = "\n" if sys.stdout.isatty() else ", "
+    limits = {key: value for key, value in domain.items() if key not in ("models", "gpus", "methods")}
+    for rows in (
+        [
+            {"model": model, "most tokens": m["max_tokens_per_sample"], "also known as": separator.join(m["aliases"])}
+            for model, m in domain["models"].items()
+        ],
+        [
+            {"GPU": gpu, "usable memory": f"{g['usable_gib']:g} GiB", "also known as": separator.join(g["aliases"])}
+            for gpu, g in domain["gpus"].items()
+        ],
+        [{"method": method} for method in domain["methods"]],
+        [{"limit": limit, "": value} for limit, value in limits.items()],
+        *figure_tables(version["evaluation"]),
+    ):
+        _print(_table(rows))
+        typer.echo()
+
+
+def figure_tables(evaluation: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """A card's figures, whatever they are, as tables; a table is a list of rows with the same keys.
+
+    >>> figure_tables({"jobs": 3960, "figures": {"same decision": {"value": 0.99, "required": 0.97}}})
+    [[{'evaluation': 'jobs', '': 3960}], [{'figures': 'same decision', 'value': 0.99, 'required': 0.97}]]
+    >>> figure_tables({"measured": {"runs": 270}, "by family": [{"family": "llama", "wrong %": 0.0}]})
+    [[{'measured': 'runs', '': 270}], [{'family': 'llama', 'wrong %': 0.0}]]
+    """
+    alone = {key: value for key, value in evaluation.items() if not _is_table(value)}
+    tables = [[{"evaluation": key, "": value} for key, value in alone.items()]] if alone else []
+    for title, value in evaluation.items():
+        if title not in alone:
+            named = value.items() if isinstance(value, dict) else ((None, row) for row in value)
+            rows = [
+                ({} if key is None else {title: key}) | (inner if isinstance(inner, dict) else {"": inner})
+                for key, inner in named
+            ]
+            columns = dict.fromkeys(column for row in rows for column in row)
+            tables.append([{column: row.get(column) for column in columns} for row in rows])
+    return tables
+
+
+def _is_table(value: Any) -> bool:
+    """Whether a figure is a dict, or a list of them, that is not empty."""
+    return bool(value) and (isinstance(value, dict) or (isinstance(value, list) and isinstance(value[0], dict)))
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+app = typer.Typer(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode="rich",
+)
+
+
+def _job_option(field: str) -> Any:
+    """The option for a field of a job."""
+    default = "" if field in REQUIRED else f" (default: {OPTIONAL[field] or 'the newest'})"
+    return typer.Option(
+        f"--{field.replace('_', '-')}",
+        help=escape(f"{Workload.model_fields[field].description}{default}."),
+        metavar="TEXT" if field in NAMES else "INTEGER",
+        show_default=False,
+        rich_help_panel="One job" if field != "model_version" else None,
+    )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ado-autoconf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """The smallest number of GPUs for a fine-tuning job, answered before it runs.
+
+    Exit codes: 0 answered ("no recommendation" is an answer), 2 bad input, 1 broken environment.
+    """
+
+
+@app.command("recommend")
+def recommend_command(
+    context: typer.Context,
+    csv_file: Annotated[
+        str | None,
+        typer.Option(
+            "--csv", metavar="FILE", show_default=False, help="Jobs, one a line, below the column names; - is stdin."
+        ),
+    ] = None,
+    output_file: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="FILE", show_default=False, help="Where answers go; by default stdout."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON instead of CSV or a table.")] = False,
+    model_version: Annotated[str | None, _job_option("model_version")] = None,
+    model_name: Annotated[str | None, _job_option("model_name")] = None,
+    method: Annotated[str | None, _job_option("method")] = None,
+    gpu_model: Annotated[str | None, _job_option("gpu_model")] = None,
+    tokens_per_sample: Annotated[str | None, _job_option("tokens_per_sample")] = None,
+    batch_size: Annotated[str | None, _job_option("batch_size")] = None,
+    gpus_per_worker: Annotated[str | None, _job_option("gpus_per_worker")] = None,
+    max_gpus: Annotated[str | None, _job_option("max_gpus")] = None,
+    gradient_accumulation_steps: Annotated[str | None, _job_option("gradient_accumulation_steps")] = None,
+) -> None:
+    """Recommend the smallest number of GPUs, for a table of jobs or for one.
+
+    A table's columns are named as the options of one job, with _ for -. Optional ones may be absent, and cells empty.
+    All columns are kept; can_recommend (0 or 1), gpus (per worker), workers and reason are appended.
+    If any line is bad, no answer is written.
+
+    One job is printed as a table to a terminal, as CSV elsewhere.
+
+    $ ado-autoconf recommend --csv jobs.csv --output answers.csv
+
+    $ ado-autoconf recommend --model-name llama-7b --method lora --gpu-model L40S --tokens-per-sample 512 --batch-size 8
+    """
+    job = {field: context.params[field] for field in Workload.model_fields if context.params[field] is not None}
+    with _exit_codes():
+        if csv_file is None:
+            _recommend_one(job, output_file, as_json)
+        else:
+            version = job.pop("model_version", None)
+            if job:
+                options = ", ".join(f"--{field.replace('_', '-')}" for field in job)
+                raise BadInput(f"{options}: for one job only; with --csv these are columns of the file")
+            _recommend_table(csv_file, version, output_file, as_json)
+
+
+def _recommend_one(fields: dict[str, str], output_file: str | None, as_json: bool) -> None:
+    try:
+        job = Workload.parse(**{"model_version": predictors.RELEASED[-1], **fields})
+    except ValueError as error:
+        hint = "" if fields else "; give --csv FILE, or one job by options (see --help)"
+        raise BadInput(f"{error}{hint}") from None
+    table = pd.DataFrame({field: [value] for field, value in job.model_dump().items()}, dtype=object)
+    answer = pd.concat([table, recommend(table)], axis=1)
+    if output_file is None and not as_json and sys.stdout.isatty():
+        show_answer(next(json_rows(answer)))
+        return
+    with output(output_file) as stream:
+        if as_json:
+            stream.write(f"{json.dumps(next(json_rows(answer)), indent=2, ensure_ascii=False)}\n".encode())
+        else:
+            write_csv([answer], stream)
+
+
+def _recommend_table(csv_file: str, model_version: str | None, output_file: str | None, as_json: bool) -> None:
+    try:
+        model_version = None if model_version is None else name("--model-version", model_version)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    table = read_table(csv_file)
+    check_jobs(table, called(csv_file))
+    ignored = [column or "(without a name)" for column in table if column not in Workload.model_fields]
+    if ignored:
+        _note(f"{called(csv_file)}: columns carried through, but ignored: {', '.join(ignored)}")
+    with output(output_file) as stream:
+        pieces = answered(table, model_version)
+        first = next(pieces)  # a broken version shows here, before anything is written
+        write = write_json if as_json else write_csv
+        write(_watched(chain([first], pieces), len(table)), stream)
+
+
+@app.command("versions")
+def versions_command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the released versions: the models, methods, GPUs and limits that each answers for, and how good it is."""
+    with _exit_codes():
+        cards = [predictors.card(version) for version in predictors.RELEASED]
+        versions = [
+            {
+                "version": card.version,
+                "default": card.version == predictors.RELEASED[-1],
+                "created": card.created,
+                "domain": card.domain.model_dump(),
+                "evaluation": card.evaluation,
+            }
+            for card in cards
+        ]
+        with output(None) as stream:
+            if as_json:
+                stream.write(f"{json.dumps(versions, indent=2, ensure_ascii=False)}\n".encode())
+            else:
+                for version in versions:
+                    show_version(version)
+
+
+def _setting_option(setting: str) -> Any:
+    return typer.Option(
+        plot.option(setting),
+        help=f"Draw the answers with this {setting}.",
+        metavar="VALUE",
+        show_default=False,
+        rich_help_panel="Which answers",
+    )
+
+
+@app.command("plot")
+def plot_command(
+    context: typer.Context,
+    answers: Annotated[
+        str,
+        typer.Argument(
+            metavar="ANSWERS", show_default=False, help="Answers of recommend, or ado's CSV export; - is stdin."
+        ),
+    ],
+    picture: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE", show_default=False, help="The picture: .png, .svg or .pdf.")
+    ],
+    experiment_id: Annotated[str | None, _setting_option("experiment_id")] = None,
+    gpu_model: Annotated[str | None, _setting_option("gpu_model")] = None,
+    model_version: Annotated[str | None, _setting_option("model_version")] = None,
+    gpus_per_worker: Annotated[str | None, _setting_option("gpus_per_worker")] = None,
+    max_gpus: Annotated[str | None, _setting_option("max_gpus")] = None,
+    gradient_accumulation_steps: Annotated[str | None, _setting_option("gradient_accumulation_steps")] = None,
+) -> None:
+    """Draw the minimum number of GPUs over tokens and batch, one panel for each model and method.
+
+    A picture is of one GPU type, version and so on. Where the file has several, the first one is drawn, unless an
+    option below names another.
+
+    $ ado-autoconf plot answers.csv -o picture.png --gpu-model L40S
+
+    $ ado show measurements space --use-latest -o csv --output-file measurements.csv
+
+    $ ado-autoconf plot measurements.csv -o picture.png
+    """
+    wanted = {setting: context.params[setting] for setting in plot.SETTINGS if context.params[setting] is not None}
+    with _exit_codes():
+        kind = "png" if picture == STANDARD_STREAM else Path(picture).suffix.removeprefix(".").lower()
+        if kind not in ("png", "svg", "pdf"):
+            raise BadInput(f"{picture}: a picture's name must end in .png, .svg or .pdf")
+        table = read_table(answers)
+        locate: Callable[..., Any] = partial(_located, called(answers))
+        chosen, notes = locate(plot.choose, locate(plot.points, table), wanted)
+        chart = locate(plot.chart, chosen)
+        for note in notes:
+            _note(f"{called(answers)}: {note}")
+        figure = plot.draw(chart)
+        with output(picture) as stream:
+            figure.savefig(stream, format=kind)
+
+
+def _located(source: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of ``plot``, whose messages start with the line, and put the file before it."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        separator = ", " if str(error).startswith("line ") else ": "
+        raise BadInput(f"{source}{separator}{error}") from None

@@ -1,0 +1,236 @@
+"""Tables of jobs and answers as files: read and checked as they stand, written whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import secrets
+import shutil
+import sys
+from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pandas as pd
+
+from autoconf.errors import AutoConfError, BadInput
+from autoconf.workload import OPTIONAL, REQUIRED, Workload, read
+
+ANSWERS = ("can_recommend", "gpus", "workers", "reason")
+STANDARD_STREAM = "-"
+_MOST_PROBLEMS = 20
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_table(path: str) -> pd.DataFrame:
+    """Read a CSV file as it stands.
+
+    Args:
+        path: a file in UTF-8, ``-`` for standard input.
+
+    Returns:
+        Cells as text; the index is the number of the line that each row starts on, counting the header's as 1.
+
+    Raises:
+        BadInput: there is no such file, or it is not a table; the message names the line.
+    """
+    try:
+        if path == STANDARD_STREAM:
+            return _parsed(sys.stdin.buffer, called(path))
+        with open(path, "rb") as file:
+            return _parsed(file, path)
+    except (OSError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
+        # ValueError: the path itself cannot be one
+        raise BadInput(f"{path}: cannot read it: {getattr(error, 'strerror', None) or error}") from None
+
+
+def called(path: str) -> str:
+    """What messages call a file."""
+    return "standard input" if path == STANDARD_STREAM else path
+
+
+def _parsed(file: BinaryIO, source: str) -> pd.DataFrame:
+    records = _records(file, source)
+    _, header = next(records, (1, None))
+    if header is None:
+        raise BadInput(f"{source}, line 1: the file is empty; its first line must name the columns")
+    header = [column.strip() for column in header]
+    twice = sorted({column for column in header if header.count(column) > 1})
+    if twice:
+        raise BadInput(f"{source}, line 1: column named more than once: {', '.join(map(repr, twice))}")
+    lines = array("q")
+    columns: list[list[str]] = [[] for _ in header]
+    # A table has few distinct names and numbers: one string object for each keeps a million rows small.
+    known: list[dict[str, str] | None] = [{} if column in Workload.model_fields else None for column in header]
+    for line, fields in records:
+        if len(fields) != len(header):
+            raise BadInput(f"{source}, line {line}: {len(fields)} fields, but line 1 names {len(header)} columns")
+        lines.append(line)
+        for values, text, seen in zip(columns, fields, known, strict=True):
+            values.append(text if seen is None else seen.setdefault(text, text))
+    data = dict(zip(header, columns, strict=True))
+    return pd.DataFrame(data, index=pd.Index(lines, dtype="int64", name="line"), dtype=object)
+
+
+def _records(file: BinaryIO, source: str) -> Iterator[tuple[int, list[str]]]:
+    """The records of a CSV file, each with the number of the line it starts on; empty lines are passed over."""
+    reader = csv.reader(_text_lines(file, source), strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise BadInput(f"{source}, line {line}: not CSV: {error}") from None
+        if fields:
+            yield line, fields
+
+
+def _text_lines(file: BinaryIO, source: str) -> Iterator[str]:
+    """Decode line by line, so that a byte that is not text is found on its line."""
+    for number, raw in enumerate(file, 1):
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            byte = raw[error.start]
+            problem = f"not text in UTF-8: byte {error.start + 1} is 0x{byte:02x}"
+            raise BadInput(f"{source}, line {number}: {problem}") from None
+        if "\0" in line:
+            raise BadInput(f"{source}, line {number}: not text: byte {raw.index(0) + 1} is 0x00")
+        yield line
+
+
+def check_jobs(table: pd.DataFrame, source: str) -> None:
+    """Check every value of a table of jobs before any is answered.
+
+    Raises:
+        BadInput: a required column is missing, an answer's column is there already, or values can never be right;
+            the message has a line for each bad row, up to 20.
+    """
+    missing = [field for field in REQUIRED if field not in table]
+    if missing:
+        raise BadInput(
+            f"{source}, line 1: required column missing: {', '.join(missing)}; the table has {', '.join(table)}"
+        )
+    taken = [column for column in ANSWERS if column in table]
+    if taken:
+        raise BadInput(
+            f"{source}, line 1: the answers' columns {', '.join(ANSWERS)} are appended, but the table has "
+            f"{', '.join(taken)} already; rename or remove it"
+        )
+    problems: dict[int, list[str]] = {}
+    for field in Workload.model_fields:
+        if field in table:
+            wrong = {text: problem for text in table[field].unique() if (problem := _problem(field, text))}
+            for line, text in table.loc[table[field].isin(wrong), field].items() if wrong else ():
+                problems.setdefault(line, []).append(wrong[text])
+    if problems:
+        first = sorted(problems)[:_MOST_PROBLEMS]
+        messages = [f"{source}, line {line}: {'; '.join(problems[line])}" for line in first]
+        if len(problems) > len(first):
+            messages.append(f"{source}: {len(problems) - len(first)} more bad lines")
+        raise BadInput("\n".join(messages))
+
+
+def _problem(field: str, text: str) -> str:
+    """Why a cell can never be right; empty if it can."""
+    if field in OPTIONAL and not text.strip():
+        return ""
+    try:
+        read(field, text)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def output(path: str | None) -> Iterator[BinaryIO]:
+    """Open what a result goes to: a file, which appears complete or not at all, or standard output.
+
+    Args:
+        path: ``None`` or ``-`` for standard output.
+
+    Raises:
+        BadInput: the path cannot be written to.
+        AutoConfError: writing failed, as on a full disk.
+    """
+    if path is None or path == STANDARD_STREAM:
+        with _writing("standard output"):
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        return
+    target = Path(os.path.realpath(path))  # a link stays a link
+    if target.exists() and not target.is_file() and not target.is_dir():  # a device or pipe is never replaced
+        with _writing(path), _opened(target, "wb", path) as stream:
+            yield stream
+        return
+    if target.is_dir() or (target.exists() and not os.access(target, os.W_OK)):
+        raise BadInput(f"{path}: cannot write it: {os.strerror(errno.EISDIR if target.is_dir() else errno.EACCES)}")
+    scratch = target.with_name(f".ado-autoconf-{secrets.token_hex(8)}.tmp")
+    try:
+        with _writing(path), _opened(scratch, "xb", path) as stream:
+            yield stream
+            stream.flush()
+            if target.exists():
+                shutil.copymode(target, scratch)
+            os.replace(scratch, target)
+    finally:
+        with suppress(OSError):
+            scratch.unlink()
+
+
+def _opened(file: Path, mode: str, path: str) -> Any:
+    try:
+        return open(file, mode)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: cannot write it: {getattr(error, 'strerror', None) or error}") from None
+
+
+@contextmanager
+def _writing(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # whoever read our output has had enough; typer ends quietly on that
+            raise
+        raise AutoConfError(f"{path}: writing failed: {error.strerror or error}") from None
+
+
+def write_csv(pieces: Iterable[pd.DataFrame], stream: BinaryIO) -> None:
+    """Write answers as CSV in UTF-8, lines ended by a line feed."""
+    for number, piece in enumerate(pieces):
+        stream.write(piece.to_csv(index=False, header=number == 0, lineterminator="\n").encode("utf-8"))
+
+
+def write_json(pieces: Iterable[pd.DataFrame], stream: BinaryIO) -> None:
+    """Write answers as a JSON list with an object, on a line of its own, for each job."""
+    separator = "[\n"
+    for piece in pieces:
+        for row in json_rows(piece):
+            stream.write(f"{separator}{json.dumps(row, ensure_ascii=False)}".encode())
+            separator = ",\n"
+    stream.write(b"[]\n" if separator == "[\n" else b"\n]\n")
+
+
+def json_rows(piece: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Answered jobs as objects: numbers as numbers, what is absent as ``None``, columns of the user's own as text."""
+    for row in piece.astype(object).to_dict("records"):
+        yield {str(column): _json_value(str(column), value) for column, value in row.items()}
+
+
+def _json_value(column: str, value: Any) -> Any:
+    if value is None or pd.isna(value):
+        return None
+    return read(column, value) if column in Workload.model_fields else value

@@ -1,0 +1,70 @@
+"""The architecture table against published parameter counts, and against what the traces were made of."""
+
+import pytest
+
+from autoconf import predictors
+from autoconf.build.architectures import architectures, gpus
+from autoconf.build.train import DOMAINS
+from autoconf.build.virtual_runs import traces
+
+# Published totals: exact where the safetensors index or the model card gives the number, else as the card rounds it.
+PUBLISHED = {
+    "granite-3.1-2b": 2_533_525_504,
+    "granite-20b-v2": 20.07e9,
+    "granite-13b-v2": 13.1e9,
+    "granite-3-8b": 8.17e9,
+    "granite-3.1-3b-a800m-instruct": 3.3e9,
+    "granite-3.1-8b-instruct": 8.17e9,
+    "granite-34b-code-base": 33.72e9,
+    "granite-3b-code-base-128k": 3.48e9,
+    "granite-7b-base": 6.74e9,
+    "granite-8b-code-base": 8.06e9,
+    "granite-8b-japanese": 8.06e9,
+    "llama-13b": 13_015_864_320,
+    "llama-7b": 6_738_415_616,
+    "llama2-70b": 68_976_648_192,
+    "llama3-70b": 70_553_706_496,
+    "llama3-8b": 8_030_261_248,
+    "llama3.1-405b": 405_853_388_800,
+    "llama3.1-70b": 70_553_706_496,
+    "llama3.1-8b": 8_030_261_248,
+    "mistral-123b-v2": 122_610_069_504,
+    "mistral-7b-v0.1": 7_241_732_096,
+    "mixtral-8x7b-instruct-v0.1": 46_702_792_704,
+    "allam-1-13b": 13.3e9,
+}
+
+
+@pytest.mark.parametrize("name", architectures())
+def test_the_table_has_the_published_number_of_parameters(name):
+    assert architectures()[name].parameters == pytest.approx(PUBLISHED[name], rel=0.01)
+
+
+@pytest.mark.parametrize("name", architectures())
+def test_the_traced_model_has_the_tables_number_of_parameters(name):
+    """The traces hold what transformers built; a wrong figure in the table shows here."""
+    (full,) = {f.parameters for f in traces([name]) if f.method == "full"}
+    assert full == pytest.approx(architectures()[name].parameters, rel=1e-6)
+
+
+def test_every_entry_names_its_source_and_what_it_assumes():
+    for architecture in architectures().values():
+        assert architecture.source.startswith("https://"), architecture.name
+    for name in ("granite-20b-v2", "granite-13b-v2", "allam-1-13b", "granite-8b-japanese", "mistral-123b-v2"):
+        assert architectures()[name].assumption, name
+
+
+def test_an_alias_means_one_model():
+    aliases = [alias for a in architectures().values() for alias in (a.name, *a.aliases)]
+    assert len(aliases) == len(set(aliases))
+
+
+def test_the_shipped_domain_is_the_tables():
+    """A released version is frozen: a change of names or memory in the tables needs a new version."""
+    domain = predictors.card("1.1.0").domain
+    assert domain == DOMAINS["1.1.0"]
+    assert set(domain.models) == set(PUBLISHED)
+    assert {name: gpu.usable_gib for name, gpu in domain.gpus.items()} == {
+        "NVIDIA-A100-SXM4-80GB": 79.15, "NVIDIA-A100-80GB-PCIe": 79.15, "NVIDIA-H100-PCIe": 79.1, "L40S": 44.4
+    }  # fmt: skip
+    assert set(domain.gpus) <= set(gpus())

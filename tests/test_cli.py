@@ -1,0 +1,360 @@
+"""The command `ado-autoconf`, with the real predictor, in this process and in processes of its own."""
+
+import csv
+import io
+import json
+import os
+import pty
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+import autoconf
+from autoconf import predictors, recommend
+from autoconf.cli import CHUNK, app, figure_tables
+
+COLUMNS = ["model_name", "method", "gpu_model", "tokens_per_sample", "batch_size"]
+HEADER = ",".join(COLUMNS)
+GOOD = "llama-7b,lora,NVIDIA-A100-80GB-PCIe,8192,16"
+ONE_JOB = [
+    "--model-name=llama-7b", "--method=lora", "--gpu-model=NVIDIA-A100-80GB-PCIe", "--tokens-per-sample=8192",
+    "--batch-size=16",
+]  # fmt: skip
+COMMAND = str(Path(sys.executable).with_name("ado-autoconf"))
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run the command in an empty folder, in this process."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments, **more: CliRunner().invoke(app, [str(a) for a in arguments], **more)
+
+
+def table(*lines: str, header: str = HEADER) -> str:
+    return "\n".join([header, *lines, ""])
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def assert_says(result: Result, code: int, *messages: str) -> None:
+    """The command ended with this exit code and exactly these lines on standard error, and no data."""
+    assert result.stderr.splitlines() == list(messages)
+    assert (result.exit_code, result.stdout) == (code, "")
+
+
+def test_a_table_keeps_its_columns_and_gets_the_answers_of_recommend(run: Callable[..., Result]) -> None:
+    jobs = [GOOD, GOOD.replace("8192", "16384"), GOOD.replace("lora", "full"), "gpt-9" + GOOD[8:]]
+    Path("jobs.csv").write_text(table(*(f"{job},16,{i}" for i, job in enumerate(jobs)), header=f"{HEADER},max_gpus,id"))
+    result = run("recommend", "--csv", "jobs.csv", "--output", "answers.csv")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == "jobs.csv: columns carried through, but ignored: id\n"
+    answers = pd.read_csv("answers.csv", dtype={"gpus": "Int64", "workers": "Int64"}, keep_default_na=True)
+    assert list(answers) == [*COLUMNS, "max_gpus", "id", "can_recommend", "gpus", "workers", "reason"]
+    expected = recommend(pd.read_csv("jobs.csv"))
+    pd.testing.assert_frame_equal(answers[list(expected)].fillna({"reason": ""}), expected)
+    assert answers["can_recommend"].tolist() == [1, 1, 1, 0]
+    assert answers["id"].tolist() == [0, 1, 2, 3]
+
+
+def test_no_recommendation_is_an_answer(run: Callable[..., Result]) -> None:
+    result = run("recommend", "--csv", "-", input=table("gpt-9" + GOOD[8:]))
+    assert result.exit_code == 0
+    (row,) = rows(result.stdout)
+    assert (row["can_recommend"], row["gpus"], row["workers"]) == ("0", "", "")
+    assert "gpt-9" in row["reason"]
+
+
+def test_bad_rows_are_named_by_line_and_nothing_is_written(run: Callable[..., Result]) -> None:
+    Path("answers.csv").write_text("of yesterday")
+    Path("jobs.csv").write_text(
+        table(
+            f'{GOOD},,"a note\nof two lines"',
+            "",
+            GOOD.replace(",16", ",0") + ",,",
+            f"{GOOD},8.5,",
+            ",lora,L40S,x,-1,,",
+            header=f"{HEADER},max_gpus,note",
+        )
+    )
+    result = run("recommend", "--csv", "jobs.csv", "--output", "answers.csv")
+    assert_says(
+        result,
+        2,
+        "jobs.csv, line 5: batch_size: must be a whole number >= 1, got '0'",
+        "jobs.csv, line 6: max_gpus: must be a whole number >= 1, got '8.5'",
+        "jobs.csv, line 7: model_name: must be a non-empty text of at most 300 characters, got ''; "
+        "tokens_per_sample: must be a whole number >= 1, got 'x'; batch_size: must be a whole number >= 1, got '-1'",
+    )
+    assert Path("answers.csv").read_text() == "of yesterday"
+    assert sorted(os.listdir()) == ["answers.csv", "jobs.csv"]
+
+
+def test_at_most_twenty_bad_rows_are_named(run: Callable[..., Result]) -> None:
+    result = run("recommend", "--csv", "-", input=table(*[GOOD.replace("16", "0")] * 25))
+    lines = result.stderr.splitlines()
+    assert result.exit_code == 2
+    assert lines[0].startswith("standard input, line 2: batch_size: ")
+    assert lines[-1] == "standard input: 5 more bad lines"
+    assert len(lines) == 21
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "line 1: the file is empty; its first line must name the columns"),
+        (b"\n\n", "line 1: the file is empty; its first line must name the columns"),
+        (b"a;b\n1;2\n", f"line 1: required column missing: {', '.join(COLUMNS)}; the table has a;b"),
+        (f"{HEADER},method\n".encode(), "line 1: column named more than once: 'method'"),
+        (table(GOOD, f"{GOOD},9").encode(), "line 3: 6 fields, but line 1 names 5 columns"),
+        (table(GOOD, "llama-7b").encode(), "line 3: 1 fields, but line 1 names 5 columns"),
+        (table(GOOD, '"' + GOOD, GOOD).encode(), "line 3: not CSV: unexpected end of data"),
+        (table(GOOD, '"llama"-7b').encode(), "line 3: not CSV: ',' expected after '\"'"),
+        (table("x" * 200_000).encode(), "line 2: not CSV: field larger than field limit (131072)"),
+        (table(GOOD, GOOD).encode() + b"\xff\n", "line 4: not text in UTF-8: byte 1 is 0xff"),
+        (table(GOOD).encode("utf-16"), "line 1: not text in UTF-8: byte 1 is 0xff"),
+        (b"\x7fELF\x02\x01\0\0", "line 1: not text: byte 7 is 0x00"),
+        (f"{HEADER},gpus".encode(), "line 1: the answers' columns can_recommend, gpus, workers, reason are appended, "
+         "but the table has gpus already; rename or remove it"),
+    ],
+)  # fmt: skip
+def test_what_is_not_a_table_of_jobs_is_one_line(run: Callable[..., Result], content: bytes, message: str) -> None:
+    Path("jobs.csv").write_bytes(content)
+    assert_says(run("recommend", "--csv", "jobs.csv"), 2, f"jobs.csv, {message}")
+
+
+def test_a_byte_order_mark_crlf_and_spaces_are_no_problem(run: Callable[..., Result]) -> None:
+    text = table(GOOD).replace(",", ", ").replace("\n", "\r\n")
+    Path("jobs.csv").write_bytes(text.encode("utf-8-sig"))
+    result = run("recommend", "--csv", "jobs.csv")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[0] == f"{HEADER},can_recommend,gpus,workers,reason"
+    assert rows(result.stdout)[0]["gpus"] == "2"
+
+
+def test_empty_cells_of_optional_columns_take_the_default(run: Callable[..., Result]) -> None:
+    header = f"{HEADER},model_version,max_gpus"
+    text = table(f"{GOOD},,", f"{GOOD}, ,1", f"{GOOD},1.1.0,8", header=header)
+    result = run("recommend", "--csv", "-", input=text)
+    assert [row["can_recommend"] for row in rows(result.stdout)] == ["1", "0", "1"]
+
+
+def test_the_option_gives_the_version_of_rows_that_name_none(run: Callable[..., Result]) -> None:
+    text = table(f"{GOOD},", f"{GOOD},1.1.0", header=f"{HEADER},model_version")
+    result = run("recommend", "--csv", "-", "--model-version", "0.0.1", input=text)
+    first, second = rows(result.stdout)
+    assert (first["can_recommend"], second["can_recommend"]) == ("0", "1")
+    assert first["reason"].startswith("model_version '0.0.1' is not released")
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_table_as_json(run: Callable[..., Result], count: int) -> None:
+    text = table(*[f"{GOOD},,Zürich"] * count, header=f"{HEADER},max_gpus,site")
+    result = run("recommend", "--csv", "-", "--json", input=text)
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == [
+        {
+            "model_name": "llama-7b", "method": "lora", "gpu_model": "NVIDIA-A100-80GB-PCIe", "tokens_per_sample": 8192,
+            "batch_size": 16, "max_gpus": None, "site": "Zürich", "can_recommend": 1, "gpus": 2, "workers": 1,
+            "reason": "",
+        }
+    ] * count  # fmt: skip
+
+
+def test_a_table_without_rows_gives_one_without_rows(run: Callable[..., Result]) -> None:
+    result = run("recommend", "--csv", "-", input=HEADER)
+    assert (result.exit_code, result.stdout) == (0, f"{HEADER},can_recommend,gpus,workers,reason\n")
+
+
+def test_a_long_table_is_answered_in_order(run: Callable[..., Result]) -> None:
+    jobs = [f"llama-7b,lora,L40S,512,{1 + i % 9},{i}" for i in range(2 * CHUNK + 5)]
+    result = run("recommend", "--csv", "-", input=table(*jobs, header=f"{HEADER},id"))
+    answers = rows(result.stdout)
+    assert [row["id"] for row in answers] == [str(i) for i in range(len(jobs))]
+    assert len({(row["batch_size"], row["gpus"]) for row in answers}) == 9
+
+
+def test_one_job_by_options(run: Callable[..., Result]) -> None:
+    result = run("recommend", *ONE_JOB, "--json")
+    answer = json.loads(result.stdout)
+    assert (answer["can_recommend"], answer["gpus"], answer["workers"], answer["reason"]) == (1, 2, 1, "")
+    assert (answer["tokens_per_sample"], answer["max_gpus"]) == (8192, 8)
+    assert answer["model_version"] == predictors.RELEASED[-1]
+    (row,) = rows(run("recommend", *ONE_JOB).stdout)
+    assert {key: str(value) for key, value in answer.items()} == row
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*ONE_JOB, "--batch-size=0"], "batch_size: must be a whole number >= 1, got '0'"),
+        ([*ONE_JOB, "--max-gpus="], "max_gpus: must be a whole number >= 1, got ''"),
+        (ONE_JOB[1:], "model_name: is required"),
+        ([*ONE_JOB, "--csv=jobs.csv"], "--model-name, --method, --gpu-model, --tokens-per-sample, --batch-size: for "
+         "one job only; with --csv these are columns of the file"),
+        (["--csv=no.csv"], "no.csv: cannot read it: No such file or directory"),
+        (["--csv=."], ".: cannot read it: Is a directory"),
+        (["--csv="], ": cannot read it: No such file or directory"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_bad_input(run: Callable[..., Result], arguments: list[str], message: str) -> None:
+    assert_says(run("recommend", *arguments), 2, message)
+
+
+def test_without_a_job_it_says_what_to_give(run: Callable[..., Result]) -> None:
+    result = run("recommend")
+    assert result.exit_code == 2
+    assert "--csv" in result.stderr
+
+
+def test_a_broken_version_is_a_broken_environment(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictors, "MODELS", tmp_path / "empty")
+    monkeypatch.setattr(predictors, "_loaded", {})
+    for arguments in (ONE_JOB, ["--csv=-"]):
+        result = run("recommend", *arguments, "--output=answers.csv", input=table(GOOD))
+        assert result.exit_code == 1
+        assert result.stderr.startswith("version 1.1.0: cannot read card.json: ")
+        assert len(result.stderr.splitlines()) == 1
+    assert os.listdir() == []
+
+
+# --- where answers go -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nowhere/answers.csv", "nowhere/answers.csv: cannot write it: No such file or directory"),
+        (".", ".: cannot write it: Is a directory"),
+        ("jobs.csv/answers.csv", "jobs.csv/answers.csv: cannot write it: Not a directory"),
+    ],
+)
+def test_a_path_that_cannot_be_written_is_bad_input(run: Callable[..., Result], path: str, message: str) -> None:
+    Path("jobs.csv").write_text(table(GOOD))
+    assert_says(run("recommend", "--csv", "jobs.csv", "--output", path), 2, message)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_a_broken_environment(run: Callable[..., Result]) -> None:
+    result = run("recommend", "--csv=-", "--output=/dev/full", input=table(GOOD))
+    assert_says(result, 1, "/dev/full: writing failed: No space left on device")
+    assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
+
+
+def test_an_old_file_keeps_its_mode_and_a_link_stays_a_link(run: Callable[..., Result]) -> None:
+    Path("real.csv").touch(0o640)
+    Path("link.csv").symlink_to("real.csv")
+    assert run("recommend", *ONE_JOB, "--output", "link.csv").exit_code == 0
+    assert run("recommend", *ONE_JOB, "--output", "new.csv").exit_code == 0
+    assert Path("link.csv").is_symlink()
+    assert stat.S_IMODE(os.stat("real.csv").st_mode) == 0o640
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(os.stat("new.csv").st_mode) == 0o666 & ~umask
+    assert Path("real.csv").read_bytes() == Path("new.csv").read_bytes()
+    assert sorted(os.listdir()) == ["link.csv", "new.csv", "real.csv"]
+
+
+def test_answers_may_replace_the_jobs(run: Callable[..., Result]) -> None:
+    Path("jobs.csv").write_text(table(GOOD))
+    assert run("recommend", "--csv", "jobs.csv", "--output", "jobs.csv").exit_code == 0
+    assert rows(Path("jobs.csv").read_text())[0]["gpus"] == "2"
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+def test_a_pipe_gets_plain_data_and_may_close_early(tmp_path: Path) -> None:
+    jobs = tmp_path / "jobs.csv"
+    jobs.write_text(table(*[GOOD] * 40_000))
+    environment = {**os.environ, "FORCE_COLOR": "1", "LC_ALL": "C"}
+    command = f"'{COMMAND}' recommend --csv '{jobs}' | head -2; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
+    assert done.stdout.splitlines()[1] == f"{GOOD},1,2,1,"
+    assert done.stderr == ""
+
+
+def on_a_terminal(stream: str, arguments: Iterable[str], folder: Path) -> str:
+    """What the command prints to standard output or error where that is a terminal; the other one goes to a file."""
+    ours, theirs = pty.openpty()
+    other = {"stdout": "stderr", "stderr": "stdout"}[stream]
+    with (folder / other).open("wb") as file:
+        process = subprocess.Popen(
+            [COMMAND, *arguments],
+            cwd=folder,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+            **{stream: theirs, other: file},
+        )
+    os.close(theirs)
+    text = b""
+    with suppress(OSError):  # how Linux says that the other side was closed
+        while block := os.read(ours, 65536):
+            text += block
+    os.close(ours)
+    assert process.wait() == 0
+    return text.decode()
+
+
+def test_a_terminal_gets_one_job_as_a_table(tmp_path: Path) -> None:
+    stdout = on_a_terminal("stdout", ["recommend", *ONE_JOB], tmp_path)
+    assert "tokens_per_sample" in stdout
+    assert "gpus" in stdout
+    assert "," not in stdout
+    assert (tmp_path / "stderr").read_text() == ""
+
+
+def test_who_watches_a_long_table_sees_progress(tmp_path: Path) -> None:
+    (tmp_path / "jobs.csv").write_text(table(*[GOOD] * (2 * CHUNK + 1)))
+    stderr = on_a_terminal("stderr", ["recommend", "--csv=jobs.csv"], tmp_path)
+    assert f"{CHUNK}/{2 * CHUNK + 1}" in stderr
+    stdout = (tmp_path / "stdout").read_text()
+    assert stdout.count("\n") == 2 * CHUNK + 2
+    assert "\x1b" not in stdout
+
+
+# --- versions and help ------------------------------------------------------------------------------------------------
+
+
+def test_versions_lists_domains_and_figures(run: Callable[..., Result]) -> None:
+    card = predictors.card(predictors.RELEASED[-1])
+    plain = run("versions").stdout
+    assert not set(plain) & set("\x1b─│")
+    for word in (card.version, "llama-7b", "meta-llama/Llama-2-7b-hf", "L40S", "44.4 GiB", "lora", "max_batch_size"):
+        assert word in plain
+    for figure in card.evaluation.get("figures", {}):
+        assert figure in plain
+    newest = json.loads(run("versions", "--json").stdout)[-1]
+    assert newest["default"] is True
+    assert newest["domain"] == card.domain.model_dump()
+    assert newest["evaluation"] == card.evaluation
+
+
+def test_figures_of_any_shape_become_tables() -> None:
+    uneven = {"figures": {"a": {"value": 1, "required": 2}, "b": 3, "c": {"value": 4}}, "none": {}, "list": [1, 2]}
+    assert figure_tables(uneven) == [
+        [{"evaluation": "none", "": {}}, {"evaluation": "list", "": [1, 2]}],
+        [
+            {"figures": "a", "value": 1, "required": 2, "": None},
+            {"figures": "b", "value": None, "required": None, "": 3},
+            {"figures": "c", "value": 4, "required": None, "": None},
+        ],
+    ]
+
+
+def test_help_and_version(run: Callable[..., Result]) -> None:
+    assert run("--version").stdout == f"ado-autoconf {autoconf.__version__}\n"
+    for command in ([], ["recommend"], ["versions"], ["plot"]):
+        result = run(*command, "--help")
+        assert (result.exit_code, result.stderr) == (0, "")
+    assert run("recommend", "--no-such-option").exit_code == 2

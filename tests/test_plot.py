@@ -1,0 +1,269 @@
+"""`ado-autoconf plot`: our answers and ado's exports of the same points, by the real ado, give the same picture."""
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import Result
+from matplotlib.colors import to_rgba
+from matplotlib.image import imread
+from typer.testing import CliRunner
+
+from autoconf import plot, recommend
+from autoconf.cli import app
+from autoconf.min_gpu_recommender import min_gpu_recommender
+from autoconf.plot import MISSING, NO_RECOMMENDATION, Chart, chart, choose, draw, points
+from autoconf.tables import read_table
+from autoconf.workload import REQUIRED
+
+from ado.schema.observed_property import ObservedPropertyValue
+from ado.schema.result import ValidMeasurementResult
+from ado_context import AdoContext
+
+MODELS, METHODS = ["llama-13b", "llama-7b"], ["lora", "full"]
+TOKENS, BATCHES = [1024, 16384, 131072], [1, 64]
+A100, L40S = "NVIDIA-A100-80GB-PCIe", "L40S"
+SPACE = {"model_name": MODELS, "method": METHODS, "gpu_model": [A100], "tokens_per_sample": TOKENS,
+         "batch_size": BATCHES, "model_version": ["1.1.0"]}  # fmt: skip
+
+
+def points_of(space: dict[str, list[Any]]) -> list[tuple[Any, ...]]:
+    return list(itertools.product(*space.values()))
+
+
+def answers_of(space: dict[str, list[Any]]) -> pd.DataFrame:
+    jobs = pd.DataFrame(points_of(space), columns=list(space))
+    return pd.concat([jobs, recommend(jobs)], axis=1)
+
+
+def written(answers: pd.DataFrame, folder: Path) -> Path:
+    answers.to_csv(folder / "answers.csv", index=False)
+    return folder / "answers.csv"
+
+
+def chart_of(file: Path, **wanted: str) -> Chart:
+    return chart(choose(points(read_table(str(file))), wanted)[0])
+
+
+def run(*arguments: Any) -> Result:
+    return CliRunner().invoke(app, ["plot", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """ado's exports of the space, every point measured once, in a given property format.
+
+    The experiment is called here and its results stored by hand, which saves the half minute that Ray takes.
+    """
+    context = AdoContext(tmp_path_factory.mktemp("plot") / "ado")
+    identifier = context.create_space(
+        {
+            "entitySpace": [{"identifier": k, "propertyDomain": {"values": v}} for k, v in SPACE.items()],
+            "experiments": [
+                {"actuatorIdentifier": "custom_experiments", "experimentIdentifier": "min_gpu_recommender"}
+            ],
+        }
+    )
+    space = context.space(identifier)
+    (experiment,) = space.measurementSpace.experiments
+    entities = [space.entity_for_point(dict(zip(SPACE, point, strict=True))) for point in points_of(SPACE)]
+    for entity in entities:
+        answer = min_gpu_recommender(**{v.property.identifier: v.value for v in entity.constitutive_property_values})
+        values = [
+            ObservedPropertyValue(property=observed, value=answer[observed.targetProperty.identifier])
+            for observed in experiment.observedProperties
+            if observed.targetProperty.identifier in answer
+        ]
+        entity.add_measurement_result(ValidMeasurementResult(entityIdentifier=entity.identifier, measurements=values))
+    space.sample_store.add_external_entities(entities)
+
+    def export(form: str) -> Path:
+        file = context.folder / f"{form}.csv"
+        arguments = ["-o", "csv", "--output-file", str(file), "--property-format", form, "--include", "matching"]
+        context.ado("show", "measurements", "space", identifier, *arguments)
+        return file
+
+    return export
+
+
+def test_our_answers_and_both_formats_of_ado_give_the_same_chart(
+    exports: Callable[[str], Path], tmp_path: Path
+) -> None:
+    ours = chart_of(written(answers_of(SPACE), tmp_path))
+    assert (ours.tokens, ours.batches) == (TOKENS, BATCHES)
+    assert (ours.models, ours.methods) == (["llama-7b", "llama-13b"], ["full", "lora"])
+    for form in ("target", "observed"):
+        theirs = chart_of(exports(form))
+        assert (theirs.tokens, theirs.batches) == (ours.tokens, ours.batches)
+        assert (theirs.models, theirs.methods, theirs.subtitle) == (ours.models, ours.methods, ours.subtitle)
+        for panel, totals in ours.panels.items():
+            np.testing.assert_array_equal(theirs.panels[panel], totals)
+        assert run(exports(form), "-o", tmp_path / f"{form}.png").exit_code == 0
+    assert (tmp_path / "target.png").read_bytes() == (tmp_path / "observed.png").read_bytes()
+
+
+def test_a_panel_holds_gpus_in_total(tmp_path: Path) -> None:
+    answers = answers_of({**SPACE, "model_name": ["llama-7b"], "method": ["full"], "gpus_per_worker": [2]})
+    (totals,) = chart_of(written(answers, tmp_path)).panels.values()
+    for row in answers.fillna(0).itertuples():
+        expected = row.gpus * row.workers if row.can_recommend else NO_RECOMMENDATION
+        assert totals[BATCHES.index(row.batch_size), TOKENS.index(row.tokens_per_sample)] == expected
+    assert {NO_RECOMMENDATION, 1} < set(totals.ravel())
+
+
+def test_points_that_the_file_lacks_are_missing(tmp_path: Path) -> None:
+    answers = answers_of({**SPACE, "model_name": ["llama-7b"]}).drop(index=[0, 5])
+    panels = chart_of(written(answers, tmp_path)).panels
+    assert panels["llama-7b", "lora"][0, 0] == MISSING
+    assert panels["llama-7b", "lora"][1, 2] == MISSING
+    assert (panels["llama-7b", "full"] != MISSING).all()
+
+
+def test_of_several_gpu_types_the_first_is_drawn_unless_another_is_wanted(tmp_path: Path) -> None:
+    file = written(answers_of({**SPACE, "gpu_model": [L40S, A100]}), tmp_path)
+    result = run(file, "-o", tmp_path / "first.png")
+    assert result.exit_code == 0
+    assert result.stderr == (
+        f"{file}: gpu_model: drawing 'L40S', the first of 'L40S', '{A100}'; choose with --gpu-model\n"
+    )
+    result = run(file, "-o", tmp_path / "second.png", "--gpu-model", A100, "--model-version", "1.1.0")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert chart_of(file).subtitle == "L40S  ·  version 1.1.0"
+    assert chart_of(file, gpu_model=A100).subtitle == f"{A100}  ·  version 1.1.0"
+    assert (tmp_path / "first.png").read_bytes() != (tmp_path / "second.png").read_bytes()
+
+
+def test_cells_of_ado_that_are_lists_or_empty(tmp_path: Path) -> None:
+    header = f"{','.join(REQUIRED)},e-can_recommend,e-gpus,e-workers\n"
+    cells = [(1, '"[1, 1]","[2.0, 2.0]","[1, 1]"'), (2, '"[0, 0]","[nan, nan]",'), (4, ",,"), (8, "1.0,4.0,2.0")]
+    lines = (f"m,lora,{A100},512,{batch},{answer}\n" for batch, answer in cells)
+    (tmp_path / "a.csv").write_text(header + "".join(lines))
+    (totals,) = chart_of(tmp_path / "a.csv").panels.values()
+    assert totals.ravel().tolist() == [2, NO_RECOMMENDATION, MISSING, 8]
+
+
+def test_an_export_without_any_recommendation_has_no_gpus_column(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"{','.join(REQUIRED)},can_recommend\nm,lora,{A100},512,1,0\n")
+    (totals,) = chart_of(tmp_path / "a.csv").panels.values()
+    assert totals.tolist() == [[NO_RECOMMENDATION]]
+
+
+@pytest.mark.parametrize(
+    ("lines", "arguments", "message"),
+    [
+        (["x,lora,g,512,1"], [], ", line 2: can_recommend: must be 0 or 1, got '2'"),
+        (["x,lora,g,512,0"], [], ", line 2: batch_size: must be a whole number >= 1, got '0'"),
+        ([], [], ": there are no answers to draw"),
+        (["x,lora,g,512,1"], ["--gpu-model", "h"], ": gpu_model: no answer for 'h'; there are answers for 'g'"),
+    ],
+)
+def test_a_bad_file_of_answers_is_bad_input(
+    tmp_path: Path, lines: list[str], arguments: list[str], message: str
+) -> None:
+    file, picture = tmp_path / "answers.csv", tmp_path / "picture.png"
+    ok = "1,1,1" if arguments else "2,1,1"
+    file.write_text("\n".join([f"{','.join(REQUIRED)},can_recommend,gpus,workers", *(f"{x},{ok}" for x in lines)]))
+    result = run(file, "-o", picture, *arguments)
+    assert (result.exit_code, result.stderr) == (2, f"{file}{message}\n")
+    assert not picture.exists()
+
+
+def test_two_answers_for_one_point_must_agree(tmp_path: Path) -> None:
+    header, job = f"{','.join(REQUIRED)},can_recommend,gpus,workers", "m,lora,g,512,1"
+    (tmp_path / "a.csv").write_text("\n".join([header, f"{job},1,2,1", f"{job},1,2,1", f"{job},0,,"]))
+    result = run(tmp_path / "a.csv", "-o", tmp_path / "a.png")
+    assert result.exit_code == 2
+    assert result.stderr == f"{tmp_path}/a.csv, line 4: m, lora, 512 tokens, batch 1: line 3 answers otherwise\n"
+
+
+def test_jobs_without_answers_are_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "jobs.csv").write_text(",".join(REQUIRED))
+    result = run(tmp_path / "jobs.csv", "-o", tmp_path / "a.png")
+    assert result.exit_code == 2
+    assert "line 1: required column missing: can_recommend; the table has model_name, method" in result.stderr
+
+
+@pytest.mark.parametrize(("kind", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("PDF", b"%PDF")])
+def test_the_kinds_of_picture(tmp_path: Path, kind: str, start: bytes) -> None:
+    file = written(answers_of(SPACE), tmp_path)
+    assert run(file, "-o", tmp_path / f"picture.{kind}").exit_code == 0
+    assert (tmp_path / f"picture.{kind}").read_bytes().startswith(start)
+    assert run(file, "-o", tmp_path / "picture.jpg").exit_code == 2
+    assert sorted(os.listdir(tmp_path)) == sorted(["answers.csv", f"picture.{kind}"])
+
+
+def grid(models: int = 2, tokens: int = 5, batches: int = 6, most: int = 64) -> Chart:
+    """A chart of arbitrary answers."""
+    totals = np.random.default_rng(0).integers(MISSING, most, (models * 2, batches, tokens))
+    names = [f"model-{index}" for index in range(models)]
+    panels = dict(zip(itertools.product(names, ["full", "lora"]), totals, strict=True))
+    axes = ([2 ** (9 + t) for t in range(tokens)], [b + 1 for b in range(batches)])
+    return Chart("a GPU", *axes, names, ["full", "lora"], panels)
+
+
+def test_the_whole_sweep_has_a_legible_panel_for_each_model_and_method() -> None:
+    figure = draw(grid(models=22))
+    figure.draw_without_rendering()
+    assert len(figure.axes) == 44
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    frame = figure.bbox
+    assert all(frame.x0 <= b.x0 and b.x1 <= frame.x1 and frame.y0 <= b.y0 and b.y1 <= frame.y1 for b in boxes)
+    for axes in figure.axes:
+        cells = [text.get_window_extent() for text in axes.texts]
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(cells, 2))
+        assert all(text.get_fontsize() >= 7 for text in axes.texts)
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (3, 40, 70), (1, 400, 300), (100, 2, 2)])
+def test_any_number_of_panels_and_points_can_be_drawn(size: tuple[int, int, int]) -> None:
+    figure = draw(grid(*size))
+    width, height = figure.get_size_inches() * figure.dpi
+    assert width > 500 and width * height < 90e6
+    assert len(figure.axes) == 2 * size[0]
+
+
+def test_more_gpus_are_drawn_darker_and_no_recommendation_apart(tmp_path: Path) -> None:
+    totals = [1, 2, 4, 8, NO_RECOMMENDATION, MISSING]
+    panels = {("m", "lora"): np.array([totals])}
+    figure = draw(Chart("", [512 * (i + 1) for i in range(6)], [1], ["m"], ["lora"], panels))
+    image = figure.axes[0].images[0].get_array()[0]
+    lightness = [float(np.dot(colour[:3], (0.2126, 0.7152, 0.0722))) for colour in image]
+    assert lightness[:4] == sorted(lightness[:4], reverse=True)
+    assert min(np.diff(lightness[:4][::-1])) > 0.1
+    assert np.ptp(image[4][:3]) < 0.03
+    assert tuple(image[5]) == to_rgba("white")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1", "2", "4", "8"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "1 GPU", "2 GPUs", "4 GPUs", "8 GPUs", "no recommendation", "no answer in the file"
+    ]  # fmt: skip
+    figure.savefig(tmp_path / "a.png")
+    assert imread(tmp_path / "a.png").shape[2] == 4
+
+
+def test_drawing_leaves_the_host_alone() -> None:
+    before = dict(matplotlib.rcParams)
+    draw(grid()).draw_without_rendering()
+    assert dict(matplotlib.rcParams) == before
+    code = (
+        "import sys, autoconf.cli, autoconf.plot; assert 'matplotlib' not in sys.modules; import test_plot as t\n"
+        "autoconf.plot.draw(t.grid()); assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    code = code.replace("import test_plot as t", "import numpy as np; from autoconf.plot import Chart").replace(
+        "t.grid()", "Chart('', [1], [1], ['m'], ['lora'], {('m', 'lora'): np.array([[1]])})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_setting_has_an_option() -> None:
+    text = run("--help").stdout
+    assert all(plot.option(setting) in text for setting in plot.SETTINGS)
