@@ -83,13 +83,16 @@ AttentionInterface.register("fake_attention", _flash_attention_forward)
 AttentionMaskInterface.register("fake_attention", _no_mask)
 
 
-def build_model(architecture: Architecture, method: Method, layers: int | None = None) -> torch.nn.Module:
+def build_model(
+    architecture: Architecture, method: Method, layers: int | None = None, attention: str = "fake_attention"
+) -> torch.nn.Module:
     """Build, on the ``meta`` device, the model that the reference workload trains.
 
     Args:
         architecture: entry of ``architectures.yaml``.
         method: ``full`` (every parameter trains) or ``lora`` (frozen base, trainable adapters).
         layers: depth of a shortened stack; ``None`` keeps the architecture's own.
+        attention: transformers' name of the attention implementation; the default only accounts for memory.
     """
     config_kwargs = dict(architecture.config)
     if layers is not None:
@@ -99,9 +102,7 @@ def build_model(architecture: Architecture, method: Method, layers: int | None =
     # Balanced routing: one grouped matrix product over tokens * top_k rows, whatever the router decides.
     experts = {"experts_implementation": "grouped_mm"} if architecture.is_mixture_of_experts else {}
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.bfloat16, attn_implementation="fake_attention", **experts
-        )
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=attention, **experts)
     model.activation_checkpointing_enable({"use_reentrant": False})
     if method == "lora":
         lora = LoraConfig(
