@@ -1,6 +1,7 @@
 """The experiment as its users reach it: a plain call, a YAML, the ado API, a space that an operation walks."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,3 +107,16 @@ def test_missing_and_unknown_arguments_are_named(job):
             min_gpu_recommender(**{k: v for k, v in job.items() if k != field})
     with pytest.raises(ValueError, match="max_gpu: no such field"):
         min_gpu_recommender(**job, max_gpu=4)
+
+
+def test_a_broken_installation_is_an_invalid_measurement_with_its_reason(tmp_path):
+    shutil.copytree(ROOT / "autoconf", tmp_path / "autoconf")
+    with (tmp_path / "autoconf" / "AutoGluonModels" / "1.1.0" / "predictor" / "learner.pkl").open("ab") as file:
+        file.write(b"x")
+    done = subprocess.run(
+        [tool("run_experiment"), EXAMPLES / "simple.yaml"],
+        capture_output=True, text=True, timeout=180, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert values(done.stdout)["valid"] == "False"
+    assert "predictor/learner.pkl was altered" in " ".join(done.stdout.split())
+    assert "can_recommend" not in done.stdout

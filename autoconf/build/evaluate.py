@@ -385,13 +385,38 @@ def _section(evaluation: dict[str, Any], version: str) -> str:
     return "\n\n".join(parts)
 
 
-def write_section(readme: Path, version: str, section: str) -> None:
-    """Replace what stands between the version's markers."""
-    start, end = f"<!-- evaluation {version}: written by make evaluate -->", f"<!-- end of evaluation {version} -->"
+def _domain(card: Card) -> str:
+    """What the version answers for: its GPUs, its models with sources, and what is assumed of them."""
+    known = architectures()
+    gpus = [
+        {"GPU": f"`{name}`", "usable memory, GiB": f"{gpu.usable_gib:g}", "also known as": _codes(gpu.aliases)}
+        for name, gpu in card.domain.gpus.items()
+    ]
+    models = [
+        {
+            "model": f"[{name}]({known[name].source.split()[0]})",
+            "parameters": f"{known[name].parameters:,}",
+            "LoRA targets": ", ".join(known[name].lora_targets),
+            "most tokens": model.max_tokens_per_sample or "",
+            "also known as": _codes(model.aliases),
+        }
+        for name, model in card.domain.models.items()
+    ]
+    assumed = [f"- **{name}**: {known[name].assumption}" for name in card.domain.models if known[name].assumption]
+    return "\n\n".join([_markdown(gpus), _markdown(models), "Some entries rest on an assumption:", "\n".join(assumed)])
+
+
+def _codes(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def write_section(readme: Path, what: str, section: str) -> None:
+    """Replace what stands between the markers of a section."""
+    start, end = f"<!-- {what}: written by make evaluate -->", f"<!-- end of {what} -->"
     text = readme.read_text(encoding="utf-8")
     pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"{readme} has no markers for the evaluation of {version}")
+        raise ValueError(f"{readme} has no markers for the {what}")
     readme.write_text(pattern.sub(lambda _: f"{start}\n\n{section}\n\n{end}", text), encoding="utf-8")
 
 
@@ -450,7 +475,8 @@ def evaluate(version: str, measured: Path | None = None) -> dict[str, Any]:
     elif "measured" in predictor.card.evaluation:
         evaluation["measured"] = predictor.card.evaluation["measured"]
     write_card(folder, predictor.card.model_copy(update={"evaluation": evaluation}))
-    write_section(MODELS / "README.md", version, _section(evaluation, version))
+    write_section(MODELS / "README.md", f"evaluation {version}", _section(evaluation, version))
+    write_section(MODELS / "README.md", f"domain {version}", _domain(predictor.card))
     draw_picture(judged, evaluation, MODELS / f"evaluation-{version}.png")
     return evaluation
 
