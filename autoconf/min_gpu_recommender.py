@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature
 from typing import Any
 
 import autoconf.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
@@ -36,8 +37,16 @@ def _properties(fields: Any) -> list[Any]:
 def _validated(experiment: Callable[..., dict[str, int]]) -> Callable[..., dict[str, int]]:
     """Check the arguments before ado does, so that a bad one is named, and pass them on as what they stand for."""
 
+    parameters = list(signature(experiment).parameters)
+
     @wraps(experiment)  # carries ado's attributes along, which is how its actuator knows a custom experiment
-    def checked(**job: Any) -> dict[str, int]:
+    def checked(*values: Any, **job: Any) -> dict[str, int]:
+        if len(values) > len(parameters):
+            raise ValueError(f"{len(values)} values for the {len(parameters)} fields {', '.join(parameters)}")
+        for field, value in zip(parameters, values, strict=False):
+            if field in job:
+                raise ValueError(f"{field}: given twice")
+            job[field] = value
         if "model_version" not in job:
             raise ValueError("model_version: is required")
         return experiment(**Workload.parse(**job).model_dump())

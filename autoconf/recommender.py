@@ -49,7 +49,8 @@ def recommend(workloads: Workload | pd.DataFrame, model_version: str | None = No
         empty when recommended). A row with a value that can never be right gets that reason.
 
     Raises:
-        ValueError: a required column is missing.
+        TypeError: ``workloads`` is neither.
+        ValueError: a required column is missing, or a column of the job is there twice.
         AutoConfError: the installation is broken.
 
     >>> job = Workload(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe",
@@ -63,6 +64,11 @@ def recommend(workloads: Workload | pd.DataFrame, model_version: str | None = No
     if isinstance(workloads, Workload):
         columns = {field: [getattr(workloads, field)] for field in Workload.model_fields}
         return _answer(columns, model_version)[0]
+    if not isinstance(workloads, pd.DataFrame):
+        raise TypeError(f"workloads: must be a Workload or a pandas DataFrame, got {type(workloads).__name__}")
+    twice = [field for field in Workload.model_fields if list(workloads.columns).count(field) > 1]
+    if twice:
+        raise ValueError(f"{', '.join(twice)}: more than one column of that name")
     missing = [field for field in REQUIRED if field not in workloads.columns]
     if missing:
         raise ValueError(

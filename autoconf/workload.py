@@ -41,7 +41,7 @@ def whole_number(field: str, value: Any) -> int:
 
 
 def _number(value: Any) -> float | int | None:
-    if isinstance(value, bool) or type(value).__name__ == "bool_":
+    if isinstance(value, bool):
         return None
     if isinstance(value, numbers.Integral):
         return int(value)

@@ -1,14 +1,20 @@
 """Whatever comes in: an answer, a reason, or a ValueError that names the field; never anything else."""
 
 import math
+from types import SimpleNamespace
 
 import pandas as pd
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autoconf import recommend
 from autoconf.min_gpu_recommender import min_gpu_recommender
 from autoconf.workload import NAMES, OPTIONAL, REQUIRED
+
+from ado.modules.actuators.custom_experiments import custom_experiment_executor
+from ado.schema.point import SpacePoint
+from ado.schema.request import MeasurementRequest
 
 JOB = {
     "model_name": "llama-7b",
@@ -70,6 +76,47 @@ def test_any_arguments_at_all(job):
     result = outcome(job)
     if isinstance(result, str):
         assert any(f"{field}: " in result for field in [*FIELDS, "extra", "model"])
+
+
+def measured(point: str) -> dict:
+    """What ado records for a point in YAML: its own parsing, validation and executor, without starting Ray."""
+    parsed = SpacePoint.model_validate(yaml.safe_load(point))
+    entity, experiment = parsed.to_entity(), min_gpu_recommender._experiment
+    if not experiment.validate_entity(entity):
+        return {"refused by ado": True}
+    request = MeasurementRequest(
+        operation_id="test",
+        requestIndex=0,
+        requestid="test",
+        entities=[entity],
+        experimentReference=experiment.reference,
+    )
+    finished = []
+    queue = SimpleNamespace(put=lambda done, block: finished.append(done))
+    custom_experiment_executor(min_gpu_recommender, {}, request, experiment, queue)
+    return dict(finished[0].measurements[0].series_representation(output_format="target"))
+
+
+odd_text = st.sampled_from(["", "8192", "nan", "../../etc/passwd", "ünïcode", "1.1.0/../1.1.0"])
+yaml_values = st.one_of(
+    st.integers(), st.floats(), st.booleans(), st.none(), st.text(), odd_text, st.lists(st.integers(), max_size=2)
+)
+
+
+@relaxed
+@given(st.sampled_from(list(JOB)), yaml_values)
+def test_one_odd_value_in_a_yaml(field, value):
+    result = measured(yaml.safe_dump({"entity": {**JOB, field: value}}))
+    if result.get("refused by ado"):
+        assert field in NUMBERS and not isinstance(value, (int, float))
+    elif result["valid"]:
+        assert result["can_recommend"] in (0, 1)
+    else:
+        assert f"{field}: " in result["reason"]
+
+
+def test_the_example_in_a_yaml():
+    assert measured(yaml.safe_dump({"entity": JOB}))["gpus"] == 2
 
 
 @relaxed

@@ -107,6 +107,11 @@ def test_missing_and_unknown_arguments_are_named(job):
             min_gpu_recommender(**{k: v for k, v in job.items() if k != field})
     with pytest.raises(ValueError, match="max_gpu: no such field"):
         min_gpu_recommender(**job, max_gpu=4)
+    assert min_gpu_recommender(*job.values()) == min_gpu_recommender(**job)
+    with pytest.raises(ValueError, match="method: given twice"):
+        min_gpu_recommender("llama-7b", "lora", method="full")
+    with pytest.raises(ValueError, match="10 values for the 9 fields"):
+        min_gpu_recommender(*range(10))
 
 
 def test_a_broken_installation_is_an_invalid_measurement_with_its_reason(tmp_path):

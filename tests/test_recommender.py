@@ -164,6 +164,13 @@ def test_a_missing_column_is_an_error_that_names_it(job):
             recommend(pd.DataFrame([job]).drop(columns=field))
 
 
+def test_what_is_no_table_of_jobs_is_an_error(job):
+    with pytest.raises(TypeError, match="workloads: must be a Workload or a pandas DataFrame, got list"):
+        recommend([job])
+    with pytest.raises(ValueError, match="method: more than one column"):
+        recommend(pd.concat([pd.DataFrame([job]), pd.DataFrame([job])[["method"]]], axis=1))
+
+
 def test_an_empty_table_has_an_empty_answer(job):
     answers = recommend(pd.DataFrame([job]).iloc[:0])
     assert answers.empty and list(answers) == ["can_recommend", "gpus", "workers", "reason"]
