@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import yaml
+from conftest import EXAMPLE as JOB
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,14 +17,6 @@ from ado.modules.actuators.custom_experiments import custom_experiment_executor
 from ado.schema.point import SpacePoint
 from ado.schema.request import MeasurementRequest
 
-JOB = {
-    "model_name": "llama-7b",
-    "method": "lora",
-    "gpu_model": "NVIDIA-A100-80GB-PCIe",
-    "tokens_per_sample": 8192,
-    "batch_size": 16,
-    "model_version": "1.1.0",
-}
 FIELDS = [*REQUIRED, *OPTIONAL]
 NUMBERS = [field for field in FIELDS if field not in NAMES]
 
