@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import threadpoolctl
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoconf.errors import AutoConfError
@@ -98,6 +99,7 @@ class Predictor:
         self.memory = memory
         self.rows = rows
         self._tabular = tabular
+        self._openmp = threadpoolctl.ThreadpoolController().select(user_api="openmp")
         self._lock = threading.Lock()
 
     @property
@@ -108,7 +110,9 @@ class Predictor:
         """Predicted probability of fitting for a table of ``features``, shape (rows,)."""
         if table.empty:
             return np.zeros(0)
-        with self._lock:  # neither AutoGluon nor LightGBM promises that prediction is thread-safe
+        # Neither AutoGluon nor LightGBM promises that prediction is thread-safe. One OpenMP thread: on a busy machine a
+        # second one costs 20 ms of waiting for what takes a tenth of one.
+        with self._lock, self._openmp.limit(limits=1):
             return self._tabular.predict_proba(table, as_pandas=False, as_multiclass=False)
 
     def answers(self, table: pd.DataFrame) -> Booleans:

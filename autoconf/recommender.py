@@ -74,20 +74,22 @@ def recommend(workloads: Workload | pd.DataFrame, model_version: str | None = No
         raise ValueError(
             f"{', '.join(missing)}: required column missing; the table has {', '.join(map(str, workloads))}"
         )
-    answers: list[Recommendation] = []
-    for start in range(0, len(workloads), CHUNK):
+    fields = [field for field in Workload.model_fields if field in workloads]
+    answers = []
+    for start in range(0, max(len(workloads), 1), CHUNK):
         chunk = workloads.iloc[start : start + CHUNK]
-        answers += _answer(
-            {field: chunk[field].tolist() for field in Workload.model_fields if field in chunk}, model_version
-        )
+        answers.append(_frame(_answer({field: chunk[field].tolist() for field in fields}, model_version)))
+    return pd.concat(answers).set_axis(workloads.index)
+
+
+def _frame(answers: Sequence[Recommendation]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "can_recommend": np.array([a.can_recommend for a in answers], np.int64),
             "gpus": pd.array([a.gpus for a in answers], "Int64"),
             "workers": pd.array([a.workers for a in answers], "Int64"),
-            "reason": pd.Series([a.reason for a in answers], dtype=object).to_numpy(),
-        },
-        index=workloads.index,
+            "reason": np.array([a.reason for a in answers], dtype=object),
+        }
     )
 
 
@@ -245,22 +247,27 @@ def smallest(
     best = np.zeros(len(rows), np.int64)
     best[job[fits][::-1]] = gpus[fits][::-1]  # the smallest count is written last
     last = np.searchsorted(job, np.arange(len(rows)), side="right") - 1  # each job's largest candidate
-    answers = []
-    for index, total in enumerate(best):
-        if total:
-            nodes = int(workers[index, total - 1])
-            answers.append(Recommendation(1, gpus=int(total) // nodes, workers=nodes))
-        else:
-            one = candidates.subset(slice(last[index], last[index] + 1))
-            answers.append(Recommendation(0, reason=_why_not(one, limit[index], batch_size[index])))
-    return answers
+    without = np.flatnonzero(best == 0)
+    reasons = iter(_why_not(candidates.subset(last[without]), limit[without], batch_size[without]))
+    nodes = workers[np.arange(len(best)), best - 1]
+    return [
+        Recommendation(1, gpus=total // count, workers=count) if total else Recommendation(0, reason=next(reasons))
+        for total, count in zip(best.tolist(), nodes.tolist(), strict=True)
+    ]
 
 
-def _why_not(largest: Candidates, limit: int, batch_size: int) -> str:
-    """Why a job has no recommendation, told for the largest number of GPUs that was considered."""
-    peak = largest.memory.peak_bytes(largest.rows, largest.gpus, largest.tokens_per_gpu)[0] / GIB
-    why = rules.reason(largest) or (
-        f"training peaks near {peak:.1f} GiB on each of {largest.gpus[0]} GPUs, which leaves too little "
-        f"of {largest.usable_gib[0]:g} GiB"
-    )
-    return f"no number of GPUs up to {limit} that divides batch_size {batch_size} is enough: {why}"
+def _why_not(largest: Candidates, limits: np.ndarray, batch_sizes: np.ndarray) -> list[str]:
+    """Why jobs have no recommendation, told for the largest number of GPUs that was considered for each."""
+    if not len(largest.rows):
+        return []
+    peaks = largest.memory.peak_bytes(largest.rows, largest.gpus, largest.tokens_per_gpu) / GIB
+    return [
+        f"no number of GPUs up to {limit} that divides batch_size {batch_size} is enough: "
+        + (
+            failed_rule
+            or f"training peaks near {peak:.1f} GiB {rules.on_each(gpus)}, which leaves too little of {usable:g} GiB"
+        )
+        for failed_rule, limit, batch_size, peak, gpus, usable in zip(
+            rules.reasons(largest), limits, batch_sizes, peaks, largest.gpus, largest.usable_gib, strict=True
+        )
+    ]

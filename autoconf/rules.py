@@ -26,7 +26,7 @@ class Candidates:
     tokens_per_gpu: Floats  # of one micro-batch
     usable_gib: Floats
 
-    def subset(self, keep: Booleans | slice) -> Candidates:
+    def subset(self, keep: Booleans | Integers) -> Candidates:
         return Candidates(
             self.memory, self.rows[keep], self.gpus[keep], self.tokens_per_gpu[keep], self.usable_gib[keep]
         )
@@ -47,24 +47,34 @@ def resident_state_fits(candidates: Candidates) -> Booleans:
     return resident <= candidates.usable_gib * GIB
 
 
-def _why_resident_state(one: Candidates) -> str:
-    resident = one.memory.resident_bytes(one.rows, one.gpus)[0] / GIB
-    return (
-        f"weights, gradients and optimizer state alone take {resident:.1f} GiB on each of {one.gpus[0]} GPUs, "
-        f"and one has {one.usable_gib[0]:g} GiB"
-    )
+def on_each(gpus: int) -> str:
+    """
+    >>> on_each(1), on_each(4)
+    ('on 1 GPU', 'on each of 4 GPUs')
+    """
+    return "on 1 GPU" if gpus == 1 else f"on each of {gpus} GPUs"
 
 
-def _why_gradients(one: Candidates) -> str:
-    gradients = one.memory.gradient_bytes(one.rows)[0] / GIB
-    return (
-        f"gradient accumulation keeps {gradients:.1f} GiB of unsharded gradients on every GPU, "
-        f"and one has {one.usable_gib[0]:g} GiB: gradient_accumulation_steps=1 would shard them"
-    )
+def _why_resident_state(candidates: Candidates) -> list[str]:
+    resident = candidates.memory.resident_bytes(candidates.rows, candidates.gpus) / GIB
+    return [
+        f"weights, gradients and optimizer state alone take {needed:.1f} GiB {on_each(gpus)}, "
+        f"and one has {usable:g} GiB"
+        for needed, gpus, usable in zip(resident, candidates.gpus, candidates.usable_gib, strict=True)
+    ]
+
+
+def _why_gradients(candidates: Candidates) -> list[str]:
+    gradients = candidates.memory.gradient_bytes(candidates.rows) / GIB
+    return [
+        f"gradient accumulation keeps {needed:.1f} GiB of unsharded gradients on every GPU, "
+        f"and one has {usable:g} GiB: gradient_accumulation_steps=1 would shard them"
+        for needed, usable in zip(gradients, candidates.usable_gib, strict=True)
+    ]
 
 
 # In the order in which they are tried; the first that a candidate fails gives the reason.
-RULES: tuple[tuple[Callable[[Candidates], Booleans], Callable[[Candidates], str]], ...] = (
+RULES: tuple[tuple[Callable[[Candidates], Booleans], Callable[[Candidates], list[str]]], ...] = (
     (resident_state_fits, _why_resident_state),
     (gradients_fit, _why_gradients),
 )
@@ -75,6 +85,11 @@ def passing(candidates: Candidates) -> Booleans:
     return np.logical_and.reduce([rule(candidates) for rule, _ in RULES])
 
 
-def reason(one: Candidates) -> str | None:
-    """Why a single candidate fails the rules; ``None`` if it passes."""
-    return next((why(one) for rule, why in RULES if not rule(one)[0]), None)
+def reasons(candidates: Candidates) -> list[str]:
+    """Why each candidate fails the rules; empty text for one that passes."""
+    sentences = [""] * len(candidates.rows)
+    for rule, why in reversed(RULES):
+        failing = np.flatnonzero(~rule(candidates))
+        for index, sentence in zip(failing, why(candidates.subset(failing)), strict=True):
+            sentences[index] = sentence
+    return sentences
