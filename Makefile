@@ -39,7 +39,7 @@ ground-truth: $(VENV)/build  ## check the closed form against traces of FSDP ran
 measure: $(VENV)/build  ## on a machine with a CUDA GPU: run the reference workload near the edge of memory
 	$(BIN)/python -m autoconf.build.measure
 
-benchmark: $(VENV)/tested  ## measure speed, each figure next to its baseline, into BENCHMARKS.md
+benchmark: $(VENV)/installed  ## measure speed, each figure next to its baseline, into BENCHMARKS.md
 	$(BIN)/python benchmarks/run.py
 
 test-matrix: $(VENV)/tested  ## the suite's drift tests under other Pythons, AutoGluons and ados
