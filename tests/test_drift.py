@@ -6,6 +6,7 @@ brought about by a card that names another AutoGluon.
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,16 @@ def test_a_version_is_rebuilt_once_with_a_message_and_gives_the_released_answers
     assert "rebuilding" not in caplog.text
     assert [p for p in drifted.iterdir() if p.is_dir()] == rebuilt
     assert (rebuilt[0] / "card.json").stat().st_mtime_ns == made
+
+
+def test_neither_a_rebuild_nor_an_answer_opens_a_connection(drifted, monkeypatch):
+    def refuse(*address):
+        raise AssertionError(f"connects to {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+    assert recommend(JOB).gpus == 2
+    assert [p for p in drifted.iterdir() if p.is_dir()]
 
 
 def test_an_altered_rebuilt_predictor_is_refused(drifted, monkeypatch):
