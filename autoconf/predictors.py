@@ -12,18 +12,20 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import os
 import shutil
 import tempfile
 import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import threadpoolctl
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoconf.errors import AutoConfError
@@ -99,6 +101,8 @@ class Predictor:
         self.memory = memory
         self.rows = rows
         self._tabular = tabular
+        import threadpoolctl  # sets an environment variable: see _open
+
         self._openmp = threadpoolctl.ThreadpoolController().select(user_api="openmp")
         self._lock = threading.Lock()
 
@@ -183,10 +187,19 @@ def read_card(folder: Path) -> Card:
         raise AutoConfError(f"version {folder.name}: cannot read {CARD}: {error}") from error
 
 
+# scikit-learn and threadpoolctl set these when they are imported.
+_SET_BY_LIBRARIES = {"KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"}
+
+
 def _open(folder: Path) -> Predictor:
-    # Libraries that AutoGluon imports add warnings filters of their own; those of the host process stay as they were.
-    with warnings.catch_warnings():
-        return _opened(folder)
+    # Libraries that AutoGluon imports add warnings filters and environment variables; the host process keeps its own.
+    added = _SET_BY_LIBRARIES - os.environ.keys()
+    try:
+        with warnings.catch_warnings():
+            return _opened(folder)
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def _opened(folder: Path) -> Predictor:
@@ -278,7 +291,14 @@ def _check_answers(predictor: Predictor, folder: Path) -> None:
         jobs = pd.read_csv(folder / CHECK_JOBS)
     except (OSError, ValueError) as error:
         raise AutoConfError(f"version {folder.name}: cannot read {CHECK_JOBS}: {error}") from error
-    answers = predictor.fits(candidates_of(jobs, predictor.memory, predictor.rows, predictor.domain))
+    candidates = candidates_of(jobs, predictor.memory, predictor.rows, predictor.domain)
+    try:
+        answers = predictor.fits(candidates)
+    except Exception as error:  # libraries that do not go together can fail at the first prediction, with anything
+        raise AutoConfError(
+            f"version {folder.name}: the predictor does not answer: {type(error).__name__}: {error}; "
+            f"installed libraries: {installed_libraries()}"
+        ) from error
     wrong = int((answers != jobs[LABEL].to_numpy(bool)).sum())
     if wrong:
         raise AutoConfError(
@@ -288,6 +308,19 @@ def _check_answers(predictor: Predictor, folder: Path) -> None:
 
 
 # --- training and rebuilding ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """AutoGluon calls it an error that there is no torch, which LightGBM does without, and sets pandas' log level."""
+    about_torch, about_pandas = logging.getLogger("autogluon.common.utils.resource_utils"), logging.getLogger("pandas")
+    disabled, level = about_torch.disabled, about_pandas.level
+    about_torch.disabled = True
+    try:
+        yield
+    finally:
+        about_torch.disabled = disabled
+        about_pandas.setLevel(level)
 
 
 def fit(table: pd.DataFrame, folder: Path) -> None:
@@ -314,18 +347,19 @@ def fit(table: pd.DataFrame, folder: Path) -> None:
     predictor = _tabular_predictor()(
         label=LABEL, path=str(scratch), problem_type="binary", eval_metric="log_loss", verbosity=0
     )
-    predictor.fit(
-        table[[*MONOTONE, LABEL]],
-        hyperparameters={"GBM": gbm},
-        holdout_frac=0.1,
-        fit_weighted_ensemble=False,
-        num_bag_folds=0,
-        num_stack_levels=0,
-        dynamic_stacking=False,
-        calibrate=False,
-        num_cpus=1,
-        num_gpus=0,
-    )
+    with _quiet():
+        predictor.fit(
+            table[[*MONOTONE, LABEL]],
+            hyperparameters={"GBM": gbm},
+            holdout_frac=0.1,
+            fit_weighted_ensemble=False,
+            num_bag_folds=0,
+            num_stack_levels=0,
+            dynamic_stacking=False,
+            calibrate=False,
+            num_cpus=1,
+            num_gpus=0,
+        )
     predictor.clone_for_deployment(str(folder))
     shutil.rmtree(scratch)
 
@@ -350,7 +384,9 @@ def _rebuilt(folder: Path, card: Card, memory: MemoryTable, rows: dict[Any, int]
                 _rebuild(folder, card, memory, rows, target)
             expected = json.loads((target / CARD).read_text(encoding="utf-8"))
             verify(target, expected, f"version {card.version}, rebuilt")
-    except (OSError, ValueError) as error:
+    except AutoConfError:
+        raise
+    except Exception as error:  # a full disk, a lock that cannot be had, anything that training fails with
         raise AutoConfError(f"version {card.version}: cannot rebuild it in {cache_folder}: {error}") from error
     return target / PREDICTOR
 

@@ -12,6 +12,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+import autoconf.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
+
 from ado.cli.core.cli import app
 from ado.cli.core.config import AdoConfiguration
 from ado.cli.utils.generic.wrappers import get_sql_store

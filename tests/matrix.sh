@@ -85,7 +85,7 @@ unset PYTHONPATH
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 mkdir "$scratch/source" "$scratch/copy"
-cp -R autoconf orchestrator.py pyproject.toml README.md LICENSE "$scratch/source"
+cp -R autoconf compat pyproject.toml README.md LICENSE "$scratch/source"
 cp -R tests examples sweep "$scratch/copy"
 
 row="%-16s %-8s %-6s %-10s %-9s %-7s %-7s %-16s %8s\n"

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -79,3 +80,22 @@ def test_both_names_of_ado_are_the_same_modules():
         "assert pickle.loads(pickle.dumps(A(entity={'a': 1}))) == B(entity={'a': 1})\n"
     )
     subprocess.run([sys.executable, "-c", check], check=True, timeout=120)
+
+
+def test_a_space_is_made_and_swept_from_the_command_line(ado_context, job):
+    """Both commands crash under some versions of typer that ado itself allows."""
+    points = {**{field: [value] for field, value in job.items()}, "batch_size": [1, 16]}
+    space = ado_context.create_space(
+        {
+            "entitySpace": [{"identifier": k, "propertyDomain": {"values": v}} for k, v in points.items()],
+            "experiments": [
+                {"actuatorIdentifier": "custom_experiments", "experimentIdentifier": "min_gpu_recommender"}
+            ],
+        }
+    )
+    operation = Path(__file__).parents[1] / "sweep" / "examples" / "operation-batched.yaml"
+    command = ado_context.command("create", "operation", "-f", str(operation), "--use-latest", "space")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    table = ado_context.space(space).matchingEntitiesTable(property_type="target")
+    assert dict(zip(table["batch_size"], table["gpus"], strict=True)) == {1: 1, 16: 2}

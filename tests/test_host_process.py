@@ -14,8 +14,10 @@ JOB = dict(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCI
 
 
 def run(code: str, **environment: str) -> str:
+    # What scikit-learn left behind in this process must not hide what a fresh one would set.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("KMP_")}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**os.environ, **environment}
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**clean, **environment}
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
