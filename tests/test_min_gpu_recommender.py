@@ -83,7 +83,6 @@ def test_a_space_walked_by_ado_gives_the_answers_of_direct_calls(ado_context, mo
     assert done.returncode == 0, done.stdout + done.stderr
     table = ado_context.table(identifier)
     assert len(table) == 12
-    assert table["valid"].all() if "valid" in table else True
     for row in table.to_dict("records"):
         expected = min_gpu_recommender(**{name: row[name] for name in few})
         assert row["can_recommend"] == expected["can_recommend"]
