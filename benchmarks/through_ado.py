@@ -17,42 +17,41 @@ from in_python import spread
 from report import Limit, Row
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ado_context import AdoContext
 
 SMALL: dict[str, list[Any]] = {"model_name": ["llama-7b", "granite-8b-code-base"], "tokens_per_sample": [512, 8192]}
-PART: dict[str, list[Any]] = {"model_name": ["llama-7b", "granite-8b-code-base", "llama3.1-70b", "granite-20b-v2"]}
 RECOMMENDER = "min_gpu_recommender"
 
 
 def sweep(folder: Path, quick: bool) -> list[Row]:
     """Wall clock of `ado create operation -f sweep/examples/operation-batched.yaml` as a process, start and end
-    included, on the sweep space, and on a part of it (four of its models) beside the baseline: `operation.yaml`
-    (random_walk) with the constant function on the same part, since random_walk slows down as the store grows and takes
-    too long for the whole. All in new stores; that every point has a valid measurement is checked.
+    included, on the sweep space; the baseline is the same with `operation.yaml` (random_walk). Both in new stores; that
+    every point has a valid measurement is checked. Unlike rows are those of one exported table that the other lacks.
     """
     from contexts import BATCHED, POINT_BY_POINT, new_context
     from jobs import points, space_configuration
 
-    whole = space_configuration(RECOMMENDER, **(SMALL if quick else {}))
-    part, constant = (space_configuration(name, **(SMALL if quick else PART)) for name in (RECOMMENDER, "constant"))
-    whole_s = operate(new_context(folder / "whole"), whole, BATCHED, timeout_s=900)
-    part_s = operate(new_context(folder / "part"), part, BATCHED, timeout_s=900)
-    walk_s = operate(new_context(folder / "walk"), constant, POINT_BY_POINT, timeout_s=1800)
+    space = space_configuration(RECOMMENDER, **(SMALL if quick else {}))
+    contexts = {operation: new_context(folder / operation.stem) for operation in (BATCHED, POINT_BY_POINT)}
+    seconds = {operation: operate(context, space, operation, timeout_s=2400) for operation, context in contexts.items()}
+    tables = [context.table(*context.spaces()) for context in contexts.values()]
     return [
         Row(
-            f"{len(points(whole)):,} points through ado with batched_sweep",
-            whole_s,
+            f"{len(points(space)):,} points through ado with batched_sweep",
+            seconds[BATCHED],
             "s",
+            baseline=seconds[POINT_BY_POINT],
+            baseline_is="random_walk",
             limit=Limit(90.0, aim=45.0),
             full_size=not quick,
         ),
         Row(
-            f"{len(points(part)):,} points through ado with batched_sweep",
-            part_s,
-            "s",
-            baseline=walk_s,
-            baseline_is="random_walk, constant function",
-            full_size=not quick,
+            f"{len(points(space)):,} points: rows unlike those from random_walk",
+            unlike(*tables),
+            "",
+            limit=Limit(0),
         ),
     ]
 
@@ -141,11 +140,21 @@ def two_nodes(folder: Path, quick: bool) -> list[Row]:
         ),
         Row(
             f"{points:,} points on two Ray nodes: rows unlike those from one node",
-            len(pd.concat(tables).drop_duplicates(keep=False)),
+            unlike(*tables),
             "",
             limit=Limit(0),
         ),
     ]
+
+
+def unlike(one: pd.DataFrame, other: pd.DataFrame) -> int:
+    """How many rows one of two tables has and the other lacks; each table must be free of repeated rows."""
+    import pandas as pd
+
+    for table in (one, other):
+        if table.empty or table.duplicated().any():
+            raise MeasurementError("a table is empty or repeats a row, which would hide differences")
+    return len(pd.concat([one, other]).drop_duplicates(keep=False))
 
 
 def run_experiment(file: Path, folder: Path) -> float:

@@ -72,7 +72,8 @@ class BatchedSweepParameters(pydantic.BaseModel):
         pydantic.Field(
             ge=1,
             description="The largest number of measurement requests that run or wait at the same time. "
-            "Default: twice the number of CPUs of the Ray cluster",
+            "Default: the number of CPUs of the Ray cluster, counted anew as nodes join. More of them would only wait; "
+            "set a number where waiting requests shall make a cluster grow",
         ),
     ] = None
     singleMeasurement: Annotated[
@@ -237,8 +238,7 @@ class BatchedSweep(Explore):
         stored = await self.ds_manager.matchingEntitiesInSource.remote()
 
         self._console = ray.get_actor("RichConsoleQueue")
-        cpus = ray.cluster_resources().get("CPU", 1)
-        slots = self.params.maxRequestsInFlight or requests_in_flight_for(cpus)
+        slots = self._slots()
         points = len(stored) if entity_space is None else entity_space.size
         size = batch_size_for(points, self.params.batchSize, slots)
         self._measurements_expected = points * len(measurement_space.experiments)
@@ -252,7 +252,7 @@ class BatchedSweep(Explore):
         # Follow-ups (dependent experiments, retries) go first: the sooner they start the fewer are left at the end.
         follow_ups: deque[_Batch] = deque()
         while True:
-            while self._requests_in_flight < slots:
+            while self._requests_in_flight < self._slots():
                 batch = follow_ups.popleft() if follow_ups else next(fresh, None)
                 if batch is None:
                     break
@@ -268,6 +268,10 @@ class BatchedSweep(Explore):
         self._show_progress(complete=True)
         print(f"Sweep complete: {self._measurements_finished} measurements")
         return True
+
+    def _slots(self) -> int:
+        """How many requests may be in flight now."""
+        return self.params.maxRequestsInFlight or requests_in_flight_for(ray.cluster_resources().get("CPU", 1))
 
     def _batches(self, groups: Iterable[list[Entity]], measurement_space: MeasurementSpace) -> Iterator[_Batch]:
         for index, entities in enumerate(groups):
@@ -395,12 +399,19 @@ def check_space_can_be_swept(entity_space: EntitySpaceRepresentation | None) -> 
 
 
 def requests_in_flight_for(cpus: float) -> int:
-    """Twice the CPUs of the Ray cluster, so that a worker that finishes always finds the next request waiting.
+    """As many as Ray runs at a time, none to wait.
+
+    A task that hands in its results lends its CPU out meanwhile. If a request waits, Ray starts one more worker for it,
+    and ends one once it has idled for a second: processes that import ado and load a predictor for a request or two.
+    With twice as many requests, 20,000 points took 300 s instead of 165 s (measured with Ray 2.60 on two CPUs).
+
+    Args:
+        cpus: CPUs of the Ray cluster, 0 or more.
 
     >>> requests_in_flight_for(2.0), requests_in_flight_for(0.5)
-    (4, 2)
+    (2, 1)
     """
-    return max(2, 2 * int(cpus))
+    return max(1, int(cpus))
 
 
 def batch_size_for(points: int, largest: int, slots: int) -> int:
