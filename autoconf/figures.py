@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,9 +71,10 @@ def read_figures(path: Path) -> list[MemoryFigures]:
     if list(table) != [*_SCALARS, *Moment._fields]:
         raise ValueError(f"{path.name} has the columns {', '.join(table)}")
     figures = []
-    for scalars, group in table.groupby(_SCALARS, sort=False):
-        name, method, accumulating, total, trainable, layer, root = scalars
-        moments = tuple(Moment(*row) for row in group[list(Moment._fields)].itertuples(index=False))
-        counts = int(total), int(trainable), int(layer), int(root)
-        figures.append(MemoryFigures(name, method, bool(accumulating), *counts, moments))
+    for (name, method, accumulating, *counts), rows in groupby(
+        table.itertuples(index=False, name=None), key=lambda row: row[: len(_SCALARS)]
+    ):
+        moments = tuple(Moment(*row[len(_SCALARS) :]) for row in rows)
+        total, trainable, layer, root = counts
+        figures.append(MemoryFigures(name, method, accumulating, total, trainable, layer, root, moments))
     return figures

@@ -277,7 +277,7 @@ def load_tabular(path: Path, version: str) -> Any:
         tabular = _tabular_predictor().load(
             str(path), verbosity=0, require_version_match=False, require_py_version_match=False, check_packages=False
         )
-        tabular.persist()
+        tabular.persist(max_memory=None)  # a megabyte: looking how much memory is free takes a tenth of a second
     except AutoConfError:
         raise
     except Exception as error:  # unpickling can fail with anything
@@ -378,12 +378,13 @@ def _rebuilt(folder: Path, card: Card, memory: MemoryTable, rows: dict[Any, int]
     made_of = json.dumps([card.files, installed_libraries()], sort_keys=True)
     target = cache_folder / f"{card.version}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
     try:
-        cache_folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{target}.lock"):
-            if not target.exists():
-                _rebuild(folder, card, memory, rows, target)
-            expected = json.loads((target / CARD).read_text(encoding="utf-8"))
-            verify(target, expected, f"version {card.version}, rebuilt")
+        if not target.exists():  # it appears in one stroke, and may lie in a read-only image from then on
+            cache_folder.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(f"{target}.lock"):
+                if not target.exists():
+                    _rebuild(folder, card, memory, rows, target)
+        expected = json.loads((target / CARD).read_text(encoding="utf-8"))
+        verify(target, expected, f"version {card.version}, rebuilt")
     except AutoConfError:
         raise
     except Exception as error:  # a full disk, a lock that cannot be had, anything that training fails with

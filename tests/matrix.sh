@@ -3,16 +3,18 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# name           Python  installed along with the wheel
+# name                  Python  installed along with the wheel
 combinations="
-autogluon-1.4.0  3.11    autogluon.tabular==1.4.0
-autogluon-1.5.0  3.11    autogluon.tabular==1.5.0
-autogluon-1.6.3  3.11    autogluon.tabular==1.6.3
-python-3.12      3.12    -r requirements.lock
-python-3.13      3.13    -r requirements.lock
-ado-1.8.0        3.11    ado-core==1.8.0
-ado-2.3.0        3.11    ado-core==2.3.0
-wheel            3.11
+autogluon-1.4.0         3.11    autogluon.tabular==1.4.0
+autogluon-1.5.0         3.11    autogluon.tabular==1.5.0
+autogluon-1.6.3         3.11    autogluon.tabular==1.6.3
+autogluon-1.4.0-py3.12  3.12    autogluon.tabular==1.4.0
+autogluon-1.5.0-py3.13  3.13    autogluon.tabular==1.5.0
+python-3.12             3.12    -r requirements.lock
+python-3.13             3.13    -r requirements.lock
+ado-1.8.0               3.11    ado-core==1.8.0
+ado-2.3.0               3.11    ado-core==2.3.0
+wheel                   3.11
 "
 drift=autogluon-1.5.0  # the one that CI runs
 tests="tests/test_drift.py tests/test_predictors.py"
@@ -88,7 +90,7 @@ mkdir "$scratch/source" "$scratch/copy"
 cp -R autoconf compat pyproject.toml README.md LICENSE "$scratch/source"
 cp -R tests examples sweep "$scratch/copy"
 
-row="%-16s %-8s %-6s %-10s %-9s %-7s %-7s %-16s %8s\n"
+row="%-23s %-8s %-6s %-10s %-9s %-7s %-7s %-16s %8s\n"
 table=$(printf "$row" combination Python ado AutoGluon lightgbm numpy pandas result seconds)
 failed=0 tested=0
 for name in $names; do

@@ -61,6 +61,21 @@ def test_a_version_is_rebuilt_once_with_a_message_and_gives_the_released_answers
     assert (rebuilt[0] / "card.json").stat().st_mtime_ns == made
 
 
+def test_a_rebuilt_version_is_used_from_a_read_only_cache(drifted, monkeypatch):
+    recommend(JOB)
+    before = sorted(drifted.rglob("*"))
+
+    def read_only(path, *_, **__):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(predictors, "_loaded", {})
+    # A file system cannot be mounted here, and root may write whatever the permissions say.
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    monkeypatch.setattr("filelock.FileLock", read_only)
+    assert recommend(JOB).gpus == 2
+    assert sorted(drifted.rglob("*")) == before
+
+
 def test_neither_a_rebuild_nor_an_answer_opens_a_connection(drifted, monkeypatch):
     def refuse(*address):
         raise AssertionError(f"connects to {address}")

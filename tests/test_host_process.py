@@ -59,6 +59,13 @@ before = state()
     run(state + ASK + check)
 
 
+def test_a_serving_process_holds_at_most_400_mb_more_than_ado():
+    before = "import ado.modules.actuators.custom_experiments, psutil\nheld = psutil.Process().memory_info\n"
+    before += "ado = held().rss\n"
+    serve = "for size in range(1, 101): min_gpu_recommender(**{**JOB, 'batch_size': size})\nprint(held().rss - ado)"
+    assert 0 < int(run(before + ASK + serve)) <= 400e6
+
+
 def test_no_file_is_written_anywhere(tmp_path):
     """With an empty home, an empty working directory and an empty folder for temporary files: all stay empty."""
     folders = [tmp_path / name for name in ("home", "temporary", "here")]
