@@ -13,10 +13,13 @@ import pandas as pd
 import pydantic
 import pytest
 import ray
+import yaml
 from ray.cluster_utils import Cluster
 
+from autoconf.min_gpu_recommender import min_gpu_recommender
 from autoconf.operators.batched_sweep import BatchedSweepParameters, check_space_can_be_swept
 
+from ado.core.operation.config import DiscoveryOperationResourceConfiguration
 from ado.core.operation.resource import OperationExitStateEnum
 from ado.core.samplestore.base import SampleStore
 from ado.modules.operators.base import InterruptedOperationError
@@ -25,6 +28,7 @@ from ado.schema.property import ConstitutiveProperty
 from ado.schema.request import ReplayedMeasurement
 from ado_context import AdoContext
 
+EXAMPLES = Path(__file__).parents[1] / "sweep" / "examples"
 FAILING_POINT = "x.2-y.3"
 
 
@@ -116,6 +120,29 @@ def test_sweep_gives_the_table_of_random_walk(context: AdoContext, swept_space: 
     context.operate("random_walk", walked, numberEntities="all", batchSize=4, samplerConfig=sampler)
     pd.testing.assert_frame_equal(context.table(swept_space), context.table(walked))
     assert len(context.table(swept_space)) == 23 + 24 + 23
+
+
+@pytest.mark.parametrize("file", ["operation.yaml", "operation-batched.yaml"])
+def test_the_examples_give_the_answers_of_direct_calls(context: AdoContext, file: str) -> None:
+    space = yaml.safe_load((EXAMPLES / "space.yaml").read_text())
+    few = {
+        "model_name": ["llama-7b", "llama3.1-405b"], "tokens_per_sample": [512, 8192], "batch_size": [1, 8, 64],
+        "gpu_model": ["L40S"], "method": ["full"], "model_version": ["1.1.0"],
+    }  # fmt: skip
+    for dimension in space["entitySpace"]:
+        dimension["propertyDomain"]["values"] = few[dimension["identifier"]]
+    identifier = context.create_space(space)
+    configuration = yaml.safe_load((EXAMPLES / file).read_text())
+    operation = DiscoveryOperationResourceConfiguration.model_validate(configuration).operation.model_dump()
+    context.operate(operation["module"]["operatorName"], identifier, **operation["parameters"])
+    table = context.table(identifier)
+    assert len(table) == 12
+    for row in table.to_dict("records"):
+        expected = min_gpu_recommender(**{name: row[name] for name in few})
+        assert row["can_recommend"] == expected["can_recommend"]
+        if expected["can_recommend"]:
+            assert (row["gpus"], row["workers"]) == (expected["gpus"], expected["workers"])
+    assert set(table["can_recommend"]) == {0, 1}
 
 
 def test_sweep_uses_every_node_and_many_entities_per_request(

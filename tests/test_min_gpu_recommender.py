@@ -45,16 +45,6 @@ def test_through_ado_runs_as_it_stands():
     assert (printed["can_recommend"], printed["gpus"], printed["workers"]) == ("1", "2", "1")
 
 
-def test_a_value_that_can_never_be_right_is_an_invalid_measurement_with_its_reason(tmp_path, job):
-    point = tmp_path / "point.yaml"
-    experiment = {"actuatorIdentifier": "custom_experiments", "experimentIdentifier": "min_gpu_recommender"}
-    point.write_text(yaml.safe_dump({"entity": {**job, "batch_size": -4}, "experiments": [experiment]}))
-    printed = run(tool("run_experiment"), point)
-    assert values(printed)["valid"] == "False"
-    assert "batch_size: must be a whole number >= 1, got -4" in " ".join(printed.split())
-    assert "can_recommend" not in printed
-
-
 def test_describe_explains_every_property():
     printed = " ".join(run(tool("ado"), "describe", "experiment", "min_gpu_recommender").split())
     for words in (
@@ -63,32 +53,6 @@ def test_describe_explains_every_property():
         "Micro-batches per optimizer step", "can_recommend (1, or 0",
     ):  # fmt: skip
         assert words in printed, words
-
-
-def test_a_space_walked_by_ado_gives_the_answers_of_direct_calls(ado_context, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    space = yaml.safe_load((ROOT / "sweep" / "examples" / "space.yaml").read_text())
-    few = {
-        "model_name": ["llama-7b", "llama3.1-405b"], "tokens_per_sample": [512, 8192], "batch_size": [1, 8, 64],
-        "gpu_model": ["L40S"], "method": ["full"], "model_version": ["1.1.0"],
-    }  # fmt: skip
-    for dimension in space["entitySpace"]:
-        dimension["propertyDomain"]["values"] = few[dimension["identifier"]]
-    identifier = ado_context.create_space(space)
-    operation = ROOT / "sweep" / "examples" / "operation.yaml"
-    done = subprocess.run(
-        ado_context.command("create", "operation", "-f", str(operation), "--use-latest", "space"),
-        capture_output=True, text=True, timeout=300, env={**os.environ, "RAY_ADDRESS": "local"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    table = ado_context.table(identifier)
-    assert len(table) == 12
-    for row in table.to_dict("records"):
-        expected = min_gpu_recommender(**{name: row[name] for name in few})
-        assert row["can_recommend"] == expected["can_recommend"]
-        if expected["can_recommend"]:
-            assert (row["gpus"], row["workers"]) == (expected["gpus"], expected["workers"])
-    assert set(table["can_recommend"]) == {0, 1}
 
 
 def test_the_published_path_of_the_sweep_reaches_the_same_files():

@@ -69,11 +69,11 @@ def test_logits_are_not_kept_across_backward():
 
 
 def test_a_whole_stack_has_the_peak_that_short_stacks_foretell():
-    deep = TINY.model_copy(update={"config": {**TINY.config, "num_hidden_layers": 11}})
+    deep = TINY.model_copy(update={"config": {**TINY.config, "num_hidden_layers": 9}})
     for method in ("full", "lora"):
         for accumulating in (True, False):
             moments = np.array(tracer.trace(deep, method, accumulating=accumulating))
-            for tokens in (17, 1001, 20_011):
+            for tokens in (17, 20_011):
                 foretold = (moments[:, 0] + moments[:, 1] * tokens + moments[:, 2]).max()
                 traced = tracer.peak_bytes(deep, method, tokens=tokens, accumulating=accumulating)
                 assert foretold == pytest.approx(traced, rel=0.002)

@@ -100,14 +100,15 @@ def all_jobs() -> list[Job]:
 
 
 def quick_jobs() -> list[Job]:
-    """A few comparisons of every kind, for the test suite: under 40 s."""
+    """A few comparisons of every kind, of short stacks, for the test suite."""
     return [
-        Job("fsdp", "llama-7b", "full", True, gpus=2, samples=1, tokens_per_sample=LARGE),
-        Job("fsdp", "llama-7b", "full", True, gpus=8, samples=1, tokens_per_sample=SMALL),
-        Job("fsdp", "llama-7b", "full", False, gpus=4, samples=1, tokens_per_sample=SMALL),
-        Job("fsdp", "mistral-7b-v0.1", "lora", True, gpus=2, samples=4, tokens_per_sample=SMALL),
-        Job("fsdp", "granite-20b-v2", "lora", False, gpus=4, samples=1, tokens_per_sample=LARGE),
-        Job("fsdp", "granite-3.1-3b-a800m-instruct", "full", True, gpus=8, samples=1, tokens_per_sample=SMALL),
+        Job("fsdp", "llama-7b", "full", True, gpus=2, samples=1, tokens_per_sample=LARGE, layers=4),
+        Job("fsdp", "llama-7b", "full", False, gpus=4, samples=1, tokens_per_sample=SMALL, layers=4),
+        Job("fsdp", "mistral-7b-v0.1", "lora", True, gpus=2, samples=4, tokens_per_sample=SMALL, layers=4),
+        Job("fsdp", "granite-20b-v2", "lora", False, gpus=4, samples=1, tokens_per_sample=LARGE, layers=4),
+        Job(
+            "fsdp", "granite-3.1-3b-a800m-instruct", "full", True, gpus=8, samples=1, tokens_per_sample=SMALL, layers=4
+        ),
         Job("depth", "granite-3.1-2b", "lora", True, gpus=1, samples=1, tokens_per_sample=3_001, layers=None),
         Job("tokens", "llama-7b", "full", False, gpus=1, samples=1, tokens_per_sample=777),
     ]
