@@ -82,6 +82,14 @@ def two_nodes(toy_experiment: None, calls: Calls) -> Iterator[list[str]]:
     cluster.shutdown()
 
 
+@pytest.fixture
+def ctrl_c_raises() -> Iterator[None]:
+    """KeyboardInterrupt on SIGINT, which a shell lets its background jobs ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> AdoContext:
     return AdoContext(tmp_path_factory.mktemp("ado"))
@@ -191,7 +199,7 @@ def test_entity_that_kills_its_worker_costs_only_itself(context: AdoContext) -> 
     assert [entity for entity, valid in last.items() if not valid] == [FAILING_POINT]
 
 
-def test_interrupted_sweep_is_completed_by_the_next(context: AdoContext, calls: Calls) -> None:
+def test_interrupted_sweep_is_completed_by_the_next(context: AdoContext, calls: Calls, ctrl_c_raises: None) -> None:
     space = context.create_space(space_of("add_slowly", xs=10, ys=20))
     calls.new()
     store = context.space(space).sample_store
