@@ -8,6 +8,7 @@ trained again from the shipped table, once, in the user's cache folder, and must
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib.metadata
 import json
@@ -271,13 +272,30 @@ def _tabular_predictor() -> Any:
     return TabularPredictor
 
 
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """What imports make stays: looking among it for garbage, again and again, takes a sixth of the first call."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def load_tabular(path: Path, version: str) -> Any:
     """Unpickle an AutoGluon predictor whose files were verified, and keep its model in memory."""
     try:
-        tabular = _tabular_predictor().load(
-            str(path), verbosity=0, require_version_match=False, require_py_version_match=False, check_packages=False
-        )
-        tabular.persist(max_memory=None)  # a megabyte: looking how much memory is free takes a tenth of a second
+        with _no_garbage_collection():
+            tabular = _tabular_predictor().load(
+                str(path),
+                verbosity=0,
+                require_version_match=False,
+                require_py_version_match=False,
+                check_packages=False,
+            )
+            tabular.persist(max_memory=None)  # a megabyte: looking how much memory is free takes a tenth of a second
     except AutoConfError:
         raise
     except Exception as error:  # unpickling can fail with anything

@@ -36,8 +36,10 @@ class Finished:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The variables that commands run with: ado finds the constant experiment, Ray starts anew and in ``folder``."""
+    """The variables that commands run with: ado finds the constant experiment, Ray starts anew and in ``folder``, and
+    AutoConf is compiled once, as an installed package is, wherever this runs."""
     return os.environ | {
+        "PYTHONDONTWRITEBYTECODE": "",
         "PYTHONPATH": str(CONSTANT_EXPERIMENT),
         "RAY_ADDRESS": "local",
         "RAY_TMPDIR": str(folder),

@@ -10,7 +10,7 @@ from commands import probe
 from probes import DECORATOR
 from report import Limit, Row
 
-RECOMMENDER = {"module": "autoconf.min_gpu_recommender", "function": "min_gpu_recommender"}
+RECOMMENDER = "autoconf.min_gpu_recommender"
 #: What a predictor cannot do without.
 LIBRARIES = ["lightgbm", "autogluon.tabular"]
 MB = 1e6
@@ -104,7 +104,7 @@ def import_time(folder: Path, quick: bool) -> list[Row]:
     """
     ours, ado = [], []
     for _ in range(3 if quick else 21):
-        ours += probe("imported", folder, 120, modules=[RECOMMENDER["module"]])["seconds"]
+        ours += probe("imported", folder, 120, modules=[RECOMMENDER])["seconds"]
         ado += probe("imported", folder, 120, modules=[DECORATOR])["seconds"]
     return [
         Row(
@@ -120,14 +120,14 @@ def import_time(folder: Path, quick: bool) -> list[Row]:
 
 
 def first_call(folder: Path, quick: bool) -> list[Row]:
-    """The first call after the import, which loads the predictor, in a fresh process, median of 5 (2 if quick), in turn
-    with importing LightGBM and AutoGluon alone, which is most of it; memory is resident memory after it and a hundred
-    more calls, less that after importing ado's decorator alone.
+    """The first call after the import, which loads the predictor, in a fresh process, median of 11 (2 if quick), in
+    turn with importing LightGBM and AutoGluon alone, which is most of it; memory is resident memory after it and a
+    hundred more calls, less that after importing ado's decorator alone.
     """
-    repetitions = 2 if quick else 5
+    repetitions = 2 if quick else 11
     ours, libraries, ado = [], [], []
     for _ in range(repetitions):
-        ours.append(probe("first_call", folder, 120, **RECOMMENDER))
+        ours.append(probe("first_call", folder, 120))
         libraries.append(probe("imported", folder, 120, modules=[DECORATOR, *LIBRARIES]))
         ado.append(probe("imported", folder, 120, modules=[DECORATOR]))
     held, held_by_libraries, held_by_ado = (median(results, "resident_bytes") for results in (ours, libraries, ado))

@@ -26,9 +26,10 @@ def imported(modules: list[str]) -> dict[str, Any]:
     return {"seconds": seconds, "resident_bytes": resident_bytes()}
 
 
-def first_call(module: str, function: str) -> dict[str, float]:
-    """Seconds of an experiment's first call after its import, and resident bytes after that and a hundred more."""
-    experiment = getattr(importlib.import_module(module), function)
+def first_call() -> dict[str, float]:
+    """Seconds of the recommender's first call after its import, and resident bytes after that and a hundred more."""
+    from autoconf.min_gpu_recommender import min_gpu_recommender
+
     example = {
         "model_name": "llama-7b",
         "method": "lora",
@@ -37,9 +38,9 @@ def first_call(module: str, function: str) -> dict[str, float]:
         "batch_size": 16,
         "model_version": "1.1.0",
     }
-    seconds = timed(partial(experiment, **example))
+    seconds = timed(partial(min_gpu_recommender, **example))
     for hundreds in range(100):
-        experiment(**example | {"tokens_per_sample": 100 * (1 + hundreds)})
+        min_gpu_recommender(**example | {"tokens_per_sample": 100 * (1 + hundreds)})
     return {"seconds": seconds, "resident_bytes": resident_bytes()}
 
 

@@ -96,7 +96,7 @@ def one_point(folder: Path, quick: bool) -> list[Row]:
     constant_example = folder / "constant.yaml"
     constant_example.write_text(yaml.safe_dump(point), encoding="utf-8")
     ours, constant = [], []
-    for _ in range(2 if quick else 5):
+    for _ in range(2 if quick else 7):
         ours.append(run_experiment(example, folder))
         constant.append(run_experiment(constant_example, folder))
     return [

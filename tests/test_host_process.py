@@ -46,13 +46,15 @@ sys.meta_path.insert(0, NoTorch())
 
 
 def test_a_call_changes_nothing_of_the_host_process():
-    """Logging, warnings, environment, CPU affinity, working directory: as before, first call included."""
+    """Logging, warnings, environment, CPU affinity, working directory, garbage collection: as before, first call
+    included."""
     state = """
-import ado.modules.actuators.custom_experiments, logging, os, warnings
+import ado.modules.actuators.custom_experiments, gc, logging, os, warnings
 def state():
     root = logging.getLogger()
     return (root.level, list(map(repr, root.handlers)), logging.root.manager.disable, list(warnings.filters),
-            dict(os.environ), os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None, os.getcwd())
+            dict(os.environ), os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None, os.getcwd(),
+            gc.isenabled(), gc.get_threshold())
 before = state()
 """
     check = "min_gpu_recommender(**JOB)\nafter = state()\nfor a, b in zip(before, after): assert a == b, (a, b)"
