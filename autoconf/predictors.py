@@ -288,13 +288,9 @@ def load_tabular(path: Path, version: str) -> Any:
     """Unpickle an AutoGluon predictor whose files were verified, and keep its model in memory."""
     try:
         with _no_garbage_collection():
-            tabular = _tabular_predictor().load(
-                str(path),
-                verbosity=0,
-                require_version_match=False,
-                require_py_version_match=False,
-                check_packages=False,
-            )
+            # `load` does this too, but first sets AutoGluon's log level, which is the host's, and reads the metadata of
+            # every installed package to compare versions, which `libraries_agree` did.
+            tabular = _tabular_predictor()._load(str(path))
             tabular.persist(max_memory=None)  # a megabyte: looking how much memory is free takes a tenth of a second
     except AutoConfError:
         raise
@@ -330,15 +326,17 @@ def _check_answers(predictor: Predictor, folder: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """AutoGluon calls it an error that there is no torch, which LightGBM does without, and sets pandas' log level."""
-    about_torch, about_pandas = logging.getLogger("autogluon.common.utils.resource_utils"), logging.getLogger("pandas")
-    disabled, level = about_torch.disabled, about_pandas.level
+    """AutoGluon calls it an error that there is no torch, which LightGBM does without, and sets log levels."""
+    about_torch = logging.getLogger("autogluon.common.utils.resource_utils")
+    disabled = about_torch.disabled
+    levels = {other: other.level for other in map(logging.getLogger, ("autogluon", "pandas"))}
     about_torch.disabled = True
     try:
         yield
     finally:
         about_torch.disabled = disabled
-        about_pandas.setLevel(level)
+        for other, level in levels.items():
+            other.setLevel(level)
 
 
 def fit(table: pd.DataFrame, folder: Path) -> None:
@@ -362,10 +360,10 @@ def fit(table: pd.DataFrame, folder: Path) -> None:
         "seed": 0,
     }
     scratch = folder.with_suffix(".fit")
-    predictor = _tabular_predictor()(
-        label=LABEL, path=str(scratch), problem_type="binary", eval_metric="log_loss", verbosity=0
-    )
     with _quiet():
+        predictor = _tabular_predictor()(
+            label=LABEL, path=str(scratch), problem_type="binary", eval_metric="log_loss", verbosity=0
+        )
         predictor.fit(
             table[[*MONOTONE, LABEL]],
             hyperparameters={"GBM": gbm},

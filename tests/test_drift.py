@@ -5,6 +5,7 @@ brought about by a card that names another AutoGluon.
 """
 
 import json
+import logging
 import shutil
 import socket
 import subprocess
@@ -48,7 +49,9 @@ def test_the_shipped_predictor_is_used_only_where_the_libraries_agree(cache):
 
 
 def test_a_version_is_rebuilt_once_with_a_message_and_gives_the_released_answers(drifted, caplog, monkeypatch):
+    caplog.set_level(logging.INFO, logger="autogluon")
     assert recommend(JOB).gpus == 2  # loading compares all check jobs with the released answers
+    assert logging.getLogger("autogluon").level == logging.INFO
     assert "rebuilding predictor 1.1.0 for autogluon.tabular" in caplog.text
     rebuilt = [p for p in drifted.iterdir() if p.is_dir()]
     assert len(rebuilt) == 1

@@ -54,7 +54,7 @@ def state():
     root = logging.getLogger()
     return (root.level, list(map(repr, root.handlers)), logging.root.manager.disable, list(warnings.filters),
             dict(os.environ), os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None, os.getcwd(),
-            gc.isenabled(), gc.get_threshold())
+            gc.isenabled(), gc.get_threshold(), [logging.getLogger(name).level for name in ("autogluon", "pandas")])
 before = state()
 """
     check = "min_gpu_recommender(**JOB)\nafter = state()\nfor a, b in zip(before, after): assert a == b, (a, b)"
