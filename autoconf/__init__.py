@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from autoconf.imports import no_garbage_collection
+
 if TYPE_CHECKING:
     from autoconf.errors import AutoConfError
     from autoconf.recommender import Recommendation, recommend
@@ -29,5 +31,7 @@ def __getattr__(name: str) -> Any:
 
         return version("ado-autoconf")
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        with no_garbage_collection():
+            globals()[name] = getattr(import_module(_HOMES[name]), name)
+        return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -104,7 +104,7 @@ def min_gpu_recommender(
     ...                     tokens_per_sample=8192, batch_size=16, model_version="1.1.0")
     {'can_recommend': 1, 'gpus': 2, 'workers': 1}
     """
-    from autoconf.recommender import recommend
+    from autoconf import recommend
 
     answer = recommend(
         Workload(

@@ -8,7 +8,6 @@ trained again from the shipped table, once, in the user's cache folder, and must
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import importlib.metadata
 import json
@@ -31,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoconf.errors import AutoConfError
 from autoconf.figures import read_figures
+from autoconf.imports import no_garbage_collection
 from autoconf.memory import GIB, Floats, MemoryTable
 from autoconf.rules import Booleans, Candidates
 
@@ -272,22 +272,10 @@ def _tabular_predictor() -> Any:
     return TabularPredictor
 
 
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """What imports make stays: looking among it for garbage, again and again, takes a sixth of the first call."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def load_tabular(path: Path, version: str) -> Any:
     """Unpickle an AutoGluon predictor whose files were verified, and keep its model in memory."""
     try:
-        with _no_garbage_collection():
+        with no_garbage_collection():
             # `load` does this too, but first sets AutoGluon's log level, which is the host's, and reads the metadata of
             # every installed package to compare versions, which `libraries_agree` did.
             tabular = _tabular_predictor()._load(str(path))

@@ -9,7 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-LIBRARIES = ("ado-autoconf", "ado-core", "ray", "autogluon.tabular", "lightgbm", "numpy", "pandas", "pydantic")
+# fmt: off
+LIBRARIES = (
+    "ado-autoconf", "ado-core", "ray", "autogluon.tabular", "lightgbm", "numpy", "pandas", "pydantic", "scipy",
+)
+# fmt: on
 HEADER = ("Figure", "Measured", "Baseline", "Ratio", "Required", "Aim", "Met?")
 NONE = "–"  # noqa: RUF001 - an empty cell
 

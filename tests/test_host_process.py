@@ -54,11 +54,22 @@ def state():
     root = logging.getLogger()
     return (root.level, list(map(repr, root.handlers)), logging.root.manager.disable, list(warnings.filters),
             dict(os.environ), os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None, os.getcwd(),
-            gc.isenabled(), gc.get_threshold(), [logging.getLogger(name).level for name in ("autogluon", "pandas")])
+            gc.isenabled(), gc.get_threshold(), gc.get_freeze_count(),
+            [logging.getLogger(name).level for name in ("autogluon", "pandas")])
 before = state()
 """
     check = "min_gpu_recommender(**JOB)\nafter = state()\nfor a, b in zip(before, after): assert a == b, (a, b)"
     run(state + ASK + check)
+
+
+def test_the_first_call_looks_for_no_garbage_in_what_it_imports():
+    call = ASK + "import gc\nlooks = gc.get_stats()[2]\nmin_gpu_recommender(**JOB)\n"
+    run(call + "assert gc.get_stats()[2] == looks, gc.get_stats()")
+
+
+def test_what_the_host_froze_stays_frozen():
+    freeze = "import gc\ngc.freeze()\nfrozen = gc.get_freeze_count()\nmin_gpu_recommender(**JOB)\n"
+    run(ASK + freeze + "assert gc.get_freeze_count() > frozen / 2")
 
 
 def test_a_serving_process_holds_at_most_400_mb_more_than_ado():
