@@ -60,8 +60,7 @@ def long_sweep(folder: Path, quick: bool) -> list[Row]:
     """The same on 20,000 points, three times (once if quick), each in a new store; medians. The rates come from the
     times at which the store has the requests sent (one is sent when another's results are stored), over the first and
     the last quarter of the requests, without those at the beginning (a tenth, or as many as are sent at once) in which
-    workers start. A ratio of 0.8 counts as "not slowed": ado's console, which reads all results of the operation again
-    at each refresh, comes to take one CPU.
+    workers start. A ratio of 0.8 counts as "not slowed", because the machine's own speed varies within a run.
     """
     from contexts import BATCHED, new_context
     from jobs import dimensions_of_20000_points, points, space_configuration

@@ -15,12 +15,13 @@ import uuid
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pydantic
 import ray
 
 import autoconf.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
+from autoconf.operators.console import NewestMeasurements, register_with_console
 
 from ado.core.discoveryspace.samplers import (
     ExplicitEntitySpaceGridSampleGenerator,
@@ -37,6 +38,9 @@ from ado.schema.reference import ExperimentReference
 from ado.schema.request import MeasurementRequest, ReplayedMeasurement
 from ado.schema.result import ValidMeasurementResult
 from ado.utilities.support import prepare_dependent_experiment_input
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: ado compares every result of a request with every entity of it, so that a request's cost grows with the square of its
 #: size: 3 ms at 250 entities, 45 ms at 1,000, 1.8 s at 5,000, several times a request (measured on ado-core 2.3.0).
@@ -153,6 +157,7 @@ class BatchedSweep(Explore):
         self._requests_in_flight = 0
         #: request id -> how often its measurements had been retried when it was sent
         self._retries: dict[str, int] = {}
+        self._newest = NewestMeasurements()
         super().__init__(
             operationActorName=operationActorName,
             namespace=namespace,
@@ -192,6 +197,10 @@ class BatchedSweep(Explore):
     def numberMeasurementsRequested(self) -> int:
         """How many measurements (one entity by one experiment) have been asked for so far, retries included."""
         return self._measurements_requested
+
+    def newest_measurements(self) -> tuple[int, pd.DataFrame]:
+        """For the console: how many measurements of this operation are stored, and the last of them."""
+        return self._newest.count, self._newest.table()
 
     def onUpdate(self, measurementRequest: MeasurementRequest) -> None:
         """ado: the results of a request are in the store."""
@@ -323,6 +332,7 @@ class BatchedSweep(Explore):
                 raise RuntimeError(f"ado could not store a measurement: {update}")
             if update.operation_id == self._identifier:
                 self._requests_in_flight -= 1
+                self._newest.add(update)
                 return update
 
     async def _check_actors_live(self) -> None:
@@ -373,6 +383,9 @@ class BatchedSweep(Explore):
                 progress=100 if complete else percent,
             )
         )
+
+
+register_with_console("batched_sweep")
 
 
 def check_space_can_be_swept(entity_space: EntitySpaceRepresentation | None) -> None:
