@@ -82,6 +82,18 @@ def test_both_names_of_ado_are_the_same_modules():
     subprocess.run([sys.executable, "-c", check], check=True, timeout=120)
 
 
+@pytest.mark.parametrize("module", ["batched_sweep", "console"])
+def test_the_operator_is_there_whichever_module_is_imported_first(module):
+    """Ray unpickles the space of a sweep in processes that have imported nothing of ours."""
+    check = (
+        f"import autoconf.operators.{module}\n"
+        "from ado.modules.operators.collections import explore\n"
+        "assert 'batched_sweep' in explore.operators\n"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_a_space_is_made_and_swept_from_the_command_line(ado_context, job):
     """Both commands crash under some versions of typer that ado itself allows."""
     points = {**{field: [value] for field, value in job.items()}, "batch_size": [1, 16]}
@@ -97,5 +109,6 @@ def test_a_space_is_made_and_swept_from_the_command_line(ado_context, job):
     command = ado_context.command("create", "operation", "-f", str(operation), "--use-latest", "space")
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    assert "ERROR" not in done.stdout + done.stderr, done.stdout + done.stderr
     table = ado_context.space(space).matchingEntitiesTable(property_type="target")
     assert dict(zip(table["batch_size"], table["gpus"], strict=True)) == {1: 1, 16: 2}

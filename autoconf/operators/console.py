@@ -19,7 +19,6 @@ import autoconf.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ad
 from ado.core.discoveryspace.space import DiscoverySpace
 from ado.core.operation.config import FunctionOperationInfo
 from ado.core.operation.operation import OperationOutput
-from ado.modules.operators.collections import explore
 from ado.schema.request import MeasurementRequest
 from ado.utilities.pandas import reorder_dataframe_columns
 
@@ -104,6 +103,9 @@ def blank_rows_before(newest: pd.DataFrame, count: int) -> pd.DataFrame:
 
 def register_with_console(name: str) -> None:
     """Run a registered explore operator, one that has a method ``newest_measurements``, with this console."""
+    # Loads all operators, batched_sweep among them, which imports this module.
+    from ado.modules.operators.collections import explore
+
     registered = explore.operators[name]
     operate = registered.function
 
