@@ -8,7 +8,7 @@ from typing import Any
 
 from commands import probe
 from probes import DECORATOR
-from report import Limit, Row
+from report import Limit, Row, number
 
 RECOMMENDER = "autoconf.min_gpu_recommender"
 #: What a predictor cannot do without.
@@ -166,7 +166,7 @@ def percentile_95(values: list[float]) -> float:
 def spread(values: list[float]) -> str:
     """The smallest and the largest of some seconds.
 
-    >>> spread([0.2, 0.19, 0.31])
-    '0.19 to 0.31 s'
+    >>> spread([0.2, 0.19, 103.4])
+    '0.19 to 103 s'
     """
-    return f"{min(values):.2g} to {max(values):.2g} s"
+    return f"{number(min(values))} to {number(max(values))} s"
