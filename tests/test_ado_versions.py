@@ -95,7 +95,7 @@ def test_the_operator_is_there_whichever_module_is_imported_first(module):
 
 
 def test_a_space_is_made_and_swept_from_the_command_line(ado_context, job):
-    """Both commands crash under some versions of typer that ado itself allows."""
+    """Both commands crash under some versions of typer that ado itself allows; no process may log an error."""
     points = {**{field: [value] for field, value in job.items()}, "batch_size": [1, 16]}
     space = ado_context.create_space(
         {

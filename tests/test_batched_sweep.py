@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,18 +129,22 @@ def measurements(context: AdoContext, space: str) -> pd.DataFrame:
 def test_console_shows_what_the_store_has(
     ado_context: AdoContext, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rows that the console gets from the operator are those that it would get from ado, of which it shows some."""
-    tables = []
+    """The console gets the rows that ado would make, without a look at the store while there is an operator to ask."""
+    looks = []
 
     def look(space: SpaceForConsole, *args: Any, **kwargs: Any) -> pd.DataFrame:
-        tables.append((from_operator(space, *args, **kwargs), from_store(space, *args, **kwargs)))
-        return tables[-1][0]
+        with monkeypatch.context() as patch:
+            patch.delattr(DiscoverySpace, name)
+            shown = from_operator(space, *args, **kwargs)
+        looks.append((shown, from_store(space, *args, **kwargs), partial(from_operator, space, *args, **kwargs)))
+        return shown
 
     name = "complete_measurement_request_with_results_timeseries"
     from_operator, from_store = getattr(SpaceForConsole, name), getattr(DiscoverySpace, name)
     monkeypatch.setattr(SpaceForConsole, name, look)
     ado_context.operate("batched_sweep", ado_context.create_space(space_of("multiply", "add", "double")), batchSize=4)
-    shown, stored = tables[-1]
+    shown, stored, ask_again = looks[-1]
+    pd.testing.assert_frame_equal(ask_again(), stored)  # there is no operator any more
     assert list(shown) == list(stored)
     order = ["request_index", "experiment_id", "identifier"]
     shown, stored = (t.reset_index().sort_values(order, ignore_index=True) for t in (shown, stored))

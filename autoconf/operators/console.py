@@ -2,7 +2,7 @@
 
 ado's console shows the newest rows of a table that it makes anew at each refresh, from every result of the operation in
 the sample store: 1.3 ms of CPU per result (ado-core 2.3.0), so that with some thousand results it takes a CPU of its
-own, and half a minute at the end of 20,000. The operator has the newest results at hand. Here the console asks it.
+own, and 25 s at the end of 20,000. The operator has the newest results at hand. Here the console asks it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import uuid
 from collections import deque
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal
 
 import ray
@@ -109,6 +110,7 @@ def register_with_console(name: str) -> None:
     registered = explore.operators[name]
     operate = registered.function
 
+    @wraps(operate)
     def with_console(
         discoverySpace: DiscoverySpace, operationInfo: FunctionOperationInfo | None = None, **kwargs: object
     ) -> OperationOutput:
@@ -119,5 +121,4 @@ def register_with_console(name: str) -> None:
         space.operator = (name, namespace)
         return operate(space, operationInfo=info.model_copy(update={"ray_namespace": namespace}), **kwargs)
 
-    with_console.__name__ = with_console.__qualname__ = name
     explore.operators[name] = registered.model_copy(update={"function": with_console})
