@@ -15,6 +15,12 @@ _LONGEST_NUMBER = 40  # characters; no number worth reading is longer
 LARGEST_NUMBER = 2**53
 _LONGEST_NAME = 300
 
+# What "fits" means: answers hold for this way of training and for no other.
+TRAINING_STACK = (
+    "supervised fine-tuning with transformers and PEFT: parameters, gradients and AdamW's states in bfloat16, "
+    "FlashAttention, gradient checkpointing, full logits, LoRA of rank 4; on several GPUs FSDP full shard"
+)
+
 
 def whole_number(field: str, value: Any) -> int:
     """Read a whole number >= 1.
