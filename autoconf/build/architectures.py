@@ -11,6 +11,10 @@ from pydantic import BaseModel, ConfigDict
 
 from autoconf.predictors import Gpu, Model
 
+# Where a config says for how many tokens positions were learned. Rotary positions have no such limit.
+_LEARNED_POSITIONS = {"gpt_bigcode": "n_positions", "opt": "max_position_embeddings"}
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # what configs call the number of routed experts
+
 
 class Architecture(BaseModel):
     """One model of ``architectures.yaml``: what fixes its shapes, and where the figures come from."""
@@ -25,6 +29,7 @@ class Architecture(BaseModel):
     source: str
     assumption: str | None = None
     aliases: list[str] = []
+    later_aliases: list[str] = []
 
     @property
     def depth_key(self) -> str:
@@ -37,11 +42,22 @@ class Architecture(BaseModel):
     @property
     def longest_sample(self) -> int | None:
         """Tokens that learned positions allow; ``None`` for rotary positions, which have no such limit."""
-        return self.config.get("n_positions")
+        return self.config.get(_LEARNED_POSITIONS.get(self.config["model_type"], ""))
 
     @property
     def is_mixture_of_experts(self) -> bool:
-        return "num_local_experts" in self.config
+        return any(self.config.get(key) for key in _EXPERTS)
+
+
+class GpuType(BaseModel):
+    """One row of ``gpus.yaml``: usable memory, where the figure comes from, and the names that the type goes by."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    usable_gib: float
+    source: str
+    aliases: list[str] = []
+    later_aliases: list[str] = []
 
 
 def _table(name: str) -> dict[str, Any]:
@@ -59,18 +75,44 @@ def architectures() -> dict[str, Architecture]:
 
 
 @cache
-def gpus() -> dict[str, Gpu]:
-    """All GPU types by name.
+def gpu_types() -> dict[str, GpuType]:
+    """All GPU types by name, with their sources.
+
+    >>> gpu_types()["L40S"].later_aliases
+    ['NVIDIA L40S']
+    """
+    return {name: GpuType(**entry) for name, entry in _table("gpus.yaml").items()}
+
+
+@cache
+def gpus(*, later_aliases: bool = False) -> dict[str, Gpu]:
+    """All GPU types as a version's domain knows them.
+
+    Args:
+        later_aliases: with the aliases that version 1.1.0 does not know.
 
     >>> gpus()["L40S"].usable_gib
     44.4
     """
-    return {name: Gpu(**entry) for name, entry in _table("gpus.yaml").items()}
+    return {
+        name: Gpu(usable_gib=entry.usable_gib, aliases=_aliases(entry, later_aliases))
+        for name, entry in gpu_types().items()
+    }
 
 
-def models(names: list[str]) -> dict[str, Model]:
-    """The models of a version's domain."""
+def models(names: list[str], *, later_aliases: bool = False) -> dict[str, Model]:
+    """The models of a version's domain.
+
+    Args:
+        names: entries of ``architectures.yaml``.
+        later_aliases: with the aliases that version 1.1.0 does not know.
+    """
     known = architectures()
     return {
-        name: Model(aliases=known[name].aliases, max_tokens_per_sample=known[name].longest_sample) for name in names
+        name: Model(aliases=_aliases(known[name], later_aliases), max_tokens_per_sample=known[name].longest_sample)
+        for name in names
     }
+
+
+def _aliases(entry: Architecture | GpuType, later: bool) -> list[str]:
+    return entry.aliases + (entry.later_aliases if later else [])
