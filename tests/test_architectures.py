@@ -32,6 +32,18 @@ PUBLISHED = {
     "mistral-7b-v0.1": 7_241_732_096,
     "mixtral-8x7b-instruct-v0.1": 46_702_792_704,
     "allam-1-13b": 13.3e9,
+    "granite-3.3-2b": 2_533_539_840,
+    "granite-3.3-8b": 8_170_864_640,
+    "granite-3.1-1b-a400m": 1_334_628_352,
+    "powerlm-3b": 3.5e9,
+    "granite-4.0-350m": 352_379_904,
+    "granite-4.0-1b": 1_631_750_144,
+    "granite-4.0-micro": 3_402_836_480,
+    "granite-4.0-h-350m": 340e6,
+    "granite-4.0-h-1b": 1.46e9,
+    "granite-4.0-h-micro": 3_191_396_096,
+    "granite-4.0-h-tiny": 6.94e9,
+    "granite-4.0-h-small": 32_207_337_984,
 }
 
 
