@@ -44,6 +44,15 @@ PUBLISHED = {
     "granite-4.0-h-micro": 3_191_396_096,
     "granite-4.0-h-tiny": 6.94e9,
     "granite-4.0-h-small": 32_207_337_984,
+    "llama3.2-1b": 1_235_814_400,
+    "llama3.2-3b": 3_212_749_824,
+    "llama-30b": 32_528_943_616,
+    "llama-65b": 65_285_660_672,
+    "tinyllama-1.1b": 1_100_048_384,
+    "codellama-7b": 6_738_546_688,
+    "codellama-13b": 13_016_028_160,
+    "codellama-34b": 33_743_970_304,
+    "codellama-70b": 69e9,
 }
 
 
