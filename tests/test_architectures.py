@@ -90,6 +90,10 @@ PUBLISHED = {
     "mistral-small-22b-2409": 22.2e9,
     "mistral-small-24b-2501": 23_572_403_200,
     "mixtral-8x22b-v0.1": 140_620_634_112,
+    "deepseek-v2-lite": 15_706_484_224,
+    "deepseek-coder-1.3b": 1_346_471_936,
+    "deepseek-coder-6.7b": 6_740_512_768,
+    "deepseek-coder-33b": 33.3e9,
 }
 
 
