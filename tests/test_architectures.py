@@ -112,6 +112,11 @@ PUBLISHED = {
     "yi-6b": 6_061_035_520,
     "yi-9b": 8_829_407_232,
     "yi-34b": 34_388_917_248,
+    "starcoder2-3b": 3.03e9,
+    "starcoder2-7b": 7.2e9,
+    "starcoder2-15b": 16e9,
+    "starcoder-15b": 15_517_456_384,
+    "santacoder-1.1b": 1.12e9,
 }
 
 
