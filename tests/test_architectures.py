@@ -125,6 +125,13 @@ PUBLISHED = {
     "pythia-6.9b": 6_857_302_016,
     "pythia-12b": 11_846_072_320,
     "gpt-neox-20b": 20_554_567_680,
+    "opt-125m": 125e6,
+    "opt-1.3b": 1_315_762_176,
+    "opt-2.7b": 2_651_601_920,
+    "opt-6.7b": 6_658_482_176,
+    "opt-13b": 12_853_483_520,
+    "opt-30b": 30e9,
+    "opt-66b": 66e9,
 }
 
 
@@ -175,8 +182,9 @@ def test_later_aliases_are_for_versions_that_ask_for_them():
 
 def test_only_learned_positions_limit_a_sample():
     limited = {a.name: a for a in architectures().values() if a.longest_sample}
-    assert {a.family for a in limited.values()} == {"gpt_bigcode"}
+    assert {a.family for a in limited.values()} == {"gpt_bigcode", "opt"}
     assert limited["granite-34b-code-base"].longest_sample == 8192
+    assert limited["opt-13b"].longest_sample == 2048
 
 
 def test_the_shipped_domain_is_the_tables():
