@@ -1,9 +1,11 @@
 """The architecture table against published parameter counts, and against what the traces were made of."""
 
+import re
+
 import pytest
 
 from autoconf import predictors
-from autoconf.build.architectures import architectures, gpus, models
+from autoconf.build.architectures import architectures, gpu_types, gpus, models
 from autoconf.build.train import DOMAINS
 from autoconf.build.virtual_runs import traces
 
@@ -164,6 +166,14 @@ def test_every_entry_names_its_source_and_what_it_assumes():
         assert architecture.source.startswith("https://"), architecture.name
     for name in ("granite-20b-v2", "granite-13b-v2", "allam-1-13b", "granite-8b-japanese", "mistral-123b-v2"):
         assert architectures()[name].assumption, name
+
+
+def test_usable_memory_is_a_reading_rounded_down():
+    readings = {name: re.match(r"(\d+) .*MiB", gpu.source) for name, gpu in gpu_types().items()}
+    assert {name for name, reading in readings.items() if not reading} == set(DOMAINS["1.1.0"].gpus)
+    for name, reading in readings.items():
+        if reading:
+            assert 0 <= int(reading[1]) / 1024 - gpus()[name].usable_gib < 0.12, name
 
 
 def test_an_alias_means_one_model():
