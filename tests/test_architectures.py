@@ -41,8 +41,8 @@ PUBLISHED = {
     "granite-4.0-350m": 352_379_904,
     "granite-4.0-1b": 1_631_750_144,
     "granite-4.0-micro": 3_402_836_480,
-    "granite-4.0-h-350m": 340e6,
-    "granite-4.0-h-1b": 1.46e9,
+    "granite-4.0-h-350m": 340_332_224,
+    "granite-4.0-h-1b": 1.46e9,  # its card rounds up to 1.5 B; counted from the published layers
     "granite-4.0-h-micro": 3_191_396_096,
     "granite-4.0-h-tiny": 6.94e9,
     "granite-4.0-h-small": 32_207_337_984,
