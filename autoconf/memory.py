@@ -7,6 +7,7 @@ divides them over GPUs. All arithmetic is in bytes, element-wise over numpy arra
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -71,3 +72,37 @@ class MemoryTable:
         # AdamW's foreach step holds the gradients and temporaries of one more copy of the trainable parameters.
         step = weights + optimizer + 2 * trainable / gpus
         return np.maximum(training, step)
+
+
+@dataclass(frozen=True)
+class RankFigures:
+    """What one GPU of a job holds, under one stack: at each moment ``constant + per_token * tokens + sharded / gpus``
+    bytes.
+
+    Moments are triples of these coefficients. They hold everything but the optimizer's states.
+
+    >>> figures = RankFigures(moments=((0, 8, 200),), end=(0, 0, 150), states=100, step=50, shards_states=True)
+    >>> figures.peak_bytes(tokens=10, gpus=2)
+    230.0
+    """
+
+    moments: tuple[tuple[float, float, float], ...]  # of forward and backward passes
+    end: tuple[float, float, float]  # of the backward pass, where the optimizer steps
+    states: float  # the optimizer's, on all GPUs together
+    step: float  # its temporaries, likewise
+    shards_states: bool  # False: every GPU has all of them
+
+    def peak_bytes(self, tokens: float, gpus: int) -> float:
+        """Peak bytes of a GPU.
+
+        Args:
+            tokens: tokens per GPU and micro-batch.
+            gpus: number of GPUs, >= 1; 1 only for figures that were traced for one.
+        """
+        share = 1 / gpus if self.shards_states else 1.0
+
+        def at(moment: tuple[float, float, float]) -> float:
+            constant, per_token, sharded = moment
+            return constant + per_token * tokens + sharded / gpus
+
+        return self.states * share + max(*map(at, self.moments), at(self.end) + self.step * share)

@@ -45,8 +45,13 @@ class Architecture(BaseModel):
         return self.config.get(_LEARNED_POSITIONS.get(self.config["model_type"], ""))
 
     @property
+    def experts(self) -> int | None:
+        """Routed experts of each layer; ``None`` for a dense model."""
+        return next((self.config[key] for key in _EXPERTS if self.config.get(key)), None)
+
+    @property
     def is_mixture_of_experts(self) -> bool:
-        return any(self.config.get(key) for key in _EXPERTS)
+        return self.experts is not None
 
 
 class GpuType(BaseModel):

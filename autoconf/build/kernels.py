@@ -1,0 +1,194 @@
+"""What cannot run on a CPU, held as a GPU holds it: CUDA kernels that the training code calls, on fake tensors.
+
+Each autograd function allocates the storages that its kernel allocates and saves what the kernel saves; no figure is
+written by hand. The source of each claim stands beside it.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import bitsandbytes
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import DefaultDeviceType
+
+
+class _FlashAttention(torch.autograd.Function):
+    """FlashAttention 2 in its own layout, (batch, tokens, heads, head_dim); never tokens squared.
+
+    csrc/flash_attn/flash_api.cpp of flash-attn 2.7. mha_fwd: output and a float32 log-sum-exp per query and head.
+    mha_bwd: a float32 dot product per query and head, a float32 accumulator of dq, and where heads share keys and
+    values, dk and dv of every query head, which are summed over the groups in the end. q, k, v, output and log-sum-exp
+    are saved (flash_attn/flash_attn_interface.py).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(query, memory_format=torch.contiguous_format)
+        batch, tokens, heads, _ = query.shape
+        logsumexp = query.new_empty((batch, heads, tokens), dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, out, logsumexp)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        query, key, value, _, logsumexp = ctx.saved_tensors
+        _output_gradient = gradients[0].contiguous()
+        dq, dk, dv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (query, key, value))
+        _workspace = [torch.empty_like(logsumexp), torch.empty_like(dq, dtype=torch.float32)]
+        if key.shape[2] != query.shape[2]:
+            _workspace += [torch.empty_like(dq), torch.empty_like(dq)]
+            # The sums over groups replace dk and dv; at::sum_out writes into them.
+        return dq, dk, dv
+
+
+def flash_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    """In place of transformers' ``_flash_attention_forward``, whose first three arguments these are."""
+    return _FlashAttention.apply(query, key, value)
+
+
+_where = torch.where
+
+
+def _cuda_dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    # CUDA's kernel saves one byte per element; on the CPU dropout decomposes and saves a mask of the input's dtype.
+    return torch.native_dropout(input, p, True)[0] if training and p > 0 else input
+
+
+# Functions of torch.nn.functional that CUDA's autocast runs in float32 and the CPU's does not (ATen/autocast_mode.h,
+# AT_FORALL_FP32): those that modeling code calls on tensors which it did not upcast itself.
+_IN_FLOAT32 = ("cross_entropy", "layer_norm", "log_softmax", "softmax", "softplus")
+
+
+def _in_float32(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(function)
+    def as_on_cuda(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if torch.is_autocast_enabled("cuda"):
+            args = tuple(_as_float32(argument) for argument in args)
+        return function(*args, **kwargs)
+
+    return as_on_cuda
+
+
+def _as_float32(argument: Any) -> Any:
+    if isinstance(argument, torch.Tensor) and argument.dtype == torch.bfloat16:
+        return argument.float()
+    return argument
+
+
+def _balanced(experts: int) -> Callable[..., Any]:
+    """``torch.where`` for modeling code that loops over experts and asks which tokens go to one: balanced routing."""
+
+    def where(*args: Any, **kwargs: Any) -> Any:
+        if len(args) > 1 or kwargs:
+            return _where(*args, **kwargs)
+        (mask,) = args  # shape (top_k, tokens)
+        return tuple(mask.new_empty(mask.numel() // experts, dtype=torch.long) for _ in mask.shape)
+
+    return where
+
+
+@contextmanager
+def on_cuda(model: torch.nn.Module, experts: int | None) -> Iterator[None]:
+    """Run a model's code as on a CUDA device, under ``FakeTensorMode``.
+
+    Args:
+        model: a causal LM of transformers, built with FlashAttention.
+        experts: experts of each layer, for modeling code that asks which tokens go where; ``None`` without any.
+    """
+    with ExitStack() as stack:
+        for module in _modules_that_call_flash_attention(model):
+            stack.enter_context(mock.patch.object(module, "_flash_attention_forward", flash_attention, create=True))
+        # Libraries ask before they switch autocast on, in the forward pass and when a checkpoint is recomputed.
+        for question in ("is_available", "is_bf16_supported"):
+            stack.enter_context(mock.patch.object(torch.cuda, question, lambda *_, **__: True))
+        # Where a checkpoint looks for the autocast to restore; fake tensors lie on the CPU.
+        stack.enter_context(mock.patch.object(DefaultDeviceType, "get_device_type", lambda: "cuda"))
+        stack.enter_context(mock.patch.object(F, "dropout", _cuda_dropout))
+        for name in _IN_FLOAT32:
+            stack.enter_context(mock.patch.object(F, name, _in_float32(getattr(F, name))))
+        if experts is not None:
+            stack.enter_context(mock.patch.object(torch, "where", _balanced(experts)))
+        yield
+
+
+def _modules_that_call_flash_attention(model: torch.nn.Module) -> set[Any]:
+    """transformers' integration and, in its older versions, the modeling files themselves."""
+    modules = {sys.modules[type(m).__module__] for m in model.modules()}
+    modules = {m for m in modules if m.__name__.startswith("transformers.models.")}
+    integration = sys.modules.get("transformers.integrations.flash_attention")
+    return modules | ({integration} if integration else set())
+
+
+class _MatMul4Bit(torch.autograd.Function):
+    """A product with a 4-bit weight: bitsandbytes/autograd/_functions.py, MatMul4Bit.
+
+    The weight is dequantised in the forward and again in the backward pass, in the dtype that it had before, after its
+    double-quantised maxima (functional.py, dequantize_4bit), and cast to the input's dtype. Nothing but the packed
+    weight is saved.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: torch.Tensor, packed: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+        ctx.save_for_backward(packed)
+        ctx.shape = shape
+        return F.linear(input, dequantized(packed, shape).to(input.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (packed,) = ctx.saved_tensors
+        (gradient,) = gradients
+        return torch.matmul(gradient, dequantized(packed, ctx.shape).to(gradient.dtype)), None, None
+
+
+_BLOCK, _NESTED_BLOCK = 64, 256  # parameters that share a maximum, and maxima that do (bitsandbytes' defaults)
+
+
+def dequantized(packed: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """The bfloat16 copy of a 4-bit weight, made after its double-quantised maxima were."""
+    _maxima = packed.new_empty(shape[0] * shape[1] // _BLOCK, dtype=torch.float32)
+    return packed.new_empty(shape, dtype=torch.bfloat16)
+
+
+class Linear4bit(bitsandbytes.nn.Linear4bit):
+    """bitsandbytes' NF4 layer, double quantised, as PEFT knows it, without its CUDA code."""
+
+    def __init__(self, linear: torch.nn.Linear, storage: torch.dtype) -> None:
+        super().__init__(
+            linear.in_features,
+            linear.out_features,
+            linear.bias is not None,
+            compute_dtype=torch.bfloat16,
+            quant_type="nf4",
+            quant_storage=storage,
+            device="meta",
+        )
+        self.shape = (linear.out_features, linear.in_features)
+        elements = linear.in_features * linear.out_features
+        packed = torch.empty((elements // (2 * storage.itemsize), 1), dtype=storage, device="meta")
+        self.weight = bitsandbytes.nn.Params4bit(
+            packed, requires_grad=False, quant_type="nf4", quant_storage=storage, bnb_quantized=True
+        )
+        if linear.bias is not None:
+            self.bias = torch.nn.Parameter(linear.bias.data, requires_grad=False)
+        self.maxima: list[torch.Tensor] = []
+
+    def allocate_maxima(self) -> None:
+        """Make the quantisation's state, which FSDP leaves whole on every GPU: it is no parameter and no buffer."""
+        blocks = self.shape[0] * self.shape[1] // _BLOCK
+        self.maxima = [torch.empty(blocks, dtype=torch.uint8), torch.empty(-(-blocks // _NESTED_BLOCK))]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.compute_type_is_set:  # set at once from 0.44 on; before, the first input decides
+            self.set_compute_type(x)
+            self.compute_type_is_set = True
+        out = _MatMul4Bit.apply(x.to(self.compute_dtype), self.weight, self.shape)
+        if self.bias is not None:
+            out = out + self.bias.to(self.compute_dtype)
+        return out.to(x.dtype)

@@ -1,0 +1,259 @@
+"""Peak memory of one GPU's part of a fine-tuning job, op by op, on fake tensors.
+
+The real code runs under ``FakeTensorMode``, modeling, adapters, autograd and FSDP's wrappers alike: every op reports
+the storages that it would create, and nothing is allocated. Three facts turn a few short traces into an exact answer
+for every job:
+
+- every storage's size is affine in the tokens of a GPU, and so is what is alive at each moment of a micro-batch;
+- what FSDP shards is affine in 1 / GPUs, whatever the tokens;
+- decoder layers repeat, so both are affine in depth at a given moment of the first or last layers.
+
+Hence ``figures`` runs short stacks at two token counts and, sharded, on two numbers of GPUs, matches their moments one
+by one, and extrapolates each to the full depth. Anything that breaks these assumptions raises ``TraceError``.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from autoconf.build import fused, kernels
+from autoconf.build.training import Job, Rank, build_model, make_fake, rank_of, trainable_shapes
+from autoconf.memory import RankFigures
+from autoconf.stack import optimizer_bytes
+
+HEAD = -1  # segment of ops outside the decoder layers
+TAIL = -2  # segment of ops after the backward pass of the first decoder layer: the embeddings' gradient, reductions
+# Depths of short stacks. Sharded ones keep two layers at each end: there FSDP has a neighbour to prefetch, or not.
+DEPTHS = {False: (2, 4), True: (4, 6)}
+SAMPLES = 2  # a single sample would make some copies unnecessary
+TOKENS = (2039, 4093)  # per sample; primes, so that a dimension of this size can only mean "tokens"
+GPUS = (2, 4)
+
+
+class TraceError(RuntimeError):
+    """The traced program broke an assumption that its extrapolation rests on."""
+
+
+class _Recorder(TorchDispatchMode):
+    """Counts the bytes of all storages that ops create or resize, from creation to release."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.segment = HEAD
+        self.moments: list[tuple[int, int, str]] = []  # (segment, bytes alive, op)
+        self.live = 0
+        self._known: weakref.WeakKeyDictionary[Any, list[int]] = weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_iter(out):
+            if isinstance(leaf, torch.Tensor):
+                self.see(leaf, str(func))
+        return out
+
+    def see(self, tensor: torch.Tensor, op: str) -> None:
+        """Take note of a tensor's storage, if it is new."""
+        tensor = getattr(tensor, "_local_tensor", tensor)  # of a DTensor
+        storage = tensor.untyped_storage()
+        if storage in self._known:
+            return
+        if sum(size == self.tokens for size in tensor.shape) > 1:
+            raise TraceError(f"{op} holds a tensor of tokens x tokens: {tuple(tensor.shape)}")
+        size = [storage.nbytes()]  # shared with the finalizer, which sees no storage any more
+        self._known[storage] = size
+        self._add(size[0], op)
+        weakref.finalize(storage, self._release, size)
+
+    def _release(self, size: list[int]) -> None:
+        self.live -= size[0]
+
+    def _add(self, nbytes: int, op: str) -> None:
+        self.live += nbytes
+        if nbytes > 0:
+            self.moments.append((self.segment, self.live, op))
+
+    @contextmanager
+    def resizes(self) -> Iterator[None]:
+        """Follow storages whose size changes in place, as those of gathered parameters do under FSDP."""
+        resize = torch.UntypedStorage.resize_
+
+        def followed(storage: Any, nbytes: int) -> Any:
+            result = resize(storage, nbytes)
+            if storage in self._known:
+                size = self._known[storage]
+                grown, size[0] = nbytes - size[0], nbytes
+                self._add(grown, "resize_")
+            return result
+
+        with mock.patch.object(torch.UntypedStorage, "resize_", followed):
+            yield
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """What was alive at each allocation of a micro-batch, and at its end; arrays have shape (allocations,)."""
+
+    segments: np.ndarray
+    live_bytes: np.ndarray
+    ops: list[str]
+    end_bytes: int
+
+
+@contextmanager
+def _segments(layers: torch.nn.ModuleList, recorder: _Recorder) -> Iterator[None]:
+    """Tell the recorder which decoder layer is running, forward, recomputed or backward."""
+    handles = []
+
+    def run(segment: int, *_: Any) -> None:
+        recorder.segment = segment
+
+    def finish(_: torch.Tensor) -> None:
+        recorder.segment = TAIL
+
+    def watch_input(_: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        if args and args[0].requires_grad:
+            args[0].register_hook(finish)
+
+    for index, layer in enumerate(layers):
+
+        def enter(*_: Any, index: int = index) -> None:
+            run(index)
+
+        def watch_output(_: torch.nn.Module, args: Any, output: Any, index: int = index) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            if hidden.requires_grad:
+                hidden.register_hook(lambda _: run(index))
+
+        # A checkpoint may recompute a layer's forward and not its __call__, so the submodules carry the hook.
+        handles += [module.register_forward_pre_hook(enter) for module in layer.modules()]
+        handles.append(layer.register_forward_hook(watch_output))
+    handles.append(layers[-1].register_forward_hook(lambda *_: run(HEAD)))
+    handles.append(layers[0].register_forward_pre_hook(watch_input))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _run(job: Job, *, layers: int | None, tokens: int) -> _Trace:
+    """Trace one micro-batch of ``SAMPLES`` samples; under accumulation a middle and the last one of an update.
+
+    What a job on several GPUs holds from one update to the next is there from a first, unrecorded one.
+    """
+    model = build_model(job, layers)
+    accumulating = job.stack.gradient_accumulation
+    with (
+        rank_of(job),
+        FakeTensorMode(),
+        kernels.on_cuda(model, job.architecture.experts),
+        fused.in_place_of_plain_ops(model, job.stack),
+    ):
+        make_fake(model)
+        rank = Rank(job, model)
+        recorder = _Recorder(tokens)
+        for tensor in rank.resident():
+            recorder.see(tensor, "resident")
+        if accumulating and job.gpus == 1:
+            for parameter in rank.trainable:
+                parameter.grad = torch.empty_like(parameter)
+                recorder.see(parameter.grad, "resident")
+        with recorder, recorder.resizes(), _segments(rank.layers, recorder):
+            if job.gpus > 1:
+                rank.micro_batch(SAMPLES, tokens, reduce=not accumulating)
+                if not accumulating:
+                    rank.model.zero_grad()
+            recorder.segment = HEAD
+            recorder.moments.clear()
+            rank.micro_batch(SAMPLES, tokens, reduce=job.gpus > 1 and not accumulating)
+            if accumulating and job.gpus > 1:
+                recorder.segment = HEAD
+                rank.micro_batch(SAMPLES, tokens, reduce=True)
+            moments, end = list(recorder.moments), recorder.live
+    segments, live, ops = zip(*moments, strict=True)
+    return _Trace(np.array(segments), np.array(live, float), list(ops), end)
+
+
+def _at_the_ends(trace: _Trace, layers: int, kept: int) -> _Trace:
+    """Keep the moments of the first and last ``kept`` layers and of what is outside; the last are counted from the
+    end.
+    """
+    first, last = np.arange(kept), np.arange(layers - kept, layers)
+    keep = np.isin(trace.segments, [HEAD, TAIL, *first, *last])
+    segments = np.where(trace.segments >= layers - kept, trace.segments - layers + 2 * kept, trace.segments)
+    ops = [op for op, here in zip(trace.ops, keep, strict=True) if here]
+    return _Trace(segments[keep], trace.live_bytes[keep], ops, trace.end_bytes)
+
+
+def figures(job: Job) -> RankFigures:
+    """Everything that the closed form needs to know of a job; of its number of GPUs only whether there are several.
+
+    Raises:
+        TraceError: the traced program is not affine in tokens, depth or 1 / GPUs, or holds a tensor of tokens x tokens.
+    """
+    coefficients = _coefficients(job)
+    optimizer = optimizer_bytes(job.stack.optim, trainable_shapes(job))
+    shards = job.gpus > 1 and job.stack.sharding != "ddp" and job.stack.shard_adapters
+    return RankFigures(
+        moments=_envelope(coefficients[:-1]),
+        end=_moment(coefficients[-1]),
+        states=optimizer.states,
+        step=optimizer.step,
+        shards_states=shards,
+    )
+
+
+def _moment(terms: np.ndarray) -> tuple[float, float, float]:
+    constant, per_token, sharded = map(float, terms)
+    return constant, per_token, sharded
+
+
+def _coefficients(job: Job) -> np.ndarray:
+    """Bytes that stay, per token and sharded, of each moment and of the end; shape (moments + 1, 3)."""
+    several = job.gpus > 1
+    corners = (
+        [(TOKENS[0], GPUS[0]), (TOKENS[1], GPUS[0]), (TOKENS[0], GPUS[1])] if several else [(t, 1) for t in TOKENS]
+    )
+    depths = DEPTHS[several]
+    kept = depths[0] // 2
+    runs = {
+        (layers, tokens, gpus): _at_the_ends(_run(replace(job, gpus=gpus), layers=layers, tokens=tokens), layers, kept)
+        for layers in depths
+        for tokens, gpus in corners
+    }
+    first = next(iter(runs.values()))
+    for (layers, tokens, gpus), run in runs.items():
+        if run.ops != first.ops or not np.array_equal(run.segments, first.segments):
+            raise TraceError(f"{job.architecture.name}: {layers} layers, {tokens} tokens and {gpus} GPUs run other ops")
+
+    def deepened(tokens: int, gpus: int) -> np.ndarray:
+        shallow, deep = (
+            np.append(runs[layers, tokens, gpus].live_bytes, runs[layers, tokens, gpus].end_bytes) for layers in depths
+        )
+        return shallow + (deep - shallow) / (depths[1] - depths[0]) * (job.architecture.layers - depths[0])
+
+    base, more_tokens, *more_gpus = (deepened(*corner) for corner in corners)
+    per_token = (more_tokens - base) / (SAMPLES * (TOKENS[1] - TOKENS[0]))
+    sharded = (base - more_gpus[0]) / (1 / GPUS[0] - 1 / GPUS[1]) if several else np.zeros_like(base)
+    constant = base - per_token * SAMPLES * TOKENS[0] - sharded / corners[0][1]
+    return np.stack([constant, per_token, sharded], axis=1)
+
+
+def _envelope(moments: np.ndarray) -> tuple[tuple[float, float, float], ...]:
+    """Drop the moments that another one exceeds in every term."""
+    # Terms are whole numbers of bytes but for rounding; bytes per token may have a fraction.
+    unique = np.unique(np.round(moments, 3), axis=0)
+    dominated = [any((unique >= row).all(1) & (unique > row).any(1)) for row in unique]
+    return tuple(_moment(row) for row, drop in zip(unique, dominated, strict=True) if not drop)

@@ -1,0 +1,329 @@
+"""Fine-tuning jobs as the libraries run them, on fake tensors: the model under a stack, sharded, and its
+micro-batches.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+from unittest import mock
+
+import peft
+import torch
+import torch.distributed as dist
+import transformers
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    BackwardPrefetch,
+    FSDPModule,
+    FullyShardedDataParallel,
+    MixedPrecision,
+    MixedPrecisionPolicy,
+    ShardingStrategy,
+    fully_shard,
+)
+from torch.distributed.fsdp.wrap import _or_policy, lambda_auto_wrap_policy, transformer_auto_wrap_policy
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from autoconf.build import kernels
+from autoconf.build.architectures import Architecture
+from autoconf.stack import Shape, Stack
+
+Method = Literal["full", "lora", "qlora"]
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+ATTENTION_PROJECTIONS = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "qkv_proj",
+    "c_attn",
+    "query_key_value",
+    "dense",
+    "c_proj",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model, how it is tuned, and on how many GPUs.
+
+    Raises:
+        ValueError: the method is qlora and the stack does not quantise, or the reverse.
+    """
+
+    architecture: Architecture
+    method: Method
+    stack: Stack
+    gpus: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.method == "qlora") != (self.stack.quantization == "nf4"):
+            raise ValueError(f"method {self.method!r} and quantization {self.stack.quantization!r} exclude each other")
+
+
+def build_model(job: Job, layers: int | None = None) -> nn.Module:
+    """Build, on the ``meta`` device, the model that a job trains, not yet sharded.
+
+    Args:
+        job: what to train and how.
+        layers: depth of a shortened stack of decoder layers; ``None`` keeps the architecture's own.
+    """
+    stack = job.stack
+    model: Any = _base_model(job.architecture, DTYPES[stack.torch_dtype], layers)
+    reentrant = stack.gradient_checkpointing == "reentrant"
+    if stack.gradient_checkpointing != "none":
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    if job.method == "full":
+        return model.train()
+    if stack.quantization == "nf4":
+        _quantize(job, model)
+        if stack.upcast_unquantized and job.gpus == 1:  # TRL leaves it out where a 4-bit model is sharded
+            model = peft.prepare_model_for_kbit_training(
+                model, stack.gradient_checkpointing != "none", {"use_reentrant": reentrant}
+            )
+    if reentrant:
+        model.enable_input_require_grads()
+    lora = peft.LoraConfig(
+        r=stack.lora_r,
+        lora_alpha=stack.lora_r,
+        lora_dropout=stack.lora_dropout,
+        target_modules=lora_targets(job.architecture, stack),
+        task_type="CAUSAL_LM",
+    )
+    model = peft.get_peft_model(model, lora, autocast_adapter_dtype=stack.adapter_dtype == "float32")
+    if stack.upcast_unquantized and job.gpus == 1:
+        _return_to_bfloat16(model)
+    return model.train()
+
+
+def trainable_shapes(job: Job) -> list[Shape]:
+    """Trainable parameters of the whole model, in the dtype in which the optimizer has them."""
+    upcast = job.stack.mixed_precision == "bf16" and job.gpus > 1 and job.stack.sharding != "ddp"
+    trainable = (p for p in build_model(job).parameters() if p.requires_grad)
+    return [Shape(tuple(p.shape), 4 if upcast else p.itemsize) for p in trainable]
+
+
+def lora_targets(architecture: Architecture, stack: Stack) -> list[str] | str:
+    """What PEFT's ``target_modules`` is given."""
+    if stack.lora_targets == "default":
+        return list(architecture.lora_targets)
+    if stack.lora_targets == "attention":
+        return list(ATTENTION_PROJECTIONS)
+    return stack.lora_targets if isinstance(stack.lora_targets, str) else list(stack.lora_targets)
+
+
+def _base_model(architecture: Architecture, dtype: torch.dtype, layers: int | None) -> PreTrainedModel:
+    settings = dict(architecture.config)
+    if layers is not None:
+        settings[architecture.depth_key] = layers
+    config = AutoConfig.for_model(**settings)
+    if hasattr(transformers, "AttentionInterface"):
+        from transformers.integrations import flash_attention
+
+        transformers.AttentionInterface.register("fake_attention", flash_attention.flash_attention_forward)
+        transformers.AttentionMaskInterface.register("fake_attention", lambda *_, **__: None)
+        available: Any = nullcontext()
+        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "fake_attention"}
+        if architecture.is_mixture_of_experts:
+            # Balanced routing: one grouped matrix product over tokens * top_k rows, whatever the router decides.
+            options["experts_implementation"] = "grouped_mm"
+    else:  # releases before 4.49 take only FlashAttention's own name, and look for its package
+        available = mock.patch.object(
+            PreTrainedModel, "_check_and_enable_flash_attn_2", classmethod(_enable_flash_attention)
+        )
+        options = {"torch_dtype": dtype, "attn_implementation": "flash_attention_2"}
+    with available, torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, **options)
+
+
+def _enable_flash_attention(cls: Any, config: Any, *_: Any, hard_check_only: bool = False, **__: Any) -> Any:
+    if not hard_check_only:
+        config._attn_implementation = "flash_attention_2"
+    return config
+
+
+def _quantize(job: Job, model: Any) -> None:
+    """Give a model 4-bit linear layers but for its head, as transformers' integration of bitsandbytes does."""
+    # https://huggingface.co/docs/bitsandbytes/fsdp_qlora: under FSDP the packed weights are stored in the others'
+    # dtype.
+    storage = DTYPES[job.stack.torch_dtype] if job.gpus > 1 else torch.uint8
+    head = model.get_output_embeddings()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear and child is not head:
+                setattr(parent, name, kernels.Linear4bit(child, storage))
+    model.is_loaded_in_4bit = True  # what PEFT and TRL ask
+
+
+def _return_to_bfloat16(model: nn.Module) -> None:
+    # trl/trainer/utils.py, peft_module_casting_to_bf16, which SFTTrainer calls for 4-bit models if precision is mixed.
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        embeds = any(part in name for part in ("lm_head", "embed_tokens", "wte", "wpe"))
+        if embeds and isinstance(weight, nn.Parameter) and weight.dtype == torch.float32:
+            module.to(torch.bfloat16)
+
+
+def make_fake(model: nn.Module) -> None:
+    """Replace meta tensors by fake ones on the CPU, tied ones by the same; call it under ``FakeTensorMode``."""
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                if parameter not in made:
+                    empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+                    made[parameter] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+                module._parameters[name] = made[parameter]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+        if isinstance(module, kernels.Linear4bit):
+            module.allocate_maxima()
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The model's stack of decoder layers: the outermost ``ModuleList`` as long as the model is deep.
+
+    Raises:
+        ValueError: there is none.
+    """
+    depth = model.config.num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise ValueError(f"{type(model).__name__}: no list of {depth} decoder layers")
+
+
+@contextmanager
+def rank_of(job: Job) -> Iterator[None]:
+    """Be rank 0 of a job whose other ranks, and whose collectives, do nothing."""
+    if job.gpus == 1:
+        yield
+        return
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=job.gpus)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+class Rank:
+    """One GPU's part of a job: its model, sharded as the stack says, ready for micro-batches."""
+
+    def __init__(self, job: Job, model: nn.Module) -> None:
+        """Shard a model of fake tensors; call it inside ``rank_of`` and ``FakeTensorMode``."""
+        self.job = job
+        self.layers = decoder_layers(model)
+        self.experts = job.architecture.experts
+        self._inner = model
+        self._mixed = job.stack.mixed_precision == "bf16"
+        if self._mixed:
+            _run_under_autocast(model)
+        self.model = self._sharded(model)
+
+    def _sharded(self, model: nn.Module) -> nn.Module:
+        sharding = self.job.stack.sharding
+        if self.job.gpus == 1 or sharding == "ddp":
+            return model
+        if self._mixed:  # accelerate/accelerator.py, prepare_model: trainable parameters are upcast
+            for parameter in model.parameters():
+                if parameter.requires_grad and parameter.dtype != torch.float32:
+                    parameter.data = parameter.data.float()
+        if sharding == "fsdp2":
+            return _fsdp2(model, self.layers, self._mixed, self.job)
+        whole = [] if self.job.stack.shard_adapters else [p for p in model.parameters() if p.requires_grad]
+        return _fsdp1(model, self.layers, self._mixed, whole)
+
+    @property
+    def trainable(self) -> list[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def resident(self) -> list[torch.Tensor]:
+        """Tensors that exist before the first micro-batch."""
+        maxima = [t for m in self.model.modules() if isinstance(m, kernels.Linear4bit) for t in m.maxima]
+        return [*self.model.parameters(), *self.model.buffers(), *maxima]
+
+    def micro_batch(self, samples: int, tokens_per_sample: int, *, reduce: bool) -> None:
+        """Forward and backward pass over random tokens; with ``reduce`` FSDP shards the gradients, as in an update's
+        last.
+        """
+        input_ids = torch.empty((samples, tokens_per_sample), dtype=torch.long)
+        # The collator's mask exists, but no token is padded, and models ask only that: with FlashAttention they drop
+        # it.
+        _attention_mask = torch.empty_like(input_ids)
+        with self._gradient_sync(reduce):
+            # The outputs go out of scope before backward, as in the Trainer: logits are a third of a peak.
+            loss = self.model(input_ids=input_ids, labels=torch.empty_like(input_ids))["loss"]
+            loss.backward()
+
+    def _gradient_sync(self, reduce: bool) -> Any:
+        if isinstance(self.model, FullyShardedDataParallel) and not reduce:
+            return self.model.no_sync()
+        if isinstance(self.model, FSDPModule):
+            self.model.set_requires_gradient_sync(reduce)
+        return nullcontext()
+
+
+def _run_under_autocast(model: nn.Module) -> None:
+    """What accelerate's ``prepare_model`` does where precision is mixed."""
+    from accelerate.utils.operations import convert_to_fp32
+
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def autocast(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16), torch.autocast("cuda", torch.bfloat16):
+            outputs = forward(*args, **kwargs)
+        return convert_to_fp32(outputs)
+
+    model.forward = autocast
+
+
+def _fsdp1(model: nn.Module, layers: nn.ModuleList, mixed: bool, whole: list[nn.Parameter]) -> nn.Module:
+    """FULL_SHARD as accelerate sets it up: one unit per decoder layer, the root, and one per adapter."""
+    layer = type(layers[0])
+    if isinstance(model, peft.PeftModel) and not whole:
+        # peft/utils/other.py, fsdp_auto_wrap_policy: trainable leaves are units of their own
+        policies = [
+            functools.partial(lambda_auto_wrap_policy, lambda_fn=_is_trainable_leaf),
+            functools.partial(transformer_auto_wrap_policy, transformer_layer_cls={layer}),
+        ]
+        policy = functools.partial(_or_policy, policies=policies)
+    else:
+        policy = functools.partial(transformer_auto_wrap_policy, transformer_layer_cls={layer})
+    bfloat16 = MixedPrecision(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16, buffer_dtype=torch.bfloat16)
+    return FullyShardedDataParallel(
+        model,
+        auto_wrap_policy=policy,
+        sharding_strategy=ShardingStrategy.FULL_SHARD,
+        backward_prefetch=BackwardPrefetch.BACKWARD_PRE,
+        mixed_precision=bfloat16 if mixed else None,
+        ignored_states=whole,
+        use_orig_params=True,  # the default of accelerate launch
+        device_id=torch.device("cpu"),
+    )
+
+
+def _is_trainable_leaf(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return weight is not None and weight.requires_grad and not list(module.named_children())
+
+
+def _fsdp2(model: nn.Module, layers: nn.ModuleList, mixed: bool, job: Job) -> nn.Module:
+    """``fully_shard``, one unit per decoder layer plus the root."""
+    policy = (
+        MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16)
+        if mixed
+        else MixedPrecisionPolicy()
+    )
+    mesh = init_device_mesh("cpu", (job.gpus,))
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+    return model
