@@ -38,7 +38,7 @@ from autoconf.tables import (
     write_csv,
     write_json,
 )
-from autoconf.workload import NAMES, OPTIONAL, REQUIRED, Workload, name
+from autoconf.workload import NAMES, OPTIONAL, REQUIRED, Workload, is_empty, read
 
 # Jobs answered between two updates of the progress bar; also what is in memory besides the table itself.
 CHUNK = 10_000
@@ -68,12 +68,11 @@ def answered(table: pd.DataFrame, model_version: str | None) -> Iterator[pd.Data
         AutoConfError: a version that the table asks for is broken; before the first piece.
     """
     wanted = table["model_version"].unique() if "model_version" in table else [""] * min(len(table), 1)
-    wanted = {text.strip() or model_version or predictors.RELEASED[-1] for text in wanted}
+    wanted = {read("model_version", text) or model_version or predictors.RELEASED[-1] for text in wanted}
     for version in wanted.intersection(predictors.RELEASED):
         predictors.load(version)
     for start in range(0, max(len(table), 1), CHUNK):
         jobs = table.iloc[start : start + CHUNK]
-        jobs = jobs.assign(**{f: jobs[f].where(jobs[f].str.strip() != "", None) for f in OPTIONAL if f in jobs})
         yield pd.concat([jobs, recommend(jobs, model_version)], axis=1)
 
 
@@ -252,7 +251,7 @@ def recommend_command(
 
     $ ado-autoconf recommend --model-name llama-7b --method lora --gpu-model L40S --tokens-per-sample 512 --batch-size 8
     """
-    job = {field: context.params[field] for field in Workload.model_fields if context.params[field] is not None}
+    job = {field: context.params[field] for field in Workload.model_fields if not is_empty(context.params[field])}
     with _exit_codes():
         if csv_file is None:
             _recommend_one(job, output_file, as_json)
@@ -284,7 +283,7 @@ def _recommend_one(fields: dict[str, str], output_file: str | None, as_json: boo
 
 def _recommend_table(csv_file: str, model_version: str | None, output_file: str | None, as_json: bool) -> None:
     try:
-        model_version = None if model_version is None else name("--model-version", model_version)
+        model_version = read("model_version", model_version)
     except ValueError as error:
         raise BadInput(str(error)) from None
     table = read_table(csv_file)
@@ -362,7 +361,7 @@ def plot_command(
 
     $ ado-autoconf plot measurements.csv -o picture.png
     """
-    wanted = {setting: context.params[setting] for setting in plot.SETTINGS if context.params[setting] is not None}
+    wanted = {setting: context.params[setting] for setting in plot.SETTINGS if not is_empty(context.params[setting])}
     with _exit_codes():
         kind = "png" if picture == STANDARD_STREAM else Path(picture).suffix.removeprefix(".").lower()
         if kind not in ("png", "svg", "pdf"):

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import pandas as pd
 
 from autoconf.errors import AutoConfError, BadInput
-from autoconf.workload import OPTIONAL, REQUIRED, Workload, read
+from autoconf.workload import REQUIRED, Workload, is_empty, read
 
 ANSWERS = ("can_recommend", "gpus", "workers", "reason")
 STANDARD_STREAM = "-"
@@ -143,8 +143,6 @@ def check_jobs(table: pd.DataFrame, source: str) -> None:
 
 def _problem(field: str, text: str) -> str:
     """Why a cell can never be right; empty if it can."""
-    if field in OPTIONAL and not text.strip():
-        return ""
     try:
         read(field, text)
     except ValueError as error:
@@ -231,6 +229,6 @@ def json_rows(piece: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _json_value(column: str, value: Any) -> Any:
-    if value is None or pd.isna(value):
-        return None
-    return read(column, value) if column in Workload.model_fields else value
+    if column in Workload.model_fields:
+        return None if is_empty(value) else read(column, value)
+    return None if pd.isna(value) else value
