@@ -1,20 +1,22 @@
 """The command ``ado-autoconf``: tables of jobs and single ones, the released versions, a picture of the answers.
 
-Exit codes: 0 answered ("no recommendation" is an answer), 2 bad input, 1 broken environment. Standard output carries
-data only; everything said about it goes to standard error.
+Exit codes: 0 answered ("no recommendation" is an answer), 2 bad input, 1 broken environment, 128 + n ended by signal n.
+Standard output carries data only; everything said about it goes to standard error.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import pandas as pd
 import typer
@@ -32,9 +34,11 @@ from autoconf.tables import (
     STANDARD_STREAM,
     called,
     check_jobs,
+    earlier_answers,
     json_rows,
     output,
     read_table,
+    unfinished,
     write_csv,
     write_json,
 )
@@ -56,6 +60,10 @@ def _exit_codes() -> Iterator[None]:
 
 def _note(message: str) -> None:
     typer.secho(message, err=True, fg="yellow")
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()  # there is none where the shell closed it (>&-)
 
 
 # --- answering --------------------------------------------------------------------------------------------------------
@@ -80,7 +88,8 @@ def _watched(pieces: Iterable[pd.DataFrame], total: int) -> Iterator[pd.DataFram
     """Show progress on standard error where a person watches a long table."""
     columns = TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=total <= CHUNK or not sys.stderr.isatty()) as bar:
+    hidden = total <= CHUNK or not _is_terminal(sys.stderr)
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("", total=total)
         for piece in pieces:
             yield piece
@@ -104,7 +113,7 @@ def show_answer(answer: dict[str, Any]) -> None:
 
 def _print(table: Table) -> None:
     """Print to a terminal as wide and colourful as it is, elsewhere as plain lines of any length."""
-    if sys.stdout.isatty():
+    if _is_terminal(sys.stdout):
         Console(highlight=False).print(table)
         return
     console = Console(file=io.StringIO(), force_terminal=False, width=100_000)
@@ -116,7 +125,7 @@ def _print(table: Table) -> None:
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     """A table of rows that have the same keys."""
-    table = Table(box=box.SIMPLE if sys.stdout.isatty() else None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=box.SIMPLE if _is_terminal(sys.stdout) else None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in rows[0] if rows else ():
         table.add_column(escape(column), overflow="fold")
     for row in rows:
@@ -129,7 +138,7 @@ def show_version(version: dict[str, Any]) -> None:
     domain = version["domain"]
     default = ", the default" if version["default"] else ""
     typer.echo(f"version {version['version']}{default}, made {version['created']}\n")
-    separator = "\n" if sys.stdout.isatty() else ", "
+    separator = "\n" if _is_terminal(sys.stdout) else ", "
     limits = {key: value for key, value in domain.items() if key not in ("models", "gpus", "methods")}
     for rows in (
         [
@@ -211,7 +220,8 @@ def main(
 ) -> None:
     """The smallest number of GPUs for a fine-tuning job, answered before it runs.
 
-    Exit codes: 0 answered ("no recommendation" is an answer), 2 bad input, 1 broken environment.
+    Exit codes: 0 answered ("no recommendation" is an answer), 2 bad input, 1 broken environment, 128 + n ended by
+    signal n: 141 where whoever read the output stopped early, as head does.
     """
 
 
@@ -243,6 +253,7 @@ def recommend_command(
 
     A table's columns are named as the options of one job, with _ for -. Optional ones may be absent, and cells empty.
     All columns are kept; can_recommend (0 or 1), gpus (per worker), workers and reason are appended.
+    Where the table has answers already (a column can_recommend), new ones replace them.
     If any line is bad, no answer is written.
 
     One job is printed as a table to a terminal, as CSV elsewhere.
@@ -271,7 +282,7 @@ def _recommend_one(fields: dict[str, str], output_file: str | None, as_json: boo
         raise BadInput(f"{error}{hint}") from None
     table = pd.DataFrame({field: [value] for field, value in job.model_dump().items()}, dtype=object)
     answer = pd.concat([table, recommend(table)], axis=1)
-    if output_file is None and not as_json and sys.stdout.isatty():
+    if output_file is None and not as_json and _is_terminal(sys.stdout):
         show_answer(next(json_rows(answer)))
         return
     with output(output_file) as stream:
@@ -288,6 +299,10 @@ def _recommend_table(csv_file: str, model_version: str | None, output_file: str 
         raise BadInput(str(error)) from None
     table = read_table(csv_file)
     check_jobs(table, called(csv_file))
+    earlier = earlier_answers(table)
+    if earlier:
+        _note(f"{called(csv_file)}: earlier answers, replaced by new ones: {', '.join(earlier)}")
+        table = table.drop(columns=earlier)
     ignored = [column or "(without a name)" for column in table if column not in Workload.model_fields]
     if ignored:
         _note(f"{called(csv_file)}: columns carried through, but ignored: {', '.join(ignored)}")
@@ -384,3 +399,31 @@ def _located(source: str, function: Callable[..., Any], *arguments: Any) -> Any:
     except ValueError as error:
         separator = ", " if str(error).startswith("line ") else ": "
         raise BadInput(f"{source}{separator}{error}") from None
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+def run() -> None:
+    """The command as a process of its own: it leaves nothing half written, whatever signal ends it but SIGKILL."""
+    for ending in ("SIGINT", "SIGTERM", "SIGHUP", "SIGPIPE"):  # Windows does not have them all
+        number = getattr(signal, ending, None)
+        # Python itself ignores SIGPIPE; the others only somebody who wants us to, such as nohup.
+        if number is not None and (ending == "SIGPIPE" or signal.getsignal(number) != signal.SIG_IGN):
+            signal.signal(number, _end)
+    try:
+        app()
+    except OSError as error:  # of what typer writes itself, such as help onto a full disk
+        typer.secho(f"ado-autoconf: {error}", err=True, fg="red")
+        sys.exit(1)
+
+
+def _end(number: int, _: Any) -> None:
+    """End by a signal as if it had not been caught; an exception can get lost in whatever library it is raised in."""
+    for file in unfinished:
+        with suppress(OSError):
+            file.unlink()
+    if _is_terminal(sys.stderr):
+        os.write(sys.stderr.fileno(), b"\x1b[?25h")  # the progress bar hides the cursor
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)

@@ -340,7 +340,8 @@ def draw(chart: Chart) -> Figure:
         """Inches from the upper left corner -> fractions of the figure."""
         return x / width, 1 - y / height
 
-    text: dict[str, Any] = {"ha": "left", "va": "baseline", "color": _INK}
+    # A name may have a dollar sign, which stands for itself and opens no formula.
+    text: dict[str, Any] = {"ha": "left", "va": "baseline", "color": _INK, "parse_math": False}
     figure.text(*place(_LEFT, 0.42), "Minimum number of GPUs", fontsize=15, fontweight="bold", **text)
     figure.text(*place(_LEFT, 0.68), chart.subtitle, fontsize=9.5, **{**text, "color": _FAINT})
     figure.legend(
@@ -356,7 +357,7 @@ def draw(chart: Chart) -> Figure:
                 x, y = layout.corner(m, k)
                 left, bottom = place(_LEFT + x, top + y + layout.panel[1])
                 axes = figure.add_axes((left, bottom, layout.panel[0] / width, layout.panel[1] / height))
-                axes.set_title(method, fontsize=8.5, color=_FAINT, loc="left", pad=4)
+                axes.set_title(method, fontsize=8.5, color=_FAINT, loc="left", pad=4, parse_math=False)
                 _draw_panel(axes, chart.panels[model, method], colours, layout.cell)
                 _label_axes(axes, chart, layout.cell, batches=k == 0 or (model, chart.methods[0]) not in chart.panels)
     unit = " (k = 1024)" if any(short(tokens) != str(tokens) for tokens in chart.tokens) else ""

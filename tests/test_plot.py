@@ -233,6 +233,13 @@ def grid(models: int = 2, tokens: int = 5, batches: int = 6, most: int = 64) -> 
     return Chart("a GPU", *axes, names, ["full", "lora"], panels)
 
 
+def test_a_dollar_in_a_name_is_a_dollar(tmp_path: Path) -> None:
+    panels = {("$\\frac$", "$x"): np.array([[1]])}
+    figure = draw(Chart("$\\frac$", [512], [1], ["$\\frac$"], ["$x"], panels))
+    figure.savefig(tmp_path / "a.png")
+    assert imread(tmp_path / "a.png").size
+
+
 def test_the_whole_sweep_has_a_legible_panel_for_each_model_and_method() -> None:
     figure = draw(grid(models=22))
     figure.draw_without_rendering()
