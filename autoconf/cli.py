@@ -76,7 +76,7 @@ def answered(table: pd.DataFrame, model_version: str | None) -> Iterator[pd.Data
         AutoConfError: a version that the table asks for is broken; before the first piece.
     """
     wanted = table["model_version"].unique() if "model_version" in table else [""] * min(len(table), 1)
-    wanted = {read("model_version", text) or model_version or predictors.RELEASED[-1] for text in wanted}
+    wanted = {read("model_version", text) or model_version or predictors.DEFAULT for text in wanted}
     for version in wanted.intersection(predictors.RELEASED):
         predictors.load(version)
     for start in range(0, max(len(table), 1), CHUNK):
@@ -276,7 +276,7 @@ def recommend_command(
 
 def _recommend_one(fields: dict[str, str], output_file: str | None, as_json: bool) -> None:
     try:
-        job = Workload.parse(**{"model_version": predictors.RELEASED[-1], **fields})
+        job = Workload.parse(**{"model_version": predictors.DEFAULT, **fields})
     except ValueError as error:
         hint = "" if fields else "; give --csv FILE, or one job by options (see --help)"
         raise BadInput(f"{error}{hint}") from None
@@ -321,7 +321,7 @@ def versions_command(as_json: Annotated[bool, typer.Option("--json", help="Print
         versions = [
             {
                 "version": card.version,
-                "default": card.version == predictors.RELEASED[-1],
+                "default": card.version == predictors.DEFAULT,
                 "created": card.created,
                 "domain": card.domain.model_dump(),
                 "evaluation": card.evaluation,

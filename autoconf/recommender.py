@@ -13,7 +13,7 @@ import pandas as pd
 
 from autoconf import predictors, rules
 from autoconf.memory import GIB
-from autoconf.predictors import RELEASED, Predictor
+from autoconf.predictors import DEFAULT, RELEASED, Predictor
 from autoconf.rules import Candidates
 from autoconf.workload import REQUIRED, Workload, read
 
@@ -100,7 +100,7 @@ def _frame(answers: Sequence[Recommendation]) -> pd.DataFrame:
 
 def _answer(columns: dict[str, list[Any]], default_version: str | None) -> list[Recommendation]:
     """Answer jobs given as lists of raw values per field."""
-    default = read("model_version", default_version) or RELEASED[-1]
+    default = read("model_version", default_version) or DEFAULT
     count = len(columns[REQUIRED[0]])
     problems: list[str] = [""] * count
     jobs = {}

@@ -210,7 +210,7 @@ def test_one_job_by_options(run: Callable[..., Result]) -> None:
     answer = json.loads(result.stdout)
     assert (answer["can_recommend"], answer["gpus"], answer["workers"], answer["reason"]) == (1, 2, 1, "")
     assert (answer["tokens_per_sample"], answer["max_gpus"]) == (8192, 8)
-    assert answer["model_version"] == predictors.RELEASED[-1]
+    assert answer["model_version"] == predictors.DEFAULT
     (row,) = rows(run("recommend", *ONE_JOB).stdout)
     assert {key: str(value) for key, value in answer.items()} == row
 
@@ -437,7 +437,7 @@ def test_who_watches_a_long_table_sees_progress(tmp_path: Path) -> None:
 
 
 def test_versions_lists_domains_and_figures(run: Callable[..., Result]) -> None:
-    card = predictors.card(predictors.RELEASED[-1])
+    card = predictors.card(predictors.DEFAULT)
     plain = run("versions").stdout
     assert not set(plain) & set("\x1b─│")
     for word in (card.version, "llama-7b", "meta-llama/Llama-2-7b-hf", "L40S", "44.4 GiB", "lora", "max_batch_size"):
