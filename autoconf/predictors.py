@@ -424,6 +424,8 @@ def _rebuild(folder: Path, card: Card, memory: MemoryTable, rows: dict[Any, int]
     libraries = ", ".join(f"{name} {version}" for name, version in installed_libraries().items())
     logger.warning("rebuilding predictor %s for %s: once, takes some seconds ...", card.version, libraries)
     started = time.perf_counter()
+    for abandoned in target.parent.glob(f"{target.name}.*/"):  # by a process that was killed: we have the lock
+        shutil.rmtree(abandoned, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.name}."))
     try:
         runs = pd.read_parquet(folder / TRAINING_TABLE)

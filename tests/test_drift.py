@@ -116,6 +116,25 @@ def test_a_failed_rebuild_leaves_no_half_made_folder(drifted, monkeypatch):
     assert [p for p in drifted.iterdir() if p.is_dir()] == []
 
 
+def test_what_a_killed_rebuild_left_is_removed_by_the_next(drifted):
+    """Killed when it has trained: the half-made folder is there, and the lock is free."""
+    code = """
+import os, signal, sys
+from pathlib import Path
+from autoconf import predictors
+predictors.MODELS = Path(sys.argv[1])
+predictors.RELEASED["1.1.0"] = sys.argv[2]
+predictors._check_answers = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+predictors.load("1.1.0")
+"""
+    arguments = [str(predictors.MODELS), predictors.RELEASED["1.1.0"]]
+    assert subprocess.run([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL).returncode == -9
+    (left,) = (p for p in drifted.iterdir() if p.is_dir())
+    assert recommend(JOB).gpus == 2
+    (made,) = (p for p in drifted.iterdir() if p.is_dir())
+    assert left.name.startswith(f"{made.name}.")
+
+
 _ASK = """
 import json, sys
 from concurrent.futures import ThreadPoolExecutor
