@@ -1,20 +1,22 @@
 """The command ``ado-autoconf``: tables of jobs and single ones, the released versions, a picture of the answers.
 
-Exit codes: 0 answered ("no recommendation" is an answer), 2 bad input, 1 broken environment. Standard output carries
-data only; everything said about it goes to standard error.
+Exit codes: 0 answered ("no recommendation" is an answer), 2 bad input, 1 broken environment, 128 + n ended by signal n.
+Standard output carries data only; everything said about it goes to standard error.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import pandas as pd
 import typer
@@ -32,13 +34,15 @@ from autoconf.tables import (
     STANDARD_STREAM,
     called,
     check_jobs,
+    earlier_answers,
     json_rows,
     output,
     read_table,
+    unfinished,
     write_csv,
     write_json,
 )
-from autoconf.workload import NAMES, OPTIONAL, REQUIRED, Workload, name
+from autoconf.workload import NAMES, OPTIONAL, REQUIRED, Workload, is_empty, read
 
 # Jobs answered between two updates of the progress bar; also what is in memory besides the table itself.
 CHUNK = 10_000
@@ -58,6 +62,10 @@ def _note(message: str) -> None:
     typer.secho(message, err=True, fg="yellow")
 
 
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()  # there is none where the shell closed it (>&-)
+
+
 # --- answering --------------------------------------------------------------------------------------------------------
 
 
@@ -68,12 +76,11 @@ def answered(table: pd.DataFrame, model_version: str | None) -> Iterator[pd.Data
         AutoConfError: a version that the table asks for is broken; before the first piece.
     """
     wanted = table["model_version"].unique() if "model_version" in table else [""] * min(len(table), 1)
-    wanted = {text.strip() or model_version or predictors.RELEASED[-1] for text in wanted}
+    wanted = {read("model_version", text) or model_version or predictors.DEFAULT for text in wanted}
     for version in wanted.intersection(predictors.RELEASED):
         predictors.load(version)
     for start in range(0, max(len(table), 1), CHUNK):
         jobs = table.iloc[start : start + CHUNK]
-        jobs = jobs.assign(**{f: jobs[f].where(jobs[f].str.strip() != "", None) for f in OPTIONAL if f in jobs})
         yield pd.concat([jobs, recommend(jobs, model_version)], axis=1)
 
 
@@ -81,7 +88,8 @@ def _watched(pieces: Iterable[pd.DataFrame], total: int) -> Iterator[pd.DataFram
     """Show progress on standard error where a person watches a long table."""
     columns = TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=total <= CHUNK or not sys.stderr.isatty()) as bar:
+    hidden = total <= CHUNK or not _is_terminal(sys.stderr)
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("", total=total)
         for piece in pieces:
             yield piece
@@ -105,7 +113,7 @@ def show_answer(answer: dict[str, Any]) -> None:
 
 def _print(table: Table) -> None:
     """Print to a terminal as wide and colourful as it is, elsewhere as plain lines of any length."""
-    if sys.stdout.isatty():
+    if _is_terminal(sys.stdout):
         Console(highlight=False).print(table)
         return
     console = Console(file=io.StringIO(), force_terminal=False, width=100_000)
@@ -117,7 +125,7 @@ def _print(table: Table) -> None:
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     """A table of rows that have the same keys."""
-    table = Table(box=box.SIMPLE if sys.stdout.isatty() else None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=box.SIMPLE if _is_terminal(sys.stdout) else None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in rows[0] if rows else ():
         table.add_column(escape(column), overflow="fold")
     for row in rows:
@@ -130,7 +138,7 @@ def show_version(version: dict[str, Any]) -> None:
     domain = version["domain"]
     default = ", the default" if version["default"] else ""
     typer.echo(f"version {version['version']}{default}, made {version['created']}\n")
-    separator = "\n" if sys.stdout.isatty() else ", "
+    separator = "\n" if _is_terminal(sys.stdout) else ", "
     limits = {key: value for key, value in domain.items() if key not in ("models", "gpus", "methods")}
     for rows in (
         [
@@ -212,7 +220,8 @@ def main(
 ) -> None:
     """The smallest number of GPUs for a fine-tuning job, answered before it runs.
 
-    Exit codes: 0 answered ("no recommendation" is an answer), 2 bad input, 1 broken environment.
+    Exit codes: 0 answered ("no recommendation" is an answer), 2 bad input, 1 broken environment, 128 + n ended by
+    signal n: 141 where whoever read the output stopped early, as head does.
     """
 
 
@@ -244,6 +253,7 @@ def recommend_command(
 
     A table's columns are named as the options of one job, with _ for -. Optional ones may be absent, and cells empty.
     All columns are kept; can_recommend (0 or 1), gpus (per worker), workers and reason are appended.
+    Where the table has answers already (a column can_recommend), new ones replace them.
     If any line is bad, no answer is written.
 
     One job is printed as a table to a terminal, as CSV elsewhere.
@@ -252,7 +262,7 @@ def recommend_command(
 
     $ ado-autoconf recommend --model-name llama-7b --method lora --gpu-model L40S --tokens-per-sample 512 --batch-size 8
     """
-    job = {field: context.params[field] for field in Workload.model_fields if context.params[field] is not None}
+    job = {field: context.params[field] for field in Workload.model_fields if not is_empty(context.params[field])}
     with _exit_codes():
         if csv_file is None:
             _recommend_one(job, output_file, as_json)
@@ -266,13 +276,13 @@ def recommend_command(
 
 def _recommend_one(fields: dict[str, str], output_file: str | None, as_json: bool) -> None:
     try:
-        job = Workload.parse(**{"model_version": predictors.RELEASED[-1], **fields})
+        job = Workload.parse(**{"model_version": predictors.DEFAULT, **fields})
     except ValueError as error:
         hint = "" if fields else "; give --csv FILE, or one job by options (see --help)"
         raise BadInput(f"{error}{hint}") from None
     table = pd.DataFrame({field: [value] for field, value in job.model_dump().items()}, dtype=object)
     answer = pd.concat([table, recommend(table)], axis=1)
-    if output_file is None and not as_json and sys.stdout.isatty():
+    if output_file is None and not as_json and _is_terminal(sys.stdout):
         show_answer(next(json_rows(answer)))
         return
     with output(output_file) as stream:
@@ -284,11 +294,15 @@ def _recommend_one(fields: dict[str, str], output_file: str | None, as_json: boo
 
 def _recommend_table(csv_file: str, model_version: str | None, output_file: str | None, as_json: bool) -> None:
     try:
-        model_version = None if model_version is None else name("--model-version", model_version)
+        model_version = read("model_version", model_version)
     except ValueError as error:
         raise BadInput(str(error)) from None
     table = read_table(csv_file)
     check_jobs(table, called(csv_file))
+    earlier = earlier_answers(table)
+    if earlier:
+        _note(f"{called(csv_file)}: earlier answers, replaced by new ones: {', '.join(earlier)}")
+        table = table.drop(columns=earlier)
     ignored = [column or "(without a name)" for column in table if column not in Workload.model_fields]
     if ignored:
         _note(f"{called(csv_file)}: columns carried through, but ignored: {', '.join(ignored)}")
@@ -307,7 +321,7 @@ def versions_command(as_json: Annotated[bool, typer.Option("--json", help="Print
         versions = [
             {
                 "version": card.version,
-                "default": card.version == predictors.RELEASED[-1],
+                "default": card.version == predictors.DEFAULT,
                 "created": card.created,
                 "domain": card.domain.model_dump(),
                 "evaluation": card.evaluation,
@@ -362,7 +376,7 @@ def plot_command(
 
     $ ado-autoconf plot measurements.csv -o picture.png
     """
-    wanted = {setting: context.params[setting] for setting in plot.SETTINGS if context.params[setting] is not None}
+    wanted = {setting: context.params[setting] for setting in plot.SETTINGS if not is_empty(context.params[setting])}
     with _exit_codes():
         kind = "png" if picture == STANDARD_STREAM else Path(picture).suffix.removeprefix(".").lower()
         if kind not in ("png", "svg", "pdf"):
@@ -385,3 +399,31 @@ def _located(source: str, function: Callable[..., Any], *arguments: Any) -> Any:
     except ValueError as error:
         separator = ", " if str(error).startswith("line ") else ": "
         raise BadInput(f"{source}{separator}{error}") from None
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+def run() -> None:
+    """The command as a process of its own: it leaves nothing half written, whatever signal ends it but SIGKILL."""
+    for ending in ("SIGINT", "SIGTERM", "SIGHUP", "SIGPIPE"):  # Windows does not have them all
+        number = getattr(signal, ending, None)
+        # Python itself ignores SIGPIPE; the others only somebody who wants us to, such as nohup.
+        if number is not None and (ending == "SIGPIPE" or signal.getsignal(number) != signal.SIG_IGN):
+            signal.signal(number, _end)
+    try:
+        app()
+    except OSError as error:  # of what typer writes itself, such as help onto a full disk
+        typer.secho(f"ado-autoconf: {error}", err=True, fg="red")
+        sys.exit(1)
+
+
+def _end(number: int, _: Any) -> None:
+    """End by a signal as if it had not been caught; an exception can get lost in whatever library it is raised in."""
+    for file in unfinished:
+        with suppress(OSError):
+            file.unlink()
+    if _is_terminal(sys.stderr):
+        os.write(sys.stderr.fileno(), b"\x1b[?25h")  # the progress bar hides the cursor
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)

@@ -9,7 +9,7 @@ from inspect import signature
 from typing import Any
 
 import autoconf.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
-from autoconf.workload import OPTIONAL, REQUIRED, Workload
+from autoconf.workload import OPTIONAL, REQUIRED, Workload, is_empty
 
 from ado.modules.actuators.custom_experiments import custom_experiment
 from ado.schema.domain import PropertyDomain, VariableTypeEnum
@@ -47,7 +47,7 @@ def _validated(experiment: Callable[..., dict[str, int]]) -> Callable[..., dict[
             if field in job:
                 raise ValueError(f"{field}: given twice")
             job[field] = value
-        if "model_version" not in job:
+        if is_empty(job.get("model_version")):
             raise ValueError("model_version: is required")
         return experiment(**Workload.parse(**job).model_dump())
 

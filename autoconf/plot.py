@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from autoconf.errors import AutoConfError
-from autoconf.workload import NAMES, OPTIONAL, REQUIRED, name, whole_number
+from autoconf.workload import OPTIONAL, REQUIRED, is_empty, name, read, whole_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,12 +90,10 @@ def _cells(table: pd.DataFrame, columns: list[str], read: Callable[..., Any]) ->
 
 
 def _reader(field: str) -> Callable[[str], Any]:
-    """How a field's text is read: a number or a name; of optional fields an empty one stands for the default."""
-    if field in NAMES or field == EXPERIMENT:
-        optional = field not in REQUIRED
-        return lambda text: "" if optional and not text.strip() else name(field, text)
-    default = OPTIONAL.get(field)
-    return lambda text: default if default is not None and not text.strip() else whole_number(field, text)
+    """How a field's text is read, "" standing for what the file leaves open."""
+    if field == EXPERIMENT:
+        return lambda text: "" if is_empty(text) else name(field, text)
+    return lambda text: read(field, text) or ""
 
 
 def _total(can_recommend: str, gpus: str, workers: str) -> int:
@@ -107,7 +105,7 @@ def _total(can_recommend: str, gpus: str, workers: str) -> int:
         return NO_RECOMMENDATION
     if can_recommend not in ("1", "1.0"):
         raise ValueError(f"can_recommend: must be 0 or 1, got {can_recommend[:80]!r}")
-    return whole_number("gpus", gpus) * whole_number("workers", workers)
+    return whole_number("gpus x workers", whole_number("gpus", gpus) * whole_number("workers", workers))
 
 
 def _measured(text: str) -> str:
@@ -342,7 +340,8 @@ def draw(chart: Chart) -> Figure:
         """Inches from the upper left corner -> fractions of the figure."""
         return x / width, 1 - y / height
 
-    text: dict[str, Any] = {"ha": "left", "va": "baseline", "color": _INK}
+    # A name may have a dollar sign, which stands for itself and opens no formula.
+    text: dict[str, Any] = {"ha": "left", "va": "baseline", "color": _INK, "parse_math": False}
     figure.text(*place(_LEFT, 0.42), "Minimum number of GPUs", fontsize=15, fontweight="bold", **text)
     figure.text(*place(_LEFT, 0.68), chart.subtitle, fontsize=9.5, **{**text, "color": _FAINT})
     figure.legend(
@@ -358,7 +357,7 @@ def draw(chart: Chart) -> Figure:
                 x, y = layout.corner(m, k)
                 left, bottom = place(_LEFT + x, top + y + layout.panel[1])
                 axes = figure.add_axes((left, bottom, layout.panel[0] / width, layout.panel[1] / height))
-                axes.set_title(method, fontsize=8.5, color=_FAINT, loc="left", pad=4)
+                axes.set_title(method, fontsize=8.5, color=_FAINT, loc="left", pad=4, parse_math=False)
                 _draw_panel(axes, chart.panels[model, method], colours, layout.cell)
                 _label_axes(axes, chart, layout.cell, batches=k == 0 or (model, chart.methods[0]) not in chart.panels)
     unit = " (k = 1024)" if any(short(tokens) != str(tokens) for tokens in chart.tokens) else ""

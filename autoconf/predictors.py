@@ -1,9 +1,10 @@
 """Predictor versions: list, verify, load, rebuild. The only module that knows AutoGluon.
 
 A version is a folder of ``AutoGluonModels``: an AutoGluon predictor, the table it was trained on, the memory figures of
-its models, a set of jobs with the released answers, and a card with its domain and the digest of every file. Nothing
-is unpickled before its digest was checked. Where the installed libraries do not match the card, the predictor is
-trained again from the shipped table, once, in the user's cache folder, and must give the released answers.
+its models, a set of jobs with the released answers, and a card with its domain and the digest of every other file. The
+card's own digest stands here: nothing is believed, let alone unpickled, before its digest was checked. Where the
+installed libraries do not match the card, the predictor is trained again from the shipped table, once, in the user's
+cache folder, and must give the released answers.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ from autoconf.rules import Booleans, Candidates
 logger = logging.getLogger(__name__)
 
 MODELS = Path(__file__).parent / "AutoGluonModels"
-RELEASED = ("1.1.0",)  # in order of release: the last one is the default
+# The released versions in order, each with the SHA-256 of its card, which `make evaluate` prints.
+RELEASED = {"1.1.0": "fb5284ff47fd537dff28bfcf451caa97296218cbd17bb6bba695fc21c8cab84d"}
+DEFAULT = list(RELEASED)[-1]
 
 PREDICTOR, CARD, FIGURES, TRAINING_TABLE, CHECK_JOBS = (
     "predictor",
@@ -162,7 +165,7 @@ def load(version: str) -> Predictor:
     if version not in _loaded:
         with _loading:
             if version not in _loaded:
-                _loaded[version] = _open(MODELS / version)
+                _loaded[version] = _open(MODELS / version, RELEASED[version])
     return _loaded[version]
 
 
@@ -170,42 +173,58 @@ def load(version: str) -> Predictor:
 def card(version: str) -> Card:
     """The card of a released version.
 
+    Raises:
+        AutoConfError: the card is missing or altered.
+
     >>> card("1.1.0").domain.methods
     ['full', 'lora']
     """
-    return read_card(MODELS / version)
+    return read_card(MODELS / version, RELEASED[version])
 
 
-def read_card(folder: Path) -> Card:
-    """Read a version's card.
+def read_card(folder: Path, sha256: str) -> Card:
+    """Read a version's card, which must have the given digest.
 
     Raises:
-        AutoConfError: the card is missing or is not one.
+        AutoConfError: the card is missing, altered or not one.
     """
     try:
-        return Card.model_validate_json((folder / CARD).read_bytes())
+        content = (folder / CARD).read_bytes()
+        if digest(content) != sha256:
+            raise AutoConfError(f"version {folder.name}: {CARD} was altered (in {folder}); reinstall ado-autoconf")
+        return Card.model_validate_json(content)
     except (OSError, ValidationError) as error:
         raise AutoConfError(f"version {folder.name}: cannot read {CARD}: {error}") from error
+
+
+def verified_card(folder: Path, sha256: str) -> Card:
+    """Check every file of a version, on nothing but the digest of its card, and read the card.
+
+    Raises:
+        AutoConfError: a file is missing, altered or extra; the message names it.
+    """
+    card = read_card(folder, sha256)
+    verify(folder, card.files, f"version {card.version}")
+    return card
 
 
 # scikit-learn and threadpoolctl set these when they are imported.
 _SET_BY_LIBRARIES = {"KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"}
 
 
-def _open(folder: Path) -> Predictor:
+def _open(folder: Path, sha256: str) -> Predictor:
     # Libraries that AutoGluon imports add warnings filters and environment variables; the host process keeps its own.
     added = _SET_BY_LIBRARIES - os.environ.keys()
     try:
         with warnings.catch_warnings():
-            return _opened(folder)
+            return _opened(folder, sha256)
     finally:
         for name in added:
             os.environ.pop(name, None)
 
 
-def _opened(folder: Path) -> Predictor:
-    card = read_card(folder)
-    verify(folder, card.files, f"version {card.version}")
+def _opened(folder: Path, sha256: str) -> Predictor:
+    card = verified_card(folder, sha256)
     try:
         figures = read_figures(folder / FIGURES)
     except (OSError, ValueError) as error:
@@ -217,10 +236,15 @@ def _opened(folder: Path) -> Predictor:
     return predictor
 
 
+def digest(content: bytes) -> str:
+    """The SHA-256 of a file's content."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below a folder, except the card (which holds them) and caches of Python."""
     files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != CARD)
-    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    return {p.relative_to(folder).as_posix(): digest(p.read_bytes()) for p in files}
 
 
 def verify(folder: Path, expected: dict[str, str], what: str) -> None:
@@ -400,6 +424,8 @@ def _rebuild(folder: Path, card: Card, memory: MemoryTable, rows: dict[Any, int]
     libraries = ", ".join(f"{name} {version}" for name, version in installed_libraries().items())
     logger.warning("rebuilding predictor %s for %s: once, takes some seconds ...", card.version, libraries)
     started = time.perf_counter()
+    for abandoned in target.parent.glob(f"{target.name}.*/"):  # by a process that was killed: we have the lock
+        shutil.rmtree(abandoned, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.name}."))
     try:
         runs = pd.read_parquet(folder / TRAINING_TABLE)

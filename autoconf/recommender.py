@@ -13,9 +13,9 @@ import pandas as pd
 
 from autoconf import predictors, rules
 from autoconf.memory import GIB
-from autoconf.predictors import RELEASED, Predictor
+from autoconf.predictors import DEFAULT, RELEASED, Predictor
 from autoconf.rules import Candidates
-from autoconf.workload import OPTIONAL, REQUIRED, Workload, read
+from autoconf.workload import REQUIRED, Workload, read
 
 # Jobs answered at once: bounds the memory that candidates take, whatever the table's length.
 CHUNK = 50_000
@@ -40,7 +40,7 @@ def recommend(workloads: Workload | pd.DataFrame, model_version: str | None = No
 
     Args:
         workloads: a ``Workload``, or a DataFrame with its fields as columns. Optional columns may be absent and their
-            cells empty; other columns are ignored.
+            cells empty (None, NaN, NA, blank text); other columns are ignored.
         model_version: predictor version for jobs that name none; the newest by default.
 
     Returns:
@@ -50,7 +50,8 @@ def recommend(workloads: Workload | pd.DataFrame, model_version: str | None = No
 
     Raises:
         TypeError: ``workloads`` is neither.
-        ValueError: a required column is missing, or a column of the job is there twice.
+        ValueError: a required column is missing, a column of the job is there twice, the columns have several levels,
+            or ``model_version`` cannot be one.
         AutoConfError: the installation is broken.
 
     >>> job = Workload(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe",
@@ -66,6 +67,10 @@ def recommend(workloads: Workload | pd.DataFrame, model_version: str | None = No
         return _answer(columns, model_version)[0]
     if not isinstance(workloads, pd.DataFrame):
         raise TypeError(f"workloads: must be a Workload or a pandas DataFrame, got {type(workloads).__name__}")
+    if isinstance(workloads.columns, pd.MultiIndex):  # one level of names may come as such, too
+        if workloads.columns.nlevels > 1:
+            raise ValueError(f"columns: must have one level of names, got {workloads.columns.nlevels}")
+        workloads = workloads.set_axis(workloads.columns.get_level_values(0), axis=1)
     twice = [field for field in Workload.model_fields if list(workloads.columns).count(field) > 1]
     if twice:
         raise ValueError(f"{', '.join(twice)}: more than one column of that name")
@@ -95,14 +100,13 @@ def _frame(answers: Sequence[Recommendation]) -> pd.DataFrame:
 
 def _answer(columns: dict[str, list[Any]], default_version: str | None) -> list[Recommendation]:
     """Answer jobs given as lists of raw values per field."""
-    default_version = RELEASED[-1] if default_version is None else default_version
+    default = read("model_version", default_version) or DEFAULT
     count = len(columns[REQUIRED[0]])
     problems: list[str] = [""] * count
     jobs = {}
     for field in Workload.model_fields:
-        check = partial(read, field)
-        default = default_version if field == "model_version" else OPTIONAL.get(field)
-        jobs[field] = _checked(columns.get(field, [None] * count), check, default, problems)
+        jobs[field] = _checked(columns.get(field, [None] * count), partial(read, field), problems)
+    jobs["model_version"] = [version or default for version in jobs["model_version"]]
     answers = [Recommendation(0, reason=problem) for problem in problems]
     by_version: dict[str, list[int]] = {}
     for index, version in enumerate(jobs["model_version"]):
@@ -120,15 +124,15 @@ def _answer(columns: dict[str, list[Any]], default_version: str | None) -> list[
     return answers
 
 
-def _checked(values: Sequence[Any], check: Callable[[Any], Any], default: Any, problems: list[str]) -> list[Any]:
-    """Check each distinct value once; an empty cell takes the default, a bad one leaves its problem behind."""
+def _checked(values: Sequence[Any], check: Callable[[Any], Any], problems: list[str]) -> list[Any]:
+    """Check each distinct value once; a bad one leaves its problem behind."""
     seen: dict[Hashable, Any] = {}
     checked = []
     for index, value in enumerate(values):
         key = _key(value)
         if key not in seen:
             try:
-                seen[key] = default if default is not None and _is_empty(value) else check(value)
+                seen[key] = check(value)
             except ValueError as error:
                 seen[key] = error
         result = seen[key]
@@ -143,13 +147,9 @@ def _key(value: Any) -> Hashable:
     """Tells values apart that are equal but not equally valid (1, 1.0 and True), and serves those without a hash."""
     try:
         hash(value)
-    except TypeError:
+    except Exception:  # a value may be anything, and so may what it raises
         return type(value), id(value)
     return type(value), value
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
 
 
 def _recommend(predictor: Predictor, jobs: dict[str, list[Any]]) -> list[Recommendation]:

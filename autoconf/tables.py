@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import sys
 from array import array
 from collections.abc import Iterable, Iterator
@@ -18,11 +19,14 @@ from typing import Any, BinaryIO
 import pandas as pd
 
 from autoconf.errors import AutoConfError, BadInput
-from autoconf.workload import OPTIONAL, REQUIRED, Workload, read
+from autoconf.workload import REQUIRED, Workload, is_empty, read
 
 ANSWERS = ("can_recommend", "gpus", "workers", "reason")
 STANDARD_STREAM = "-"
 _MOST_PROBLEMS = 20
+
+# Files that ``output`` has not completed: who ends the process without an exception has to remove them.
+unfinished: set[Path] = set()
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -42,6 +46,8 @@ def read_table(path: str) -> pd.DataFrame:
     """
     try:
         if path == STANDARD_STREAM:
+            if sys.stdin is None:
+                raise BadInput("standard input: cannot read it: it is closed")
             return _parsed(sys.stdin.buffer, called(path))
         with open(path, "rb") as file:
             return _parsed(file, path)
@@ -97,6 +103,7 @@ def _records(file: BinaryIO, source: str) -> Iterator[tuple[int, list[str]]]:
 
 def _text_lines(file: BinaryIO, source: str) -> Iterator[str]:
     """Decode line by line, so that a byte that is not text is found on its line."""
+    header = ""
     for number, raw in enumerate(file, 1):
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -106,23 +113,33 @@ def _text_lines(file: BinaryIO, source: str) -> Iterator[str]:
             raise BadInput(f"{source}, line {number}: {problem}") from None
         if "\0" in line:
             raise BadInput(f"{source}, line {number}: not text: byte {raw.index(0) + 1} is 0x00")
+        if not header:
+            header = line.strip()
+            _check_separator(header, f"{source}, line {number}")
         yield line
+
+
+def _check_separator(header: str, where: str) -> None:
+    """Some spreadsheets write "CSV" with another separator, of which CSV's rules make one long column."""
+    other = next((separator for separator in ";\t|" if separator in header), None)
+    if other is not None and "," not in header:
+        raise BadInput(f"{where}: the separator seems to be {other!r}, but must be ','")
 
 
 def check_jobs(table: pd.DataFrame, source: str) -> None:
     """Check every value of a table of jobs before any is answered.
 
     Raises:
-        BadInput: a required column is missing, an answer's column is there already, or values can never be right;
-            the message has a line for each bad row, up to 20.
+        BadInput: a required column is missing, a column of the user's own is named as one of the answers', or values
+            can never be right; the message has a line for each bad row, up to 20.
     """
     missing = [field for field in REQUIRED if field not in table]
     if missing:
         raise BadInput(
             f"{source}, line 1: required column missing: {', '.join(missing)}; the table has {', '.join(table)}"
         )
-    taken = [column for column in ANSWERS if column in table]
-    if taken:
+    taken = earlier_answers(table)
+    if taken and ANSWERS[0] not in taken:  # "gpus" or "reason" alone may be anything, and no copy of it may be left
         raise BadInput(
             f"{source}, line 1: the answers' columns {', '.join(ANSWERS)} are appended, but the table has "
             f"{', '.join(taken)} already; rename or remove it"
@@ -141,10 +158,13 @@ def check_jobs(table: pd.DataFrame, source: str) -> None:
         raise BadInput("\n".join(messages))
 
 
+def earlier_answers(table: pd.DataFrame) -> list[str]:
+    """The answers' columns that a table has already."""
+    return [column for column in ANSWERS if column in table]
+
+
 def _problem(field: str, text: str) -> str:
     """Why a cell can never be right; empty if it can."""
-    if field in OPTIONAL and not text.strip():
-        return ""
     try:
         read(field, text)
     except ValueError as error:
@@ -167,35 +187,54 @@ def output(path: str | None) -> Iterator[BinaryIO]:
         AutoConfError: writing failed, as on a full disk.
     """
     if path is None or path == STANDARD_STREAM:
+        if sys.stdout is None:
+            raise BadInput("standard output: cannot write it: it is closed")
         with _writing("standard output"):
             yield sys.stdout.buffer
             sys.stdout.buffer.flush()
         return
-    target = Path(os.path.realpath(path))  # a link stays a link
-    if target.exists() and not target.is_file() and not target.is_dir():  # a device or pipe is never replaced
-        with _writing(path), _opened(target, "wb", path) as stream:
+    mode = _mode(path)
+    if mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a device or pipe is never replaced
+        with _writing(path), _opened(Path(path), "wb", path) as stream:
             yield stream
         return
-    if target.is_dir() or (target.exists() and not os.access(target, os.W_OK)):
-        raise BadInput(f"{path}: cannot write it: {os.strerror(errno.EISDIR if target.is_dir() else errno.EACCES)}")
+    target = Path(os.path.realpath(path))  # a link stays a link
+    if mode is not None and (stat.S_ISDIR(mode) or not os.access(target, os.W_OK)):
+        raise BadInput(f"{path}: cannot write it: {os.strerror(errno.EISDIR if stat.S_ISDIR(mode) else errno.EACCES)}")
     scratch = target.with_name(f".ado-autoconf-{secrets.token_hex(8)}.tmp")
+    unfinished.add(scratch)
     try:
         with _writing(path), _opened(scratch, "xb", path) as stream:
             yield stream
             stream.flush()
-            if target.exists():
+            if mode is not None:
                 shutil.copymode(target, scratch)
             os.replace(scratch, target)
     finally:
         with suppress(OSError):
             scratch.unlink()
+        unfinished.discard(scratch)
+
+
+def _mode(path: str) -> int | None:
+    """What a path leads to; None where there is nothing yet, unlike where that cannot be told (a loop of links)."""
+    try:
+        return os.stat(Path(path)).st_mode
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise _cannot_write(path, error) from None
 
 
 def _opened(file: Path, mode: str, path: str) -> Any:
     try:
         return open(file, mode)
     except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: cannot write it: {getattr(error, 'strerror', None) or error}") from None
+        raise _cannot_write(path, error) from None
+
+
+def _cannot_write(path: str, error: Exception) -> BadInput:
+    return BadInput(f"{path}: cannot write it: {getattr(error, 'strerror', None) or error}")
 
 
 @contextmanager
@@ -203,7 +242,7 @@ def _writing(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.EPIPE:  # whoever read our output has had enough; typer ends quietly on that
+        if error.errno == errno.EPIPE:  # whoever read our output has had enough, which is no failure
             raise
         raise AutoConfError(f"{path}: writing failed: {error.strerror or error}") from None
 
@@ -231,6 +270,6 @@ def json_rows(piece: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _json_value(column: str, value: Any) -> Any:
-    if value is None or pd.isna(value):
-        return None
-    return read(column, value) if column in Workload.model_fields else value
+    if column in Workload.model_fields:
+        return None if is_empty(value) else read(column, value)
+    return None if pd.isna(value) else value

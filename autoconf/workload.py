@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import numbers
-from collections.abc import Callable
-from functools import partial
-from typing import Annotated, Any
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 _LONGEST_NUMBER = 40  # characters; no number worth reading is longer
 # Beyond this no field is meaningful, and arithmetic in 64 bits stays exact.
@@ -22,15 +21,34 @@ TRAINING_STACK = (
 )
 
 
+def is_empty(value: Any) -> bool:
+    """Whether a value is as if it had not been given: None, NaN, whatever else pandas takes for missing, blank text.
+
+    >>> is_empty(None), is_empty(" "), is_empty(float("nan")), is_empty(0)
+    (True, True, True, False)
+    """
+    if value is None or isinstance(value, str):
+        return not (value and value.strip())
+    if isinstance(value, Decimal):
+        return value.is_nan()  # of a signalling NaN even the comparison with itself fails
+    if isinstance(value, numbers.Number):
+        return bool(value != value)
+    import pandas as pd  # not before it is needed: ado loads this module into each of its processes
+
+    return pd.api.types.is_scalar(value) and bool(pd.isna(value))
+
+
 def whole_number(field: str, value: Any) -> int:
     """Read a whole number >= 1.
 
     Args:
         field: name for the error message.
-        value: an int, a float or other number without fraction, or text that writes one (as CSV files do).
+        value: an int, a float, a ``Decimal``, a ``Fraction`` or one of numpy's scalars, or text that writes one (as CSV
+            files do). What it stands for is taken exactly: ``Fraction(10**30 + 1, 10**30)`` is not 1.
 
     Raises:
-        ValueError: the value is anything else: zero, negative, fractional, NaN, infinite, a boolean, bytes, None ...
+        ValueError: the value is anything else: zero, negative, fractional, NaN, infinite, a boolean, bytes, None, a
+            number beyond 2**53 ...
 
     >>> whole_number("batch_size", "16"), whole_number("batch_size", 16.0)
     (16, 16)
@@ -39,29 +57,32 @@ def whole_number(field: str, value: Any) -> int:
     ValueError: batch_size: must be a whole number >= 1, got 0
     """
     number = _number(value)
-    if number is None or not math.isfinite(number) or number != int(number) or not 1 <= number <= LARGEST_NUMBER:
-        huge = number is not None and math.isfinite(number) and number > LARGEST_NUMBER
+    huge = number is not None and number > LARGEST_NUMBER
+    if number is None or huge or number < 1 or number != int(number):
         limit = f"<= {LARGEST_NUMBER}" if huge else ">= 1"
         raise ValueError(f"{field}: must be a whole number {limit}, got {_quoted(value)}")
     return int(number)
 
 
-def _number(value: Any) -> float | int | None:
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return float(value)
+def _number(value: Any) -> int | Fraction | Decimal | None:
+    """The number that a value stands for, exactly; None where it stands for none, or for no finite one."""
     if isinstance(value, str) and len(value) <= _LONGEST_NUMBER and value.isascii() and "_" not in value:
         try:
-            return int(value)
-        except ValueError:
-            pass
-        try:
-            return float(value)
-        except ValueError:
+            value = Decimal(value)
+        except ArithmeticError:
             return None
+    match value:
+        case bool():
+            return None
+        case Decimal():  # never as a fraction: 1e999999999 has that many digits
+            return value if value.is_finite() else None
+        case numbers.Integral():
+            return int(value)
+        case numbers.Real():
+            try:
+                return Fraction(*value.as_integer_ratio())  # type: ignore[attr-defined]
+            except (AttributeError, ValueError, OverflowError):  # another library's, NaN, infinite
+                return None
     return None
 
 
@@ -71,12 +92,16 @@ def name(field: str, value: Any) -> str:
     Whether a version knows the name is the version's business; here only what can never be a name is refused.
 
     Raises:
-        ValueError: the value is not text, is empty or is longer than 300 characters.
+        ValueError: the value is not text, is empty, is longer than 300 characters or cannot be written in UTF-8.
     """
     if not isinstance(value, str) or not value.strip() or len(value) > _LONGEST_NAME:
         raise ValueError(
             f"{field}: must be a non-empty text of at most {_LONGEST_NAME} characters, got {_quoted(value)}"
         )
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # an option's bytes were no UTF-8; nothing that is written could hold the name
+        raise ValueError(f"{field}: must be text in UTF-8, got {_quoted(value)}") from None
     return value.strip()
 
 
@@ -92,24 +117,23 @@ def _quoted(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _checked(check: Callable[[str, Any], Any], field: str) -> BeforeValidator:
-    return BeforeValidator(partial(check, field))
-
-
 def read(field: str, value: Any) -> Any:
-    """Read the value of a field of a job: a name or a whole number, whichever the field takes.
+    """Read the value of a field of a job, by whichever way it came: the one rule for all of them.
+
+    Returns:
+        A name or a whole number, whichever the field takes; for an empty value the field's default.
 
     Raises:
-        ValueError: it cannot be one; the message names the field.
+        ValueError: it cannot be one, or is empty and the field has no default; the message names the field.
 
-    >>> read("method", " lora "), read("batch_size", "8")
-    ('lora', 8)
+    >>> read("method", " lora "), read("batch_size", "8"), read("max_gpus", "")
+    ('lora', 8, 8)
     """
+    if is_empty(value):
+        if field in OPTIONAL:
+            return OPTIONAL[field]
+        raise ValueError(f"{field}: is required")
     return name(field, value) if field in NAMES else whole_number(field, value)
-
-
-def _optional_version(value: Any) -> str | None:
-    return None if value is None else name("model_version", value)
 
 
 class Workload(BaseModel):
@@ -124,37 +148,30 @@ class Workload(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    model_name: Annotated[str, _checked(name, "model_name")] = Field(
+    model_name: str = Field(
         description="Model to tune: a name of the version's domain such as llama-7b, or a Hugging Face id of one"
     )
-    method: Annotated[str, _checked(name, "method")] = Field(description="Tuning method: full or lora")
-    gpu_model: Annotated[str, _checked(name, "gpu_model")] = Field(
-        description="Type of GPU, named as in the version's domain, such as NVIDIA-A100-80GB-PCIe"
-    )
-    tokens_per_sample: Annotated[int, _checked(whole_number, "tokens_per_sample")] = Field(
-        description="Tokens that each sample is padded or cut to; a whole number >= 1"
-    )
-    batch_size: Annotated[int, _checked(whole_number, "batch_size")] = Field(
-        description="Global batch size: samples per micro-batch over all GPUs; a whole number >= 1"
-    )
-    model_version: Annotated[str | None, BeforeValidator(_optional_version)] = Field(
-        None, description="Version of the predictor, such as 1.1.0"
-    )
-    gpus_per_worker: Annotated[int, _checked(whole_number, "gpus_per_worker")] = Field(
-        8, description="GPUs of one worker (node), at most; a whole number >= 1"
-    )
-    max_gpus: Annotated[int, _checked(whole_number, "max_gpus")] = Field(
-        8, description="Most GPUs to consider, over all workers; a whole number >= 1"
-    )
-    gradient_accumulation_steps: Annotated[int, _checked(whole_number, "gradient_accumulation_steps")] = Field(
+    method: str = Field(description="Tuning method: full or lora")
+    gpu_model: str = Field(description="Type of GPU, named as in the version's domain, such as NVIDIA-A100-80GB-PCIe")
+    tokens_per_sample: int = Field(description="Tokens that each sample is padded or cut to; a whole number >= 1")
+    batch_size: int = Field(description="Global batch size: samples per micro-batch over all GPUs; a whole number >= 1")
+    model_version: str | None = Field(None, description="Version of the predictor, such as 1.1.0")
+    gpus_per_worker: int = Field(8, description="GPUs of one worker (node), at most; a whole number >= 1")
+    max_gpus: int = Field(8, description="Most GPUs to consider, over all workers; a whole number >= 1")
+    gradient_accumulation_steps: int = Field(
         4,
         description="Micro-batches per optimizer step; a whole number >= 1. With 1, FSDP shards gradients at once, "
         "which decides what fits for large models",
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read(cls, value: Any, info: ValidationInfo) -> Any:
+        return read(str(info.field_name), value)
+
     @classmethod
     def parse(cls, **fields: Any) -> Workload:
-        """Validate the fields of a job.
+        """Validate the fields of a job. An empty one, as ``is_empty`` has it, is as if it were not given.
 
         Raises:
             ValueError: a field is missing, unknown or has a value that can never be right; the message names every

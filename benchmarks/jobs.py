@@ -10,10 +10,10 @@ import pandas as pd
 import yaml
 from commands import ROOT
 
-from autoconf.predictors import RELEASED, card
+from autoconf.predictors import DEFAULT, card
 
 SPACE = ROOT / "sweep" / "examples" / "space.yaml"
-VERSION = RELEASED[-1]
+VERSION = DEFAULT
 
 
 def space_configuration(experiment: str, **dimensions: list[Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import signal
 import stat
 import subprocess
 import sys
@@ -92,7 +93,7 @@ def test_bad_rows_are_named_by_line_and_nothing_is_written(run: Callable[..., Re
         2,
         "jobs.csv, line 5: batch_size: must be a whole number >= 1, got '0'",
         "jobs.csv, line 6: max_gpus: must be a whole number >= 1, got '8.5'",
-        "jobs.csv, line 7: model_name: must be a non-empty text of at most 300 characters, got ''; "
+        "jobs.csv, line 7: model_name: is required; "
         "tokens_per_sample: must be a whole number >= 1, got 'x'; batch_size: must be a whole number >= 1, got '-1'",
     )
     assert Path("answers.csv").read_text() == "of yesterday"
@@ -113,7 +114,10 @@ def test_at_most_twenty_bad_rows_are_named(run: Callable[..., Result]) -> None:
     [
         (b"", "line 1: the file is empty; its first line must name the columns"),
         (b"\n\n", "line 1: the file is empty; its first line must name the columns"),
-        (b"a;b\n1;2\n", f"line 1: required column missing: {', '.join(COLUMNS)}; the table has a;b"),
+        (b"a,b\n1,2\n", f"line 1: required column missing: {', '.join(COLUMNS)}; the table has a, b"),
+        (table(GOOD).replace(",", ";").encode(), "line 1: the separator seems to be ';', but must be ','"),
+        (table(GOOD).replace(",", "\t").encode(), "line 1: the separator seems to be '\\t', but must be ','"),
+        (b'\n"a"|"b"\n"1"|"2"\n', "line 2: the separator seems to be '|', but must be ','"),
         (f"{HEADER},method\n".encode(), "line 1: column named more than once: 'method'"),
         (table(GOOD, f"{GOOD},9").encode(), "line 3: 6 fields, but line 1 names 5 columns"),
         (table(GOOD, "llama-7b").encode(), "line 3: 1 fields, but line 1 names 5 columns"),
@@ -139,6 +143,24 @@ def test_a_byte_order_mark_crlf_and_spaces_are_no_problem(run: Callable[..., Res
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.splitlines()[0] == f"{HEADER},can_recommend,gpus,workers,reason"
     assert rows(result.stdout)[0]["gpus"] == "2"
+
+
+def test_other_separators_may_stand_in_names_and_cells(run: Callable[..., Result]) -> None:
+    result = run("recommend", "--csv", "-", "--json", input=table(f"{GOOD},a\tb;c", header=f"{HEADER},x;y|z"))
+    assert json.loads(result.stdout)[0]["x;y|z"] == "a\tb;c"
+
+
+def test_answers_can_be_asked_again(run: Callable[..., Result]) -> None:
+    Path("jobs.csv").write_text(table(f"1,{GOOD},8", f"2,{GOOD},1", header=f"id,{HEADER},max_gpus"))
+    run("recommend", "--csv", "jobs.csv", "--output", "answers.csv")
+    first = Path("answers.csv").read_text()
+    Path("answers.csv").write_text(first.replace("1,2,1,", "0,,,of yesterday"))
+    again = run("recommend", "--csv", "answers.csv")
+    assert (again.exit_code, again.stdout) == (0, first)
+    assert again.stderr.splitlines() == [
+        "answers.csv: earlier answers, replaced by new ones: can_recommend, gpus, workers, reason",
+        "answers.csv: columns carried through, but ignored: id",
+    ]
 
 
 def test_empty_cells_of_optional_columns_take_the_default(run: Callable[..., Result]) -> None:
@@ -188,7 +210,7 @@ def test_one_job_by_options(run: Callable[..., Result]) -> None:
     answer = json.loads(result.stdout)
     assert (answer["can_recommend"], answer["gpus"], answer["workers"], answer["reason"]) == (1, 2, 1, "")
     assert (answer["tokens_per_sample"], answer["max_gpus"]) == (8192, 8)
-    assert answer["model_version"] == predictors.RELEASED[-1]
+    assert answer["model_version"] == predictors.DEFAULT
     (row,) = rows(run("recommend", *ONE_JOB).stdout)
     assert {key: str(value) for key, value in answer.items()} == row
 
@@ -197,7 +219,7 @@ def test_one_job_by_options(run: Callable[..., Result]) -> None:
     ("arguments", "message"),
     [
         ([*ONE_JOB, "--batch-size=0"], "batch_size: must be a whole number >= 1, got '0'"),
-        ([*ONE_JOB, "--max-gpus="], "max_gpus: must be a whole number >= 1, got ''"),
+        ([*ONE_JOB, "--method= "], "method: is required"),
         (ONE_JOB[1:], "model_name: is required"),
         ([*ONE_JOB, "--csv=jobs.csv"], "--model-name, --method, --gpu-model, --tokens-per-sample, --batch-size: for "
          "one job only; with --csv these are columns of the file"),
@@ -208,6 +230,14 @@ def test_one_job_by_options(run: Callable[..., Result]) -> None:
 )  # fmt: skip
 def test_bad_arguments_are_bad_input(run: Callable[..., Result], arguments: list[str], message: str) -> None:
     assert_says(run("recommend", *arguments), 2, message)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"), [(ONE_JOB, "model_name"), (ONE_JOB, "model_version"), (["--csv=-"], "model_version")]
+)
+def test_an_option_that_is_not_text_is_bad_input(run: Callable[..., Result], options: list[str], field: str) -> None:
+    result = run("recommend", *options, f"--{field.replace('_', '-')}=a\udcff", input=table(GOOD))
+    assert_says(result, 2, f"{field}: must be text in UTF-8, got 'a\\udcff'")
 
 
 def test_without_a_job_it_says_what_to_give(run: Callable[..., Result]) -> None:
@@ -238,11 +268,16 @@ def test_a_broken_version_is_a_broken_environment(
         ("nowhere/answers.csv", "nowhere/answers.csv: cannot write it: No such file or directory"),
         (".", ".: cannot write it: Is a directory"),
         ("jobs.csv/answers.csv", "jobs.csv/answers.csv: cannot write it: Not a directory"),
+        ("loop.csv", "loop.csv: cannot write it: Too many levels of symbolic links"),
     ],
 )
 def test_a_path_that_cannot_be_written_is_bad_input(run: Callable[..., Result], path: str, message: str) -> None:
     Path("jobs.csv").write_text(table(GOOD))
+    Path("loop.csv").symlink_to("pool.csv")
+    Path("pool.csv").symlink_to("loop.csv")
     assert_says(run("recommend", "--csv", "jobs.csv", "--output", path), 2, message)
+    assert sorted(p.name for p in Path().iterdir() if p.is_symlink()) == ["loop.csv", "pool.csv"]
+    assert len(os.listdir()) == 3
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
@@ -275,14 +310,89 @@ def test_answers_may_replace_the_jobs(run: Callable[..., Result]) -> None:
 # --- the process ------------------------------------------------------------------------------------------------------
 
 
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a line of bash, in which $A stands for the command; the exit code is that of the line's first command."""
+    environment = {**os.environ, "A": COMMAND, "FORCE_COLOR": "1", "LC_ALL": "C"}
+    line = f"{command}; exit ${{PIPESTATUS[0]}}"
+    return subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, text=True, env=environment)
+
+
 def test_a_pipe_gets_plain_data_and_may_close_early(tmp_path: Path) -> None:
-    jobs = tmp_path / "jobs.csv"
-    jobs.write_text(table(*[GOOD] * 40_000))
-    environment = {**os.environ, "FORCE_COLOR": "1", "LC_ALL": "C"}
-    command = f"'{COMMAND}' recommend --csv '{jobs}' | head -2; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment)
+    (tmp_path / "jobs.csv").write_text(table(*[GOOD] * 40_000))
+    done = shell("$A recommend --csv jobs.csv | head -2", tmp_path)
     assert done.stdout.splitlines()[1] == f"{GOOD},1,2,1,"
-    assert done.stderr == ""
+    assert (done.stderr, done.returncode) == ("", 128 + signal.SIGPIPE)
+
+
+@pytest.mark.parametrize(
+    "command", ["versions", "versions --json", "--help", "plot answers.csv -o -", "recommend --csv no.csv 2>&1"]
+)
+def test_nobody_may_read_what_is_printed(tmp_path: Path, command: str) -> None:
+    (tmp_path / "answers.csv").write_text(table(f"{GOOD},1,2,1", header=f"{HEADER},can_recommend,gpus,workers"))
+    done = shell(f"$A {command} | true", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGPIPE, "", "")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (f"recommend {' '.join(ONE_JOB)} >&-", "standard output: cannot write it: it is closed"),
+        ("versions >&-", "standard output: cannot write it: it is closed"),
+        ("plot answers.csv -o - >&-", "standard output: cannot write it: it is closed"),
+        ("recommend --csv - <&-", "standard input: cannot read it: it is closed"),
+        ("plot - -o picture.png <&-", "standard input: cannot read it: it is closed"),
+    ],
+)
+def test_a_closed_standard_stream_is_bad_input(tmp_path: Path, command: str, message: str) -> None:
+    (tmp_path / "answers.csv").write_text(table(f"{GOOD},1,2,1", header=f"{HEADER},can_recommend,gpus,workers"))
+    done = shell(f"$A {command}", tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"{message}\n")
+
+
+def test_standard_streams_that_are_not_needed_may_be_closed(tmp_path: Path) -> None:
+    (tmp_path / "jobs.csv").write_text(table(*[f"{GOOD},a note on stderr"] * (CHUNK + 1), header=f"{HEADER},note"))
+    assert shell("$A recommend --csv jobs.csv -o answers.csv <&- >&- 2>&-", tmp_path).returncode == 0
+    assert len(rows((tmp_path / "answers.csv").read_text())) == CHUNK + 1
+
+
+def test_a_pipe_may_be_named(tmp_path: Path) -> None:
+    done = shell(f"$A recommend {' '.join(ONE_JOB)} -o /dev/stdout | cat", tmp_path)
+    assert (done.returncode, done.stderr, rows(done.stdout)[0]["gpus"]) == (0, "", "2")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_help_for_a_full_disk_is_a_broken_environment(tmp_path: Path) -> None:
+    done = shell("$A --help > /dev/full", tmp_path)
+    assert (done.returncode, done.stderr) == (1, "ado-autoconf: [Errno 28] No space left on device\n")
+
+
+def test_bytes_that_are_not_text(tmp_path: Path) -> None:
+    """In a name they are refused; a file may be called what it likes."""
+    (tmp_path / os.fsdecode(b"\xff.csv")).write_text(table(GOOD))
+    done = shell("$A recommend --csv $'\\xff.csv' -o $'\\xfe.csv'", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert rows((tmp_path / os.fsdecode(b"\xfe.csv")).read_text())[0]["gpus"] == "2"
+    done = shell(f"$A recommend {' '.join(ONE_JOB)} --gpu-model $'\\xff'", tmp_path)
+    assert (done.returncode, done.stderr) == (2, "gpu_model: must be text in UTF-8, got '\\udcff'\n")
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_it_at_once_and_leaves_no_file(tmp_path: Path, ending: signal.Signals) -> None:
+    (tmp_path / "jobs.csv").write_text(table(*[GOOD] * 300_000))
+    command = [COMMAND, "recommend", "--csv=jobs.csv", "--output=answers.csv"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(ending, signal.SIG_DFL),  # whatever the tests' own parent ignores
+    )
+    while not list(tmp_path.glob(".ado-autoconf-*.tmp")):
+        assert process.poll() is None
+    process.send_signal(ending)
+    assert process.communicate() == (None, "")
+    assert process.returncode == -ending
+    assert os.listdir(tmp_path) == ["jobs.csv"]
 
 
 def on_a_terminal(stream: str, arguments: Iterable[str], folder: Path) -> str:
@@ -327,7 +437,7 @@ def test_who_watches_a_long_table_sees_progress(tmp_path: Path) -> None:
 
 
 def test_versions_lists_domains_and_figures(run: Callable[..., Result]) -> None:
-    card = predictors.card(predictors.RELEASED[-1])
+    card = predictors.card(predictors.DEFAULT)
     plain = run("versions").stdout
     assert not set(plain) & set("\x1b─│")
     for word in (card.version, "llama-7b", "meta-llama/Llama-2-7b-hf", "L40S", "44.4 GiB", "lora", "max_batch_size"):

@@ -33,12 +33,12 @@ def cache(tmp_path, monkeypatch) -> Path:
 def drifted(cache, tmp_path, monkeypatch) -> Path:
     """The newest version as another AutoGluon would have written it."""
     shutil.copytree(predictors.MODELS / "1.1.0", tmp_path / "models" / "1.1.0")
-    monkeypatch.setattr(predictors, "MODELS", tmp_path / "models")
-    card = predictors.read_card(tmp_path / "models" / "1.1.0")
+    card = predictors.card("1.1.0")
     libraries = {**card.libraries, "autogluon.tabular": "0.0.1"}
-    (tmp_path / "models" / "1.1.0" / "card.json").write_text(
-        card.model_copy(update={"libraries": libraries}).model_dump_json()
-    )
+    content = card.model_copy(update={"libraries": libraries}).model_dump_json().encode()
+    (tmp_path / "models" / "1.1.0" / "card.json").write_bytes(content)
+    monkeypatch.setattr(predictors, "MODELS", tmp_path / "models")
+    monkeypatch.setitem(predictors.RELEASED, "1.1.0", predictors.digest(content))
     return cache
 
 
@@ -116,17 +116,37 @@ def test_a_failed_rebuild_leaves_no_half_made_folder(drifted, monkeypatch):
     assert [p for p in drifted.iterdir() if p.is_dir()] == []
 
 
+def test_what_a_killed_rebuild_left_is_removed_by_the_next(drifted):
+    """Killed when it has trained: the half-made folder is there, and the lock is free."""
+    code = """
+import os, signal, sys
+from pathlib import Path
+from autoconf import predictors
+predictors.MODELS = Path(sys.argv[1])
+predictors.RELEASED["1.1.0"] = sys.argv[2]
+predictors._check_answers = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+predictors.load("1.1.0")
+"""
+    arguments = [str(predictors.MODELS), predictors.RELEASED["1.1.0"]]
+    assert subprocess.run([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL).returncode == -9
+    (left,) = (p for p in drifted.iterdir() if p.is_dir())
+    assert recommend(JOB).gpus == 2
+    (made,) = (p for p in drifted.iterdir() if p.is_dir())
+    assert left.name.startswith(f"{made.name}.")
+
+
 _ASK = """
 import json, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from autoconf import Workload, predictors, recommend
 predictors.MODELS = Path(sys.argv[1])
+predictors.RELEASED["1.1.0"] = sys.argv[2]
 jobs = [Workload(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe",
                  tokens_per_sample=2048 * (1 + i % 8), batch_size=16) for i in range(32)]
 loads = []
 opened = predictors._open
-predictors._open = lambda folder: loads.append(folder) or opened(folder)
+predictors._open = lambda *version: loads.append(version) or opened(*version)
 with ThreadPoolExecutor(32) as pool:
     answers = list(pool.map(recommend, jobs))
 print(json.dumps({"answers": [[a.can_recommend, a.gpus, a.workers] for a in answers], "loads": len(loads)}))
@@ -136,7 +156,7 @@ print(json.dumps({"answers": [[a.can_recommend, a.gpus, a.workers] for a in answ
 def test_threads_and_processes_from_a_cold_start_while_a_rebuild_is_needed(drifted, caplog):
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", _ASK, str(predictors.MODELS)],
+            [sys.executable, "-c", _ASK, str(predictors.MODELS), predictors.RELEASED["1.1.0"]],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -103,7 +103,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from autoconf import predictors
 loads, opened = [], predictors._open
-predictors._open = lambda folder: loads.append(folder) or opened(folder)
+predictors._open = lambda *version: loads.append(version) or opened(*version)
 jobs = [{**JOB, "tokens_per_sample": 1024 * (1 + i % 16)} for i in range(64)]
 with ThreadPoolExecutor(32) as pool:
     together = list(pool.map(lambda job: min_gpu_recommender(**job), jobs))

@@ -161,6 +161,12 @@ def test_an_export_without_any_recommendation_has_no_gpus_column(tmp_path: Path)
     [
         (["x,lora,g,512,1"], [], ", line 2: can_recommend: must be 0 or 1, got '2'"),
         (["x,lora,g,512,0"], [], ", line 2: batch_size: must be a whole number >= 1, got '0'"),
+        (
+            ["x,lora,g,1e400,1"],
+            [],
+            ", line 2: tokens_per_sample: must be a whole number <= 9007199254740992, got '1e400'",
+        ),
+        (["x,,g,512,1"], [], ", line 2: method: is required"),
         ([], [], ": there are no answers to draw"),
         (["x,lora,g,512,1"], ["--gpu-model", "h"], ": gpu_model: no answer for 'h'; there are answers for 'g'"),
     ],
@@ -174,6 +180,24 @@ def test_a_bad_file_of_answers_is_bad_input(
     result = run(file, "-o", picture, *arguments)
     assert (result.exit_code, result.stderr) == (2, f"{file}{message}\n")
     assert not picture.exists()
+
+
+def test_more_gpus_than_can_be_counted_are_bad_input(tmp_path: Path) -> None:
+    most = 2**53
+    (tmp_path / "a.csv").write_text(
+        f"{','.join(REQUIRED)},can_recommend,gpus,workers\nm,lora,g,512,1,1,{most},{most}\n"
+    )
+    result = run(tmp_path / "a.csv", "-o", tmp_path / "a.png")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"{tmp_path}/a.csv, line 2: gpus x workers: must be a whole number <= {most}, got {most * most}\n"
+    )
+
+
+def test_an_empty_setting_is_as_if_it_had_not_been_given(tmp_path: Path) -> None:
+    file = written(answers_of({**SPACE, "max_gpus": [" "]}), tmp_path)
+    result = run(file, "-o", tmp_path / "a.png", "--max-gpus=8", "--gpu-model=", "--model-version= ")
+    assert (result.exit_code, result.stderr) == (0, "")
 
 
 def test_two_answers_for_one_point_must_agree(tmp_path: Path) -> None:
@@ -207,6 +231,13 @@ def grid(models: int = 2, tokens: int = 5, batches: int = 6, most: int = 64) -> 
     panels = dict(zip(itertools.product(names, ["full", "lora"]), totals, strict=True))
     axes = ([2 ** (9 + t) for t in range(tokens)], [b + 1 for b in range(batches)])
     return Chart("a GPU", *axes, names, ["full", "lora"], panels)
+
+
+def test_a_dollar_in_a_name_is_a_dollar(tmp_path: Path) -> None:
+    panels = {("$\\frac$", "$x"): np.array([[1]])}
+    figure = draw(Chart("$\\frac$", [512], [1], ["$\\frac$"], ["$x"], panels))
+    figure.savefig(tmp_path / "a.png")
+    assert imread(tmp_path / "a.png").size
 
 
 def test_the_whole_sweep_has_a_legible_panel_for_each_model_and_method() -> None:

@@ -1,32 +1,43 @@
 """Versions: what is shipped is what was released, and anything else is refused loudly."""
 
+import json
 import pickle
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from autoconf import AutoConfError, Workload, predictors, recommend
-from autoconf.predictors import CHECK_JOBS, MODELS, RELEASED, candidates_of
+from autoconf.predictors import CARD, CHECK_JOBS, MODELS, RELEASED, candidates_of
 
-VERSION = RELEASED[-1]
+VERSION = predictors.DEFAULT
 
 
 @pytest.fixture
-def copied(tmp_path, monkeypatch) -> Path:
+def copied(tmp_path, monkeypatch) -> Iterator[Path]:
     """A copy of the newest version, which the package takes for the shipped one."""
     shutil.copytree(MODELS / VERSION, tmp_path / VERSION)
     monkeypatch.setattr(predictors, "MODELS", tmp_path)
     monkeypatch.setattr(predictors, "_loaded", {})
-    return tmp_path / VERSION
+    predictors.card.cache_clear()
+    yield tmp_path / VERSION
+    predictors.card.cache_clear()
+
+
+def rewrite_card(folder: Path, **update) -> str:
+    """Change a version's card as somebody would who knows its format; returns the card's digest."""
+    card = json.loads((folder / CARD).read_text())
+    (folder / CARD).write_text(json.dumps({**card, **update}))
+    return predictors.digest((folder / CARD).read_bytes())
 
 
 @pytest.mark.parametrize("version", RELEASED)
 def test_the_shipped_files_are_the_released_ones(version):
-    card = predictors.read_card(MODELS / version)
+    card = predictors.verified_card(MODELS / version, RELEASED[version])
     assert card.version == version
-    assert predictors.digests(MODELS / version) == card.files
+    assert len(card.files) == len([p for p in (MODELS / version).rglob("*") if p.is_file()]) - 1
 
 
 @pytest.mark.parametrize("version", RELEASED)
@@ -57,6 +68,22 @@ def test_an_altered_pickle_is_refused_before_it_is_unpickled(copied, monkeypatch
     assert not Path("unpickled").exists()
 
 
+@pytest.mark.parametrize(("field", "value"), [("aliases", ["llama-7b-chat"]), ("max_tokens_per_sample", None)])
+def test_an_edited_card_is_refused_before_anything_is_unpickled(copied, monkeypatch, job, field, value):
+    monkeypatch.chdir(copied.parent)
+    (copied / "predictor" / "learner.pkl").write_bytes(pickle.dumps(_Bomb()))
+    domain = json.loads((copied / CARD).read_text())["domain"]
+    assert domain["models"]["granite-20b-v2"][field] != value
+    domain["models"]["granite-20b-v2"][field] = value
+    rewrite_card(copied, domain=domain, files=predictors.digests(copied))  # all that the card itself says is right
+    for question in (Workload.parse(**job), pd.DataFrame([job])):
+        with pytest.raises(AutoConfError, match=r"version 1\.1\.0: card\.json was altered"):
+            recommend(question)
+    with pytest.raises(AutoConfError, match=r"version 1\.1\.0: card\.json was altered"):
+        predictors.card(VERSION)
+    assert not Path("unpickled").exists()
+
+
 @pytest.mark.parametrize("file", ["predictor/predictor.pkl", "figures.csv", "virtual_runs.parquet", "check_jobs.csv"])
 def test_a_missing_file_is_named(copied, job, file):
     (copied / file).unlink()
@@ -71,7 +98,7 @@ def test_an_extra_file_is_named(copied, job):
 
 
 def test_a_missing_version_or_card_is_an_error_and_never_an_answer(copied, job):
-    (copied / "card.json").write_text("{}")
+    (copied / "card.json").unlink()
     with pytest.raises(AutoConfError, match=r"1\.1\.0: cannot read card\.json"):
         recommend(Workload.parse(**job))
     shutil.rmtree(copied)
@@ -96,12 +123,16 @@ def test_the_predictor_gives_the_released_answers():
     assert fits.tolist() == jobs["fits"].astype(bool).tolist()
 
 
-def test_other_answers_than_the_released_ones_are_refused(copied, job):
+def test_a_card_of_another_format_is_an_error(copied, job, monkeypatch):
+    monkeypatch.setitem(RELEASED, VERSION, rewrite_card(copied, threshold="high"))
+    with pytest.raises(AutoConfError, match=r"1\.1\.0: cannot read card\.json"):
+        recommend(Workload.parse(**job))
+
+
+def test_other_answers_than_the_released_ones_are_refused(copied, job, monkeypatch):
     checks = pd.read_csv(copied / CHECK_JOBS)
     checks.loc[5, "fits"] = 1 - checks.loc[5, "fits"]
     checks.to_csv(copied / CHECK_JOBS, index=False)
-    card = predictors.read_card(copied)
-    changed = card.model_copy(update={"files": predictors.digests(copied)})
-    (copied / "card.json").write_text(changed.model_dump_json())
+    monkeypatch.setitem(RELEASED, VERSION, rewrite_card(copied, files=predictors.digests(copied)))
     with pytest.raises(AutoConfError, match=r"answers 1 of .* check jobs otherwise"):
         recommend(Workload.parse(**job))

@@ -175,3 +175,21 @@ def test_the_same_jobs_get_the_same_answers(job):
     assert [ask(job, tokens_per_sample=t) for t in range(6000, 6400, 7)] == [
         ask(job, tokens_per_sample=t) for t in range(6000, 6400, 7)
     ]
+
+
+def test_names_of_one_level_may_come_as_a_multiindex(job):
+    plain = pd.DataFrame([job, job])
+    expected = recommend(plain)
+    columns, index = pd.MultiIndex.from_arrays([plain.columns]), pd.MultiIndex.from_arrays([["a", "b"]], names=["job"])
+    pd.testing.assert_frame_equal(recommend(plain.set_axis(columns, axis=1)), expected)
+    pd.testing.assert_frame_equal(recommend(plain.set_axis(columns, axis=1).set_axis(index)), expected.set_axis(index))
+    for levels in ([["x"], plain.columns], [plain.columns, ["x"]]):
+        with pytest.raises(ValueError, match="columns: must have one level of names, got 2"):
+            recommend(plain.set_axis(pd.MultiIndex.from_product(levels), axis=1))
+
+
+def test_the_default_version_is_a_field_like_another(job):
+    table = pd.DataFrame([job]).drop(columns="model_version")
+    assert recommend(table, " ")["can_recommend"].tolist() == [1]
+    with pytest.raises(ValueError, match="model_version: must be a non-empty text"):
+        recommend(table, 1.1)

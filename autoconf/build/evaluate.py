@@ -22,11 +22,21 @@ from scipy.optimize import nnls
 
 from autoconf import predictors
 from autoconf.build.architectures import architectures
-from autoconf.build.train import write_card
+from autoconf.build.train import release, write_card
 from autoconf.build.virtual_runs import TOKEN_STEP, headroom_gib
 from autoconf.figures import MemoryFigures, Moment, read_figures
 from autoconf.memory import MemoryTable
-from autoconf.predictors import CARD, FIGURES, MODELS, RELEASED, TRAINING_TABLE, Card, Predictor, candidates_of
+from autoconf.predictors import (
+    CARD,
+    DEFAULT,
+    FIGURES,
+    MODELS,
+    RELEASED,
+    TRAINING_TABLE,
+    Card,
+    Predictor,
+    candidates_of,
+)
 from autoconf.recommender import decide, recommend, smallest
 from autoconf.rules import Booleans, Candidates, resident_state_fits
 
@@ -453,12 +463,14 @@ def draw_picture(judged: Judged, evaluation: dict[str, Any], path: Path) -> None
 
 
 def evaluate(version: str, measured: Path | None = None) -> dict[str, Any]:
-    """Measure a version and write the figures down.
+    """Measure a version, released or just made, and write the figures down.
 
     Returns:
-        The card's ``evaluation``.
+        The card's ``evaluation``. ``RELEASED`` has the card's digest from then on, in this process.
     """
     folder = MODELS / version
+    # Whoever makes a version believes what lies there: its digest cannot be in the code yet.
+    RELEASED[version] = predictors.digest((folder / CARD).read_bytes())
     predictor = predictors.load(version)
     judged = judge(predictor, evaluation_jobs(predictor, JOBS))
     evaluation: dict[str, Any] = {
@@ -474,7 +486,7 @@ def evaluate(version: str, measured: Path | None = None) -> dict[str, Any]:
         evaluation["measured"] = against_measured(predictor, measured)
     elif "measured" in predictor.card.evaluation:
         evaluation["measured"] = predictor.card.evaluation["measured"]
-    write_card(folder, predictor.card.model_copy(update={"evaluation": evaluation}))
+    RELEASED[version] = write_card(folder, predictor.card.model_copy(update={"evaluation": evaluation}))
     write_section(MODELS / "README.md", f"evaluation {version}", _section(evaluation, version))
     write_section(MODELS / "README.md", f"domain {version}", _domain(predictor.card))
     draw_picture(judged, evaluation, MODELS / f"evaluation-{version}.png")
@@ -482,7 +494,7 @@ def evaluate(version: str, measured: Path | None = None) -> dict[str, Any]:
 
 
 def main(
-    version: Annotated[str, typer.Argument(help="released version to evaluate")] = RELEASED[-1],
+    version: Annotated[str, typer.Argument(help="released version to evaluate")] = DEFAULT,
     measured: Annotated[Path | None, typer.Option(help="CSV of real runs that completed", exists=True)] = None,
 ) -> None:
     """Measure a predictor version against the traces; exit with 1 if a required figure is missed."""
@@ -499,6 +511,7 @@ def main(
     for key, value in evaluation.get("measured", {}).items():
         console.print(f"{key:45} {value}")
     console.print(f"written to {MODELS / version / CARD}")
+    print(release(version, RELEASED[version]))
     if missed:
         raise typer.Exit(1)
 

@@ -45,8 +45,11 @@ THRESHOLD = 0.9
 _CHECKS = 400
 
 
-def train(version: str, folder: Path) -> None:
+def train(version: str, folder: Path) -> str:
     """Make a version in ``folder``, which it replaces.
+
+    Returns:
+        The digest of its card.
 
     Raises:
         AutoConfError: AutoGluon does not import, or the trained predictor is inconsistent.
@@ -76,9 +79,10 @@ def train(version: str, folder: Path) -> None:
         checks = _check_jobs(runs)
         fits = predictor.fits(predictors.candidates_of(checks, memory, rows, domain))
         checks.assign(**{LABEL: fits.astype(int)}).to_csv(scratch / CHECK_JOBS, index=False, lineterminator="\n")
-        write_card(scratch, card.model_copy(update={"files": predictors.digests(scratch)}))
+        digest = write_card(scratch, card.model_copy(update={"files": predictors.digests(scratch)}))
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
+    return digest
 
 
 def check_ordering(predictor: predictors.Predictor) -> None:
@@ -133,9 +137,16 @@ def _forget_paths(predictor: Path) -> None:
         file.write_bytes(pickle.dumps(pickled, protocol=4))
 
 
-def write_card(folder: Path, card: Card) -> None:
-    """Write a version's card."""
-    (folder / predictors.CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+def write_card(folder: Path, card: Card) -> str:
+    """Write a version's card and return its digest."""
+    content = (card.model_dump_json(indent=2) + "\n").encode()
+    (folder / predictors.CARD).write_bytes(content)
+    return predictors.digest(content)
+
+
+def release(version: str, digest: str) -> str:
+    """What has to be done before a version answers."""
+    return f'RELEASED in autoconf/predictors.py must have this digest of the card:\n"{version}": "{digest}"'
 
 
 def _check_jobs(runs: pd.DataFrame) -> pd.DataFrame:
@@ -147,11 +158,12 @@ def _check_jobs(runs: pd.DataFrame) -> pd.DataFrame:
 
 def main() -> None:
     """Make the version named on the command line (the newest by default) in the package's own folder."""
-    version = sys.argv[1] if len(sys.argv) > 1 else predictors.RELEASED[-1]
+    version = sys.argv[1] if len(sys.argv) > 1 else predictors.DEFAULT
     folder = predictors.MODELS / version
-    train(version, folder)
+    digest = train(version, folder)
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     print(f"made {folder} ({size / 2**20:.1f} MiB)")
+    print(release(version, digest))
 
 
 if __name__ == "__main__":
