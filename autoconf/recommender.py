@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from autoconf import predictors
-from autoconf.predictors import RELEASED
-from autoconf.search import Recommendation, answer
+from autoconf.predictors import RELEASED, Predictor
+from autoconf.remedies import pick, remedies
+from autoconf.search import Columns, Recommendation, answer
 from autoconf.workload import OPTIONAL, REQUIRED, Workload, read
 
 # Jobs answered at once: bounds the memory that candidates take, whatever the table's length.
@@ -33,7 +34,8 @@ def recommend(workloads: Workload | pd.DataFrame, model_version: str | None = No
     Returns:
         A ``Recommendation`` for a ``Workload``. For a DataFrame, one with the same index and the columns
         ``can_recommend`` (0 or 1), ``gpus`` (per worker) and ``workers`` (nullable integers) and ``reason`` (text,
-        empty when recommended). A row with a value that can never be right gets that reason.
+        empty when recommended). A row with a value that can never be right gets that reason. With "no" go the single
+        changes of the job that would get it a recommendation, and what it then takes.
 
     Raises:
         TypeError: ``workloads`` is neither.
@@ -100,8 +102,7 @@ def _answer(columns: dict[str, list[Any]], default_version: str | None) -> list[
             sentence = f"model_version {version!r} is not released; released versions are {', '.join(RELEASED)}"
             found: Iterable[Recommendation] = [Recommendation(0, reason=sentence)] * len(indices)
         else:
-            chosen = {field: [values[i] for i in indices] for field, values in jobs.items()}
-            found = answer(predictors.load(version), chosen)
+            found = _recommend(predictors.load(version), pick(jobs, indices))
         for index, recommendation in zip(indices, found, strict=True):
             answers[index] = recommendation
     return answers
@@ -137,3 +138,15 @@ def _key(value: Any) -> Hashable:
 
 def _is_empty(value: Any) -> bool:
     return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
+
+
+def _recommend(predictor: Predictor, columns: Columns) -> list[Recommendation]:
+    """Answer valid jobs by one version; with "no" go the changes that would help."""
+    answers = answer(predictor, columns)
+    without = [index for index, found in enumerate(answers) if not found.can_recommend]
+    if not without:
+        return answers
+    for index, changes in zip(without, remedies(predictor, pick(columns, without)), strict=True):
+        sentences = [answers[index].reason, *map(str, changes)]
+        answers[index] = Recommendation(0, reason="; ".join(sentences))
+    return answers
