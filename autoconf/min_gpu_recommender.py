@@ -9,7 +9,7 @@ from inspect import signature
 from typing import Any
 
 import autoconf.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
-from autoconf.workload import OPTIONAL, REQUIRED, Workload
+from autoconf.workload import OPTIONAL, REQUIRED, TRAINING_STACK, Workload
 
 from ado.modules.actuators.custom_experiments import custom_experiment
 from ado.schema.domain import PropertyDomain, VariableTypeEnum
@@ -66,7 +66,7 @@ _VERSIONED = [*REQUIRED, "model_version"]
         "description": "Recommends the minimum number of GPUs per worker, and of workers, that a tuning job needs to "
         "run without running out of GPU memory. Outputs: can_recommend (1, or 0 if the job lies outside the version's "
         "domain or fits on no number of GPUs considered; the log says which), gpus (per worker) and workers; "
-        "gpus x workers divides batch_size."
+        f"gpus x workers divides batch_size. Answers hold for one training stack: {TRAINING_STACK}."
     },
 )
 def min_gpu_recommender(

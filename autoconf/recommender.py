@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any, overload
@@ -10,6 +11,8 @@ import numpy as np
 import pandas as pd
 
 from autoconf import predictors
+from autoconf.columns import doubts
+from autoconf.errors import IgnoredColumnWarning
 from autoconf.predictors import RELEASED, Predictor
 from autoconf.remedies import pick, remedies
 from autoconf.search import Columns, Recommendation, answer
@@ -28,7 +31,8 @@ def recommend(workloads: Workload | pd.DataFrame, model_version: str | None = No
 
     Args:
         workloads: a ``Workload``, or a DataFrame with its fields as columns. Optional columns may be absent and their
-            cells empty; other columns are ignored.
+            cells empty; other columns are ignored, with an ``IgnoredColumnWarning`` for those that look like a field
+            misspelt or like a setting of the training stack.
         model_version: predictor version for jobs that name none; the newest by default.
 
     Returns:
@@ -63,6 +67,8 @@ def recommend(workloads: Workload | pd.DataFrame, model_version: str | None = No
         raise ValueError(
             f"{', '.join(missing)}: required column missing; the table has {', '.join(map(str, workloads))}"
         )
+    for sentence in doubts(workloads.columns):
+        warnings.warn(sentence, IgnoredColumnWarning, stacklevel=2)
     fields = [field for field in Workload.model_fields if field in workloads]
     answers = []
     for start in range(0, max(len(workloads), 1), CHUNK):

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from autoconf import Recommendation, Workload, predictors, recommend, recommender
+from autoconf.errors import IgnoredColumnWarning
 from autoconf.min_gpu_recommender import min_gpu_recommender
-from autoconf.workload import REQUIRED
+from autoconf.workload import REQUIRED, TRAINING_STACK
 
 
 def ask(job: dict, **changes) -> Recommendation:
@@ -167,6 +168,25 @@ def test_what_is_no_table_of_jobs_is_an_error(job):
         recommend([job])
     with pytest.raises(ValueError, match="method: more than one column"):
         recommend(pd.concat([pd.DataFrame([job]), pd.DataFrame([job])[["method"]]], axis=1))
+
+
+def test_a_column_that_may_be_meant_to_count_is_warned_of(job):
+    table = pd.DataFrame([job]).assign(max_gpu=4, gpus_per_node=4, optimizer="adafactor", lora_rank=64, note="mine")
+    with pytest.warns(IgnoredColumnWarning) as warned:
+        answers = recommend(table)
+    assert answers["gpus"].tolist() == [2]
+    assert [str(warning.message) for warning in warned] == [
+        "column 'max_gpu' is ignored: is max_gpus meant?",
+        "column 'gpus_per_node' is ignored: is gpus_per_worker meant?",
+        f"columns 'optimizer', 'lora_rank' are ignored: answers hold for {TRAINING_STACK}",
+    ]
+    assert {warning.filename for warning in warned} == {__file__}
+
+
+def test_columns_of_the_users_own_are_not_warned_of(job, recwarn):
+    own = ["id", "note", "gpus", "workers", "num_gpus", "cost", "version", "priority", "eval_loss", "optimal", 7, None]
+    recommend(pd.DataFrame([job]).assign(max_gpus=4).reindex(columns=[*job, "max_gpus", *own]))
+    assert list(recwarn) == []
 
 
 def test_an_empty_table_has_an_empty_answer(job):
