@@ -158,6 +158,12 @@ def test_the_nearest_batch_is_told_and_whether_the_division_was_in_the_way(job, 
     assert reason.endswith(says[-1])
 
 
+def test_the_readme_quotes_a_reason_as_it_is(job):
+    job = {**job, "model_name": "llama2-70b", "tokens_per_sample": 2048, "batch_size": 7, "max_gpus": 6}
+    text = " ".join((SWEEP.parent / "README.md").read_text(encoding="utf-8").split())
+    assert f"*{recommend(Workload.parse(**job)).reason}*" in text
+
+
 def test_what_helps_only_together_is_not_told(job):
     """One change at a time: with accumulation no batch does, and without it this batch does not."""
     large = {**job, "model_name": "llama3.1-70b", "method": "full", "tokens_per_sample": 512, "max_gpus": 64}
