@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from autoconf import __version__, plot, predictors
+from autoconf.columns import doubts
 from autoconf.errors import AutoConfError, BadInput
 from autoconf.recommender import recommend
 from autoconf.tables import (
@@ -42,7 +43,7 @@ from autoconf.tables import (
     write_csv,
     write_json,
 )
-from autoconf.workload import NAMES, OPTIONAL, REQUIRED, Workload, is_empty, read
+from autoconf.workload import NAMES, OPTIONAL, REQUIRED, TRAINING_STACK, Workload, is_empty, read
 
 # Jobs answered between two updates of the progress bar; also what is in memory besides the table itself.
 CHUNK = 10_000
@@ -81,7 +82,8 @@ def answered(table: pd.DataFrame, model_version: str | None) -> Iterator[pd.Data
         predictors.load(version)
     for start in range(0, max(len(table), 1), CHUNK):
         jobs = table.iloc[start : start + CHUNK]
-        yield pd.concat([jobs, recommend(jobs, model_version)], axis=1)
+        fields = [field for field in Workload.model_fields if field in jobs]
+        yield pd.concat([jobs, recommend(jobs[fields], model_version)], axis=1)
 
 
 def _watched(pieces: Iterable[pd.DataFrame], total: int) -> Iterator[pd.DataFrame]:
@@ -137,7 +139,8 @@ def show_version(version: dict[str, Any]) -> None:
     """Print a version for people to read."""
     domain = version["domain"]
     default = ", the default" if version["default"] else ""
-    typer.echo(f"version {version['version']}{default}, made {version['created']}\n")
+    typer.echo(f"version {version['version']}{default}, made {version['created']}")
+    typer.echo(f"answers hold for {TRAINING_STACK}\n")
     separator = "\n" if _is_terminal(sys.stdout) else ", "
     limits = {key: value for key, value in domain.items() if key not in ("models", "gpus", "methods")}
     for rows in (
@@ -225,7 +228,7 @@ def main(
     """
 
 
-@app.command("recommend")
+@app.command("recommend", epilog=f"Answers hold for {TRAINING_STACK}.")
 def recommend_command(
     context: typer.Context,
     csv_file: Annotated[
@@ -306,6 +309,8 @@ def _recommend_table(csv_file: str, model_version: str | None, output_file: str 
     ignored = [column or "(without a name)" for column in table if column not in Workload.model_fields]
     if ignored:
         _note(f"{called(csv_file)}: columns carried through, but ignored: {', '.join(ignored)}")
+    for sentence in doubts(table):
+        _note(f"{called(csv_file)}: {sentence}")
     with output(output_file) as stream:
         pieces = answered(table, model_version)
         first = next(pieces)  # a broken version shows here, before anything is written

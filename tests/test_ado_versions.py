@@ -96,7 +96,7 @@ def test_the_operator_is_there_whichever_module_is_imported_first(module):
 
 def test_a_space_is_made_and_swept_from_the_command_line(ado_context, job):
     """Both commands crash under some versions of typer that ado itself allows; no process may log an error."""
-    points = {**{field: [value] for field, value in job.items()}, "batch_size": [1, 16]}
+    points = {**{field: [value] for field, value in job.items()}, "batch_size": [1, 16], "method": ["lora", "qlora"]}
     space = ado_context.create_space(
         {
             "entitySpace": [{"identifier": k, "propertyDomain": {"values": v}} for k, v in points.items()],
@@ -111,4 +111,9 @@ def test_a_space_is_made_and_swept_from_the_command_line(ado_context, job):
     assert done.returncode == 0, done.stderr
     assert "ERROR" not in done.stdout + done.stderr, done.stdout + done.stderr
     table = ado_context.space(space).matchingEntitiesTable(property_type="target")
-    assert dict(zip(table["batch_size"], table["gpus"], strict=True)) == {1: 1, 16: 2}
+    known = table[table["can_recommend"] == 1]
+    assert dict(zip(known["batch_size"], known["gpus"], strict=True)) == {1: 1, 16: 2}
+    assert known["reason"].isna().all()
+    assert set(table.loc[table["can_recommend"] == 0, "reason"]) == {
+        "method 'qlora' is not in the domain of version 1.1.0, which has full and lora"
+    }

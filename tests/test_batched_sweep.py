@@ -192,10 +192,9 @@ def test_the_examples_give_the_answers_of_direct_calls(context: AdoContext, file
     table = context.table(identifier)
     assert len(table) == 12
     for row in table.to_dict("records"):
-        expected = min_gpu_recommender(**{name: row[name] for name in few})
-        assert row["can_recommend"] == expected["can_recommend"]
-        if expected["can_recommend"]:
-            assert (row["gpus"], row["workers"]) == (expected["gpus"], expected["workers"])
+        outputs = ("can_recommend", "gpus", "workers", "reason")
+        measured = {name: row[name] for name in outputs if not pd.isna(row[name])}
+        assert measured == min_gpu_recommender(**{name: row[name] for name in few})
     assert set(table["can_recommend"]) == {0, 1}
 
 

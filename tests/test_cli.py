@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 import autoconf
 from autoconf import predictors, recommend
 from autoconf.cli import CHUNK, app, figure_tables
+from autoconf.workload import TRAINING_STACK
 
 COLUMNS = ["model_name", "method", "gpu_model", "tokens_per_sample", "batch_size"]
 HEADER = ",".join(COLUMNS)
@@ -65,6 +66,17 @@ def test_a_table_keeps_its_columns_and_gets_the_answers_of_recommend(run: Callab
     pd.testing.assert_frame_equal(answers[list(expected)].fillna({"reason": ""}), expected)
     assert answers["can_recommend"].tolist() == [1, 1, 1, 0]
     assert answers["id"].tolist() == [0, 1, 2, 3]
+
+
+def test_columns_that_may_be_meant_to_count_are_named(run: Callable[..., Result]) -> None:
+    text = table(f"{GOOD},1,adafactor,a", header=f"{HEADER},max_gpu,optim,id")
+    result = run("recommend", "--csv", "-", input=text)
+    assert (result.exit_code, rows(result.stdout)[0]["gpus"]) == (0, "2")
+    assert result.stderr.splitlines() == [
+        "standard input: columns carried through, but ignored: max_gpu, optim, id",
+        "standard input: column 'max_gpu' is ignored: is max_gpus meant?",
+        f"standard input: column 'optim' is ignored: answers hold for {TRAINING_STACK}",
+    ]
 
 
 def test_no_recommendation_is_an_answer(run: Callable[..., Result]) -> None:
@@ -444,6 +456,7 @@ def test_versions_lists_domains_and_figures(run: Callable[..., Result]) -> None:
         assert word in plain
     for figure in card.evaluation.get("figures", {}):
         assert figure in plain
+    assert f"answers hold for {TRAINING_STACK}\n" in plain
     newest = json.loads(run("versions", "--json").stdout)[-1]
     assert newest["default"] is True
     assert newest["domain"] == card.domain.model_dump()
@@ -467,4 +480,5 @@ def test_help_and_version(run: Callable[..., Result]) -> None:
     for command in ([], ["recommend"], ["versions"], ["plot"]):
         result = run(*command, "--help")
         assert (result.exit_code, result.stderr) == (0, "")
+    assert f"Answers hold for {TRAINING_STACK}." in " ".join(run("recommend", "--help").stdout.split())
     assert run("recommend", "--no-such-option").exit_code == 2

@@ -97,7 +97,8 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def test_our_answers_and_both_formats_of_ado_give_the_same_chart(
     exports: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    ours = chart_of(written(answers_of(SPACE), tmp_path))
+    answers = answers_of(SPACE)
+    ours = chart_of(written(answers, tmp_path))
     assert (ours.tokens, ours.batches) == (TOKENS, BATCHES)
     assert (ours.models, ours.methods) == (["llama-7b", "llama-13b"], ["full", "lora"])
     for form in ("target", "observed"):
@@ -107,6 +108,8 @@ def test_our_answers_and_both_formats_of_ado_give_the_same_chart(
         for panel, totals in ours.panels.items():
             np.testing.assert_array_equal(theirs.panels[panel], totals)
         assert run(exports(form), "-o", tmp_path / f"{form}.png").exit_code == 0
+        (reasons,) = (column for name, column in pd.read_csv(exports(form)).items() if name.endswith("reason"))
+        assert sorted(reasons.dropna()) == sorted(filter(None, answers["reason"]))
     assert (tmp_path / "target.png").read_bytes() == (tmp_path / "observed.png").read_bytes()
 
 

@@ -37,8 +37,9 @@ from autoconf.predictors import (
     Predictor,
     candidates_of,
 )
-from autoconf.recommender import decide, recommend, smallest
+from autoconf.recommender import recommend
 from autoconf.rules import Booleans, Candidates, resident_state_fits
+from autoconf.search import Jobs, decide, smallest
 
 JOBS = 20_000
 NEAR = 0.10  # of a GPU's usable memory: half of the jobs lie this close to the edge
@@ -143,8 +144,7 @@ def evaluation_jobs(predictor: Predictor, count: int) -> pd.DataFrame:
 def minimum(predictor: Predictor, jobs: pd.DataFrame, max_gpus: int) -> np.ndarray:
     """Smallest total of GPUs that each job fits on, 0 where there is none; shape (jobs,)."""
     single = candidates_of(jobs.assign(number_gpus=1), predictor.memory, predictor.rows, predictor.domain)
-    answers = smallest(
-        predictor,
+    asked = Jobs(
         single.rows,
         single.usable_gib,
         tokens_per_sample=jobs["tokens_per_sample"].to_numpy(),
@@ -152,7 +152,7 @@ def minimum(predictor: Predictor, jobs: pd.DataFrame, max_gpus: int) -> np.ndarr
         gpus_per_worker=np.full(len(jobs), GPUS_PER_WORKER),
         max_gpus=np.full(len(jobs), max_gpus),
     )
-    return np.array([(a.gpus or 0) * (a.workers or 0) for a in answers])
+    return np.array([(a.gpus or 0) * (a.workers or 0) for a in smallest(predictor, asked)])
 
 
 def sweep_space() -> pd.DataFrame:
