@@ -25,6 +25,7 @@ lint: $(VENV)/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/deptry .
 
 predictor: $(VENV)/build  ## rebuild the newest predictor version from the architectures, then evaluate it
 	$(BIN)/python -m autoconf.build.train
