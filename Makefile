@@ -41,7 +41,9 @@ measure: $(VENV)/build  ## on a machine with a CUDA GPU: run the reference workl
 	$(BIN)/python -m autoconf.build.measure
 
 benchmark: $(VENV)/installed  ## measure speed, each figure next to its baseline, into BENCHMARKS.md
-	$(BIN)/python benchmarks/run.py
+	@mkdir -p build
+	$(BIN)/python -m pytest benchmarks/figures.py --benchmark-json=build/benchmarks.json
+	$(BIN)/python benchmarks/report.py build/benchmarks.json BENCHMARKS.md
 
 test-matrix:  ## the suite's drift tests under other Pythons, AutoGluons and ados
 	tests/matrix.sh all
