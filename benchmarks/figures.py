@@ -149,8 +149,8 @@ def test_run_experiment(measure, quick, tmp_path, baseline):
 
 @compared
 def test_sweep(measure, quick, tmp_path, baseline):
-    """`ado create operation -f sweep/examples/operation-batched.yaml` as a process on the sweep's space, in a new
-    store; the baseline is `operation.yaml`, ado's own random_walk.
+    """`ado create operation -f sweep/examples/operation-batched.yaml --use-latest space` as a process on the sweep's
+    space, in a new store; the baseline is `operation.yaml`, ado's own random_walk.
     """
     configuration = space(**SMALL if quick else {})
     sweep = Sweep(tmp_path, configuration, EXAMPLES / ("operation.yaml" if baseline else "operation-batched.yaml"))
