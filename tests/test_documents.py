@@ -66,7 +66,7 @@ def test_links_between_documents_lead_somewhere(document):
 
 # --- commands ---------------------------------------------------------------------------------------------------------
 
-ADO_1_ALONE = "ado show entities --use-latest space --output-format csv"
+ADO_1_ALONE = "ado show entities space --use-latest -o csv --output-file measurements.csv"  # test_ado_versions.py
 PROGRAMS = "ado|ado-autoconf|make|pip|run_experiment"
 SOURCES = [*DOCUMENTS, *ROOT.glob("examples/*.yaml"), *ROOT.glob("sweep/examples/*.yaml"), ROOT / "autoconf" / "cli.py"]
 
