@@ -20,10 +20,10 @@ ENVIRONMENT = {"PYTHONPATH": str(TESTS / "toy_experiment"), "PYTHONDONTWRITEBYTE
 
 _LISTEN = """
 import json, sys
+names = {}
 for line in sys.stdin:
-    told = dict(result=None)
-    exec(json.loads(line), globals(), told)
-    print(json.dumps(told["result"]), flush=True)
+    exec(json.loads(line), names)
+    print(json.dumps(names.pop("result", None)), flush=True)
 """
 
 

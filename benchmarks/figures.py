@@ -52,21 +52,11 @@ def test_long_table(measure, fresh, quick, baseline):
     """
     count = 20_000 if quick else 1_000_000
     rows = count // 10 if baseline else count
-    process = fresh(
-        "global recommend, jobs; from autoconf import recommend; from jobs import random_jobs; "
-        f"jobs = random_jobs({rows}); recommend(jobs.head(1000))",
-        "global memory\ndef memory(field):\n"
-        "    return int(open('/proc/self/status').read().split(field + ':')[1].split()[0]) * 1024 / 1e6",
-        "global before; before = memory('VmRSS'); open('/proc/self/clear_refs', 'w').write('5')",  # a new peak
-    )
+    process = fresh(f"from jobs import LongTable; table = LongTable({rows})")
     figure = f"recommend(), {count:,} jobs"
     facts = {"baseline": f"{rows:,} jobs, times 10", "scale": 10} if baseline else {"required": 240.0}
-    facts = measure(figure, process, args=("global answers; answers = recommend(jobs)",), rounds=1, **facts)
-    extra = process(
-        "import sys; texts = {id(t): sys.getsizeof(t) for t in answers['reason']}\n"
-        "size = (answers.memory_usage().sum() + sum(texts.values())) / 1e6\n"
-        "result = float(memory('VmHWM') - before - size)"
-    )
+    facts = measure(figure, process, args=("table.answer()",), rounds=1, **facts)
+    extra = process("result = table.extra_mb()")
     limit = {"baseline": f"{rows:,} jobs"} if baseline else {"required_ratio": 1.5}
     facts["also"] = [{"figure": f"{figure}: memory beyond the tables", "measured": extra, "unit": "MB", **limit}]
 
@@ -120,7 +110,7 @@ def test_first_call(measure, fresh, quick, baseline):
     processes: list[Any] = []
 
     def importer():
-        processes.append(fresh(DECORATOR, f"global min_gpu_recommender; {RECOMMENDER}"))
+        processes.append(fresh(DECORATOR, RECOMMENDER))
         return (processes[-1],), {}
 
     code = "import lightgbm, autogluon.tabular" if baseline else f"min_gpu_recommender(**{JOB!r})"

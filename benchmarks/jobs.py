@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from autoconf import recommend
 from autoconf.predictors import RELEASED, card
 
 EXAMPLES = Path(__file__).parents[1] / "sweep" / "examples"
@@ -60,3 +62,27 @@ def random_jobs(count: int) -> pd.DataFrame:
             "gradient_accumulation_steps": random.choice([1, 4], count),
         }
     )
+
+
+class LongTable:
+    """A table of random jobs, and the memory that this process, which must run on Linux, takes to answer it."""
+
+    def __init__(self, rows: int) -> None:
+        self.jobs = random_jobs(rows)
+        recommend(self.jobs.head(1000))  # loads the predictor, and what Python sets aside at the first use
+        self.before = _memory_mb("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+
+    def answer(self) -> None:
+        self.answers = recommend(self.jobs)
+
+    def extra_mb(self) -> float:
+        """The peak while answering, less what was there before and the answers, each text counted once."""
+        texts = {id(text): sys.getsizeof(text) for text in self.answers["reason"]}
+        held = (int(self.answers.memory_usage().sum()) + sum(texts.values())) / 1e6
+        return _memory_mb("VmHWM") - self.before - held
+
+
+def _memory_mb(field: str) -> float:
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
+    return int(line.split()[1]) * 1024 / 1e6
