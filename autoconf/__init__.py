@@ -5,8 +5,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from autoconf.imports import no_garbage_collection
-
 if TYPE_CHECKING:
     from autoconf.errors import AutoConfError
     from autoconf.recommender import Recommendation, recommend
@@ -31,7 +29,6 @@ def __getattr__(name: str) -> Any:
 
         return version("ado-autoconf")
     if name in _HOMES:
-        with no_garbage_collection():
-            globals()[name] = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = getattr(import_module(_HOMES[name]), name)
         return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

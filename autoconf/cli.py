@@ -6,7 +6,6 @@ Standard output carries data only; everything said about it goes to standard err
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -20,18 +19,16 @@ from typing import Annotated, Any, TextIO
 
 import pandas as pd
 import typer
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from autoconf import __version__, plot, predictors
 from autoconf.columns import doubts
 from autoconf.errors import AutoConfError, BadInput
 from autoconf.recommender import recommend
+from autoconf.show import show_answer, show_models, show_summary, show_version
 from autoconf.tables import (
-    ANSWERS,
     STANDARD_STREAM,
     called,
     check_jobs,
@@ -96,95 +93,6 @@ def _watched(pieces: Iterable[pd.DataFrame], total: int) -> Iterator[pd.DataFram
         for piece in pieces:
             yield piece
             bar.advance(task, len(piece))
-
-
-# --- showing ----------------------------------------------------------------------------------------------------------
-
-
-def show_answer(answer: dict[str, Any]) -> None:
-    """Print one job and its answer for people to read."""
-    table = Table(show_header=False, box=box.SIMPLE, pad_edge=False)
-    for field in Workload.model_fields:
-        table.add_row(field, escape(str(answer[field])))
-    table.add_section()
-    for field in ANSWERS if not answer["can_recommend"] else ANSWERS[:-1]:
-        if answer[field] is not None:
-            table.add_row(field, escape(str(answer[field])), style="bold")
-    _print(table)
-
-
-def _print(table: Table) -> None:
-    """Print to a terminal as wide and colourful as it is, elsewhere as plain lines of any length."""
-    if _is_terminal(sys.stdout):
-        Console(highlight=False).print(table)
-        return
-    console = Console(file=io.StringIO(), force_terminal=False, width=100_000)
-    with console.capture() as capture:
-        console.print(table)
-    for line in capture.get().splitlines():
-        typer.echo(line.rstrip())
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    """A table of rows that have the same keys."""
-    table = Table(box=box.SIMPLE if _is_terminal(sys.stdout) else None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in rows[0] if rows else ():
-        table.add_column(escape(column), overflow="fold")
-    for row in rows:
-        table.add_row(*(escape("" if value is None else str(value)) for value in row.values()))
-    return table
-
-
-def show_version(version: dict[str, Any]) -> None:
-    """Print a version for people to read."""
-    domain = version["domain"]
-    default = ", the default" if version["default"] else ""
-    typer.echo(f"version {version['version']}{default}, made {version['created']}")
-    typer.echo(f"answers hold for {TRAINING_STACK}\n")
-    separator = "\n" if _is_terminal(sys.stdout) else ", "
-    limits = {key: value for key, value in domain.items() if key not in ("models", "gpus", "methods")}
-    for rows in (
-        [
-            {"model": model, "most tokens": m["max_tokens_per_sample"], "also known as": separator.join(m["aliases"])}
-            for model, m in domain["models"].items()
-        ],
-        [
-            {"GPU": gpu, "usable memory": f"{g['usable_gib']:g} GiB", "also known as": separator.join(g["aliases"])}
-            for gpu, g in domain["gpus"].items()
-        ],
-        [{"method": method} for method in domain["methods"]],
-        [{"limit": limit, "": value} for limit, value in limits.items()],
-        *figure_tables(version["evaluation"]),
-    ):
-        _print(_table(rows))
-        typer.echo()
-
-
-def figure_tables(evaluation: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """A card's figures, whatever they are, as tables; a table is a list of rows with the same keys.
-
-    >>> figure_tables({"jobs": 3960, "figures": {"same decision": {"value": 0.99, "required": 0.97}}})
-    [[{'evaluation': 'jobs', '': 3960}], [{'figures': 'same decision', 'value': 0.99, 'required': 0.97}]]
-    >>> figure_tables({"measured": {"runs": 270}, "by family": [{"family": "llama", "wrong %": 0.0}]})
-    [[{'measured': 'runs', '': 270}], [{'family': 'llama', 'wrong %': 0.0}]]
-    """
-    alone = {key: value for key, value in evaluation.items() if not _is_table(value)}
-    tables = [[{"evaluation": key, "": value} for key, value in alone.items()]] if alone else []
-    for title, value in evaluation.items():
-        if title not in alone:
-            named = value.items() if isinstance(value, dict) else ((None, row) for row in value)
-            rows = [
-                ({} if key is None else {title: key}) | (inner if isinstance(inner, dict) else {"": inner})
-                for key, inner in named
-            ]
-            columns = dict.fromkeys(column for row in rows for column in row)
-            tables.append([{column: row.get(column) for column in columns} for row in rows])
-    return tables
-
-
-def _is_table(value: Any) -> bool:
-    """Whether a figure is a dict, or a list of them, that is not empty."""
-    return bool(value) and (isinstance(value, dict) or (isinstance(value, list) and isinstance(value[0], dict)))
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -296,10 +204,7 @@ def _recommend_one(fields: dict[str, str], output_file: str | None, as_json: boo
 
 
 def _recommend_table(csv_file: str, model_version: str | None, output_file: str | None, as_json: bool) -> None:
-    try:
-        model_version = read("model_version", model_version)
-    except ValueError as error:
-        raise BadInput(str(error)) from None
+    model_version = _version(model_version)
     table = read_table(csv_file)
     check_jobs(table, called(csv_file))
     earlier = earlier_answers(table)
@@ -318,27 +223,45 @@ def _recommend_table(csv_file: str, model_version: str | None, output_file: str 
         write(_watched(chain([first], pieces), len(table)), stream)
 
 
+def _version(text: str | None) -> str | None:
+    """The version that the command line names, if it does."""
+    try:
+        return read("model_version", text)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+
+
 @app.command("versions")
-def versions_command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the released versions: the models, methods, GPUs and limits that each answers for, and how good it is."""
+def versions_command(
+    version: Annotated[
+        str | None, typer.Argument(metavar="VERSION", show_default=False, help="All about one version.")
+    ] = None,
+    models: Annotated[bool, typer.Option("--models", help="List the models and their other names.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """List the released versions: the models, methods, GPUs and limits that each answers for, and how good it is.
+
+    $ ado-autoconf versions
+
+    $ ado-autoconf versions 1.1.0
+
+    $ ado-autoconf versions 1.1.0 --models
+    """
+    released, default = predictors.RELEASED, predictors.DEFAULT
     with _exit_codes():
-        cards = [predictors.card(version) for version in predictors.RELEASED]
-        versions = [
-            {
-                "version": card.version,
-                "default": card.version == predictors.DEFAULT,
-                "created": card.created,
-                "domain": card.domain.model_dump(),
-                "evaluation": card.evaluation,
-            }
-            for card in cards
-        ]
+        version = _version(version)
+        if version not in (None, *released):
+            raise BadInput(f"VERSION: {version!r} is not released; released versions are {', '.join(released)}")
+        cards = [predictors.card(one) for one in released if version in (None, one)]
+        show = show_models if models else show_version if version else show_summary
         with output(None) as stream:
             if as_json:
+                shown = {"version", "created", "domain", "evaluation"}
+                versions = [{"default": card.version == default, **card.model_dump(include=shown)} for card in cards]
                 stream.write(f"{json.dumps(versions, indent=2, ensure_ascii=False)}\n".encode())
             else:
-                for version in versions:
-                    show_version(version)
+                for card in cards:
+                    show(card, default=card.version == default)
 
 
 def _setting_option(setting: str) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from autoconf.errors import AutoConfError
+from autoconf.predictors import RELEASED, card
 from autoconf.workload import OPTIONAL, REQUIRED, is_empty, name, read, whole_number
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ MISSING = -1  # a point that was not asked, or whose measurement failed
 # What one picture has a single value of; a file may have several.
 EXPERIMENT = "experiment_id"  # ado's name for the column
 SETTINGS = (EXPERIMENT, "gpu_model", *OPTIONAL)
+SEPARATOR = "  ·  "  # between the settings that a picture names
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -42,7 +44,7 @@ def points(answers: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns ``model_name``, ``method``, ``tokens_per_sample``, ``batch_size``, those of ``SETTINGS`` that there
-        are, and ``total``: GPUs in total, ``NO_RECOMMENDATION`` or ``MISSING``.
+        are or that have a default, and ``total``: GPUs in total, ``NO_RECOMMENDATION`` or ``MISSING``.
 
     Raises:
         ValueError: a column is missing, or a cell cannot be read; the message starts with the line.
@@ -58,9 +60,23 @@ def points(answers: pd.DataFrame) -> pd.DataFrame:
         found = ", ".join(map(str, answers.columns))
         raise ValueError(f"line 1: required column missing: {', '.join(missing)}; the table has {found}")
     read = {field: _cells(table, [field], _reader(field)) for field in (*REQUIRED, *SETTINGS) if field in table}
+    experiments = read.get(EXPERIMENT, [""] * len(table))
+    for field, default in OPTIONAL.items():
+        if field not in read and isinstance(default, int):
+            read[field] = [_set_by_experiment(field, experiment) or default for experiment in experiments]
     # Where nothing could be recommended, ado's export has no such columns.
     outputs = table.reindex(columns=["can_recommend", "gpus", "workers"], fill_value="")
     return pd.DataFrame({**read, "total": _cells(outputs, list(outputs), _total)}, index=table.index)
+
+
+def _set_by_experiment(field: str, experiment: str) -> int | None:
+    """The value that a space gave to one of an experiment's optional fields, which ado keeps in its name alone.
+
+    >>> _set_by_experiment("max_gpus", "custom_experiments.min_gpu_recommender-gpus_per_worker.4-max_gpus.64")
+    64
+    """
+    found = re.search(rf"-{field}\.(\d+)(?:-|$)", experiment)
+    return int(found.group(1)) if found else None
 
 
 def _one_row_per_answer(answers: pd.DataFrame) -> pd.DataFrame:
@@ -131,7 +147,7 @@ def choose(points: pd.DataFrame, wanted: Mapping[str, str]) -> tuple[pd.DataFram
         ValueError: the file has no answer with a wanted value.
     """
     notes = []
-    for setting in SETTINGS:
+    for setting in sorted(SETTINGS, key=lambda setting: setting not in wanted):  # what is wanted leaves fewer to choose
         found = points[setting].drop_duplicates().tolist() if setting in points else []
         if setting in wanted:
             value = _reader(setting)(wanted[setting])
@@ -218,11 +234,14 @@ def _subtitle(points: pd.DataFrame) -> str:
         "gpu_model": "{}",
         "model_version": "version {}",
         "gpus_per_worker": "{} GPUs per worker",
-        "max_gpus": "at most {} GPUs",
+        "max_gpus": "at most {} GPUs considered",
         "gradient_accumulation_steps": "{} gradient accumulation steps",
     }
     values = {setting: points[setting].iloc[0] for setting in words if setting in points}
-    return "  ·  ".join(words[setting].format(value) for setting, value in values.items() if value != "")
+    version = values.get("model_version")
+    if version in RELEASED:  # beyond its own limit a version does not look
+        values["max_gpus"] = min(values["max_gpus"], card(version).domain.max_gpus)
+    return SEPARATOR.join(words[setting].format(value) for setting, value in values.items() if value != "")
 
 
 def step(total: int) -> int:
@@ -263,6 +282,7 @@ _SMALLEST_PANEL, _LARGEST_PANEL = (1.5, 1.0), (9.0, 7.0)
 _BETWEEN_METHODS, _BETWEEN_MODELS, _BETWEEN_ROWS = 0.14, 0.62, 0.86
 _LEFT, _RIGHT, _BOTTOM, _TITLE, _LEGEND_ROW, _HEADINGS = 0.85, 0.3, 0.72, 0.85, 0.2, 0.72
 _NARROWEST = 6.4
+_SUBTITLE_LINE, _SUBTITLE_LETTER = 0.2, 0.075
 
 _ASPECT = 1.5  # width over height that a picture of many panels aims at
 _DPI, _MOST_PIXELS = 160, 80e6
@@ -332,7 +352,9 @@ def draw(chart: Chart) -> Figure:
     keys = _legend_handles(chart, labels, colours)
     width = max(_LEFT + layout.size[0] + _RIGHT, _NARROWEST)
     per_row = max(1, int((width - _LEFT) / 1.3))
-    top = _TITLE + _LEGEND_ROW * math.ceil(len(keys) / per_row) + _HEADINGS
+    subtitle = _wrapped(chart.subtitle, width - _LEFT - _RIGHT)
+    title = _TITLE + _SUBTITLE_LINE * (len(subtitle) - 1)
+    top = title + _LEGEND_ROW * math.ceil(len(keys) / per_row) + _HEADINGS
     height = top + layout.size[1] + _BOTTOM
     figure = Figure(figsize=(width, height), dpi=min(_DPI, math.sqrt(_MOST_PIXELS / width / height)), facecolor="white")
 
@@ -343,9 +365,10 @@ def draw(chart: Chart) -> Figure:
     # A name may have a dollar sign, which stands for itself and opens no formula.
     text: dict[str, Any] = {"ha": "left", "va": "baseline", "color": _INK, "parse_math": False}
     figure.text(*place(_LEFT, 0.42), "Minimum number of GPUs", fontsize=15, fontweight="bold", **text)
-    figure.text(*place(_LEFT, 0.68), chart.subtitle, fontsize=9.5, **{**text, "color": _FAINT})
+    for line, words in enumerate(subtitle):
+        figure.text(*place(_LEFT, 0.68 + line * _SUBTITLE_LINE), words, fontsize=9.5, **{**text, "color": _FAINT})
     figure.legend(
-        handles=keys, ncols=min(per_row, len(keys)), loc="upper left", bbox_to_anchor=place(_LEFT, _TITLE),
+        handles=keys, ncols=min(per_row, len(keys)), loc="upper left", bbox_to_anchor=place(_LEFT, title),
         fontsize=9, labelcolor=_INK, frameon=False, borderpad=0, borderaxespad=0, handlelength=1.6, handleheight=1.1,
         columnspacing=1.6,
     )  # fmt: skip
@@ -367,6 +390,18 @@ def draw(chart: Chart) -> Figure:
         middle = top + row * layout.pitch[1] + layout.panel[1] / 2
         figure.text(*place(0.3, middle), "batch size", ha="center", va="center", rotation=90, **axis)
     return figure
+
+
+def _wrapped(subtitle: str, width: float) -> list[str]:
+    """The settings in lines of at most some inches, each setting whole."""
+    lines: list[str] = []
+    for setting in subtitle.split(SEPARATOR):
+        longer = SEPARATOR.join([*lines[-1:], setting])
+        if lines and len(longer) * _SUBTITLE_LETTER <= width:
+            lines[-1] = longer
+        else:
+            lines.append(setting)
+    return lines
 
 
 def _colours(last_step: int) -> list[Any]:

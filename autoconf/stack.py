@@ -26,10 +26,10 @@ class Stack(BaseModel):
 
     >>> Stack().optim, Stack(mixed_precision="bf16").mixed_precision
     ('adamw_torch', 'bf16')
-    >>> Stack(lora_targets=["q_proj"], quantization="nf4", torch_dtype="float32")
+    >>> Stack(lora_targets=["q_proj"], quantization="nf4", torch_dtype="float32")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     pydantic_core._pydantic_core.ValidationError: 1 validation error for Stack
-      Value error, quantization 'nf4' and torch_dtype 'float32' exclude each other: ...
+      Value error, quantization 'nf4' and torch_dtype 'float32' exclude each other ...
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -139,9 +139,39 @@ def test_of_several_gpu_types_the_first_is_drawn_unless_another_is_wanted(tmp_pa
     )
     result = run(file, "-o", tmp_path / "second.png", "--gpu-model", A100, "--model-version", "1.1.0")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert chart_of(file).subtitle == "L40S  ·  version 1.1.0"
-    assert chart_of(file, gpu_model=A100).subtitle == f"{A100}  ·  version 1.1.0"
+    assert chart_of(file).subtitle.startswith("L40S  ·  version 1.1.0  ·  ")
+    assert chart_of(file, gpu_model=A100).subtitle.startswith(f"{A100}  ·  version 1.1.0  ·  ")
     assert (tmp_path / "first.png").read_bytes() != (tmp_path / "second.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "considered"),
+    [
+        ({}, 8),
+        ({"max_gpus": ""}, 8),
+        ({"max_gpus": "4"}, 4),
+        ({"max_gpus": "128"}, 128),
+        ({"max_gpus": "128", "model_version": "1.1.0"}, 64),
+        ({"experiment_id": "custom_experiments.min_gpu_recommender"}, 8),
+        ({"experiment_id": "custom_experiments.min_gpu_recommender-gpus_per_worker.4-max_gpus.32"}, 32),
+        ({"experiment_id": "custom_experiments.min_gpu_recommender-max_gpus.16-model_version.1.1.0"}, 16),
+    ],
+)
+def test_a_picture_says_how_many_gpus_were_considered(tmp_path: Path, more: dict[str, str], considered: int) -> None:
+    job = {**dict(zip(REQUIRED, ["m", "lora", A100, "512", "16"], strict=True)), **more, "can_recommend": "0"}
+    (tmp_path / "a.csv").write_text(f"{','.join(job)}\n{','.join(job.values())}\n")
+    assert f"  ·  at most {considered} GPUs considered  ·  " in chart_of(tmp_path / "a.csv").subtitle
+
+
+def test_of_several_limits_the_one_wanted_is_drawn(tmp_path: Path) -> None:
+    name = "custom_experiments.min_gpu_recommender"
+    rows = [f"m,lora,{A100},512,16,{name},1,8,1", f"m,lora,{A100},512,16,{name}-max_gpus.64,1,4,4"]
+    (tmp_path / "a.csv").write_text(
+        "\n".join([f"{','.join(REQUIRED)},experiment_id,can_recommend,gpus,workers", *rows])
+    )
+    for limit, total in (("8", 8), ("64", 16)):
+        (totals,) = chart_of(tmp_path / "a.csv", max_gpus=limit).panels.values()
+        assert totals.tolist() == [[total]]
 
 
 def test_cells_of_ado_that_are_lists_or_empty(tmp_path: Path) -> None:
@@ -255,6 +285,18 @@ def test_the_whole_sweep_has_a_legible_panel_for_each_model_and_method() -> None
         cells = [text.get_window_extent() for text in axes.texts]
         assert not any(a.overlaps(b) for a, b in itertools.combinations(cells, 2))
         assert all(text.get_fontsize() >= 7 for text in axes.texts)
+
+
+def test_what_a_picture_holds_for_is_legible_on_the_smallest(tmp_path: Path) -> None:
+    answers = answers_of({field: values[:1] for field, values in SPACE.items()} | {"max_gpus": [8]})
+    chart = chart_of(written(answers, tmp_path))
+    figure = draw(chart)
+    figure.draw_without_rendering()
+    shown = {text.get_text(): text.get_window_extent() for text in figure.texts}
+    assert plot.SEPARATOR.join(text for text in shown if text in chart.subtitle) == chart.subtitle
+    assert all(box.x1 <= figure.bbox.x1 for box in shown.values())
+    (legend,) = figure.legends
+    assert not any(box.overlaps(legend.get_window_extent()) for box in shown.values())
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1), (3, 40, 70), (1, 400, 300), (100, 2, 2)])
