@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import pandas as pd
 import typer
@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from autoconf import __version__, plot, predictors
+from autoconf import __version__, charts, plot, predictors
 from autoconf.columns import doubts
 from autoconf.errors import AutoConfError, BadInput
 from autoconf.recommender import recommend
-from autoconf.show import show_answer, show_models, show_summary, show_version
+from autoconf.show import is_terminal, show_answer, show_models, show_summary, show_version
 from autoconf.tables import (
     STANDARD_STREAM,
     called,
@@ -60,10 +60,6 @@ def _note(message: str) -> None:
     typer.secho(message, err=True, fg="yellow")
 
 
-def _is_terminal(stream: TextIO | None) -> bool:
-    return stream is not None and stream.isatty()  # there is none where the shell closed it (>&-)
-
-
 # --- answering --------------------------------------------------------------------------------------------------------
 
 
@@ -87,7 +83,7 @@ def _watched(pieces: Iterable[pd.DataFrame], total: int) -> Iterator[pd.DataFram
     """Show progress on standard error where a person watches a long table."""
     columns = TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
-    hidden = total <= CHUNK or not _is_terminal(sys.stderr)
+    hidden = total <= CHUNK or not is_terminal(sys.stderr)
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("", total=total)
         for piece in pieces:
@@ -131,8 +127,7 @@ def main(
 ) -> None:
     """The smallest number of GPUs for a fine-tuning job, answered before it runs.
 
-    Exit codes: 0 answered ("no recommendation" is an answer), 2 bad input, 1 broken environment, 128 + n ended by
-    signal n: 141 where whoever read the output stopped early, as head does.
+    Exit codes: 0 answered ("no recommendation" is an answer), 2 bad input, 1 broken environment, 128 + n by signal n.
     """
 
 
@@ -193,7 +188,7 @@ def _recommend_one(fields: dict[str, str], output_file: str | None, as_json: boo
         raise BadInput(f"{error}{hint}") from None
     table = pd.DataFrame({field: [value] for field, value in job.model_dump().items()}, dtype=object)
     answer = pd.concat([table, recommend(table)], axis=1)
-    if output_file is None and not as_json and _is_terminal(sys.stdout):
+    if output_file is None and not as_json and is_terminal(sys.stdout):
         show_answer(next(json_rows(answer)))
         return
     with output(output_file) as stream:
@@ -266,7 +261,7 @@ def versions_command(
 
 def _setting_option(setting: str) -> Any:
     return typer.Option(
-        plot.option(setting),
+        charts.option(setting),
         help=f"Draw the answers with this {setting}.",
         metavar="VALUE",
         show_default=False,
@@ -295,8 +290,8 @@ def plot_command(
 ) -> None:
     """Draw the minimum number of GPUs over tokens and batch, one panel for each model and method.
 
-    A picture is of one GPU type, version and so on. Where the file has several, the first one is drawn, unless an
-    option below names another.
+    A picture is of one GPU type, version and so on.
+    Where the file has several, the first one is drawn, unless an option below names another.
 
     $ ado-autoconf plot answers.csv -o picture.png --gpu-model L40S
 
@@ -304,15 +299,15 @@ def plot_command(
 
     $ ado-autoconf plot measurements.csv -o picture.png
     """
-    wanted = {setting: context.params[setting] for setting in plot.SETTINGS if not is_empty(context.params[setting])}
+    wanted = {setting: context.params[setting] for setting in charts.SETTINGS if not is_empty(context.params[setting])}
     with _exit_codes():
         kind = "png" if picture == STANDARD_STREAM else Path(picture).suffix.removeprefix(".").lower()
         if kind not in ("png", "svg", "pdf"):
             raise BadInput(f"{picture}: a picture's name must end in .png, .svg or .pdf")
         table = read_table(answers)
         locate: Callable[..., Any] = partial(_located, called(answers))
-        chosen, notes = locate(plot.choose, locate(plot.points, table), wanted)
-        chart = locate(plot.chart, chosen)
+        chosen, notes = locate(charts.choose, locate(charts.points, table), wanted)
+        chart = locate(charts.chart, chosen)
         for note in notes:
             _note(f"{called(answers)}: {note}")
         figure = plot.draw(chart)
@@ -321,7 +316,7 @@ def plot_command(
 
 
 def _located(source: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of ``plot``, whose messages start with the line, and put the file before it."""
+    """Call a function of ``charts``, whose messages start with the line, and put the file before it."""
     try:
         return function(*arguments)
     except ValueError as error:
@@ -351,7 +346,7 @@ def _end(number: int, _: Any) -> None:
     for file in unfinished:
         with suppress(OSError):
             file.unlink()
-    if _is_terminal(sys.stderr):
+    if is_terminal(sys.stderr):
         os.write(sys.stderr.fileno(), b"\x1b[?25h")  # the progress bar hides the cursor
     signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(number)

@@ -17,10 +17,11 @@ from matplotlib.colors import to_rgba
 from matplotlib.image import imread
 from typer.testing import CliRunner
 
-from autoconf import plot, recommend
+from autoconf import recommend
+from autoconf.charts import MISSING, NO_RECOMMENDATION, SEPARATOR, SETTINGS, Chart, chart, choose, option, points
 from autoconf.cli import app
 from autoconf.min_gpu_recommender import min_gpu_recommender
-from autoconf.plot import MISSING, NO_RECOMMENDATION, Chart, chart, choose, draw, points
+from autoconf.plot import draw
 from autoconf.tables import read_table
 from autoconf.workload import REQUIRED
 
@@ -293,7 +294,7 @@ def test_what_a_picture_holds_for_is_legible_on_the_smallest(tmp_path: Path) -> 
     figure = draw(chart)
     figure.draw_without_rendering()
     shown = {text.get_text(): text.get_window_extent() for text in figure.texts}
-    assert plot.SEPARATOR.join(text for text in shown if text in chart.subtitle) == chart.subtitle
+    assert SEPARATOR.join(text for text in shown if text in chart.subtitle) == chart.subtitle
     assert all(box.x1 <= figure.bbox.x1 for box in shown.values())
     (legend,) = figure.legends
     assert not any(box.overlaps(legend.get_window_extent()) for box in shown.values())
@@ -334,7 +335,7 @@ def test_drawing_leaves_the_host_alone() -> None:
         "import sys, autoconf.cli, autoconf.plot; assert 'matplotlib' not in sys.modules; import test_plot as t\n"
         "autoconf.plot.draw(t.grid()); assert 'matplotlib.pyplot' not in sys.modules"
     )
-    code = code.replace("import test_plot as t", "import numpy as np; from autoconf.plot import Chart").replace(
+    code = code.replace("import test_plot as t", "import numpy as np; from autoconf.charts import Chart").replace(
         "t.grid()", "Chart('', [1], [1], ['m'], ['lora'], {('m', 'lora'): np.array([[1]])})"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -342,4 +343,4 @@ def test_drawing_leaves_the_host_alone() -> None:
 
 def test_every_setting_has_an_option() -> None:
     text = run("--help").stdout
-    assert all(plot.option(setting) in text for setting in plot.SETTINGS)
+    assert all(option(setting) in text for setting in SETTINGS)
