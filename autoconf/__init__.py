@@ -6,17 +6,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autoconf.errors import AutoConfError
-    from autoconf.recommender import Recommendation, recommend
+    from autoconf.errors import AutoConfError, IgnoredColumnWarning
+    from autoconf.recommender import recommend
+    from autoconf.search import Recommendation
     from autoconf.workload import Workload
 
     __version__: str
 
-__all__ = ["AutoConfError", "Recommendation", "Workload", "__version__", "recommend"]
+__all__ = ["AutoConfError", "IgnoredColumnWarning", "Recommendation", "Workload", "__version__", "recommend"]
 
 _HOMES = {
     "AutoConfError": "autoconf.errors",
-    "Recommendation": "autoconf.recommender",
+    "IgnoredColumnWarning": "autoconf.errors",
+    "Recommendation": "autoconf.search",
     "Workload": "autoconf.workload",
     "recommend": "autoconf.recommender",
 }

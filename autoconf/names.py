@@ -40,6 +40,18 @@ def _without_organisation(name: str) -> str:
     return name.rpartition("/")[2]
 
 
+def families(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names by their first words.
+
+    >>> families(["llama-7b", "llama3-8b", "granite-3-8b"])
+    {'llama': ['llama-7b', 'llama3-8b'], 'granite': ['granite-3-8b']}
+    """
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(words(name)[0], []).append(name)
+    return found
+
+
 def listed(items: Iterable[str]) -> str:
     """
     >>> listed(["full"]), listed(["full", "lora", "qlora"])
@@ -91,13 +103,11 @@ class Names:
         same = [known for known in self._spellings if self._says(known, said)] if said else []
         if same or not self._families:
             return listed(same or self._spellings)
-        families: dict[str, list[str]] = {}
-        for known in self._spellings:
-            families.setdefault(words(known)[0], []).append(known)
+        found = families(self._spellings)
         for word in said:
-            if word in families:
-                return f"the {word} models {listed(families[word])}"
-        return f"{listed(families)} models only"
+            if word in found:
+                return f"the {word} models {listed(found[word])}"
+        return f"{listed(found)} models only"
 
     def _says(self, known: str, said: list[str]) -> bool:
         return any(set(said) <= set(words(spelling)) for spelling in self._spellings[known])

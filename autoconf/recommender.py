@@ -14,8 +14,8 @@ from autoconf import predictors
 from autoconf.columns import doubts
 from autoconf.errors import IgnoredColumnWarning
 from autoconf.predictors import DEFAULT, RELEASED, Predictor
-from autoconf.remedies import pick, remedies
-from autoconf.search import Columns, Recommendation, answer
+from autoconf.remedies import remedies
+from autoconf.search import Columns, Recommendation, answer, pick
 from autoconf.workload import REQUIRED, Workload, read
 
 # Jobs answered at once: bounds the memory that candidates take, whatever the table's length.

@@ -5,7 +5,7 @@ A new change is one entry of ``CHANGES``: the field, and what to try there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from autoconf.edges import edges
 from autoconf.predictors import Predictor
-from autoconf.search import Columns, answer, even_counts, inside
+from autoconf.search import Columns, answer, even_counts, inside, pick
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,6 @@ def remedies(predictor: Predictor, columns: Columns) -> list[list[Remedy]]:
                 remedy = Remedy(field, columns[field][index], values[index], answered.gpus, answered.workers)
                 found[index].append(remedy)
     return found
-
-
-def pick(columns: Columns, indices: Sequence[int]) -> Columns:
-    """Some of the jobs."""
-    return {field: [values[index] for index in indices] for field, values in columns.items()}
 
 
 def _one_step(predictor: Predictor, columns: Columns) -> list[int | None]:

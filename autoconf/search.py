@@ -43,6 +43,11 @@ class Jobs:
 _NUMBERS = ("tokens_per_sample", "batch_size", "gpus_per_worker", "max_gpus")
 
 
+def pick(columns: Columns, indices: Sequence[int]) -> Columns:
+    """Some of the jobs."""
+    return {field: [values[index] for index in indices] for field, values in columns.items()}
+
+
 def answer(predictor: Predictor, columns: Columns) -> list[Recommendation]:
     """Answer jobs whose values are valid, by one version."""
     jobs, problems = inside(predictor, columns)

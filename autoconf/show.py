@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-import re
 import shutil
 import sys
 import textwrap
-from collections import Counter
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 from rich import box
@@ -16,9 +14,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from autoconf.predictors import Card, Domain
+from autoconf.names import families
+from autoconf.predictors import Card
 from autoconf.tables import ANSWERS
 from autoconf.workload import TRAINING_STACK, Workload
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person watches a standard stream; there is none where the shell closed it (``>&-``)."""
+    return stream is not None and stream.isatty()
 
 
 def show_answer(answer: dict[str, Any]) -> None:
@@ -36,9 +40,11 @@ def show_answer(answer: dict[str, Any]) -> None:
 def show_summary(card: Card, default: bool) -> None:
     """Print what a version answers for, in few lines."""
     domain, evaluation = card.domain, card.evaluation
+    by_number = sorted(families(domain.models).items(), key=lambda family: -len(family[1]))
+    models = (f"{len(names)} {family}" for family, names in by_number)
     _show_heading(card, default)
     for title, text in {
-        "models": f"{len(domain.models)}: {', '.join(f'{count} {name}' for name, count in families(domain))}",
+        "models": f"{len(domain.models)}: {', '.join(models)}",
         "methods": ", ".join(domain.methods),
         "GPUs": ", ".join(domain.gpus),
         "limits": f"up to {domain.max_tokens_per_sample:,} tokens per sample, batch size {domain.max_batch_size:,}, "
@@ -47,18 +53,7 @@ def show_summary(card: Card, default: bool) -> None:
         "figures": "; ".join(f"{name}: {value:g} %" for name, value in [*evaluation.get("figures", {}).items()][:2]),
     }.items():
         _show_paragraph(f"{title:9}", text)
-    typer.echo(f"{'more':9}ado-autoconf versions {card.version} [--models]")
-
-
-def families(domain: Domain) -> list[tuple[str, int]]:
-    """The words that models' names start with, each with its number of models, the most numerous first.
-
-    >>> from autoconf.predictors import card
-    >>> families(card("1.1.0").domain)[:2]
-    [('granite', 11), ('llama', 8)]
-    """
-    words = (re.match(r"[^\W\d_]*", name) for name in domain.models)
-    return Counter(word.group() for word in words if word).most_common()
+    typer.echo(f"{'more':9}ado-autoconf versions {card.version} [--models]\n")
 
 
 def show_version(card: Card, default: bool) -> None:
@@ -107,7 +102,7 @@ def _show_paragraph(start: str, text: str) -> None:
 
 def _print(table: Table) -> None:
     """Print to a terminal as wide and colourful as it is, elsewhere as plain lines of any length."""
-    if sys.stdout.isatty():
+    if is_terminal(sys.stdout):
         Console(highlight=False).print(table)
         return
     console = Console(file=io.StringIO(), force_terminal=False, width=100_000)
@@ -119,7 +114,7 @@ def _print(table: Table) -> None:
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     """A table of rows that have the same keys; the first column's names stay whole."""
-    table = Table(box=box.SIMPLE if sys.stdout.isatty() else None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=box.SIMPLE if is_terminal(sys.stdout) else None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, column in enumerate(rows[0] if rows else ()):
         table.add_column(escape(column), overflow="fold", no_wrap=index == 0)
     for row in rows:

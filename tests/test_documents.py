@@ -57,6 +57,13 @@ def test_required_figures_are_met(version):
     assert measured["doublings above a frontier said to fit"] == 0
 
 
+def test_the_readme_names_every_module():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    modules = [module.name for module in (ROOT / "autoconf").glob("*.py") if module.name != "__init__.py"]
+    folders = [f"{package.parent.name}/" for package in (ROOT / "autoconf").glob("*/__init__.py")]
+    assert [name for name in (*modules, *folders) if f"`{name}`" not in text] == []
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_links_between_documents_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):

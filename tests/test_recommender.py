@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from autoconf import Recommendation, Workload, predictors, recommend, recommender
-from autoconf.errors import IgnoredColumnWarning
+from autoconf import IgnoredColumnWarning, Recommendation, Workload, predictors, recommend, recommender
 from autoconf.min_gpu_recommender import min_gpu_recommender
 from autoconf.workload import REQUIRED, TRAINING_STACK
 
