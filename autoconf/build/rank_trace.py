@@ -161,7 +161,8 @@ def run(job: Job, *, layers: int | None, tokens: int, real: bool = False) -> Tra
         job: what to train, how, and on how many GPUs.
         layers: depth of a shortened stack; ``None`` for the whole one.
         tokens: of each sample.
-        real: with real tensors on the CPU, in a process that has joined a process group if the job has several GPUs: the
+        real: with real tensors on the CPU, in a process that has joined a process group if the job has several GPUs:
+        the
             check on fake ones.
     """
     model = build_model(job, layers)

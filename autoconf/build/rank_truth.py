@@ -1,22 +1,26 @@
-"""The check on ``rank_trace``: real tensors in real processes, PyTorch's own memory tracker, whole depths and other counts.
+"""The check on ``rank_trace``: real tensors in real processes, and whole stacks.
 
-- ``processes``: the same rank with real tensors on the CPU, one of two processes that talk through gloo, under the real FSDP
-  wrappers: a small model, since everything is allocated;
-- ``tracker``: ``FSDPMemTracker`` on one FSDP2 rank, which counts in its own way;
+- ``processes``: the same rank with real tensors on the CPU, one of two processes that talk through gloo, under the real
+  FSDP wrappers: a small model, since everything is allocated;
 - ``whole``: a trace of the whole stack at another number of tokens and of GPUs, against what short stacks foretell.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from rich.console import Console
+from rich.progress import track
 
 from autoconf.build import rank_trace
 from autoconf.build.architectures import Architecture, architectures
@@ -98,7 +102,10 @@ def _process_checks() -> Iterator[Check]:
 def _whole_checks() -> Iterator[Check]:
     for name, method in (("granite-3.1-2b", "lora"), ("llama3.1-8b", "full"), ("mistral-7b-v0.1", "qlora")):
         architecture = architectures()[name]
-        for stack in (Stack(), Stack(sharding="fsdp1", gradient_checkpointing="reentrant", gradient_accumulation=False)):
+        for stack in (
+            Stack(),
+            Stack(sharding="fsdp1", gradient_checkpointing="reentrant", gradient_accumulation=False),
+        ):
             if method == "qlora":
                 stack = stack.model_copy(update={"quantization": "nf4", "mixed_precision": "bf16"})
             for gpus in (1, 8):
@@ -154,3 +161,25 @@ def row(result: Result) -> dict[str, Any]:
         "difference_percent": f"{result.difference_percent:.2f}",
         "limit_percent": f"{LIMIT_PERCENT[result.check.check]:g}",
     }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the checks and return 1 if a limit is exceeded, else 0."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few comparisons of each kind, in half a minute")
+    parser.add_argument("--output", type=Path, help="write the comparisons to this CSV file")
+    options = parser.parse_args(arguments)
+    console = Console()
+    checks = quick_checks() if options.quick else all_checks()
+    results = [compare(check) for check in track(checks, "tracing", console=console)]
+    rows = pd.DataFrame([row(result) for result in results])
+    console.print(rows.to_string(index=False), soft_wrap=True)
+    if options.output is not None:
+        rows.to_csv(options.output, index=False, lineterminator="\n")
+    missed = sum(not result.within_limit for result in results)
+    console.print(f"{len(results) - missed} of {len(results)} comparisons are within their limit")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -171,7 +171,9 @@ def _return_to_bfloat16(model: nn.Module) -> None:
 
 
 def materialize(model: nn.Module) -> None:
-    """Replace meta tensors by uninitialised ones on the CPU, tied ones by the same: fake ones under ``FakeTensorMode``."""
+    """Replace meta tensors by uninitialised ones on the CPU, tied ones by the same: fake ones under
+    ``FakeTensorMode``.
+    """
     made: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -202,7 +204,8 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 
 @contextmanager
 def rank_of(job: Job) -> Iterator[DeviceMesh | None]:
-    """Be rank 0 of a job whose other ranks, and whose collectives, do nothing; or the rank that this process is already.
+    """Be rank 0 of a job whose other ranks, and whose collectives, do nothing; or the rank that this process is
+    already.
 
     Yields:
         The mesh of a job's GPUs; ``None`` for one GPU.
