@@ -85,8 +85,8 @@ def _stacks() -> Iterator[Stack]:
         for checkpointing in ("reentrant", "non-reentrant"):
             for accumulating in (False, True):
                 yield Stack(
-                    sharding=sharding,  # type: ignore[arg-type]
-                    gradient_checkpointing=checkpointing,  # type: ignore[arg-type]
+                    sharding=sharding,
+                    gradient_checkpointing=checkpointing,
                     gradient_accumulation=accumulating,
                     adapter_dtype="float32" if sharding == "fsdp1" else "bfloat16",
                 )
@@ -96,7 +96,7 @@ def _process_checks() -> Iterator[Check]:
     architecture = small(architectures()["mistral-7b-v0.1"], layers=4)
     for stack in _stacks():
         for method in ("lora", "full"):
-            yield Check("processes", Job(architecture, method, stack, _PROCESSES), layers=4, tokens=509)  # type: ignore[arg-type]
+            yield Check("processes", Job(architecture, method, stack, _PROCESSES), layers=4, tokens=509)
 
 
 def _whole_checks() -> Iterator[Check]:

@@ -18,7 +18,8 @@ from autoconf.stack import Stack
 
 _REQUIRED = (
     "model", "method", "number_gpus", "per_device_train_batch_size", "gradient_accumulation_steps", "tokens_per_sample",
-    "mixed_precision", "framework", "lora_targets", "peak_allocated_gib", "failed", "transformers", "peft", "accelerate",
+    "mixed_precision", "framework", "lora_targets", "peak_allocated_gib", "failed",
+    "transformers", "peft", "accelerate",
 )  # fmt: skip
 
 
