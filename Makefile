@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A Ray cluster that happens to run on this machine is not ours to use.
 export RAY_ADDRESS := local
 
-.PHONY: help run test lint predictor evaluate ground-truth measure benchmark test-matrix test-drift lock clean
+.PHONY: help run test lint predictor evaluate ground-truth measured measure benchmark test-matrix test-drift lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -38,8 +38,13 @@ predictor: $(VENV)/build  ## rebuild the newest predictor version from the archi
 evaluate: $(VENV)/build  ## measure the predictor; MEASURED=runs.csv adds a check against real runs
 	$(BIN)/python -m autoconf.build.evaluate $(if $(MEASURED),--measured $(MEASURED))
 
-ground-truth: $(VENV)/build  ## check the closed form against traces of FSDP ranks and of full depth
+ground-truth: $(VENV)/build  ## check the closed form and the traces against FSDP ranks, real processes and full depth
 	$(BIN)/python -m autoconf.build.ground_truth --output autoconf/build/ground_truth.csv
+	$(BIN)/python -m autoconf.build.rank_truth --output autoconf/build/rank_truth.csv
+
+measured: $(VENV)/build  ## trace the runs of MEASURED=runs.csv with their own stacks and libraries, beside what GPUs measured
+	@test -n "$(MEASURED)" || { echo "say which runs: make measured MEASURED=runs.csv" >&2; exit 2; }
+	$(BIN)/python -m autoconf.build.measured $(MEASURED)
 
 measure: $(VENV)/build  ## on a machine with a CUDA GPU: run the reference workload near the edge of memory
 	$(BIN)/python -m autoconf.build.measure

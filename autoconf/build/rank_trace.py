@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from autoconf.build import fused, kernels
-from autoconf.build.training import Job, Rank, build_model, make_fake, rank_of, trainable_shapes
+from autoconf.build.training import Job, Rank, build_model, materialize, rank_of, trainable_shapes
 from autoconf.memory import RankFigures
 from autoconf.stack import optimizer_bytes
 
@@ -102,7 +102,7 @@ class _Recorder(TorchDispatchMode):
 
 
 @dataclass(frozen=True)
-class _Trace:
+class Trace:
     """What was alive at each allocation of a micro-batch, and at its end; arrays have shape (allocations,)."""
 
     segments: np.ndarray
@@ -110,13 +110,17 @@ class _Trace:
     ops: list[str]
     end_bytes: int
 
+    @property
+    def peak_bytes(self) -> int:
+        return int(self.live_bytes.max())
+
 
 @contextmanager
 def _segments(layers: torch.nn.ModuleList, recorder: _Recorder) -> Iterator[None]:
     """Tell the recorder which decoder layer is running, forward, recomputed or backward."""
     handles = []
 
-    def run(segment: int, *_: Any) -> None:
+    def switch(segment: int, *_: Any) -> None:
         recorder.segment = segment
 
     def finish(_: torch.Tensor) -> None:
@@ -129,17 +133,17 @@ def _segments(layers: torch.nn.ModuleList, recorder: _Recorder) -> Iterator[None
     for index, layer in enumerate(layers):
 
         def enter(*_: Any, index: int = index) -> None:
-            run(index)
+            switch(index)
 
         def watch_output(_: torch.nn.Module, args: Any, output: Any, index: int = index) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
             if hidden.requires_grad:
-                hidden.register_hook(lambda _: run(index))
+                hidden.register_hook(lambda _: switch(index))
 
         # A checkpoint may recompute a layer's forward and not its __call__, so the submodules carry the hook.
         handles += [module.register_forward_pre_hook(enter) for module in layer.modules()]
         handles.append(layer.register_forward_hook(watch_output))
-    handles.append(layers[-1].register_forward_hook(lambda *_: run(HEAD)))
+    handles.append(layers[-1].register_forward_hook(lambda *_: switch(HEAD)))
     handles.append(layers[0].register_forward_pre_hook(watch_input))
     try:
         yield
@@ -148,21 +152,29 @@ def _segments(layers: torch.nn.ModuleList, recorder: _Recorder) -> Iterator[None
             handle.remove()
 
 
-def _run(job: Job, *, layers: int | None, tokens: int) -> _Trace:
+def run(job: Job, *, layers: int | None, tokens: int, real: bool = False) -> Trace:
     """Trace one micro-batch of ``SAMPLES`` samples; under accumulation a middle and the last one of an update.
 
     What a job on several GPUs holds from one update to the next is there from a first, unrecorded one.
+
+    Args:
+        job: what to train, how, and on how many GPUs.
+        layers: depth of a shortened stack; ``None`` for the whole one.
+        tokens: of each sample.
+        real: with real tensors on the CPU, in a process that has joined a process group if the job has several GPUs:
+        the
+            check on fake ones.
     """
     model = build_model(job, layers)
     accumulating = job.stack.gradient_accumulation
     with (
-        rank_of(job),
-        FakeTensorMode(),
+        rank_of(job) as mesh,
+        nullcontext() if real else FakeTensorMode(),
         kernels.on_cuda(model, job.architecture.experts),
         fused.in_place_of_plain_ops(model, job.stack),
     ):
-        make_fake(model)
-        rank = Rank(job, model)
+        materialize(model)
+        rank = Rank(job, model, mesh)
         recorder = _Recorder(tokens)
         for tensor in rank.resident():
             recorder.see(tensor, "resident")
@@ -183,10 +195,10 @@ def _run(job: Job, *, layers: int | None, tokens: int) -> _Trace:
                 rank.micro_batch(SAMPLES, tokens, reduce=True)
             moments, end = list(recorder.moments), recorder.live
     segments, live, ops = zip(*moments, strict=True)
-    return _Trace(np.array(segments), np.array(live, float), list(ops), end)
+    return Trace(np.array(segments), np.array(live, float), list(ops), end)
 
 
-def _at_the_ends(trace: _Trace, layers: int, kept: int) -> _Trace:
+def _at_the_ends(trace: Trace, layers: int, kept: int) -> Trace:
     """Keep the moments of the first and last ``kept`` layers and of what is outside; the last are counted from the
     end.
     """
@@ -194,7 +206,7 @@ def _at_the_ends(trace: _Trace, layers: int, kept: int) -> _Trace:
     keep = np.isin(trace.segments, [HEAD, TAIL, *first, *last])
     segments = np.where(trace.segments >= layers - kept, trace.segments - layers + 2 * kept, trace.segments)
     ops = [op for op, here in zip(trace.ops, keep, strict=True) if here]
-    return _Trace(segments[keep], trace.live_bytes[keep], ops, trace.end_bytes)
+    return Trace(segments[keep], trace.live_bytes[keep], ops, trace.end_bytes)
 
 
 def figures(job: Job) -> RankFigures:
@@ -229,13 +241,13 @@ def _coefficients(job: Job) -> np.ndarray:
     depths = DEPTHS[several]
     kept = depths[0] // 2
     runs = {
-        (layers, tokens, gpus): _at_the_ends(_run(replace(job, gpus=gpus), layers=layers, tokens=tokens), layers, kept)
+        (layers, tokens, gpus): _at_the_ends(run(replace(job, gpus=gpus), layers=layers, tokens=tokens), layers, kept)
         for layers in depths
         for tokens, gpus in corners
     }
     first = next(iter(runs.values()))
-    for (layers, tokens, gpus), run in runs.items():
-        if run.ops != first.ops or not np.array_equal(run.segments, first.segments):
+    for (layers, tokens, gpus), other in runs.items():
+        if other.ops != first.ops or not np.array_equal(other.segments, first.segments):
             raise TraceError(f"{job.architecture.name}: {layers} layers, {tokens} tokens and {gpus} GPUs run other ops")
 
     def deepened(tokens: int, gpus: int) -> np.ndarray:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 import transformers
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     BackwardPrefetch,
     FSDPModule,
@@ -170,8 +170,10 @@ def _return_to_bfloat16(model: nn.Module) -> None:
             module.to(torch.bfloat16)
 
 
-def make_fake(model: nn.Module) -> None:
-    """Replace meta tensors by fake ones on the CPU, tied ones by the same; call it under ``FakeTensorMode``."""
+def materialize(model: nn.Module) -> None:
+    """Replace meta tensors by uninitialised ones on the CPU, tied ones by the same: fake ones under
+    ``FakeTensorMode``.
+    """
     made: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -201,22 +203,29 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 
 
 @contextmanager
-def rank_of(job: Job) -> Iterator[None]:
-    """Be rank 0 of a job whose other ranks, and whose collectives, do nothing."""
+def rank_of(job: Job) -> Iterator[DeviceMesh | None]:
+    """Be rank 0 of a job whose other ranks, and whose collectives, do nothing; or the rank that this process is
+    already.
+
+    Yields:
+        The mesh of a job's GPUs; ``None`` for one GPU.
+    """
     if job.gpus == 1:
-        yield
-        return
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=job.gpus)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+        yield None
+    elif dist.is_initialized():
+        yield init_device_mesh("cpu", (job.gpus,))
+    else:
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=job.gpus)
+        try:
+            yield init_device_mesh("cpu", (job.gpus,))
+        finally:
+            dist.destroy_process_group()
 
 
 class Rank:
     """One GPU's part of a job: its model, sharded as the stack says, ready for micro-batches."""
 
-    def __init__(self, job: Job, model: nn.Module) -> None:
+    def __init__(self, job: Job, model: nn.Module, mesh: DeviceMesh | None) -> None:
         """Shard a model of fake tensors; call it inside ``rank_of`` and ``FakeTensorMode``."""
         self.job = job
         self.layers = decoder_layers(model)
@@ -225,18 +234,18 @@ class Rank:
         self._mixed = job.stack.mixed_precision == "bf16"
         if self._mixed:
             _run_under_autocast(model)
-        self.model = self._sharded(model)
+        self.model = model if mesh is None else self._sharded(model, mesh)
 
-    def _sharded(self, model: nn.Module) -> nn.Module:
+    def _sharded(self, model: nn.Module, mesh: DeviceMesh) -> nn.Module:
         sharding = self.job.stack.sharding
-        if self.job.gpus == 1 or sharding == "ddp":
+        if sharding == "ddp":
             return model
         if self._mixed:  # accelerate/accelerator.py, prepare_model: trainable parameters are upcast
             for parameter in model.parameters():
                 if parameter.requires_grad and parameter.dtype != torch.float32:
                     parameter.data = parameter.data.float()
         if sharding == "fsdp2":
-            return _fsdp2(model, self.layers, self._mixed, self.job)
+            return _fsdp2(model, self.layers, self._mixed, mesh)
         whole = [] if self.job.stack.shard_adapters else [p for p in model.parameters() if p.requires_grad]
         return _fsdp1(model, self.layers, self._mixed, whole)
 
@@ -253,13 +262,13 @@ class Rank:
         """Forward and backward pass over random tokens; with ``reduce`` FSDP shards the gradients, as in an update's
         last.
         """
-        input_ids = torch.empty((samples, tokens_per_sample), dtype=torch.long)
+        input_ids = torch.zeros((samples, tokens_per_sample), dtype=torch.long)
         # The collator's mask exists, but no token is padded, and models ask only that: with FlashAttention they drop
         # it.
         _attention_mask = torch.empty_like(input_ids)
         with self._gradient_sync(reduce):
             # The outputs go out of scope before backward, as in the Trainer: logits are a third of a peak.
-            loss = self.model(input_ids=input_ids, labels=torch.empty_like(input_ids))["loss"]
+            loss = self.model(input_ids=input_ids, labels=torch.zeros_like(input_ids))["loss"]
             loss.backward()
 
     def _gradient_sync(self, reduce: bool) -> Any:
@@ -315,14 +324,13 @@ def _is_trainable_leaf(module: nn.Module) -> bool:
     return weight is not None and weight.requires_grad and not list(module.named_children())
 
 
-def _fsdp2(model: nn.Module, layers: nn.ModuleList, mixed: bool, job: Job) -> nn.Module:
+def _fsdp2(model: nn.Module, layers: nn.ModuleList, mixed: bool, mesh: DeviceMesh) -> nn.Module:
     """``fully_shard``, one unit per decoder layer plus the root."""
     policy = (
         MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16)
         if mixed
         else MixedPrecisionPolicy()
     )
-    mesh = init_device_mesh("cpu", (job.gpus,))
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
     fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=policy)

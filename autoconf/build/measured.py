@@ -1,0 +1,211 @@
+"""Real GPUs against traces: each row of a table of runs, traced with its own stack and its own libraries.
+
+``python -m autoconf.build.measured RUNS.csv`` prints, for each group of stacks, how far the traced peak lies from what
+the GPU measured, the rows that disagree most, and whether failed and finished runs are decided as they happened.
+``--today`` traces the same rows with the installed libraries instead. Environments with the runs' libraries are made on
+demand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from autoconf.build import environments
+from autoconf.build.runs import Run, read_runs
+from autoconf.build.virtual_runs import RESERVE_GIB
+from autoconf.errors import AutoConfError, BadInput
+from autoconf.memory import GIB, RankFigures
+
+USABLE_GIB = 79.15  # of the A100-80GB that all these runs had, as CUDA reports it
+# aten/src/ATen/cuda/CublasHandlePool.cpp: :4096:2:16:8 KiB for each handle and stream on an A100, that is for the main
+# thread's and autograd's; PyTorch's allocator counts them.
+CUBLAS_GIB = 2 * (2 * 4096 + 8 * 16) * 1024 / GIB
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that are judged together, and what is asked of them, in percent of the measured peak."""
+
+    name: str
+    frameworks: tuple[str, ...]  # prefixes of ``framework`` are not meant: whole names
+    median: tuple[float, float]  # required, aim
+    percentile_95: tuple[float, float]
+    worst: tuple[float, float]
+
+
+GROUPS = (
+    Group("full and LoRA, plain transformers", ("none",), (0.5, 0.1), (2, 0.5), (4, 1)),
+    Group("QLoRA, bitsandbytes", ("baseline-peft-bnb", "accelerated-peft-bnb"), (1, 0.3), (3, 1), (6, 3)),
+    Group(
+        "full, LoRA and QLoRA with fused kernels",
+        (
+            "foak-fast-kernels", "foak-fast-kernels-liger",
+            "accelerated-peft-bnb-foak", "accelerated-peft-bnb-foak-liger",
+        ),
+        (4, 1),
+        (8, 3),
+        (12, 6),
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run and its traced peak; ``None`` where the run's code cannot be traced."""
+
+    run: Run
+    traced_gib: float | None
+    problem: str = ""
+
+    @property
+    def difference_percent(self) -> float | None:
+        if self.traced_gib is None or self.run.peak_gib is None:
+            return None
+        return 100 * ((self.traced_gib - self.run.unreported_gib) / self.run.peak_gib - 1)
+
+    @property
+    def said_to_fit(self) -> bool | None:
+        if self.traced_gib is None:
+            return None
+        return self.traced_gib + RESERVE_GIB[self.run.gpus > 1] <= USABLE_GIB
+
+
+def compare(runs: Sequence[Run], *, today: bool = False) -> list[Comparison]:
+    """Trace every run, each distinct job once, in an environment with its libraries (or in this one, for ``today``)."""
+    jobs: dict[environments.Libraries | None, dict[str, dict[str, Any]]] = {}
+    for run in runs:
+        jobs.setdefault(None if today else run.libraries, {}).setdefault(json.dumps(run.job()), run.job())
+    found: dict[tuple[environments.Libraries | None, str], dict[str, Any]] = {}
+    for libraries, distinct in jobs.items():
+        for key, figures in zip(distinct, environments.traced(libraries, list(distinct.values())), strict=True):
+            found[libraries, key] = figures
+    return [_comparison(run, found[None if today else run.libraries, json.dumps(run.job())]) for run in runs]
+
+
+def _comparison(run: Run, figures: dict[str, Any]) -> Comparison:
+    if "problem" in figures:
+        return Comparison(run, None, figures["problem"])
+    peak = RankFigures(**figures).peak_bytes(run.tokens_per_gpu, run.gpus)
+    return Comparison(run, peak / GIB + CUBLAS_GIB)
+
+
+def in_group(comparisons: Sequence[Comparison], group: Group) -> list[Comparison]:
+    """Rows of a group that have a measured peak."""
+    return [c for c in comparisons if c.run.framework in group.frameworks and c.run.peak_gib is not None]
+
+
+def differences(comparisons: Sequence[Comparison]) -> np.ndarray:
+    """Absolute differences in percent; infinite where a run could not be traced."""
+    found = (c.difference_percent for c in comparisons)
+    return np.array([np.inf if d is None else abs(d) for d in found])
+
+
+def group_table(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """A row for each group: median, 95th percentile and worst of the absolute difference in percent, and what is
+    asked.
+    """
+    rows = []
+    for group in GROUPS:
+        off = differences(in_group(comparisons, group))
+        if not len(off):
+            continue
+        figures = (np.median(off), np.percentile(off, 95), off.max())
+        asked = (group.median, group.percentile_95, group.worst)
+        rows.append(
+            {
+                "rows": group.name,
+                "number": len(off),
+                **{
+                    name: f"{figure:.2g} % (required {required:g}, aim {aim:g})"
+                    for name, figure, (required, aim) in zip(
+                        ("median", "95th percentile", "worst"), figures, asked, strict=True
+                    )
+                },
+            }
+        )
+    return rows
+
+
+def required_is_met(comparisons: Sequence[Comparison]) -> bool:
+    """Whether every group keeps to what is required of it."""
+    for group in GROUPS:
+        off = differences(in_group(comparisons, group))
+        asked = zip((50, 95, 100), (group.median, group.percentile_95, group.worst), strict=True)
+        if len(off) and any(np.percentile(off, share) > required for share, (required, _) in asked):
+            return False
+    return True
+
+
+def worst_rows(comparisons: Sequence[Comparison], count: int = 10) -> list[dict[str, Any]]:
+    """The rows that disagree most."""
+    measured = [c for c in comparisons if c.run.peak_gib is not None]
+    order = np.argsort(-differences(measured))[:count]
+    return [_row(measured[index]) for index in order]
+
+
+def wrong_decisions(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Failed runs said to fit, and finished runs said not to, by the traced peak and the reserve."""
+    return [_row(c) for c in comparisons if c.said_to_fit is None or c.said_to_fit == c.run.failed]
+
+
+def _row(comparison: Comparison) -> dict[str, Any]:
+    run, difference = comparison.run, comparison.difference_percent
+    return {
+        "line": run.line,
+        "model": run.model,
+        "method": run.method,
+        "stack": run.stack_name,
+        "GPUs": run.gpus,
+        "tokens per GPU": run.tokens_per_gpu,
+        "measured GiB": "failed" if run.failed else run.peak_gib,
+        "traced GiB": comparison.problem if comparison.traced_gib is None else round(comparison.traced_gib, 2),
+        "difference": "" if difference is None else f"{difference:+.2f} %",
+    }
+
+
+def show(title: str, rows: Sequence[dict[str, Any]], console: Console) -> None:
+    """Print rows that have the same keys."""
+    table = Table(title=title)
+    for column in rows[0] if rows else ():
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    console.print(table if rows else f"{title}: none")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare, print, and return 1 if a required figure is missed, 2 for bad input, else 0."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "runs", type=Path, help="CSV of fms-acceleration's benchmarks, as autoconf/build/runs.py reads it"
+    )
+    parser.add_argument("--today", action="store_true", help="trace with the installed libraries, not with the runs'")
+    options = parser.parse_args(arguments)
+    console = Console()
+    try:
+        comparisons = compare(read_runs(options.runs), today=options.today)
+    except BadInput as error:
+        print(error, file=sys.stderr)
+        return 2
+    except AutoConfError as error:
+        print(error, file=sys.stderr)
+        return 1
+    show("Traced peak against measured peak, absolute difference", group_table(comparisons), console)
+    show("Rows that disagree most", worst_rows(comparisons), console)
+    wrong = wrong_decisions(comparisons)
+    show(f"Decided otherwise than it happened: {len(wrong)} of {len(comparisons)}", wrong, console)
+    return 0 if options.today or required_is_met(comparisons) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
