@@ -26,7 +26,6 @@ from autoconf.build.virtual_runs import RESERVE_GIB
 from autoconf.errors import AutoConfError, BadInput
 from autoconf.memory import GIB, RankFigures
 
-USABLE_GIB = 79.15  # of the A100-80GB that all these runs had, as CUDA reports it
 # aten/src/ATen/cuda/CublasHandlePool.cpp: :4096:2:16:8 KiB for each handle and stream on an A100, that is for the main
 # thread's and autograd's; PyTorch's allocator counts them.
 CUBLAS_GIB = 2 * (2 * 4096 + 8 * 16) * 1024 / GIB
@@ -77,7 +76,7 @@ class Comparison:
     def said_to_fit(self) -> bool | None:
         if self.traced_gib is None:
             return None
-        return self.traced_gib + RESERVE_GIB[self.run.gpus > 1] <= USABLE_GIB
+        return self.traced_gib + RESERVE_GIB[self.run.gpus > 1] <= self.run.usable_gib
 
 
 def compare(runs: Sequence[Run], *, today: bool = False) -> list[Comparison]:
