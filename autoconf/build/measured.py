@@ -21,14 +21,31 @@ from rich.console import Console
 from rich.table import Table
 
 from autoconf.build import environments
+from autoconf.build.readme import markdown, write_section
 from autoconf.build.runs import Run, read_runs
-from autoconf.build.virtual_runs import RESERVE_GIB
 from autoconf.errors import AutoConfError, BadInput
 from autoconf.memory import GIB, RankFigures
+from autoconf.predictors import MODELS
 
 # aten/src/ATen/cuda/CublasHandlePool.cpp: :4096:2:16:8 KiB for each handle and stream on an A100, that is for the main
 # thread's and autograd's; PyTorch's allocator counts them.
 CUBLAS_GIB = 2 * (2 * 4096 + 8 * 16) * 1024 / GIB
+
+
+# GiB that must stay free beside what is traced, by whether there are several GPUs: as such, and as a share of
+# activations, between whose blocks PyTorch's allocator leaves gaps. The versions' README derives them and says what the
+# runs allow.
+RESERVE = {False: (3.0, 0.0), True: (3.1, 0.25)}
+
+
+def reserve_gib(gpus: int, activations_gib: float) -> float:
+    """GiB that must stay free beside the traced peak.
+
+    >>> reserve_gib(1, 40.0), reserve_gib(2, 40.0)
+    (3.0, 13.1)
+    """
+    base, share = RESERVE[gpus > 1]
+    return base + share * activations_gib
 
 
 @dataclass(frozen=True)
@@ -64,6 +81,7 @@ class Comparison:
 
     run: Run
     traced_gib: float | None
+    activations_gib: float = 0.0  # of it, what grows with the tokens
     problem: str = ""
 
     @property
@@ -76,7 +94,7 @@ class Comparison:
     def said_to_fit(self) -> bool | None:
         if self.traced_gib is None:
             return None
-        return self.traced_gib + RESERVE_GIB[self.run.gpus > 1] <= self.run.usable_gib
+        return self.traced_gib + reserve_gib(self.run.gpus, self.activations_gib) <= self.run.usable_gib
 
 
 def compare(runs: Sequence[Run], *, today: bool = False) -> list[Comparison]:
@@ -93,9 +111,10 @@ def compare(runs: Sequence[Run], *, today: bool = False) -> list[Comparison]:
 
 def _comparison(run: Run, figures: dict[str, Any]) -> Comparison:
     if "problem" in figures:
-        return Comparison(run, None, figures["problem"])
-    peak = RankFigures(**figures).peak_bytes(run.tokens_per_gpu, run.gpus)
-    return Comparison(run, peak / GIB + CUBLAS_GIB)
+        return Comparison(run, None, problem=figures["problem"])
+    held = RankFigures(**figures)
+    peak = held.peak_bytes(run.tokens_per_gpu, run.gpus)
+    return Comparison(run, peak / GIB + CUBLAS_GIB, held.activation_bytes(run.tokens_per_gpu, run.gpus) / GIB)
 
 
 def in_group(comparisons: Sequence[Comparison], group: Group) -> list[Comparison]:
@@ -172,6 +191,54 @@ def _row(comparison: Comparison) -> dict[str, Any]:
     }
 
 
+def draw(comparisons: Sequence[Comparison], path: Path) -> None:
+    """Draw the difference of every row with a measured peak, coloured by group; PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for group in GROUPS:
+        rows = [c for c in in_group(comparisons, group) if c.traced_gib is not None]
+        axes.scatter(
+            np.array([c.run.peak_gib for c in rows]),
+            np.array([c.difference_percent for c in rows]),
+            s=18,
+            alpha=0.7,
+            label=f"{group.name} ({len(rows)})",
+        )
+    axes.axhline(0, color="gray", linewidth=0.8)
+    axes.set_xlabel("peak measured on the GPU, GiB")
+    axes.set_ylabel("traced over measured, %")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=100)
+
+
+def section(comparisons: Sequence[Comparison], picture: str | None) -> str:
+    """What the versions' README says of a table of runs."""
+    parts = []
+    if groups := group_table(comparisons):
+        parts += ["Absolute difference of traced and measured peaks:", markdown(groups)]
+    if picture:
+        parts.append(f"![Traced over measured peaks]({picture})")
+    if worst := worst_rows(comparisons):
+        parts += ["The rows that disagree most:", markdown(worst)]
+    wrong = wrong_decisions(comparisons)
+    parts.append(
+        f"{len(wrong)} of {len(comparisons)} runs are decided otherwise than it happened{':' if wrong else '.'}"
+    )
+    return "\n\n".join([*parts, *([markdown(wrong)] if wrong else [])])
+
+
+def write(comparisons: Sequence[Comparison], name: str, *, today: bool) -> None:
+    """Write a table's section of the versions' README, and its picture."""
+    picture = None
+    if not today and any(c.run.peak_gib is not None for c in comparisons):
+        picture = f"{name}.png"
+        draw(comparisons, MODELS / picture)
+    what = f"{name}, installed libraries" if today else name
+    write_section(MODELS / "README.md", what, "make measured", section(comparisons, picture))
+
+
 def show(title: str, rows: Sequence[dict[str, Any]], console: Console) -> None:
     """Print rows that have the same keys."""
     table = Table(title=title)
@@ -189,6 +256,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "runs", type=Path, help="CSV of fms-acceleration's benchmarks, as autoconf/build/runs.py reads it"
     )
     parser.add_argument("--today", action="store_true", help="trace with the installed libraries, not with the runs'")
+    parser.add_argument(
+        "--write", action="store_true", help="write tables and picture into the versions' README"
+    )
     options = parser.parse_args(arguments)
     console = Console()
     try:
@@ -203,6 +273,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show("Rows that disagree most", worst_rows(comparisons), console)
     wrong = wrong_decisions(comparisons)
     show(f"Decided otherwise than it happened: {len(wrong)} of {len(comparisons)}", wrong, console)
+    if options.write:
+        write(comparisons, options.runs.stem, today=options.today)
     return 0 if options.today or required_is_met(comparisons) else 1
 
 
