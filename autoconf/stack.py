@@ -26,10 +26,10 @@ class Stack(BaseModel):
 
     >>> Stack().optim, Stack(mixed_precision="bf16").mixed_precision
     ('adamw_torch', 'bf16')
-    >>> Stack(lora_targets=["q_proj"], quantization="nf4", torch_dtype="float32")
+    >>> Stack(quantization="nf4", torch_dtype="float32")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     pydantic_core._pydantic_core.ValidationError: 1 validation error for Stack
-      Value error, quantization 'nf4' and torch_dtype 'float32' exclude each other: ...
+      Value error, quantization 'nf4' and torch_dtype 'float32' exclude each other [type=value_error, ...
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -78,6 +78,8 @@ class Stack(BaseModel):
             ("quantization", "torch_dtype", self.quantization == "nf4" and self.torch_dtype != "bfloat16"),
             ("upcast_unquantized", "quantization", self.upcast_unquantized and self.quantization == "none"),
             ("loss", "kernels", self.loss == "chunked" and "fast_loss" in self.kernels),
+            ("kernels", "quantization", "fused_lora" in self.kernels and self.quantization == "none"),
+            ("shard_adapters", "sharding", not self.shard_adapters and self.sharding == "fsdp2"),
         ):
             if problem:
                 values = [repr(getattr(self, field)) for field in (one, other)]
