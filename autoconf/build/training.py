@@ -36,17 +36,8 @@ from autoconf.stack import Shape, Stack
 
 Method = Literal["full", "lora", "qlora"]
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-ATTENTION_PROJECTIONS = (
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "qkv_proj",
-    "c_attn",
-    "query_key_value",
-    "dense",
-    "c_proj",
-)
+# Linear layers of attention by their names in transformers' models; others' MLPs have a c_proj or a dense, too.
+_ATTENTION = r".*(attn|attention)\.([qkvo]_proj|out_proj|qkv_proj|kv_[ab]_proj\w*|c_attn|c_proj|query_key_value|dense)"
 
 
 @dataclass(frozen=True)
@@ -114,7 +105,7 @@ def lora_targets(architecture: Architecture, stack: Stack) -> list[str] | str:
     if stack.lora_targets == "default":
         return list(architecture.lora_targets)
     if stack.lora_targets == "attention":
-        return list(ATTENTION_PROJECTIONS)
+        return _ATTENTION
     return stack.lora_targets if isinstance(stack.lora_targets, str) else list(stack.lora_targets)
 
 
