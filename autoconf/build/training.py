@@ -57,6 +57,19 @@ class Job:
         if (self.method == "qlora") != (self.stack.quantization == "nf4"):
             raise ValueError(f"method {self.method!r} and quantization {self.stack.quantization!r} exclude each other")
 
+    @property
+    def shards(self) -> bool:
+        """Whether a GPU holds less than all parameters."""
+        return self.gpus > 1 and self.stack.sharding != "ddp"
+
+    @property
+    def upcasts(self) -> bool:
+        """Whether accelerate makes trainable parameters float32 that were loaded in bfloat16."""
+        # accelerate/accelerator.py, prepare_model: FSDP1's flat parameters, hence none that FSDP leaves whole;
+        # accelerate/utils/fsdp_utils.py, fsdp2_prepare_model: not in a model with 4-bit layers.
+        mixed = self.shards and self.stack.mixed_precision == "bf16"
+        return mixed and (self.stack.shard_adapters if self.stack.sharding == "fsdp1" else self.method != "qlora")
+
 
 def build_model(job: Job, layers: int | None = None) -> nn.Module:
     """Build, on the ``meta`` device, the model that a job trains, not yet sharded.
@@ -74,7 +87,7 @@ def build_model(job: Job, layers: int | None = None) -> nn.Module:
         return model.train()
     if stack.quantization == "nf4":
         _quantize(job, model)
-        if stack.upcast_unquantized and job.gpus == 1:  # TRL leaves it out where a 4-bit model is sharded
+        if stack.upcast_unquantized and not job.shards:  # TRL leaves it out where a 4-bit model is sharded
             model = peft.prepare_model_for_kbit_training(
                 model, stack.gradient_checkpointing != "none", {"use_reentrant": reentrant}
             )
@@ -88,16 +101,23 @@ def build_model(job: Job, layers: int | None = None) -> nn.Module:
         task_type="CAUSAL_LM",
     )
     model = peft.get_peft_model(model, lora, autocast_adapter_dtype=stack.adapter_dtype == "float32")
-    if stack.upcast_unquantized and job.gpus == 1:
+    if stack.upcast_unquantized and not job.shards:
         _return_to_bfloat16(model)
     return model.train()
 
 
 def trainable_shapes(job: Job) -> list[Shape]:
-    """Trainable parameters of the whole model, in the dtype in which the optimizer has them."""
-    upcast = job.stack.mixed_precision == "bf16" and job.gpus > 1 and job.stack.sharding != "ddp"
-    trainable = (p for p in build_model(job).parameters() if p.requires_grad)
-    return [Shape(tuple(p.shape), 4 if upcast else p.itemsize) for p in trainable]
+    """Trainable parameters of the whole model, in the dtype and the dimensions in which the optimizer has them."""
+    model = build_model(job)
+    embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    # torch/distributed/fsdp/_flat_param.py, _use_sharded_views: what a rank has of a parameter is a piece of the flat
+    # one.
+    flat = job.shards and job.stack.sharding == "fsdp1" and job.stack.shard_adapters
+    return [
+        Shape((p.numel(),) if flat else tuple(p.shape), 4 if job.upcasts else p.itemsize, p in embeddings)
+        for p in model.parameters()
+        if p.requires_grad
+    ]
 
 
 def lora_targets(architecture: Architecture, stack: Stack) -> list[str] | str:
@@ -231,7 +251,7 @@ class Rank:
         sharding = self.job.stack.sharding
         if sharding == "ddp":
             return model
-        if self._mixed:  # accelerate/accelerator.py, prepare_model: trainable parameters are upcast
+        if self.job.upcasts:
             for parameter in model.parameters():
                 if parameter.requires_grad and parameter.dtype != torch.float32:
                     parameter.data = parameter.data.float()
