@@ -240,12 +240,15 @@ class Rank:
         """Shard a model of fake tensors; call it inside ``rank_of`` and ``FakeTensorMode``."""
         self.job = job
         self.layers = decoder_layers(model)
-        self.experts = job.architecture.experts
-        self._inner = model
         self._mixed = job.stack.mixed_precision == "bf16"
         if self._mixed:
             _run_under_autocast(model)
         self.model = model if mesh is None else self._sharded(model, mesh)
+        # torch/csrc/distributed/c10d/reducer.cpp: DDP copies gradients into buckets that it flattened at the start,
+        # unless they are views of these (gradient_as_bucket_view), which accelerate's DistributedDataParallelKwargs and
+        # the Trainer leave off. DDP itself does not run in a fake process group.
+        replicates = job.gpus > 1 and not job.shards
+        self._buckets = [torch.empty_like(p) for p in self.trainable] if replicates else []
 
     def _sharded(self, model: nn.Module, mesh: DeviceMesh) -> nn.Module:
         sharding = self.job.stack.sharding
@@ -267,7 +270,7 @@ class Rank:
     def resident(self) -> list[torch.Tensor]:
         """Tensors that exist before the first micro-batch."""
         maxima = [t for m in self.model.modules() if isinstance(m, kernels.Linear4bit) for t in m.maxima]
-        return [*self.model.parameters(), *self.model.buffers(), *maxima]
+        return [*self.model.parameters(), *self.model.buffers(), *maxima, *self._buckets]
 
     def micro_batch(self, samples: int, tokens_per_sample: int, *, reduce: bool) -> None:
         """Forward and backward pass over random tokens; with ``reduce`` FSDP shards the gradients, as in an update's
