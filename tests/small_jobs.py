@@ -13,9 +13,11 @@ from autoconf.build.training import Job, Method, Rank
 from autoconf.stack import Stack
 
 
-def small_job(method: Method, gpus: int = 1, layers: int = 2, **settings) -> Job:
-    """Mistral with a vocabulary of 64, tuned under a stack with these settings."""
-    return Job(rank_truth.small(architectures()["mistral-7b-v0.1"], layers), method, Stack(**settings), gpus)
+def small_job(method: Method, gpus: int = 1, layers: int = 2, vocabulary: int = 64, **settings) -> Job:
+    """Mistral, tuned under a stack with these settings."""
+    architecture = rank_truth.small(architectures()["mistral-7b-v0.1"], layers)
+    architecture.config["vocab_size"] = vocabulary
+    return Job(architecture, method, Stack(**settings), gpus)
 
 
 @contextmanager
