@@ -46,9 +46,10 @@ def activation(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor
 def test_rms_norm_saves_its_input_and_a_float32_for_each_token():
     found = {}
     for kernels in (("fast_rms_layernorm",), ()):
-        with small_rank(small_job("lora", kernels=kernels)) as rank:
+        with small_rank(small_job("full", kernels=kernels)) as rank:
             norm = rank.layers[0].input_layernorm
             found[kernels] = bytes_of(norm, activation(BATCH, TOKENS, WIDTH))
+            assert (norm.weight.grad is None) == bool(kernels)  # the kernel has none for it
     held, most, backward = found["fast_rms_layernorm",]
     assert held == most == 2 * ROWS * WIDTH + 4 * ROWS
     assert backward == 0  # in place

@@ -28,7 +28,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.fsdp.wrap import _or_policy, lambda_auto_wrap_policy, transformer_auto_wrap_policy
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TrainingArguments
 
 from autoconf.build import kernels
 from autoconf.build.architectures import Architecture
@@ -134,6 +134,8 @@ def _base_model(architecture: Architecture, dtype: torch.dtype, layers: int | No
     if layers is not None:
         settings[architecture.depth_key] = layers
     config = AutoConfig.for_model(**settings)
+    # transformers/trainer.py, Trainer.__init__: from release 5 on it decides, and not the model.
+    config.use_cache = getattr(TrainingArguments, "use_cache", config.use_cache)
     if hasattr(transformers, "AttentionInterface"):
         from transformers.integrations import flash_attention
 
