@@ -26,10 +26,10 @@ class Stack(BaseModel):
 
     >>> Stack().optim, Stack(mixed_precision="bf16").mixed_precision
     ('adamw_torch', 'bf16')
-    >>> Stack(lora_targets=["q_proj"], quantization="nf4", torch_dtype="float32")  # doctest: +ELLIPSIS
+    >>> Stack(quantization="nf4", torch_dtype="float32")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     pydantic_core._pydantic_core.ValidationError: 1 validation error for Stack
-      Value error, quantization 'nf4' and torch_dtype 'float32' exclude each other ...
+      Value error, quantization 'nf4' and torch_dtype 'float32' exclude each other [type=value_error, ...
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -78,6 +78,8 @@ class Stack(BaseModel):
             ("quantization", "torch_dtype", self.quantization == "nf4" and self.torch_dtype != "bfloat16"),
             ("upcast_unquantized", "quantization", self.upcast_unquantized and self.quantization == "none"),
             ("loss", "kernels", self.loss == "chunked" and "fast_loss" in self.kernels),
+            ("kernels", "quantization", "fused_lora" in self.kernels and self.quantization == "none"),
+            ("shard_adapters", "sharding", not self.shard_adapters and self.sharding == "fsdp2"),
         ):
             if problem:
                 values = [repr(getattr(self, field)) for field in (one, other)]
@@ -89,10 +91,15 @@ REFERENCE = Stack()
 
 
 class Shape(NamedTuple):
-    """Shape and bytes per element of a trainable parameter."""
+    """Shape and bytes per element of a trainable parameter.
+
+    >>> Shape((1000, 8), itemsize=2).elements
+    8000
+    """
 
     dimensions: tuple[int, ...]
     itemsize: int
+    embedding: bool = False  # of an ``nn.Embedding``, a tied head included
 
     @property
     def elements(self) -> int:
@@ -120,27 +127,35 @@ def _adamw_fused(parameters: list[Shape]) -> OptimizerBytes:
 
 def _adamw_8bit(parameters: list[Shape]) -> OptimizerBytes:
     # bitsandbytes/optim/optimizer.py, Optimizer2State.init_state: two states of one byte with a float32 maximum for
-    # each block of 256; float32 states for tensors under 4,096 elements.
-    states = (p.elements * 2 * (1 + 4 / 256) if p.elements >= 4096 else p.elements * 8 for p in parameters)
-    return OptimizerBytes(sum(states), 0)
+    # each block of 256.
+    return OptimizerBytes(sum(p.elements * (2 * (1 + 4 / 256) if _in_8bit(p) else 8) for p in parameters), 0)
+
+
+def _in_8bit(parameter: Shape) -> bool:
+    # The same function: float32 states for tensors under 4,096 elements. transformers/trainer.py, create_optimizer:
+    # and for embeddings.
+    return parameter.elements >= 4096 and not parameter.embedding
 
 
 def _paged_adamw_8bit(parameters: list[Shape]) -> OptimizerBytes:
     # bitsandbytes/optim/optimizer.py, get_state_buffer: states of 100,000 elements and more lie in managed memory,
     # which leaves the GPU when other tensors need the room; their maxima stay.
     small = [p for p in parameters if p.elements < 100_000]
-    paged = sum(p.elements for p in parameters if p.elements >= 100_000)
-    return OptimizerBytes(_adamw_8bit(small).states + paged * 2 * 4 / 256, 0)
+    maxima = sum(p.elements * 2 * 4 / 256 for p in parameters if p.elements >= 100_000 and _in_8bit(p))
+    return OptimizerBytes(_adamw_8bit(small).states + maxima, 0)
 
 
 def _adafactor(parameters: list[Shape]) -> OptimizerBytes:
     # transformers/optimization.py, Adafactor (no first moment): float32 sums over rows and columns of what has two
-    # dimensions or more, else one float32 state. It steps parameter by parameter, in float32: gradient, update, its
-    # estimate, and for a bfloat16 parameter its float32 copy and one more (traced: 12 and 20 bytes an element).
+    # dimensions or more, else one float32 state. It steps parameter by parameter: squared gradient and its sum with
+    # eps, in float32, and for a bfloat16 parameter float32 copies of it and of its gradient; the float32 update of the
+    # parameter before is still there.
     factored = (p for p in parameters if len(p.dimensions) >= 2)
     states = sum(4 * (p.elements // p.dimensions[-1] + p.elements // p.dimensions[-2]) for p in factored)
     states += sum(4 * p.elements for p in parameters if len(p.dimensions) < 2)
-    return OptimizerBytes(states, max(p.elements * (20 if p.itemsize == 2 else 12) for p in parameters))
+    before = [0, *(p.elements for p in parameters)]
+    steps = (4 * b + p.elements * (16 if p.itemsize == 2 else 8) for b, p in zip(before, parameters, strict=False))
+    return OptimizerBytes(states, max(steps))
 
 
 def _sgd(parameters: list[Shape]) -> OptimizerBytes:

@@ -217,13 +217,12 @@ def figures(job: Job) -> RankFigures:
     """
     coefficients = _coefficients(job)
     optimizer = optimizer_bytes(job.stack.optim, trainable_shapes(job))
-    shards = job.gpus > 1 and job.stack.sharding != "ddp" and job.stack.shard_adapters
     return RankFigures(
         moments=_envelope(coefficients[:-1]),
         end=_moment(coefficients[-1]),
         states=optimizer.states,
         step=optimizer.step,
-        shards_states=shards,
+        shards_states=job.shards and job.stack.shard_adapters,
     )
 
 

@@ -28,7 +28,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.fsdp.wrap import _or_policy, lambda_auto_wrap_policy, transformer_auto_wrap_policy
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TrainingArguments
 
 from autoconf.build import kernels
 from autoconf.build.architectures import Architecture
@@ -37,17 +37,8 @@ from autoconf.stack import Shape, Stack
 Method = Literal["full", "lora", "qlora"]
 _TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-ATTENTION_PROJECTIONS = (
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "qkv_proj",
-    "c_attn",
-    "query_key_value",
-    "dense",
-    "c_proj",
-)
+# Linear layers of attention by their names in transformers' models; others' MLPs have a c_proj or a dense, too.
+_ATTENTION = r".*(attn|attention)\.([qkvo]_proj|out_proj|qkv_proj|kv_[ab]_proj\w*|c_attn|c_proj|query_key_value|dense)"
 
 
 @dataclass(frozen=True)
@@ -67,6 +58,19 @@ class Job:
         if (self.method == "qlora") != (self.stack.quantization == "nf4"):
             raise ValueError(f"method {self.method!r} and quantization {self.stack.quantization!r} exclude each other")
 
+    @property
+    def shards(self) -> bool:
+        """Whether a GPU holds less than all parameters."""
+        return self.gpus > 1 and self.stack.sharding != "ddp"
+
+    @property
+    def upcasts(self) -> bool:
+        """Whether accelerate makes trainable parameters float32 that were loaded in bfloat16."""
+        # accelerate/accelerator.py, prepare_model: FSDP1's flat parameters, hence none that FSDP leaves whole;
+        # accelerate/utils/fsdp_utils.py, fsdp2_prepare_model: not in a model with 4-bit layers.
+        mixed = self.shards and self.stack.mixed_precision == "bf16"
+        return mixed and (self.stack.shard_adapters if self.stack.sharding == "fsdp1" else self.method != "qlora")
+
 
 def build_model(job: Job, layers: int | None = None) -> nn.Module:
     """Build, on the ``meta`` device, the model that a job trains, not yet sharded.
@@ -84,7 +88,7 @@ def build_model(job: Job, layers: int | None = None) -> nn.Module:
         return model.train()
     if stack.quantization == "nf4":
         _quantize(job, model)
-        if stack.upcast_unquantized and job.gpus == 1:  # TRL leaves it out where a 4-bit model is sharded
+        if stack.upcast_unquantized and not job.shards:  # TRL leaves it out where a 4-bit model is sharded
             model = peft.prepare_model_for_kbit_training(
                 model, stack.gradient_checkpointing != "none", {"use_reentrant": reentrant}
             )
@@ -98,16 +102,23 @@ def build_model(job: Job, layers: int | None = None) -> nn.Module:
         task_type="CAUSAL_LM",
     )
     model = peft.get_peft_model(model, lora, autocast_adapter_dtype=stack.adapter_dtype == "float32")
-    if stack.upcast_unquantized and job.gpus == 1:
+    if stack.upcast_unquantized and not job.shards:
         _return_to_bfloat16(model)
     return model.train()
 
 
 def trainable_shapes(job: Job) -> list[Shape]:
-    """Trainable parameters of the whole model, in the dtype in which the optimizer has them."""
-    upcast = job.stack.mixed_precision == "bf16" and job.gpus > 1 and job.stack.sharding != "ddp"
-    trainable = (p for p in build_model(job).parameters() if p.requires_grad)
-    return [Shape(tuple(p.shape), 4 if upcast else p.itemsize) for p in trainable]
+    """Trainable parameters of the whole model, in the dtype and the dimensions in which the optimizer has them."""
+    model = build_model(job)
+    embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    # torch/distributed/fsdp/_flat_param.py, _use_sharded_views: what a rank has of a parameter is a piece of the flat
+    # one.
+    flat = job.shards and job.stack.sharding == "fsdp1" and job.stack.shard_adapters
+    return [
+        Shape((p.numel(),) if flat else tuple(p.shape), 4 if job.upcasts else p.itemsize, p in embeddings)
+        for p in model.parameters()
+        if p.requires_grad
+    ]
 
 
 def lora_targets(architecture: Architecture, stack: Stack) -> list[str] | str:
@@ -115,7 +126,7 @@ def lora_targets(architecture: Architecture, stack: Stack) -> list[str] | str:
     if stack.lora_targets == "default":
         return list(architecture.lora_targets)
     if stack.lora_targets == "attention":
-        return list(ATTENTION_PROJECTIONS)
+        return _ATTENTION
     return stack.lora_targets if isinstance(stack.lora_targets, str) else list(stack.lora_targets)
 
 
@@ -124,6 +135,8 @@ def _base_model(architecture: Architecture, dtype: torch.dtype, layers: int | No
     if layers is not None:
         settings[architecture.depth_key] = layers
     config = AutoConfig.for_model(**settings)
+    # transformers/trainer.py, Trainer.__init__: from release 5 on it decides, and not the model.
+    config.use_cache = getattr(TrainingArguments, "use_cache", config.use_cache)
     if hasattr(transformers, "AttentionInterface"):
         from transformers.integrations import flash_attention
 
@@ -231,18 +244,21 @@ class Rank:
         """Shard a model of fake tensors; call it inside ``rank_of`` and ``FakeTensorMode``."""
         self.job = job
         self.layers = decoder_layers(model)
-        self.experts = job.architecture.experts
-        self._inner = model
         self._mixed = job.stack.mixed_precision == "bf16"
         if self._mixed:
             _run_under_autocast(model)
         self.model = model if mesh is None else self._sharded(model, mesh)
+        # torch/csrc/distributed/c10d/reducer.cpp: DDP copies gradients into buckets that it flattened at the start,
+        # unless they are views of these (gradient_as_bucket_view), which accelerate's DistributedDataParallelKwargs and
+        # the Trainer leave off. DDP itself does not run in a fake process group.
+        replicates = job.gpus > 1 and not job.shards
+        self._buckets = [torch.empty_like(p) for p in self.trainable] if replicates else []
 
     def _sharded(self, model: nn.Module, mesh: DeviceMesh) -> nn.Module:
         sharding = self.job.stack.sharding
         if sharding == "ddp":
             return model
-        if self._mixed:  # accelerate/accelerator.py, prepare_model: trainable parameters are upcast
+        if self.job.upcasts:
             for parameter in model.parameters():
                 if parameter.requires_grad and parameter.dtype != torch.float32:
                     parameter.data = parameter.data.float()
@@ -258,7 +274,7 @@ class Rank:
     def resident(self) -> list[torch.Tensor]:
         """Tensors that exist before the first micro-batch."""
         maxima = [t for m in self.model.modules() if isinstance(m, kernels.Linear4bit) for t in m.maxima]
-        return [*self.model.parameters(), *self.model.buffers(), *maxima]
+        return [*self.model.parameters(), *self.model.buffers(), *maxima, *self._buckets]
 
     def micro_batch(self, samples: int, tokens_per_sample: int, *, reduce: bool) -> None:
         """Forward and backward pass over random tokens; with ``reduce`` FSDP shards the gradients, as in an update's
