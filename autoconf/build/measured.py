@@ -32,6 +32,7 @@ from autoconf.predictors import MODELS
 CUBLAS_GIB = 2 * (2 * 4096 + 8 * 16) * 1024 / GIB
 
 
+_WORTH_A_CAUSE = 2.0  # percent, between libraries of two times
 # GiB that must stay free beside what is traced, by whether there are several GPUs: as such, and as a share of
 # activations, between whose blocks PyTorch's allocator leaves gaps. The versions' README derives them and says what the
 # runs allow.
@@ -134,7 +135,8 @@ def group_table(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     """
     rows = []
     for group in GROUPS:
-        off = differences(in_group(comparisons, group))
+        found = differences(in_group(comparisons, group))
+        off = found[np.isfinite(found)]
         if not len(off):
             continue
         figures = (np.median(off), np.percentile(off, 95), off.max())
@@ -142,7 +144,7 @@ def group_table(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "rows": group.name,
-                "number": len(off),
+                "traced": f"{len(off)} of {len(found)}",
                 **{
                     name: f"{figure:.2g} % (required {required:g}, aim {aim:g})"
                     for name, figure, (required, aim) in zip(
@@ -162,6 +164,21 @@ def required_is_met(comparisons: Sequence[Comparison]) -> bool:
         if len(off) and any(np.percentile(off, share) > required for share, (required, _) in asked):
             return False
     return True
+
+
+def by_stack(comparisons: Sequence[Comparison], above_percent: float) -> list[dict[str, Any]]:
+    """Models and stacks whose rows differ by more than a limit in the mean, or cannot be traced."""
+    together: dict[tuple[str, str, str, int], list[Comparison]] = {}
+    for c in comparisons:
+        if c.run.peak_gib is not None:
+            together.setdefault((c.run.model, c.run.method, c.run.stack_name, c.run.gpus), []).append(c)
+    rows = []
+    for (model, method, stack, gpus), of_stack in together.items():
+        found = [c.difference_percent for c in of_stack if c.difference_percent is not None]
+        if not found or abs(np.mean(found)) > above_percent:
+            difference = f"{np.mean(found):+.1f} %" if found else of_stack[0].problem.split(":")[0]
+            rows.append({"model": model, "method": method, "stack": stack, "GPUs": gpus, "mean difference": difference})
+    return rows
 
 
 def worst_rows(comparisons: Sequence[Comparison], count: int = 10) -> list[dict[str, Any]]:
@@ -213,13 +230,19 @@ def draw(comparisons: Sequence[Comparison], path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
-def section(comparisons: Sequence[Comparison], picture: str | None) -> str:
+def section(comparisons: Sequence[Comparison], picture: str | None, *, today: bool) -> str:
     """What the versions' README says of a table of runs."""
     parts = []
     if groups := group_table(comparisons):
         parts += ["Absolute difference of traced and measured peaks:", markdown(groups)]
     if picture:
         parts.append(f"![Traced over measured peaks]({picture})")
+    if today:
+        parts += [
+            f"Stacks that differ by more than {_WORTH_A_CAUSE:g} %:",
+            markdown(by_stack(comparisons, _WORTH_A_CAUSE)),
+        ]
+        return "\n\n".join(parts)
     if worst := worst_rows(comparisons):
         parts += ["The rows that disagree most:", markdown(worst)]
     wrong = wrong_decisions(comparisons)
@@ -236,7 +259,7 @@ def write(comparisons: Sequence[Comparison], name: str, *, today: bool) -> None:
         picture = f"{name}.png"
         draw(comparisons, MODELS / picture)
     what = f"{name}, installed libraries" if today else name
-    write_section(MODELS / "README.md", what, "make measured", section(comparisons, picture))
+    write_section(MODELS / "README.md", what, "make measured", section(comparisons, picture, today=today))
 
 
 def show(title: str, rows: Sequence[dict[str, Any]], console: Console) -> None:
@@ -256,9 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "runs", type=Path, help="CSV of fms-acceleration's benchmarks, as autoconf/build/runs.py reads it"
     )
     parser.add_argument("--today", action="store_true", help="trace with the installed libraries, not with the runs'")
-    parser.add_argument(
-        "--write", action="store_true", help="write tables and picture into the versions' README"
-    )
+    parser.add_argument("--write", action="store_true", help="write tables and picture into the versions' README")
     options = parser.parse_args(arguments)
     console = Console()
     try:
@@ -270,7 +291,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     show("Traced peak against measured peak, absolute difference", group_table(comparisons), console)
-    show("Rows that disagree most", worst_rows(comparisons), console)
+    if options.today:
+        show(f"Stacks that differ by more than {_WORTH_A_CAUSE:g} %", by_stack(comparisons, _WORTH_A_CAUSE), console)
+    else:
+        show("Rows that disagree most", worst_rows(comparisons), console)
     wrong = wrong_decisions(comparisons)
     show(f"Decided otherwise than it happened: {len(wrong)} of {len(comparisons)}", wrong, console)
     if options.write:

@@ -68,9 +68,9 @@ def read_runs(path: Path) -> list[Run]:
     Args:
         path: CSV. Benchmarks have the columns ``model``, ``method``, ``number_gpus``, ``per_device_train_batch_size``,
             ``gradient_accumulation_steps``, ``tokens_per_sample`` (may be empty for failed runs), ``mixed_precision``,
-            ``framework``, ``lora_targets`` (separated by ``|``), ``peak_allocated_gib`` (may be empty), ``failed`` (0 or
-            1) and the versions ``transformers``, ``peft`` and ``accelerate``. The campaign has ``model_name``, ``method``,
-            ``gpu_model``, ``number_gpus``, ``tokens_per_sample`` and ``batch_size`` (global), and may have
+            ``framework``, ``lora_targets`` (separated by ``|``), ``peak_allocated_gib`` (may be empty), ``failed``
+            (0 or 1) and the versions ``transformers``, ``peft`` and ``accelerate``. The campaign has ``model_name``,
+            ``method``, ``gpu_model``, ``number_gpus``, ``tokens_per_sample`` and ``batch_size`` (global), and may have
             ``gradient_accumulation_steps``, ``fast_kernels``, ``checkpointing``, ``fms_hf_tuning`` (a version) and
             ``failed``; its rows of other methods than ``full`` and ``lora`` are passed over.
 
