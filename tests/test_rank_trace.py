@@ -100,7 +100,7 @@ def test_replicas_are_as_large_on_any_number_of_gpus():
 
 
 class Enclosed(nn.Module):
-    """A unit of FSDP within a checkpoint, as transformers' models had it up to release 4.5x."""
+    """A unit of FSDP within a checkpoint, as in transformers 4.48."""
 
     def __init__(self, unit: nn.Module, reentrant: bool) -> None:
         super().__init__()
