@@ -15,8 +15,12 @@ export RAY_ADDRESS := local
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
+# ado's result stands amid lines of its own and of Ray, so its answer is said once more at the end.
+run: SHELL := bash
 run: $(VENV)/installed  ## create the environment and answer the first example
-	$(BIN)/run_experiment examples/simple.yaml
+	set -o pipefail; $(BIN)/run_experiment examples/simple.yaml | tee $(VENV)/answer.txt
+	@awk '$$1 ~ /^(can_recommend|gpus|workers)$$/ { answer = answer (answer ? ", " : "") $$1 " " $$2 } \
+	  END { print answer ? answer : "no answer"; exit !answer }' $(VENV)/answer.txt
 
 test: lint  ## create the environment and run everything that guards main
 	$(BIN)/python -m pytest
@@ -25,6 +29,7 @@ lint: $(VENV)/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/deptry .
 
 predictor: $(VENV)/build  ## rebuild the newest predictor version from the architectures, then evaluate it
 	$(BIN)/python -m autoconf.build.train
@@ -45,7 +50,9 @@ measure: $(VENV)/build  ## on a machine with a CUDA GPU: run the reference workl
 	$(BIN)/python -m autoconf.build.measure
 
 benchmark: $(VENV)/installed  ## measure speed, each figure next to its baseline, into BENCHMARKS.md
-	$(BIN)/python benchmarks/run.py
+	@mkdir -p build
+	$(BIN)/python -m pytest benchmarks/figures.py --benchmark-json=build/benchmarks.json
+	$(BIN)/python benchmarks/report.py build/benchmarks.json BENCHMARKS.md
 
 test-matrix:  ## the suite's drift tests under other Pythons, AutoGluons and ados
 	tests/matrix.sh all

@@ -5,20 +5,20 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from autoconf.imports import no_garbage_collection
-
 if TYPE_CHECKING:
-    from autoconf.errors import AutoConfError
-    from autoconf.recommender import Recommendation, recommend
+    from autoconf.errors import AutoConfError, IgnoredColumnWarning
+    from autoconf.recommender import recommend
+    from autoconf.search import Recommendation
     from autoconf.workload import Workload
 
     __version__: str
 
-__all__ = ["AutoConfError", "Recommendation", "Workload", "__version__", "recommend"]
+__all__ = ["AutoConfError", "IgnoredColumnWarning", "Recommendation", "Workload", "__version__", "recommend"]
 
 _HOMES = {
     "AutoConfError": "autoconf.errors",
-    "Recommendation": "autoconf.recommender",
+    "IgnoredColumnWarning": "autoconf.errors",
+    "Recommendation": "autoconf.search",
     "Workload": "autoconf.workload",
     "recommend": "autoconf.recommender",
 }
@@ -31,7 +31,6 @@ def __getattr__(name: str) -> Any:
 
         return version("ado-autoconf")
     if name in _HOMES:
-        with no_garbage_collection():
-            globals()[name] = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = getattr(import_module(_HOMES[name]), name)
         return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,7 +6,6 @@ Standard output carries data only; everything said about it goes to standard err
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -16,21 +15,20 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import pandas as pd
 import typer
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from autoconf import __version__, plot, predictors
+from autoconf import __version__, charts, plot, predictors
+from autoconf.columns import doubts
 from autoconf.errors import AutoConfError, BadInput
 from autoconf.recommender import recommend
+from autoconf.show import is_terminal, show_answer, show_models, show_summary, show_version
 from autoconf.tables import (
-    ANSWERS,
     STANDARD_STREAM,
     called,
     check_jobs,
@@ -42,7 +40,7 @@ from autoconf.tables import (
     write_csv,
     write_json,
 )
-from autoconf.workload import NAMES, OPTIONAL, REQUIRED, Workload, is_empty, read
+from autoconf.workload import NAMES, OPTIONAL, REQUIRED, TRAINING_STACK, Workload, is_empty, read
 
 # Jobs answered between two updates of the progress bar; also what is in memory besides the table itself.
 CHUNK = 10_000
@@ -62,10 +60,6 @@ def _note(message: str) -> None:
     typer.secho(message, err=True, fg="yellow")
 
 
-def _is_terminal(stream: TextIO | None) -> bool:
-    return stream is not None and stream.isatty()  # there is none where the shell closed it (>&-)
-
-
 # --- answering --------------------------------------------------------------------------------------------------------
 
 
@@ -81,107 +75,20 @@ def answered(table: pd.DataFrame, model_version: str | None) -> Iterator[pd.Data
         predictors.load(version)
     for start in range(0, max(len(table), 1), CHUNK):
         jobs = table.iloc[start : start + CHUNK]
-        yield pd.concat([jobs, recommend(jobs, model_version)], axis=1)
+        fields = [field for field in Workload.model_fields if field in jobs]
+        yield pd.concat([jobs, recommend(jobs[fields], model_version)], axis=1)
 
 
 def _watched(pieces: Iterable[pd.DataFrame], total: int) -> Iterator[pd.DataFrame]:
     """Show progress on standard error where a person watches a long table."""
     columns = TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
-    hidden = total <= CHUNK or not _is_terminal(sys.stderr)
+    hidden = total <= CHUNK or not is_terminal(sys.stderr)
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("", total=total)
         for piece in pieces:
             yield piece
             bar.advance(task, len(piece))
-
-
-# --- showing ----------------------------------------------------------------------------------------------------------
-
-
-def show_answer(answer: dict[str, Any]) -> None:
-    """Print one job and its answer for people to read."""
-    table = Table(show_header=False, box=box.SIMPLE, pad_edge=False)
-    for field in Workload.model_fields:
-        table.add_row(field, escape(str(answer[field])))
-    table.add_section()
-    for field in ANSWERS if not answer["can_recommend"] else ANSWERS[:-1]:
-        if answer[field] is not None:
-            table.add_row(field, escape(str(answer[field])), style="bold")
-    _print(table)
-
-
-def _print(table: Table) -> None:
-    """Print to a terminal as wide and colourful as it is, elsewhere as plain lines of any length."""
-    if _is_terminal(sys.stdout):
-        Console(highlight=False).print(table)
-        return
-    console = Console(file=io.StringIO(), force_terminal=False, width=100_000)
-    with console.capture() as capture:
-        console.print(table)
-    for line in capture.get().splitlines():
-        typer.echo(line.rstrip())
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    """A table of rows that have the same keys."""
-    table = Table(box=box.SIMPLE if _is_terminal(sys.stdout) else None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in rows[0] if rows else ():
-        table.add_column(escape(column), overflow="fold")
-    for row in rows:
-        table.add_row(*(escape("" if value is None else str(value)) for value in row.values()))
-    return table
-
-
-def show_version(version: dict[str, Any]) -> None:
-    """Print a version for people to read."""
-    domain = version["domain"]
-    default = ", the default" if version["default"] else ""
-    typer.echo(f"version {version['version']}{default}, made {version['created']}\n")
-    separator = "\n" if _is_terminal(sys.stdout) else ", "
-    limits = {key: value for key, value in domain.items() if key not in ("models", "gpus", "methods")}
-    for rows in (
-        [
-            {"model": model, "most tokens": m["max_tokens_per_sample"], "also known as": separator.join(m["aliases"])}
-            for model, m in domain["models"].items()
-        ],
-        [
-            {"GPU": gpu, "usable memory": f"{g['usable_gib']:g} GiB", "also known as": separator.join(g["aliases"])}
-            for gpu, g in domain["gpus"].items()
-        ],
-        [{"method": method} for method in domain["methods"]],
-        [{"limit": limit, "": value} for limit, value in limits.items()],
-        *figure_tables(version["evaluation"]),
-    ):
-        _print(_table(rows))
-        typer.echo()
-
-
-def figure_tables(evaluation: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """A card's figures, whatever they are, as tables; a table is a list of rows with the same keys.
-
-    >>> figure_tables({"jobs": 3960, "figures": {"same decision": {"value": 0.99, "required": 0.97}}})
-    [[{'evaluation': 'jobs', '': 3960}], [{'figures': 'same decision', 'value': 0.99, 'required': 0.97}]]
-    >>> figure_tables({"measured": {"runs": 270}, "by family": [{"family": "llama", "wrong %": 0.0}]})
-    [[{'measured': 'runs', '': 270}], [{'family': 'llama', 'wrong %': 0.0}]]
-    """
-    alone = {key: value for key, value in evaluation.items() if not _is_table(value)}
-    tables = [[{"evaluation": key, "": value} for key, value in alone.items()]] if alone else []
-    for title, value in evaluation.items():
-        if title not in alone:
-            named = value.items() if isinstance(value, dict) else ((None, row) for row in value)
-            rows = [
-                ({} if key is None else {title: key}) | (inner if isinstance(inner, dict) else {"": inner})
-                for key, inner in named
-            ]
-            columns = dict.fromkeys(column for row in rows for column in row)
-            tables.append([{column: row.get(column) for column in columns} for row in rows])
-    return tables
-
-
-def _is_table(value: Any) -> bool:
-    """Whether a figure is a dict, or a list of them, that is not empty."""
-    return bool(value) and (isinstance(value, dict) or (isinstance(value, list) and isinstance(value[0], dict)))
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -220,12 +127,11 @@ def main(
 ) -> None:
     """The smallest number of GPUs for a fine-tuning job, answered before it runs.
 
-    Exit codes: 0 answered ("no recommendation" is an answer), 2 bad input, 1 broken environment, 128 + n ended by
-    signal n: 141 where whoever read the output stopped early, as head does.
+    Exit codes: 0 answered ("no recommendation" is an answer), 2 bad input, 1 broken environment, 128 + n by signal n.
     """
 
 
-@app.command("recommend")
+@app.command("recommend", epilog=f"Answers hold for {TRAINING_STACK}.")
 def recommend_command(
     context: typer.Context,
     csv_file: Annotated[
@@ -282,7 +188,7 @@ def _recommend_one(fields: dict[str, str], output_file: str | None, as_json: boo
         raise BadInput(f"{error}{hint}") from None
     table = pd.DataFrame({field: [value] for field, value in job.model_dump().items()}, dtype=object)
     answer = pd.concat([table, recommend(table)], axis=1)
-    if output_file is None and not as_json and _is_terminal(sys.stdout):
+    if output_file is None and not as_json and is_terminal(sys.stdout):
         show_answer(next(json_rows(answer)))
         return
     with output(output_file) as stream:
@@ -293,10 +199,7 @@ def _recommend_one(fields: dict[str, str], output_file: str | None, as_json: boo
 
 
 def _recommend_table(csv_file: str, model_version: str | None, output_file: str | None, as_json: bool) -> None:
-    try:
-        model_version = read("model_version", model_version)
-    except ValueError as error:
-        raise BadInput(str(error)) from None
+    model_version = _version(model_version)
     table = read_table(csv_file)
     check_jobs(table, called(csv_file))
     earlier = earlier_answers(table)
@@ -306,6 +209,8 @@ def _recommend_table(csv_file: str, model_version: str | None, output_file: str 
     ignored = [column or "(without a name)" for column in table if column not in Workload.model_fields]
     if ignored:
         _note(f"{called(csv_file)}: columns carried through, but ignored: {', '.join(ignored)}")
+    for sentence in doubts(table):
+        _note(f"{called(csv_file)}: {sentence}")
     with output(output_file) as stream:
         pieces = answered(table, model_version)
         first = next(pieces)  # a broken version shows here, before anything is written
@@ -313,32 +218,50 @@ def _recommend_table(csv_file: str, model_version: str | None, output_file: str 
         write(_watched(chain([first], pieces), len(table)), stream)
 
 
+def _version(text: str | None) -> str | None:
+    """The version that the command line names, if it does."""
+    try:
+        return read("model_version", text)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+
+
 @app.command("versions")
-def versions_command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the released versions: the models, methods, GPUs and limits that each answers for, and how good it is."""
+def versions_command(
+    version: Annotated[
+        str | None, typer.Argument(metavar="VERSION", show_default=False, help="All about one version.")
+    ] = None,
+    models: Annotated[bool, typer.Option("--models", help="List the models and their other names.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """List the released versions: the models, methods, GPUs and limits that each answers for, and how good it is.
+
+    $ ado-autoconf versions
+
+    $ ado-autoconf versions 1.1.0
+
+    $ ado-autoconf versions 1.1.0 --models
+    """
+    released, default = predictors.RELEASED, predictors.DEFAULT
     with _exit_codes():
-        cards = [predictors.card(version) for version in predictors.RELEASED]
-        versions = [
-            {
-                "version": card.version,
-                "default": card.version == predictors.DEFAULT,
-                "created": card.created,
-                "domain": card.domain.model_dump(),
-                "evaluation": card.evaluation,
-            }
-            for card in cards
-        ]
+        version = _version(version)
+        if version not in (None, *released):
+            raise BadInput(f"VERSION: {version!r} is not released; released versions are {', '.join(released)}")
+        cards = [predictors.card(one) for one in released if version in (None, one)]
+        show = show_models if models else show_version if version else show_summary
         with output(None) as stream:
             if as_json:
+                shown = {"version", "created", "domain", "evaluation"}
+                versions = [{"default": card.version == default, **card.model_dump(include=shown)} for card in cards]
                 stream.write(f"{json.dumps(versions, indent=2, ensure_ascii=False)}\n".encode())
             else:
-                for version in versions:
-                    show_version(version)
+                for card in cards:
+                    show(card, default=card.version == default)
 
 
 def _setting_option(setting: str) -> Any:
     return typer.Option(
-        plot.option(setting),
+        charts.option(setting),
         help=f"Draw the answers with this {setting}.",
         metavar="VALUE",
         show_default=False,
@@ -367,8 +290,8 @@ def plot_command(
 ) -> None:
     """Draw the minimum number of GPUs over tokens and batch, one panel for each model and method.
 
-    A picture is of one GPU type, version and so on. Where the file has several, the first one is drawn, unless an
-    option below names another.
+    A picture is of one GPU type, version and so on.
+    Where the file has several, the first one is drawn, unless an option below names another.
 
     $ ado-autoconf plot answers.csv -o picture.png --gpu-model L40S
 
@@ -376,15 +299,15 @@ def plot_command(
 
     $ ado-autoconf plot measurements.csv -o picture.png
     """
-    wanted = {setting: context.params[setting] for setting in plot.SETTINGS if not is_empty(context.params[setting])}
+    wanted = {setting: context.params[setting] for setting in charts.SETTINGS if not is_empty(context.params[setting])}
     with _exit_codes():
         kind = "png" if picture == STANDARD_STREAM else Path(picture).suffix.removeprefix(".").lower()
         if kind not in ("png", "svg", "pdf"):
             raise BadInput(f"{picture}: a picture's name must end in .png, .svg or .pdf")
         table = read_table(answers)
         locate: Callable[..., Any] = partial(_located, called(answers))
-        chosen, notes = locate(plot.choose, locate(plot.points, table), wanted)
-        chart = locate(plot.chart, chosen)
+        chosen, notes = locate(charts.choose, locate(charts.points, table), wanted)
+        chart = locate(charts.chart, chosen)
         for note in notes:
             _note(f"{called(answers)}: {note}")
         figure = plot.draw(chart)
@@ -393,7 +316,7 @@ def plot_command(
 
 
 def _located(source: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of ``plot``, whose messages start with the line, and put the file before it."""
+    """Call a function of ``charts``, whose messages start with the line, and put the file before it."""
     try:
         return function(*arguments)
     except ValueError as error:
@@ -423,7 +346,7 @@ def _end(number: int, _: Any) -> None:
     for file in unfinished:
         with suppress(OSError):
             file.unlink()
-    if _is_terminal(sys.stderr):
+    if is_terminal(sys.stderr):
         os.write(sys.stderr.fileno(), b"\x1b[?25h")  # the progress bar hides the cursor
     signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(number)

@@ -9,3 +9,7 @@ class AutoConfError(RuntimeError):
 
 class BadInput(ValueError):
     """A file or an option that the user gave cannot be right; the message has a line for each problem."""
+
+
+class IgnoredColumnWarning(UserWarning):
+    """A table has a column that is ignored, but looks as if it were meant to count."""

@@ -99,10 +99,20 @@ class RankFigures:
             tokens: tokens per GPU and micro-batch.
             gpus: number of GPUs, >= 1; 1 only for figures that were traced for one.
         """
+        return self._peak(tokens, gpus)[0]
+
+    def activation_bytes(self, tokens: float, gpus: int) -> float:
+        """Of the peak, what grows with the tokens.
+
+        >>> RankFigures(((0, 8, 200),), (0, 0, 150), 100, 50, True).activation_bytes(tokens=10, gpus=2)
+        80
+        """
+        return self._peak(tokens, gpus)[1]
+
+    def _peak(self, tokens: float, gpus: int) -> tuple[float, float]:
         share = 1 / gpus if self.shards_states else 1.0
-
-        def at(moment: tuple[float, float, float]) -> float:
-            constant, per_token, sharded = moment
-            return constant + per_token * tokens + sharded / gpus
-
-        return self.states * share + max(*map(at, self.moments), at(self.end) + self.step * share)
+        steps = [0.0] * len(self.moments) + [self.step * share]
+        return max(
+            (self.states * share + constant + per_token * tokens + sharded / gpus + step, per_token * tokens)
+            for (constant, per_token, sharded), step in zip((*self.moments, self.end), steps, strict=True)
+        )

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from functools import wraps
 from inspect import signature
 from typing import Any
 
 import autoconf.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
-from autoconf.workload import OPTIONAL, REQUIRED, Workload, is_empty
+from autoconf.workload import OPTIONAL, REQUIRED, TRAINING_STACK, Workload, is_empty
 
 from ado.modules.actuators.custom_experiments import custom_experiment
 from ado.schema.domain import PropertyDomain, VariableTypeEnum
 from ado.schema.property import ConstitutiveProperty
-
-logger = logging.getLogger(__name__)
 
 _NAME = PropertyDomain(variableType=VariableTypeEnum.OPEN_CATEGORICAL_VARIABLE_TYPE)
 # Open to every number: whether a job lies in a version's domain is that version's business, and a value that can never
@@ -34,13 +31,13 @@ def _properties(fields: Any) -> list[Any]:
     ]
 
 
-def _validated(experiment: Callable[..., dict[str, int]]) -> Callable[..., dict[str, int]]:
+def _validated(experiment: Callable[..., dict[str, int | str]]) -> Callable[..., dict[str, int | str]]:
     """Check the arguments before ado does, so that a bad one is named, and pass them on as what they stand for."""
 
     parameters = list(signature(experiment).parameters)
 
     @wraps(experiment)  # carries ado's attributes along, which is how its actuator knows a custom experiment
-    def checked(*values: Any, **job: Any) -> dict[str, int]:
+    def checked(*values: Any, **job: Any) -> dict[str, int | str]:
         if len(values) > len(parameters):
             raise ValueError(f"{len(values)} values for the {len(parameters)} fields {', '.join(parameters)}")
         for field, value in zip(parameters, values, strict=False):
@@ -61,12 +58,13 @@ _VERSIONED = [*REQUIRED, "model_version"]
 @custom_experiment(
     required_properties=_properties(_VERSIONED),
     optional_properties=_properties(field for field in OPTIONAL if field not in _VERSIONED),
-    output_property_identifiers=["can_recommend", "gpus", "workers"],
+    output_property_identifiers=["can_recommend", "gpus", "workers", "reason"],
     metadata={
         "description": "Recommends the minimum number of GPUs per worker, and of workers, that a tuning job needs to "
         "run without running out of GPU memory. Outputs: can_recommend (1, or 0 if the job lies outside the version's "
-        "domain or fits on no number of GPUs considered; the log says which), gpus (per worker) and workers; "
-        "gpus x workers divides batch_size."
+        "domain or fits on no number of GPUs considered), gpus (per worker) and workers, or the reason why there is no "
+        "recommendation; gpus x workers divides batch_size. "
+        f"Answers hold for one training stack: {TRAINING_STACK}."
     },
 )
 def min_gpu_recommender(
@@ -79,7 +77,7 @@ def min_gpu_recommender(
     gpus_per_worker: int = 8,
     max_gpus: int = 8,
     gradient_accumulation_steps: int = 4,
-) -> dict[str, int]:
+) -> dict[str, int | str]:
     """Recommend the smallest number of GPUs that a tuning job fits on.
 
     Args:
@@ -94,7 +92,7 @@ def min_gpu_recommender(
         gradient_accumulation_steps: micro-batches per optimizer step, >= 1. With 1, FSDP shards gradients at once.
 
     Returns:
-        ``can_recommend`` (0 or 1) and, if it is 1, ``gpus`` (per worker) and ``workers``. If it is 0, the log says why.
+        ``can_recommend`` (0 or 1) and, if it is 1, ``gpus`` (per worker) and ``workers``; if it is 0, the ``reason``.
 
     Raises:
         ValueError: a value can never be right, such as a batch of 0; the message names the field.
@@ -103,6 +101,9 @@ def min_gpu_recommender(
     >>> min_gpu_recommender(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe",
     ...                     tokens_per_sample=8192, batch_size=16, model_version="1.1.0")
     {'can_recommend': 1, 'gpus': 2, 'workers': 1}
+    >>> min_gpu_recommender(model_name="llama-7b", method="qlora", gpu_model="NVIDIA-A100-80GB-PCIe",
+    ...                     tokens_per_sample=8192, batch_size=16, model_version="1.1.0")["reason"]
+    "method 'qlora' is not in the domain of version 1.1.0, which has full and lora"
     """
     from autoconf import recommend
 
@@ -120,6 +121,5 @@ def min_gpu_recommender(
         )
     )
     if answer.gpus is None or answer.workers is None:
-        logger.warning("cannot recommend: %s", answer.reason)
-        return {"can_recommend": 0}
+        return {"can_recommend": 0, "reason": answer.reason}
     return {"can_recommend": 1, "gpus": answer.gpus, "workers": answer.workers}

@@ -1,261 +1,22 @@
-"""A picture of many answers: the minimum GPUs over tokens and batch, one panel per model and method.
+"""Draw a chart of answers: the minimum GPUs over tokens and batch, one panel per model and method.
 
-Reading a table (``points``, ``choose``), arithmetic (``chart``, ``steps``) and drawing (``draw``) are apart;
-matplotlib is imported by ``draw`` alone and never through pyplot, so that no setting of the host changes.
+matplotlib is imported when something is drawn, and never through pyplot, so that no setting of the host changes.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
+from autoconf.charts import MISSING, NO_RECOMMENDATION, SEPARATOR, Chart, short, step, steps
 from autoconf.errors import AutoConfError
-from autoconf.workload import OPTIONAL, REQUIRED, is_empty, name, read, whole_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-NO_RECOMMENDATION = 0
-MISSING = -1  # a point that was not asked, or whose measurement failed
-
-# What one picture has a single value of; a file may have several.
-EXPERIMENT = "experiment_id"  # ado's name for the column
-SETTINGS = (EXPERIMENT, "gpu_model", *OPTIONAL)
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-def points(answers: pd.DataFrame) -> pd.DataFrame:
-    """Read answers: those of ``ado-autoconf recommend``, or ado's export in either of its property formats.
-
-    Args:
-        answers: cells as text, the index the number of each row's line in its file.
-
-    Returns:
-        Columns ``model_name``, ``method``, ``tokens_per_sample``, ``batch_size``, those of ``SETTINGS`` that there
-        are, and ``total``: GPUs in total, ``NO_RECOMMENDATION`` or ``MISSING``.
-
-    Raises:
-        ValueError: a column is missing, or a cell cannot be read; the message starts with the line.
-
-    >>> row = {"model_name": "llama-7b", "method": "lora", "gpu_model": "L40S", "tokens_per_sample": "512",
-    ...        "batch_size": "16", "can_recommend": "1", "gpus": "8", "workers": "2"}
-    >>> points(pd.DataFrame([row], index=[2]))["total"].tolist()
-    [16]
-    """
-    table = _one_row_per_answer(answers)
-    missing = [column for column in (*REQUIRED, "can_recommend") if column not in table]
-    if missing:
-        found = ", ".join(map(str, answers.columns))
-        raise ValueError(f"line 1: required column missing: {', '.join(missing)}; the table has {found}")
-    read = {field: _cells(table, [field], _reader(field)) for field in (*REQUIRED, *SETTINGS) if field in table}
-    # Where nothing could be recommended, ado's export has no such columns.
-    outputs = table.reindex(columns=["can_recommend", "gpus", "workers"], fill_value="")
-    return pd.DataFrame({**read, "total": _cells(outputs, list(outputs), _total)}, index=table.index)
-
-
-def _one_row_per_answer(answers: pd.DataFrame) -> pd.DataFrame:
-    """ado's "observed" format has a column for each experiment's property, ``<experiment>-gpus``: split into rows."""
-    suffix = "-can_recommend"
-    if "can_recommend" in answers or not any(column.endswith(suffix) for column in answers):
-        return answers
-    experiments = [column.removesuffix(suffix) for column in answers if column.endswith(suffix)]
-    return pd.concat(
-        answers.rename(
-            columns={f"{experiment}-{output}": output for output in ("can_recommend", "gpus", "workers")}
-        ).assign(**{EXPERIMENT: experiment})
-        for experiment in experiments
-    ).fillna("")  # an experiment that never recommended has no columns for gpus and workers
-
-
-def _cells(table: pd.DataFrame, columns: list[str], read: Callable[..., Any]) -> list[Any]:
-    """Read each row's cells of some columns; rows with the same text are read once."""
-    read = cache(read)
-    values = []
-    for line, *texts in table[columns].itertuples(name=None):
-        try:
-            values.append(read(*texts))
-        except ValueError as error:
-            raise ValueError(f"line {line}: {error}") from None
-    return values
-
-
-def _reader(field: str) -> Callable[[str], Any]:
-    """How a field's text is read, "" standing for what the file leaves open."""
-    if field == EXPERIMENT:
-        return lambda text: "" if is_empty(text) else name(field, text)
-    return lambda text: read(field, text) or ""
-
-
-def _total(can_recommend: str, gpus: str, workers: str) -> int:
-    """GPUs in total that one answer stands for."""
-    can_recommend, gpus, workers = map(_measured, (can_recommend, gpus, workers))
-    if not can_recommend:
-        return MISSING
-    if can_recommend in ("0", "0.0"):
-        return NO_RECOMMENDATION
-    if can_recommend not in ("1", "1.0"):
-        raise ValueError(f"can_recommend: must be 0 or 1, got {can_recommend[:80]!r}")
-    return whole_number("gpus x workers", whole_number("gpus", gpus) * whole_number("workers", workers))
-
-
-def _measured(text: str) -> str:
-    """The value in a cell of ado's export; a point measured several times has a list such as ``[1, 1]``."""
-    text = text.strip()
-    if text.startswith("[") and text.endswith("]"):
-        values = {value.strip() for value in text[1:-1].split(",")}
-        text = values.pop() if len(values) == 1 else text
-    return "" if text.lower() in ("nan", "none", "<na>") else text
-
-
-def choose(points: pd.DataFrame, wanted: Mapping[str, str]) -> tuple[pd.DataFrame, list[str]]:
-    """Keep the answers of one GPU type, version and so on: those wanted, otherwise the first that the file names.
-
-    Args:
-        points: as ``points`` gives them.
-        wanted: the value to keep for some of ``SETTINGS``, as text.
-
-    Returns:
-        The answers that are kept, and a sentence for each setting that was chosen here.
-
-    Raises:
-        ValueError: the file has no answer with a wanted value.
-    """
-    notes = []
-    for setting in SETTINGS:
-        found = points[setting].drop_duplicates().tolist() if setting in points else []
-        if setting in wanted:
-            value = _reader(setting)(wanted[setting])
-            if value not in found:
-                raise ValueError(f"{setting}: no answer for {value!r}; there are answers for {_listed(found)}")
-        elif len(found) > 1:
-            value = found[0]
-            notes.append(f"{setting}: drawing {value!r}, the first of {_listed(found)}; choose with {option(setting)}")
-        else:
-            continue
-        points = points[points[setting] == value]
-    return points, notes
-
-
-def option(setting: str) -> str:
-    """The command's option for a setting.
-
-    >>> option("gpu_model")
-    '--gpu-model'
-    """
-    return "--experiment" if setting == EXPERIMENT else f"--{setting.replace('_', '-')}"
-
-
-def _listed(values: list[Any]) -> str:
-    shown = ", ".join(map(repr, values[:10]))
-    return shown if len(values) <= 10 else f"{shown} and {len(values) - 10} more"
-
-
-# --- arithmetic -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Chart:
-    """What is drawn: a panel for each model and method, all over the same tokens and batches."""
-
-    subtitle: str
-    tokens: list[int]
-    batches: list[int]
-    models: list[str]
-    methods: list[str]
-    panels: dict[tuple[str, str], np.ndarray]  # (model, method) -> totals, shape (batches, tokens)
-
-
-def chart(points: pd.DataFrame) -> Chart:
-    """Arrange answers into panels.
-
-    Args:
-        points: as ``choose`` gives them: one value of each setting.
-
-    Raises:
-        ValueError: there is no answer, or there are two different ones for one point.
-    """
-    if points.empty:
-        raise ValueError("there are no answers to draw")
-    tokens, batches = (sorted(set(points[field])) for field in ("tokens_per_sample", "batch_size"))
-    column, row = ({value: index for index, value in enumerate(values)} for values in (tokens, batches))
-    panels: dict[tuple[str, str], np.ndarray] = {}
-    lines: dict[tuple[Any, ...], int] = {}
-    for line, model, method, t, b, total in points[
-        ["model_name", "method", "tokens_per_sample", "batch_size", "total"]
-    ].itertuples(name=None):
-        totals = panels.setdefault((model, method), np.full((len(batches), len(tokens)), MISSING))
-        before = totals[row[b], column[t]]
-        if total == MISSING:
-            continue
-        if before not in (MISSING, total):
-            other = lines[model, method, t, b]
-            raise ValueError(f"line {line}: {model}, {method}, {t} tokens, batch {b}: line {other} answers otherwise")
-        totals[row[b], column[t]] = total
-        lines[model, method, t, b] = line
-    models, methods = (sorted({key[part] for key in panels}, key=_natural) for part in (0, 1))
-    return Chart(_subtitle(points), tokens, batches, models, methods, panels)
-
-
-def _natural(text: str) -> list[tuple[int, Any]]:
-    """A sort key that puts llama-7b before llama-13b."""
-    parts = re.split(r"(\d+)", text.lower())
-    return [(0, int(part)) if index % 2 else (1, part) for index, part in enumerate(parts)]
-
-
-def _subtitle(points: pd.DataFrame) -> str:
-    """The settings that hold for the whole picture."""
-    words = {
-        "gpu_model": "{}",
-        "model_version": "version {}",
-        "gpus_per_worker": "{} GPUs per worker",
-        "max_gpus": "at most {} GPUs",
-        "gradient_accumulation_steps": "{} gradient accumulation steps",
-    }
-    values = {setting: points[setting].iloc[0] for setting in words if setting in points}
-    return "  ·  ".join(words[setting].format(value) for setting, value in values.items() if value != "")
-
-
-def step(total: int) -> int:
-    """The colour step of a number of GPUs: one for each doubling.
-
-    >>> [step(total) for total in (1, 2, 3, 4, 5, 8, 64)]
-    [0, 1, 2, 2, 3, 3, 6]
-    """
-    return (total - 1).bit_length()
-
-
-def steps(totals: Iterable[int]) -> dict[int, str]:
-    """The steps that occur among numbers of GPUs, with the numbers that each stands for.
-
-    >>> steps([1, 8, 5, 2])
-    {0: '1', 1: '2', 3: '5-8'}
-    """
-    present: dict[int, list[int]] = {}
-    for total in sorted(set(totals)):
-        present.setdefault(step(total), []).append(total)
-    return {s: f"{t[0]}" if len(t) == 1 else f"{t[0]}-{t[-1]}" for s, t in present.items()}
-
-
-def short(number: int) -> str:
-    """A number of tokens as a label.
-
-    >>> short(512), short(16384), short(5000)
-    ('512', '16k', '5000')
-    """
-    return f"{number // 1024}k" if number % 1024 == 0 else str(number)
-
-
-# --- drawing ----------------------------------------------------------------------------------------------------------
 
 # Inches.
 _CELL = 0.36, 0.25
@@ -263,6 +24,7 @@ _SMALLEST_PANEL, _LARGEST_PANEL = (1.5, 1.0), (9.0, 7.0)
 _BETWEEN_METHODS, _BETWEEN_MODELS, _BETWEEN_ROWS = 0.14, 0.62, 0.86
 _LEFT, _RIGHT, _BOTTOM, _TITLE, _LEGEND_ROW, _HEADINGS = 0.85, 0.3, 0.72, 0.85, 0.2, 0.72
 _NARROWEST = 6.4
+_SUBTITLE_LINE, _SUBTITLE_LETTER = 0.2, 0.075
 
 _ASPECT = 1.5  # width over height that a picture of many panels aims at
 _DPI, _MOST_PIXELS = 160, 80e6
@@ -332,7 +94,9 @@ def draw(chart: Chart) -> Figure:
     keys = _legend_handles(chart, labels, colours)
     width = max(_LEFT + layout.size[0] + _RIGHT, _NARROWEST)
     per_row = max(1, int((width - _LEFT) / 1.3))
-    top = _TITLE + _LEGEND_ROW * math.ceil(len(keys) / per_row) + _HEADINGS
+    subtitle = _wrapped(chart.subtitle, width - _LEFT - _RIGHT)
+    title = _TITLE + _SUBTITLE_LINE * (len(subtitle) - 1)
+    top = title + _LEGEND_ROW * math.ceil(len(keys) / per_row) + _HEADINGS
     height = top + layout.size[1] + _BOTTOM
     figure = Figure(figsize=(width, height), dpi=min(_DPI, math.sqrt(_MOST_PIXELS / width / height)), facecolor="white")
 
@@ -343,9 +107,10 @@ def draw(chart: Chart) -> Figure:
     # A name may have a dollar sign, which stands for itself and opens no formula.
     text: dict[str, Any] = {"ha": "left", "va": "baseline", "color": _INK, "parse_math": False}
     figure.text(*place(_LEFT, 0.42), "Minimum number of GPUs", fontsize=15, fontweight="bold", **text)
-    figure.text(*place(_LEFT, 0.68), chart.subtitle, fontsize=9.5, **{**text, "color": _FAINT})
+    for line, words in enumerate(subtitle):
+        figure.text(*place(_LEFT, 0.68 + line * _SUBTITLE_LINE), words, fontsize=9.5, **{**text, "color": _FAINT})
     figure.legend(
-        handles=keys, ncols=min(per_row, len(keys)), loc="upper left", bbox_to_anchor=place(_LEFT, _TITLE),
+        handles=keys, ncols=min(per_row, len(keys)), loc="upper left", bbox_to_anchor=place(_LEFT, title),
         fontsize=9, labelcolor=_INK, frameon=False, borderpad=0, borderaxespad=0, handlelength=1.6, handleheight=1.1,
         columnspacing=1.6,
     )  # fmt: skip
@@ -367,6 +132,18 @@ def draw(chart: Chart) -> Figure:
         middle = top + row * layout.pitch[1] + layout.panel[1] / 2
         figure.text(*place(0.3, middle), "batch size", ha="center", va="center", rotation=90, **axis)
     return figure
+
+
+def _wrapped(subtitle: str, width: float) -> list[str]:
+    """The settings in lines of at most some inches, each setting whole."""
+    lines: list[str] = []
+    for setting in subtitle.split(SEPARATOR):
+        longer = SEPARATOR.join([*lines[-1:], setting])
+        if lines and len(longer) * _SUBTITLE_LETTER <= width:
+            lines[-1] = longer
+        else:
+            lines.append(setting)
+    return lines
 
 
 def _colours(last_step: int) -> list[Any]:

@@ -31,7 +31,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoconf.errors import AutoConfError
 from autoconf.figures import read_figures
-from autoconf.imports import no_garbage_collection
 from autoconf.memory import GIB, Floats, MemoryTable
 from autoconf.rules import Booleans, Candidates
 
@@ -299,10 +298,12 @@ def _tabular_predictor() -> Any:
 def load_tabular(path: Path, version: str) -> Any:
     """Unpickle an AutoGluon predictor whose files were verified, and keep its model in memory."""
     try:
-        with no_garbage_collection():
-            # `load` does this too, but first sets AutoGluon's log level, which is the host's, and reads the metadata of
-            # every installed package to compare versions, which `libraries_agree` did.
-            tabular = _tabular_predictor()._load(str(path))
+        with _quiet():
+            # Which versions may unpickle it is `libraries_agree`'s decision. Without a verbosity, AutoGluon would warn
+            # of every difference from the machine that trained it.
+            tabular = _tabular_predictor().load(
+                str(path), verbosity=0, require_version_match=False, require_py_version_match=False
+            )
             tabular.persist(max_memory=None)  # a megabyte: looking how much memory is free takes a tenth of a second
     except AutoConfError:
         raise

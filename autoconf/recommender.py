@@ -1,34 +1,25 @@
-"""From jobs to recommendations: candidates -> rules -> one predictor call -> the smallest GPU count that fits."""
+"""Recommendations as they are asked for: one job or a table of jobs, of whichever versions, checked first."""
 
 from __future__ import annotations
 
-import difflib
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, overload
 
 import numpy as np
 import pandas as pd
 
-from autoconf import predictors, rules
-from autoconf.memory import GIB
+from autoconf import predictors
+from autoconf.columns import doubts
+from autoconf.errors import IgnoredColumnWarning
 from autoconf.predictors import DEFAULT, RELEASED, Predictor
-from autoconf.rules import Candidates
+from autoconf.remedies import remedies
+from autoconf.search import Columns, Recommendation, answer, pick
 from autoconf.workload import REQUIRED, Workload, read
 
 # Jobs answered at once: bounds the memory that candidates take, whatever the table's length.
 CHUNK = 50_000
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """The smallest number of GPUs that a job fits on, or why there is none."""
-
-    can_recommend: int  # 0 or 1
-    gpus: int | None = None  # per worker; None if there is no recommendation
-    workers: int | None = None
-    reason: str = ""  # why there is no recommendation; empty if there is one
 
 
 @overload
@@ -40,13 +31,15 @@ def recommend(workloads: Workload | pd.DataFrame, model_version: str | None = No
 
     Args:
         workloads: a ``Workload``, or a DataFrame with its fields as columns. Optional columns may be absent and their
-            cells empty (None, NaN, NA, blank text); other columns are ignored.
+            cells empty (None, NaN, NA, blank text); other columns are ignored, with an ``IgnoredColumnWarning`` for
+            those that look like a field misspelt or like a setting of the training stack.
         model_version: predictor version for jobs that name none; the newest by default.
 
     Returns:
         A ``Recommendation`` for a ``Workload``. For a DataFrame, one with the same index and the columns
         ``can_recommend`` (0 or 1), ``gpus`` (per worker) and ``workers`` (nullable integers) and ``reason`` (text,
-        empty when recommended). A row with a value that can never be right gets that reason.
+        empty when recommended). A row with a value that can never be right gets that reason. With "no" go the single
+        changes of the job that would get it a recommendation, and what it then takes.
 
     Raises:
         TypeError: ``workloads`` is neither.
@@ -79,6 +72,8 @@ def recommend(workloads: Workload | pd.DataFrame, model_version: str | None = No
         raise ValueError(
             f"{', '.join(missing)}: required column missing; the table has {', '.join(map(str, workloads))}"
         )
+    for sentence in doubts(workloads.columns):
+        warnings.warn(sentence, IgnoredColumnWarning, stacklevel=2)
     fields = [field for field in Workload.model_fields if field in workloads]
     answers = []
     for start in range(0, max(len(workloads), 1), CHUNK):
@@ -117,10 +112,9 @@ def _answer(columns: dict[str, list[Any]], default_version: str | None) -> list[
             sentence = f"model_version {version!r} is not released; released versions are {', '.join(RELEASED)}"
             found: Iterable[Recommendation] = [Recommendation(0, reason=sentence)] * len(indices)
         else:
-            chosen = {field: [values[i] for i in indices] for field, values in jobs.items()}
-            found = _recommend(predictors.load(version), chosen)
-        for index, answer in zip(indices, found, strict=True):
-            answers[index] = answer
+            found = _recommend(predictors.load(version), pick(jobs, indices))
+        for index, recommendation in zip(indices, found, strict=True):
+            answers[index] = recommendation
     return answers
 
 
@@ -152,122 +146,13 @@ def _key(value: Any) -> Hashable:
     return type(value), value
 
 
-def _recommend(predictor: Predictor, jobs: dict[str, list[Any]]) -> list[Recommendation]:
-    """Answer jobs whose values are valid, by one version."""
-    lookup = _Lookup(predictor)
-    resolved = [lookup(*job) for job in zip(*(jobs[field] for field in _Lookup.FIELDS), strict=True)]
-    answers = [Recommendation(0, reason=r) if isinstance(r, str) else None for r in resolved]
-    inside = [index for index, answer in enumerate(answers) if answer is None]
-    if inside:
-        rows, usable = np.array([resolved[i] for i in inside]).T
-        numbers = {
-            field: np.array([jobs[field][i] for i in inside], np.int64)
-            for field in ("tokens_per_sample", "batch_size", "gpus_per_worker", "max_gpus")
-        }
-        for index, answer in zip(inside, smallest(predictor, rows.astype(np.int64), usable, **numbers), strict=True):
-            answers[index] = answer
-    return answers  # type: ignore[return-value]
-
-
-class _Lookup:
-    """Find a job's figures and memory in a version, or say why it lies outside the version's domain."""
-
-    FIELDS = (
-        "model_name", "method", "gpu_model", "tokens_per_sample", "batch_size", "gradient_accumulation_steps"
-    )  # fmt: skip
-
-    def __init__(self, predictor: Predictor) -> None:
-        self.version, self.domain, self.rows = predictor.card.version, predictor.domain, predictor.rows
-        self.models = _with_aliases(self.domain.models)
-        self.gpus = _with_aliases(self.domain.gpus)
-
-    def __call__(
-        self, model_name: str, method: str, gpu_model: str, tokens: int, batch_size: int, steps: int
-    ) -> tuple[int, float] | str:
-        domain = self.domain
-        known: tuple[tuple[str, str, Iterable[str]], ...] = (
-            ("model_name", model_name, self.models),
-            ("method", method, domain.methods),
-            ("gpu_model", gpu_model, self.gpus),
-        )
-        for field, value, names in known:
-            if value not in names:
-                return f"{field} {value!r} is not in the domain of version {self.version}{_hint(value, names)}"
-        model = self.models[model_name]
-        for field, number, limit in (
-            ("tokens_per_sample", tokens, domain.max_tokens_per_sample),
-            ("batch_size", batch_size, domain.max_batch_size),
-        ):
-            if number > limit:
-                return f"{field} {number} is beyond the domain of version {self.version}, which ends at {limit}"
-        longest = domain.models[model].max_tokens_per_sample
-        if longest is not None and tokens > longest:
-            return f"tokens_per_sample {tokens} is beyond the {longest} learned positions of {model_name}"
-        return self.rows[model, method, steps > 1], domain.gpus[self.gpus[gpu_model]].usable_gib
-
-
-def _with_aliases(entries: dict[str, Any]) -> dict[str, str]:
-    """Every name and alias -> the name."""
-    return {alias: name for name, entry in entries.items() for alias in (name, *entry.aliases)}
-
-
-def _hint(value: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(value, list(names), n=3)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
-
-
-def decide(predictor: Predictor, candidates: Candidates) -> rules.Booleans:
-    """Whether candidates fit, shape (candidates,): the rules, then one predictor call for those that pass them."""
-    fits = rules.passing(candidates)
-    fits[fits] = predictor.fits(candidates.subset(fits))
-    return fits
-
-
-def smallest(
-    predictor: Predictor,
-    rows: np.ndarray,
-    usable_gib: np.ndarray,
-    *,
-    tokens_per_sample: np.ndarray,
-    batch_size: np.ndarray,
-    gpus_per_worker: np.ndarray,
-    max_gpus: np.ndarray,
-) -> list[Recommendation]:
-    """The smallest candidate that fits, for jobs inside the domain; all arrays have shape (jobs,)."""
-    limit = np.minimum(max_gpus, predictor.domain.max_gpus)
-    counts = np.arange(1, limit.max() + 1)
-    workers = -(-counts // gpus_per_worker[:, None])  # ceil(n / gpus_per_worker)
-    allowed = (counts <= limit[:, None]) & (batch_size[:, None] % counts == 0) & (counts % workers == 0)
-    job, column = np.nonzero(allowed)
-    gpus = counts[column]
-    candidates = Candidates(
-        predictor.memory, rows[job], gpus, batch_size[job] / gpus * tokens_per_sample[job], usable_gib[job]
-    )
-    fits = decide(predictor, candidates)
-    best = np.zeros(len(rows), np.int64)
-    best[job[fits][::-1]] = gpus[fits][::-1]  # the smallest count is written last
-    last = np.searchsorted(job, np.arange(len(rows)), side="right") - 1  # each job's largest candidate
-    without = np.flatnonzero(best == 0)
-    reasons = iter(_why_not(candidates.subset(last[without]), limit[without], batch_size[without]))
-    nodes = workers[np.arange(len(best)), best - 1]
-    return [
-        Recommendation(1, gpus=total // count, workers=count) if total else Recommendation(0, reason=next(reasons))
-        for total, count in zip(best.tolist(), nodes.tolist(), strict=True)
-    ]
-
-
-def _why_not(largest: Candidates, limits: np.ndarray, batch_sizes: np.ndarray) -> list[str]:
-    """Why jobs have no recommendation, told for the largest number of GPUs that was considered for each."""
-    if not len(largest.rows):
-        return []
-    peaks = largest.memory.peak_bytes(largest.rows, largest.gpus, largest.tokens_per_gpu) / GIB
-    return [
-        f"no number of GPUs up to {limit} that divides batch_size {batch_size} is enough: "
-        + (
-            failed_rule
-            or f"training peaks near {peak:.1f} GiB {rules.on_each(gpus)}, which leaves too little of {usable:g} GiB"
-        )
-        for failed_rule, limit, batch_size, peak, gpus, usable in zip(
-            rules.reasons(largest), limits, batch_sizes, peaks, largest.gpus, largest.usable_gib, strict=True
-        )
-    ]
+def _recommend(predictor: Predictor, columns: Columns) -> list[Recommendation]:
+    """Answer valid jobs by one version; with "no" go the changes that would help."""
+    answers = answer(predictor, columns)
+    without = [index for index, found in enumerate(answers) if not found.can_recommend]
+    if not without:
+        return answers
+    for index, changes in zip(without, remedies(predictor, pick(columns, without)), strict=True):
+        sentences = [answers[index].reason, *map(str, changes)]
+        answers[index] = Recommendation(0, reason="; ".join(sentences))
+    return answers

@@ -67,8 +67,7 @@ def _why_resident_state(candidates: Candidates) -> list[str]:
 def _why_gradients(candidates: Candidates) -> list[str]:
     gradients = candidates.memory.gradient_bytes(candidates.rows) / GIB
     return [
-        f"gradient accumulation keeps {needed:.1f} GiB of unsharded gradients on every GPU, "
-        f"and one has {usable:g} GiB: gradient_accumulation_steps=1 would shard them"
+        f"gradient accumulation keeps {needed:.1f} GiB of unsharded gradients on every GPU, and one has {usable:g} GiB"
         for needed, usable in zip(gradients, candidates.usable_gib, strict=True)
     ]
 

@@ -1,66 +1,49 @@
-"""The jobs that are measured: the sweep space's, and random ones from a version's domain."""
+"""The jobs that are measured: the sweep space's, 20,000 of its kind, and random ones from a version's whole domain."""
 
 from __future__ import annotations
 
 import itertools
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
-from commands import ROOT
 
+from autoconf import recommend
 from autoconf.predictors import DEFAULT, card
 
-SPACE = ROOT / "sweep" / "examples" / "space.yaml"
-VERSION = DEFAULT
+EXAMPLES = Path(__file__).parents[1] / "sweep" / "examples"
+DOMAIN = card(DEFAULT).domain
+SMALL = {"model_name": ["llama-7b", "granite-8b-code-base"], "tokens_per_sample": [512, 8192]}
+LONG = {
+    "model_name": sorted(DOMAIN.models)[:20],
+    "tokens_per_sample": [320 * n for n in range(1, 26)],
+    "batch_size": [1, 2, 4, 6, 8, 12, 16, 24, 32, 64],
+    "gpu_model": sorted(DOMAIN.gpus)[:2],
+}
 
 
-def space_configuration(experiment: str, **dimensions: list[Any]) -> dict[str, Any]:
-    """The sweep space for an experiment, with other values for the given dimensions."""
-    space = yaml.safe_load(SPACE.read_text(encoding="utf-8"))
-    space["experiments"][0]["experimentIdentifier"] = experiment
-    for dimension in space["entitySpace"]:
-        if dimension["identifier"] in dimensions:
-            dimension["propertyDomain"]["values"] = dimensions[dimension["identifier"]]
-    return space
+def space(**values: list[Any]) -> dict[str, Any]:
+    """The sweep space's configuration, with other values for some dimensions."""
+    configuration = yaml.safe_load((EXAMPLES / "space.yaml").read_text(encoding="utf-8"))
+    for dimension in configuration["entitySpace"]:
+        domain = dimension["propertyDomain"]
+        domain["values"] = values.get(dimension["identifier"], domain["values"])
+    return configuration
 
 
-def points(space: dict[str, Any]) -> pd.DataFrame:
+def points(configuration: dict[str, Any]) -> pd.DataFrame:
     """The points of a space, one a line."""
-    values = {dimension["identifier"]: dimension["propertyDomain"]["values"] for dimension in space["entitySpace"]}
+    values = {
+        dimension["identifier"]: dimension["propertyDomain"]["values"] for dimension in configuration["entitySpace"]
+    }
     return pd.DataFrame(list(itertools.product(*values.values())), columns=list(values))
 
 
-def sweep_jobs() -> pd.DataFrame:
-    """The 3,960 jobs of the sweep space."""
-    return points(space_configuration("min_gpu_recommender"))
-
-
-def arguments(jobs: pd.DataFrame) -> list[dict[str, Any]]:
-    """Each job as the arguments of a call."""
-    return [{str(field): value for field, value in job.items()} for job in jobs.to_dict("records")]
-
-
-def dimensions_of_20000_points() -> dict[str, list[Any]]:
-    """Values that make the sweep space one of 20 x 25 x 10 x 2 x 2 = 20,000 points."""
-    domain = card(VERSION).domain
-    return {
-        "model_name": sorted(domain.models)[:20],
-        "tokens_per_sample": [320 * n for n in range(1, 26)],
-        "batch_size": [1, 2, 4, 6, 8, 12, 16, 24, 32, 64],
-        "gpu_model": sorted(domain.gpus)[:2],
-        "method": sorted(domain.methods)[:2],
-    }
-
-
 def random_jobs(count: int) -> pd.DataFrame:
-    """Jobs from all of the newest version's domain, with every optional input; sizes are spread over their scales.
-
-    Args:
-        count: number of jobs, >= 1.
-    """
-    domain = card(VERSION).domain
+    """Jobs with every optional input; sizes are spread over their scales."""
     random = np.random.default_rng(0)
 
     def size(largest: int) -> np.ndarray:
@@ -68,14 +51,38 @@ def random_jobs(count: int) -> pd.DataFrame:
 
     return pd.DataFrame(
         {
-            "model_name": random.choice(sorted(domain.models), count),
-            "method": random.choice(domain.methods, count),
-            "gpu_model": random.choice(sorted(domain.gpus), count),
-            "tokens_per_sample": size(domain.max_tokens_per_sample),
-            "batch_size": size(domain.max_batch_size),
-            "model_version": VERSION,
+            "model_name": random.choice(sorted(DOMAIN.models), count),
+            "method": random.choice(DOMAIN.methods, count),
+            "gpu_model": random.choice(sorted(DOMAIN.gpus), count),
+            "tokens_per_sample": size(DOMAIN.max_tokens_per_sample),
+            "batch_size": size(DOMAIN.max_batch_size),
+            "model_version": DEFAULT,
             "gpus_per_worker": random.choice([1, 2, 4, 8], count),
-            "max_gpus": size(domain.max_gpus),
+            "max_gpus": size(DOMAIN.max_gpus),
             "gradient_accumulation_steps": random.choice([1, 4], count),
         }
     )
+
+
+class LongTable:
+    """A table of random jobs, and the memory that this process, which must run on Linux, takes to answer it."""
+
+    def __init__(self, rows: int) -> None:
+        self.jobs = random_jobs(rows)
+        recommend(self.jobs.head(1000))  # loads the predictor, and what Python sets aside at the first use
+        self.before = _memory_mb("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+
+    def answer(self) -> None:
+        self.answers = recommend(self.jobs)
+
+    def extra_mb(self) -> float:
+        """The peak while answering, less what was there before and the answers, each text counted once."""
+        texts = {id(text): sys.getsizeof(text) for text in self.answers["reason"]}
+        held = (int(self.answers.memory_usage().sum()) + sum(texts.values())) / 1e6
+        return _memory_mb("VmHWM") - self.before - held
+
+
+def _memory_mb(field: str) -> float:
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
+    return int(line.split()[1]) * 1024 / 1e6

@@ -5,6 +5,7 @@ cd "$(dirname "$0")/.."
 
 # name                  Python  installed along with the wheel
 combinations="
+autogluon-1.2           3.11    autogluon.tabular==1.2
 autogluon-1.4.0         3.11    autogluon.tabular==1.4.0
 autogluon-1.5.0         3.11    autogluon.tabular==1.5.0
 autogluon-1.6.3         3.11    autogluon.tabular==1.6.3

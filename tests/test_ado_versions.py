@@ -1,9 +1,11 @@
 """The snippets that users of ado 1.x know, run as they stand on whichever ado is installed; the matrix has both."""
 
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 DIRECT = """
@@ -82,11 +84,10 @@ def test_both_names_of_ado_are_the_same_modules():
     subprocess.run([sys.executable, "-c", check], check=True, timeout=120)
 
 
-@pytest.mark.parametrize("module", ["batched_sweep", "console"])
-def test_the_operator_is_there_whichever_module_is_imported_first(module):
-    """Ray unpickles the space of a sweep in processes that have imported nothing of ours."""
+def test_importing_the_operator_registers_it_without_a_word():
+    """Ray imports it in processes that have imported nothing of ours."""
     check = (
-        f"import autoconf.operators.{module}\n"
+        "import autoconf.operators.batched_sweep\n"
         "from ado.modules.operators.collections import explore\n"
         "assert 'batched_sweep' in explore.operators\n"
     )
@@ -94,10 +95,10 @@ def test_the_operator_is_there_whichever_module_is_imported_first(module):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_a_space_is_made_and_swept_from_the_command_line(ado_context, job):
-    """Both commands crash under some versions of typer that ado itself allows; no process may log an error."""
-    points = {**{field: [value] for field, value in job.items()}, "batch_size": [1, 16]}
-    space = ado_context.create_space(
+def test_a_space_is_made_swept_and_exported_from_the_command_line(ado_context, job, monkeypatch):
+    """Commands crash under some versions of typer that ado itself allows; no process may log an error."""
+    points = {**{field: [value] for field, value in job.items()}, "batch_size": [1, 16], "method": ["lora", "qlora"]}
+    ado_context.create_space(
         {
             "entitySpace": [{"identifier": k, "propertyDomain": {"values": v}} for k, v in points.items()],
             "experiments": [
@@ -105,10 +106,21 @@ def test_a_space_is_made_and_swept_from_the_command_line(ado_context, job):
             ],
         }
     )
-    operation = Path(__file__).parents[1] / "sweep" / "examples" / "operation-batched.yaml"
-    command = ado_context.command("create", "operation", "-f", str(operation), "--use-latest", "space")
+    sweep = Path(__file__).parents[1] / "sweep"
+    operation = str(sweep / "examples" / "operation-batched.yaml")
+    command = ado_context.command("create", "operation", "-f", operation, "--use-latest", "space")
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "ERROR" not in done.stdout + done.stderr, done.stdout + done.stderr
-    table = ado_context.space(space).matchingEntitiesTable(property_type="target")
-    assert dict(zip(table["batch_size"], table["gpus"], strict=True)) == {1: 1, 16: 2}
+    what = "entities" if importlib.metadata.version("ado-core").startswith("1.") else "measurements"
+    export = f"ado show {what} space --use-latest -o csv --output-file measurements.csv"
+    assert export in (sweep / "README.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(ado_context.folder)
+    ado_context.ado(*export.split()[1:])
+    table = pd.read_csv("measurements.csv")
+    known = table[table["can_recommend"] == 1]
+    assert dict(zip(known["batch_size"], known["gpus"], strict=True)) == {1: 1, 16: 2}
+    assert known["reason"].isna().all()
+    assert set(table.loc[table["can_recommend"] == 0, "reason"]) == {
+        "method 'qlora' is not in the domain of version 1.1.0, which has full and lora"
+    }

@@ -117,7 +117,19 @@ def test_one_odd_value_in_a_yaml(field, value):
 
 
 def test_the_example_in_a_yaml():
-    assert measured(yaml.safe_dump({"entity": JOB}))["gpus"] == 2
+    result = measured(yaml.safe_dump({"entity": JOB}))
+    assert result["gpus"] == 2
+    assert "reason" not in result
+
+
+def test_a_yaml_without_a_recommendation_is_measured_with_its_reason():
+    job = {**JOB, "model_name": "llama2-70b", "batch_size": 1}
+    result = measured(yaml.safe_dump({"entity": job}))
+    assert {field: result[field] for field in result if field in ("can_recommend", "gpus", "workers", "reason")} == {
+        "can_recommend": 0,
+        "reason": recommend(pd.DataFrame([job]))["reason"][0],
+    }
+    assert result["valid"] and result["reason"]
 
 
 @relaxed

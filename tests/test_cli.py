@@ -20,7 +20,9 @@ from typer.testing import CliRunner
 
 import autoconf
 from autoconf import predictors, recommend
-from autoconf.cli import CHUNK, app, figure_tables
+from autoconf.cli import CHUNK, app
+from autoconf.show import figure_tables
+from autoconf.workload import TRAINING_STACK
 
 COLUMNS = ["model_name", "method", "gpu_model", "tokens_per_sample", "batch_size"]
 HEADER = ",".join(COLUMNS)
@@ -65,6 +67,17 @@ def test_a_table_keeps_its_columns_and_gets_the_answers_of_recommend(run: Callab
     pd.testing.assert_frame_equal(answers[list(expected)].fillna({"reason": ""}), expected)
     assert answers["can_recommend"].tolist() == [1, 1, 1, 0]
     assert answers["id"].tolist() == [0, 1, 2, 3]
+
+
+def test_columns_that_may_be_meant_to_count_are_named(run: Callable[..., Result]) -> None:
+    text = table(f"{GOOD},1,adafactor,a", header=f"{HEADER},max_gpu,optim,id")
+    result = run("recommend", "--csv", "-", input=text)
+    assert (result.exit_code, rows(result.stdout)[0]["gpus"]) == (0, "2")
+    assert result.stderr.splitlines() == [
+        "standard input: columns carried through, but ignored: max_gpu, optim, id",
+        "standard input: column 'max_gpu' is ignored: is max_gpus meant?",
+        f"standard input: column 'optim' is ignored: answers hold for {TRAINING_STACK}",
+    ]
 
 
 def test_no_recommendation_is_an_answer(run: Callable[..., Result]) -> None:
@@ -395,7 +408,7 @@ def test_a_signal_ends_it_at_once_and_leaves_no_file(tmp_path: Path, ending: sig
     assert os.listdir(tmp_path) == ["jobs.csv"]
 
 
-def on_a_terminal(stream: str, arguments: Iterable[str], folder: Path) -> str:
+def on_a_terminal(stream: str, arguments: Iterable[str], folder: Path, columns: int = 100) -> str:
     """What the command prints to standard output or error where that is a terminal; the other one goes to a file."""
     ours, theirs = pty.openpty()
     other = {"stdout": "stderr", "stderr": "stdout"}[stream]
@@ -403,7 +416,7 @@ def on_a_terminal(stream: str, arguments: Iterable[str], folder: Path) -> str:
         process = subprocess.Popen(
             [COMMAND, *arguments],
             cwd=folder,
-            env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+            env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns)},
             **{stream: theirs, other: file},
         )
     os.close(theirs)
@@ -436,18 +449,55 @@ def test_who_watches_a_long_table_sees_progress(tmp_path: Path) -> None:
 # --- versions and help ------------------------------------------------------------------------------------------------
 
 
-def test_versions_lists_domains_and_figures(run: Callable[..., Result]) -> None:
-    card = predictors.card(predictors.DEFAULT)
-    plain = run("versions").stdout
+@pytest.fixture
+def card() -> predictors.Card:
+    return predictors.card(predictors.DEFAULT)
+
+
+def test_versions_fits_a_screen(run: Callable[..., Result], card: predictors.Card) -> None:
+    result = run("versions", env={"COLUMNS": "80"})
+    lines = result.stdout.splitlines()
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80
+    words = " ".join(result.stdout.split())
+    for part in (card.version, *card.domain.gpus, *card.domain.methods, f"{len(card.domain.models)}: ", TRAINING_STACK):
+        assert part in words
+
+
+def test_one_version_tells_gpus_limits_and_figures(run: Callable[..., Result], card: predictors.Card) -> None:
+    plain = run("versions", card.version).stdout
     assert not set(plain) & set("\x1b─│")
-    for word in (card.version, "llama-7b", "meta-llama/Llama-2-7b-hf", "L40S", "44.4 GiB", "lora", "max_batch_size"):
+    for word in ("NVIDIA-L40S", "44.4 GiB", "lora", "max_batch_size", *card.evaluation["figures"]):
         assert word in plain
-    for figure in card.evaluation.get("figures", {}):
-        assert figure in plain
-    newest = json.loads(run("versions", "--json").stdout)[-1]
-    assert newest["default"] is True
-    assert newest["domain"] == card.domain.model_dump()
-    assert newest["evaluation"] == card.evaluation
+
+
+def test_models_and_their_other_names_stand_on_lines_of_their_own(
+    run: Callable[..., Result], card: predictors.Card
+) -> None:
+    _, _, *lines = run("versions", card.version, "--models").stdout.splitlines()
+    names = [name for model, more in card.domain.models.items() for name in (model, *more.aliases)]
+    assert [line.split()[0] for line in lines] == names
+
+
+def test_names_stay_whole_on_a_narrow_terminal(tmp_path: Path, card: predictors.Card) -> None:
+    names = [*card.domain.gpus, *(row["model never seen"] for row in card.evaluation["leave_one_out"])]
+    stdout = on_a_terminal("stdout", ["versions", card.version], tmp_path, columns=80)
+    assert [name for name in names if name not in stdout] == []
+
+
+def test_json_has_all_of_every_version(run: Callable[..., Result], card: predictors.Card) -> None:
+    for arguments in ([], [card.version], ["--models"]):
+        newest = json.loads(run("versions", "--json", *arguments).stdout)[-1]
+        assert newest["default"] is True
+        assert newest["domain"] == card.domain.model_dump()
+        assert newest["evaluation"] == card.evaluation
+
+
+@pytest.mark.parametrize("arguments", [["9.9.9"], ["9.9.9", "--models"], ["9.9.9", "--json"]])
+def test_a_version_that_is_not_released_is_bad_input(run: Callable[..., Result], arguments: list[str]) -> None:
+    released = ", ".join(predictors.RELEASED)
+    message = f"VERSION: {arguments[0]!r} is not released; released versions are {released}"
+    assert_says(run("versions", *arguments), 2, message)
 
 
 def test_figures_of_any_shape_become_tables() -> None:
@@ -467,4 +517,5 @@ def test_help_and_version(run: Callable[..., Result]) -> None:
     for command in ([], ["recommend"], ["versions"], ["plot"]):
         result = run(*command, "--help")
         assert (result.exit_code, result.stderr) == (0, "")
+    assert f"Answers hold for {TRAINING_STACK}." in " ".join(run("recommend", "--help").stdout.split())
     assert run("recommend", "--no-such-option").exit_code == 2

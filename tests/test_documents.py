@@ -1,14 +1,25 @@
-"""What the documents say of a version is what the version is."""
+"""What the documents say of a version is what the version is, and every command in them runs."""
 
+import importlib.metadata
 import json
 import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
-from autoconf import predictors
+from autoconf import cli, predictors, recommend
+
+from ado.utilities import run_experiment
+from ado_context import AdoContext
 
 ROOT = Path(__file__).parents[1]
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/*.md"), *predictors.MODELS.glob("*.md")]
 README = (predictors.MODELS / "README.md").read_text(encoding="utf-8")
 
 
@@ -46,9 +57,116 @@ def test_required_figures_are_met(version):
     assert measured["doublings above a frontier said to fit"] == 0
 
 
-@pytest.mark.parametrize("document", [*ROOT.glob("*.md"), *ROOT.glob("*/*.md"), predictors.MODELS / "README.md"],
-                         ids=lambda p: p.name)  # fmt: skip
+def test_the_readme_names_every_module():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    modules = [module.name for module in (ROOT / "autoconf").glob("*.py") if module.name != "__init__.py"]
+    folders = [f"{package.parent.name}/" for package in (ROOT / "autoconf").glob("*/__init__.py")]
+    assert [name for name in (*modules, *folders) if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_links_between_documents_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+ADO_1_ALONE = "ado show entities space --use-latest -o csv --output-file measurements.csv"  # test_ado_versions.py
+PROGRAMS = "ado|ado-autoconf|make|pip|run_experiment"
+SOURCES = [*DOCUMENTS, *ROOT.glob("examples/*.yaml"), *ROOT.glob("sweep/examples/*.yaml"), ROOT / "autoconf" / "cli.py"]
+
+
+def commands(source: Path) -> Iterator[str]:
+    """The commands of a document's code, of an example's comments, and of the help's examples, in their order."""
+    text = source.read_text(encoding="utf-8")
+    if source.suffix == ".md":
+        for block, inline in re.findall(rf"```bash\n(.*?)```|`((?:{PROGRAMS})\s[^`]+)`", text, re.DOTALL):
+            yield from [line for line in block.splitlines() if line.strip()] or [inline]
+    else:
+        yield from re.findall(rf"^ *[#$] +((?:{PROGRAMS}) .+)$", text, re.MULTILINE)
+
+
+@pytest.fixture
+def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AdoContext:
+    """An ado of its own, in a folder with the examples and with the tables that commands read."""
+    for name in ("examples", "sweep"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    jobs = pd.DataFrame(
+        {"model_name": "llama-7b", "method": ["full", "lora"], "gpu_model": ["L40S", "NVIDIA-A100-80GB-PCIe"],
+         "tokens_per_sample": 512, "batch_size": 8}
+    )  # fmt: skip
+    answers = pd.concat([jobs, recommend(jobs)], axis=1)
+    for name, table in {"jobs": jobs, "answers": answers, "measurements": answers}.items():
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    return AdoContext(tmp_path / "ado")
+
+
+def check(command: str, context: AdoContext) -> None:
+    """Run a command; of one that would take minutes, check that all its words are understood.
+
+    Raises:
+        AssertionError: it does not run.
+    """
+    program, *arguments = shlex.split(command, comments=True)
+    match program:
+        case "ado":
+            if "--use-latest" in arguments and not (context.folder / "databases").exists():
+                context.ado("create", "space", "-f", "sweep/examples/space.yaml")
+            context.ado(*arguments, *(["--dry-run"] if arguments[:2] == ["create", "operation"] else []))
+        case "ado-autoconf":
+            result = CliRunner().invoke(cli.app, arguments)
+            assert result.exit_code == 0, f"{command}: {result.output}"
+        case "run_experiment":  # tests/test_make_run.py runs the example
+            result = CliRunner().invoke(run_experiment.app, [*arguments, "--help"])
+            assert result.exit_code == 0 and Path(arguments[-1]).exists(), f"{command}: {result.output}"
+        case "make" | "pip":
+            words = ["make", "-n", *arguments] if program == "make" else [sys.executable, "-m", "pip", *arguments, "-h"]
+            done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+            assert done.returncode == 0, f"{command}: {done.stderr}"
+        case _:
+            raise AssertionError(f"{command}: nobody knows how to check {program}")
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_command_of_the_documents_runs(source: Path, context: AdoContext) -> None:
+    for command in commands(source):
+        if command != ADO_1_ALONE or importlib.metadata.version("ado-core").startswith("1."):
+            check(command, context)
+
+
+def test_the_documents_have_commands() -> None:
+    found = [command for source in SOURCES for command in commands(source)]
+    assert ADO_1_ALONE in found
+    for program in PROGRAMS.split("|"):
+        assert [command for command in found if command.split()[0] == program], program
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ado describe operator batched_sweep",
+        "ado create space --use-newest -f sweep/examples/space.yaml",
+        "ado create operation -f sweep/examples/none.yaml",
+        "ado create operation -f sweep/examples/operation.yaml --use-latest room",
+        "ado-autoconf answer",
+        "ado-autoconf recommend --csv jobs.csv --colour",
+        "run_experiment --quickly examples/simple.yaml",
+        "run_experiment examples/none.yaml",
+        "make coffee",
+        "pip instal .",
+        "pip install --quick .",
+        "tune-kernel --all",
+    ],
+)
+def test_a_command_that_does_not_run_is_found(command: str, context: AdoContext) -> None:
+    with pytest.raises(AssertionError):
+        check(command, context)
+
+
+def test_the_python_of_the_documents_runs(context: AdoContext) -> None:
+    for document in DOCUMENTS:
+        for block in re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL):
+            exec(block, {"jobs": pd.read_csv("jobs.csv")})

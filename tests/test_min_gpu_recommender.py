@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from autoconf.min_gpu_recommender import min_gpu_recommender
+from autoconf.workload import TRAINING_STACK
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -50,7 +51,7 @@ def test_describe_explains_every_property():
     for words in (
         "Model to tune", "Tuning method: full or lora", "Type of GPU", "Tokens that each sample is padded or cut to",
         "Global batch size", "Version of the predictor", "GPUs of one worker", "Most GPUs to consider",
-        "Micro-batches per optimizer step", "can_recommend (1, or 0",
+        "Micro-batches per optimizer step", "can_recommend (1, or 0", TRAINING_STACK,
     ):  # fmt: skip
         assert words in printed, words
 

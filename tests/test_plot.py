@@ -17,10 +17,11 @@ from matplotlib.colors import to_rgba
 from matplotlib.image import imread
 from typer.testing import CliRunner
 
-from autoconf import plot, recommend
+from autoconf import recommend
+from autoconf.charts import MISSING, NO_RECOMMENDATION, SEPARATOR, SETTINGS, Chart, chart, choose, option, points
 from autoconf.cli import app
 from autoconf.min_gpu_recommender import min_gpu_recommender
-from autoconf.plot import MISSING, NO_RECOMMENDATION, Chart, chart, choose, draw, points
+from autoconf.plot import draw
 from autoconf.tables import read_table
 from autoconf.workload import REQUIRED
 
@@ -97,7 +98,8 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def test_our_answers_and_both_formats_of_ado_give_the_same_chart(
     exports: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    ours = chart_of(written(answers_of(SPACE), tmp_path))
+    answers = answers_of(SPACE)
+    ours = chart_of(written(answers, tmp_path))
     assert (ours.tokens, ours.batches) == (TOKENS, BATCHES)
     assert (ours.models, ours.methods) == (["llama-7b", "llama-13b"], ["full", "lora"])
     for form in ("target", "observed"):
@@ -107,6 +109,8 @@ def test_our_answers_and_both_formats_of_ado_give_the_same_chart(
         for panel, totals in ours.panels.items():
             np.testing.assert_array_equal(theirs.panels[panel], totals)
         assert run(exports(form), "-o", tmp_path / f"{form}.png").exit_code == 0
+        (reasons,) = (column for name, column in pd.read_csv(exports(form)).items() if name.endswith("reason"))
+        assert sorted(reasons.dropna()) == sorted(filter(None, answers["reason"]))
     assert (tmp_path / "target.png").read_bytes() == (tmp_path / "observed.png").read_bytes()
 
 
@@ -136,9 +140,39 @@ def test_of_several_gpu_types_the_first_is_drawn_unless_another_is_wanted(tmp_pa
     )
     result = run(file, "-o", tmp_path / "second.png", "--gpu-model", A100, "--model-version", "1.1.0")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert chart_of(file).subtitle == "L40S  ·  version 1.1.0"
-    assert chart_of(file, gpu_model=A100).subtitle == f"{A100}  ·  version 1.1.0"
+    assert chart_of(file).subtitle.startswith("L40S  ·  version 1.1.0  ·  ")
+    assert chart_of(file, gpu_model=A100).subtitle.startswith(f"{A100}  ·  version 1.1.0  ·  ")
     assert (tmp_path / "first.png").read_bytes() != (tmp_path / "second.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "considered"),
+    [
+        ({}, 8),
+        ({"max_gpus": ""}, 8),
+        ({"max_gpus": "4"}, 4),
+        ({"max_gpus": "128"}, 128),
+        ({"max_gpus": "128", "model_version": "1.1.0"}, 64),
+        ({"experiment_id": "custom_experiments.min_gpu_recommender"}, 8),
+        ({"experiment_id": "custom_experiments.min_gpu_recommender-gpus_per_worker.4-max_gpus.32"}, 32),
+        ({"experiment_id": "custom_experiments.min_gpu_recommender-max_gpus.16-model_version.1.1.0"}, 16),
+    ],
+)
+def test_a_picture_says_how_many_gpus_were_considered(tmp_path: Path, more: dict[str, str], considered: int) -> None:
+    job = {**dict(zip(REQUIRED, ["m", "lora", A100, "512", "16"], strict=True)), **more, "can_recommend": "0"}
+    (tmp_path / "a.csv").write_text(f"{','.join(job)}\n{','.join(job.values())}\n")
+    assert f"  ·  at most {considered} GPUs considered  ·  " in chart_of(tmp_path / "a.csv").subtitle
+
+
+def test_of_several_limits_the_one_wanted_is_drawn(tmp_path: Path) -> None:
+    name = "custom_experiments.min_gpu_recommender"
+    rows = [f"m,lora,{A100},512,16,{name},1,8,1", f"m,lora,{A100},512,16,{name}-max_gpus.64,1,4,4"]
+    (tmp_path / "a.csv").write_text(
+        "\n".join([f"{','.join(REQUIRED)},experiment_id,can_recommend,gpus,workers", *rows])
+    )
+    for limit, total in (("8", 8), ("64", 16)):
+        (totals,) = chart_of(tmp_path / "a.csv", max_gpus=limit).panels.values()
+        assert totals.tolist() == [[total]]
 
 
 def test_cells_of_ado_that_are_lists_or_empty(tmp_path: Path) -> None:
@@ -254,6 +288,18 @@ def test_the_whole_sweep_has_a_legible_panel_for_each_model_and_method() -> None
         assert all(text.get_fontsize() >= 7 for text in axes.texts)
 
 
+def test_what_a_picture_holds_for_is_legible_on_the_smallest(tmp_path: Path) -> None:
+    answers = answers_of({field: values[:1] for field, values in SPACE.items()} | {"max_gpus": [8]})
+    chart = chart_of(written(answers, tmp_path))
+    figure = draw(chart)
+    figure.draw_without_rendering()
+    shown = {text.get_text(): text.get_window_extent() for text in figure.texts}
+    assert SEPARATOR.join(text for text in shown if text in chart.subtitle) == chart.subtitle
+    assert all(box.x1 <= figure.bbox.x1 for box in shown.values())
+    (legend,) = figure.legends
+    assert not any(box.overlaps(legend.get_window_extent()) for box in shown.values())
+
+
 @pytest.mark.parametrize("size", [(1, 1, 1), (3, 40, 70), (1, 400, 300), (100, 2, 2)])
 def test_any_number_of_panels_and_points_can_be_drawn(size: tuple[int, int, int]) -> None:
     figure = draw(grid(*size))
@@ -289,7 +335,7 @@ def test_drawing_leaves_the_host_alone() -> None:
         "import sys, autoconf.cli, autoconf.plot; assert 'matplotlib' not in sys.modules; import test_plot as t\n"
         "autoconf.plot.draw(t.grid()); assert 'matplotlib.pyplot' not in sys.modules"
     )
-    code = code.replace("import test_plot as t", "import numpy as np; from autoconf.plot import Chart").replace(
+    code = code.replace("import test_plot as t", "import numpy as np; from autoconf.charts import Chart").replace(
         "t.grid()", "Chart('', [1], [1], ['m'], ['lora'], {('m', 'lora'): np.array([[1]])})"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -297,4 +343,4 @@ def test_drawing_leaves_the_host_alone() -> None:
 
 def test_every_setting_has_an_option() -> None:
     text = run("--help").stdout
-    assert all(plot.option(setting) in text for setting in plot.SETTINGS)
+    assert all(option(setting) in text for setting in SETTINGS)

@@ -1,14 +1,12 @@
 """Recommendations: the domain, the rules, the candidate counts, one job and tables alike."""
 
-import logging
-
 import numpy as np
 import pandas as pd
 import pytest
 
-from autoconf import Recommendation, Workload, predictors, recommend, recommender
+from autoconf import IgnoredColumnWarning, Recommendation, Workload, predictors, recommend, recommender
 from autoconf.min_gpu_recommender import min_gpu_recommender
-from autoconf.workload import REQUIRED
+from autoconf.workload import REQUIRED, TRAINING_STACK
 
 
 def ask(job: dict, **changes) -> Recommendation:
@@ -27,7 +25,7 @@ def test_the_example_needs_two_gpus(job):
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("model_name", "llama-8b", "did you mean"),
+        ("model_name", "llama-8b", "which has llama3-8b and llama3.1-8b"),
         ("model_name", "../../etc/passwd", "not in the domain"),
         ("method", "qlora", "method 'qlora' is not in the domain of version 1.1.0"),
         ("gpu_model", "NVIDIA-B200", "gpu_model"),
@@ -37,14 +35,12 @@ def test_the_example_needs_two_gpus(job):
         ("model_version", "../1.1.0", "released versions are 1.1.0"),
     ],
 )
-def test_outside_the_domain_there_is_no_recommendation_but_a_reason(job, caplog, field, value, says):
+def test_outside_the_domain_there_is_no_recommendation_but_a_reason(job, field, value, says):
     answer = ask(job, **{field: value})
     assert answer.can_recommend == 0
     assert answer.gpus is None and answer.workers is None
     assert says in answer.reason
-    with caplog.at_level(logging.WARNING):
-        assert min_gpu_recommender(**{**job, field: value}) == {"can_recommend": 0}
-    assert answer.reason in caplog.text
+    assert min_gpu_recommender(**{**job, field: value}) == {"can_recommend": 0, "reason": answer.reason}
 
 
 def test_learned_positions_limit_the_sample(job):
@@ -107,7 +103,10 @@ def test_the_smallest_count_that_fits_is_taken_and_no_smaller_one_fits(job):
 
 def test_more_than_the_versions_gpus_are_considered_up_to_its_limit(job):
     assert ask(job, max_gpus=100_000) == ask(job)
-    assert "up to 64 " in ask(job, model_name="llama3.1-405b", method="full", batch_size=512, max_gpus=512).reason
+    job = {**job, "model_name": "llama3.1-405b", "method": "full", "batch_size": 512}
+    reason = ask(job, max_gpus=512).reason
+    assert reason.startswith("no number of GPUs up to 64 (where version 1.1.0 ends; max_gpus is 512) that divides ")
+    assert ask(job, max_gpus=64).reason.startswith("no number of GPUs up to 64 that divides ")
 
 
 def test_a_table_answers_as_single_jobs_do(job, monkeypatch):
@@ -164,6 +163,25 @@ def test_what_is_no_table_of_jobs_is_an_error(job):
         recommend([job])
     with pytest.raises(ValueError, match="method: more than one column"):
         recommend(pd.concat([pd.DataFrame([job]), pd.DataFrame([job])[["method"]]], axis=1))
+
+
+def test_a_column_that_may_be_meant_to_count_is_warned_of(job):
+    table = pd.DataFrame([job]).assign(max_gpu=4, gpus_per_node=4, optimizer="adafactor", lora_rank=64, note="mine")
+    with pytest.warns(IgnoredColumnWarning) as warned:
+        answers = recommend(table)
+    assert answers["gpus"].tolist() == [2]
+    assert [str(warning.message) for warning in warned] == [
+        "column 'max_gpu' is ignored: is max_gpus meant?",
+        "column 'gpus_per_node' is ignored: is gpus_per_worker meant?",
+        f"columns 'optimizer', 'lora_rank' are ignored: answers hold for {TRAINING_STACK}",
+    ]
+    assert {warning.filename for warning in warned} == {__file__}
+
+
+def test_columns_of_the_users_own_are_not_warned_of(job, recwarn):
+    own = ["id", "note", "gpus", "workers", "num_gpus", "cost", "version", "priority", "eval_loss", "optimal", 7, None]
+    recommend(pd.DataFrame([job]).assign(max_gpus=4).reindex(columns=[*job, "max_gpus", *own]))
+    assert list(recwarn) == []
 
 
 def test_an_empty_table_has_an_empty_answer(job):

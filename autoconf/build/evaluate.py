@@ -6,7 +6,6 @@ Writes the figures into the version's card, its section of ``AutoGluonModels/REA
 from __future__ import annotations
 
 import itertools
-import re
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from scipy.optimize import nnls
 
 from autoconf import predictors
 from autoconf.build.architectures import architectures
+from autoconf.build.readme import markdown, write_section
 from autoconf.build.train import release, write_card
 from autoconf.build.virtual_runs import TOKEN_STEP, headroom_gib
 from autoconf.figures import MemoryFigures, Moment, read_figures
@@ -37,8 +37,9 @@ from autoconf.predictors import (
     Predictor,
     candidates_of,
 )
-from autoconf.recommender import decide, recommend, smallest
+from autoconf.recommender import recommend
 from autoconf.rules import Booleans, Candidates, resident_state_fits
+from autoconf.search import Jobs, decide, smallest
 
 JOBS = 20_000
 NEAR = 0.10  # of a GPU's usable memory: half of the jobs lie this close to the edge
@@ -143,8 +144,7 @@ def evaluation_jobs(predictor: Predictor, count: int) -> pd.DataFrame:
 def minimum(predictor: Predictor, jobs: pd.DataFrame, max_gpus: int) -> np.ndarray:
     """Smallest total of GPUs that each job fits on, 0 where there is none; shape (jobs,)."""
     single = candidates_of(jobs.assign(number_gpus=1), predictor.memory, predictor.rows, predictor.domain)
-    answers = smallest(
-        predictor,
+    asked = Jobs(
         single.rows,
         single.usable_gib,
         tokens_per_sample=jobs["tokens_per_sample"].to_numpy(),
@@ -152,7 +152,7 @@ def minimum(predictor: Predictor, jobs: pd.DataFrame, max_gpus: int) -> np.ndarr
         gpus_per_worker=np.full(len(jobs), GPUS_PER_WORKER),
         max_gpus=np.full(len(jobs), max_gpus),
     )
-    return np.array([(a.gpus or 0) * (a.workers or 0) for a in answers])
+    return np.array([(a.gpus or 0) * (a.workers or 0) for a in smallest(predictor, asked)])
 
 
 def sweep_space() -> pd.DataFrame:
@@ -362,12 +362,6 @@ def _meets(key: str, value: float, target: float) -> bool:
     return value >= target if TARGETS[key][0] == ">=" else value <= target
 
 
-def _markdown(rows: list[dict[str, Any]]) -> str:
-    names = list(rows[0])
-    lines = ["| " + " | ".join(names) + " |", "| " + " | ".join("---" for _ in names) + " |"]
-    return "\n".join([*lines, *("| " + " | ".join(str(row[n]) for n in names) + " |" for row in rows)])
-
-
 def _section(evaluation: dict[str, Any], version: str) -> str:
     """The version's section of ``AutoGluonModels/README.md``."""
     figures = [
@@ -377,21 +371,21 @@ def _section(evaluation: dict[str, Any], version: str) -> str:
     parts = [
         f"{evaluation['jobs']:,} jobs that training never saw, half of them within {NEAR:.0%} of usable memory from "
         "the edge:",
-        _markdown(figures),
+        markdown(figures),
         "Decisions by distance from the edge, as a share of usable memory:",
-        _markdown(evaluation["confusion"]),
+        markdown(evaluation["confusion"]),
         "Calibration of the predicted probability of fitting:",
-        _markdown(evaluation["calibration"]),
+        markdown(evaluation["calibration"]),
         "Wrong decisions by family:",
-        _markdown(evaluation["by_family"]),
+        markdown(evaluation["by_family"]),
         f"![What the predictor gets wrong, and where](evaluation-{version}.png)",
         "Leave one model out: what is said of a model that training never saw, near the edge as above. *Traced* is "
         "what adding an architecture means here; *from published shapes* is what its figures would be worth without a "
         "trace.",
-        _markdown(evaluation["leave_one_out"]),
+        markdown(evaluation["leave_one_out"]),
     ]
     if "measured" in evaluation:
-        parts += ["Against real runs of mistral-7b-v0.1 (not shipped):", _markdown([evaluation["measured"]])]
+        parts += ["Against real runs of mistral-7b-v0.1 (not shipped):", markdown([evaluation["measured"]])]
     return "\n\n".join(parts)
 
 
@@ -413,21 +407,11 @@ def _domain(card: Card) -> str:
         for name, model in card.domain.models.items()
     ]
     assumed = [f"- **{name}**: {known[name].assumption}" for name in card.domain.models if known[name].assumption]
-    return "\n\n".join([_markdown(gpus), _markdown(models), "Some entries rest on an assumption:", "\n".join(assumed)])
+    return "\n\n".join([markdown(gpus), markdown(models), "Some entries rest on an assumption:", "\n".join(assumed)])
 
 
 def _codes(names: list[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
-
-
-def write_section(readme: Path, what: str, section: str) -> None:
-    """Replace what stands between the markers of a section."""
-    start, end = f"<!-- {what}: written by make evaluate -->", f"<!-- end of {what} -->"
-    text = readme.read_text(encoding="utf-8")
-    pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
-    if not pattern.search(text):
-        raise ValueError(f"{readme} has no markers for the {what}")
-    readme.write_text(pattern.sub(lambda _: f"{start}\n\n{section}\n\n{end}", text), encoding="utf-8")
 
 
 def draw_picture(judged: Judged, evaluation: dict[str, Any], path: Path) -> None:
@@ -487,8 +471,8 @@ def evaluate(version: str, measured: Path | None = None) -> dict[str, Any]:
     elif "measured" in predictor.card.evaluation:
         evaluation["measured"] = predictor.card.evaluation["measured"]
     RELEASED[version] = write_card(folder, predictor.card.model_copy(update={"evaluation": evaluation}))
-    write_section(MODELS / "README.md", f"evaluation {version}", _section(evaluation, version))
-    write_section(MODELS / "README.md", f"domain {version}", _domain(predictor.card))
+    for what, section in (("evaluation", _section(evaluation, version)), ("domain", _domain(predictor.card))):
+        write_section(MODELS / "README.md", f"{what} {version}", "make evaluate", section)
     draw_picture(judged, evaluation, MODELS / f"evaluation-{version}.png")
     return evaluation
 

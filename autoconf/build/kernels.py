@@ -159,6 +159,8 @@ def dequantized(packed: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
 class Linear4bit(bitsandbytes.nn.Linear4bit):
     """bitsandbytes' NF4 layer, double quantised, as PEFT knows it, without its CUDA code."""
 
+    compute_type_is_set: bool  # bitsandbytes' own, said again for where it is not installed
+
     def __init__(self, linear: torch.nn.Linear, storage: torch.dtype) -> None:
         super().__init__(
             linear.in_features,

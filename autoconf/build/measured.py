@@ -21,15 +21,32 @@ from rich.console import Console
 from rich.table import Table
 
 from autoconf.build import environments
+from autoconf.build.readme import markdown, write_section
 from autoconf.build.runs import Run, read_runs
-from autoconf.build.virtual_runs import RESERVE_GIB
 from autoconf.errors import AutoConfError, BadInput
 from autoconf.memory import GIB, RankFigures
+from autoconf.predictors import MODELS
 
-USABLE_GIB = 79.15  # of the A100-80GB that all these runs had, as CUDA reports it
 # aten/src/ATen/cuda/CublasHandlePool.cpp: :4096:2:16:8 KiB for each handle and stream on an A100, that is for the main
 # thread's and autograd's; PyTorch's allocator counts them.
 CUBLAS_GIB = 2 * (2 * 4096 + 8 * 16) * 1024 / GIB
+
+
+_WORTH_A_CAUSE = 2.0  # percent, between libraries of two times
+# GiB that must stay free beside what is traced, by whether there are several GPUs: as such, and as a share of
+# activations, between whose blocks PyTorch's allocator leaves gaps. The versions' README derives them and says what the
+# runs allow.
+RESERVE = {False: (3.0, 0.0), True: (3.1, 0.22)}
+
+
+def reserve_gib(gpus: int, activations_gib: float) -> float:
+    """GiB that must stay free beside the traced peak.
+
+    >>> reserve_gib(1, 40.0), round(reserve_gib(2, 40.0), 1)
+    (3.0, 11.9)
+    """
+    base, share = RESERVE[gpus > 1]
+    return base + share * activations_gib
 
 
 @dataclass(frozen=True)
@@ -65,6 +82,7 @@ class Comparison:
 
     run: Run
     traced_gib: float | None
+    activations_gib: float = 0.0  # of it, what grows with the tokens
     problem: str = ""
 
     @property
@@ -77,7 +95,7 @@ class Comparison:
     def said_to_fit(self) -> bool | None:
         if self.traced_gib is None:
             return None
-        return self.traced_gib + RESERVE_GIB[self.run.gpus > 1] <= USABLE_GIB
+        return self.traced_gib + reserve_gib(self.run.gpus, self.activations_gib) <= self.run.usable_gib
 
 
 def compare(runs: Sequence[Run], *, today: bool = False) -> list[Comparison]:
@@ -94,9 +112,10 @@ def compare(runs: Sequence[Run], *, today: bool = False) -> list[Comparison]:
 
 def _comparison(run: Run, figures: dict[str, Any]) -> Comparison:
     if "problem" in figures:
-        return Comparison(run, None, figures["problem"])
-    peak = RankFigures(**figures).peak_bytes(run.tokens_per_gpu, run.gpus)
-    return Comparison(run, peak / GIB + CUBLAS_GIB)
+        return Comparison(run, None, problem=figures["problem"])
+    held = RankFigures(**figures)
+    peak = held.peak_bytes(run.tokens_per_gpu, run.gpus)
+    return Comparison(run, peak / GIB + CUBLAS_GIB, held.activation_bytes(run.tokens_per_gpu, run.gpus) / GIB)
 
 
 def in_group(comparisons: Sequence[Comparison], group: Group) -> list[Comparison]:
@@ -116,7 +135,8 @@ def group_table(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     """
     rows = []
     for group in GROUPS:
-        off = differences(in_group(comparisons, group))
+        found = differences(in_group(comparisons, group))
+        off = found[np.isfinite(found)]
         if not len(off):
             continue
         figures = (np.median(off), np.percentile(off, 95), off.max())
@@ -124,7 +144,7 @@ def group_table(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "rows": group.name,
-                "number": len(off),
+                "traced": f"{len(off)} of {len(found)}",
                 **{
                     name: f"{figure:.2g} % (required {required:g}, aim {aim:g})"
                     for name, figure, (required, aim) in zip(
@@ -144,6 +164,21 @@ def required_is_met(comparisons: Sequence[Comparison]) -> bool:
         if len(off) and any(np.percentile(off, share) > required for share, (required, _) in asked):
             return False
     return True
+
+
+def by_stack(comparisons: Sequence[Comparison], above_percent: float) -> list[dict[str, Any]]:
+    """Models and stacks whose rows differ by more than a limit in the mean, or cannot be traced."""
+    together: dict[tuple[str, str, str, int], list[Comparison]] = {}
+    for c in comparisons:
+        if c.run.peak_gib is not None:
+            together.setdefault((c.run.model, c.run.method, c.run.stack_name, c.run.gpus), []).append(c)
+    rows = []
+    for (model, method, stack, gpus), of_stack in together.items():
+        found = [c.difference_percent for c in of_stack if c.difference_percent is not None]
+        if not found or abs(np.mean(found)) > above_percent:
+            difference = f"{np.mean(found):+.1f} %" if found else of_stack[0].problem.split(":")[0]
+            rows.append({"model": model, "method": method, "stack": stack, "GPUs": gpus, "mean difference": difference})
+    return rows
 
 
 def worst_rows(comparisons: Sequence[Comparison], count: int = 10) -> list[dict[str, Any]]:
@@ -173,6 +208,60 @@ def _row(comparison: Comparison) -> dict[str, Any]:
     }
 
 
+def draw(comparisons: Sequence[Comparison], path: Path) -> None:
+    """Draw the difference of every row with a measured peak, coloured by group; PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for group in GROUPS:
+        rows = [c for c in in_group(comparisons, group) if c.traced_gib is not None]
+        axes.scatter(
+            np.array([c.run.peak_gib for c in rows]),
+            np.array([c.difference_percent for c in rows]),
+            s=18,
+            alpha=0.7,
+            label=f"{group.name} ({len(rows)})",
+        )
+    axes.axhline(0, color="gray", linewidth=0.8)
+    axes.set_xlabel("peak measured on the GPU, GiB")
+    axes.set_ylabel("traced over measured, %")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=100)
+
+
+def section(comparisons: Sequence[Comparison], picture: str | None, *, today: bool) -> str:
+    """What the versions' README says of a table of runs."""
+    parts = []
+    if groups := group_table(comparisons):
+        parts += ["Absolute difference of traced and measured peaks:", markdown(groups)]
+    if picture:
+        parts.append(f"![Traced over measured peaks]({picture})")
+    if today:
+        parts += [
+            f"Stacks that differ by more than {_WORTH_A_CAUSE:g} %:",
+            markdown(by_stack(comparisons, _WORTH_A_CAUSE)),
+        ]
+        return "\n\n".join(parts)
+    if worst := worst_rows(comparisons):
+        parts += ["The rows that disagree most:", markdown(worst)]
+    wrong = wrong_decisions(comparisons)
+    parts.append(
+        f"{len(wrong)} of {len(comparisons)} runs are decided otherwise than it happened{':' if wrong else '.'}"
+    )
+    return "\n\n".join([*parts, *([markdown(wrong)] if wrong else [])])
+
+
+def write(comparisons: Sequence[Comparison], name: str, *, today: bool) -> None:
+    """Write a table's section of the versions' README, and its picture."""
+    picture = None
+    if not today and any(c.run.peak_gib is not None for c in comparisons):
+        picture = f"{name}.png"
+        draw(comparisons, MODELS / picture)
+    what = f"{name}, installed libraries" if today else name
+    write_section(MODELS / "README.md", what, "make measured", section(comparisons, picture, today=today))
+
+
 def show(title: str, rows: Sequence[dict[str, Any]], console: Console) -> None:
     """Print rows that have the same keys."""
     table = Table(title=title)
@@ -190,6 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "runs", type=Path, help="CSV of fms-acceleration's benchmarks, as autoconf/build/runs.py reads it"
     )
     parser.add_argument("--today", action="store_true", help="trace with the installed libraries, not with the runs'")
+    parser.add_argument("--write", action="store_true", help="write tables and picture into the versions' README")
     options = parser.parse_args(arguments)
     console = Console()
     try:
@@ -201,9 +291,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     show("Traced peak against measured peak, absolute difference", group_table(comparisons), console)
-    show("Rows that disagree most", worst_rows(comparisons), console)
+    if options.today:
+        show(f"Stacks that differ by more than {_WORTH_A_CAUSE:g} %", by_stack(comparisons, _WORTH_A_CAUSE), console)
+    else:
+        show("Rows that disagree most", worst_rows(comparisons), console)
     wrong = wrong_decisions(comparisons)
     show(f"Decided otherwise than it happened: {len(wrong)} of {len(comparisons)}", wrong, console)
+    if options.write:
+        write(comparisons, options.runs.stem, today=options.today)
     return 0 if options.today or required_is_met(comparisons) else 1
 
 

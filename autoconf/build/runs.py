@@ -11,16 +11,17 @@ from typing import Any, cast
 import pandas as pd
 import yaml
 
-from autoconf.build.architectures import Architecture, architectures
+from autoconf.build.architectures import Architecture, architectures, gpu_types
 from autoconf.build.environments import Libraries
 from autoconf.errors import BadInput
 from autoconf.stack import Stack
 
-_REQUIRED = (
+_BENCHMARKS = (
     "model", "method", "number_gpus", "per_device_train_batch_size", "gradient_accumulation_steps", "tokens_per_sample",
     "mixed_precision", "framework", "lora_targets", "peak_allocated_gib", "failed",
     "transformers", "peft", "accelerate",
 )  # fmt: skip
+_CAMPAIGN = ("model_name", "method", "gpu_model", "number_gpus", "tokens_per_sample", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Run:
     framework: str
     gpus: int
     tokens_per_gpu: int  # of one micro-batch
-    libraries: Libraries
+    libraries: Libraries | None  # None: the installed ones
+    usable_gib: float  # of the GPU, as CUDA reports it
     failed: bool
     peak_gib: float | None  # torch.cuda.max_memory_allocated, as the Trainer reported it; None where it was not
     unreported_gib: float  # what the report leaves out
@@ -61,34 +63,72 @@ def _sources() -> dict[str, Any]:
 
 
 def read_runs(path: Path) -> list[Run]:
-    """Read a table of fms-acceleration's benchmarks, as ``runs.yaml`` describes them.
+    """Read a table of real runs: fms-acceleration's benchmarks, or the campaign of ado's SFTTrainer actuator.
 
     Args:
-        path: CSV with at least the columns ``model``, ``method``, ``number_gpus``, ``per_device_train_batch_size``,
+        path: CSV. Benchmarks have the columns ``model``, ``method``, ``number_gpus``, ``per_device_train_batch_size``,
             ``gradient_accumulation_steps``, ``tokens_per_sample`` (may be empty for failed runs), ``mixed_precision``,
-            ``framework``, ``lora_targets`` (separated by ``|``), ``peak_allocated_gib`` (may be empty), ``failed`` (0
-            or 1), ``transformers``, ``peft`` and ``accelerate`` (versions).
+            ``framework``, ``lora_targets`` (separated by ``|``), ``peak_allocated_gib`` (may be empty), ``failed``
+            (0 or 1) and the versions ``transformers``, ``peft`` and ``accelerate``. The campaign has ``model_name``,
+            ``method``, ``gpu_model``, ``number_gpus``, ``tokens_per_sample`` and ``batch_size`` (global), and may have
+            ``gradient_accumulation_steps``, ``fast_kernels``, ``checkpointing``, ``fms_hf_tuning`` (a version) and
+            ``failed``; its rows of other methods than ``full`` and ``lora`` are passed over.
 
     Raises:
-        BadInput: the file cannot be read, a column is missing, or a row names a model or framework without an entry.
+        BadInput: the file cannot be read, a column is missing, or a cell cannot be what it says; the message names the
+            line.
     """
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: {error}") from None
-    missing = [column for column in _REQUIRED if column not in table]
+    is_campaign = "framework" not in table and "model_name" in table
+    missing = [column for column in (_CAMPAIGN if is_campaign else _BENCHMARKS) if column not in table]
     if missing:
         raise BadInput(f"{path}: required column missing: {', '.join(missing)}")
     runs = []
-    for line, row in enumerate(table.to_dict("records"), 2):
+    for line, record in enumerate(table.to_dict("records"), 2):
+        row = {str(column): str(value) for column, value in record.items()}
+        if is_campaign:
+            row = {**_sources()["campaign"]["absent"], **row}
+        if is_campaign and row["method"] not in ("full", "lora"):
+            continue
         try:
-            runs.append(_run(line, {str(column): str(value) for column, value in row.items()}))
+            runs.append((_campaign_run if is_campaign else _benchmark_run)(line, row))
         except (KeyError, ValueError) as error:
             raise BadInput(f"{path}, line {line}: {type(error).__name__}: {error}") from None
     return runs
 
 
-def _run(line: int, row: dict[str, str]) -> Run:
+def _campaign_run(line: int, row: dict[str, str]) -> Run:
+    source = _sources()["campaign"]
+    architecture = architectures()[row["model_name"]]
+    version, steps = row["fms_hf_tuning"], row["gradient_accumulation_steps"]
+    settings = {**source["all"], **source["versions"].get(version, {})}
+    settings["gradient_accumulation"] = not steps or int(steps) > 1  # the actuator's default is 4
+    settings["gradient_checkpointing"] = row["checkpointing"]
+    fast = row["fast_kernels"] != "none"
+    settings["kernels"] = tuple(source["fast_kernels"]) if fast else ()
+    installed = architecture.family in source["traced_with_installed_libraries"]
+    gpus = int(row["number_gpus"])
+    return Run(
+        line=line,
+        model=row["model_name"],
+        architecture=architecture,
+        method=row["method"],
+        stack=Stack(**settings),
+        framework=f"fms-hf-tuning {version}" + (", fast kernels" if fast else ""),
+        gpus=gpus,
+        tokens_per_gpu=int(row["batch_size"]) * int(row["tokens_per_sample"]) // gpus,
+        libraries=None if installed else Libraries(*source["libraries"][version]),
+        usable_gib=gpu_types()[row["gpu_model"]].usable_gib,
+        failed=row["failed"] == "1",
+        peak_gib=None,
+        unreported_gib=0.0,
+    )
+
+
+def _benchmark_run(line: int, row: dict[str, str]) -> Run:
     source = _sources()["benchmarks"]
     model = source["models"][row["model"]]
     entry = architectures()[model["architecture"]]
@@ -111,6 +151,7 @@ def _run(line: int, row: dict[str, str]) -> Run:
         gpus=gpus,
         tokens_per_gpu=int(row["per_device_train_batch_size"]) * tokens,
         libraries=Libraries(row["transformers"], row["peft"], row["accelerate"], source["bitsandbytes"]),
+        usable_gib=gpu_types()["NVIDIA-A100-SXM4-80GB"].usable_gib,
         failed=row["failed"] == "1",
         peak_gib=float(row["peak_allocated_gib"]) if row["peak_allocated_gib"] and row["tokens_per_sample"] else None,
         unreported_gib=unreported,

@@ -35,6 +35,7 @@ from autoconf.build.architectures import Architecture
 from autoconf.stack import Shape, Stack
 
 Method = Literal["full", "lora", "qlora"]
+_TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # Linear layers of attention by their names in transformers' models; others' MLPs have a c_proj or a dense, too.
 _ATTENTION = r".*(attn|attention)\.([qkvo]_proj|out_proj|qkv_proj|kv_[ab]_proj\w*|c_attn|c_proj|query_key_value|dense)"
@@ -142,15 +143,16 @@ def _base_model(architecture: Architecture, dtype: torch.dtype, layers: int | No
         transformers.AttentionInterface.register("attention_on_cuda", flash_attention.flash_attention_forward)
         transformers.AttentionMaskInterface.register("attention_on_cuda", lambda *_, **__: None)
         available: Any = nullcontext()
-        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "attention_on_cuda"}
-        if architecture.is_mixture_of_experts:
+        options: dict[str, Any] = {"attn_implementation": "attention_on_cuda"}
+        if architecture.is_mixture_of_experts and _TRANSFORMERS_5:
             # Balanced routing: one grouped matrix product over tokens * top_k rows, whatever the router decides.
             options["experts_implementation"] = "grouped_mm"
-    else:  # releases before 4.49 take only FlashAttention's own name, and look for its package
+    else:  # releases before 4.51 take only FlashAttention's own name, and look for its package
         available = mock.patch.object(
             PreTrainedModel, "_check_and_enable_flash_attn_2", classmethod(_enable_flash_attention)
         )
-        options = {"torch_dtype": dtype, "attn_implementation": "flash_attention_2"}
+        options = {"attn_implementation": "flash_attention_2"}
+    options["dtype" if _TRANSFORMERS_5 else "torch_dtype"] = dtype
     with available, torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, **options)
 

@@ -9,38 +9,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import math
 import uuid
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Annotated, Any
 
 import pydantic
 import ray
 
 import autoconf.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
-from autoconf.operators.console import NewestMeasurements, register_with_console
-
-from ado.core.discoveryspace.samplers import (
-    ExplicitEntitySpaceGridSampleGenerator,
-    WalkModeEnum,
+from autoconf.operators.batches import (
+    Batch,
+    batch_size_for,
+    check_space_can_be_swept,
+    died_as_a_whole,
+    entities_of_space,
+    replays_of,
+    requests_in_flight_for,
+    split_by_validity,
 )
+
 from ado.core.operation.config import DiscoveryOperationEnum, OperatorMetadata
 from ado.modules.operators.base import Explore, measure_or_replay
 from ado.modules.operators.collections import explore_operation
 from ado.modules.operators.console_output import RichConsoleProgressMessage
 from ado.schema.entity import Entity
-from ado.schema.entityspace import EntitySpaceRepresentation
 from ado.schema.measurementspace import MeasurementSpace
-from ado.schema.reference import ExperimentReference
 from ado.schema.request import MeasurementRequest, ReplayedMeasurement
-from ado.schema.result import ValidMeasurementResult
 from ado.utilities.support import prepare_dependent_experiment_input
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 #: ado compares every result of a request with every entity of it, so that a request's cost grows with the square of its
 #: size: 3 ms at 250 entities, 45 ms at 1,000, 1.8 s at 5,000, several times a request (measured on ado-core 2.3.0).
@@ -51,10 +48,6 @@ LIVENESS_CHECK_S = 30.0
 
 #: Seconds that ado's store writer may take to stop; it wakes every 5 s to see whether it should.
 STORE_WRITER_STOPS_S = 8.0
-
-#: How ado's executor supervisor words "the Ray task of this request ended without results" (a crashed worker, say).
-#: A failure of a single entity never carries it. Should ado reword it, such a request is left recorded as invalid.
-EXECUTOR_FAILURE = "Executor task raised:"
 
 
 class BatchedSweepParameters(pydantic.BaseModel):
@@ -91,23 +84,6 @@ class BatchedSweepParameters(pydantic.BaseModel):
             description="The number of times to retry the failed measurements of a request",
         ),
     ] = 0
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Entities that one experiment is to measure under one request index.
-
-    Args:
-        index: The request index; all measurements of an entity share it, as ado's time series asks for.
-        reference: The experiment.
-        entities: At least one.
-        retries: How many times these measurements have failed and been sent again.
-    """
-
-    index: int
-    reference: ExperimentReference
-    entities: list[Entity]
-    retries: int = 0
 
 
 @explore_operation
@@ -157,7 +133,6 @@ class BatchedSweep(Explore):
         self._requests_in_flight = 0
         #: request id -> how often its measurements had been retried when it was sent
         self._retries: dict[str, int] = {}
-        self._newest = NewestMeasurements()
         super().__init__(
             operationActorName=operationActorName,
             namespace=namespace,
@@ -197,10 +172,6 @@ class BatchedSweep(Explore):
     def numberMeasurementsRequested(self) -> int:
         """How many measurements (one entity by one experiment) have been asked for so far, retries included."""
         return self._measurements_requested
-
-    def newest_measurements(self) -> tuple[int, pd.DataFrame]:
-        """For the console: how many measurements of this operation are stored, and the last of them."""
-        return self._newest.count, self._newest.table()
 
     def onUpdate(self, measurementRequest: MeasurementRequest) -> None:
         """ado: the results of a request are in the store."""
@@ -259,7 +230,7 @@ class BatchedSweep(Explore):
 
         fresh = self._batches(entities_of_space(entity_space, stored, size), measurement_space)
         # Follow-ups (dependent experiments, retries) go first: the sooner they start the fewer are left at the end.
-        follow_ups: deque[_Batch] = deque()
+        follow_ups: deque[Batch] = deque()
         while True:
             while self._requests_in_flight < self._slots():
                 batch = follow_ups.popleft() if follow_ups else next(fresh, None)
@@ -282,20 +253,20 @@ class BatchedSweep(Explore):
         """How many requests may be in flight now."""
         return self.params.maxRequestsInFlight or requests_in_flight_for(ray.cluster_resources().get("CPU", 1))
 
-    def _batches(self, groups: Iterable[list[Entity]], measurement_space: MeasurementSpace) -> Iterator[_Batch]:
+    def _batches(self, groups: Iterable[list[Entity]], measurement_space: MeasurementSpace) -> Iterator[Batch]:
         for index, entities in enumerate(groups):
             self._entities_taken += len(entities)
             for experiment in measurement_space.independentExperiments:
-                yield _Batch(index, experiment.reference, entities)
+                yield Batch(index, experiment.reference, entities)
 
-    async def _submit(self, batch: _Batch) -> None:
+    async def _submit(self, batch: Batch) -> None:
         # In a thread: it waits for an actuator, and meanwhile this actor must still hear from ado.
         request_ids = await asyncio.to_thread(self._replay_or_measure, batch)
         self._requests_in_flight += len(request_ids)
         self._measurements_requested += len(batch.entities)
         self._retries.update(dict.fromkeys(request_ids, batch.retries))
 
-    def _replay_or_measure(self, batch: _Batch) -> list[str]:
+    def _replay_or_measure(self, batch: Batch) -> list[str]:
         """Do what `measure_or_replay` does, but replay many entities per request as well."""
         replays: list[ReplayedMeasurement] = []
         # A retry must measure: the entity may carry an older result, or have none.
@@ -332,7 +303,6 @@ class BatchedSweep(Explore):
                 raise RuntimeError(f"ado could not store a measurement: {update}")
             if update.operation_id == self._identifier:
                 self._requests_in_flight -= 1
-                self._newest.add(update)
                 return update
 
     async def _check_actors_live(self) -> None:
@@ -343,10 +313,10 @@ class BatchedSweep(Explore):
         for ping in done:
             await ping
 
-    def _follow_ups(self, request: MeasurementRequest, measurement_space: MeasurementSpace) -> list[_Batch]:
+    def _follow_ups(self, request: MeasurementRequest, measurement_space: MeasurementSpace) -> list[Batch]:
         """What a finished request gives rise to: retries, and experiments that depend on it."""
         valid, invalid = split_by_validity(request)
-        batch = _Batch(
+        batch = Batch(
             index=request.requestIndex,
             reference=request.experimentReference,
             entities=invalid,
@@ -360,9 +330,9 @@ class BatchedSweep(Explore):
             measurement_request=request.model_copy(update={"entities": valid}),
             measurement_space=measurement_space,
         )
-        return again + [_Batch(d.requestIndex, d.experimentReference, d.entities) for d in dependents]
+        return again + [Batch(d.requestIndex, d.experimentReference, d.entities) for d in dependents]
 
-    def _retry(self, request: MeasurementRequest, failed: _Batch) -> list[_Batch]:
+    def _retry(self, request: MeasurementRequest, failed: Batch) -> list[Batch]:
         """The batches that measure the failed entities again, if they are to be."""
         if died_as_a_whole(request):
             # One entity took the worker, and so the results of its neighbours, with it: find out which by sending
@@ -383,134 +353,3 @@ class BatchedSweep(Explore):
                 progress=100 if complete else percent,
             )
         )
-
-
-register_with_console("batched_sweep")
-
-
-def check_space_can_be_swept(entity_space: EntitySpaceRepresentation | None) -> None:
-    """Check that a space has a finite number of points.
-
-    Args:
-        entity_space: None stands for "all entities of the sample store".
-
-    Raises:
-        ValueError: It has a continuous or unbounded dimension; the message names the dimensions of the space.
-    """
-    if entity_space is None:
-        return
-    names = [p.identifier for p in entity_space.constitutiveProperties]
-    hint = "Give each dimension 'values' or an 'interval' and a 'domainRange', or use random_walk."
-    if not entity_space.isDiscreteSpace:
-        raise ValueError(f"batched_sweep measures every point, and a dimension among {names} is continuous. {hint}")
-    try:
-        _ = entity_space.size
-    except AttributeError as error:
-        raise ValueError(
-            f"batched_sweep measures every point, and a dimension among {names} is unbounded. {hint}"
-        ) from error
-
-
-def requests_in_flight_for(cpus: float) -> int:
-    """As many as Ray runs at a time, none to wait.
-
-    A task that hands in its results lends its CPU out meanwhile. If a request waits, Ray starts one more worker for it,
-    and ends one once it has idled for a second: processes that import ado and load a predictor for a request or two.
-    With twice as many requests, 20,000 points took 300 s instead of 165 s (measured with Ray 2.60 on two CPUs).
-
-    Args:
-        cpus: CPUs of the Ray cluster, 0 or more.
-
-    >>> requests_in_flight_for(2.0), requests_in_flight_for(0.5)
-    (2, 1)
-    """
-    return max(1, int(cpus))
-
-
-def batch_size_for(points: int, largest: int, slots: int) -> int:
-    """The number of entities per request that fills all slots, if there are enough entities.
-
-    Args:
-        points: The number of entities, 0 or more.
-        largest: The user's limit, 1 or more.
-        slots: Requests in flight, 1 or more.
-
-    >>> batch_size_for(3960, 250, 4), batch_size_for(100, 250, 4), batch_size_for(0, 250, 4)
-    (250, 25, 1)
-    """
-    return max(1, min(largest, math.ceil(points / slots)))
-
-
-def entities_of_space(
-    entity_space: EntitySpaceRepresentation | None, stored: list[Entity], size: int
-) -> Iterator[list[Entity]]:
-    """All entities of a space in groups, in the order of its points.
-
-    Args:
-        entity_space: None stands for "all stored entities".
-        stored: The entities of the sample store that lie in the space. They come with their results and their own
-            identifiers, so they take precedence over newly made ones.
-        size: Entities per group, 1 or more; the last group may be smaller.
-    """
-    if entity_space is None:
-        for start in range(0, len(stored), size):
-            yield stored[start : start + size]
-        return
-    known: dict[Hashable, Entity] = {}
-    for entity in stored:
-        # As in ado, the first of several entities at one point counts.
-        known.setdefault(point_of(entity), entity)
-    generator = ExplicitEntitySpaceGridSampleGenerator(mode=WalkModeEnum.SEQUENTIAL)
-    for group in generator.entitySpaceIterator(entity_space, batchsize=size):
-        yield [known.get(point_of(entity), entity) for entity in group]
-
-
-def point_of(entity: Entity) -> Hashable:
-    """What identifies the point of a space that an entity stands for, whatever the entity's own identifier."""
-    return frozenset(
-        (value.property.identifier, _hashable(value.value)) for value in entity.constitutive_property_values
-    )
-
-
-def _hashable(value: Any) -> Hashable:
-    return tuple(map(_hashable, value)) if isinstance(value, list) else value
-
-
-def replays_of(batch: _Batch, operation_identifier: str) -> list[ReplayedMeasurement]:
-    """Requests that reuse the results that a batch's entities already have, as `ado...replay.replay` makes them.
-
-    A request holds one result per entity at most, so an entity with n results appears in n requests.
-    """
-    results = {
-        entity.identifier: entity.measurement_results_for_experiment_reference(experiment_reference=batch.reference)
-        for entity in batch.entities
-    }
-    rounds = itertools.zip_longest(*results.values())
-    return [
-        ReplayedMeasurement(
-            operation_id=operation_identifier,
-            requestIndex=batch.index,
-            experimentReference=batch.reference,
-            entities=[e for e, m in zip(batch.entities, measurements, strict=True) if m],
-            measurements=tuple(m for m in measurements if m),
-        )
-        for measurements in rounds
-    ]
-
-
-def split_by_validity(
-    request: MeasurementRequest,
-) -> tuple[list[Entity], list[Entity]]:
-    """The entities of a finished request that have a valid result, and those that have not."""
-    measured = {
-        result.entityIdentifier for result in request.measurements or () if isinstance(result, ValidMeasurementResult)
-    }
-    valid = [e for e in request.entities if e.identifier in measured]
-    invalid = [e for e in request.entities if e.identifier not in measured]
-    return valid, invalid
-
-
-def died_as_a_whole(request: MeasurementRequest) -> bool:
-    """Whether the Ray task of a request with several entities ended without results."""
-    reasons = [getattr(result, "reason", "") for result in request.measurements or ()]
-    return len(reasons) > 1 and all(r.startswith(EXECUTOR_FAILURE) for r in reasons)

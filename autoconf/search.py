@@ -1,0 +1,186 @@
+"""The one road from jobs to answers: domain -> candidates -> rules -> one predictor call -> the smallest GPU count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from autoconf import rules
+from autoconf.memory import GIB, Floats, Integers
+from autoconf.names import Names
+from autoconf.predictors import Predictor
+from autoconf.rules import Booleans, Candidates
+
+Columns = dict[str, list[Any]]  # a field of valid jobs -> its value for each of them
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The smallest number of GPUs that a job fits on, or why there is none."""
+
+    can_recommend: int  # 0 or 1
+    gpus: int | None = None  # per worker; None if there is no recommendation
+    workers: int | None = None
+    reason: str = ""  # why there is no recommendation; empty if there is one
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """Jobs inside a version's domain; all arrays have shape (jobs,)."""
+
+    rows: Integers  # each job's figures in the version's memory table
+    usable_gib: Floats
+    tokens_per_sample: Integers
+    batch_size: Integers
+    gpus_per_worker: Integers
+    max_gpus: Integers
+
+
+_NUMBERS = ("tokens_per_sample", "batch_size", "gpus_per_worker", "max_gpus")
+
+
+def pick(columns: Columns, indices: Sequence[int]) -> Columns:
+    """Some of the jobs."""
+    return {field: [values[index] for index in indices] for field, values in columns.items()}
+
+
+def answer(predictor: Predictor, columns: Columns) -> list[Recommendation]:
+    """Answer jobs whose values are valid, by one version."""
+    jobs, problems = inside(predictor, columns)
+    found = iter(smallest(predictor, jobs))
+    return [Recommendation(0, reason=problem) if problem else next(found) for problem in problems]
+
+
+# --- the domain -------------------------------------------------------------------------------------------------------
+
+
+def inside(predictor: Predictor, columns: Columns) -> tuple[Jobs, list[str]]:
+    """The jobs that lie inside a version's domain, and for each of all jobs why it does not; empty text if it does."""
+    lookup = _lookup(predictor)
+    found = [lookup(*job) for job in zip(*(columns[field] for field in _Lookup.FIELDS), strict=True)]
+    known = [index for index, place in enumerate(found) if not isinstance(place, str)]
+    rows, usable = np.array([found[index] for index in known], float).reshape(-1, 2).T
+    numbers = (np.array([columns[field][index] for index in known], np.int64) for field in _NUMBERS)
+    return Jobs(rows.astype(np.int64), usable, *numbers), [place if isinstance(place, str) else "" for place in found]
+
+
+class _Lookup:
+    """Find a job's figures and memory in a version, or say why it lies outside the version's domain."""
+
+    FIELDS = (
+        "model_name", "method", "gpu_model", "tokens_per_sample", "batch_size", "gradient_accumulation_steps"
+    )  # fmt: skip
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.version, self.domain, self.rows = predictor.card.version, predictor.domain, predictor.rows
+        self.names = {
+            "model_name": Names({name: model.aliases for name, model in self.domain.models.items()}, families=True),
+            "method": Names(dict.fromkeys(self.domain.methods, ())),
+            "gpu_model": Names({name: gpu.aliases for name, gpu in self.domain.gpus.items()}),
+        }
+
+    def __call__(
+        self, model_name: str, method: str, gpu_model: str, tokens: int, batch_size: int, steps: int
+    ) -> tuple[int, float] | str:
+        domain = self.domain
+        found = []
+        for (field, names), value in zip(self.names.items(), (model_name, method, gpu_model), strict=True):
+            name = names.find(value)
+            if name is None:
+                known = names.known_like(value)
+                return f"{field} {value!r} is not in the domain of version {self.version}, which has {known}"
+            found.append(name)
+        model, method, gpu = found
+        for field, number, limit in (
+            ("tokens_per_sample", tokens, domain.max_tokens_per_sample),
+            ("batch_size", batch_size, domain.max_batch_size),
+        ):
+            if number > limit:
+                return f"{field} {number} is beyond the domain of version {self.version}, which ends at {limit}"
+        longest = domain.models[model].max_tokens_per_sample
+        if longest is not None and tokens > longest:
+            return f"tokens_per_sample {tokens} is beyond the {longest} learned positions of {model_name}"
+        return self.rows[model, method, steps > 1], domain.gpus[gpu].usable_gib
+
+
+@lru_cache(maxsize=8)
+def _lookup(predictor: Predictor) -> _Lookup:
+    return _Lookup(predictor)
+
+
+# --- the search -------------------------------------------------------------------------------------------------------
+
+
+def decide(predictor: Predictor, candidates: Candidates) -> Booleans:
+    """Whether candidates fit, shape (candidates,): the rules, then one predictor call for those that pass them."""
+    fits = rules.passing(candidates)
+    fits[fits] = predictor.fits(candidates.subset(fits))
+    return fits
+
+
+def even_counts(predictor: Predictor, jobs: Jobs) -> tuple[Integers, Booleans]:
+    """The numbers of GPUs that jobs may use, whatever their batch: within the limits, and the same on every worker.
+
+    Returns:
+        Counts, ascending, shape (counts,), and which of them each job may use, shape (jobs, counts).
+    """
+    limit = np.minimum(jobs.max_gpus, predictor.domain.max_gpus)
+    counts = np.arange(1, limit.max(initial=0) + 1)
+    even = (counts <= limit[:, None]) & (counts % workers(counts, jobs.gpus_per_worker[:, None]) == 0)
+    used = even.any(axis=0)
+    return counts[used], even[:, used]
+
+
+def workers(gpus: Integers, gpus_per_worker: Integers) -> Integers:
+    """As few as have room for so many GPUs."""
+    return -(-gpus // gpus_per_worker)
+
+
+def smallest(predictor: Predictor, jobs: Jobs) -> list[Recommendation]:
+    """The smallest candidate that fits, for each job."""
+    counts, even = even_counts(predictor, jobs)
+    job, column = np.nonzero(even & (jobs.batch_size[:, None] % counts == 0))
+    gpus = counts[column]
+    tokens_per_gpu = jobs.batch_size[job] / gpus * jobs.tokens_per_sample[job]
+    candidates = Candidates(predictor.memory, jobs.rows[job], gpus, tokens_per_gpu, jobs.usable_gib[job])
+    fits = decide(predictor, candidates)
+    best = np.zeros(len(jobs.rows), np.int64)
+    best[job[fits][::-1]] = gpus[fits][::-1]  # the smallest count is written last
+    without = np.flatnonzero(best == 0)
+    last = np.searchsorted(job, without, side="right") - 1  # each job's largest candidate
+    reasons = iter(_why_not(predictor, candidates.subset(last), jobs, without))
+    return [
+        Recommendation(1, gpus=total // nodes, workers=nodes) if total else Recommendation(0, reason=next(reasons))
+        for total, nodes in zip(best.tolist(), workers(best, jobs.gpus_per_worker).tolist(), strict=True)
+    ]
+
+
+def _why_not(predictor: Predictor, largest: Candidates, jobs: Jobs, which: Integers) -> Sequence[str]:
+    """Why some of the jobs have no recommendation, told for the largest number of GPUs that was considered for each."""
+    if not len(which):
+        return ()
+    most, version = predictor.domain.max_gpus, predictor.card.version
+    batch_sizes, wanted = jobs.batch_size[which], jobs.max_gpus[which]
+    limits, counts = np.minimum(wanted, most), np.arange(1, most + 1)
+    divides = (batch_sizes[:, None] % counts == 0) & (counts <= limits[:, None])
+    divisors = np.where(divides, counts, 0).max(axis=1)
+    peaks = largest.memory.peak_bytes(largest.rows, largest.gpus, largest.tokens_per_gpu) / GIB
+    sentences = []
+    for broken_rule, batch_size, max_gpus, limit, divisor, per_worker, gpus, peak, usable in zip(
+        rules.reasons(largest), batch_sizes, wanted, limits, divisors, jobs.gpus_per_worker[which],
+        largest.gpus, peaks, largest.usable_gib, strict=True,
+    ):  # fmt: skip
+        beyond = f" (where version {version} ends; max_gpus is {max_gpus})" if max_gpus > limit else ""
+        evenly = f" and splits evenly over workers of {per_worker}" if gpus < divisor else ""
+        last = f" (the largest is {gpus})" if gpus < limit else ""
+        cause = (
+            broken_rule
+            or f"training peaks near {peak:.1f} GiB {rules.on_each(gpus)}, which leaves too little of {usable:g} GiB"
+        )
+        divisors_up_to = f"no number of GPUs up to {limit}{beyond} that divides batch_size {batch_size}{evenly}"
+        sentences.append(f"{divisors_up_to} is enough{last}: {cause}")
+    return sentences

@@ -1,0 +1,149 @@
+"""What the command prints for people to read: one answer, and what a version answers for and how well."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+import textwrap
+from typing import Any, TextIO
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from autoconf.names import families
+from autoconf.predictors import Card
+from autoconf.tables import ANSWERS
+from autoconf.workload import TRAINING_STACK, Workload
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person watches a standard stream; there is none where the shell closed it (``>&-``)."""
+    return stream is not None and stream.isatty()
+
+
+def show_answer(answer: dict[str, Any]) -> None:
+    """Print one job and its answer."""
+    table = Table(show_header=False, box=box.SIMPLE, pad_edge=False)
+    for field in Workload.model_fields:
+        table.add_row(field, escape(str(answer[field])))
+    table.add_section()
+    for field in ANSWERS if not answer["can_recommend"] else ANSWERS[:-1]:
+        if answer[field] is not None:
+            table.add_row(field, escape(str(answer[field])), style="bold")
+    _print(table)
+
+
+def show_summary(card: Card, default: bool) -> None:
+    """Print what a version answers for, in few lines."""
+    domain, evaluation = card.domain, card.evaluation
+    by_number = sorted(families(domain.models).items(), key=lambda family: -len(family[1]))
+    models = (f"{len(names)} {family}" for family, names in by_number)
+    _show_heading(card, default)
+    for title, text in {
+        "models": f"{len(domain.models)}: {', '.join(models)}",
+        "methods": ", ".join(domain.methods),
+        "GPUs": ", ".join(domain.gpus),
+        "limits": f"up to {domain.max_tokens_per_sample:,} tokens per sample, batch size {domain.max_batch_size:,}, "
+        f"{domain.max_gpus} GPUs",
+        "stack": TRAINING_STACK,
+        "figures": "; ".join(f"{name}: {value:g} %" for name, value in [*evaluation.get("figures", {}).items()][:2]),
+    }.items():
+        _show_paragraph(f"{title:9}", text)
+    typer.echo(f"{'more':9}ado-autoconf versions {card.version} [--models]\n")
+
+
+def show_version(card: Card, default: bool) -> None:
+    """Print all about a version but its models' names."""
+    _show_heading(card, default)
+    _show_paragraph("", f"Training stack: {TRAINING_STACK}.")
+    typer.echo()
+    domain = card.domain.model_dump()
+    limits = {key: value for key, value in domain.items() if key not in ("models", "gpus", "methods")}
+    for rows in (
+        [
+            {"GPU": gpu, "usable memory": f"{g['usable_gib']:g} GiB", "also known as": ", ".join(g["aliases"])}
+            for gpu, g in domain["gpus"].items()
+        ],
+        [{"method": method} for method in domain["methods"]],
+        [{"limit": limit, "": value} for limit, value in limits.items()],
+        *figure_tables(card.evaluation),
+    ):
+        _print(_table(rows))
+        typer.echo()
+
+
+def show_models(card: Card, default: bool) -> None:
+    """Print a version's models and their other names, each on a line of its own, to be copied."""
+    _show_heading(card, default)
+    for name, model in card.domain.models.items():
+        limit = model.max_tokens_per_sample
+        typer.echo(name if limit is None else f"{name} (up to {limit:,} tokens per sample)")
+        for alias in model.aliases:
+            typer.echo(f"    {alias}")
+
+
+def _show_heading(card: Card, default: bool) -> None:
+    typer.echo(f"version {card.version}{', the default' if default else ''}, made {card.created}\n")
+
+
+def _show_paragraph(start: str, text: str) -> None:
+    """Print text below itself, in lines as wide as the terminal, broken at spaces and nowhere else."""
+    width = shutil.get_terminal_size().columns
+    wrapped = textwrap.wrap(
+        text, width, initial_indent=start, subsequent_indent=" " * len(start), break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
+    typer.echo("\n".join(wrapped))
+
+
+def _print(table: Table) -> None:
+    """Print to a terminal as wide and colourful as it is, elsewhere as plain lines of any length."""
+    if is_terminal(sys.stdout):
+        Console(highlight=False).print(table)
+        return
+    console = Console(file=io.StringIO(), force_terminal=False, width=100_000)
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        typer.echo(line.rstrip())
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    """A table of rows that have the same keys; the first column's names stay whole."""
+    table = Table(box=box.SIMPLE if is_terminal(sys.stdout) else None, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, column in enumerate(rows[0] if rows else ()):
+        table.add_column(escape(column), overflow="fold", no_wrap=index == 0)
+    for row in rows:
+        table.add_row(*(escape("" if value is None else str(value)) for value in row.values()))
+    return table
+
+
+def figure_tables(evaluation: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """A card's figures, whatever they are, as tables; a table is a list of rows with the same keys.
+
+    >>> figure_tables({"jobs": 3960, "figures": {"same decision": {"value": 0.99, "required": 0.97}}})
+    [[{'evaluation': 'jobs', '': 3960}], [{'figures': 'same decision', 'value': 0.99, 'required': 0.97}]]
+    >>> figure_tables({"measured": {"runs": 270}, "by family": [{"family": "llama", "wrong %": 0.0}]})
+    [[{'measured': 'runs', '': 270}], [{'family': 'llama', 'wrong %': 0.0}]]
+    """
+    alone = {key: value for key, value in evaluation.items() if not _is_table(value)}
+    tables = [[{"evaluation": key, "": value} for key, value in alone.items()]] if alone else []
+    for title, value in evaluation.items():
+        if title not in alone:
+            named = value.items() if isinstance(value, dict) else ((None, row) for row in value)
+            rows = [
+                ({} if key is None else {title: key}) | (inner if isinstance(inner, dict) else {"": inner})
+                for key, inner in named
+            ]
+            columns = dict.fromkeys(column for row in rows for column in row)
+            tables.append([{column: row.get(column) for column in columns} for row in rows])
+    return tables
+
+
+def _is_table(value: Any) -> bool:
+    """Whether a figure is a dict, or a list of them, that is not empty."""
+    return bool(value) and (isinstance(value, dict) or (isinstance(value, list) and isinstance(value[0], dict)))
