@@ -140,10 +140,10 @@ def _base_model(architecture: Architecture, dtype: torch.dtype, layers: int | No
     if hasattr(transformers, "AttentionInterface"):
         from transformers.integrations import flash_attention
 
-        transformers.AttentionInterface.register("fake_attention", flash_attention.flash_attention_forward)
-        transformers.AttentionMaskInterface.register("fake_attention", lambda *_, **__: None)
+        transformers.AttentionInterface.register("attention_on_cuda", flash_attention.flash_attention_forward)
+        transformers.AttentionMaskInterface.register("attention_on_cuda", lambda *_, **__: None)
         available: Any = nullcontext()
-        options: dict[str, Any] = {"attn_implementation": "fake_attention"}
+        options: dict[str, Any] = {"attn_implementation": "attention_on_cuda"}
         if architecture.is_mixture_of_experts and _TRANSFORMERS_5:
             # Balanced routing: one grouped matrix product over tokens * top_k rows, whatever the router decides.
             options["experts_implementation"] = "grouped_mm"
