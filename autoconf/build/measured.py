@@ -123,6 +123,11 @@ def in_group(comparisons: Sequence[Comparison], group: Group) -> list[Comparison
     return [c for c in comparisons if c.run.framework in group.frameworks and c.run.peak_gib is not None]
 
 
+def judged(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Rows of all groups: those whose stack is traced as it was."""
+    return [c for group in GROUPS for c in in_group(comparisons, group)]
+
+
 def differences(comparisons: Sequence[Comparison]) -> np.ndarray:
     """Absolute differences in percent; infinite where a run could not be traced."""
     found = (c.difference_percent for c in comparisons)
@@ -146,7 +151,7 @@ def group_table(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
                 "rows": group.name,
                 "traced": f"{len(off)} of {len(found)}",
                 **{
-                    name: f"{figure:.2g} % (required {required:g}, aim {aim:g})"
+                    name: f"{figure:.{2 if figure < 10 else 3}g} % (required {required:g}, aim {aim:g})"
                     for name, figure, (required, aim) in zip(
                         ("median", "95th percentile", "worst"), figures, asked, strict=True
                     )
@@ -169,9 +174,8 @@ def required_is_met(comparisons: Sequence[Comparison]) -> bool:
 def by_stack(comparisons: Sequence[Comparison], above_percent: float) -> list[dict[str, Any]]:
     """Models and stacks whose rows differ by more than a limit in the mean, or cannot be traced."""
     together: dict[tuple[str, str, str, int], list[Comparison]] = {}
-    for c in comparisons:
-        if c.run.peak_gib is not None:
-            together.setdefault((c.run.model, c.run.method, c.run.stack_name, c.run.gpus), []).append(c)
+    for c in judged(comparisons):
+        together.setdefault((c.run.model, c.run.method, c.run.stack_name, c.run.gpus), []).append(c)
     rows = []
     for (model, method, stack, gpus), of_stack in together.items():
         found = [c.difference_percent for c in of_stack if c.difference_percent is not None]
@@ -183,7 +187,7 @@ def by_stack(comparisons: Sequence[Comparison], above_percent: float) -> list[di
 
 def worst_rows(comparisons: Sequence[Comparison], count: int = 10) -> list[dict[str, Any]]:
     """The rows that disagree most."""
-    measured = [c for c in comparisons if c.run.peak_gib is not None]
+    measured = judged(comparisons)
     order = np.argsort(-differences(measured))[:count]
     return [_row(measured[index]) for index in order]
 
