@@ -57,7 +57,8 @@ def python_of(libraries: Libraries) -> Path:
 def _call(command: list[str]) -> None:
     finished = subprocess.run(command, capture_output=True, text=True)
     if finished.returncode:
-        raise AutoConfError(f"{' '.join(command)} failed: {finished.stderr.strip().splitlines()[-1:]}")
+        last = (finished.stderr.strip().splitlines() or [f"exit {finished.returncode}"])[-1]
+        raise AutoConfError(f"{' '.join(command)} failed: {last}")
 
 
 def traced(libraries: Libraries | None, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
