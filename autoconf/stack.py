@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Dtype = Literal["bfloat16", "float32"]
 Optim = Literal["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor", "sgd"]
+Checkpointing = Literal["none", "reentrant", "non-reentrant"]
 Sharding = Literal["ddp", "fsdp1", "fsdp2"]
 # Modules of decoder layers with fused Triton kernels, as fms-acceleration's plugin "fast_kernels" names them.
 Kernel = Literal["fast_loss", "fast_rms_layernorm", "fast_rope_embeddings", "fused_lora"]
@@ -39,7 +40,7 @@ class Stack(BaseModel):
     )
     torch_dtype: Dtype = Field(default="bfloat16", description="dtype of the loaded parameters")
     mixed_precision: Literal["no", "bf16"] = Field(default="no", description="the Trainer's flag bf16")
-    gradient_checkpointing: Literal["none", "reentrant", "non-reentrant"] = Field(
+    gradient_checkpointing: Checkpointing = Field(
         default="non-reentrant",
         description="recompute each decoder layer in the backward pass, and by which of torch's ways",
     )

@@ -22,6 +22,9 @@ _NEEDED = ("numpy", "pandas", "pydantic", "pyyaml", "rich", "filelock", "platfor
 class Libraries:
     """Versions of what decides what training holds; torch is ours everywhere: only 2.13.0 traces FSDP on fake
     tensors.
+
+    >>> Libraries("4.48.1", "0.13.2", "1.0.1", "0.43.3").name
+    'transformers-4.48.1-peft-0.13.2-accelerate-1.0.1-bitsandbytes-0.43.3'
     """
 
     transformers: str
@@ -57,7 +60,8 @@ def python_of(libraries: Libraries) -> Path:
 def _call(command: list[str]) -> None:
     finished = subprocess.run(command, capture_output=True, text=True)
     if finished.returncode:
-        raise AutoConfError(f"{' '.join(command)} failed: {finished.stderr.strip().splitlines()[-1:]}")
+        last = (finished.stderr.strip().splitlines() or [f"exit {finished.returncode}"])[-1]
+        raise AutoConfError(f"{' '.join(command)} failed: {last}")
 
 
 def traced(libraries: Libraries | None, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -49,7 +49,12 @@ class _FlashAttention(torch.autograd.Function):
 
 
 def flash_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-    """In place of transformers' ``_flash_attention_forward``, whose first three arguments these are."""
+    """In place of transformers' ``_flash_attention_forward``, whose first three arguments these are.
+
+    >>> query, key, value = (torch.empty(2, 512, heads, 64, device="meta") for heads in (8, 2, 2))
+    >>> flash_attention(query, key, value).shape
+    torch.Size([2, 512, 8, 64])
+    """
     return _FlashAttention.apply(query, key, value)
 
 
@@ -151,7 +156,11 @@ _BLOCK, _NESTED_BLOCK = 64, 256  # parameters that share a maximum, and maxima t
 
 
 def dequantized(packed: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    """The bfloat16 copy of a 4-bit weight, made after its double-quantised maxima were."""
+    """The bfloat16 copy of a 4-bit weight, made after its double-quantised maxima were.
+
+    >>> dequantized(torch.empty(8 * 64 // 2, 1, dtype=torch.uint8, device="meta"), (8, 64)).dtype
+    torch.bfloat16
+    """
     _maxima = packed.new_empty(shape[0] * shape[1] // _BLOCK, dtype=torch.float32)
     return packed.new_empty(shape, dtype=torch.bfloat16)
 

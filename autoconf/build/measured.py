@@ -162,11 +162,14 @@ def group_table(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
 
 
 def required_is_met(comparisons: Sequence[Comparison]) -> bool:
-    """Whether every group keeps to what is required of it."""
+    """Whether every group can be traced, and keeps to what is required of it."""
     for group in GROUPS:
         off = differences(in_group(comparisons, group))
         asked = zip((50, 95, 100), (group.median, group.percentile_95, group.worst), strict=True)
-        if len(off) and any(np.percentile(off, share) > required for share, (required, _) in asked):
+        # Percentiles next to what is infinite are not a number, and that is above nothing.
+        if not np.isfinite(off).all() or any(
+            np.percentile(off, share) > most for share, (most, _) in asked if len(off)
+        ):
             return False
     return True
 
@@ -242,10 +245,10 @@ def section(comparisons: Sequence[Comparison], picture: str | None, *, today: bo
     if picture:
         parts.append(f"![Traced over measured peaks]({picture})")
     if today:
-        parts += [
-            f"Stacks that differ by more than {_WORTH_A_CAUSE:g} %:",
-            markdown(by_stack(comparisons, _WORTH_A_CAUSE)),
-        ]
+        if stacks := by_stack(comparisons, _WORTH_A_CAUSE):
+            parts += [f"Stacks that differ by more than {_WORTH_A_CAUSE:g} %:", markdown(stacks)]
+        else:
+            parts.append(f"No stack differs by more than {_WORTH_A_CAUSE:g} %.")
         return "\n\n".join(parts)
     if worst := worst_rows(comparisons):
         parts += ["The rows that disagree most:", markdown(worst)]

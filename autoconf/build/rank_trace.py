@@ -214,6 +214,12 @@ def figures(job: Job) -> RankFigures:
 
     Raises:
         TraceError: the traced program is not affine in tokens, depth or 1 / GPUs, or holds a tensor of tokens x tokens.
+
+    >>> from autoconf.build.architectures import architectures
+    >>> from autoconf.stack import Stack
+    >>> held = figures(Job(architectures()["santacoder-1.1b"], "full", Stack(optim="adamw_torch_fused")))
+    >>> f"{held.peak_bytes(tokens=8192, gpus=1) / 2**30:.1f} GiB"
+    '13.7 GiB'
     """
     coefficients = _coefficients(job)
     optimizer = optimizer_bytes(job.stack.optim, trainable_shapes(job))

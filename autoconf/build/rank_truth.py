@@ -60,7 +60,11 @@ class Result:
 
 
 def small(architecture: Architecture, layers: int) -> Architecture:
-    """An architecture cut down to what real tensors on a CPU can hold: 128 wide."""
+    """An architecture cut down to what real tensors on a CPU can hold: 128 wide.
+
+    >>> small(architectures()["mistral-7b-v0.1"], layers=4).layers
+    4
+    """
     config = {
         **architecture.config,
         "hidden_size": 128, "intermediate_size": 448, "num_attention_heads": 4, "num_key_value_heads": 2,

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import difflib
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pandas as pd
 import yaml
 
+from autoconf import workload
 from autoconf.build.architectures import Architecture, architectures, gpu_types
 from autoconf.build.environments import Libraries
 from autoconf.errors import BadInput
-from autoconf.stack import Stack
+from autoconf.stack import Checkpointing, Stack
 
+_LIBRARIES = ("transformers", "peft", "accelerate")
 _BENCHMARKS = (
     "model", "method", "number_gpus", "per_device_train_batch_size", "gradient_accumulation_steps", "tokens_per_sample",
-    "mixed_precision", "framework", "lora_targets", "peak_allocated_gib", "failed",
-    "transformers", "peft", "accelerate",
+    "mixed_precision", "framework", "lora_targets", "peak_allocated_gib", "failed", *_LIBRARIES,
 )  # fmt: skip
+_FAILED = {"0": False, "1": True}
 _CAMPAIGN = ("model_name", "method", "gpu_model", "number_gpus", "tokens_per_sample", "batch_size")
 
 
@@ -76,7 +81,7 @@ def read_runs(path: Path) -> list[Run]:
 
     Raises:
         BadInput: the file cannot be read, a column is missing, or a cell cannot be what it says; the message names the
-            line.
+            line and the column, and says what is allowed.
     """
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -95,22 +100,57 @@ def read_runs(path: Path) -> list[Run]:
             continue
         try:
             runs.append((_campaign_run if is_campaign else _benchmark_run)(line, row))
-        except (KeyError, ValueError) as error:
-            raise BadInput(f"{path}, line {line}: {type(error).__name__}: {error}") from None
+        except ValueError as error:
+            raise BadInput(f"{path}, line {line}: {error}") from None
     return runs
+
+
+def _one_of(row: dict[str, str], column: str, meanings: Mapping[str, Any]) -> Any:
+    """What a cell means.
+
+    >>> _one_of({"failed": "1"}, "failed", {"0": False, "1": True})
+    True
+    >>> _one_of({"failed": "x"}, "failed", {"0": False, "1": True})
+    Traceback (most recent call last):
+    ValueError: failed: must be one of 0, 1; got 'x'
+    """
+    value = row[column]
+    if value not in meanings:
+        few = len(meanings) <= 12
+        names = meanings if few else difflib.get_close_matches(value, meanings, cutoff=0)
+        allowed = f"one of {', '.join(names)}" if few else f"one of {len(meanings)} names, such as {', '.join(names)}"
+        raise ValueError(f"{column}: must be {allowed}; got {value!r}")
+    return meanings[value]
+
+
+def _whole(row: dict[str, str], column: str) -> int:
+    return workload.whole_number(column, row[column])
+
+
+def _gib(row: dict[str, str], column: str) -> float:
+    try:
+        number = float(row[column])
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"{column}: must be a number of GiB > 0, got {row[column]!r}")
+    return number
 
 
 def _campaign_run(line: int, row: dict[str, str]) -> Run:
     source = _sources()["campaign"]
-    architecture = architectures()[row["model_name"]]
-    version, steps = row["fms_hf_tuning"], row["gradient_accumulation_steps"]
+    architecture = _one_of(row, "model_name", architectures())
+    version = row["fms_hf_tuning"]
+    libraries = Libraries(*_one_of(row, "fms_hf_tuning", source["libraries"]))
     settings = {**source["all"], **source["versions"].get(version, {})}
-    settings["gradient_accumulation"] = not steps or int(steps) > 1  # the actuator's default is 4
-    settings["gradient_checkpointing"] = row["checkpointing"]
+    # The actuator's default is 4.
+    accumulates = not row["gradient_accumulation_steps"] or _whole(row, "gradient_accumulation_steps") > 1
+    settings["gradient_accumulation"] = accumulates
+    settings["gradient_checkpointing"] = _one_of(row, "checkpointing", {way: way for way in get_args(Checkpointing)})
     fast = row["fast_kernels"] != "none"
     settings["kernels"] = tuple(source["fast_kernels"]) if fast else ()
     installed = architecture.family in source["traced_with_installed_libraries"]
-    gpus = int(row["number_gpus"])
+    gpus = _whole(row, "number_gpus")
     return Run(
         line=line,
         model=row["model_name"],
@@ -119,10 +159,10 @@ def _campaign_run(line: int, row: dict[str, str]) -> Run:
         stack=Stack(**settings),
         framework=f"fms-hf-tuning {version}" + (", fast kernels" if fast else ""),
         gpus=gpus,
-        tokens_per_gpu=int(row["batch_size"]) * int(row["tokens_per_sample"]) // gpus,
-        libraries=None if installed else Libraries(*source["libraries"][version]),
-        usable_gib=gpu_types()[row["gpu_model"]].usable_gib,
-        failed=row["failed"] == "1",
+        tokens_per_gpu=_whole(row, "batch_size") * _whole(row, "tokens_per_sample") // gpus,
+        libraries=None if installed else libraries,
+        usable_gib=_one_of(row, "gpu_model", gpu_types()).usable_gib,
+        failed=_one_of(row, "failed", _FAILED),
         peak_gib=None,
         unreported_gib=0.0,
     )
@@ -130,12 +170,16 @@ def _campaign_run(line: int, row: dict[str, str]) -> Run:
 
 def _benchmark_run(line: int, row: dict[str, str]) -> Run:
     source = _sources()["benchmarks"]
-    model = source["models"][row["model"]]
+    model = _one_of(row, "model", source["models"])
     entry = architectures()[model["architecture"]]
     architecture = entry.model_copy(update={"config": {**entry.config, "vocab_size": model["vocab_size"]}})
     stack = _stack(row, source)
-    gpus = int(row["number_gpus"])
-    tokens = int(row["tokens_per_sample"] or source["tokens_per_sample"].get(row["model"]) or source["longest_sample"])
+    quantized = stack.quantization == "nf4"
+    methods = {"qlora": "qlora", "gptq-lora": "qlora"} if quantized else {"full": "full", "lora": "lora"}
+    versions = {library: workload.name(library, row[library]) for library in _LIBRARIES}
+    gpus = _whole(row, "number_gpus")
+    longest = source["tokens_per_sample"].get(row["model"], source["longest_sample"])
+    tokens = _whole(row, "tokens_per_sample") if row["tokens_per_sample"] else longest
     unreported = 0.0
     if gpus > 1 and not stack.shard_adapters:
         # The Trainer's memory tracker adds stages up, and whole adapters come to the GPU between two of them
@@ -145,23 +189,24 @@ def _benchmark_run(line: int, row: dict[str, str]) -> Run:
         line=line,
         model=row["model"],
         architecture=architecture,
-        method="qlora" if stack.quantization == "nf4" else row["method"],
+        method=_one_of(row, "method", methods),
         stack=stack,
         framework=row["framework"],
         gpus=gpus,
-        tokens_per_gpu=int(row["per_device_train_batch_size"]) * tokens,
-        libraries=Libraries(row["transformers"], row["peft"], row["accelerate"], source["bitsandbytes"]),
+        tokens_per_gpu=_whole(row, "per_device_train_batch_size") * tokens,
+        libraries=Libraries(**versions, bitsandbytes=source["bitsandbytes"]),
         usable_gib=gpu_types()["NVIDIA-A100-SXM4-80GB"].usable_gib,
-        failed=row["failed"] == "1",
-        peak_gib=float(row["peak_allocated_gib"]) if row["peak_allocated_gib"] and row["tokens_per_sample"] else None,
+        failed=_one_of(row, "failed", _FAILED),
+        peak_gib=_gib(row, "peak_allocated_gib") if row["peak_allocated_gib"] and row["tokens_per_sample"] else None,
         unreported_gib=unreported,
     )
 
 
 def _stack(row: dict[str, str], source: dict[str, Any]) -> Stack:
-    settings = {**source["all"], **source["frameworks"][row["framework"]]}
-    settings["mixed_precision"] = "bf16" if row["mixed_precision"] in ("bf16", "fp16") else "no"
-    settings["gradient_accumulation"] = int(row["gradient_accumulation_steps"]) > 1
+    settings = {**source["all"], **_one_of(row, "framework", source["frameworks"])}
+    # As large as bfloat16.
+    settings["mixed_precision"] = _one_of(row, "mixed_precision", {"none": "no", "bf16": "bf16", "fp16": "bf16"})
+    settings["gradient_accumulation"] = _whole(row, "gradient_accumulation_steps") > 1
     if row["lora_targets"]:
         settings["lora_targets"] = tuple(row["lora_targets"].split("|"))
     return Stack(**settings)

@@ -47,6 +47,10 @@ class Job:
 
     Raises:
         ValueError: the method is qlora and the stack does not quantise, or the reverse.
+
+    >>> from autoconf.build.architectures import architectures
+    >>> Job(architectures()["mistral-7b-v0.1"], "lora", Stack(sharding="ddp"), gpus=2).shards
+    False
     """
 
     architecture: Architecture
@@ -108,7 +112,12 @@ def build_model(job: Job, layers: int | None = None) -> nn.Module:
 
 
 def trainable_shapes(job: Job) -> list[Shape]:
-    """Trainable parameters of the whole model, in the dtype and the dimensions in which the optimizer has them."""
+    """Trainable parameters of the whole model, in the dtype and the dimensions in which the optimizer has them.
+
+    >>> from autoconf.build.architectures import architectures
+    >>> trainable_shapes(Job(architectures()["mistral-7b-v0.1"], "lora", Stack(lora_r=16)))[0]
+    Shape(dimensions=(16, 4096), itemsize=2, embedding=False)
+    """
     model = build_model(job)
     embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
     # torch/distributed/fsdp/_flat_param.py, _use_sharded_views: what a rank has of a parameter is a piece of the flat
@@ -122,7 +131,12 @@ def trainable_shapes(job: Job) -> list[Shape]:
 
 
 def lora_targets(architecture: Architecture, stack: Stack) -> list[str] | str:
-    """What PEFT's ``target_modules`` is given."""
+    """What PEFT's ``target_modules`` is given.
+
+    >>> from autoconf.build.architectures import architectures
+    >>> lora_targets(architectures()["mistral-7b-v0.1"], Stack(lora_targets=("q_proj", "up_proj")))
+    ['q_proj', 'up_proj']
+    """
     if stack.lora_targets == "default":
         return list(architecture.lora_targets)
     if stack.lora_targets == "attention":
