@@ -202,6 +202,18 @@ def test_figures_hold_the_optimizer_of_the_stack():
     assert figures.step > 0
 
 
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_traces_of_two_ranks_foretell_every_other(gpus):
+    job = small_job("lora", gpus=gpus, sharding="fsdp1", adapter_dtype="float32", lora_dropout=0.1)
+    foretold = rank_trace.figures_of_ranks(job, [4, 64])
+    for rank, figures in foretold.items():
+        traced = rank_trace.figures(replace(job, stack=job.stack.model_copy(update={"lora_r": rank})))
+        for tokens in (512, 65_536):
+            peak = traced.peak_bytes(tokens, gpus)
+            assert figures.peak_bytes(tokens, gpus) == pytest.approx(peak, abs=64)
+    assert foretold[4].peak_bytes(512, gpus) < foretold[64].peak_bytes(512, gpus)
+
+
 def test_the_recorder_follows_storages_that_are_resized_and_released():
     with FakeTensorMode(), recorded(61) as recorder, recorder.resizes():
         gathered = torch.empty(100)

@@ -15,7 +15,7 @@ by one, and extrapolates each to the full depth. Anything that breaks these assu
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,6 +39,7 @@ DEPTHS = {False: (2, 4), True: (4, 6)}
 SAMPLES = 2  # a single sample would make some copies unnecessary
 TOKENS = (2039, 4093)  # per sample; primes, so that a dimension of this size can only mean "tokens"
 GPUS = (2, 4)
+RANKS = (8, 16)  # of adapters
 
 
 class TraceError(RuntimeError):
@@ -221,7 +222,31 @@ def figures(job: Job) -> RankFigures:
     >>> f"{held.peak_bytes(tokens=8192, gpus=1) / 2**30:.1f} GiB"
     '13.7 GiB'
     """
-    coefficients = _coefficients(job)
+    return _figures(job, _coefficients(job))
+
+
+def figures_of_ranks(job: Job, ranks: Sequence[int]) -> dict[int, RankFigures]:
+    """Figures of a LoRA job for any ranks, from traces of two: bytes are affine in the rank of adapters.
+
+    Args:
+        job: a job of method ``lora`` or ``qlora``; its stack's own rank does not matter.
+        ranks: the ranks to give figures for, each >= 1.
+
+    Raises:
+        TraceError: as ``figures``, or the two ranks run other ops.
+    """
+    low, high = (_coefficients(_with_rank(job, rank)) for rank in RANKS)
+    if low.shape != high.shape:
+        raise TraceError(f"{job.architecture.name}: ranks {RANKS[0]} and {RANKS[1]} run other ops")
+    per_rank = (high - low) / (RANKS[1] - RANKS[0])
+    return {rank: _figures(_with_rank(job, rank), low + per_rank * (rank - RANKS[0])) for rank in ranks}
+
+
+def _with_rank(job: Job, rank: int) -> Job:
+    return replace(job, stack=job.stack.model_copy(update={"lora_r": rank}))
+
+
+def _figures(job: Job, coefficients: np.ndarray) -> RankFigures:
     optimizer = optimizer_bytes(job.stack.optim, trainable_shapes(job))
     return RankFigures(
         moments=_envelope(coefficients[:-1]),
