@@ -242,7 +242,7 @@ def test_a_program_that_depends_on_the_tokens_is_refused(monkeypatch):
     forward = nn.Linear.forward
 
     def another_op_for_long_inputs(module: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
-        return forward(module, hidden.clone() if hidden.shape[-2] == rank_trace.TOKENS[0] else hidden.neg())
+        return forward(module, hidden * 2 if hidden.shape[-2] == rank_trace.TOKENS[0] else hidden / 2)
 
     monkeypatch.setattr(nn.Linear, "forward", another_op_for_long_inputs)
     with pytest.raises(rank_trace.TraceError, match=f"2 layers, {rank_trace.TOKENS[1]} tokens and 1 GPUs run other"):
