@@ -321,7 +321,7 @@ def test_a_section_is_written_between_its_markers_and_nothing_else(tmp_path):
     path.write_text("a\n<!-- x: written by y -->\nold\n<!-- end of x -->\nb\n")
     readme.write_section(path, "x", "y", "new")
     assert path.read_text() == "a\n<!-- x: written by y -->\n\nnew\n\n<!-- end of x -->\nb\n"
-    with pytest.raises(ValueError, match="has no markers for the z"):
+    with pytest.raises(ValueError, match="no section for z: it needs the markers <!-- z: written by y -->"):
         readme.write_section(path, "z", "y", "new")
 
 

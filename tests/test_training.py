@@ -13,6 +13,7 @@ import torch.distributed as dist  # noqa: E402
 from accelerate.utils import DistributedDataParallelKwargs  # noqa: E402
 from small_jobs import small_job, small_rank  # noqa: E402
 from torch import nn  # noqa: E402
+from transformers import Adafactor  # noqa: E402
 
 from autoconf.build import rank_trace, training  # noqa: E402
 from autoconf.build.architectures import architectures  # noqa: E402
@@ -28,6 +29,18 @@ def test_a_method_that_the_quantization_contradicts_is_refused(method, settings)
     quantization = settings.get("quantization", "none")
     with pytest.raises(ValueError, match=f"method '{method}' and quantization '{quantization}' exclude each other"):
         small_job(method, **settings)
+
+
+def test_adafactor_is_refused_where_it_cannot_step():
+    with pytest.raises(ValueError, match="optim 'adafactor' and sharding 'fsdp2' exclude each other"):
+        small_job("full", gpus=2, optim="adafactor")
+    small_job("full", gpus=1, optim="adafactor")
+    with small_rank(small_job("full", gpus=2)) as rank:
+        for parameter in rank.trainable:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer = Adafactor(rank.trainable, lr=1e-3, scale_parameter=False, relative_step=False)
+        with pytest.raises(RuntimeError, match=r"mixed .* and DTensor"):
+            optimizer.step()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

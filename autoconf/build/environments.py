@@ -20,8 +20,7 @@ _NEEDED = ("numpy", "pandas", "pydantic", "pyyaml", "rich", "filelock", "platfor
 
 @dataclass(frozen=True)
 class Libraries:
-    """Versions of what decides what training holds; torch is ours everywhere: only 2.13.0 traces FSDP on fake
-    tensors.
+    """Versions of what decides what training holds; torch is 2.13.0 everywhere, which traces FSDP on fake tensors.
 
     >>> Libraries("4.48.1", "0.13.2", "1.0.1", "0.43.3").name
     'transformers-4.48.1-peft-0.13.2-accelerate-1.0.1-bitsandbytes-0.43.3'

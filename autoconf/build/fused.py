@@ -153,9 +153,7 @@ def _forward_with_fused_loss(causal_lm: Any, input_ids: torch.Tensor, labels: to
 def _times_4bit_with_adapter(
     hidden: torch.Tensor, packed: torch.Tensor, shape: tuple[int, int], down: torch.Tensor, up: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """fused_ops/unsloth_lora/utils.py, matmul_lora: the product, and the input after dropout, which the caller
-    saves.
-    """
+    """fused_ops/unsloth_lora/utils.py, matmul_lora: the product, and the input after dropout, to be saved."""
     out = F.linear(hidden, kernels.dequantized(packed, shape))
     dropped = torch.native_dropout(hidden, 0.5, True)[0]
     out += F.linear(F.linear(dropped, down.to(hidden.dtype)), up.to(hidden.dtype))

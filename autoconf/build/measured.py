@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autoconf.build import environments
-from autoconf.build.readme import markdown, write_section
+from autoconf.build.readme import markdown, require_section, write_section
 from autoconf.build.runs import Run, read_runs
 from autoconf.errors import AutoConfError, BadInput
 from autoconf.memory import GIB, RankFigures
@@ -30,9 +30,8 @@ from autoconf.predictors import MODELS
 # aten/src/ATen/cuda/CublasHandlePool.cpp: :4096:2:16:8 KiB for each handle and stream on an A100, that is for the main
 # thread's and autograd's; PyTorch's allocator counts them.
 CUBLAS_GIB = 2 * (2 * 4096 + 8 * 16) * 1024 / GIB
-
-
 _WORTH_A_CAUSE = 2.0  # percent, between libraries of two times
+
 # GiB that must stay free beside what is traced, by whether there are several GPUs: as such, and as a share of
 # activations, between whose blocks PyTorch's allocator leaves gaps. The versions' README derives them and says what the
 # runs allow.
@@ -54,7 +53,7 @@ class Group:
     """Rows that are judged together, and what is asked of them, in percent of the measured peak."""
 
     name: str
-    frameworks: tuple[str, ...]  # prefixes of ``framework`` are not meant: whole names
+    frameworks: tuple[str, ...]
     median: tuple[float, float]  # required, aim
     percentile_95: tuple[float, float]
     worst: tuple[float, float]
@@ -135,9 +134,7 @@ def differences(comparisons: Sequence[Comparison]) -> np.ndarray:
 
 
 def group_table(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """A row for each group: median, 95th percentile and worst of the absolute difference in percent, and what is
-    asked.
-    """
+    """A row for each group: median, 95th percentile and worst of the absolute difference, and what is asked."""
     rows = []
     for group in GROUPS:
         found = differences(in_group(comparisons, group))
@@ -265,8 +262,12 @@ def write(comparisons: Sequence[Comparison], name: str, *, today: bool) -> None:
     if not today and any(c.run.peak_gib is not None for c in comparisons):
         picture = f"{name}.png"
         draw(comparisons, MODELS / picture)
-    what = f"{name}, installed libraries" if today else name
+    what = _section_name(name, today)
     write_section(MODELS / "README.md", what, "make measured", section(comparisons, picture, today=today))
+
+
+def _section_name(name: str, today: bool) -> str:
+    return f"{name}, installed libraries" if today else name
 
 
 def show(title: str, rows: Sequence[dict[str, Any]], console: Console) -> None:
@@ -290,6 +291,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console()
     try:
+        if options.write:  # before minutes of traces
+            require_section(MODELS / "README.md", _section_name(options.runs.stem, options.today), "make measured")
         comparisons = compare(read_runs(options.runs), today=options.today)
     except BadInput as error:
         print(error, file=sys.stderr)

@@ -162,9 +162,8 @@ def run(job: Job, *, layers: int | None, tokens: int, real: bool = False) -> Tra
         job: what to train, how, and on how many GPUs.
         layers: depth of a shortened stack; ``None`` for the whole one.
         tokens: of each sample.
-        real: with real tensors on the CPU, in a process that has joined a process group if the job has several GPUs:
-        the
-            check on fake ones.
+        real: with real tensors on the CPU, the check on fake ones; a job on several GPUs then needs a process group,
+            which the caller's process has joined.
     """
     model = build_model(job, layers)
     accumulating = job.stack.gradient_accumulation
@@ -200,9 +199,7 @@ def run(job: Job, *, layers: int | None, tokens: int, real: bool = False) -> Tra
 
 
 def _at_the_ends(trace: Trace, layers: int, kept: int) -> Trace:
-    """Keep the moments of the first and last ``kept`` layers and of what is outside; the last are counted from the
-    end.
-    """
+    """Keep the moments of the first and last ``kept`` layers and of what is outside; number the layers anew."""
     first, last = np.arange(kept), np.arange(layers - kept, layers)
     keep = np.isin(trace.segments, [HEAD, TAIL, *first, *last])
     segments = np.where(trace.segments >= layers - kept, trace.segments - layers + 2 * kept, trace.segments)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from autoconf.errors import BadInput
+
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """A table of rows that have the same keys.
@@ -20,15 +22,35 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join("" if cell is None else str(cell) for cell in line) + " |" for line in lines)
 
 
+def require_section(readme: Path, what: str, command: str) -> None:
+    """Raise unless a file has the markers of a section.
+
+    Raises:
+        BadInput: it has none; the message says which.
+    """
+    if not _pattern(what, command).search(readme.read_text(encoding="utf-8")):
+        raise BadInput(
+            f"{readme.name} has no section for {what}: it needs the markers {' and '.join(_markers(what, command))}"
+        )
+
+
+def _markers(what: str, command: str) -> tuple[str, str]:
+    return f"<!-- {what}: written by {command} -->", f"<!-- end of {what} -->"
+
+
+def _pattern(what: str, command: str) -> re.Pattern[str]:
+    start, end = map(re.escape, _markers(what, command))
+    return re.compile(f"{start}.*?{end}", re.DOTALL)
+
+
 def write_section(readme: Path, what: str, command: str, section: str) -> None:
     """Replace what stands between the markers of a section.
 
     Raises:
-        ValueError: the file has no such markers.
+        BadInput: the file has no such markers.
     """
-    start, end = f"<!-- {what}: written by {command} -->", f"<!-- end of {what} -->"
+    require_section(readme, what, command)
+    start, end = _markers(what, command)
     text = readme.read_text(encoding="utf-8")
-    pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
-    if not pattern.search(text):
-        raise ValueError(f"{readme} has no markers for the {what}")
-    readme.write_text(pattern.sub(lambda _: f"{start}\n\n{section}\n\n{end}", text), encoding="utf-8")
+    text = _pattern(what, command).sub(lambda _: f"{start}\n\n{section}\n\n{end}", text)
+    readme.write_text(text, encoding="utf-8")

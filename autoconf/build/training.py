@@ -46,7 +46,8 @@ class Job:
     """A model, how it is tuned, and on how many GPUs.
 
     Raises:
-        ValueError: the method is qlora and the stack does not quantise, or the reverse.
+        ValueError: the method is qlora and the stack does not quantise, or the reverse; or Adafactor would have to step
+            over what FSDP2 shards.
 
     >>> from autoconf.build.architectures import architectures
     >>> Job(architectures()["mistral-7b-v0.1"], "lora", Stack(sharding="ddp"), gpus=2).shards
@@ -61,6 +62,9 @@ class Job:
     def __post_init__(self) -> None:
         if (self.method == "qlora") != (self.stack.quantization == "nf4"):
             raise ValueError(f"method {self.method!r} and quantization {self.stack.quantization!r} exclude each other")
+        if self.gpus > 1 and self.stack.optim == "adafactor" and self.stack.sharding == "fsdp2":
+            # transformers/optimization.py, Adafactor.step mixes its plain states with FSDP2's distributed tensors.
+            raise ValueError("optim 'adafactor' and sharding 'fsdp2' exclude each other")
 
     @property
     def shards(self) -> bool:
@@ -291,9 +295,7 @@ class Rank:
         return [*self.model.parameters(), *self.model.buffers(), *maxima, *self._buckets]
 
     def micro_batch(self, samples: int, tokens_per_sample: int, *, reduce: bool) -> None:
-        """Forward and backward pass over random tokens; with ``reduce`` FSDP shards the gradients, as in an update's
-        last.
-        """
+        """Forward and backward pass; with ``reduce`` FSDP shards the gradients, as in the last one of an update."""
         input_ids = torch.zeros((samples, tokens_per_sample), dtype=torch.long)
         # The collator's mask exists, but no token is padded, and models ask only that: with FlashAttention they drop
         # it.
