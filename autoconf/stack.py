@@ -44,9 +44,10 @@ class Stack(BaseModel):
         default="non-reentrant",
         description="recompute each decoder layer in the backward pass, and by which of torch's ways",
     )
-    loss: Literal["full", "chunked"] = Field(
+    loss: Literal["full", "chunked", "chunked_nll"] = Field(
         default="full",
-        description="cross-entropy over all logits at once, or fused with the head over chunks of tokens",
+        description="cross-entropy over all logits at once, or over chunks of tokens: fused with the head as Liger does it, "
+        "or as TRL's chunked_nll",
     )
     sharding: Sharding = Field(default="fsdp2", description="what several GPUs do: replicate, or shard fully")
     gradient_accumulation: bool = Field(
@@ -78,7 +79,7 @@ class Stack(BaseModel):
         for one, other, problem in (
             ("quantization", "torch_dtype", self.quantization == "nf4" and self.torch_dtype != "bfloat16"),
             ("upcast_unquantized", "quantization", self.upcast_unquantized and self.quantization == "none"),
-            ("loss", "kernels", self.loss == "chunked" and "fast_loss" in self.kernels),
+            ("loss", "kernels", self.loss != "full" and "fast_loss" in self.kernels),
             ("kernels", "quantization", "fused_lora" in self.kernels and self.quantization == "none"),
             ("shard_adapters", "sharding", not self.shard_adapters and self.sharding == "fsdp2"),
         ):

@@ -16,6 +16,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from autoconf.build import kernels
 from autoconf.stack import Stack
@@ -32,9 +33,9 @@ def in_place_of_plain_ops(model: Any, stack: Stack) -> Iterator[None]:
         for module in _modules(model):
             if all(hasattr(getattr(module, name, None), "lora_A") for name in ("q_proj", "k_proj", "v_proj", "o_proj")):
                 _fuse_attention(module)
-    if stack.loss == "chunked":
+    if stack.loss != "full":
         causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-        causal_lm.forward = _bound(_forward_with_fused_loss, causal_lm)
+        causal_lm.forward = _bound(_forward_with, causal_lm, _loss_of(stack))
     with ExitStack() as patches:
         if "fast_rope_embeddings" in stack.kernels:
             for module in {sys.modules[type(m).__module__] for m in model.modules()}:
@@ -49,8 +50,8 @@ def _modules(model: Any) -> list[Any]:
     return list(model.modules())
 
 
-def _bound(function: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
-    return lambda *args, **kwargs: function(module, *args, **kwargs)
+def _bound(function: Callable[..., Any], module: nn.Module, *first: Any) -> Callable[..., Any]:
+    return lambda *args, **kwargs: function(module, *first, *args, **kwargs)
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -141,13 +142,77 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         return hidden_gradient, weight_gradient, None
 
 
-def _forward_with_fused_loss(causal_lm: Any, input_ids: torch.Tensor, labels: torch.Tensor, **_: Any) -> dict[str, Any]:
-    hidden = causal_lm.model(input_ids=input_ids)[0]
+class _LigerLoss(torch.autograd.Function):
+    """linkedin/Liger-Kernel, src/liger_kernel/ops/fused_linear_cross_entropy.py, of 2026: as above, for any number of
+    tokens, and where the head trains its gradient is a product of its own for each chunk, and a float32 copy of that.
+
+    It makes no float32 copy of the logits, but rounds a chunk up to a power of two: at most to twice as many tokens. The
+    copies that the function above makes of a chunk are more than that.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        tokens, width = hidden.shape
+        vocabulary = weight.shape[0]
+        chunks = -(-vocabulary // width)
+        weight_gradient = torch.zeros_like(weight) if weight.requires_grad else None
+        hidden_gradient = torch.zeros_like(hidden)
+        losses = hidden.new_zeros(tokens, dtype=torch.float32)
+        for _ in range(2):
+            # As many elements as logits of a chunk, and as its hidden states, have, whatever divides the tokens.
+            logits = hidden.new_empty((tokens, -(-vocabulary // chunks)))
+            logits = logits.float()
+            logits = logits.to(hidden.dtype)
+            _logits_gradient = logits * 1.0
+            _chunk_gradient = hidden.new_empty((tokens, -(-width // chunks)))
+            if weight_gradient is not None:
+                _product = torch.empty_like(weight, dtype=hidden.dtype)
+                weight_gradient += _product.float()
+        ctx.save_for_backward(hidden_gradient, weight_gradient)
+        return losses.sum()
+
+    backward = _FusedLinearCrossEntropy.backward
+
+
+_TRL_CHUNK = 256  # trl/trainer/sft_trainer.py, _CHUNKED_LM_HEAD_CHUNK_SIZE
+
+
+def _trl_loss(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """trl/trainer/sft_trainer.py, _chunked_cross_entropy_loss (loss_type "chunked_nll"): a checkpoint for each chunk of 256
+    tokens, whose logits are float32, and so is a copy of the head."""
+    order = labels.argsort(stable=True)
+    hidden, labels = hidden[order], labels[order]
+    loss = hidden.new_zeros((), dtype=torch.float32)
+    for start in range(0, len(labels), _TRL_CHUNK):
+        chunk = slice(start, start + _TRL_CHUNK)
+        loss = loss + checkpoint(_trl_chunk, hidden[chunk], weight, labels[chunk], use_reentrant=False)
+    return loss
+
+
+def _trl_chunk(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    logits = hidden.float() @ weight.float().t()
+    probabilities = F.log_softmax(logits, dim=-1)
+    loss = F.nll_loss(probabilities, labels, reduction="sum")
+    _correct = logits.argmax(dim=-1) == labels
+    _entropy = -(probabilities.exp() * probabilities).sum(dim=-1)
+    return loss
+
+
+def _loss_of(stack: Stack) -> Callable[..., torch.Tensor]:
+    if stack.loss == "chunked_nll":
+        return _trl_loss
+    return _FusedLinearCrossEntropy.apply if stack.kernels else _LigerLoss.apply
+
+
+def _forward_with(
+    causal_lm: Any, loss: Callable[..., torch.Tensor], input_ids: torch.Tensor, labels: torch.Tensor, **_: Any
+) -> dict[str, Any]:
+    hidden = causal_lm.base_model(input_ids=input_ids)[0]
     # The loss of a token is that of predicting the next: both are shifted, and copied.
     hidden = hidden[..., :-1, :].contiguous()
     labels = labels[..., 1:].contiguous()
-    weight = causal_lm.lm_head.weight
-    return {"loss": _FusedLinearCrossEntropy.apply(hidden.view(-1, hidden.shape[-1]), weight, labels.view(-1))}
+    weight = causal_lm.get_output_embeddings().weight
+    return {"loss": loss(hidden.view(-1, hidden.shape[-1]), weight, labels.view(-1))}
 
 
 def _times_4bit_with_adapter(

@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from unittest import mock
 
@@ -66,6 +66,10 @@ class Job:
             # transformers/optimization.py, Adafactor.step mixes its plain states with FSDP2's distributed tensors.
             raise ValueError("optim 'adafactor' and sharding 'fsdp2' exclude each other")
 
+    def with_rank(self, rank: int) -> Job:
+        """The same job with adapters of another rank."""
+        return replace(self, stack=self.stack.model_copy(update={"lora_r": rank}))
+
     @property
     def shards(self) -> bool:
         """Whether a GPU holds less than all parameters."""
@@ -109,7 +113,9 @@ def build_model(job: Job, layers: int | None = None) -> nn.Module:
         target_modules=lora_targets(job.architecture, stack),
         task_type="CAUSAL_LM",
     )
-    model = peft.get_peft_model(model, lora, autocast_adapter_dtype=stack.adapter_dtype == "float32")
+    model = peft.get_peft_model(
+        model, lora, autocast_adapter_dtype=stack.adapter_dtype == "float32", low_cpu_mem_usage=True
+    )
     if stack.upcast_unquantized and not job.shards:
         _return_to_bfloat16(model)
     return model.train()
