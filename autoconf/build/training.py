@@ -5,7 +5,8 @@ micro-batches.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -80,12 +81,16 @@ class Job:
         return mixed and (self.stack.shard_adapters if self.stack.sharding == "fsdp1" else self.method != "qlora")
 
 
-def build_model(job: Job, layers: int | None = None) -> nn.Module:
+def build_model(job: Job, layers: int | Sequence[str] | None = None) -> nn.Module:
     """Build, on the ``meta`` device, the model that a job trains, not yet sharded.
 
     Args:
         job: what to train and how.
-        layers: depth of a shortened stack of decoder layers; ``None`` keeps the architecture's own.
+        layers: other decoder layers than the architecture's own: their kinds in order, or how many of its own, from
+            the first one and again from the first after the last.
+
+    Raises:
+        ValueError: the architecture's config cannot say these layers.
     """
     stack = job.stack
     model: Any = _base_model(job.architecture, DTYPES[stack.torch_dtype], layers)
@@ -148,10 +153,12 @@ def lora_targets(architecture: Architecture, stack: Stack) -> list[str] | str:
     return stack.lora_targets if isinstance(stack.lora_targets, str) else list(stack.lora_targets)
 
 
-def _base_model(architecture: Architecture, dtype: torch.dtype, layers: int | None) -> PreTrainedModel:
-    settings = dict(architecture.config)
-    if layers is not None:
-        settings[architecture.depth_key] = layers
+def _base_model(
+    architecture: Architecture, dtype: torch.dtype, layers: int | Sequence[str] | None
+) -> PreTrainedModel:
+    if isinstance(layers, int):
+        layers = list(itertools.islice(itertools.cycle(architecture.kinds), layers))
+    settings = architecture.config if layers is None else architecture.shortened(layers)
     config = AutoConfig.for_model(**settings)
     # transformers/trainer.py, Trainer.__init__: from release 5 on it decides, and not the model.
     config.use_cache = getattr(TrainingArguments, "use_cache", config.use_cache)
