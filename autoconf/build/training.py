@@ -153,9 +153,7 @@ def lora_targets(architecture: Architecture, stack: Stack) -> list[str] | str:
     return stack.lora_targets if isinstance(stack.lora_targets, str) else list(stack.lora_targets)
 
 
-def _base_model(
-    architecture: Architecture, dtype: torch.dtype, layers: int | Sequence[str] | None
-) -> PreTrainedModel:
+def _base_model(architecture: Architecture, dtype: torch.dtype, layers: int | Sequence[str] | None) -> PreTrainedModel:
     if isinstance(layers, int):
         layers = list(itertools.islice(itertools.cycle(architecture.kinds), layers))
     settings = architecture.config if layers is None else architecture.shortened(layers)
@@ -189,14 +187,19 @@ def _enable_flash_attention(cls: Any, config: Any, *_: Any, hard_check_only: boo
 
 
 def _quantize(job: Job, model: Any) -> None:
-    """Give a model 4-bit linear layers but for its head, as transformers' integration of bitsandbytes does."""
+    """Give a model 4-bit linear layers but for its head, as transformers' integration of bitsandbytes does, and but for
+    those whose weights a fused kernel reads.
+    """
     # https://huggingface.co/docs/bitsandbytes/fsdp_qlora: under FSDP the packed weights are stored in the others'
     # dtype.
     storage = DTYPES[job.stack.torch_dtype] if job.gpus > 1 else torch.uint8
     head = model.get_output_embeddings()
     for parent in list(model.modules()):
+        # A Mamba layer hands its output projection's weight to a kernel that takes no 4-bit one:
+        # https://github.com/axolotl-ai-cloud/axolotl/issues/3951.
+        whole = {head, parent.out_proj} if hasattr(parent, "conv1d") else {head}
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and child is not head:
+            if type(child) is nn.Linear and child not in whole:
                 setattr(parent, name, kernels.Linear4bit(child, storage))
     model.is_loaded_in_4bit = True  # what PEFT and TRL ask
 
