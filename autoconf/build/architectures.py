@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -14,6 +16,34 @@ from autoconf.predictors import Gpu, Model
 # Where a config says for how many tokens positions were learned. Rotary positions have no such limit.
 _LEARNED_POSITIONS = {"gpt_bigcode": "n_positions", "opt": "max_position_embeddings"}
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # what configs call the number of routed experts
+
+
+@dataclass(frozen=True)
+class _Pattern:
+    """How a type of config says which of its layers is of which kind, and the settings that say so of other layers."""
+
+    kinds: Callable[[dict[str, Any], int], Sequence[str]]
+    settings: Callable[[Sequence[str]], dict[str, Any]]
+
+
+def _dense_first(config: dict[str, Any], depth: int) -> list[str]:
+    dense = config["first_k_dense_replace"]
+    return ["dense"] * dense + ["moe"] * (depth - dense)
+
+
+def _rotated(config: dict[str, Any], depth: int) -> list[str]:
+    every = config["no_rope_layer_interval"]  # configuration_smollm3.py: where no list says more
+    listed = config.get("no_rope_layers", [(index + 1) % every != 0 for index in range(depth)])
+    return ["rope" if rotates else "nope" for rotates in listed]
+
+
+# Configs whose layers hold different amounts. Sliding and full attention hold the same: FlashAttention keeps no mask.
+_PATTERNS = {
+    "granitemoehybrid": _Pattern(lambda config, _: config["layer_types"], lambda kinds: {"layer_types": list(kinds)}),
+    "deepseek_v2": _Pattern(_dense_first, lambda kinds: {"first_k_dense_replace": kinds.count("dense")}),
+    "smollm3": _Pattern(_rotated, lambda kinds: {"no_rope_layers": [int(kind == "rope") for kind in kinds]}),
+}
+_UNIFORM = _Pattern(lambda _, depth: ["layer"] * depth, lambda _: {})
 
 
 class Architecture(BaseModel):
@@ -38,6 +68,40 @@ class Architecture(BaseModel):
     @property
     def layers(self) -> int:
         return int(self.config[self.depth_key])
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """One name for each decoder layer, in order; layers of the same name hold the same memory.
+
+        >>> architectures()["deepseek-v2-lite"].kinds[:3]
+        ('dense', 'moe', 'moe')
+        """
+        return tuple(self._pattern.kinds(self.config, self.layers))
+
+    def shortened(self, kinds: Sequence[str]) -> dict[str, Any]:
+        """The config of a stack of other layers.
+
+        Args:
+            kinds: a name of ``self.kinds`` for each layer, in order; at least one.
+
+        Raises:
+            ValueError: there is no layer, this architecture has none of such a kind, or its config cannot say this
+                order.
+
+        >>> architectures()["granite-4.0-h-1b"].shortened(["mamba", "attention"])["layer_types"]
+        ['mamba', 'attention']
+        """
+        if not kinds or not set(kinds) <= set(self.kinds):
+            known = ", ".join(sorted(set(self.kinds)))
+            raise ValueError(f"kinds: {list(kinds)} is no stack of {self.name}, whose layers are of kind {known}")
+        config = {**self.config, self.depth_key: len(kinds), **self._pattern.settings(kinds)}
+        if self.model_copy(update={"config": config}).kinds != tuple(kinds):
+            raise ValueError(f"kinds: the config of {self.name} cannot say {list(kinds)}")
+        return config
+
+    @property
+    def _pattern(self) -> _Pattern:
+        return _PATTERNS.get(self.config["model_type"], _UNIFORM)
 
     @property
     def longest_sample(self) -> int | None:

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import DefaultDeviceType
 
+from autoconf.build import mamba
+
 
 class _FlashAttention(torch.autograd.Function):
     """FlashAttention 2 in its own layout, (batch, tokens, heads, head_dim); never tokens squared.
@@ -108,8 +110,12 @@ def on_cuda(model: torch.nn.Module, experts: int | None) -> Iterator[None]:
         experts: experts of each layer, for modeling code that asks which tokens go where; ``None`` without any.
     """
     with ExitStack() as stack:
-        for module in _modules_that_call_flash_attention(model):
+        modeling = _modeling_files(model)
+        for module in modeling | _flash_attention_integration():
             stack.enter_context(mock.patch.object(module, "_flash_attention_forward", flash_attention, create=True))
+        for module in modeling:
+            if hasattr(module, _MAMBA):
+                stack.enter_context(mock.patch.object(module, _MAMBA, mamba.split_conv1d_scan_combined))
         # Libraries ask before they switch autocast on, in the forward pass and when a checkpoint is recomputed.
         for question in ("is_available", "is_bf16_supported"):
             stack.enter_context(mock.patch.object(torch.cuda, question, lambda *_, **__: True))
@@ -123,12 +129,20 @@ def on_cuda(model: torch.nn.Module, experts: int | None) -> Iterator[None]:
         yield
 
 
-def _modules_that_call_flash_attention(model: torch.nn.Module) -> set[Any]:
-    """transformers' integration and, in its older versions, the modeling files themselves."""
+def _modeling_files(model: torch.nn.Module) -> set[Any]:
+    """transformers' modules that define a model; older versions call FlashAttention from there."""
     modules = {sys.modules[type(m).__module__] for m in model.modules()}
-    modules = {m for m in modules if m.__name__.startswith("transformers.models.")}
+    return {m for m in modules if m.__name__.startswith("transformers.models.")}
+
+
+def _flash_attention_integration() -> set[Any]:
     integration = sys.modules.get("transformers.integrations.flash_attention")
-    return modules | ({integration} if integration else set())
+    return {integration} if integration else set()
+
+
+# transformers/integrations/hub_kernels.py: the modeling file's own function does nothing, and the layer then runs a
+# reference scan, unless mamba_ssm was there on import.
+_MAMBA = "mamba2_split_conv1d_scan_combined"
 
 
 class _MatMul4Bit(torch.autograd.Function):

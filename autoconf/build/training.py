@@ -5,7 +5,8 @@ micro-batches.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -84,12 +85,16 @@ class Job:
         return mixed and (self.stack.shard_adapters if self.stack.sharding == "fsdp1" else self.method != "qlora")
 
 
-def build_model(job: Job, layers: int | None = None) -> nn.Module:
+def build_model(job: Job, layers: int | Sequence[str] | None = None) -> nn.Module:
     """Build, on the ``meta`` device, the model that a job trains, not yet sharded.
 
     Args:
         job: what to train and how.
-        layers: depth of a shortened stack of decoder layers; ``None`` keeps the architecture's own.
+        layers: other decoder layers than the architecture's own: their kinds in order, or how many of its own, from
+            the first one and again from the first after the last.
+
+    Raises:
+        ValueError: the architecture's config cannot say these layers.
     """
     stack = job.stack
     model: Any = _base_model(job.architecture, DTYPES[stack.torch_dtype], layers)
@@ -154,10 +159,10 @@ def lora_targets(architecture: Architecture, stack: Stack) -> list[str] | str:
     return stack.lora_targets if isinstance(stack.lora_targets, str) else list(stack.lora_targets)
 
 
-def _base_model(architecture: Architecture, dtype: torch.dtype, layers: int | None) -> PreTrainedModel:
-    settings = dict(architecture.config)
-    if layers is not None:
-        settings[architecture.depth_key] = layers
+def _base_model(architecture: Architecture, dtype: torch.dtype, layers: int | Sequence[str] | None) -> PreTrainedModel:
+    if isinstance(layers, int):
+        layers = list(itertools.islice(itertools.cycle(architecture.kinds), layers))
+    settings = architecture.config if layers is None else architecture.shortened(layers)
     config = AutoConfig.for_model(**settings)
     # transformers/trainer.py, Trainer.__init__: from release 5 on it decides, and not the model.
     config.use_cache = getattr(TrainingArguments, "use_cache", config.use_cache)
@@ -188,14 +193,19 @@ def _enable_flash_attention(cls: Any, config: Any, *_: Any, hard_check_only: boo
 
 
 def _quantize(job: Job, model: Any) -> None:
-    """Give a model 4-bit linear layers but for its head, as transformers' integration of bitsandbytes does."""
+    """Give a model 4-bit linear layers but for its head, as transformers' integration of bitsandbytes does, and but for
+    those whose weights a fused kernel reads.
+    """
     # https://huggingface.co/docs/bitsandbytes/fsdp_qlora: under FSDP the packed weights are stored in the others'
     # dtype.
     storage = DTYPES[job.stack.torch_dtype] if job.gpus > 1 else torch.uint8
     head = model.get_output_embeddings()
     for parent in list(model.modules()):
+        # A Mamba layer hands its output projection's weight to a kernel that takes no 4-bit one:
+        # https://github.com/axolotl-ai-cloud/axolotl/issues/3951.
+        whole = {head, parent.out_proj} if hasattr(parent, "conv1d") else {head}
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and child is not head:
+            if type(child) is nn.Linear and child not in whole:
                 setattr(parent, name, kernels.Linear4bit(child, storage))
     model.is_loaded_in_4bit = True  # what PEFT and TRL ask
 
