@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
+
+from autoconf.stack import Shape
 
 
 class Moment(NamedTuple):
@@ -111,6 +115,10 @@ class Point(IntEnum):
     FIRST_END = 17
     TAIL = 18  # backward pass of the embeddings
     TAIL_END = 19
+    HEAD_OVER = 20  # after the model's own forward pass, in what wraps it
+    # Not moments themselves: what the layers keep for the backward pass, while the head runs and after the forward pass.
+    KEPT = 21
+    KEPT_OVER = 22
 
     @property
     def late(self) -> Point:
@@ -151,3 +159,114 @@ class Units:
     root_frozen: int
     root_trainable: int
     maxima_bytes: int  # of the quantisation, whole on every GPU
+
+
+class LayerWay(NamedTuple):
+    """A way in which decoder layers can run: what of a stack changes the bytes that they hold."""
+
+    method: str
+    torch_dtype: str
+    mixed_precision: str
+    adapter_dtype: str
+    dropout: bool
+    gradient_checkpointing: str
+    lora_targets: str
+
+
+class HeadWay(NamedTuple):
+    """A way in which head and loss can run."""
+
+    trains: bool
+    torch_dtype: str
+    mixed_precision: str
+    loss: str
+
+
+class Trainable(NamedTuple):
+    """What of a model trains; the dimensions of adapters that are their rank stand as 1."""
+
+    units: Units
+    shapes: tuple[tuple[Shape, int], ...]  # each with how many parameters have it
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """One model, in every way that could be traced, and why it could not in others."""
+
+    model_name: str
+    layers: dict[LayerWay, list[StackMoment]] = field(default_factory=dict)
+    heads: dict[HeadWay, list[StackMoment]] = field(default_factory=dict)
+    units: dict[tuple[str, str], Trainable] = field(default_factory=dict)  # by method and targets
+    problems: dict[tuple[object, ...], str] = field(default_factory=dict)  # by any of these keys
+
+
+MOMENTS, MODELS = "moments.parquet", "models.json"
+
+
+def _text(key: Iterable[object]) -> str:
+    return " ".join(map(str, key))
+
+
+def write_models(models: Iterable[ModelFigures], folder: Path) -> None:
+    """Write figures of models: their moments as Parquet, everything else as JSON."""
+    rows, others = [], {}
+    for model in models:
+        for way, moments in (*model.layers.items(), *model.heads.items()):
+            rows += [(model.model_name, _text(way), *moment) for moment in moments]
+        others[model.model_name] = {
+            "units": {
+                _text(key): {
+                    "units": asdict(trainable.units),
+                    "shapes": [[*shape, count] for shape, count in trainable.shapes],
+                }
+                for key, trainable in model.units.items()
+            },
+            "problems": {_text(key): sentence for key, sentence in model.problems.items()},
+        }
+    table = pd.DataFrame(rows, columns=["model", "way", *StackMoment._fields])
+    types = {name: "float32" for name in StackMoment._fields} | {"point": "int8"}  # seven digits of bytes
+    table = table.astype({**types, "model": "category", "way": "category"})
+    table.to_parquet(folder / MOMENTS, compression="zstd", index=False)
+    text = json.dumps(others, separators=(",", ":"))
+    (folder / MODELS).write_text(text.replace('"},"', '"},\n"') + "\n", encoding="utf-8")
+
+
+class ModelsTable:
+    """Figures of models as ``write_models`` wrote them.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: it is not such a table.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        table = pd.read_parquet(folder / MOMENTS)
+        if list(table) != ["model", "way", *StackMoment._fields]:
+            raise ValueError(f"{MOMENTS} has the columns {', '.join(table)}")
+        self._others = json.loads((folder / MODELS).read_text(encoding="utf-8"))
+        self._moments = table[list(StackMoment._fields)].to_numpy(float)
+        model, way = table["model"].cat, table["way"].cat
+        codes = model.codes.to_numpy(np.int64) * len(way.categories) + way.codes.to_numpy(np.int64)
+        starts = np.flatnonzero(np.diff(codes, prepend=-1))
+        ends = np.append(starts[1:], len(codes))
+        self._places = dict(zip(codes[starts].tolist(), zip(starts.tolist(), ends.tolist(), strict=True), strict=True))
+        self._models = {name: code * len(way.categories) for code, name in enumerate(model.categories)}
+        self._ways = {name: code for code, name in enumerate(way.categories)}
+
+    def moments(self, model: str, way: LayerWay | HeadWay) -> np.ndarray | None:
+        """Moments with the columns of ``StackMoment``; None where there are none: ``problem`` says why."""
+        code = self._ways.get(_text(way))
+        place = None if code is None else self._places.get(self._models[model] + code)
+        return None if place is None else self._moments[slice(*place)]
+
+    def trainable(self, model: str, method: str, targets: str) -> Trainable | None:
+        """What trains; None where it cannot be told: ``problem`` says why."""
+        found = self._others[model]["units"].get(_text((method, targets)))
+        if found is None:
+            return None
+        shapes = [(Shape(tuple(dims), itemsize, embedding), count) for dims, itemsize, embedding, count in found["shapes"]]
+        return Trainable(Units(**found["units"]), tuple(shapes))
+
+    def problem(self, model: str, key: Iterable[object]) -> str:
+        """Why there are no figures."""
+        return self._others[model]["problems"].get(_text(key), "it was not traced")

@@ -8,15 +8,16 @@ of PyTorch's own wrappers, and is held against them (``make ground-truth``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from autoconf.figures import Point, StackMoment, Units
+from autoconf.figures import HeadWay, LayerWay, ModelsTable, Point, Trainable, Units
 from autoconf.memory import Floats, Integers
-from autoconf.stack import OptimizerBytes
+from autoconf.stack import OptimizerBytes, Shape, Stack, optimizer_bytes
 
 Way = Literal["none", "ddp", "fsdp1", "fsdp2"]
 
@@ -41,6 +42,7 @@ _FSDP1: dict[Point, tuple[_Gathered, ...]] = {
     Point.GATHER: (_Gathered(root=1, layer=1, layer_cast=1),),
     Point.FORWARD: (_Gathered(root=1, layer=1),),
     Point.HEAD: (_Gathered(root=1),),
+    Point.HEAD_OVER: (_Gathered(root=1),),
     Point.TURN: (_Gathered(root=1, layer=1, layer_cast=1),),
     Point.LOSS: (_Gathered(root=1, layer=1),),
     Point.LAST_START: (_Gathered(root=1, layer=2, layer_cast=1),),
@@ -72,6 +74,7 @@ _FSDP2: dict[Point, tuple[_Gathered, ...]] = {
     Point.GATHER: (_Gathered(root=1, layer=3),),
     Point.FORWARD: (_Gathered(root=1, layer=2),),
     Point.HEAD: (_Gathered(root=1, layer=1),),
+    Point.HEAD_OVER: (_Gathered(root=1, layer=1),),
     Point.TURN: (_Gathered(root=2), _Gathered(root=1, layer=1, layer_cast=1)),
     Point.LOSS: (_Gathered(root=1, layer=1),),
     Point.LAST_START: (_Gathered(root=1, layer=2, layer_cast=1),),
@@ -137,13 +140,13 @@ def _undominated(terms: Floats) -> Integers:
 
 
 def held(
-    moments: Sequence[StackMoment], units: Units, bytes_: Bytes, way: Way, accumulating: bool, rank: int | None,
+    moments: Floats, units: Units, bytes_: Bytes, way: Way, accumulating: bool, rank: int | None,
     optimizer: OptimizerBytes,
 ) -> Held:  # fmt: skip
     """Put together what a GPU holds.
 
     Args:
-        moments: of a micro-batch on one GPU; for FSDP with the parameters in the dtype in which it gathers them.
+        moments: of a micro-batch on one GPU, with the columns of ``StackMoment``; for FSDP with the parameters in the dtype in which it gathers them.
         units: parameters.
         bytes_: per parameter.
         way: ``none`` for one GPU; what several do.
@@ -151,9 +154,8 @@ def held(
         rank: of adapters; ``None`` where all parameters train.
         optimizer: states and temporaries of the step, on all GPUs together.
     """
-    table = np.array(moments, float)
-    points = [Point(int(p)) for p in table[:, 0]]
-    constant, per_token, constant_r, per_token_r, *gradients = table[:, 1:].T
+    points = [Point(int(p)) for p in moments[:, 0]]
+    constant, per_token, constant_r, per_token_r, *gradients = moments[:, 1:].T
     r = rank or 1
     own, newborn, done, rest = (g * r for g in gradients)
     trainable = units.trainable * r
@@ -161,7 +163,7 @@ def held(
     stored = units.frozen * bytes_.frozen + trainable * bytes_.trainable + units.quantized / 2
     per_rank = r * (rank is not None)
     activations = np.stack(
-        [constant + per_rank * constant_r, per_token + per_rank * per_token_r, np.zeros(len(table))], axis=1
+        [constant + per_rank * constant_r, per_token + per_rank * per_token_r, np.zeros(len(moments))], axis=1
     )
     if way in ("none", "ddp"):
         # torch/csrc/distributed/c10d/reducer.cpp: DDP's buckets are a second copy of the gradients.
@@ -174,9 +176,10 @@ def held(
     rows = [(index, phase) for index, point in enumerate(points) for phase in schedule[point]]
     at = np.array([index for index, _ in rows])
     roots, layers, reduced, root_reduced, root_casts, layer_casts = np.array([phase for _, phase in rows], float).T
-    root, layer = _unit(units.root_frozen, units.root_trainable * r, 0, bytes_), _unit(
-        units.layer_frozen, units.layer_trainable * r, units.layer_quantized, bytes_
-    )
+    root = _unit(units.root_frozen, units.root_trainable * r, 0, bytes_)
+    # What FSDP1 gathers for single adapters is too little to count.
+    with_layer = 0 if way == "fsdp1" and rank is not None else 1
+    layer = _unit(units.layer_frozen, units.layer_trainable * r, units.layer_quantized, bytes_, with_layer)
     own, newborn, done, rest = own[at], newborn[at], done[at], rest[at]
     buffers = reduced * layer.gradients + root_reduced * root.gradients
     ratio = bytes_.trainable / bytes_.trainable_computing
@@ -244,7 +247,74 @@ class _Unit(NamedTuple):
     gradients: float
 
 
-def _unit(frozen: int, trainable: int, quantized: int, bytes_: Bytes) -> _Unit:
-    parts = (frozen * bytes_.frozen_computing, trainable * bytes_.trainable_computing)
+def _unit(frozen: int, trainable: int, quantized: int, bytes_: Bytes, with_trainable: int = 1) -> _Unit:
+    gradients = trainable * bytes_.trainable_computing
+    parts = (frozen * bytes_.frozen_computing, gradients * with_trainable)
     cast = (bytes_.frozen != bytes_.frozen_computing, bytes_.trainable != bytes_.trainable_computing)
-    return _Unit(sum(parts) + quantized / 2, sum(p * c for p, c in zip(parts, cast, strict=True)), parts[1])
+    return _Unit(sum(parts) + quantized / 2, sum(p * c for p, c in zip(parts, cast, strict=True)), gradients)
+
+
+# --- a job's way through the figures -----------------------------------------------------------------------------------
+
+_SIZES = {"bfloat16": 2, "float32": 4}
+
+
+def gpu_figures(table: ModelsTable, model: str, method: str, stack: Stack, *, several: bool) -> Held | str:
+    """What a GPU of a job holds, or why that cannot be told.
+
+    Args:
+        table: figures.
+        model: a model of the table.
+        method: ``full``, ``lora`` or ``qlora``.
+        stack: how the job trains.
+        several: whether several GPUs train, or one.
+    """
+    way: Way = "none" if not several else stack.sharding
+    shards = way in ("fsdp1", "fsdp2")
+    # FSDP computes in the dtype of mixed precision on what it gathers in that dtype.
+    mixes = shards and stack.mixed_precision == "bf16"
+    dtype = "bfloat16" if mixes else stack.torch_dtype
+    adapters = dtype if method == "full" or mixes or dtype == "float32" else stack.adapter_dtype
+    targets = "default" if method == "full" else str(stack.lora_targets)
+    dropout = method != "full" and stack.lora_dropout > 0
+    layer_way = LayerWay(
+        method, dtype, stack.mixed_precision, adapters, dropout, stack.gradient_checkpointing, targets
+    )  # fmt: skip
+    head_way = HeadWay(method == "full", dtype, stack.mixed_precision, stack.loss)
+    layers, head = table.moments(model, layer_way), table.moments(model, head_way)
+    trainable = table.trainable(model, method, targets)
+    for found, key in ((layers, layer_way), (head, head_way), (trainable, (method, targets))):
+        if found is None:
+            return table.problem(model, key)
+    stored = _SIZES[stack.torch_dtype if method == "full" else max(stack.adapter_dtype, stack.torch_dtype, key=_SIZES.get)]
+    # accelerate/accelerator.py, prepare_model, and utils/fsdp_utils.py, fsdp2_prepare_model: trainable parameters become
+    # float32, but for FSDP2 not in a model with 4-bit layers.
+    upcast = mixes and (way == "fsdp1" or method != "qlora")
+    bytes_ = Bytes(_SIZES[stack.torch_dtype], 4 if upcast else stored, _SIZES[dtype], 2 if mixes else stored)
+    rank = None if method == "full" else stack.lora_r
+    shapes = _shapes(trainable, rank, bytes_.trainable, flat=way == "fsdp1")
+    return held(
+        _joined(layers, head), trainable.units, bytes_, way, stack.gradient_accumulation, rank,
+        optimizer_bytes(stack.optim, shapes),
+    )  # fmt: skip
+
+
+def _joined(layers: Floats, head: Floats) -> Floats:
+    """Moments of the head on top of what the layers keep meanwhile, and all others."""
+    kept = {over: layers[layers[:, 0] == point][0, 1:5] for over, point in ((False, Point.KEPT), (True, Point.KEPT_OVER))}
+    heads = head.copy()
+    forward = heads[:, 0] == Point.HEAD
+    heads[forward, 1:5] += kept[False]
+    heads[~forward, 1:5] += kept[True]
+    return np.concatenate([layers[~np.isin(layers[:, 0], (Point.KEPT, Point.KEPT_OVER))], heads])
+
+
+def _shapes(trainable: Trainable, rank: int | None, itemsize: int, *, flat: bool) -> list[Shape]:
+    """Trainable parameters as the optimizer has them: FSDP1's are pieces of flat ones."""
+    shapes = []
+    for shape, count in trainable.shapes:
+        dimensions = tuple((rank or 1) if size == 1 else size for size in shape.dimensions)
+        if flat:
+            dimensions = (math.prod(dimensions),)
+        shapes += [Shape(dimensions, itemsize, shape.embedding)] * count
+    return shapes

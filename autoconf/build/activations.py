@@ -69,6 +69,10 @@ class _Short:
             raise TraceError(f"{part} frees what an earlier layer saved")
         return self.storages.sizes[self.alive[moment] & ~below & ~self.is_gradient].sum(axis=0)
 
+    def outside(self, moment: int) -> np.ndarray:
+        """Bytes alive but for gradients and for what the layers' forward pass made."""
+        return self.storages.sizes[self.alive[moment] & (self._born_in < 0) & ~self.is_gradient].sum(axis=0)
+
     def gradients(self, moment: int, layer: int) -> np.ndarray:
         """Gradients of a layer's parameters (-1: of the rest of the model) that exist already."""
         return self.storages.sizes[self.alive[moment] & (self.storages.gradient_of == layer)].sum(axis=0)
@@ -84,8 +88,8 @@ class _Short:
         return self.activations(moment) - (_NONE if self.is_gradient[moment] else self.storages.sizes[moment])
 
 
-def stack_moments(storages: Storages, short: Sequence[str], kinds: Sequence[str]) -> list[StackMoment]:
-    """Moments of the whole model, those left out that others exceed.
+def layer_moments(storages: Storages, short: Sequence[str], kinds: Sequence[str]) -> list[StackMoment]:
+    """Moments of the whole model but for those of its head, and of them only what no other exceeds.
 
     Args:
         storages: of a short stack.
@@ -96,44 +100,42 @@ def stack_moments(storages: Storages, short: Sequence[str], kinds: Sequence[str]
     Raises:
         TraceError: layers of the short stack do not hold what they should.
     """
-    return _envelope(list(_moments(_Short(storages, short), kinds)))
+    return _envelope(list(_layer_moments(_Short(storages, short), kinds)))
 
 
-def _moments(short: _Short, kinds: Sequence[str]) -> Iterator[StackMoment]:
+def head_moments(storages: Storages, short: Sequence[str]) -> list[StackMoment]:
+    """Moments of head and loss, without what the layers keep; likewise."""
+    return _envelope(list(_head_moments(_Short(storages, short))))
+
+
+def _layer_moments(short: _Short, kinds: Sequence[str]) -> Iterator[StackMoment]:
     deep = len(kinds)
-    middle = {kind: index for index, kind in enumerate(short.layers) if 0 < index < len(short.layers) - 1}
-    below = {backward: _before(short, kinds, middle, backward) for backward in (False, True)}
-    gradient = np.array([short.all_gradients(middle[kind]) for kind in kinds])
+    stands_for = _stands_for(short.layers, kinds)
+    below = {backward: _before(short, stands_for, backward) for backward in (False, True)}
+    gradient = np.array([short.all_gradients(layer) for layer in stands_for])
     after = np.concatenate([np.cumsum(gradient[::-1], axis=0)[::-1][1:], [_NONE]])
     root = short.gradients(short.first(Part("layer", len(short.layers) - 1, True)), -1)
 
-    def moment(point: Point, held: np.ndarray, own: np.ndarray = _NONE, newborn: np.ndarray = _NONE,
-               done: np.ndarray = _NONE, rest: np.ndarray = _NONE) -> StackMoment:  # fmt: skip
-        return StackMoment(point, *map(float, held), *(float(g[0] + g[2]) for g in (own, newborn, done, rest)))
-
     for index in short.moments(EMBEDDING):
-        yield moment(Point.EMBEDDING, short.activations(index))
-    yield moment(Point.FIRST_GATHER, short.boundary(short.first(Part("layer", 0))))
-    for position, layer in _representatives(kinds, middle, len(short.layers)):
+        yield _moment(Point.EMBEDDING, short.activations(index))
+    yield _moment(Point.FIRST_GATHER, short.boundary(short.first(Part("layer", 0))))
+    for position, layer in _representatives(kinds, stands_for):
         part = Part("layer", layer)
-        yield moment(Point.GATHER, short.boundary(short.first(part)) + below[False][position])
+        yield _moment(Point.GATHER, short.boundary(short.first(part)) + below[False][position])
         for index in short.moments(part):
-            yield moment(Point.FORWARD, short.activations(index) + below[False][position])
-    for index in short.moments(HEAD):
-        yield moment(Point.HEAD, short.activations(index) + below[short.is_over(index)][deep])
-    yield moment(Point.TURN, short.boundary(short.first(LOSS)) + below[True][deep])
-    for index in short.moments(LOSS):
-        yield moment(Point.LOSS, short.activations(index) + below[True][deep], short.gradients(index, -1), short.newborn(index))
-    for position, layer in _representatives(kinds, middle, len(short.layers)):
+            yield _moment(Point.FORWARD, short.activations(index) + below[False][position])
+    yield _moment(Point.KEPT, below[False][deep] + short.saved[False][-1])
+    yield _moment(Point.KEPT_OVER, below[True][deep] + short.saved[True][-1])
+    for position, layer in _representatives(kinds, stands_for):
         begin = short.first(Part("layer", layer, True))
         grown = {"done": after[position], "rest": root}
         last, first = position == deep - 1, position == 0
         start = Point.LAST_START if last else Point.FIRST_START if first else Point.START
-        yield moment(start, short.boundary(begin) + below[True][position], **grown)
+        yield _moment(start, short.boundary(begin) + below[True][position], **grown)
         for late in (False, True):
             point = Point.LAST if last else Point.FIRST if first else Point.MIDDLE
             for index in short.moments(Part("layer", layer, True, late)):
-                yield moment(
+                yield _moment(
                     point.late if late else point,
                     short.activations(index) + below[True][position],
                     short.gradients(index, layer),
@@ -141,22 +143,26 @@ def _moments(short: _Short, kinds: Sequence[str]) -> Iterator[StackMoment]:
                     **grown,
                 )
         end = Point.FIRST_END if first else Point.END
-        left = short.boundary(short.first(Part("layer", layer - 1, True))) if layer else _left(short)
-        yield moment(end, left + below[True][max(position - 1, 0)], gradient[position], **grown)
+        left = _left(short)
+        if position:
+            left = short.boundary(short.first(Part("layer", stands_for[position - 1], True))) + below[True][position - 1]
+        yield _moment(end, left, gradient[position], **grown)
     every = gradient.sum(axis=0)
     tail = short.moments(TAIL)
     for index in tail:
-        yield moment(Point.TAIL, short.activations(index), done=every, rest=short.gradients(index, -1),
+        yield _moment(Point.TAIL, short.activations(index), done=every, rest=short.gradients(index, -1),
                      newborn=short.newborn(index))  # fmt: skip
-    yield moment(Point.TAIL_END, _NONE, done=every, rest=short.all_gradients(-1),
+    yield _moment(Point.TAIL_END, _NONE, done=every, rest=short.all_gradients(-1),
                  newborn=short.newborn(tail[-1]) if tail else _NONE)  # fmt: skip
 
 
-def _before(short: _Short, kinds: Sequence[str], middle: dict[str, int], backward: bool) -> np.ndarray:
-    """What the layers before each position, but for the one right before it, saved; shape (positions + 1, 4)."""
-    saved = np.array([short.saved[backward][middle[kind]] for kind in kinds])
-    saved[0] = short.saved[backward][0]
-    return np.concatenate([[_NONE, _NONE], np.cumsum(saved, axis=0)])[: len(kinds) + 1]
+def _before(short: _Short, stands_for: Sequence[int], backward: bool) -> np.ndarray:
+    """What the layers before each position saved, less what the one right before its stand-in saved, which is counted with
+    the stand-in; shape (positions + 1, 4), the last one for the head."""
+    saved = np.array(short.saved[backward])
+    before = np.concatenate([[_NONE], np.cumsum(saved[stands_for], axis=0)])
+    right_before = np.array([saved[layer - 1] if layer else _NONE for layer in (*stands_for, len(short.layers))])
+    return before - right_before
 
 
 def _left(short: _Short) -> np.ndarray:
@@ -165,18 +171,38 @@ def _left(short: _Short) -> np.ndarray:
     return short.boundary(tail[0]) if tail else _NONE
 
 
-def _representatives(kinds: Sequence[str], middle: dict[str, int], short: int) -> Iterator[tuple[int, int]]:
-    """Positions of the whole model, each with the layer of the short stack that stands for it.
+def _head_moments(short: _Short) -> Iterator[StackMoment]:
+    for index in short.moments(HEAD):
+        yield _moment(Point.HEAD_OVER if short.is_over(index) else Point.HEAD, short.outside(index))
+    first = short.first(LOSS)
+    yield _moment(Point.TURN, short.outside(first) - short.storages.sizes[first])
+    for index in short.moments(LOSS):
+        yield _moment(Point.LOSS, short.outside(index), short.gradients(index, -1), short.newborn(index))
+
+
+def _moment(
+    point: Point, held: np.ndarray, own: np.ndarray = _NONE, newborn: np.ndarray = _NONE, done: np.ndarray = _NONE,
+    rest: np.ndarray = _NONE,
+) -> StackMoment:  # fmt: skip
+    return StackMoment(point, *map(float, held), *(float(g[0] + g[2]) for g in (own, newborn, done, rest)))
+
+
+def _stands_for(short: Sequence[str], kinds: Sequence[str]) -> list[int]:
+    """The layer of the short stack that stands for each of the whole model's."""
+    middle = {kind: index for index, kind in enumerate(short) if 0 < index < len(short) - 1}
+    return [0, *(middle[kind] for kind in kinds[1:-1]), len(short) - 1]
+
+
+def _representatives(kinds: Sequence[str], stands_for: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Positions of the whole model that may be the peak, each with the layer of the short stack that stands for it.
 
     What is held grows or falls evenly along layers of one kind: their ends are enough.
     """
     deep = len(kinds)
-    yield 0, 0
-    for position in range(1, deep - 1):
-        neighbours = kinds[position - 1 : position + 2]
-        if position in (1, deep - 2) or len(set(neighbours)) > 1:
-            yield position, middle[kinds[position]]
-    yield deep - 1, short - 1
+    for position, layer in enumerate(stands_for):
+        neighbours = kinds[max(position - 1, 0) : position + 2]
+        if position in (0, 1, deep - 2, deep - 1) or len(set(neighbours)) > 1:
+            yield position, layer
 
 
 def _envelope(moments: list[StackMoment]) -> list[StackMoment]:

@@ -7,6 +7,7 @@ as of the benchmarks of ``make measured``: February 2025.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -35,7 +36,7 @@ def in_place_of_plain_ops(model: Any, stack: Stack) -> Iterator[None]:
                 _fuse_attention(module)
     if stack.loss != "full":
         causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-        causal_lm.forward = _bound(_forward_with, causal_lm, _loss_of(stack))
+        causal_lm.forward = _bound(_forward_with, causal_lm, _loss_of(stack, causal_lm))
     with ExitStack() as patches:
         if "fast_rope_embeddings" in stack.kernels:
             for module in {sys.modules[type(m).__module__] for m in model.modules()}:
@@ -177,7 +178,9 @@ class _LigerLoss(torch.autograd.Function):
 _TRL_CHUNK = 256  # trl/trainer/sft_trainer.py, _CHUNKED_LM_HEAD_CHUNK_SIZE
 
 
-def _trl_loss(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _trl_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, softcap: float | None = None
+) -> torch.Tensor:
     """trl/trainer/sft_trainer.py, _chunked_cross_entropy_loss (loss_type "chunked_nll"): a checkpoint for each chunk of 256
     tokens, whose logits are float32, and so is a copy of the head."""
     order = labels.argsort(stable=True)
@@ -185,12 +188,16 @@ def _trl_loss(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) 
     loss = hidden.new_zeros((), dtype=torch.float32)
     for start in range(0, len(labels), _TRL_CHUNK):
         chunk = slice(start, start + _TRL_CHUNK)
-        loss = loss + checkpoint(_trl_chunk, hidden[chunk], weight, labels[chunk], use_reentrant=False)
+        loss = loss + checkpoint(_trl_chunk, hidden[chunk], weight, labels[chunk], softcap, use_reentrant=False)
     return loss
 
 
-def _trl_chunk(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _trl_chunk(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, softcap: float | None
+) -> torch.Tensor:
     logits = hidden.float() @ weight.float().t()
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
     probabilities = F.log_softmax(logits, dim=-1)
     loss = F.nll_loss(probabilities, labels, reduction="sum")
     _correct = logits.argmax(dim=-1) == labels
@@ -198,9 +205,9 @@ def _trl_chunk(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor)
     return loss
 
 
-def _loss_of(stack: Stack) -> Callable[..., torch.Tensor]:
+def _loss_of(stack: Stack, causal_lm: Any) -> Callable[..., torch.Tensor]:
     if stack.loss == "chunked_nll":
-        return _trl_loss
+        return functools.partial(_trl_loss, softcap=getattr(causal_lm.config, "final_logit_softcapping", None))
     return _FusedLinearCrossEntropy.apply if stack.kernels else _LigerLoss.apply
 
 

@@ -179,6 +179,21 @@ def dequantized(packed: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     return packed.new_empty(shape, dtype=torch.bfloat16)
 
 
+def _maxima(shape: tuple[int, int]) -> tuple[int, int]:
+    blocks = shape[0] * shape[1] // _BLOCK
+    return blocks, -(-blocks // _NESTED_BLOCK)
+
+
+def maxima_bytes(shape: tuple[int, int]) -> int:
+    """Bytes of a 4-bit weight's maxima: of one byte, and of float32 for those of the maxima themselves.
+
+    >>> maxima_bytes((4096, 4096))
+    266240
+    """
+    first, second = _maxima(shape)
+    return first + 4 * second
+
+
 class Linear4bit(bitsandbytes.nn.Linear4bit):
     """bitsandbytes' NF4 layer, double quantised, as PEFT knows it, without its CUDA code."""
 
@@ -206,8 +221,8 @@ class Linear4bit(bitsandbytes.nn.Linear4bit):
 
     def allocate_maxima(self) -> None:
         """Make the quantisation's state, which FSDP leaves whole on every GPU: it is no parameter and no buffer."""
-        blocks = self.shape[0] * self.shape[1] // _BLOCK
-        self.maxima = [torch.empty(blocks, dtype=torch.uint8), torch.empty(-(-blocks // _NESTED_BLOCK))]
+        first, second = _maxima(self.shape)
+        self.maxima = [torch.empty(first, dtype=torch.uint8), torch.empty(second)]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.compute_type_is_set:  # set at once from 0.44 on; before, the first input decides

@@ -1,0 +1,170 @@
+"""All figures of a model: every way in which its layers and its head can run, each traced once.
+
+What a setting does to memory stands in one of three places: it changes what the layers hold, or what the head holds (both
+are traced here), or it multiplies bytes and is arithmetic (``autoconf.sharding``, ``autoconf.stack``).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from torch import nn
+
+from autoconf.build import kernels
+from autoconf.build.activations import head_moments, layer_moments
+from autoconf.build.architectures import Architecture
+from autoconf.build.ledger import TraceError, trace
+from autoconf.build.training import Job, Method, build_model, decoder_layers
+from autoconf.figures import HeadWay, LayerWay, ModelFigures, Trainable, Units
+from autoconf.stack import Shape, Stack
+
+_TARGETS = ("default", "attention", "all-linear")
+_CHECKPOINTING = ("none", "reentrant", "non-reentrant")
+_LOSSES = ("full", "chunked", "chunked_nll")
+_DROPOUT = 0.05  # any; a mask has a byte for each element
+# dtype of parameters, mixed precision, dtype of adapters, whether these have dropout. PEFT makes adapters in the dtype of
+# their base, and float32 by default.
+_FULL = [("bfloat16", "no"), ("bfloat16", "bf16"), ("float32", "no"), ("float32", "bf16")]
+_LORA = [
+    ("bfloat16", "no", "bfloat16", False),
+    ("bfloat16", "no", "float32", False),
+    ("bfloat16", "no", "float32", True),
+    ("bfloat16", "bf16", "bfloat16", False),
+    ("bfloat16", "bf16", "bfloat16", True),
+    ("bfloat16", "bf16", "float32", False),
+    ("bfloat16", "bf16", "float32", True),
+    ("float32", "no", "float32", False),
+    ("float32", "bf16", "float32", False),
+]
+
+
+def layer_ways() -> Iterator[LayerWay]:
+    """Every way in which layers can run."""
+    for (dtype, mixed), checkpointing in itertools.product(_FULL, _CHECKPOINTING):
+        yield LayerWay("full", dtype, mixed, dtype, False, checkpointing, "default")
+    for method, regime, checkpointing, targets in itertools.product(("lora", "qlora"), _LORA, _CHECKPOINTING, _TARGETS):
+        if method == "lora" or regime[0] == "bfloat16":
+            yield LayerWay(method, *regime, checkpointing, targets)
+
+
+def head_ways() -> Iterator[HeadWay]:
+    """Every way in which head and loss can run."""
+    for trains, (dtype, mixed), loss in itertools.product((True, False), _FULL, _LOSSES):
+        yield HeadWay(trains, dtype, mixed, loss)
+
+
+def traced(architecture: Architecture) -> ModelFigures:
+    """Figures of a model for all ways; those that cannot be traced are there with the reason."""
+    found = ModelFigures(architecture.name)
+    short = short_stack(architecture)
+    for way in layer_ways():
+        try:
+            found.layers[way] = layer_moments(trace(_layer_job(architecture, way), short), short, architecture.kinds)
+        except _UNTRACEABLE as error:
+            found.problems[way] = _sentence(error)
+    for head in head_ways():
+        try:
+            found.heads[head] = head_moments(trace(_head_job(architecture, head), short), short)
+        except _UNTRACEABLE as error:
+            found.problems[head] = _sentence(error)
+    for method, targets in (("full", "default"), *itertools.product(("lora", "qlora"), _TARGETS)):
+        try:
+            found.units[method, targets] = units(architecture, method, targets)
+        except _UNTRACEABLE as error:
+            found.problems[method, targets] = _sentence(error)
+    return found
+
+
+# What libraries refuse, and what our own checks do.
+_UNTRACEABLE = (TraceError, ValueError, RuntimeError)
+
+
+def _sentence(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+
+
+def short_stack(architecture: Architecture) -> tuple[str, ...]:
+    """Kinds of a short stack: the model's first and last layer, and one of each kind between them."""
+    first, *between, last = architecture.kinds
+    return (first, *dict.fromkeys(between), last)
+
+
+def _layer_job(architecture: Architecture, way: LayerWay) -> Job:
+    stack = Stack(
+        torch_dtype=way.torch_dtype,
+        mixed_precision=way.mixed_precision,
+        adapter_dtype=way.adapter_dtype,
+        lora_dropout=_DROPOUT if way.dropout else 0.0,
+        gradient_checkpointing=way.gradient_checkpointing,
+        lora_targets=way.lora_targets,
+        quantization="nf4" if way.method == "qlora" else "none",
+        gradient_accumulation=False,
+    )
+    return Job(architecture, way.method, stack)
+
+
+def _head_job(architecture: Architecture, way: HeadWay) -> Job:
+    stack = Stack(
+        torch_dtype=way.torch_dtype,
+        mixed_precision=way.mixed_precision,
+        adapter_dtype=way.torch_dtype,
+        loss=way.loss,
+        gradient_accumulation=False,
+    )
+    return Job(architecture, "full" if way.trains else "lora", stack)
+
+
+def units(architecture: Architecture, method: Method, targets: str) -> Trainable:
+    """Parameters by FSDP's units, and what trains; of adapters per rank."""
+    short = short_stack(architecture)
+    stack = Stack(lora_targets=targets, lora_r=1, quantization="nf4" if method == "qlora" else "none")
+    model = build_model(Job(architecture, method, stack), short)
+    layers = decoder_layers(model)
+    times = {id(layer): 0 for layer in layers}
+    by_kind = dict(zip(short, layers, strict=True))
+    for kind in architecture.kinds:
+        times[id(by_kind[kind])] += 1
+    every = [_count(layer) for layer in by_kind.values()]
+    all_layers = [sum(times[id(layer)] * count[i] for layer, count in zip(by_kind.values(), every, strict=True)) for i in range(3)]
+    whole, short_layers = _count(model), [sum(_count(layer)[i] for layer in layers) for i in range(3)]
+    root = [whole[i] - short_layers[i] for i in range(3)]
+    largest = max(every, key=lambda count: count[0] + count[1] + count[2] / 4)
+    maxima = sum(times[id(layer)] * _maxima(layer) for layer in by_kind.values())
+    sizes = Units(
+        frozen=root[0] + all_layers[0], trainable=root[1] + all_layers[1], quantized=root[2] + all_layers[2],
+        layer_frozen=largest[0], layer_trainable=largest[1], layer_quantized=largest[2],
+        root_frozen=root[0], root_trainable=root[1], maxima_bytes=maxima,
+    )  # fmt: skip
+    embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    in_layers = {p for layer in layers for p in layer.parameters()}
+    shapes: dict[Shape, int] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter not in in_layers:
+            shape = Shape(tuple(parameter.shape), 1, parameter in embeddings)
+            shapes[shape] = shapes.get(shape, 0) + 1
+    for layer in by_kind.values():
+        for parameter in layer.parameters():
+            if parameter.requires_grad:
+                shape = Shape(tuple(parameter.shape), 1)
+                shapes[shape] = shapes.get(shape, 0) + times[id(layer)]
+    return Trainable(sizes, tuple(shapes.items()))
+
+
+def _count(module: nn.Module) -> tuple[int, int, int]:
+    """Frozen, trainable and quantised parameters."""
+    frozen = trainable = quantized = 0
+    for parameter in module.parameters():
+        if isinstance(parameter, kernels.bitsandbytes.nn.Params4bit):
+            quantized += 2 * parameter.numel() * parameter.itemsize
+        elif parameter.requires_grad:
+            trainable += parameter.numel()
+        else:
+            frozen += parameter.numel()
+    return frozen, trainable, quantized
+
+
+def _maxima(module: nn.Module) -> int:
+    quantized = [m for m in module.modules() if isinstance(m, kernels.Linear4bit)]
+    return sum(kernels.maxima_bytes(m.shape) for m in quantized)
