@@ -23,29 +23,20 @@ _TARGETS = ("default", "attention", "all-linear")
 _CHECKPOINTING = ("none", "reentrant", "non-reentrant")
 _LOSSES = ("full", "chunked", "chunked_nll")
 _DROPOUT = 0.05  # any; a mask has a byte for each element
-# dtype of parameters, mixed precision, dtype of adapters, whether these have dropout. PEFT makes adapters in the dtype of
-# their base, and float32 by default.
+# dtype of parameters, and mixed precision; for adapters their own dtype too: PEFT makes them in that of their base, or else
+# in float32.
 _FULL = [("bfloat16", "no"), ("bfloat16", "bf16"), ("float32", "no"), ("float32", "bf16")]
-_LORA = [
-    ("bfloat16", "no", "bfloat16", False),
-    ("bfloat16", "no", "float32", False),
-    ("bfloat16", "no", "float32", True),
-    ("bfloat16", "bf16", "bfloat16", False),
-    ("bfloat16", "bf16", "bfloat16", True),
-    ("bfloat16", "bf16", "float32", False),
-    ("bfloat16", "bf16", "float32", True),
-    ("float32", "no", "float32", False),
-    ("float32", "bf16", "float32", False),
-]
+_LORA = [(*regime, "float32") for regime in _FULL] + [(*regime, "bfloat16") for regime in _FULL[:2]]
 
 
 def layer_ways() -> Iterator[LayerWay]:
     """Every way in which layers can run."""
     for (dtype, mixed), checkpointing in itertools.product(_FULL, _CHECKPOINTING):
         yield LayerWay("full", dtype, mixed, dtype, False, checkpointing, "default")
-    for method, regime, checkpointing, targets in itertools.product(("lora", "qlora"), _LORA, _CHECKPOINTING, _TARGETS):
+    axes = (("lora", "qlora"), _LORA, (False, True), _CHECKPOINTING, _TARGETS)
+    for method, regime, dropout, checkpointing, targets in itertools.product(*axes):
         if method == "lora" or regime[0] == "bfloat16":
-            yield LayerWay(method, *regime, checkpointing, targets)
+            yield LayerWay(method, *regime, dropout, checkpointing, targets)
 
 
 def head_ways() -> Iterator[HeadWay]:
