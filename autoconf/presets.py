@@ -98,9 +98,7 @@ def training_stack(method: str, accumulating: bool, stack: str, *settings: Any) 
     elif values["torch_dtype"] == "float32":
         values["adapter_dtype"] = "float32"  # PEFT makes adapters in the dtype of their layer, or in float32
     try:
-        return Stack(
-            **values, gradient_accumulation=accumulating, quantization="nf4" if method == "qlora" else "none"
-        )
+        return Stack(**values, gradient_accumulation=accumulating, quantization="nf4" if method == "qlora" else "none")
     except ValidationError as error:
         raise ValueError(str(error.errors()[0]["ctx"]["error"])) from None
 

@@ -137,6 +137,7 @@ NAMES = ("model_name", "method", "gpu_model", "model_version")
 BATCHES = ("batch_size", "per_device_train_batch_size")  # a job has one of them
 # The fields that its training stack follows from.
 STACK_FIELDS = ("method", "gradient_accumulation_steps", "stack", *SETTINGS)
+TOGETHER = (*BATCHES, *STACK_FIELDS)  # fields that must go together
 
 
 def _quoted(value: Any) -> str:
@@ -180,7 +181,8 @@ class Workload(BaseModel):
     It has either ``batch_size`` or ``per_device_train_batch_size``.
 
     >>> job = Workload.parse(
-    ...     model_name="llama-7b", method="lora", gpu_model="L40S", tokens_per_sample="2048", batch_size=8.0, stack="TRL"
+    ...     model_name="llama-7b", method="lora", gpu_model="L40S", tokens_per_sample="2048", batch_size=8.0,
+    ...     stack="TRL",
     ... )
     >>> job.tokens_per_sample, job.max_gpus, job.stack
     (2048, 8, 'trl')
@@ -256,9 +258,8 @@ class Workload(BaseModel):
     def training_stack(self) -> Stack:
         """The stack that the job trains with: its preset's settings, unless it says otherwise.
 
-        >>> Workload.parse(
-        ...     model_name="llama-7b", method="full", gpu_model="L40S", tokens_per_sample=2048, batch_size=8, loss="chunked"
-        ... ).training_stack().loss
+        >>> job = {"model_name": "llama-7b", "method": "full", "gpu_model": "L40S", "tokens_per_sample": 2048}
+        >>> Workload.parse(**job, batch_size=8, loss="chunked").training_stack().loss
         'chunked'
         """
         return stack_of(dict(self))
@@ -316,7 +317,7 @@ def check_together(fields: Mapping[str, Any]) -> None:
 
 def contradictions(columns: Mapping[str, Sequence[Any]]) -> list[str]:
     """Why the fields of each of some jobs do not go together, as ``check_together`` has it; empty text if they do."""
-    fields = [field for field in (*BATCHES, *STACK_FIELDS) if field in columns]
+    fields = [field for field in TOGETHER if field in columns]
 
     @lru_cache(maxsize=65_536)  # a table has few distinct stacks; of a batch it counts only whether there is one
     def problem(*values: Any) -> str:
