@@ -5,7 +5,7 @@ A new change is one entry of ``CHANGES``: the field, and what to try there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,6 +22,7 @@ from autoconf.workload import STACK_FIELDS, stack_of
 # For each job the value to try, None where there is nothing to try.
 Propose = Callable[[Predictor, Columns], list[Any]]
 _NOTHING = np.iinfo(np.int64).max
+_AT_ONCE = 50_000  # changed jobs that are asked for in one call: bounds the memory that candidates take
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,28 @@ class Remedy:
 def remedies(predictor: Predictor, columns: Columns) -> list[list[Remedy]]:
     """The single changes that help, for each of some valid jobs that have no recommendation."""
     found: list[list[Remedy]] = [[] for _ in columns["model_name"]]
-    for field, propose in CHANGES:
-        values = propose(predictor, columns)
-        tried = [index for index, value in enumerate(values) if value is not None]
-        changed = {**pick(columns, tried), field: [values[index] for index in tried]}
-        for index, answered in zip(tried, answer(predictor, changed), strict=True):
-            if answered.gpus is not None and answered.workers is not None:
-                before = _before(columns, index, field)
-                found[index].append(Remedy(field, before, values[index], answered.gpus, answered.workers))
+    changes = [
+        (index, field, value)
+        for field, propose in CHANGES
+        for index, value in enumerate(propose(predictor, columns))
+        if value is not None
+    ]
+    for start in range(0, len(changes), _AT_ONCE):
+        some = changes[start : start + _AT_ONCE]
+        for (index, field, value), said in zip(some, answer(predictor, _changed(columns, some)), strict=True):
+            if said.gpus is not None and said.workers is not None:
+                found[index].append(Remedy(field, _before(columns, index, field), value, said.gpus, said.workers))
     return found
+
+
+def _changed(columns: Columns, changes: Sequence[tuple[int, str, Any]]) -> Columns:
+    """Jobs, each with one change: the job's place among some, the field, its value."""
+    changed = pick(columns, [index for index, _, _ in changes])
+    for field in {field for _, field, _ in changes}:
+        changed[field] = list(column(changed, field))
+    for place, (_, field, value) in enumerate(changes):
+        changed[field][place] = value
+    return changed
 
 
 def _before(columns: Columns, index: int, field: str) -> Any:
@@ -100,6 +114,8 @@ def _batch(field: str, nearest: Callable[[Integers, Integers, Integers, int], In
     def propose(predictor: Predictor, columns: Columns) -> list[Any]:
         proposed = list(column(columns, field))
         stated = [index for index, batch in enumerate(proposed) if batch is not None]
+        if not stated:
+            return proposed
         jobs, problems = inside(predictor, pick(columns, stated))
         counts, even = even_counts(predictor, jobs)
         tokens = edges(predictor, jobs, counts.max(initial=0))[:, counts - 1]

@@ -184,6 +184,8 @@ def workers(gpus: Integers, gpus_per_worker: Integers) -> Integers:
 
 def smallest(predictor: Predictor, jobs: Jobs) -> list[Recommendation]:
     """The smallest candidate that fits, for each job."""
+    if not len(jobs.rows):
+        return []
     counts, even = even_counts(predictor, jobs)
     job, place = np.nonzero(even & jobs.takes(counts, predictor.domain.max_batch_size))
     gpus = counts[place]
