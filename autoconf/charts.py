@@ -12,14 +12,16 @@ import numpy as np
 import pandas as pd
 
 from autoconf.predictors import RELEASED, card
-from autoconf.workload import OPTIONAL, REQUIRED, is_empty, name, read, whole_number
+from autoconf.presets import SETTINGS as OF_STACK
+from autoconf.workload import BATCHES, OPTIONAL, REQUIRED, is_empty, name, read, whole_number
 
 NO_RECOMMENDATION = 0
 MISSING = -1  # a point that was not asked, or whose measurement failed
 
 # What one picture has a single value of; a file may have several.
 EXPERIMENT = "experiment_id"  # ado's name for the column
-SETTINGS = (EXPERIMENT, "gpu_model", *OPTIONAL)
+SETTINGS = (EXPERIMENT, "gpu_model", *(field for field in OPTIONAL if field not in BATCHES))
+POINT = (*REQUIRED, "batch_size")
 SEPARATOR = "  ·  "  # between the settings that a picture names
 
 
@@ -45,28 +47,33 @@ def points(answers: pd.DataFrame) -> pd.DataFrame:
     [16]
     """
     table = _one_row_per_answer(answers)
-    missing = [column for column in (*REQUIRED, "can_recommend") if column not in table]
+    missing = [column for column in (*POINT, "can_recommend") if column not in table]
     if missing:
         found = ", ".join(map(str, answers.columns))
         raise ValueError(f"line 1: required column missing: {', '.join(missing)}; the table has {found}")
-    values = {field: _cells(table, [field], _reader(field)) for field in (*REQUIRED, *SETTINGS) if field in table}
+    values = {field: _cells(table, [field], _reader(field)) for field in (*POINT, *SETTINGS) if field in table}
     experiments = values.get(EXPERIMENT, [""] * len(table))
-    for field, default in OPTIONAL.items():
-        if field not in values and isinstance(default, int):
-            values[field] = [_set_by_experiment(field, experiment) or default for experiment in experiments]
+    for field in SETTINGS:
+        if field not in values and field in OPTIONAL:
+            settings = [_set_by_experiment(field, experiment) or OPTIONAL[field] for experiment in experiments]
+            if any(settings):
+                values[field] = [setting or "" for setting in settings]
     # Where nothing could be recommended, ado's export has no such columns.
     outputs = table.reindex(columns=["can_recommend", "gpus", "workers"], fill_value="")
     return pd.DataFrame({**values, "total": _cells(outputs, list(outputs), _total)}, index=table.index)
 
 
-def _set_by_experiment(field: str, experiment: str) -> int | None:
+def _set_by_experiment(field: str, experiment: str) -> Any:
     """The value that a space gave to one of an experiment's optional fields, which ado keeps in its name alone.
 
     >>> _set_by_experiment("max_gpus", "custom_experiments.min_gpu_recommender-gpus_per_worker.4-max_gpus.64")
     64
+    >>> _set_by_experiment("stack", "custom_experiments.min_gpu_recommender-stack.fms-hf-tuning-max_gpus.64")
+    'fms-hf-tuning'
     """
-    found = re.search(rf"-{field}\.(\d+)(?:-|$)", experiment)
-    return int(found.group(1)) if found else None
+    _, *found = re.split(rf"-({'|'.join(OPTIONAL)})\.", experiment)
+    text = dict(zip(found[::2], found[1::2], strict=True)).get(field)
+    return text and read(field, text)
 
 
 def _one_row_per_answer(answers: pd.DataFrame) -> pd.DataFrame:
@@ -99,6 +106,8 @@ def _reader(field: str) -> Callable[[str], Any]:
     """How a field's text is read, "" standing for what the file leaves open."""
     if field == EXPERIMENT:
         return lambda text: "" if is_empty(text) else name(field, text)
+    if field == "batch_size":
+        return lambda text: whole_number(field, text)
     return lambda text: read(field, text) or ""
 
 
@@ -226,11 +235,15 @@ def _subtitle(points: pd.DataFrame) -> str:
         "gpus_per_worker": "{} GPUs per worker",
         "max_gpus": "at most {} GPUs considered",
         "gradient_accumulation_steps": "{} gradient accumulation steps",
+        "stack": "stack {}",
+        **{setting: f"{setting} {{}}" for setting in OF_STACK},
     }
     values = {setting: points[setting].iloc[0] for setting in words if setting in points}
     version = values.get("model_version")
     if version in RELEASED:  # beyond its own limit a version does not look
         values["max_gpus"] = min(values["max_gpus"], card(version).domain.max_gpus)
+    if values.get("stack") == OPTIONAL["stack"]:
+        del values["stack"]
     return SEPARATOR.join(words[setting].format(value) for setting, value in values.items() if value != "")
 
 

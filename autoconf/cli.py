@@ -12,7 +12,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import partial, wraps
+from inspect import Parameter, signature
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,8 +27,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from autoconf import __version__, charts, plot, predictors
 from autoconf.columns import doubts
 from autoconf.errors import AutoConfError, BadInput
+from autoconf.presets import SETTINGS, presets
 from autoconf.recommender import recommend
-from autoconf.show import is_terminal, show_answer, show_models, show_summary, show_version
+from autoconf.show import is_terminal, show_answer, show_models, show_stack, show_summary, show_version
 from autoconf.tables import (
     STANDARD_STREAM,
     called,
@@ -40,7 +42,7 @@ from autoconf.tables import (
     write_csv,
     write_json,
 )
-from autoconf.workload import NAMES, OPTIONAL, REQUIRED, TRAINING_STACK, Workload, is_empty, read
+from autoconf.workload import NUMBERS, OPTIONAL, TRAINING_STACK, Workload, is_empty, read
 
 # Jobs answered between two updates of the progress bar; also what is in memory besides the table itself.
 CHUNK = 10_000
@@ -103,14 +105,35 @@ app = typer.Typer(
 
 def _job_option(field: str) -> Any:
     """The option for a field of a job."""
-    default = "" if field in REQUIRED else f" (default: {OPTIONAL[field] or 'the newest'})"
+    default = OPTIONAL.get(field) or ("the newest" if field == "model_version" else None)
+    panel = "How it trains" if field in ("stack", *SETTINGS) else "One job" if field != "model_version" else None
     return typer.Option(
         f"--{field.replace('_', '-')}",
-        help=escape(f"{Workload.model_fields[field].description}{default}."),
-        metavar="TEXT" if field in NAMES else "INTEGER",
+        help=escape(f"{Workload.model_fields[field].description}{f' (default: {default})' if default else ''}."),
+        metavar="INTEGER" if field in NUMBERS else "TEXT",
         show_default=False,
-        rich_help_panel="One job" if field != "model_version" else None,
+        rich_help_panel=panel,
     )
+
+
+def _with_options(option: Callable[[str], Any], names: Iterable[str]) -> Callable[[Callable[..., None]], Any]:
+    """Give a command an option for each of some names, whose value it finds in its context."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = signature(command, eval_str=True)
+        more = [
+            Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option(name)])
+            for name in names
+        ]
+
+        @wraps(command)
+        def with_options(**values: Any) -> None:
+            command(**{name: values[name] for name in own.parameters})
+
+        with_options.__signature__ = own.replace(parameters=[*own.parameters.values(), *more])  # type: ignore[attr-defined]
+        return with_options
+
+    return decorate
 
 
 def _print_version(wanted: bool) -> None:
@@ -132,6 +155,7 @@ def main(
 
 
 @app.command("recommend", epilog=f"Answers hold for {TRAINING_STACK}.")
+@_with_options(_job_option, ["model_version", *(field for field in Workload.model_fields if field != "model_version")])
 def recommend_command(
     context: typer.Context,
     csv_file: Annotated[
@@ -145,15 +169,6 @@ def recommend_command(
         typer.Option("--output", "-o", metavar="FILE", show_default=False, help="Where answers go; by default stdout."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON instead of CSV or a table.")] = False,
-    model_version: Annotated[str | None, _job_option("model_version")] = None,
-    model_name: Annotated[str | None, _job_option("model_name")] = None,
-    method: Annotated[str | None, _job_option("method")] = None,
-    gpu_model: Annotated[str | None, _job_option("gpu_model")] = None,
-    tokens_per_sample: Annotated[str | None, _job_option("tokens_per_sample")] = None,
-    batch_size: Annotated[str | None, _job_option("batch_size")] = None,
-    gpus_per_worker: Annotated[str | None, _job_option("gpus_per_worker")] = None,
-    max_gpus: Annotated[str | None, _job_option("max_gpus")] = None,
-    gradient_accumulation_steps: Annotated[str | None, _job_option("gradient_accumulation_steps")] = None,
 ) -> None:
     """Recommend the smallest number of GPUs, for a table of jobs or for one.
 
@@ -186,14 +201,15 @@ def _recommend_one(fields: dict[str, str], output_file: str | None, as_json: boo
     except ValueError as error:
         hint = "" if fields else "; give --csv FILE, or one job by options (see --help)"
         raise BadInput(f"{error}{hint}") from None
-    table = pd.DataFrame({field: [value] for field, value in job.model_dump().items()}, dtype=object)
+    table = pd.DataFrame({field: [value] for field, value in job.model_dump(exclude_none=True).items()}, dtype=object)
     answer = pd.concat([table, recommend(table)], axis=1)
+    shown = {**next(json_rows(answer)), "training_stack": job.stack_name()}
     if output_file is None and not as_json and is_terminal(sys.stdout):
-        show_answer(next(json_rows(answer)))
+        show_answer(shown)
         return
     with output(output_file) as stream:
         if as_json:
-            stream.write(f"{json.dumps(next(json_rows(answer)), indent=2, ensure_ascii=False)}\n".encode())
+            stream.write(f"{json.dumps(shown, indent=2, ensure_ascii=False)}\n".encode())
         else:
             write_csv([answer], stream)
 
@@ -259,6 +275,23 @@ def versions_command(
                     show(card, default=card.version == default)
 
 
+@app.command("stacks")
+def stacks_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """List the stacks that a job can name: the settings that each comes with, and where these stand.
+
+    $ ado-autoconf stacks
+    """
+    with _exit_codes(), output(None) as stream:
+        if as_json:
+            stacks = {name: preset.model_dump() for name, preset in presets().items()}
+            stream.write(f"{json.dumps(stacks, indent=2, ensure_ascii=False)}\n".encode())
+        else:
+            for name, preset in presets().items():
+                show_stack(name, preset)
+
+
 def _setting_option(setting: str) -> Any:
     return typer.Option(
         charts.option(setting),
@@ -270,6 +303,7 @@ def _setting_option(setting: str) -> Any:
 
 
 @app.command("plot")
+@_with_options(_setting_option, charts.SETTINGS)
 def plot_command(
     context: typer.Context,
     answers: Annotated[
@@ -281,12 +315,6 @@ def plot_command(
     picture: Annotated[
         str, typer.Option("--output", "-o", metavar="FILE", show_default=False, help="The picture: .png, .svg or .pdf.")
     ],
-    experiment_id: Annotated[str | None, _setting_option("experiment_id")] = None,
-    gpu_model: Annotated[str | None, _setting_option("gpu_model")] = None,
-    model_version: Annotated[str | None, _setting_option("model_version")] = None,
-    gpus_per_worker: Annotated[str | None, _setting_option("gpus_per_worker")] = None,
-    max_gpus: Annotated[str | None, _setting_option("max_gpus")] = None,
-    gradient_accumulation_steps: Annotated[str | None, _setting_option("gradient_accumulation_steps")] = None,
 ) -> None:
     """Draw the minimum number of GPUs over tokens and batch, one panel for each model and method.
 

@@ -32,7 +32,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from autoconf.errors import AutoConfError
 from autoconf.figures import read_figures
 from autoconf.memory import GIB, Floats, MemoryTable
+from autoconf.names import listed
 from autoconf.rules import Booleans, Candidates
+from autoconf.stack import REFERENCE, Stack
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +114,25 @@ class Predictor:
     @property
     def domain(self) -> Domain:
         return self.card.domain
+
+    def row(self, model: str, method: str, stack: Stack) -> int | str:
+        """The row of a job's figures, or the sentence that says why the version has none.
+
+        Args:
+            model: one of the domain's models.
+            method: one of the domain's methods.
+            stack: how the job trains.
+        """
+        known = REFERENCE.model_copy(update={"gradient_accumulation": stack.gradient_accumulation})
+        if stack != known:
+            other = [name for name, value in stack if value != getattr(known, name)]
+            asked, answered = ([f"{name} {getattr(of, name)!r}" for name in other] for of in (stack, known))
+            are = "are" if len(other) > 1 else "is"
+            return (
+                f"{listed(asked)} {are} not in the domain of version {self.card.version}, which answers for the stack "
+                f"reference only ({', '.join(answered)})"
+            )
+        return self.rows[model, method, stack.gradient_accumulation]
 
     def probabilities(self, table: pd.DataFrame) -> Floats:
         """Predicted probability of fitting for a table of ``features``, shape (rows,)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, overload
 
@@ -15,8 +16,8 @@ from autoconf.columns import doubts
 from autoconf.errors import IgnoredColumnWarning
 from autoconf.predictors import DEFAULT, RELEASED, Predictor
 from autoconf.remedies import remedies
-from autoconf.search import Columns, Recommendation, answer, pick
-from autoconf.workload import REQUIRED, Workload, read
+from autoconf.search import Columns, Recommendation, answer, column, pick
+from autoconf.workload import REQUIRED, Workload, contradictions, missing_columns, read
 
 # Jobs answered at once: bounds the memory that candidates take, whatever the table's length.
 CHUNK = 50_000
@@ -36,28 +37,28 @@ def recommend(workloads: Workload | pd.DataFrame, model_version: str | None = No
         model_version: predictor version for jobs that name none; the newest by default.
 
     Returns:
-        A ``Recommendation`` for a ``Workload``. For a DataFrame, one with the same index and the columns
-        ``can_recommend`` (0 or 1), ``gpus`` (per worker) and ``workers`` (nullable integers) and ``reason`` (text,
-        empty when recommended). A row with a value that can never be right gets that reason. With "no" go the single
-        changes of the job that would get it a recommendation, and what it then takes.
+        A ``Recommendation`` for a ``Workload``; it names the training stack that it is for. For a DataFrame, one with
+        the same index and the columns ``can_recommend`` (0 or 1), ``gpus`` (per worker) and ``workers`` (nullable
+        integers) and ``reason`` (text, empty when recommended). A row with a value that can never be right gets that
+        reason. With "no" go the single changes of the job that would get it a recommendation, and what it then takes.
 
     Raises:
         TypeError: ``workloads`` is neither.
-        ValueError: a required column is missing, a column of the job is there twice, the columns have several levels,
-            or ``model_version`` cannot be one.
+        ValueError: a required column is missing (``batch_size`` and ``per_device_train_batch_size`` both), a column of
+            the job is there twice, the columns have several levels, or ``model_version`` cannot be one.
         AutoConfError: the installation is broken.
 
     >>> job = Workload(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe",
     ...                tokens_per_sample=8192, batch_size=16)
     >>> recommend(job)
-    Recommendation(can_recommend=1, gpus=2, workers=1, reason='')
+    Recommendation(can_recommend=1, gpus=2, workers=1, reason='', stack='reference')
     >>> recommend(pd.DataFrame([job.model_dump()])).drop(columns="reason")
        can_recommend  gpus  workers
     0              1     2        1
     """
     if isinstance(workloads, Workload):
         columns = {field: [getattr(workloads, field)] for field in Workload.model_fields}
-        return _answer(columns, model_version)[0]
+        return replace(_answer(columns, model_version)[0], stack=workloads.stack_name())
     if not isinstance(workloads, pd.DataFrame):
         raise TypeError(f"workloads: must be a Workload or a pandas DataFrame, got {type(workloads).__name__}")
     if isinstance(workloads.columns, pd.MultiIndex):  # one level of names may come as such, too
@@ -67,7 +68,7 @@ def recommend(workloads: Workload | pd.DataFrame, model_version: str | None = No
     twice = [field for field in Workload.model_fields if list(workloads.columns).count(field) > 1]
     if twice:
         raise ValueError(f"{', '.join(twice)}: more than one column of that name")
-    missing = [field for field in REQUIRED if field not in workloads.columns]
+    missing = missing_columns(workloads.columns)
     if missing:
         raise ValueError(
             f"{', '.join(missing)}: required column missing; the table has {', '.join(map(str, workloads))}"
@@ -95,13 +96,14 @@ def _frame(answers: Sequence[Recommendation]) -> pd.DataFrame:
 
 def _answer(columns: dict[str, list[Any]], default_version: str | None) -> list[Recommendation]:
     """Answer jobs given as lists of raw values per field."""
-    default = read("model_version", default_version) or DEFAULT
+    newest = read("model_version", default_version) or DEFAULT
     count = len(columns[REQUIRED[0]])
     problems: list[str] = [""] * count
-    jobs = {}
-    for field in Workload.model_fields:
-        jobs[field] = _checked(columns.get(field, [None] * count), partial(read, field), problems)
-    jobs["model_version"] = [version or default for version in jobs["model_version"]]
+    jobs = {field: _checked(values, partial(read, field), problems) for field, values in columns.items()}
+    fine = [index for index, problem in enumerate(problems) if not problem]
+    for index, problem in zip(fine, contradictions(pick(jobs, fine)), strict=True):
+        problems[index] = problem
+    jobs["model_version"] = [version or newest for version in column(jobs, "model_version")]
     answers = [Recommendation(0, reason=problem) for problem in problems]
     by_version: dict[str, list[int]] = {}
     for index, version in enumerate(jobs["model_version"]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from autoconf import rules
 from autoconf.memory import GIB, Floats, Integers
 from autoconf.names import Names
 from autoconf.predictors import Predictor
+from autoconf.presets import SETTINGS, training_stack
 from autoconf.rules import Booleans, Candidates
+from autoconf.workload import OPTIONAL, REQUIRED
 
-Columns = dict[str, list[Any]]  # a field of valid jobs -> its value for each of them
+Columns = dict[str, list[Any]]  # a field of valid jobs -> its value for each; one that is absent has its default
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Recommendation:
     gpus: int | None = None  # per worker; None if there is no recommendation
     workers: int | None = None
     reason: str = ""  # why there is no recommendation; empty if there is one
+    stack: str = ""  # what the answer is for: the preset, and what the job changes of it
 
 
 @dataclass(frozen=True)
@@ -38,14 +42,35 @@ class Jobs:
     batch_size: Integers
     gpus_per_worker: Integers
     max_gpus: Integers
+    per_device: Booleans | bool = False  # whether ``batch_size`` is that of each GPU
+
+    def takes(self, counts: Integers, max_batch_size: int) -> Booleans:
+        """Whether a job's batch can be had on so many GPUs, shape (jobs, counts)."""
+        batch_size, per_device = self.batch_size[:, None], self.on_each[:, None]
+        return np.where(per_device, batch_size * counts <= max_batch_size, batch_size % counts == 0)
+
+    def tokens_per_gpu(self, which: Integers, gpus: Integers) -> Floats:
+        """Tokens of a micro-batch on each GPU, of some of the jobs on so many GPUs."""
+        per_gpu = np.where(self.on_each[which], self.batch_size[which], self.batch_size[which] / gpus)
+        return per_gpu * self.tokens_per_sample[which]
+
+    @property
+    def on_each(self) -> Booleans:
+        """``per_device``, of every job."""
+        return np.broadcast_to(self.per_device, self.batch_size.shape)
 
 
-_NUMBERS = ("tokens_per_sample", "batch_size", "gpus_per_worker", "max_gpus")
+_NUMBERS = ("tokens_per_sample", "gpus_per_worker", "max_gpus")
 
 
 def pick(columns: Columns, indices: Sequence[int]) -> Columns:
     """Some of the jobs."""
     return {field: [values[index] for index in indices] for field, values in columns.items()}
+
+
+def column(columns: Columns, field: str) -> list[Any]:
+    """A field's value for each job."""
+    return columns[field] if field in columns else [OPTIONAL[field]] * len(columns[REQUIRED[0]])
 
 
 def answer(predictor: Predictor, columns: Columns) -> list[Recommendation]:
@@ -61,31 +86,46 @@ def answer(predictor: Predictor, columns: Columns) -> list[Recommendation]:
 def inside(predictor: Predictor, columns: Columns) -> tuple[Jobs, list[str]]:
     """The jobs that lie inside a version's domain, and for each of all jobs why it does not; empty text if it does."""
     lookup = _lookup(predictor)
-    found = [lookup(*job) for job in zip(*(columns[field] for field in _Lookup.FIELDS), strict=True)]
+    fields = (columns[field] if field in columns else repeat(OPTIONAL[field]) for field in _Lookup.FIELDS)
+    found = [lookup(*job) for job in zip(*fields, strict=False)]  # defaults repeat without end
     known = [index for index, place in enumerate(found) if not isinstance(place, str)]
     rows, usable = np.array([found[index] for index in known], float).reshape(-1, 2).T
-    numbers = (np.array([columns[field][index] for index in known], np.int64) for field in _NUMBERS)
-    return Jobs(rows.astype(np.int64), usable, *numbers), [place if isinstance(place, str) else "" for place in found]
+    some = pick(columns, known)
+    tokens, per_worker, most = (np.array(column(some, field), np.int64) for field in _NUMBERS)
+    on_each, global_ = column(some, "per_device_train_batch_size"), column(some, "batch_size")
+    batch_size = np.array([size or each for size, each in zip(global_, on_each, strict=True)], np.int64)
+    per_device = np.array([each is not None for each in on_each], bool)
+    jobs = Jobs(rows.astype(np.int64), usable, tokens, batch_size, per_worker, most, per_device)
+    return jobs, [place if isinstance(place, str) else "" for place in found]
 
 
 class _Lookup:
     """Find a job's figures and memory in a version, or say why it lies outside the version's domain."""
 
     FIELDS = (
-        "model_name", "method", "gpu_model", "tokens_per_sample", "batch_size", "gradient_accumulation_steps"
+        "model_name", "method", "gpu_model", "tokens_per_sample", "batch_size", "per_device_train_batch_size",
+        "gradient_accumulation_steps", "stack", *SETTINGS,
     )  # fmt: skip
 
     def __init__(self, predictor: Predictor) -> None:
-        self.version, self.domain, self.rows = predictor.card.version, predictor.domain, predictor.rows
+        self.version, self.domain = predictor.card.version, predictor.domain
         self.names = {
             "model_name": Names({name: model.aliases for name, model in self.domain.models.items()}, families=True),
             "method": Names(dict.fromkeys(self.domain.methods, ())),
             "gpu_model": Names({name: gpu.aliases for name, gpu in self.domain.gpus.items()}),
         }
 
+        # A table has few models and ways to train them, however long it is.
+        @lru_cache(maxsize=65_536)
+        def row(model: str, method: str, *stack: Any) -> int | str:
+            return predictor.row(model, method, training_stack(method, *stack))
+
+        self.row = row
+
     def __call__(
-        self, model_name: str, method: str, gpu_model: str, tokens: int, batch_size: int, steps: int
-    ) -> tuple[int, float] | str:
+        self, model_name: str, method: str, gpu_model: str, tokens: int, batch_size: int | None, on_each: int | None,
+        steps: int, *stack: Any,
+    ) -> tuple[int, float] | str:  # fmt: skip
         domain = self.domain
         found = []
         for (field, names), value in zip(self.names.items(), (model_name, method, gpu_model), strict=True):
@@ -97,14 +137,16 @@ class _Lookup:
         model, method, gpu = found
         for field, number, limit in (
             ("tokens_per_sample", tokens, domain.max_tokens_per_sample),
-            ("batch_size", batch_size, domain.max_batch_size),
+            ("batch_size", batch_size or 0, domain.max_batch_size),
+            ("per_device_train_batch_size", on_each or 0, domain.max_batch_size),
         ):
             if number > limit:
                 return f"{field} {number} is beyond the domain of version {self.version}, which ends at {limit}"
         longest = domain.models[model].max_tokens_per_sample
         if longest is not None and tokens > longest:
             return f"tokens_per_sample {tokens} is beyond the {longest} learned positions of {model_name}"
-        return self.rows[model, method, steps > 1], domain.gpus[gpu].usable_gib
+        row = self.row(model, method, steps > 1, *stack)
+        return row if isinstance(row, str) else (row, domain.gpus[gpu].usable_gib)
 
 
 @lru_cache(maxsize=8)
@@ -142,10 +184,12 @@ def workers(gpus: Integers, gpus_per_worker: Integers) -> Integers:
 
 def smallest(predictor: Predictor, jobs: Jobs) -> list[Recommendation]:
     """The smallest candidate that fits, for each job."""
+    if not len(jobs.rows):
+        return []
     counts, even = even_counts(predictor, jobs)
-    job, column = np.nonzero(even & (jobs.batch_size[:, None] % counts == 0))
-    gpus = counts[column]
-    tokens_per_gpu = jobs.batch_size[job] / gpus * jobs.tokens_per_sample[job]
+    job, place = np.nonzero(even & jobs.takes(counts, predictor.domain.max_batch_size))
+    gpus = counts[place]
+    tokens_per_gpu = jobs.tokens_per_gpu(job, gpus)
     candidates = Candidates(predictor.memory, jobs.rows[job], gpus, tokens_per_gpu, jobs.usable_gib[job])
     fits = decide(predictor, candidates)
     best = np.zeros(len(jobs.rows), np.int64)
@@ -165,22 +209,27 @@ def _why_not(predictor: Predictor, largest: Candidates, jobs: Jobs, which: Integ
         return ()
     most, version = predictor.domain.max_gpus, predictor.card.version
     batch_sizes, wanted = jobs.batch_size[which], jobs.max_gpus[which]
-    limits, counts = np.minimum(wanted, most), np.arange(1, most + 1)
-    divides = (batch_sizes[:, None] % counts == 0) & (counts <= limits[:, None])
+    per_device = jobs.on_each[which]
+    room = np.where(per_device, predictor.domain.max_batch_size // batch_sizes, most)
+    limits, counts = np.minimum(np.minimum(wanted, most), room), np.arange(1, most + 1)
+    divides = (per_device[:, None] | (batch_sizes[:, None] % counts == 0)) & (counts <= limits[:, None])
     divisors = np.where(divides, counts, 0).max(axis=1)
     peaks = largest.memory.peak_bytes(largest.rows, largest.gpus, largest.tokens_per_gpu) / GIB
     sentences = []
-    for broken_rule, batch_size, max_gpus, limit, divisor, per_worker, gpus, peak, usable in zip(
-        rules.reasons(largest), batch_sizes, wanted, limits, divisors, jobs.gpus_per_worker[which],
+    for broken_rule, each, batch_size, max_gpus, limit, divisor, per_worker, gpus, peak, usable in zip(
+        rules.reasons(largest), per_device, batch_sizes, wanted, limits, divisors, jobs.gpus_per_worker[which],
         largest.gpus, peaks, largest.usable_gib, strict=True,
     ):  # fmt: skip
         beyond = f" (where version {version} ends; max_gpus is {max_gpus})" if max_gpus > limit else ""
-        evenly = f" and splits evenly over workers of {per_worker}" if gpus < divisor else ""
+        conditions = [] if each else [f"divides batch_size {batch_size}"]
+        if gpus < divisor:
+            conditions.append(f"splits evenly over workers of {per_worker}")
+        that = f" that {' and '.join(conditions)}" if conditions else ""
+        samples = f" for per_device_train_batch_size {batch_size}" if each else ""
         last = f" (the largest is {gpus})" if gpus < limit else ""
         cause = (
             broken_rule
             or f"training peaks near {peak:.1f} GiB {rules.on_each(gpus)}, which leaves too little of {usable:g} GiB"
         )
-        divisors_up_to = f"no number of GPUs up to {limit}{beyond} that divides batch_size {batch_size}{evenly}"
-        sentences.append(f"{divisors_up_to} is enough{last}: {cause}")
+        sentences.append(f"no number of GPUs up to {limit}{beyond}{that} is enough{samples}{last}: {cause}")
     return sentences

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from autoconf.names import families
 from autoconf.predictors import Card
+from autoconf.presets import Preset
 from autoconf.tables import ANSWERS
 from autoconf.workload import TRAINING_STACK, Workload
 
@@ -29,10 +30,11 @@ def show_answer(answer: dict[str, Any]) -> None:
     """Print one job and its answer."""
     table = Table(show_header=False, box=box.SIMPLE, pad_edge=False)
     for field in Workload.model_fields:
-        table.add_row(field, escape(str(answer[field])))
+        if field in answer:
+            table.add_row(field, escape(str(answer[field])))
     table.add_section()
-    for field in ANSWERS if not answer["can_recommend"] else ANSWERS[:-1]:
-        if answer[field] is not None:
+    for field in (*ANSWERS, "training_stack"):
+        if answer[field] not in (None, ""):
             table.add_row(field, escape(str(answer[field])), style="bold")
     _print(table)
 
@@ -59,7 +61,7 @@ def show_summary(card: Card, default: bool) -> None:
 def show_version(card: Card, default: bool) -> None:
     """Print all about a version but its models' names."""
     _show_heading(card, default)
-    _show_paragraph("", f"Training stack: {TRAINING_STACK}.")
+    _show_paragraph("", f"Answers hold for {TRAINING_STACK}.")
     typer.echo()
     domain = card.domain.model_dump()
     limits = {key: value for key, value in domain.items() if key not in ("models", "gpus", "methods")}
@@ -84,6 +86,20 @@ def show_models(card: Card, default: bool) -> None:
         typer.echo(name if limit is None else f"{name} (up to {limit:,} tokens per sample)")
         for alias in model.aliases:
             typer.echo(f"    {alias}")
+
+
+def show_stack(name: str, preset: Preset) -> None:
+    """Print a stack's settings, and where each of them stands."""
+    typer.echo(f"{name}: {preset.description}\n")
+    rows = [{"setting": setting, "value": it.value, "source": it.source} for setting, it in preset.settings.items()]
+    for case in preset.cases:
+        where = ", ".join(f"{field} {value}" for field, value in case.when.items())
+        rows += [
+            {"setting": setting, "value": f"{it.value} where {where}", "source": it.source}
+            for setting, it in case.settings.items()
+        ]
+    _print(_table(rows))
+    typer.echo()
 
 
 def _show_heading(card: Card, default: bool) -> None:

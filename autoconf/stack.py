@@ -15,7 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Dtype = Literal["bfloat16", "float32"]
 Optim = Literal["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor", "sgd"]
 Checkpointing = Literal["none", "reentrant", "non-reentrant"]
+MixedPrecision = Literal["no", "bf16"]
+Loss = Literal["full", "chunked"]
 Sharding = Literal["ddp", "fsdp1", "fsdp2"]
+LoraTargets = Literal["default", "attention", "all-linear"]
 # Modules of decoder layers with fused Triton kernels, as fms-acceleration's plugin "fast_kernels" names them.
 Kernel = Literal["fast_loss", "fast_rms_layernorm", "fast_rope_embeddings", "fused_lora"]
 
@@ -39,12 +42,16 @@ class Stack(BaseModel):
         default="adamw_torch", description="the Trainer's name of the optimizer; adamw_torch is the foreach one"
     )
     torch_dtype: Dtype = Field(default="bfloat16", description="dtype of the loaded parameters")
-    mixed_precision: Literal["no", "bf16"] = Field(default="no", description="the Trainer's flag bf16")
+    mixed_precision: MixedPrecision = Field(default="no", description="the Trainer's flag bf16")
     gradient_checkpointing: Checkpointing = Field(
         default="non-reentrant",
         description="recompute each decoder layer in the backward pass, and by which of torch's ways",
     )
-    loss: Literal["full", "chunked", "chunked_nll"] = Field(
+    loss: Literal[Loss, "chunked_nll"] = Field(
+        default="full",
+        description="cross-entropy over all logits at once, or over chunks of tokens: fused with the head as Liger does it, "
+        "or as TRL's chunked_nll",
+    )
         default="full",
         description="cross-entropy over all logits at once, or over chunks of tokens: fused with the head as Liger does it, "
         "or as TRL's chunked_nll",
@@ -58,7 +65,7 @@ class Stack(BaseModel):
     )
     lora_r: int = Field(default=4, ge=1, description="LoRA's rank")
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="LoRA's dropout")
-    lora_targets: tuple[str, ...] | Literal["default", "attention", "all-linear"] = Field(
+    lora_targets: tuple[str, ...] | LoraTargets = Field(
         default="default", description="modules with adapters: the architecture's own pair, or a named group, or names"
     )
     quantization: Literal["none", "nf4"] = Field(

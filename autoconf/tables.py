@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import pandas as pd
 
 from autoconf.errors import AutoConfError, BadInput
-from autoconf.workload import REQUIRED, Workload, is_empty, read
+from autoconf.workload import TOGETHER, Workload, contradictions, is_empty, missing_columns, read
 
 ANSWERS = ("can_recommend", "gpus", "workers", "reason")
 STANDARD_STREAM = "-"
@@ -131,9 +131,9 @@ def check_jobs(table: pd.DataFrame, source: str) -> None:
 
     Raises:
         BadInput: a required column is missing, a column of the user's own is named as one of the answers', or values
-            can never be right; the message has a line for each bad row, up to 20.
+            can never be right or exclude each other; the message has a line for each bad row, up to 20.
     """
-    missing = [field for field in REQUIRED if field not in table]
+    missing = missing_columns(table)
     if missing:
         raise BadInput(
             f"{source}, line 1: required column missing: {', '.join(missing)}; the table has {', '.join(table)}"
@@ -145,11 +145,17 @@ def check_jobs(table: pd.DataFrame, source: str) -> None:
             f"{', '.join(taken)} already; rename or remove it"
         )
     problems: dict[int, list[str]] = {}
+    known: dict[str, dict[str, Any]] = {}
     for field in Workload.model_fields:
         if field in table:
-            wrong = {text: problem for text in table[field].unique() if (problem := _problem(field, text))}
+            known[field], wrong = _read_cells(field, table[field].unique())
             for line, text in table.loc[table[field].isin(wrong), field].items() if wrong else ():
                 problems.setdefault(line, []).append(wrong[text])
+    texts = table.loc[~table.index.isin(problems), [field for field in TOGETHER if field in known]]
+    columns = {field: [known[field][text] for text in texts[field]] for field in texts}
+    for line, problem in zip(texts.index, contradictions(columns), strict=True):
+        if problem:
+            problems[line] = [problem]
     if problems:
         first = sorted(problems)[:_MOST_PROBLEMS]
         messages = [f"{source}, line {line}: {'; '.join(problems[line])}" for line in first]
@@ -163,13 +169,16 @@ def earlier_answers(table: pd.DataFrame) -> list[str]:
     return [column for column in ANSWERS if column in table]
 
 
-def _problem(field: str, text: str) -> str:
-    """Why a cell can never be right; empty if it can."""
-    try:
-        read(field, text)
-    except ValueError as error:
-        return str(error)
-    return ""
+def _read_cells(field: str, texts: Iterable[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the cells of a column stand for, and why those that can never be right cannot."""
+    known: dict[str, Any] = {}
+    wrong: dict[str, str] = {}
+    for text in texts:
+        try:
+            known[text] = read(field, text)
+        except ValueError as error:
+            wrong[text] = str(error)
+    return known, wrong
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

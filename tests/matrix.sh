@@ -58,6 +58,7 @@ run() {
     "$bin/python" examples/direct_call.py
     "$bin/python" examples/through_ado.py
     "$bin/ado-autoconf" versions
+    "$bin/ado-autoconf" stacks
   else
     [[ $name == autogluon-* ]] || tests+=" $ado_tests"
     "$bin/python" -m pytest -q --color=no -p no:cacheprovider $tests

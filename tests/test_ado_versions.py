@@ -97,7 +97,8 @@ def test_importing_the_operator_registers_it_without_a_word():
 
 def test_a_space_is_made_swept_and_exported_from_the_command_line(ado_context, job, monkeypatch):
     """Commands crash under some versions of typer that ado itself allows; no process may log an error."""
-    points = {**{field: [value] for field, value in job.items()}, "batch_size": [1, 16], "method": ["lora", "qlora"]}
+    points = {**{field: [value] for field, value in job.items()}, "batch_size": [1, 16], "method": ["lora", "qlora"],
+              "stack": ["reference"], "lora_r": [4], "mixed_precision": ["no"]}  # fmt: skip
     ado_context.create_space(
         {
             "entitySpace": [{"identifier": k, "propertyDomain": {"values": v}} for k, v in points.items()],

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 import autoconf
 from autoconf import predictors, recommend
 from autoconf.cli import CHUNK, app
+from autoconf.presets import presets
 from autoconf.show import figure_tables
 from autoconf.workload import TRAINING_STACK
 
@@ -70,13 +71,14 @@ def test_a_table_keeps_its_columns_and_gets_the_answers_of_recommend(run: Callab
 
 
 def test_columns_that_may_be_meant_to_count_are_named(run: Callable[..., Result]) -> None:
-    text = table(f"{GOOD},1,adafactor,a", header=f"{HEADER},max_gpu,optim,id")
+    text = table(f"{GOOD},1,adafactor,yes,a", header=f"{HEADER},max_gpu,optimizer,packing,id")
     result = run("recommend", "--csv", "-", input=text)
     assert (result.exit_code, rows(result.stdout)[0]["gpus"]) == (0, "2")
     assert result.stderr.splitlines() == [
-        "standard input: columns carried through, but ignored: max_gpu, optim, id",
+        "standard input: columns carried through, but ignored: max_gpu, optimizer, packing, id",
         "standard input: column 'max_gpu' is ignored: is max_gpus meant?",
-        f"standard input: column 'optim' is ignored: answers hold for {TRAINING_STACK}",
+        "standard input: column 'optimizer' is ignored: is optim meant?",
+        f"standard input: column 'packing' is ignored: answers hold for {TRAINING_STACK}",
     ]
 
 
@@ -113,6 +115,20 @@ def test_bad_rows_are_named_by_line_and_nothing_is_written(run: Callable[..., Re
     assert sorted(os.listdir()) == ["answers.csv", "jobs.csv"]
 
 
+def test_rows_whose_fields_exclude_each_other_are_named_by_line(run: Callable[..., Result]) -> None:
+    lines = [f"{GOOD},,8,", f"{GOOD},4,8,", GOOD.replace("lora", "full") + ",,8,", GOOD.replace(",16", ",") + ",,,sgd"]
+    text = table(*lines, f"{GOOD},,,adam2", header=f"{HEADER},per_device_train_batch_size,lora_r,optim")
+    assert_says(
+        run("recommend", "--csv", "-", input=text),
+        2,
+        "standard input, line 3: batch_size and per_device_train_batch_size exclude each other: give one of them",
+        "standard input, line 4: method 'full' and lora_r 8 exclude each other",
+        "standard input, line 5: batch_size: is required, or per_device_train_batch_size in its place",
+        "standard input, line 6: optim: must be adamw_torch, adamw_torch_fused, adamw_bnb_8bit, paged_adamw_8bit, "
+        "adafactor or sgd, got 'adam2'",
+    )
+
+
 def test_at_most_twenty_bad_rows_are_named(run: Callable[..., Result]) -> None:
     result = run("recommend", "--csv", "-", input=table(*[GOOD.replace("16", "0")] * 25))
     lines = result.stderr.splitlines()
@@ -127,7 +143,8 @@ def test_at_most_twenty_bad_rows_are_named(run: Callable[..., Result]) -> None:
     [
         (b"", "line 1: the file is empty; its first line must name the columns"),
         (b"\n\n", "line 1: the file is empty; its first line must name the columns"),
-        (b"a,b\n1,2\n", f"line 1: required column missing: {', '.join(COLUMNS)}; the table has a, b"),
+        (b"a,b\n1,2\n", f"line 1: required column missing: {', '.join(COLUMNS)} or "
+         "per_device_train_batch_size; the table has a, b"),
         (table(GOOD).replace(",", ";").encode(), "line 1: the separator seems to be ';', but must be ','"),
         (table(GOOD).replace(",", "\t").encode(), "line 1: the separator seems to be '\\t', but must be ','"),
         (b'\n"a"|"b"\n"1"|"2"\n', "line 2: the separator seems to be '|', but must be ','"),
@@ -224,8 +241,34 @@ def test_one_job_by_options(run: Callable[..., Result]) -> None:
     assert (answer["can_recommend"], answer["gpus"], answer["workers"], answer["reason"]) == (1, 2, 1, "")
     assert (answer["tokens_per_sample"], answer["max_gpus"]) == (8192, 8)
     assert answer["model_version"] == predictors.DEFAULT
+    assert answer.pop("training_stack") == "reference"
     (row,) = rows(run("recommend", *ONE_JOB).stdout)
     assert {key: str(value) for key, value in answer.items()} == row
+
+
+def test_one_job_says_how_it_trains(run: Callable[..., Result]) -> None:
+    settings = ["--stack=TRL", "--optim=adamw-bnb-8bit", "--sharding=fsdp2", "--lora-r=8", "--mixed-precision=bf16"]
+    answer = json.loads(run("recommend", *ONE_JOB, *settings, "--json").stdout)
+    assert (answer["stack"], answer["optim"], answer["lora_r"]) == ("trl", "adamw_bnb_8bit", 8)
+    assert answer["training_stack"] == "trl with optim=adamw_bnb_8bit, sharding=fsdp2, lora_r=8"
+    assert "loss" not in answer
+
+
+def test_one_job_by_the_batch_of_each_gpu(run: Callable[..., Result]) -> None:
+    result = run("recommend", *ONE_JOB[:-1], "--per-device-train-batch-size=8", "--json")
+    answer = json.loads(result.stdout)
+    assert (answer["gpus"], answer["per_device_train_batch_size"], "batch_size" in answer) == (1, 8, False)
+
+
+def test_stacks_are_listed_with_their_sources(run: Callable[..., Result]) -> None:
+    printed, described = run("stacks").stdout, json.loads(run("stacks", "--json").stdout)
+    assert list(described) == list(presets())
+    for name, preset in presets().items():
+        assert f"{name}: {preset.description}" in printed
+        for setting in preset.settings.values():
+            assert f"{setting.value}" in printed and setting.source in printed
+    assert described["trl"]["settings"]["loss"]["value"] == "chunked"
+    assert "non-reentrant where sharding fsdp2" in printed
 
 
 @pytest.mark.parametrize(
@@ -236,6 +279,12 @@ def test_one_job_by_options(run: Callable[..., Result]) -> None:
         (ONE_JOB[1:], "model_name: is required"),
         ([*ONE_JOB, "--csv=jobs.csv"], "--model-name, --method, --gpu-model, --tokens-per-sample, --batch-size: for "
          "one job only; with --csv these are columns of the file"),
+        (ONE_JOB[:-1], "batch_size: is required, or per_device_train_batch_size in its place"),
+        ([*ONE_JOB, "--per-device-train-batch-size=4"], "batch_size and per_device_train_batch_size exclude each "
+         "other: give one of them"),
+        ([*ONE_JOB, "--stack=zero"], "stack: must be reference, trl, fms-hf-tuning or llama-factory, got 'zero'"),
+        ([*ONE_JOB, "--stack=trl", "--adapter-dtype=bfloat16"], "adapter_dtype 'bfloat16' and torch_dtype 'float32' "
+         "(of the stack trl) exclude each other"),
         (["--csv=no.csv"], "no.csv: cannot read it: No such file or directory"),
         (["--csv=."], ".: cannot read it: Is a directory"),
         (["--csv="], ": cannot read it: No such file or directory"),
@@ -514,7 +563,7 @@ def test_figures_of_any_shape_become_tables() -> None:
 
 def test_help_and_version(run: Callable[..., Result]) -> None:
     assert run("--version").stdout == f"ado-autoconf {autoconf.__version__}\n"
-    for command in ([], ["recommend"], ["versions"], ["plot"]):
+    for command in ([], ["recommend"], ["versions"], ["stacks"], ["plot"]):
         result = run(*command, "--help")
         assert (result.exit_code, result.stderr) == (0, "")
     assert f"Answers hold for {TRAINING_STACK}." in " ".join(run("recommend", "--help").stdout.split())

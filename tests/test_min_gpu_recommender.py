@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from autoconf.min_gpu_recommender import min_gpu_recommender
-from autoconf.workload import TRAINING_STACK
+from autoconf.workload import TRAINING_STACK, Workload
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -48,11 +48,12 @@ def test_through_ado_runs_as_it_stands():
 
 def test_describe_explains_every_property():
     printed = " ".join(run(tool("ado"), "describe", "experiment", "min_gpu_recommender").split())
+    properties = [field for field in Workload.model_fields if field != "per_device_train_batch_size"]
     for words in (
-        "Model to tune", "Tuning method: full or lora", "Type of GPU", "Tokens that each sample is padded or cut to",
-        "Global batch size", "Version of the predictor", "GPUs of one worker", "Most GPUs to consider",
-        "Micro-batches per optimizer step", "can_recommend (1, or 0", TRAINING_STACK,
-    ):  # fmt: skip
+        *(Workload.model_fields[f].description for f in properties),
+        "can_recommend (1, or 0",
+        TRAINING_STACK,
+    ):
         assert words in printed, words
 
 
@@ -74,8 +75,10 @@ def test_missing_and_unknown_arguments_are_named(job):
     assert min_gpu_recommender(*job.values()) == min_gpu_recommender(**job)
     with pytest.raises(ValueError, match="method: given twice"):
         min_gpu_recommender("llama-7b", "lora", method="full")
-    with pytest.raises(ValueError, match="10 values for the 9 fields"):
-        min_gpu_recommender(*range(10))
+    with pytest.raises(ValueError, match="20 values for the 19 fields"):
+        min_gpu_recommender(*range(20))
+    with pytest.raises(ValueError, match="per_device_train_batch_size: no such field; the fields are model_name, "):
+        min_gpu_recommender(**job, per_device_train_batch_size=4)
 
 
 def test_a_broken_installation_is_an_invalid_measurement_with_its_reason(tmp_path):

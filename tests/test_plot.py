@@ -18,12 +18,11 @@ from matplotlib.image import imread
 from typer.testing import CliRunner
 
 from autoconf import recommend
-from autoconf.charts import MISSING, NO_RECOMMENDATION, SEPARATOR, SETTINGS, Chart, chart, choose, option, points
+from autoconf.charts import MISSING, NO_RECOMMENDATION, POINT, SEPARATOR, SETTINGS, Chart, chart, choose, option, points
 from autoconf.cli import app
 from autoconf.min_gpu_recommender import min_gpu_recommender
 from autoconf.plot import draw
 from autoconf.tables import read_table
-from autoconf.workload import REQUIRED
 
 from ado.schema.observed_property import ObservedPropertyValue
 from ado.schema.result import ValidMeasurementResult
@@ -159,7 +158,7 @@ def test_of_several_gpu_types_the_first_is_drawn_unless_another_is_wanted(tmp_pa
     ],
 )
 def test_a_picture_says_how_many_gpus_were_considered(tmp_path: Path, more: dict[str, str], considered: int) -> None:
-    job = {**dict(zip(REQUIRED, ["m", "lora", A100, "512", "16"], strict=True)), **more, "can_recommend": "0"}
+    job = {**dict(zip(POINT, ["m", "lora", A100, "512", "16"], strict=True)), **more, "can_recommend": "0"}
     (tmp_path / "a.csv").write_text(f"{','.join(job)}\n{','.join(job.values())}\n")
     assert f"  ·  at most {considered} GPUs considered  ·  " in chart_of(tmp_path / "a.csv").subtitle
 
@@ -167,16 +166,14 @@ def test_a_picture_says_how_many_gpus_were_considered(tmp_path: Path, more: dict
 def test_of_several_limits_the_one_wanted_is_drawn(tmp_path: Path) -> None:
     name = "custom_experiments.min_gpu_recommender"
     rows = [f"m,lora,{A100},512,16,{name},1,8,1", f"m,lora,{A100},512,16,{name}-max_gpus.64,1,4,4"]
-    (tmp_path / "a.csv").write_text(
-        "\n".join([f"{','.join(REQUIRED)},experiment_id,can_recommend,gpus,workers", *rows])
-    )
+    (tmp_path / "a.csv").write_text("\n".join([f"{','.join(POINT)},experiment_id,can_recommend,gpus,workers", *rows]))
     for limit, total in (("8", 8), ("64", 16)):
         (totals,) = chart_of(tmp_path / "a.csv", max_gpus=limit).panels.values()
         assert totals.tolist() == [[total]]
 
 
 def test_cells_of_ado_that_are_lists_or_empty(tmp_path: Path) -> None:
-    header = f"{','.join(REQUIRED)},e-can_recommend,e-gpus,e-workers\n"
+    header = f"{','.join(POINT)},e-can_recommend,e-gpus,e-workers\n"
     cells = [(1, '"[1, 1]","[2.0, 2.0]","[1, 1]"'), (2, '"[0, 0]","[nan, nan]",'), (4, ",,"), (8, "1.0,4.0,2.0")]
     lines = (f"m,lora,{A100},512,{batch},{answer}\n" for batch, answer in cells)
     (tmp_path / "a.csv").write_text(header + "".join(lines))
@@ -185,7 +182,7 @@ def test_cells_of_ado_that_are_lists_or_empty(tmp_path: Path) -> None:
 
 
 def test_an_export_without_any_recommendation_has_no_gpus_column(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text(f"{','.join(REQUIRED)},can_recommend\nm,lora,{A100},512,1,0\n")
+    (tmp_path / "a.csv").write_text(f"{','.join(POINT)},can_recommend\nm,lora,{A100},512,1,0\n")
     (totals,) = chart_of(tmp_path / "a.csv").panels.values()
     assert totals.tolist() == [[NO_RECOMMENDATION]]
 
@@ -210,7 +207,7 @@ def test_a_bad_file_of_answers_is_bad_input(
 ) -> None:
     file, picture = tmp_path / "answers.csv", tmp_path / "picture.png"
     ok = "1,1,1" if arguments else "2,1,1"
-    file.write_text("\n".join([f"{','.join(REQUIRED)},can_recommend,gpus,workers", *(f"{x},{ok}" for x in lines)]))
+    file.write_text("\n".join([f"{','.join(POINT)},can_recommend,gpus,workers", *(f"{x},{ok}" for x in lines)]))
     result = run(file, "-o", picture, *arguments)
     assert (result.exit_code, result.stderr) == (2, f"{file}{message}\n")
     assert not picture.exists()
@@ -218,9 +215,7 @@ def test_a_bad_file_of_answers_is_bad_input(
 
 def test_more_gpus_than_can_be_counted_are_bad_input(tmp_path: Path) -> None:
     most = 2**53
-    (tmp_path / "a.csv").write_text(
-        f"{','.join(REQUIRED)},can_recommend,gpus,workers\nm,lora,g,512,1,1,{most},{most}\n"
-    )
+    (tmp_path / "a.csv").write_text(f"{','.join(POINT)},can_recommend,gpus,workers\nm,lora,g,512,1,1,{most},{most}\n")
     result = run(tmp_path / "a.csv", "-o", tmp_path / "a.png")
     assert result.exit_code == 2
     assert result.stderr == (
@@ -235,7 +230,7 @@ def test_an_empty_setting_is_as_if_it_had_not_been_given(tmp_path: Path) -> None
 
 
 def test_two_answers_for_one_point_must_agree(tmp_path: Path) -> None:
-    header, job = f"{','.join(REQUIRED)},can_recommend,gpus,workers", "m,lora,g,512,1"
+    header, job = f"{','.join(POINT)},can_recommend,gpus,workers", "m,lora,g,512,1"
     (tmp_path / "a.csv").write_text("\n".join([header, f"{job},1,2,1", f"{job},1,2,1", f"{job},0,,"]))
     result = run(tmp_path / "a.csv", "-o", tmp_path / "a.png")
     assert result.exit_code == 2
@@ -243,7 +238,7 @@ def test_two_answers_for_one_point_must_agree(tmp_path: Path) -> None:
 
 
 def test_jobs_without_answers_are_bad_input(tmp_path: Path) -> None:
-    (tmp_path / "jobs.csv").write_text(",".join(REQUIRED))
+    (tmp_path / "jobs.csv").write_text(",".join(POINT))
     result = run(tmp_path / "jobs.csv", "-o", tmp_path / "a.png")
     assert result.exit_code == 2
     assert "line 1: required column missing: can_recommend; the table has model_name, method" in result.stderr

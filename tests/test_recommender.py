@@ -6,6 +6,7 @@ import pytest
 
 from autoconf import IgnoredColumnWarning, Recommendation, Workload, predictors, recommend, recommender
 from autoconf.min_gpu_recommender import min_gpu_recommender
+from autoconf.search import decide
 from autoconf.workload import REQUIRED, TRAINING_STACK
 
 
@@ -19,7 +20,7 @@ def total(answer: Recommendation) -> int:
 
 
 def test_the_example_needs_two_gpus(job):
-    assert ask(job) == Recommendation(can_recommend=1, gpus=2, workers=1)
+    assert ask(job) == Recommendation(can_recommend=1, gpus=2, workers=1, stack="reference")
 
 
 @pytest.mark.parametrize(
@@ -152,10 +153,77 @@ def test_true_and_one_are_told_apart_in_one_column(job):
     assert answers["can_recommend"].tolist() == [1, 0, 1]
 
 
+def test_version_1_1_0_answers_for_the_reference_however_it_is_written_and_for_no_other_stack(job):
+    for settings in ({"stack": "Reference", "optim": "adamw_torch", "lora_r": 4}, {"method": "full", "loss": "full"}):
+        assert ask(job, **settings) == ask(job, **{k: v for k, v in settings.items() if k == "method"})
+    one, many = ask(job, optim="adamw-torch-fused"), ask(job, stack="fms-hf-tuning", lora_targets="attention")
+    domain = "not in the domain of version 1.1.0, which answers for the stack reference only"
+    assert one.reason == f"optim 'adamw_torch_fused' is {domain} (optim 'adamw_torch')"
+    assert (one.stack, many.stack) == (
+        "reference with optim=adamw_torch_fused",
+        "fms-hf-tuning with lora_targets=attention",
+    )
+    assert many.reason.startswith(
+        "gradient_checkpointing 'none', sharding 'fsdp1', adapter_dtype 'float32', lora_r 8, "
+    )
+    # Of a stack without adapters their settings do not count.
+    assert "lora" not in ask(job, stack="fms-hf-tuning", method="full").reason
+
+
+def test_stacks_in_a_table_are_those_of_single_jobs(job):
+    settings = [
+        {},
+        {"stack": "trl"},
+        {"optim": "sgd"},
+        {"lora_r": 8, "method": "full"},
+        {"loss": "FULL"},
+        {"stack": "x"},
+    ]
+    answers = recommend(pd.DataFrame([{**job, **said} for said in settings]))
+    for said, answer in zip(settings, answers.to_dict("records"), strict=True):
+        try:
+            single = ask(job, **said)
+        except ValueError as error:
+            single = Recommendation(0, reason=str(error))
+        assert (answer["can_recommend"], answer["reason"]) == (single.can_recommend, single.reason)
+
+
+def test_the_batch_of_each_gpu_is_that_of_as_many_times_more_on_all(job):
+    del job["batch_size"]
+    for each, model, method in ((16, "llama-7b", "lora"), (1, "llama2-70b", "lora"), (4, "llama3-8b", "full")):
+        asked = {**job, "model_name": model, "method": method, "max_gpus": 12, "gpus_per_worker": 5}
+        answer = ask(asked, per_device_train_batch_size=each)
+        even = [n for n in range(1, 13) if n % -(-n // 5) == 0]
+        fits = [n for n in even if _fits(asked, n, batch_size=each * n)]
+        assert (total(answer) if answer.can_recommend else None) == min(fits, default=None)
+        assert answer.can_recommend == bool(fits)
+
+
+def _fits(job, gpus, **batch) -> bool:
+    """Whether a job fits on just so many GPUs: its batch divided evenly over them, all in one worker."""
+    predictor = predictors.load("1.1.0")
+    table = pd.DataFrame([{**job, **batch, "number_gpus": gpus, "gradient_accumulation_steps": 4}])
+    candidates = predictors.candidates_of(table, predictor.memory, predictor.rows, predictor.domain)
+    return bool(decide(predictor, candidates)[0])
+
+
+def test_the_batch_of_all_gpus_ends_the_search_for_the_batch_of_each(job):
+    del job["batch_size"]
+    job = {**job, "model_name": "llama3.1-405b", "max_gpus": 64}
+    answer = ask(job, per_device_train_batch_size=100)
+    assert answer.reason.startswith(
+        "no number of GPUs up to 10 (where version 1.1.0 ends; max_gpus is 64) is enough for "
+        "per_device_train_batch_size 100: training peaks near "
+    )
+    assert ask(job, per_device_train_batch_size=1025).reason == (
+        "per_device_train_batch_size 1025 is beyond the domain of version 1.1.0, which ends at 1024"
+    )
+
+
 def test_a_missing_column_is_an_error_that_names_it(job):
-    for field in REQUIRED:
+    for field in (*REQUIRED, "batch_size or per_device_train_batch_size"):
         with pytest.raises(ValueError, match=field):
-            recommend(pd.DataFrame([job]).drop(columns=field))
+            recommend(pd.DataFrame([job]).drop(columns=field.split()[0]))
 
 
 def test_what_is_no_table_of_jobs_is_an_error(job):
@@ -166,14 +234,18 @@ def test_what_is_no_table_of_jobs_is_an_error(job):
 
 
 def test_a_column_that_may_be_meant_to_count_is_warned_of(job):
-    table = pd.DataFrame([job]).assign(max_gpu=4, gpus_per_node=4, optimizer="adafactor", lora_rank=64, note="mine")
+    table = pd.DataFrame([job]).assign(
+        max_gpu=4, gpus_per_node=4, optimizer="adafactor", lora_rank=64, zero=3, note="mine"
+    )
     with pytest.warns(IgnoredColumnWarning) as warned:
         answers = recommend(table)
     assert answers["gpus"].tolist() == [2]
     assert [str(warning.message) for warning in warned] == [
         "column 'max_gpu' is ignored: is max_gpus meant?",
         "column 'gpus_per_node' is ignored: is gpus_per_worker meant?",
-        f"columns 'optimizer', 'lora_rank' are ignored: answers hold for {TRAINING_STACK}",
+        "column 'optimizer' is ignored: is optim meant?",
+        "column 'lora_rank' is ignored: is lora_r meant?",
+        f"column 'zero' is ignored: answers hold for {TRAINING_STACK}",
     ]
     assert {warning.filename for warning in warned} == {__file__}
 

@@ -9,6 +9,7 @@ import yaml
 
 from autoconf import Workload, predictors, recommend
 from autoconf.edges import most_tokens
+from autoconf.predictors import Predictor
 from autoconf.remedies import pick, remedies
 from autoconf.rules import Candidates
 from autoconf.search import answer, decide
@@ -172,6 +173,57 @@ def test_what_helps_only_together_is_not_told(job):
     assert "would do" not in answer.reason
     both = recommend(Workload.parse(**{**large, "batch_size": 16, "gradient_accumulation_steps": 1}))
     assert both.can_recommend == 1
+
+
+def test_a_setting_outside_the_domain_is_told_where_it_alone_is_in_the_way(job):
+    answer = recommend(Workload.parse(**job, gradient_checkpointing="none"))
+    assert answer.reason.endswith("; gradient_checkpointing=non-reentrant would do, on 2 GPUs")
+    both = recommend(Workload.parse(**job, gradient_checkpointing="none", optim="sgd"))
+    assert "would do" not in both.reason
+
+
+class KnowsOneMore(Predictor):
+    """Version 1.1.0, but for one value of a setting, with which it takes a job's figures without accumulation."""
+
+    def __init__(self, known: Predictor, field: str, value: str) -> None:
+        super().__init__(known.card, known.memory, known.rows, known._tabular)
+        self.changed = (field, value)
+
+    def row(self, model, method, stack):
+        field, value = self.changed
+        return self.rows[model, method, getattr(stack, field) != value]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "settings"),
+    [
+        ("loss", "chunked", {}),
+        ("gradient_checkpointing", "non-reentrant", {"gradient_checkpointing": "none"}),
+        ("optim", "adamw_torch_fused", {}),
+        ("optim", "adamw_bnb_8bit", {"optim": "adamw_torch_fused"}),
+        ("sharding", "fsdp2", {"stack": "trl", "loss": "full"}),
+    ],
+)
+def test_a_change_of_the_stack_is_told_where_it_helps(predictor, job, field, value, settings):
+    large = {**job, "model_name": "llama3.1-70b", "method": "full", "tokens_per_sample": 512, "max_gpus": 64}
+    workload = Workload.parse(**large, **settings)
+    columns = {name: [setting] for name, setting in dict(workload).items()}
+    (found,) = remedies(KnowsOneMore(predictor, field, value), columns)
+    (told,) = [remedy for remedy in found if remedy.field == field]
+    assert (told.before, told.value) == (getattr(workload.training_stack(), field), value)
+    assert told.gpus * told.workers == 16
+
+
+def test_the_nearest_batch_of_each_gpu_is_the_largest_smaller_one_that_does(predictor, job):
+    del job["batch_size"], job["model_version"]
+    job = {**job, "model_name": "llama2-70b", "tokens_per_sample": 2048}
+    for each, most in ((512, 8), (100, 8), (3, 1), (200, 64)):
+        asked = {**job, "max_gpus": most}
+        (found,) = remedies(predictor, {f: [v] for f, v in {**asked, "per_device_train_batch_size": each}.items()})
+        smaller = [Workload.parse(**asked, per_device_train_batch_size=size) for size in range(each, 0, -1)]
+        would_do = next((w.per_device_train_batch_size for w in smaller if recommend(w).can_recommend), None)
+        named = [remedy.value for remedy in found if remedy.field == "per_device_train_batch_size"]
+        assert named == ([] if would_do is None else [would_do])
 
 
 def test_outside_the_domain_no_change_is_told(job):

@@ -5,7 +5,9 @@ from typing import get_args
 import pytest
 
 from autoconf.memory import RankFigures
-from autoconf.stack import Optim, Shape, Stack, optimizer_bytes
+from autoconf.presets import SETTINGS, presets, stack_name, training_stack
+from autoconf.stack import Optim, Shape, Sharding, Stack, optimizer_bytes
+from autoconf.workload import OPTIONAL, Workload, choices
 
 
 def test_the_defaults_are_the_reference_workload():
@@ -82,6 +84,88 @@ def test_a_stack_cannot_be_changed():
     stack = Stack()
     with pytest.raises(ValueError, match="frozen"):
         stack.optim = "sgd"
+
+
+# --- presets ----------------------------------------------------------------------------------------------------------
+
+
+def stack_for(method: str = "lora", stack: str = "reference", steps: int = 4, **settings) -> Stack:
+    return training_stack(method, steps > 1, stack, *(settings.get(field) for field in SETTINGS))
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("name", list(presets()))
+def test_a_preset_states_every_setting_with_its_source_and_makes_a_stack(name, method):
+    preset = presets()[name]
+    for settings in (preset.settings, *(case.settings for case in preset.cases)):
+        assert all(setting.source.strip() for setting in settings.values())
+    assert {*SETTINGS, "lora_dropout"} <= preset.settings.keys() <= Stack.model_fields.keys()
+    for sharding in (None, *get_args(Sharding)):
+        stack = stack_for(method, name, sharding=sharding)
+        assert stack.quantization == ("nf4" if method == "qlora" else "none")
+        assert stack.sharding == (sharding or preset.settings["sharding"].value)
+
+
+def test_the_reference_is_the_stacks_defaults_for_every_method():
+    assert stack_for("full") == stack_for("lora") == Stack()
+    assert stack_for("Q-LoRA", steps=1) == Stack(quantization="nf4", gradient_accumulation=False)
+
+
+def test_a_jobs_own_setting_wins_over_the_preset():
+    assert stack_for(stack="trl").loss == "chunked"
+    changed = stack_for(stack="trl", loss="full", lora_r=64, sharding="fsdp1")
+    assert (changed.loss, changed.lora_r, changed.sharding, changed.optim) == ("full", 64, "fsdp1", "adamw_torch_fused")
+    assert stack_for(stack="llama-factory", sharding="fsdp2").gradient_checkpointing == "non-reentrant"
+    own = stack_for(stack="llama-factory", sharding="fsdp2", gradient_checkpointing="reentrant")
+    assert own.gradient_checkpointing == "reentrant"
+
+
+def test_a_presets_adapters_follow_the_dtype_that_the_job_loads():
+    assert stack_for(torch_dtype="float32").adapter_dtype == "float32"
+    assert stack_for(stack="trl", torch_dtype="bfloat16").adapter_dtype == "float32"
+    assert stack_for("qlora", "trl").adapter_dtype == "bfloat16"
+
+
+def test_full_fine_tuning_has_no_settings_of_adapters():
+    names = ("adapter_dtype", "lora_r", "lora_dropout", "lora_targets")
+    for name in presets():
+        assert all(getattr(stack_for("full", name), setting) == getattr(Stack(), setting) for setting in names)
+
+
+@pytest.mark.parametrize(
+    ("method", "stack", "settings", "says"),
+    [
+        ("full", "reference", {"lora_r": 8}, "method 'full' and lora_r 8"),
+        ("Full", "trl", {"lora_targets": "attention"}, "method 'full' and lora_targets 'attention'"),
+        ("full", "trl", {"adapter_dtype": "float32"}, "method 'full' and adapter_dtype 'float32'"),
+        ("qlora", "trl", {"torch_dtype": "float32"}, "method 'qlora' and torch_dtype 'float32'"),
+        ("lora", "reference", {"adapter_dtype": "bfloat16", "torch_dtype": "float32"},
+         "adapter_dtype 'bfloat16' and torch_dtype 'float32'"),
+        ("lora", "trl", {"adapter_dtype": "bfloat16"},
+         "adapter_dtype 'bfloat16' and torch_dtype 'float32' (of the stack trl)"),
+    ],
+)  # fmt: skip
+def test_settings_of_a_job_that_exclude_each_other_are_named(method, stack, settings, says):
+    with pytest.raises(ValueError) as raised:
+        stack_for(method, stack, **settings)
+    assert str(raised.value) == f"{says} exclude each other"
+
+
+def test_a_stack_is_named_by_what_the_job_changes():
+    def name(stack, **settings):
+        return stack_name("lora", stack, *(settings.get(field) for field in SETTINGS))
+
+    assert name("trl") == name("trl", loss="chunked", lora_r=16) == "trl"
+    assert name("trl", sharding="fsdp2", optim="sgd") == "trl with optim=sgd, sharding=fsdp2"
+
+
+def test_choices_of_a_job_are_those_of_the_stack_and_are_told_apart():
+    for field in SETTINGS:
+        assert Workload.model_fields[field].default is OPTIONAL[field] is None
+        for value in choices(field):
+            assert getattr(Stack(**{field: value}), field) == value
+            read = {found for found in choices(field) if found.replace("-", "").lower() == value.replace("-", "")}
+            assert read == {value}
 
 
 @pytest.mark.parametrize("optim", get_args(Optim))
