@@ -28,8 +28,9 @@ def read_rows(path: Path = ROWS) -> pd.DataFrame:
     """The real rows that say what must stay free.
 
     Returns:
-        Columns ``table`` (of runs, without its suffix) and ``line``; ``model`` (the architecture's name) and ``method``;
-        ``number_gpus``; ``mixture_of_experts`` (0 or 1); ``usable_gib`` (of the GPU), ``peak_gib`` (traced, per GPU) and
+        Columns ``table`` (of runs, without its suffix) and ``line``; ``model`` (the architecture's name), ``method`` and
+        ``stack`` (a name within the table); ``number_gpus`` and ``tokens_per_gpu`` (of a micro-batch);
+        ``mixture_of_experts`` (0 or 1); ``usable_gib`` (of the GPU), ``peak_gib`` (traced, per GPU) and
         ``activations_gib`` (of the peak, what grows with the tokens); ``fits`` (0 or 1).
 
     Raises:
@@ -69,7 +70,9 @@ def traced_rows(path: Path) -> pd.DataFrame:
                 "line": c.run.line,
                 "model": model,
                 "method": c.run.method,
+                "stack": c.run.stack_name,
                 "number_gpus": c.run.gpus,
+                "tokens_per_gpu": c.run.tokens_per_gpu,
                 "mixture_of_experts": int(c.run.architecture.is_mixture_of_experts),
                 "usable_gib": c.run.usable_gib,
                 "peak_gib": round(c.traced_gib, 3),
