@@ -6,6 +6,7 @@ learns from the others alone.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import tempfile
 from collections.abc import Callable, Mapping
@@ -18,22 +19,32 @@ import pandas as pd
 from autoconf import predictors
 from autoconf.build.readme import markdown
 from autoconf.build.real_rows import read_rows
-from autoconf.build.reserve import MONOTONE, VIRTUAL_ROWS, learn, training_rows, virtual_rows
+from autoconf.build.reserve import (
+    MONOTONE,
+    THRESHOLD,
+    VIRTUAL_ROWS,
+    features,
+    free_gib,
+    learn,
+    logistic,
+    training_rows,
+    virtual_rows,
+)
 from autoconf.memory import Floats
 from autoconf.predictors import LABEL
 from autoconf.rules import Booleans
 
-THRESHOLD = 0.9
 _SPLITS = ("table", "model")
 _NEAR_GIB = 5.0  # from the reserve, on either side: where it is not plain whether a run fits
 _JOB = ["table", "model", "method", "stack", "usable_gib", "tokens"]
 
 # GiB that must stay free, and the share of activations that must, by whether there are several GPUs.
-Reserves = Mapping[bool, tuple[float, float]]
-VERSION_1_1_0: Reserves = {False: (1.5, 0.0), True: (3.1, 0.0)}
-READ_OFF: Reserves = {False: (3.0, 0.0), True: (3.1, 0.22)}  # off all runs, those that judge it among them
+_Constants = Mapping[bool, tuple[float, float]]
+VERSION_1_1_0: _Constants = {False: (1.5, 0.0), True: (3.1, 0.0)}
+READ_OFF: _Constants = {False: (3.0, 0.0), True: (3.1, 0.22)}
 
 Says = Callable[[pd.DataFrame, pd.DataFrame], Floats]  # (rows to learn from, rows to judge) -> probability of fitting
+Headroom = Callable[[pd.DataFrame], Floats]  # rows -> GiB beyond what must stay free
 
 
 class Way(NamedTuple):
@@ -44,40 +55,39 @@ class Way(NamedTuple):
     threshold: float
 
 
-def _beyond(reserves: Reserves, rows: pd.DataFrame) -> Floats:
-    base, share = (rows["number_gpus"].gt(1).map({s: r[i] for s, r in reserves.items()}) for i in (0, 1))
-    return (rows["usable_gib"] - rows["peak_gib"] - base - share * rows["activations_gib"]).to_numpy(float)
+def _step(headroom: Headroom, known: pd.DataFrame, unseen: pd.DataFrame) -> Floats:
+    """A step where headroom is 0. So that it has a log loss, it is as wide as the known rows find likely."""
+    widths = np.geomspace(0.05, 5, 20)[:, None]
+    beyond = headroom(known) / widths
+    log_likelihood = -np.logaddexp(0, np.where(known[LABEL] == 1, -beyond, beyond)).sum(1)
+    weights = np.exp(log_likelihood - log_likelihood.max())
+    return weights @ logistic(headroom(unseen) / widths) / weights.sum()
 
 
-def constant(reserves: Reserves) -> Says:
-    """A step at a reserve. So that it has a log loss, it is as wide as the rows to learn from find likely."""
+def constant(constants: _Constants) -> Says:
+    """Constants that are given, and have seen the rows that judge them."""
+
+    def headroom(rows: pd.DataFrame) -> Floats:
+        base, share = (rows["number_gpus"].gt(1).map({s: c[i] for s, c in constants.items()}) for i in (0, 1))
+        return (free_gib(rows) - base - share * rows["activations_gib"]).to_numpy()
+
+    return functools.partial(_step, headroom)
+
+
+def learnt_constant(probability: float) -> Says:
+    """The reserve that the known rows ask for at a probability, as a step."""
 
     def probabilities(known: pd.DataFrame, unseen: pd.DataFrame) -> Floats:
-        widths = np.geomspace(0.05, 5, 20)[:, None]
-        beyond = _beyond(reserves, known) / widths
-        likelihood = -np.logaddexp(0, np.where(known[LABEL] == 1, -beyond, beyond)).sum(1)
-        weights = np.exp(likelihood - likelihood.max())
-        steps = 1 / (1 + np.exp(-np.clip(_beyond(reserves, unseen) / widths, -500, 500)))
-        return weights @ steps / weights.sum()
+        reserve = learn(known).reserve(probability)
+        return _step(lambda rows: features(rows, reserve)["headroom_gib"].to_numpy(), known, unseen)
 
     return probabilities
 
 
-def learnt_constant(known: pd.DataFrame, unseen: pd.DataFrame) -> Floats:
-    """The same shares, and a reserve half way between the failed and the finished run that bound it."""
-    reserves = {}
-    for several, (_, share) in READ_OFF.items():
-        of = known[(known["number_gpus"] > 1) == several]
-        spare = _beyond({several: (0.0, share)}, of)
-        failed, finished = spare[of[LABEL] == 0], spare[of[LABEL] == 1]
-        reserves[several] = (float((failed.max(initial=0) + finished[finished > 0].min()) / 2), share)
-    return constant(reserves)(known, unseen)
-
-
 def curve(known: pd.DataFrame, unseen: pd.DataFrame) -> Floats:
     """What virtual rows are labelled by, without a predictor."""
-    learnt = learn(known)
-    return learnt.probabilities(learnt.spare_gib(unseen))
+    columns = (free_gib(unseen), unseen["activations_gib"], unseen["number_gpus"])
+    return learn(known).probabilities(*(column.to_numpy() for column in columns))
 
 
 def _predictor(table: pd.DataFrame, monotone: Mapping[str, int], asked: pd.DataFrame) -> Floats:
@@ -90,44 +100,43 @@ def _predictor(table: pd.DataFrame, monotone: Mapping[str, int], asked: pd.DataF
 def as_trained(known: pd.DataFrame, unseen: pd.DataFrame) -> Floats:
     """The predictor as a version has it."""
     table = training_rows(np.random.default_rng(0), rows=known)
-    return _predictor(table, MONOTONE, learn(known).features(unseen))
+    return _predictor(table, MONOTONE, features(unseen, learn(known).reserve()))
 
 
 def more_features(virtual: int, weight: int) -> Says:
     """A predictor that is told more of a job; every real row counts ``weight`` times."""
-    monotone = {**MONOTONE, "activation_share": -1, "number_gpus": 0, "mixture_of_experts": -1}
+    monotone = {**MONOTONE, "free_gib": 1, "activation_share": -1, "number_gpus": 0, "mixture_of_experts": -1}
 
     def probabilities(known: pd.DataFrame, unseen: pd.DataFrame) -> Floats:
         learnt, generator = learn(known), np.random.default_rng(0)
+        reserve = learnt.reserve()
 
-        def features(rows: pd.DataFrame) -> pd.DataFrame:
-            share = (rows["activations_gib"] / rows["usable_gib"]).to_numpy()
-            told = {name: rows[name].to_numpy() for name in ("number_gpus", "mixture_of_experts")}
-            return learnt.features(rows).assign(activation_share=share, **told)
+        def told(rows: pd.DataFrame) -> pd.DataFrame:
+            return features(rows, reserve).assign(
+                free_gib=free_gib(rows).to_numpy(),
+                activation_share=(rows["activations_gib"] / rows["usable_gib"]).to_numpy(),
+                number_gpus=rows["number_gpus"].to_numpy(),
+                mixture_of_experts=rows["mixture_of_experts"].to_numpy(),
+            )
 
-        drawn = virtual_rows(learnt, generator, virtual)
-        several = 2 ** generator.integers(1, 5, virtual)
-        drawn = drawn.assign(
-            activation_share=generator.uniform(0, 1, virtual),
-            number_gpus=np.where(drawn["sharded"] == 1, several, 1),
-            mixture_of_experts=generator.integers(0, 2, virtual),
-        )
-        real = features(known).assign(**{LABEL: known[LABEL].to_numpy()})
-        return _predictor(pd.concat([drawn, *[real] * weight], ignore_index=True), monotone, features(unseen))
+        drawn = virtual_rows(learnt, generator, virtual).assign(mixture_of_experts=generator.integers(0, 2, virtual))
+        both = pd.concat([drawn, *[known] * weight], ignore_index=True)
+        return _predictor(told(both).assign(**{LABEL: both[LABEL]}), monotone, told(unseen))
 
     return probabilities
 
 
-AS_TRAINED = Way("predictor: spare memory, sharded", as_trained, THRESHOLD)
+AS_TRAINED = Way("predictor: headroom, sharded", as_trained, THRESHOLD)
 WAYS = (
-    Way("constant of 1.1.0: 1.5 GiB; 3.1 GiB", constant(VERSION_1_1_0), 0.5),
-    Way("constant: 3.0 GiB; 3.1 GiB + 0.22 of activations (read off all runs)", constant(READ_OFF), 0.5),
-    Way("constant: half way, shares 0 and 0.22", learnt_constant, 0.5),
-    Way("logistic curve", curve, THRESHOLD),
+    Way("constant of 1.1.0 *", constant(VERSION_1_1_0), 0.5),
+    Way("constant with 0.22 of activations *", constant(READ_OFF), 0.5),
+    Way("constant, in the middle of what runs allow", learnt_constant(0.5), 0.5),
+    Way("constant, where 9 in 10 explanations fit", learnt_constant(THRESHOLD), 0.5),
+    Way("curve of the explanations", curve, THRESHOLD),
     AS_TRAINED,
-    Way("predictor: five features, real rows once", more_features(VIRTUAL_ROWS, 1), THRESHOLD),
-    Way("predictor: five features, real rows 20 times", more_features(VIRTUAL_ROWS, 20), THRESHOLD),
-    Way("predictor: five features, real rows alone", more_features(0, 1), THRESHOLD),
+    Way("predictor: six features", more_features(VIRTUAL_ROWS, 1), THRESHOLD),
+    Way("predictor: six features, real rows 20 times", more_features(VIRTUAL_ROWS, 20), THRESHOLD),
+    Way("predictor: six features, real rows alone", more_features(0, 1), THRESHOLD),
 )
 
 
@@ -143,8 +152,7 @@ def held_out(way: Way, split: str, rows: pd.DataFrame) -> Floats:
 def side_by_side(ways: tuple[Way, ...] = WAYS) -> list[dict[str, Any]]:
     """A row for each way and each way of holding out: log loss, wrong decisions, GPUs beyond need."""
     rows = read_rows()
-    learnt = learn(rows)
-    near = np.abs(learnt.spare_gib(rows) - learnt.reserve_gib(THRESHOLD)) <= _NEAR_GIB
+    near = features(rows, learn(rows).reserve())["headroom_gib"].abs().to_numpy() <= _NEAR_GIB
     found = []
     for split, way in itertools.product(_SPLITS, ways):
         probability = held_out(way, split, rows)
