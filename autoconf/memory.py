@@ -116,3 +116,24 @@ class RankFigures:
             (self.states * share + constant + per_token * tokens + sharded / gpus + step, per_token * tokens)
             for (constant, per_token, sharded), step in zip((*self.moments, self.end), steps, strict=True)
         )
+
+
+@dataclass(frozen=True)
+class Reserve:
+    """GiB of a GPU that must stay free beside the peak: they grow with activations, on several GPUs faster than on one.
+
+    >>> reserve = Reserve(activations_gib=(0, 100), one_gpu_gib=(3, 8), several_gpus_gib=(3, 27))
+    >>> reserve.gib(np.array([0, 50, 50]), gpus=np.array([1, 1, 2])).tolist()
+    [3.0, 5.5, 15.0]
+    """
+
+    activations_gib: tuple[float, ...]  # rising, from 0 to what no GPU can hold
+    one_gpu_gib: tuple[float, ...]  # the reserve at each of them; linear in between
+    several_gpus_gib: tuple[float, ...]
+
+    def gib(self, activations_gib: Floats, gpus: Integers) -> Floats:
+        """The reserve of each job, shape (jobs,)."""
+        one, several = (
+            np.interp(activations_gib, self.activations_gib, of) for of in (self.one_gpu_gib, self.several_gpus_gib)
+        )
+        return np.where(np.asarray(gpus) > 1, several, one)

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -373,15 +373,16 @@ def _quiet() -> Iterator[None]:
             other.setLevel(level)
 
 
-def fit(table: pd.DataFrame, folder: Path) -> None:
+def fit(table: pd.DataFrame, folder: Path, monotone: Mapping[str, int] = MONOTONE) -> None:
     """Train a predictor and leave what prediction needs in ``folder``.
 
     Args:
-        table: the columns of ``MONOTONE`` and ``LABEL``.
+        table: the features and ``LABEL``.
         folder: created; must not exist.
+        monotone: each feature with the direction (1 or -1) in which it may move the probability of fitting.
     """
     gbm = {
-        "monotone_constraints": list(MONOTONE.values()),
+        "monotone_constraints": list(monotone.values()),
         "max_bin": 8191,  # the edge is sharp: a bin must be a few MiB wide there
         "min_data_in_bin": 1,
         "min_data_in_leaf": 5,
@@ -399,7 +400,7 @@ def fit(table: pd.DataFrame, folder: Path) -> None:
             label=LABEL, path=str(scratch), problem_type="binary", eval_metric="log_loss", verbosity=0
         )
         predictor.fit(
-            table[[*MONOTONE, LABEL]],
+            table[[*monotone, LABEL]],
             hyperparameters={"GBM": gbm},
             holdout_frac=0.1,
             fit_weighted_ensemble=False,
