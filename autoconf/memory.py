@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from autoconf.figures import MemoryFigures, Moment
+from autoconf.names import listed
+from autoconf.stack import REFERENCE, Stack
 
 GIB = 2**30
 BYTES_PER_PARAMETER = 2  # bfloat16, for parameters, gradients and each of AdamW's two states
@@ -21,8 +24,15 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 
+class Outside(NamedTuple):
+    """A way to train that figures do not know: what was asked for, and why it has none."""
+
+    asked: str
+    why: str
+
+
 class MemoryTable:
-    """Figures of several models and methods, laid out for element-wise arithmetic.
+    """Figures of several models and methods under the reference stack, laid out for element-wise arithmetic.
 
     >>> from autoconf.figures import Moment
     >>> moments = (Moment(0, 8, 0, 200), Moment(50, 2, 0, 200))
@@ -32,6 +42,7 @@ class MemoryTable:
     """
 
     def __init__(self, figures: Sequence[MemoryFigures]) -> None:
+        self.rows = {f.key: row for row, f in enumerate(figures)}
         self.parameters = np.array([f.parameters for f in figures], dtype=float)
         self.trainable = np.array([f.trainable_parameters for f in figures], dtype=float)
         self.accumulating = np.array([f.accumulating for f in figures], dtype=bool)
@@ -40,6 +51,15 @@ class MemoryTable:
         self._moments = np.zeros((len(Moment._fields), depth, len(figures)))
         for column, f in enumerate(figures):
             self._moments[:, : len(f.moments), column] = np.transpose(f.moments)
+
+    def row(self, model: str, method: str, stack: Stack) -> int | Outside:
+        """The row of a job's figures, or the settings that it would have to give up."""
+        known = REFERENCE.model_copy(update={"gradient_accumulation": stack.gradient_accumulation})
+        if stack != known:
+            other = [name for name, value in stack if value != getattr(known, name)]
+            asked, answered = ([f"{name} {getattr(of, name)!r}" for name in other] for of in (stack, known))
+            return Outside(listed(asked), f"it answers for the stack reference only ({', '.join(answered)})")
+        return self.rows[model, method, stack.gradient_accumulation]
 
     def resident_bytes(self, rows: Integers, gpus: Integers) -> Floats:
         """Weights, optimizer state and one set of gradients, all sharded: the least that any training holds."""

@@ -30,11 +30,12 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoconf.errors import AutoConfError
-from autoconf.figures import read_figures
-from autoconf.memory import GIB, Floats, MemoryTable
-from autoconf.names import listed
+from autoconf.any_stack import StackMemory
+from autoconf.figures import MOMENTS, ModelsTable, read_figures
+from autoconf.memory import GIB, Floats, MemoryTable, Outside, Reserve
+from autoconf.presets import SETTINGS, training_stack
 from autoconf.rules import Booleans, Candidates
-from autoconf.stack import REFERENCE, Stack
+from autoconf.stack import Stack
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +52,10 @@ PREDICTOR, CARD, FIGURES, TRAINING_TABLE, CHECK_JOBS = (
     "check_jobs.csv",
 )
 LABEL = "fits"
-# The predictor's features, each with the direction in which it may move the probability of fitting.
-MONOTONE = {"free_gib": 1, "sharded": -1}
+# The predictor's features, each with the direction in which it may move the probability of fitting: of versions that say
+# themselves what must stay free, and of those whose predictor learnt all of it.
+MONOTONE = {"headroom_gib": 1, "sharded": -1}
+MONOTONE_1_1_0 = {"free_gib": 1, "sharded": -1}
 # Versions of these must agree with the card's, up to the given number of components, for the shipped pickle to be used.
 _MUST_AGREE = {"autogluon.tabular": 2, "lightgbm": 1, "numpy": 1, "pandas": 1, "scikit-learn": 1}
 
@@ -93,6 +96,7 @@ class Card(_Typed):
     created: str
     domain: Domain
     threshold: float  # a job is said to fit where the predicted probability reaches this
+    reserve: Reserve | None = None  # what must stay free for that, read off real runs; None: the predictor learnt it
     libraries: dict[str, str]
     files: dict[str, str]  # path in the version's folder -> SHA-256
     evaluation: dict[str, Any] = {}
@@ -101,10 +105,9 @@ class Card(_Typed):
 class Predictor:
     """A loaded version: decides whether candidates fit."""
 
-    def __init__(self, card: Card, memory: MemoryTable, rows: dict[tuple[str, str, bool], int], tabular: Any) -> None:
+    def __init__(self, card: Card, memory: MemoryTable | StackMemory, tabular: Any) -> None:
         self.card = card
         self.memory = memory
-        self.rows = rows
         self._tabular = tabular
         import threadpoolctl  # sets an environment variable: see _open
 
@@ -123,16 +126,10 @@ class Predictor:
             method: one of the domain's methods.
             stack: how the job trains.
         """
-        known = REFERENCE.model_copy(update={"gradient_accumulation": stack.gradient_accumulation})
-        if stack != known:
-            other = [name for name, value in stack if value != getattr(known, name)]
-            asked, answered = ([f"{name} {getattr(of, name)!r}" for name in other] for of in (stack, known))
-            are = "are" if len(other) > 1 else "is"
-            return (
-                f"{listed(asked)} {are} not in the domain of version {self.card.version}, which answers for the stack "
-                f"reference only ({', '.join(answered)})"
-            )
-        return self.rows[model, method, stack.gradient_accumulation]
+        found = self.memory.row(model, method, stack)
+        if isinstance(found, Outside):
+            return f"{found.asked} of {model} is not in the domain of version {self.card.version}: {found.why}"
+        return found
 
     def probabilities(self, table: pd.DataFrame) -> Floats:
         """Predicted probability of fitting for a table of ``features``, shape (rows,)."""
@@ -149,24 +146,37 @@ class Predictor:
 
     def fits(self, candidates: Candidates) -> Booleans:
         """Whether the predictor says that candidates fit, shape (candidates,)."""
-        return self.answers(features(candidates))
+        return self.answers(self.features(candidates))
 
+    def features(self, candidates: Candidates) -> pd.DataFrame:
+        """What the predictor is asked about candidates: the columns of ``MONOTONE``, or of ``MONOTONE_1_1_0``."""
+        sharded = (candidates.gpus > 1).astype(float)
+        place = candidates.rows, candidates.gpus, candidates.tokens_per_gpu
+        if isinstance(candidates.memory, StackMemory):
+            assert self.card.reserve is not None
+            headroom = candidates.usable_gib - candidates.memory.needed_gib(*place, self.card.reserve)
+            return pd.DataFrame({"headroom_gib": headroom, "sharded": sharded})
+        free = candidates.usable_gib - candidates.memory.peak_bytes(*place) / GIB
+        return pd.DataFrame({"free_gib": free, "sharded": sharded})
 
-def features(candidates: Candidates) -> pd.DataFrame:
-    """What the predictor is asked: ``free_gib`` (usable memory less the traced peak) and ``sharded`` (0 or 1)."""
-    peak = candidates.memory.peak_bytes(candidates.rows, candidates.gpus, candidates.tokens_per_gpu)
-    free = candidates.usable_gib - peak / GIB
-    return pd.DataFrame({"free_gib": free, "sharded": (candidates.gpus > 1).astype(float)})
+    def candidates(self, runs: pd.DataFrame) -> Candidates:
+        """Candidates of a table of runs inside the domain: each line one job on ``number_gpus`` GPUs.
 
-
-def candidates_of(runs: pd.DataFrame, memory: MemoryTable, rows: dict[Any, int], domain: Domain) -> Candidates:
-    """Candidates of a table of runs: each line one job on ``number_gpus`` GPUs."""
-    accumulating = (runs["gradient_accumulation_steps"] > 1).tolist()
-    keys = zip(runs["model_name"], runs["method"], accumulating, strict=True)
-    gpus = runs["number_gpus"].to_numpy(np.int64)
-    tokens = runs["batch_size"].to_numpy(float) / gpus * runs["tokens_per_sample"].to_numpy(float)
-    usable = runs["gpu_model"].map({name: gpu.usable_gib for name, gpu in domain.gpus.items()}).to_numpy(float)
-    return Candidates(memory, np.array([rows[key] for key in keys], np.int64), gpus, tokens, usable)
+        Raises:
+            ValueError: a job is outside the domain.
+        """
+        accumulating = runs["gradient_accumulation_steps"] > 1
+        stacks = [runs[name] if name in runs else [None] * len(runs) for name in SETTINGS]
+        names = runs["stack"] if "stack" in runs else ["reference"] * len(runs)
+        keys = list(zip(runs["model_name"], runs["method"], accumulating, names, *stacks, strict=True))
+        rows = {key: self.row(*key[:2], training_stack(*key[1:])) for key in dict.fromkeys(keys)}
+        outside = [row for row in rows.values() if isinstance(row, str)]
+        if outside:
+            raise ValueError(outside[0])
+        gpus = runs["number_gpus"].to_numpy(np.int64)
+        tokens = runs["batch_size"].to_numpy(float) / gpus * runs["tokens_per_sample"].to_numpy(float)
+        usable = runs["gpu_model"].map({name: gpu.usable_gib for name, gpu in self.domain.gpus.items()}).to_numpy(float)
+        return Candidates(self.memory, np.array([rows[key] for key in keys], np.int64), gpus, tokens, usable)
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
@@ -245,15 +255,19 @@ def _open(folder: Path, sha256: str) -> Predictor:
 
 def _opened(folder: Path, sha256: str) -> Predictor:
     card = verified_card(folder, sha256)
-    try:
-        figures = read_figures(folder / FIGURES)
-    except (OSError, ValueError) as error:
-        raise AutoConfError(f"version {card.version}: cannot read {FIGURES}: {error}") from error
-    memory, rows = MemoryTable(figures), {f.key: row for row, f in enumerate(figures)}
-    path = folder / PREDICTOR if libraries_agree(card) else _rebuilt(folder, card, memory, rows)
-    predictor = Predictor(card, memory, rows, load_tabular(path, card.version))
+    memory = _memory(folder, card)
+    path = folder / PREDICTOR if libraries_agree(card) else _rebuilt(folder, card, memory)
+    predictor = Predictor(card, memory, load_tabular(path, card.version))
     _check_answers(predictor, folder)
     return predictor
+
+
+def _memory(folder: Path, card: Card) -> MemoryTable | StackMemory:
+    name = MOMENTS if card.reserve else FIGURES
+    try:
+        return StackMemory(ModelsTable(folder)) if card.reserve else MemoryTable(read_figures(folder / FIGURES))
+    except (OSError, ValueError, KeyError) as error:
+        raise AutoConfError(f"version {card.version}: cannot read {name}: {error}") from error
 
 
 def digest(content: bytes) -> str:
@@ -339,9 +353,8 @@ def _check_answers(predictor: Predictor, folder: Path) -> None:
         jobs = pd.read_csv(folder / CHECK_JOBS)
     except (OSError, ValueError) as error:
         raise AutoConfError(f"version {folder.name}: cannot read {CHECK_JOBS}: {error}") from error
-    candidates = candidates_of(jobs, predictor.memory, predictor.rows, predictor.domain)
     try:
-        answers = predictor.fits(candidates)
+        answers = predictor.fits(predictor.candidates(jobs))
     except Exception as error:  # libraries that do not go together can fail at the first prediction, with anything
         raise AutoConfError(
             f"version {folder.name}: the predictor does not answer: {type(error).__name__}: {error}; "
@@ -415,12 +428,14 @@ def fit(table: pd.DataFrame, folder: Path, monotone: Mapping[str, int] = MONOTON
     shutil.rmtree(scratch)
 
 
-def training_table(runs: pd.DataFrame, memory: MemoryTable, rows: dict[Any, int], domain: Domain) -> pd.DataFrame:
-    """The features and the label of a table of virtual runs."""
-    return features(candidates_of(runs, memory, rows, domain)).assign(**{LABEL: runs[LABEL].to_numpy(int)})
+def training_table(runs: pd.DataFrame, predictor: Predictor) -> pd.DataFrame:
+    """The features and the label of a version's training table: of 1.1.0's, which names jobs, from its figures."""
+    if predictor.card.reserve is not None:
+        return runs
+    return predictor.features(predictor.candidates(runs)).assign(**{LABEL: runs[LABEL].to_numpy(int)})
 
 
-def _rebuilt(folder: Path, card: Card, memory: MemoryTable, rows: dict[Any, int]) -> Path:
+def _rebuilt(folder: Path, card: Card, memory: MemoryTable | StackMemory) -> Path:
     """The cached predictor for the installed libraries, trained first if need be, by one process on the machine."""
     import filelock
     import platformdirs
@@ -433,7 +448,7 @@ def _rebuilt(folder: Path, card: Card, memory: MemoryTable, rows: dict[Any, int]
             cache_folder.mkdir(parents=True, exist_ok=True)
             with filelock.FileLock(f"{target}.lock"):
                 if not target.exists():
-                    _rebuild(folder, card, memory, rows, target)
+                    _rebuild(folder, card, memory, target)
         expected = json.loads((target / CARD).read_text(encoding="utf-8"))
         verify(target, expected, f"version {card.version}, rebuilt")
     except AutoConfError:
@@ -443,7 +458,7 @@ def _rebuilt(folder: Path, card: Card, memory: MemoryTable, rows: dict[Any, int]
     return target / PREDICTOR
 
 
-def _rebuild(folder: Path, card: Card, memory: MemoryTable, rows: dict[Any, int], target: Path) -> None:
+def _rebuild(folder: Path, card: Card, memory: MemoryTable | StackMemory, target: Path) -> None:
     libraries = ", ".join(f"{name} {version}" for name, version in installed_libraries().items())
     logger.warning("rebuilding predictor %s for %s: once, takes some seconds ...", card.version, libraries)
     started = time.perf_counter()
@@ -452,9 +467,10 @@ def _rebuild(folder: Path, card: Card, memory: MemoryTable, rows: dict[Any, int]
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.name}."))
     try:
         runs = pd.read_parquet(folder / TRAINING_TABLE)
-        fit(training_table(runs, memory, rows, card.domain), scratch / PREDICTOR)
+        monotone = MONOTONE if card.reserve else MONOTONE_1_1_0
+        fit(training_table(runs, Predictor(card, memory, None)), scratch / PREDICTOR, monotone)
         tabular = load_tabular(scratch / PREDICTOR, card.version)
-        _check_answers(Predictor(card, memory, rows, tabular), folder)
+        _check_answers(Predictor(card, memory, tabular), folder)
         (scratch / CARD).write_text(json.dumps(digests(scratch), indent=2), encoding="utf-8")
         scratch.rename(target)
     except BaseException:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from autoconf.any_stack import StackMemory
 from autoconf.memory import GIB, Floats, Integers, MemoryTable
 
 Booleans = npt.NDArray[np.bool_]
@@ -20,7 +21,7 @@ Booleans = npt.NDArray[np.bool_]
 class Candidates:
     """Jobs on numbers of GPUs; all arrays have shape (candidates,)."""
 
-    memory: MemoryTable
+    memory: MemoryTable | StackMemory
     rows: Integers  # each candidate's figures in ``memory``
     gpus: Integers
     tokens_per_gpu: Floats  # of one micro-batch

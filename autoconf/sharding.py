@@ -8,16 +8,15 @@ of PyTorch's own wrappers, and is held against them (``make ground-truth``).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from autoconf.figures import HeadWay, LayerWay, ModelsTable, Point, Trainable, Units
-from autoconf.memory import Floats, Integers
-from autoconf.stack import OptimizerBytes, Shape, Stack, optimizer_bytes
+from autoconf.figures import Point, Units
+from autoconf.memory import GIB, Floats, Integers, Reserve
+from autoconf.stack import OptimizerBytes
 
 Way = Literal["none", "ddp", "fsdp1", "fsdp2"]
 
@@ -108,7 +107,15 @@ class Held:
 
     PARTS = ("weights", "gradients", "optimizer", "gathered", "activations")
 
-    def __init__(self, phases: Sequence[_Terms]) -> None:
+    def __init__(self, phases: Sequence[_Terms], resident: tuple[float, float], whole_gradients: float = 0.0) -> None:
+        """
+        Args:
+            phases: moments.
+            resident: weights, gradients and optimizer states, which no training can do without: bytes that every GPU
+                holds, and bytes that are divided among them.
+            whole_gradients: what FSDP keeps of the gradients on every GPU under accumulation.
+        """
+        self.resident, self.whole_gradients = resident, whole_gradients
         parts = np.concatenate([phase.parts() for phase in phases], axis=1)
         total = parts.sum(axis=0)
         kept = _undominated(total)
@@ -117,6 +124,16 @@ class Held:
     def peak_bytes(self, gpus: Integers, tokens: Floats) -> Floats:
         """Peak of each candidate; all arrays have shape (candidates,)."""
         return (self._total @ _variables(gpus, tokens)).max(axis=0)
+
+    def needed_bytes(self, gpus: Integers, tokens: Floats, reserve: Reserve) -> Floats:
+        """Peak of each candidate with what must stay free beside each moment.
+
+        Activations need a reserve of their own, so that the moment which decides need not be that of the peak; and so
+        that what is needed rises with tokens, and falls with more GPUs, as moments themselves do.
+        """
+        activations = np.outer(self._total[:, 1], tokens) / GIB
+        moments = self._total @ _variables(gpus, tokens) + GIB * reserve.gib(activations, gpus)
+        return moments.max(axis=0)
 
     def parts(self, gpus: Integers, tokens: Floats) -> dict[str, Floats]:
         """The parts of each candidate's peak, bytes; they add up to ``peak_bytes``."""
@@ -171,7 +188,7 @@ def held(
         held_gradients = whole + newborn if accumulating else own + done + rest
         phases = [_Terms(stored + units.maxima_bytes, 0, held_gradients + buckets, 0, optimizer.states, 0, 0, 0, activations)]
         end = _Terms(stored + units.maxima_bytes, 0, whole + buckets, 0, optimizer.states + optimizer.step, 0, 0, 0, _NOTHING)
-        return Held([*phases, end])
+        return Held([*phases, end], (stored + units.maxima_bytes + whole + buckets + optimizer.states, 0.0))
     schedule = _FSDP2 if way == "fsdp2" else _FSDP1 if rank is None else _FSDP1_ADAPTERS
     rows = [(index, phase) for index, point in enumerate(points) for phase in schedule[point]]
     at = np.array([index for index, _ in rows])
@@ -207,7 +224,8 @@ def held(
             gradients = np.where(tail > 0, newborn + buffers, own + rest + buffers)
             phases.append(_Terms(**common, gradients=gradients, gradients_sharded=done * ratio + reduced_root))
     end = _Terms(units.maxima_bytes, stored, 0, whole * ratio, 0, optimizer.states + optimizer.step, 0, 0, _NOTHING)
-    return Held([*phases, end])
+    resident = (units.maxima_bytes, stored + min(1.0, ratio) * whole + optimizer.states)
+    return Held([*phases, end], resident, whole if accumulating else 0.0)
 
 
 _NOTHING = np.zeros((1, 3))
@@ -252,69 +270,3 @@ def _unit(frozen: int, trainable: int, quantized: int, bytes_: Bytes, with_train
     parts = (frozen * bytes_.frozen_computing, gradients * with_trainable)
     cast = (bytes_.frozen != bytes_.frozen_computing, bytes_.trainable != bytes_.trainable_computing)
     return _Unit(sum(parts) + quantized / 2, sum(p * c for p, c in zip(parts, cast, strict=True)), gradients)
-
-
-# --- a job's way through the figures -----------------------------------------------------------------------------------
-
-_SIZES = {"bfloat16": 2, "float32": 4}
-
-
-def gpu_figures(table: ModelsTable, model: str, method: str, stack: Stack, *, several: bool) -> Held | str:
-    """What a GPU of a job holds, or why that cannot be told.
-
-    Args:
-        table: figures.
-        model: a model of the table.
-        method: ``full``, ``lora`` or ``qlora``.
-        stack: how the job trains.
-        several: whether several GPUs train, or one.
-    """
-    way: Way = "none" if not several else stack.sharding
-    shards = way in ("fsdp1", "fsdp2")
-    # FSDP computes in the dtype of mixed precision on what it gathers in that dtype.
-    mixes = shards and stack.mixed_precision == "bf16"
-    dtype = "bfloat16" if mixes else stack.torch_dtype
-    adapters = dtype if method == "full" or mixes or dtype == "float32" else stack.adapter_dtype
-    targets = "default" if method == "full" else str(stack.lora_targets)
-    dropout = method != "full" and stack.lora_dropout > 0
-    layer_way = LayerWay(
-        method, dtype, stack.mixed_precision, adapters, dropout, stack.gradient_checkpointing, targets
-    )  # fmt: skip
-    head_way = HeadWay(method == "full", dtype, stack.mixed_precision, stack.loss)
-    layers, head = table.moments(model, layer_way), table.moments(model, head_way)
-    trainable = table.trainable(model, method, targets)
-    for found, key in ((layers, layer_way), (head, head_way), (trainable, (method, targets))):
-        if found is None:
-            return table.problem(model, key)
-    stored = _SIZES[stack.torch_dtype if method == "full" else max(stack.adapter_dtype, stack.torch_dtype, key=_SIZES.get)]
-    # accelerate/accelerator.py, prepare_model, and utils/fsdp_utils.py, fsdp2_prepare_model: trainable parameters become
-    # float32, but for FSDP2 not in a model with 4-bit layers.
-    upcast = mixes and (way == "fsdp1" or method != "qlora")
-    bytes_ = Bytes(_SIZES[stack.torch_dtype], 4 if upcast else stored, _SIZES[dtype], 2 if mixes else stored)
-    rank = None if method == "full" else stack.lora_r
-    shapes = _shapes(trainable, rank, bytes_.trainable, flat=way == "fsdp1")
-    return held(
-        _joined(layers, head), trainable.units, bytes_, way, stack.gradient_accumulation, rank,
-        optimizer_bytes(stack.optim, shapes),
-    )  # fmt: skip
-
-
-def _joined(layers: Floats, head: Floats) -> Floats:
-    """Moments of the head on top of what the layers keep meanwhile, and all others."""
-    kept = {over: layers[layers[:, 0] == point][0, 1:5] for over, point in ((False, Point.KEPT), (True, Point.KEPT_OVER))}
-    heads = head.copy()
-    forward = heads[:, 0] == Point.HEAD
-    heads[forward, 1:5] += kept[False]
-    heads[~forward, 1:5] += kept[True]
-    return np.concatenate([layers[~np.isin(layers[:, 0], (Point.KEPT, Point.KEPT_OVER))], heads])
-
-
-def _shapes(trainable: Trainable, rank: int | None, itemsize: int, *, flat: bool) -> list[Shape]:
-    """Trainable parameters as the optimizer has them: FSDP1's are pieces of flat ones."""
-    shapes = []
-    for shape, count in trainable.shapes:
-        dimensions = tuple((rank or 1) if size == 1 else size for size in shape.dimensions)
-        if flat:
-            dimensions = (math.prod(dimensions),)
-        shapes += [Shape(dimensions, itemsize, shape.embedding)] * count
-    return shapes

@@ -52,10 +52,6 @@ class Stack(BaseModel):
         description="cross-entropy over all logits at once, or over chunks of tokens: fused with the head as Liger does it, "
         "or as TRL's chunked_nll",
     )
-        default="full",
-        description="cross-entropy over all logits at once, or over chunks of tokens: fused with the head as Liger does it, "
-        "or as TRL's chunked_nll",
-    )
     sharding: Sharding = Field(default="fsdp2", description="what several GPUs do: replicate, or shard fully")
     gradient_accumulation: bool = Field(
         default=True, description="whether an optimizer step takes several micro-batches"
