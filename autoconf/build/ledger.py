@@ -20,7 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from autoconf.build import fused, kernels
+from autoconf.build.architectures import Architecture
 from autoconf.build.training import Job, Rank, build_model, materialize
+from autoconf.stack import Stack
 
 SAMPLES = 2  # a single sample would make some copies unnecessary
 # Tokens of a sample: a prime; half of what losses leave of it, (TOKENS - 1) / 2, is one as well.
@@ -123,12 +125,13 @@ def _size(nbytes: int, itemsize: int, rank: int) -> Size:
     return Size(constant, per_token)
 
 
-def rank_for(model: torch.nn.Module) -> int:
-    """A rank of adapters that divides no dimension of a model.
+def rank_for(architecture: Architecture, layers: Sequence[str]) -> int:
+    """A rank of adapters that divides no dimension of a model of these layers.
 
     Raises:
         TraceError: there is none, or the number of tokens divides one.
     """
+    model = build_model(Job(architecture, "full", Stack()), layers)
     dimensions = {size for p in model.parameters() for size in p.shape}
     if any(size % prime == 0 for size in dimensions for prime in (TOKENS, _SHIFTED)):
         raise TraceError(f"a dimension of the model is a multiple of {TOKENS} or {_SHIFTED}")
@@ -138,17 +141,17 @@ def rank_for(model: torch.nn.Module) -> int:
     raise TraceError(f"each of the ranks {_RANKS} divides a dimension of the model")
 
 
-def trace(job: Job, layers: int | Sequence[str]) -> Storages:
+def trace(job: Job, layers: Sequence[str], rank: int) -> Storages:
     """Run one micro-batch of a short stack on one GPU, of which gradients are left.
 
     Args:
         job: what to train and how, on one GPU. Accumulation does not matter.
-        layers: decoder layers of the short stack: how many, or of which kinds.
+        layers: kinds of the decoder layers of the short stack.
+        rank: of adapters, as ``rank_for`` gives it.
 
     Raises:
         TraceError: a tensor of tokens x tokens is held.
     """
-    rank = rank_for(build_model(job, layers))
     job = job.with_rank(rank)
     model = build_model(job, layers)
     with (

@@ -14,7 +14,7 @@ from torch import nn
 from autoconf.build import kernels
 from autoconf.build.activations import head_moments, layer_moments
 from autoconf.build.architectures import Architecture
-from autoconf.build.ledger import TraceError, trace
+from autoconf.build.ledger import TraceError, rank_for, trace
 from autoconf.build.training import Job, Method, build_model, decoder_layers
 from autoconf.figures import HeadWay, LayerWay, ModelFigures, Trainable, Units
 from autoconf.stack import Shape, Stack
@@ -49,14 +49,15 @@ def traced(architecture: Architecture) -> ModelFigures:
     """Figures of a model for all ways; those that cannot be traced are there with the reason."""
     found = ModelFigures(architecture.name)
     short = short_stack(architecture)
+    rank = rank_for(architecture, short)
     for way in layer_ways():
         try:
-            found.layers[way] = layer_moments(trace(_layer_job(architecture, way), short), short, architecture.kinds)
+            found.layers[way] = layer_moments(trace(_layer_job(architecture, way), short, rank), short, architecture.kinds)
         except _UNTRACEABLE as error:
             found.problems[way] = _sentence(error)
     for head in head_ways():
         try:
-            found.heads[head] = head_moments(trace(_head_job(architecture, head), short), short)
+            found.heads[head] = head_moments(trace(_head_job(architecture, head), short, rank), short)
         except _UNTRACEABLE as error:
             found.problems[head] = _sentence(error)
     for method, targets in (("full", "default"), *itertools.product(("lora", "qlora"), _TARGETS)):
