@@ -1,48 +1,46 @@
-"""Make a predictor version: traced architectures -> labelled table -> AutoGluon predictor -> a folder with its card."""
+"""Make a predictor version: traced figures and real runs -> AutoGluon predictor -> a folder with its card."""
 
 from __future__ import annotations
 
 import pickle
 import shutil
-import sys
 import tempfile
 from datetime import date
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
+import typer
 
 from autoconf import predictors
-from autoconf.build import virtual_runs
-from autoconf.build.architectures import gpus, models
+from autoconf.any_stack import StackMemory
+from autoconf.build import orderings, reserve
+from autoconf.build.architectures import architectures, gpus, models
+from autoconf.build.jobs import random_jobs
+from autoconf.build.real_rows import read_rows
+from autoconf.build.traces import traces
 from autoconf.errors import AutoConfError
-from autoconf.figures import write_figures
-from autoconf.memory import GIB, MemoryTable
-from autoconf.predictors import CHECK_JOBS, FIGURES, LABEL, PREDICTOR, TRAINING_TABLE, Card, Domain
+from autoconf.figures import ModelsTable, write_models
+from autoconf.predictors import CHECK_JOBS, LABEL, PREDICTOR, TRAINING_TABLE, Card, Domain
 
-# What each version covers. A released version is frozen: same name, same answers.
-DOMAINS = {
-    "1.1.0": Domain(
-        models=models(
-            [
-                "granite-3.1-2b", "granite-20b-v2", "granite-13b-v2", "granite-3-8b", "granite-3.1-3b-a800m-instruct",
-                "granite-3.1-8b-instruct", "granite-34b-code-base", "granite-3b-code-base-128k", "granite-7b-base",
-                "granite-8b-code-base", "granite-8b-japanese", "llama-13b", "llama-7b", "llama2-70b", "llama3-70b",
-                "llama3-8b", "llama3.1-405b", "llama3.1-70b", "llama3.1-8b", "mistral-123b-v2", "mistral-7b-v0.1",
-                "mixtral-8x7b-instruct-v0.1", "allam-1-13b",
-            ]
-        ),
-        methods=["full", "lora"],
-        gpus={n: gpus()[n] for n in ("NVIDIA-A100-SXM4-80GB", "NVIDIA-A100-80GB-PCIe", "NVIDIA-H100-PCIe", "L40S")},
-        max_tokens_per_sample=16_384,
-        max_batch_size=1_024,
-        max_gpus=64,
-    )
-}  # fmt: skip
-
-# A wrong "fits" costs a failed job, a wrong "no" one GPU more, so a job is said to fit only when that is all but sure.
-THRESHOLD = 0.9
+NEWEST = "2.0.0"
+# Architectures that are in the table for other purposes, or whose shapes are in doubt.
+LEFT_OUT = {"granite-8b-japanese": "its shapes are an assumption, which a real run contradicts"}
 _CHECKS = 400
+_SEED = 20261125
+
+
+def domain(names: list[str]) -> Domain:
+    """The jobs that a version answers: every GPU type that is known, and some models."""
+    return Domain(
+        models=models(names, later_aliases=True),
+        methods=["full", "lora", "qlora"],
+        gpus=gpus(later_aliases=True),
+        max_tokens_per_sample=131_072,
+        max_batch_size=4_096,
+        max_gpus=512,
+    )
 
 
 def train(version: str, folder: Path) -> str:
@@ -52,79 +50,39 @@ def train(version: str, folder: Path) -> str:
         The digest of its card.
 
     Raises:
-        AutoConfError: AutoGluon does not import, or the trained predictor is inconsistent.
+        AutoConfError: AutoGluon does not import, or the trained predictor breaks an ordering that versions promise.
     """
-    domain = DOMAINS[version]
-    figures = virtual_runs.traces(list(domain.models))
-    memory, rows = MemoryTable(figures), {f.key: row for row, f in enumerate(figures)}
-    runs = virtual_runs.training_runs(figures, domain)
+    names = [name for name in architectures() if name not in LEFT_OUT]
+    learnt = reserve.learn(read_rows())
+    table = reserve.training_rows(np.random.default_rng(_SEED))
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch_name:
         scratch = Path(scratch_name) / folder.name
         scratch.mkdir()
-        write_figures(figures, scratch / FIGURES)
-        runs.to_parquet(scratch / TRAINING_TABLE, compression="zstd", index=False)
-        predictors.fit(predictors.training_table(runs, memory, rows, domain), scratch / PREDICTOR)
+        write_models(traces(names), scratch)
+        table.to_parquet(scratch / TRAINING_TABLE, compression="zstd", index=False)
+        predictors.fit(table, scratch / PREDICTOR)
         _forget_paths(scratch / PREDICTOR)
         card = Card(
             version=version,
             created=date.today().isoformat(),
-            domain=domain,
-            threshold=THRESHOLD,
+            domain=domain(names),
+            threshold=reserve.THRESHOLD,
+            reserve=learnt.reserve(),
             libraries=predictors.installed_libraries(),
             files={},
         )
-        tabular = predictors.load_tabular(scratch / PREDICTOR, version)
-        predictor = predictors.Predictor(card, memory, rows, tabular)
-        check_ordering(predictor)
-        checks = _check_jobs(runs)
-        fits = predictor.fits(predictors.candidates_of(checks, memory, rows, domain))
+        memory = StackMemory(ModelsTable(scratch))
+        predictor = predictors.Predictor(card, memory, predictors.load_tabular(scratch / PREDICTOR, version))
+        promises = orderings.check(predictor)
+        checks = random_jobs(predictor, np.random.default_rng(_SEED), _CHECKS)
+        fits = predictor.fits(predictor.candidates(checks))
         checks.assign(**{LABEL: fits.astype(int)}).to_csv(scratch / CHECK_JOBS, index=False, lineterminator="\n")
-        digest = write_card(scratch, card.model_copy(update={"files": predictors.digests(scratch)}))
+        evaluation = {"orderings": promises}
+        files = predictors.digests(scratch)
+        digest = write_card(scratch, card.model_copy(update={"files": files, "evaluation": evaluation}))
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
     return digest
-
-
-def check_ordering(predictor: predictors.Predictor) -> None:
-    """Refuse a version whose answers could contradict each other.
-
-    Given the figures, the predictor's only input that a job moves is the memory it leaves free, and the probability of
-    fitting cannot fall as that grows (a monotone constraint). So answers keep an ordering wherever free memory does:
-
-    - more tokens or batch: every moment's bytes per token are >= 0;
-    - more GPUs: every term of the closed form falls with their number but what sharding itself adds, from one GPU to
-      two: gathered layers and a larger reserve. Checked for every model, over all tokens;
-    - LoRA before full fine-tuning: checked for every model, over all tokens and GPU counts.
-
-    Raises:
-        AutoConfError: one of these does not hold.
-    """
-    memory, rows = predictor.memory, predictor.rows
-    edges = [_edge_gib(predictor, sharded) for sharded in (0.0, 1.0)]
-    tokens = np.unique(np.geomspace(1, predictor.domain.max_batch_size * predictor.domain.max_tokens_per_sample, 400))
-    one, two = np.ones(len(tokens), np.int64), np.full(len(tokens), 2)
-    for (model, method, accumulating), row in rows.items():
-        at = np.full(len(tokens), row)
-        gained = (memory.peak_bytes(at, one, tokens) - memory.peak_bytes(at, two, tokens / 2)) / GIB
-        if (gained < edges[1] - edges[0]).any():
-            raise AutoConfError(f"{model}, {method}: two GPUs can hold less than one")
-        if (np.diff(memory.peak_bytes(at, one, tokens)) < 0).any():
-            raise AutoConfError(f"{model}, {method}: more tokens can take less memory")
-        if method == "lora":
-            full = np.full(len(tokens), rows[model, "full", accumulating])
-            for count in range(1, predictor.domain.max_gpus + 1):
-                gpus = np.full(len(tokens), count)
-                if (memory.peak_bytes(at, gpus, tokens) > memory.peak_bytes(full, gpus, tokens)).any():
-                    raise AutoConfError(f"{model}: LoRA can take more memory than full fine-tuning on {count} GPUs")
-
-
-def _edge_gib(predictor: predictors.Predictor, sharded: float) -> float:
-    """The free memory from which on the predictor says that a job fits; it says so monotonously, which is checked."""
-    free = np.linspace(0, 6, 6001)
-    fits = predictor.answers(pd.DataFrame({"free_gib": free, "sharded": sharded}))
-    if fits[0] or not fits[-1] or (np.diff(fits.astype(int)) < 0).any():
-        raise AutoConfError(f"the predictor is not a step in free memory between 0 and 6 GiB (sharded: {sharded:g})")
-    return float(free[fits.argmax()])
 
 
 def _forget_paths(predictor: Path) -> None:
@@ -149,16 +107,8 @@ def release(version: str, digest: str) -> str:
     return f'RELEASED in autoconf/predictors.py must have this digest of the card:\n"{version}": "{digest}"'
 
 
-def _check_jobs(runs: pd.DataFrame) -> pd.DataFrame:
-    """A few hundred jobs of the training table, every model and method among them, without their labels."""
-    shuffled = runs.sample(frac=1, random_state=0)
-    each = shuffled.groupby(["model_name", "method"], sort=False).head(-(-_CHECKS // 46))
-    return each.drop(columns=["peak_gib", LABEL]).sort_index()
-
-
-def main() -> None:
-    """Make the version named on the command line (the newest by default) in the package's own folder."""
-    version = sys.argv[1] if len(sys.argv) > 1 else predictors.DEFAULT
+def main(version: Annotated[str, typer.Argument(help="version to make")] = NEWEST) -> None:
+    """Make a predictor version in the package's own folder."""
     folder = predictors.MODELS / version
     digest = train(version, folder)
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
@@ -167,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)
