@@ -73,6 +73,21 @@ def test_models_run_the_kernel_in_every_layer(method, monkeypatch):
     assert calls == 3 * [(BATCH, TOKENS, 4, 32)]
 
 
+def test_values_narrower_than_queries_are_widened_for_the_kernel(monkeypatch):
+    """transformers pads DeepSeek's, 128 wide beside 192, and cuts the output; the kernel saves the padded copy."""
+    architecture = architectures()["deepseek-v2-lite"]
+    config = {**architecture.shortened(["dense"]), "vocab_size": 64}
+    job = training.Job(architecture.model_copy(update={"config": config}), "full", Stack(gradient_checkpointing="none"))
+    calls, projected = [], []
+    attend = kernels.flash_attention
+    monkeypatch.setattr(kernels, "flash_attention", lambda *a, **k: (calls.append(a[:3]), attend(*a, **k))[1])
+    with small_rank(job) as rank:
+        rank.layers[0].self_attn.o_proj.register_forward_pre_hook(lambda _, args: projected.append(args[0].shape))
+        rank.micro_batch(BATCH, TOKENS, reduce=False)
+    assert [t.shape for t in calls[0]] == 3 * [(BATCH, TOKENS, 16, 192)]
+    assert projected == [(BATCH, TOKENS, 16 * 128)]
+
+
 @contextmanager
 def on_cuda() -> Iterator[None]:
     with FakeTensorMode(), kernels.on_cuda(nn.Identity(), None):
