@@ -20,6 +20,8 @@ from torch import nn  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 from autoconf.build import kernels, rank_trace, training  # noqa: E402
+from autoconf.build.architectures import architectures  # noqa: E402
+from autoconf.stack import Stack  # noqa: E402
 
 QLORA = {"quantization": "nf4", "mixed_precision": "bf16"}
 BATCH, TOKENS, HEADS, HEAD_DIM = 2, 509, 8, 16
@@ -71,6 +73,21 @@ def test_models_run_the_kernel_in_every_layer(method, monkeypatch):
     assert calls == 3 * [(BATCH, TOKENS, 4, 32)]
 
 
+def test_values_narrower_than_queries_are_widened_for_the_kernel(monkeypatch):
+    """transformers pads DeepSeek's, 128 wide beside 192, and cuts the output; the kernel saves the padded copy."""
+    architecture = architectures()["deepseek-v2-lite"]
+    config = {**architecture.shortened(["dense"]), "vocab_size": 64}
+    job = training.Job(architecture.model_copy(update={"config": config}), "full", Stack(gradient_checkpointing="none"))
+    calls, projected = [], []
+    attend = kernels.flash_attention
+    monkeypatch.setattr(kernels, "flash_attention", lambda *a, **k: (calls.append(a[:3]), attend(*a, **k))[1])
+    with small_rank(job) as rank:
+        rank.layers[0].self_attn.o_proj.register_forward_pre_hook(lambda _, args: projected.append(args[0].shape))
+        rank.micro_batch(BATCH, TOKENS, reduce=False)
+    assert [t.shape for t in calls[0]] == 3 * [(BATCH, TOKENS, 16, 192)]
+    assert projected == [(BATCH, TOKENS, 16 * 128)]
+
+
 @contextmanager
 def on_cuda() -> Iterator[None]:
     with FakeTensorMode(), kernels.on_cuda(nn.Identity(), None):
@@ -94,6 +111,37 @@ def test_no_dropout_holds_nothing():
             assert nn.Dropout(0.0)(hidden) is hidden
             assert nn.Dropout(0.5).eval()(hidden) is hidden
         assert recorder.live == 0
+
+
+def grouped_product(dtype: torch.dtype, rows_train: bool, weight_trains: bool) -> list[int]:
+    """Bytes that a product of 509 rows with the weights of 4 groups saves, holds, has at its peak and leaves."""
+    with on_cuda():
+        rows = torch.empty(TOKENS, 64, dtype=dtype, requires_grad=rows_train)
+        weight = torch.empty(4, 128, 64, dtype=dtype, requires_grad=weight_trains)
+        ends = torch.empty(4, dtype=torch.int32)
+        with recorded(TOKENS, rows, weight, ends) as recorder, saved_for_backward() as saved:
+            out = F.grouped_mm(rows, weight.transpose(-2, -1), offs=ends)
+            of_values = sum(t.nbytes for t in saved if t.dtype == dtype)
+            after_forward = recorder.live
+            out.backward(torch.empty_like(out))
+            return [of_values, after_forward, peak(recorder), recorder.live]
+
+
+@pytest.mark.parametrize(("rows_train", "weight_trains"), [(True, True), (True, False), (False, True)])
+def test_a_grouped_product_in_float32_holds_twice_what_one_in_bfloat16_does(rows_train, weight_trains):
+    half, whole = (grouped_product(dtype, rows_train, weight_trains) for dtype in (torch.bfloat16, torch.float32))
+    assert whole == [2 * bytes_ for bytes_ in half]
+    assert whole[0] == 4 * (rows_train * 4 * 128 * 64 + weight_trains * TOKENS * 64)
+
+
+@pytest.mark.parametrize("name", ["olmoe-1b-7b", "granite-4.0-h-tiny"])
+def test_experts_that_became_float32_are_traced(name):
+    """PEFT's prepare_model_for_kbit_training makes them float32: no linear layers, they are not in 4 bits."""
+    job = training.Job(architectures()[name], "qlora", Stack(upcast_unquantized=True, **QLORA))
+    layers = list(dict.fromkeys(job.architecture.kinds))
+    trace = rank_trace.run(job, layers=layers, tokens=61)
+    experts = sum(p.numel() for n, p in training.build_model(job, layers).named_parameters() if ".experts." in n)
+    assert trace.live_bytes[0] > 4 * experts
 
 
 def test_nothing_stays_patched():

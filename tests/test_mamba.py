@@ -67,24 +67,28 @@ def test_the_kernel_saves_its_input_its_scan_and_the_scale_of_its_norm():
         assert peak(recorder) == max(passing_states, until_the_end + OUT + max(CB, OUT + RSTD + out.nbytes))
 
 
-def test_the_backward_pass_computes_the_scan_again_with_states_in_float32():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_backward_pass_computes_the_scan_again_with_states_in_float32(dtype):
+    wider = dtype.itemsize // 2
     with FakeTensorMode():
-        held = weights(torch.bfloat16)
-        projected = torch.empty(BATCH, TOKENS, PROJECTED, dtype=torch.bfloat16, requires_grad=True)
+        held = weights(dtype)
+        projected = torch.empty(BATCH, TOKENS, PROJECTED, dtype=dtype, requires_grad=True)
         out = scan(projected, held)
         gradient = torch.empty_like(out)
         with recorded(TOKENS, projected, *held.values(), *saved_by(out), out, gradient) as recorder:
             out.backward(gradient)
-        saved = OUT + RSTD  # released
-        assert recorder.live == ZXBCDT + sum(t.nbytes for t in held.values()) - saved
+        saved = wider * OUT + RSTD  # released
+        assert recorder.live == wider * ZXBCDT + sum(t.nbytes for t in held.values()) - saved
         assert projected.grad is not None and all(weight.grad is not None for weight in held.values())
         # The recomputed output and xBC, gradients of the two, of the norm's input and of zxbcdt.
-        entered = 3 * OUT + 2 * XBC + ZXBCDT + held["rmsnorm_weight"].nbytes
-        recomputed = DT + 2 * DA_CUMSUM + CB + FINAL_STATES
+        entered = wider * (3 * OUT + 2 * XBC + ZXBCDT) + held["rmsnorm_weight"].nbytes
+        recomputed = wider * DT + 2 * DA_CUMSUM + CB + FINAL_STATES
         of_chunks = 4 * BATCH * HEADS * CHUNKS
-        passing_back = 2 * STATES + 2 * STATES // 2 + of_chunks * (HEAD_DIM * STATE // 64 + 1)
+        # States and their gradient in float32, and both in the input's dtype, as long as that is another.
+        narrow_gradient, narrow = wider * STATES // 2, STATES // 2 if wider == 1 else 0
+        passing_back = 2 * STATES + narrow_gradient + narrow + of_chunks * (HEAD_DIM * STATE // 64 + 1)
         groups = 2 * 4 * BATCH * TOKENS * GROUPS * STATE  # dB and dC, float32
-        states_and_groups = 2 * STATES // 2 + of_chunks + 4 * HEADS + groups
+        states_and_groups = 2 * narrow_gradient + of_chunks + 4 * HEADS + groups
         # ddt, ddA_next and ddA_cumsum_prev; dCB and its sum.
         summing_products = 3 * DA_CUMSUM + 2 * CB
         # The same and ddA_prev; dCB; ddA, and before it eight parts of it.
@@ -94,7 +98,7 @@ def test_the_backward_pass_computes_the_scan_again_with_states_in_float32():
             for now in (passing_back, states_and_groups + summing_products, states_and_groups + summing_decays)
         ]
         assert set(moments) <= {live for _, live, _ in recorder.moments}
-        assert peak(recorder) == max(moments) == entered + recomputed + passing_back
+        assert peak(recorder) == max(moments)
 
 
 def saved_by(out: torch.Tensor) -> list[torch.Tensor]:
@@ -102,10 +106,11 @@ def saved_by(out: torch.Tensor) -> list[torch.Tensor]:
     return [tensor for tensor in node.saved_tensors if tensor is not None]
 
 
-def test_under_autocast_the_kernel_keeps_a_bfloat16_copy_of_the_projection_it_ends_with():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_under_autocast_the_kernel_keeps_a_bfloat16_copy_of_the_projection_it_ends_with(dtype):
     with FakeTensorMode(), kernels.on_cuda(nn.Identity(), None), torch.autocast("cuda", torch.bfloat16):
         held = weights(torch.float32)
-        projected = torch.empty(BATCH, TOKENS, PROJECTED, dtype=torch.bfloat16, requires_grad=True)
+        projected = torch.empty(BATCH, TOKENS, PROJECTED, dtype=dtype, requires_grad=True)
         with recorded(TOKENS, projected, *held.values()), saved_for_backward() as saved:
             out = scan(projected, held)
         assert out.dtype == torch.bfloat16

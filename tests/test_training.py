@@ -133,8 +133,7 @@ ONE_OF_EACH_TYPE = {a.config["model_type"]: a.name for a in architectures().valu
 def test_attention_means_every_linear_layer_of_attention_and_no_other(name):
     architecture = architectures()[name]
     job = training.Job(architecture, "lora", Stack(lora_targets="attention"))
-    # Hybrids begin with layers of another kind, and list every layer's.
-    model = training.build_model(job, layers=None if "layer_types" in architecture.config else 2)
+    model = training.build_model(job, layers=list(dict.fromkeys(architecture.kinds)))
     own = {path: m for path, m in model.get_base_model().named_modules() if ".lora_" not in path}
     adapted = {path for path, m in own.items() if isinstance(m, peft.tuners.lora.LoraLayer)}
     linear = {path.removesuffix(".base_layer") for path, m in own.items() if type(m).__name__ in ("Linear", "Conv1D")}

@@ -101,6 +101,38 @@ def _balanced(experts: int) -> Callable[..., Any]:
     return where
 
 
+class _GroupedProduct(torch.autograd.Function):
+    """Rows times the weights of their groups, in float32, which fake tensors refuse and CUDA does not.
+
+    torch/include/ATen/native/GroupedMMUtils.h, _grouped_mm_fallback: group by group, into the result. It saves what the
+    gradients that are asked for need, as the one for bfloat16.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        of_rows, of_weight = ctx.needs_input_grad
+        ctx.save_for_backward(rows if of_weight else None, weight if of_rows else None)
+        ctx.rows, ctx.weight = rows.shape, (weight.shape, weight.stride())
+        return rows.new_empty(rows.shape[0], weight.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        of_rows, of_weight = ctx.needs_input_grad
+        (gradient,) = gradients
+        d_rows = gradient.new_empty(ctx.rows) if of_rows else None
+        return d_rows, gradient.new_empty_strided(*ctx.weight) if of_weight else None
+
+
+def _grouped_mm_of_any_dtype(grouped_mm: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(grouped_mm)
+    def as_on_cuda(rows: torch.Tensor, weight: torch.Tensor, **options: Any) -> torch.Tensor:
+        if rows.dtype == torch.float32:
+            return _GroupedProduct.apply(rows, weight)
+        return grouped_mm(rows, weight, **options)
+
+    return as_on_cuda
+
+
 @contextmanager
 def on_cuda(model: torch.nn.Module, experts: int | None) -> Iterator[None]:
     """Run a model's code as on a CUDA device, under ``FakeTensorMode``.
@@ -126,6 +158,8 @@ def on_cuda(model: torch.nn.Module, experts: int | None) -> Iterator[None]:
             stack.enter_context(mock.patch.object(F, name, _in_float32(getattr(F, name))))
         if experts is not None:
             stack.enter_context(mock.patch.object(torch, "where", _balanced(experts)))
+        if hasattr(F, "grouped_mm"):  # from torch 2.10 on
+            stack.enter_context(mock.patch.object(F, "grouped_mm", _grouped_mm_of_any_dtype(F.grouped_mm)))
         yield
 
 

@@ -71,7 +71,7 @@ class _Scan:
 
     def passed_back(self, states: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """ssd_state_passing.py, _state_passing_bwd: gradient and states in the projection's dtype, and the decays'."""
-        gradient, states = (torch.empty_like(t, dtype=self.projected.dtype) for t in (gradient, states))
+        gradient, states = torch.empty_like(gradient, dtype=self.projected.dtype), states.to(self.projected.dtype)
         blocks = -(-self.sizes.head_dim * self.sizes.state // _STATE_BLOCK)
         return gradient, states, self._float32(self.sizes.heads, self._chunks, blocks).sum(dim=-1)
 
@@ -113,7 +113,8 @@ class _SplitConv1dScanCombined(torch.autograd.Function):
         del products
         out = torch.empty_like(scanned)  # layernorm_gated.py, _layer_norm_fwd
         scale = projected.new_empty(projected.shape[0] * projected.shape[1] * sizes.groups, dtype=torch.float32)
-        if torch.is_autocast_enabled("cuda"):
+        ctx.autocast = torch.is_autocast_enabled("cuda")
+        if ctx.autocast:
             dtype = torch.get_autocast_dtype("cuda")
             out, out_weight = out.to(dtype), out_weight.to(dtype)
             out_bias = None if out_bias is None else out_bias.to(dtype)
@@ -131,12 +132,14 @@ class _SplitConv1dScanCombined(torch.autograd.Function):
         _convolved = scan.convolved()
         d_projected = torch.empty_like(projected)
         _d_convolved = scan.convolved()
-        _d_normed = F.linear(gradient, out_weight.t())
+        with torch.autocast("cpu", torch.bfloat16, enabled=ctx.autocast):  # as custom_bwd does on a GPU
+            _d_normed = F.linear(gradient, out_weight.t())
         _d_scanned = scan.hidden()  # layernorm_gated.py, _layer_norm_bwd
         d_norm_weight = torch.empty_like(norm_weight)
         d_dt_bias, d_A, d_D = _scan_backward(scan, dt_bias, A, D)
         # Weights get their gradients whether they train or not.
-        d_out_weight = torch.einsum("bso,bsd->od", gradient, normed)
+        with torch.autocast("cpu", torch.bfloat16, enabled=ctx.autocast):
+            d_out_weight = torch.einsum("bso,bsd->od", gradient, normed)
         d_out_bias = None if out_bias is None else gradient.sum(dim=(0, 1))
         # causal_conv1d 1.6, cpp_functions.py, causal_conv1d_bwd_function
         d_conv_weight, d_conv_bias = (
