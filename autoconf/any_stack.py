@@ -113,7 +113,9 @@ def gpu_figures(table: ModelsTable, model: str, method: str, stack: Stack, *, se
     trainable = table.trainable(model, method, targets)
     if layers is None or head is None or trainable is None:
         key = layer_way if layers is None else head_way if head is None else (method, targets)
-        return Outside(_asked(method, stack, key), table.problem(model, key))
+        return Outside(_asked(method, stack, key), table.problem(model, key) or "it was not traced")
+    if problem := table.problem(model, (method, targets, way)):
+        return Outside(f"sharding {way!r} with lora_targets {targets!r}", problem)
     if several and stack.optim == "adafactor" and way == "fsdp2":
         # transformers/optimization.py, Adafactor.step mixes its plain states with FSDP2's distributed tensors.
         return Outside("optim 'adafactor' with sharding 'fsdp2'", "it does not step over distributed tensors")

@@ -197,7 +197,7 @@ class ModelFigures:
     layers: dict[LayerWay, list[StackMoment]] = field(default_factory=dict)
     heads: dict[HeadWay, list[StackMoment]] = field(default_factory=dict)
     units: dict[tuple[str, str], Trainable] = field(default_factory=dict)  # by method and targets
-    problems: dict[tuple[object, ...], str] = field(default_factory=dict)  # by any of these keys
+    problems: dict[tuple[object, ...], str] = field(default_factory=dict)  # by any of these keys, or with a sharding
 
 
 MOMENTS, MODELS = "moments.parquet", "models.json"
@@ -268,5 +268,5 @@ class ModelsTable:
         return Trainable(Units(**found["units"]), tuple(shapes))
 
     def problem(self, model: str, key: Iterable[object]) -> str:
-        """Why there are no figures."""
-        return self._others[model]["problems"].get(_text(key), "it was not traced")
+        """Why there are no figures; empty where nothing is said of it."""
+        return self._others[model]["problems"].get(_text(key), "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 
 from autoconf.build import kernels
@@ -63,6 +64,9 @@ def traced(architecture: Architecture) -> ModelFigures:
     for method, targets in (("full", "default"), *itertools.product(("lora", "qlora"), _TARGETS)):
         try:
             found.units[method, targets] = units(architecture, method, targets)
+            if _adapts_parameters(architecture, method, targets):
+                # peft/tuners/lora/layer.py, ParamWrapper: what FSDP1 has sharded there is read outside of its forward.
+                found.problems[method, targets, "fsdp1"] = "PEFT's adapters of experts do not run under FSDP1"
         except _UNTRACEABLE as error:
             found.problems[method, targets] = _sentence(error)
     return found
@@ -78,9 +82,13 @@ def _sentence(error: Exception) -> str:
 
 
 def short_stack(architecture: Architecture) -> tuple[str, ...]:
-    """Kinds of a short stack: the model's first and last layer, and one of each kind between them."""
+    """Kinds of a short stack: the model's first and last layer, and one of each kind between them.
+
+    Attention comes first of these: before the first layer with adapters nothing may be kept for a backward pass, and
+    attention has them whichever the targets are.
+    """
     first, *between, last = architecture.kinds
-    return (first, *dict.fromkeys(between), last)
+    return (first, *sorted(dict.fromkeys(between), key=lambda kind: kind != "attention"), last)
 
 
 def _layer_job(architecture: Architecture, way: LayerWay) -> Job:
@@ -142,6 +150,13 @@ def units(architecture: Architecture, method: Method, targets: str) -> Trainable
                 shape = Shape(tuple(parameter.shape), 1)
                 shapes[shape] = shapes.get(shape, 0) + times[id(layer)]
     return Trainable(sizes, tuple(shapes.items()))
+
+
+def _adapts_parameters(architecture: Architecture, method: Method, targets: str) -> bool:
+    """Whether adapters are put on parameters, as of experts that are one tensor each, and not only on linear layers."""
+    stack = Stack(lora_targets=targets, quantization="nf4" if method == "qlora" else "none")
+    model = build_model(Job(architecture, method, stack), short_stack(architecture))
+    return any(isinstance(module, ParamWrapper) for module in model.modules())
 
 
 def _count(module: nn.Module) -> tuple[int, int, int]:
