@@ -34,7 +34,7 @@ class StackMemory:
     """Figures of models under any stack; every combination that is asked for gets a row."""
 
     def __init__(self, table: ModelsTable) -> None:
-        self._table = table
+        self.table = table
         self._rows: dict[tuple[str, str, Stack], int | Outside] = {}
         self._figures: list[Figures] = []
         self._lock = threading.Lock()
@@ -49,7 +49,7 @@ class StackMemory:
         return self._rows[key]
 
     def _new_row(self, model: str, method: str, stack: Stack) -> int | Outside:
-        found = [gpu_figures(self._table, model, method, stack, several=several) for several in (False, True)]
+        found = [gpu_figures(self.table, model, method, stack, several=several) for several in (False, True)]
         for figures in found:
             if isinstance(figures, Outside):
                 return figures

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -194,8 +194,9 @@ class ModelFigures:
     """One model, in every way that could be traced, and why it could not in others."""
 
     model_name: str
-    layers: dict[LayerWay, list[StackMoment]] = field(default_factory=dict)
-    heads: dict[HeadWay, list[StackMoment]] = field(default_factory=dict)
+    made_of: str = ""  # the digest of what they were traced from
+    layers: dict[LayerWay, Sequence[StackMoment]] = field(default_factory=dict)
+    heads: dict[HeadWay, Sequence[StackMoment]] = field(default_factory=dict)
     units: dict[tuple[str, str], Trainable] = field(default_factory=dict)  # by method and targets
     problems: dict[tuple[object, ...], str] = field(default_factory=dict)  # by any of these keys, or with a sharding
 
@@ -214,6 +215,7 @@ def write_models(models: Iterable[ModelFigures], folder: Path) -> None:
         for way, moments in (*model.layers.items(), *model.heads.items()):
             rows += [(model.model_name, _text(way), *moment) for moment in moments]
         others[model.model_name] = {
+            "made_of": model.made_of,
             "units": {
                 _text(key): {
                     "units": asdict(trainable.units),
@@ -229,6 +231,17 @@ def write_models(models: Iterable[ModelFigures], folder: Path) -> None:
     table.to_parquet(folder / MOMENTS, compression="zstd", index=False)
     text = json.dumps(others, separators=(",", ":"))
     (folder / MODELS).write_text(text.replace('"},"', '"},\n"') + "\n", encoding="utf-8")
+
+
+def read_models(folder: Path) -> list[ModelFigures]:
+    """Read what ``write_models`` wrote.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: it is not such a table.
+    """
+    table = ModelsTable(folder)
+    return [table.figures(name) for name in table.models]
 
 
 class ModelsTable:
@@ -252,6 +265,30 @@ class ModelsTable:
         self._places = dict(zip(codes[starts].tolist(), zip(starts.tolist(), ends.tolist(), strict=True), strict=True))
         self._models = {name: code * len(way.categories) for code, name in enumerate(model.categories)}
         self._ways = {name: code for code, name in enumerate(way.categories)}
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models."""
+        return list(self._others)
+
+    def figures(self, model: str) -> ModelFigures:
+        """All of one model."""
+        found = ModelFigures(model, self._others[model]["made_of"])
+        for text, code in self._ways.items():
+            if place := self._places.get(self._models[model] + code):
+                moments = [StackMoment(Point(int(point)), *rest) for point, *rest in self._moments[slice(*place)].tolist()]
+                words: list[Any] = [{"True": True, "False": False}.get(word, word) for word in text.split(" ")]
+                if len(words) == len(LayerWay._fields):
+                    found.layers[LayerWay(*words)] = moments
+                else:
+                    found.heads[HeadWay(*words)] = moments
+        for text in self._others[model]["units"]:
+            method, targets = text.split(" ")
+            trainable = self.trainable(model, method, targets)
+            if trainable is not None:
+                found.units[method, targets] = trainable
+        found.problems.update({tuple(text.split(" ")): why for text, why in self._others[model]["problems"].items()})
+        return found
 
     def moments(self, model: str, way: LayerWay | HeadWay) -> np.ndarray | None:
         """Moments with the columns of ``StackMoment``; None where there are none: ``problem`` says why."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import platformdirs
@@ -51,4 +52,4 @@ def _cached(name: str) -> ModelFigures:
         scratch.mkdir(parents=True)
         write_models([traced(architecture)], scratch)
         scratch.rename(folder)
-    return read_models(folder)[0]
+    return replace(read_models(folder)[0], made_of=fingerprint(architecture))
