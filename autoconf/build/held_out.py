@@ -1,7 +1,7 @@
 """What is said of real runs that training never saw: a constant reserve and predictors, side by side.
 
-``python -m autoconf.build.held_out`` prints both tables. Runs are held out by table and by model; whatever learns from runs
-learns from the others alone.
+``python -m autoconf.build.held_out`` prints both tables. Runs are held out by table and by model; whatever learns from
+runs learns from the others alone. (Some jobs stand in two tables; no run of a held-out model stands elsewhere.)
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from autoconf.build.real_rows import read_rows
 from autoconf.build.reserve import (
     MONOTONE,
     THRESHOLD,
-    VIRTUAL_ROWS,
+    Learnt,
     features,
     free_gib,
     learn,
     logistic,
-    training_rows,
+    table_of,
     virtual_rows,
 )
 from autoconf.memory import Floats
@@ -36,6 +36,7 @@ from autoconf.rules import Booleans
 
 _SPLITS = ("table", "model")
 _NEAR_GIB = 5.0  # from the reserve, on either side: where it is not plain whether a run fits
+_VIRTUAL_ROWS = 30_000  # fewer than a version's: 56 predictors are trained
 _JOB = ["table", "model", "method", "stack", "usable_gib", "tokens"]
 
 # GiB that must stay free, and the share of activations that must, by whether there are several GPUs.
@@ -43,28 +44,35 @@ _Constants = Mapping[bool, tuple[float, float]]
 VERSION_1_1_0: _Constants = {False: (1.5, 0.0), True: (3.1, 0.0)}
 READ_OFF: _Constants = {False: (3.0, 0.0), True: (3.1, 0.22)}
 
-Says = Callable[[pd.DataFrame, pd.DataFrame], Floats]  # (rows to learn from, rows to judge) -> probability of fitting
 Headroom = Callable[[pd.DataFrame], Floats]  # rows -> GiB beyond what must stay free
+
+
+class Fold(NamedTuple):
+    """Real rows to learn from, what they teach, and the rows to judge."""
+
+    known: pd.DataFrame
+    learnt: Learnt
+    unseen: pd.DataFrame
 
 
 class Way(NamedTuple):
     """A way to say whether runs fit."""
 
     name: str
-    probabilities: Says
+    probabilities: Callable[[Fold], Floats]  # of fitting, for each unseen row
     threshold: float
 
 
-def _step(headroom: Headroom, known: pd.DataFrame, unseen: pd.DataFrame) -> Floats:
+def _step(headroom: Headroom, fold: Fold) -> Floats:
     """A step where headroom is 0. So that it has a log loss, it is as wide as the known rows find likely."""
     widths = np.geomspace(0.05, 5, 20)[:, None]
-    beyond = headroom(known) / widths
-    log_likelihood = -np.logaddexp(0, np.where(known[LABEL] == 1, -beyond, beyond)).sum(1)
+    beyond = headroom(fold.known) / widths
+    log_likelihood = -np.logaddexp(0, np.where(fold.known[LABEL] == 1, -beyond, beyond)).sum(1)
     weights = np.exp(log_likelihood - log_likelihood.max())
-    return weights @ logistic(headroom(unseen) / widths) / weights.sum()
+    return weights @ logistic(headroom(fold.unseen) / widths) / weights.sum()
 
 
-def constant(constants: _Constants) -> Says:
+def constant(constants: _Constants) -> Callable[[Fold], Floats]:
     """Constants that are given, and have seen the rows that judge them."""
 
     def headroom(rows: pd.DataFrame) -> Floats:
@@ -74,20 +82,21 @@ def constant(constants: _Constants) -> Says:
     return functools.partial(_step, headroom)
 
 
-def learnt_constant(probability: float) -> Says:
+def learnt_constant(probability: float) -> Callable[[Fold], Floats]:
     """The reserve that the known rows ask for at a probability, as a step."""
 
-    def probabilities(known: pd.DataFrame, unseen: pd.DataFrame) -> Floats:
-        reserve = learn(known).reserve(probability)
-        return _step(lambda rows: features(rows, reserve)["headroom_gib"].to_numpy(), known, unseen)
+    def probabilities(fold: Fold) -> Floats:
+        reserve = fold.learnt.reserve(probability)
+        return _step(lambda rows: features(rows, reserve)["headroom_gib"].to_numpy(), fold)
 
     return probabilities
 
 
-def curve(known: pd.DataFrame, unseen: pd.DataFrame) -> Floats:
+def curve(fold: Fold) -> Floats:
     """What virtual rows are labelled by, without a predictor."""
-    columns = (free_gib(unseen), unseen["activations_gib"], unseen["number_gpus"])
-    return learn(known).probabilities(*(column.to_numpy() for column in columns))
+    rows = fold.unseen
+    columns = (free_gib(rows), rows["activations_gib"], rows["number_gpus"])
+    return fold.learnt.probabilities(*(column.to_numpy() for column in columns))
 
 
 def _predictor(table: pd.DataFrame, monotone: Mapping[str, int], asked: pd.DataFrame) -> Floats:
@@ -97,19 +106,18 @@ def _predictor(table: pd.DataFrame, monotone: Mapping[str, int], asked: pd.DataF
         return tabular.predict_proba(asked[[*monotone]], as_pandas=False, as_multiclass=False)
 
 
-def as_trained(known: pd.DataFrame, unseen: pd.DataFrame) -> Floats:
+def as_trained(fold: Fold) -> Floats:
     """The predictor as a version has it."""
-    table = training_rows(np.random.default_rng(0), rows=known)
-    return _predictor(table, MONOTONE, features(unseen, learn(known).reserve()))
+    table = table_of(fold.learnt, fold.known, np.random.default_rng(0), _VIRTUAL_ROWS)
+    return _predictor(table, MONOTONE, features(fold.unseen, fold.learnt.reserve()))
 
 
-def more_features(virtual: int, weight: int) -> Says:
+def more_features(virtual: int, weight: int) -> Callable[[Fold], Floats]:
     """A predictor that is told more of a job; every real row counts ``weight`` times."""
     monotone = {**MONOTONE, "free_gib": 1, "activation_share": -1, "number_gpus": 0, "mixture_of_experts": -1}
 
-    def probabilities(known: pd.DataFrame, unseen: pd.DataFrame) -> Floats:
-        learnt, generator = learn(known), np.random.default_rng(0)
-        reserve = learnt.reserve()
+    def probabilities(fold: Fold) -> Floats:
+        reserve, generator = fold.learnt.reserve(), np.random.default_rng(0)
 
         def told(rows: pd.DataFrame) -> pd.DataFrame:
             return features(rows, reserve).assign(
@@ -119,9 +127,10 @@ def more_features(virtual: int, weight: int) -> Says:
                 mixture_of_experts=rows["mixture_of_experts"].to_numpy(),
             )
 
-        drawn = virtual_rows(learnt, generator, virtual).assign(mixture_of_experts=generator.integers(0, 2, virtual))
-        both = pd.concat([drawn, *[known] * weight], ignore_index=True)
-        return _predictor(told(both).assign(**{LABEL: both[LABEL]}), monotone, told(unseen))
+        drawn = virtual_rows(fold.learnt, generator, virtual)
+        drawn = drawn.assign(mixture_of_experts=generator.integers(0, 2, virtual))
+        both = pd.concat([drawn, *[fold.known] * weight], ignore_index=True)
+        return _predictor(told(both).assign(**{LABEL: both[LABEL]}), monotone, told(fold.unseen))
 
     return probabilities
 
@@ -134,18 +143,26 @@ WAYS = (
     Way("constant, where 9 in 10 explanations fit", learnt_constant(THRESHOLD), 0.5),
     Way("curve of the explanations", curve, THRESHOLD),
     AS_TRAINED,
-    Way("predictor: six features", more_features(VIRTUAL_ROWS, 1), THRESHOLD),
-    Way("predictor: six features, real rows 20 times", more_features(VIRTUAL_ROWS, 20), THRESHOLD),
+    Way("predictor: six features", more_features(_VIRTUAL_ROWS, 1), THRESHOLD),
+    Way("predictor: six features, real rows 20 times", more_features(_VIRTUAL_ROWS, 20), THRESHOLD),
     Way("predictor: six features, real rows alone", more_features(0, 1), THRESHOLD),
 )
 
 
-def held_out(way: Way, split: str, rows: pd.DataFrame) -> Floats:
-    """The probability that a way gives each row, learning only from rows of other tables or models; shape (rows,)."""
+@functools.cache
+def _fold(split: str, name: str) -> Fold:
+    rows = read_rows()
+    unseen = rows[split] == name
+    return Fold(rows[~unseen], learn(rows[~unseen]), rows[unseen])
+
+
+@functools.cache
+def held_out(way: Way, split: str) -> Floats:
+    """The probability that a way gives each real row, having learnt from other tables or models alone."""
+    rows = read_rows()
     said = np.empty(len(rows))
     for name in rows[split].unique():
-        unseen = (rows[split] == name).to_numpy()
-        said[unseen] = way.probabilities(rows[~unseen], rows[unseen])
+        said[(rows[split] == name).to_numpy()] = way.probabilities(_fold(split, name))
     return said
 
 
@@ -155,7 +172,7 @@ def side_by_side(ways: tuple[Way, ...] = WAYS) -> list[dict[str, Any]]:
     near = features(rows, learn(rows).reserve())["headroom_gib"].abs().to_numpy() <= _NEAR_GIB
     found = []
     for split, way in itertools.product(_SPLITS, ways):
-        probability = held_out(way, split, rows)
+        probability = held_out(way, split)
         loss = log_loss(rows[LABEL].to_numpy(), probability)
         said = probability >= way.threshold
         true = rows[LABEL].to_numpy() == 1
@@ -186,8 +203,8 @@ def log_loss(fits: Floats, probability: Floats) -> Floats:
 def beyond_need(rows: pd.DataFrame, said: Booleans) -> dict[str, int]:
     """GPUs asked for beyond need, over jobs that ran on several numbers of GPUs and finished on one of them.
 
-    A job needs the smallest number on which it finished, and is asked the smallest on which it is said to fit, of those on
-    which it ran; it is refused if that is none.
+    A job needs the smallest number on which it finished, and is asked for the smallest on which it is said to fit, of
+    those on which it ran; it is refused if that is none.
     """
     asked = rows.assign(said=said, tokens=rows["tokens_per_gpu"] * rows["number_gpus"])
     extra = short = refused = 0
@@ -208,7 +225,7 @@ def real_calibration(way: Way = AS_TRAINED) -> list[dict[str, Any]]:
     rows = read_rows()
     found = []
     for split in _SPLITS:
-        probability = held_out(way, split, rows)
+        probability = held_out(way, split)
         for low, high in itertools.pairwise((0, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0000001)):
             inside = (probability >= low) & (probability < high)
             if inside.any():

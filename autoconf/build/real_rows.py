@@ -28,8 +28,8 @@ def read_rows(path: Path = ROWS) -> pd.DataFrame:
     """The real rows that say what must stay free.
 
     Returns:
-        Columns ``table`` (of runs, without its suffix) and ``line``; ``model`` (the architecture's name), ``method`` and
-        ``stack`` (a name within the table); ``number_gpus`` and ``tokens_per_gpu`` (of a micro-batch);
+        Columns ``table`` (of runs, without its suffix) and ``line``; ``model`` (the architecture's name), ``method``
+        and ``stack`` (a name within the table); ``number_gpus`` and ``tokens_per_gpu`` (of a micro-batch);
         ``mixture_of_experts`` (0 or 1); ``usable_gib`` (of the GPU), ``peak_gib`` (traced, per GPU) and
         ``activations_gib`` (of the peak, what grows with the tokens); ``fits`` (0 or 1).
 
