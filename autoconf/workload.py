@@ -124,7 +124,8 @@ def choice(field: str, value: Any, allowed: tuple[str, ...]) -> str:
     Traceback (most recent call last):
     ValueError: optim: must be adamw_torch or sgd, got 'adam2'
     """
-    text = "no" if value is False else value  # which is how YAML reads a "no" without quotes
+    # YAML reads a "no" without quotes as False, which ado makes a 0.
+    text = "no" if isinstance(value, bool | int | float) and value == 0 else value
     if isinstance(text, str) and len(text) <= _LONGEST_NAME:
         for known in allowed:
             if key(text) == key(known):

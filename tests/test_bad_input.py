@@ -268,9 +268,11 @@ def test_a_choice_is_found_however_it_is_spelt_and_nothing_else_is_taken_for_it(
     }.items():  # fmt: skip
         for entry in entries_for(field, value):
             assert ask(entry, field, value) == expected, (entry, field)
+    unquoted = measured("entity: {mixed_precision: no, " + ", ".join(f"{f}: {v}" for f, v in JOB.items()) + "}")
+    assert unquoted["gpus"] == expected["gpus"]
     for field in ("stack", "optim", "loss"):
         *most, last = choices(field)
-        for value in ("adam2", 7, True, b"sgd"):
+        for value in ("adam2", 7, 0, True, b"sgd"):
             for entry in entries_for(field, value):
                 said = ask(entry, field, value)
                 assert said == f"{field}: must be {', '.join(most)} or {last}, got {value!r}", (entry, field)

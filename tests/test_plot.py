@@ -163,6 +163,14 @@ def test_a_picture_says_how_many_gpus_were_considered(tmp_path: Path, more: dict
     assert f"  ·  at most {considered} GPUs considered  ·  " in chart_of(tmp_path / "a.csv").subtitle
 
 
+def test_a_picture_says_which_stack_it_is_of_and_how_to_choose_another(tmp_path: Path) -> None:
+    name = "custom_experiments.min_gpu_recommender"
+    rows = [f"m,lora,{A100},512,16,{name}{more},1,8,1" for more in ("", "-stack.fms-hf-tuning-optim.sgd-max_gpus.64")]
+    (tmp_path / "a.csv").write_text("\n".join([f"{','.join(POINT)},experiment_id,can_recommend,gpus,workers", *rows]))
+    assert "stack" not in chart_of(tmp_path / "a.csv", stack="reference").subtitle
+    assert chart_of(tmp_path / "a.csv", optim="SGD").subtitle.endswith("  ·  stack fms-hf-tuning  ·  optim sgd")
+
+
 def test_of_several_limits_the_one_wanted_is_drawn(tmp_path: Path) -> None:
     name = "custom_experiments.min_gpu_recommender"
     rows = [f"m,lora,{A100},512,16,{name},1,8,1", f"m,lora,{A100},512,16,{name}-max_gpus.64,1,4,4"]
