@@ -36,6 +36,7 @@ from autoconf.memory import GIB, Floats, MemoryTable, Outside, Reserve
 from autoconf.presets import SETTINGS, training_stack
 from autoconf.rules import Booleans, Candidates
 from autoconf.stack import Stack
+from autoconf.workload import read
 
 logger = logging.getLogger(__name__)
 
@@ -166,9 +167,9 @@ class Predictor:
             ValueError: a job is outside the domain.
         """
         accumulating = runs["gradient_accumulation_steps"] > 1
-        stacks = [runs[name] if name in runs else [None] * len(runs) for name in SETTINGS]
-        names = runs["stack"] if "stack" in runs else ["reference"] * len(runs)
-        keys = list(zip(runs["model_name"], runs["method"], accumulating, names, *stacks, strict=True))
+        columns = [runs[name] if name in runs else [None] * len(runs) for name in ("stack", *SETTINGS)]
+        stacks = [[read(name, v) for v in values] for name, values in zip(("stack", *SETTINGS), columns, strict=True)]
+        keys = list(zip(runs["model_name"], runs["method"], accumulating, *stacks, strict=True))
         rows = {key: self.row(*key[:2], training_stack(*key[1:])) for key in dict.fromkeys(keys)}
         outside = [row for row in rows.values() if isinstance(row, str)]
         if outside:

@@ -70,7 +70,7 @@ def check(predictor: Predictor) -> list[dict[str, Any]]:
     for name, holds_for, violations in (
         ("more tokens or a larger batch, at as many GPUs, than fewer", "every job", _tokens(checker)),
         ("fewer GPUs, from two on, than more, at the same batch", "FSDP", _more_gpus(checker)),
-        ("one GPU than two, at the same batch", "the presets under FSDP without mixed precision", _second_gpu(checker)),
+        ("one GPU than two, at the same batch", "full and LoRA, the presets with FSDP that mix no precision", _second_gpu(checker)),
         ("full fine-tuning than LoRA", "the stack reference", _lora(checker)),
         ("no gradient checkpointing than either way of it", "every job", _checkpointing(checker)),
         ("adamw_torch than adamw_torch_fused", "every job", _optimizers(checker, "adamw_torch_fused", (2, 4))),
@@ -156,7 +156,7 @@ def _more_gpus(checker: Checker) -> Violations:
 def _second_gpu(checker: Checker) -> Violations:
     edges = [_edge_gib(checker.predictor, sharded) for sharded in (0.0, 1.0)]
     for model, method, stack in _presets(checker):
-        if stack.sharding == "ddp" or stack.mixed_precision == "bf16":
+        if stack.sharding == "ddp" or stack.mixed_precision == "bf16" or method == "qlora":
             continue
         one, several = (checker.figures(model, method, stack, several=of) for of in (False, True))
         if isinstance(one, Outside) or isinstance(several, Outside):
