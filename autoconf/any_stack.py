@@ -109,7 +109,7 @@ def gpu_figures(table: ModelsTable, model: str, method: str, stack: Stack, *, se
         method, dtype, stack.mixed_precision, adapters, dropout, stack.gradient_checkpointing, targets
     )
     head_way = HeadWay(method == "full", dtype, stack.mixed_precision, stack.loss)
-    layers, head = table.moments(model, layer_way), table.moments(model, head_way)
+    layers, head = _layers(table, model, layer_way), table.moments(model, head_way)
     trainable = table.trainable(model, method, targets)
     if layers is None or head is None or trainable is None:
         key = layer_way if layers is None else head_way if head is None else (method, targets)
@@ -132,6 +132,20 @@ def gpu_figures(table: ModelsTable, model: str, method: str, stack: Stack, *, se
         _joined(layers, head), trainable.units, bytes_, way, stack.gradient_accumulation, rank,
         optimizer_bytes(stack.optim, shapes),
     )  # fmt: skip
+
+
+def _layers(table: ModelsTable, model: str, way: LayerWay) -> Floats | None:
+    """Moments of the layers.
+
+    Without checkpoints a layer lacks a few small tensors that recomputing it makes. Where they would decide, at some
+    tokens, those moments count as well: so checkpoints never need more, and less than a thousandth is added.
+    """
+    found = table.moments(model, way)
+    if found is None or way.gradient_checkpointing != "none":
+        return found
+    others = [table.moments(model, way._replace(gradient_checkpointing=c)) for c in ("reentrant", "non-reentrant")]
+    kept = (Point.KEPT, Point.KEPT_OVER)  # of the way itself alone
+    return np.concatenate([found, *(o[~np.isin(o[:, 0], kept)] for o in others if o is not None)])
 
 
 def _asked(method: str, stack: Stack, key: tuple[object, ...]) -> str:

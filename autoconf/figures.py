@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from itertools import groupby
@@ -195,8 +195,9 @@ class ModelFigures:
 
     model_name: str
     made_of: str = ""  # the digest of what they were traced from
-    layers: dict[LayerWay, Sequence[StackMoment]] = field(default_factory=dict)
-    heads: dict[HeadWay, Sequence[StackMoment]] = field(default_factory=dict)
+    # Moments have the columns of ``StackMoment``, shape (moments, 9).
+    layers: dict[LayerWay, np.ndarray] = field(default_factory=dict)
+    heads: dict[HeadWay, np.ndarray] = field(default_factory=dict)
     units: dict[tuple[str, str], Trainable] = field(default_factory=dict)  # by method and targets
     problems: dict[tuple[object, ...], str] = field(default_factory=dict)  # by any of these keys, or with a sharding
 
@@ -210,10 +211,15 @@ def _text(key: Iterable[object]) -> str:
 
 def write_models(models: Iterable[ModelFigures], folder: Path) -> None:
     """Write figures of models: their moments as Parquet, everything else as JSON."""
-    rows, others = [], {}
+    names: list[str] = []
+    ways: list[str] = []
+    rows: list[np.ndarray] = []
+    others = {}
     for model in models:
         for way, moments in (*model.layers.items(), *model.heads.items()):
-            rows += [(model.model_name, _text(way), *moment) for moment in moments]
+            rows.append(moments)
+            names += [model.model_name] * len(moments)
+            ways += [_text(way)] * len(moments)
         others[model.model_name] = {
             "made_of": model.made_of,
             "units": {
@@ -225,9 +231,11 @@ def write_models(models: Iterable[ModelFigures], folder: Path) -> None:
             },
             "problems": {_text(key): sentence for key, sentence in model.problems.items()},
         }
-    table = pd.DataFrame(rows, columns=["model", "way", *StackMoment._fields])
+    table = pd.DataFrame(np.concatenate(rows), columns=list(StackMoment._fields))
     types = {name: "float32" for name in StackMoment._fields} | {"point": "int8"}  # seven digits of bytes
-    table = table.astype({**types, "model": "category", "way": "category"})
+    table = table.astype(types)
+    table.insert(0, "way", pd.Categorical(ways))
+    table.insert(0, "model", pd.Categorical(names))
     table.to_parquet(folder / MOMENTS, compression="zstd", index=False)
     text = json.dumps(others, separators=(",", ":"))
     (folder / MODELS).write_text(text.replace('"},"', '"},\n"') + "\n", encoding="utf-8")
@@ -271,24 +279,36 @@ class ModelsTable:
         """Names of the models."""
         return list(self._others)
 
+    def ways(self, model: str) -> list[LayerWay | HeadWay]:
+        """In which ways layers and head of a model were traced."""
+        return [way for way, code in self._parsed_ways() if self._models[model] + code in self._places]
+
+    def _parsed_ways(self) -> Iterator[tuple[LayerWay | HeadWay, int]]:
+        for text, code in self._ways.items():
+            words: list[Any] = [{"True": True, "False": False}.get(word, word) for word in text.split(" ")]
+            yield LayerWay(*words) if len(words) == len(LayerWay._fields) else HeadWay(*words), code
+
     def figures(self, model: str) -> ModelFigures:
         """All of one model."""
         found = ModelFigures(model, self._others[model]["made_of"])
-        for text, code in self._ways.items():
-            if place := self._places.get(self._models[model] + code):
-                moments = [StackMoment(Point(int(point)), *rest) for point, *rest in self._moments[slice(*place)].tolist()]
-                words: list[Any] = [{"True": True, "False": False}.get(word, word) for word in text.split(" ")]
-                if len(words) == len(LayerWay._fields):
-                    found.layers[LayerWay(*words)] = moments
-                else:
-                    found.heads[HeadWay(*words)] = moments
-        for text in self._others[model]["units"]:
-            method, targets = text.split(" ")
-            trainable = self.trainable(model, method, targets)
-            if trainable is not None:
-                found.units[method, targets] = trainable
+        for way in self.ways(model):
+            moments = self.moments(model, way)
+            assert moments is not None
+            if isinstance(way, LayerWay):
+                found.layers[way] = moments
+            else:
+                found.heads[way] = moments
+        for key in self.trainables(model):
+            trainable = self.trainable(model, *key)
+            assert trainable is not None
+            found.units[key] = trainable
         found.problems.update({tuple(text.split(" ")): why for text, why in self._others[model]["problems"].items()})
         return found
+
+    def trainables(self, model: str) -> list[tuple[str, str]]:
+        """Methods and targets of which it is known what trains."""
+        keys = (text.split(" ") for text in self._others[model]["units"])
+        return [(method, targets) for method, targets in keys]
 
     def moments(self, model: str, way: LayerWay | HeadWay) -> np.ndarray | None:
         """Moments with the columns of ``StackMoment``; None where there are none: ``problem`` says why."""

@@ -125,10 +125,6 @@ class Held:
         """Peak of each candidate; all arrays have shape (candidates,)."""
         return (self._total @ _variables(gpus, tokens)).max(axis=0)
 
-    def grows_with_gpus(self) -> bool:
-        """Whether any moment holds more at as many tokens on more GPUs."""
-        return bool((self._total[:, 2] < 0).any())
-
     def needed_bytes(self, gpus: Integers, tokens: Floats, reserve: Reserve) -> Floats:
         """Peak of each candidate with what must stay free beside each moment.
 

@@ -103,9 +103,23 @@ def layer_moments(storages: Storages, short: Sequence[str], kinds: Sequence[str]
     return _envelope(list(_layer_moments(_Short(storages, short), kinds)))
 
 
-def head_moments(storages: Storages, short: Sequence[str]) -> list[StackMoment]:
-    """Moments of head and loss, without what the layers keep; likewise."""
-    return _envelope(list(_head_moments(_Short(storages, short))))
+def head_moments(storages: Storages, short: Sequence[str], rank: int) -> list[StackMoment]:
+    """Moments of head and loss, without what the layers keep; likewise.
+
+    Nothing there has to do with adapters: what looks like a multiple of their rank is one by chance.
+    """
+    moments = _head_moments(_Short(storages, short))
+    return _envelope(
+        [
+            m._replace(
+                constant=m.constant + rank * m.constant_per_rank,
+                per_token=m.per_token + rank * m.per_token_per_rank,
+                constant_per_rank=0.0,
+                per_token_per_rank=0.0,
+            )
+            for m in moments
+        ]
+    )
 
 
 def _layer_moments(short: _Short, kinds: Sequence[str]) -> Iterator[StackMoment]:

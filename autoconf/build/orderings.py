@@ -8,7 +8,7 @@ answers are ordered wherever needs are.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -37,21 +37,28 @@ class Checker:
         self.predictor = predictor
         self.reserve: Reserve = predictor.card.reserve
         self.table: ModelsTable = predictor.memory.table
+        self.edges_gib = [_edge_gib(predictor, sharded) for sharded in (0.0, 1.0)]
         domain = predictor.domain
+        self.usable_gib = sorted({gpu.usable_gib for gpu in domain.gpus.values()})
         self.tokens = np.unique(np.geomspace(1, domain.max_tokens_per_sample * domain.max_batch_size, 80).round())
 
     def figures(self, model: str, method: str, stack: Stack, *, several: bool) -> Held | Outside:
         return gpu_figures(self.table, model, method, stack, several=several)
 
     def exceeds(self, one: Held, other: Held, counts: tuple[int, ...], tokens: Floats | None = None) -> bool:
-        """Whether one needs more than the other anywhere."""
+        """Whether one is refused anywhere where the other is not."""
         tokens = self.tokens if tokens is None else tokens
         for count in counts:
             gpus = np.full(len(tokens), count)
-            needs = one.needed_bytes(gpus, tokens, self.reserve), other.needed_bytes(gpus, tokens, self.reserve)
-            if (needs[0] > needs[1] * (1 + _TOLERANCE) + 1e4).any():
+            needs = (held.needed_bytes(gpus, tokens, self.reserve) / GIB for held in (one, other))
+            if self.contradicts(*needs, count):
                 return True
         return False
+
+    def contradicts(self, one: Floats, other: Floats, gpus: int) -> bool:
+        """Whether for some type of GPU jobs that need the one are said not to fit, though those that need the other are."""
+        edge = self.edges_gib[gpus > 1]
+        return any(((other <= usable - edge) & (one > usable - edge)).any() for usable in self.usable_gib)
 
 
 def check(predictor: Predictor) -> list[dict[str, Any]]:
@@ -68,14 +75,26 @@ def check(predictor: Predictor) -> list[dict[str, Any]]:
     checker = Checker(predictor)
     rows = []
     for name, holds_for, violations in (
-        ("more tokens or a larger batch, at as many GPUs, than fewer", "every job", _tokens(checker)),
-        ("fewer GPUs, from two on, than more, at the same batch", "FSDP", _more_gpus(checker)),
+        (
+            "more tokens or a larger batch, at as many GPUs, than fewer",
+            "every job",
+            _never_negative(checker, ("per_token", "per_token_per_rank")),
+        ),
+        (
+            "fewer GPUs, from two on, than more, at the same batch",
+            "every job",
+            _never_negative(checker, ("per_token", "per_token_per_rank", "done")),
+        ),
         ("one GPU than two, at the same batch", "full and LoRA, the presets with FSDP that mix no precision", _second_gpu(checker)),
         ("full fine-tuning than LoRA", "the stack reference", _lora(checker)),
         ("no gradient checkpointing than either way of it", "every job", _checkpointing(checker)),
         ("adamw_torch than adamw_torch_fused", "every job", _optimizers(checker, "adamw_torch_fused", (2, 4))),
         ("32-bit AdamW states than 8-bit ones", "what trains in float32", _optimizers(checker, "adamw_bnb_8bit", (4,))),
-        ("a higher rank of adapters than a lower one", "optimizers other than 8-bit ones", _ranks(checker)),
+        (
+            "a higher rank of adapters than a lower one",
+            "optimizers other than 8-bit ones",
+            _never_negative(checker, ("constant_per_rank", "per_token_per_rank", "own", "newborn", "done")),
+        ),
         (
             f"all logits than Liger's chunks of them, from {_CHUNKED_FROM:,} tokens per GPU on",
             "every job",
@@ -102,20 +121,18 @@ def _check_step(predictor: Predictor) -> None:
 Violations = Iterator[str]  # empty text for a pair that is ordered
 
 
-def _tokens(checker: Checker) -> Violations:
-    """No moment of any way shrinks as tokens or the rank grow, so none of their sums does."""
-    slope = [StackMoment._fields.index(name) for name in ("per_token", "per_token_per_rank")]
+def _never_negative(checker: Checker, columns: tuple[str, ...]) -> Violations:
+    """No term of any moment of any way is negative, so none of their sums falls as tokens, rank or 1 / GPUs grow."""
+    at = [StackMoment._fields.index(name) for name in columns]
     for model, ways in _all_ways(checker.table):
         for way in ways:
             moments = checker.table.moments(model, way)
-            shrinks = moments is not None and (moments[:, slope] < 0).any()
-            yield f"{model}, {way}" if shrinks else ""
+            yield f"{model}, {way}" if moments is None or (moments[:, at] < 0).any() else ""
 
 
 def _all_ways(table: ModelsTable) -> Iterator[tuple[str, list[LayerWay | HeadWay]]]:
     for model in table.models:
-        figures = table.figures(model)
-        yield model, [*figures.layers, *figures.heads]
+        yield model, table.ways(model)
 
 
 def _presets(checker: Checker) -> Iterator[tuple[str, str, Stack]]:
@@ -125,36 +142,7 @@ def _presets(checker: Checker) -> Iterator[tuple[str, str, Stack]]:
         yield model, method, training_stack(method, accumulating, preset, *[None] * len(SETTINGS))
 
 
-def _stacks(checker: Checker) -> Iterator[tuple[str, str, Stack]]:
-    """Every way to run a model's layers, under every sharding."""
-    for model in checker.table.models:
-        for way in checker.table.figures(model).layers:
-            for sharding, accumulating in itertools.product(("fsdp1", "fsdp2"), (False, True)):
-                yield model, way.method, _stack(way, sharding=sharding, gradient_accumulation=accumulating)
-
-
-def _stack(way: LayerWay, **settings: Any) -> Stack:
-    return Stack(
-        optim="sgd",  # nothing that would hide a difference
-        torch_dtype=way.torch_dtype,
-        mixed_precision=way.mixed_precision,
-        adapter_dtype=way.adapter_dtype,
-        lora_dropout=0.05 if way.dropout else 0.0,
-        gradient_checkpointing=way.gradient_checkpointing,
-        lora_targets=way.lora_targets,
-        quantization="nf4" if way.method == "qlora" else "none",
-        **settings,
-    )
-
-
-def _more_gpus(checker: Checker) -> Violations:
-    for model, method, stack in _stacks(checker):
-        held = checker.figures(model, method, stack, several=True)
-        yield f"{model}, {method}, {stack}" if isinstance(held, Held) and held.grows_with_gpus() else ""
-
-
 def _second_gpu(checker: Checker) -> Violations:
-    edges = [_edge_gib(checker.predictor, sharded) for sharded in (0.0, 1.0)]
     for model, method, stack in _presets(checker):
         if stack.sharding == "ddp" or stack.mixed_precision == "bf16" or method == "qlora":
             continue
@@ -162,9 +150,10 @@ def _second_gpu(checker: Checker) -> Violations:
         if isinstance(one, Outside) or isinstance(several, Outside):
             continue
         tokens = checker.tokens
-        on_one = one.needed_bytes(np.ones(len(tokens)), tokens, checker.reserve) / GIB + edges[0]
-        on_two = several.needed_bytes(np.full(len(tokens), 2), tokens / 2, checker.reserve) / GIB + edges[1]
-        yield f"{model}, {method}" if (on_two > on_one).any() else ""
+        on_one = one.needed_bytes(np.ones(len(tokens)), tokens, checker.reserve) / GIB
+        on_two = several.needed_bytes(np.full(len(tokens), 2), tokens / 2, checker.reserve) / GIB
+        shift = checker.edges_gib[0] - checker.edges_gib[1]  # both against the edge on several
+        yield f"{model}, {method}" if checker.contradicts(on_two, on_one + shift, 2) else ""
 
 
 def _edge_gib(predictor: Predictor, sharded: float) -> float:
@@ -184,31 +173,26 @@ def _lora(checker: Checker) -> Violations:
 
 
 def _checkpointing(checker: Checker) -> Violations:
-    for model in checker.table.models:
-        figures = checker.table.figures(model)
-        for way in figures.layers:
-            if way.gradient_checkpointing == "none":
-                continue
-            without = way._replace(gradient_checkpointing="none")
-            if without not in figures.layers:
-                continue
-            for several, sharding in ((False, "ddp"), (True, "fsdp1"), (True, "fsdp2")):
-                for accumulating in (False, True):
-                    pair = [
-                        checker.figures(
-                            model, way.method, _stack(of, sharding=sharding, gradient_accumulation=accumulating), several=several
-                        )
-                        for of in (way, without)
-                    ]
-                    if isinstance(pair[0], Held) and isinstance(pair[1], Held):
-                        broken = checker.exceeds(*pair, counts=(2, 64) if several else (1,))
-                        yield f"{model}, {way}, {sharding if several else 'one GPU'}" if broken else ""
+    """Moments with checkpoints are among those without; what the head finds kept has to be less."""
+    for model, ways in _all_ways(checker.table):
+        for way in ways:
+            if isinstance(way, LayerWay) and way.gradient_checkpointing != "none":
+                kept = [
+                    [rows[rows[:, 0] == point][0, 1:5] for point in (Point.KEPT, Point.KEPT_OVER)]
+                    for of in (way, way._replace(gradient_checkpointing="none"))
+                    if (rows := checker.table.moments(model, of)) is not None
+                ]
+                if len(kept) == 2:
+                    more = (np.array(kept[0]) > np.array(kept[1]) * (1 + _TOLERANCE)).any()
+                    yield f"{model}, {way}" if more else ""
 
 
 def _optimizers(checker: Checker, better: str, itemsizes: tuple[int, ...]) -> Violations:
     """States and temporaries are all that optimizers differ by, and both are added to what else is held."""
     for model in checker.table.models:
-        for (method, targets), trainable in checker.table.figures(model).units.items():
+        for method, targets in checker.table.trainables(model):
+            trainable = checker.table.trainable(model, method, targets)
+            assert trainable is not None
             for itemsize in itemsizes:
                 shapes = [shape._replace(itemsize=itemsize) for shape, count in trainable.shapes for _ in range(count)]
                 less, more = (optimizer_bytes(optim, shapes) for optim in (better, "adamw_torch"))
@@ -216,23 +200,11 @@ def _optimizers(checker: Checker, better: str, itemsizes: tuple[int, ...]) -> Vi
                 yield f"{model}, {method}, {targets}, {itemsize} bytes" if broken else ""
 
 
-def _ranks(checker: Checker) -> Violations:
-    """Everything that adapters hold is a multiple of their rank, and no multiple is negative."""
-    columns = [StackMoment._fields.index(name) for name in ("constant_per_rank", "per_token_per_rank", "own", "newborn", "done")]
-    for model, ways in _all_ways(checker.table):
-        for way in ways:
-            if isinstance(way, LayerWay) and way.method != "full":
-                moments = checker.table.moments(model, way)
-                yield f"{model}, {way}" if moments is not None and (moments[:, columns] < 0).any() else ""
-
-
 def _chunked(checker: Checker) -> Violations:
     """At each point of the head, where gathered parameters are the same."""
-    for model in checker.table.models:
-        heads = checker.table.figures(model).heads
-        for way in heads:
-            full = way._replace(loss="full")
-            if way.loss == "chunked" and full in heads:
+    for model, ways in _all_ways(checker.table):
+        for way in ways:
+            if isinstance(way, HeadWay) and way.loss == "chunked" and (full := way._replace(loss="full")) in ways:
                 broken = any(
                     _exceeds_at(point, checker.table.moments(model, way), checker.table.moments(model, full))
                     for point in (Point.HEAD, Point.TURN, Point.LOSS)
@@ -247,6 +219,3 @@ def _exceeds_at(point: Point, one: Any, other: Any) -> bool:
     held = [rows[np.isin(rows[:, 0], points)] for rows in (one, other)]
     most = [(rows[:, 1:2] + rows[:, 5:6] + rows[:, 2:3] * tokens).max(axis=0) for rows in held]
     return bool((most[0] > most[1] * (1 + _TOLERANCE)).any())
-
-
-Comparison = Callable[[Checker], Violations]

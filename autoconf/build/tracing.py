@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+import numpy as np
 from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 
@@ -53,12 +54,14 @@ def traced(architecture: Architecture) -> ModelFigures:
     rank = rank_for(architecture, short)
     for way in layer_ways():
         try:
-            found.layers[way] = layer_moments(trace(_layer_job(architecture, way), short, rank), short, architecture.kinds)
+            moments = layer_moments(trace(_layer_job(architecture, way), short, rank), short, architecture.kinds)
+            found.layers[way] = np.array(moments)
         except _UNTRACEABLE as error:
             found.problems[way] = _sentence(error)
     for head in head_ways():
         try:
-            found.heads[head] = head_moments(trace(_head_job(architecture, head), short, rank), short)
+            moments = head_moments(trace(_head_job(architecture, head), short, rank), short, rank)
+            found.heads[head] = np.array(moments)
         except _UNTRACEABLE as error:
             found.problems[head] = _sentence(error)
     for method, targets in (("full", "default"), *itertools.product(("lora", "qlora"), _TARGETS)):
