@@ -25,7 +25,14 @@ from autoconf.sharding import Held
 from autoconf.stack import Stack, optimizer_bytes
 
 _COUNTS = (1, 2, 3, 4, 8, 16, 64, 512)
-_CHUNKED_FROM = 4096  # tokens of a GPU
+# Where the head trains, Liger copies its gradients for each chunk, and TRL its weights in any case: what that takes does not
+# grow with the tokens.
+_CHUNKED_FROM = [
+    ("LoRA and QLoRA", False, "chunked", 4_096),
+    ("full fine-tuning", True, "chunked", 32_768),
+    ("LoRA and QLoRA", False, "chunked_nll", 16_384),
+    ("full fine-tuning", True, "chunked_nll", 32_768),
+]
 _TOLERANCE = 1e-6  # figures are kept with seven digits
 
 
@@ -95,10 +102,13 @@ def check(predictor: Predictor) -> list[dict[str, Any]]:
             "optimizers other than 8-bit ones",
             _never_negative(checker, ("constant_per_rank", "per_token_per_rank", "own", "newborn", "done")),
         ),
-        (
-            f"all logits than Liger's chunks of them, from {_CHUNKED_FROM:,} tokens per GPU on",
-            "every job",
-            _chunked(checker),
+        *(
+            (
+                f"all logits than chunks of them, from {tokens:,} tokens per GPU on",
+                f"{what}; loss {loss}",
+                _chunked(checker, trains, loss, tokens),
+            )
+            for what, trains, loss, tokens in _CHUNKED_FROM
         ),
     ):
         found = list(track(violations, description=name, transient=True))
@@ -200,21 +210,19 @@ def _optimizers(checker: Checker, better: str, itemsizes: tuple[int, ...]) -> Vi
                 yield f"{model}, {method}, {targets}, {itemsize} bytes" if broken else ""
 
 
-def _chunked(checker: Checker) -> Violations:
+def _chunked(checker: Checker, trains: bool, loss: str, tokens: int) -> Violations:
     """At each point of the head, where gathered parameters are the same."""
     for model, ways in _all_ways(checker.table):
         for way in ways:
-            if isinstance(way, HeadWay) and way.loss == "chunked" and (full := way._replace(loss="full")) in ways:
-                broken = any(
-                    _exceeds_at(point, checker.table.moments(model, way), checker.table.moments(model, full))
-                    for point in (Point.HEAD, Point.TURN, Point.LOSS)
-                )
-                yield f"{model}, {way}" if broken else ""
+            if isinstance(way, HeadWay) and (way.trains, way.loss) == (trains, loss):
+                heads = [checker.table.moments(model, of) for of in (way, way._replace(loss="full"))]
+                points = (Point.HEAD, Point.TURN, Point.LOSS)
+                yield f"{model}, {way}" if any(_exceeds_at(point, tokens, *heads) for point in points) else ""
 
 
-def _exceeds_at(point: Point, one: Any, other: Any) -> bool:
-    """Whether one head holds more than another from ``_CHUNKED_FROM`` tokens on."""
-    tokens = np.geomspace(_CHUNKED_FROM, 2**30, 60)
+def _exceeds_at(point: Point, from_tokens: int, one: Any, other: Any) -> bool:
+    """Whether one head holds more than another at a point, from so many tokens on."""
+    tokens = np.geomspace(from_tokens, 2**30, 60)
     points = (point, Point.HEAD_OVER) if point == Point.HEAD else (point,)
     held = [rows[np.isin(rows[:, 0], points)] for rows in (one, other)]
     most = [(rows[:, 1:2] + rows[:, 5:6] + rows[:, 2:3] * tokens).max(axis=0) for rows in held]
