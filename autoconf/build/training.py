@@ -118,9 +118,14 @@ def build_model(job: Job, layers: int | Sequence[str] | None = None) -> nn.Modul
         target_modules=lora_targets(job.architecture, stack),
         task_type="CAUSAL_LM",
     )
-    model = peft.get_peft_model(
-        model, lora, autocast_adapter_dtype=stack.adapter_dtype == "float32", low_cpu_mem_usage=True
-    )
+    keeps_dtype = stack.adapter_dtype == "bfloat16"
+    model = peft.get_peft_model(model, lora, autocast_adapter_dtype=not keeps_dtype, low_cpu_mem_usage=True)
+    if keeps_dtype:
+        # peft/tuners/tuners_utils.py, _move_adapter_to_device_of_base_layer: adapters take their base's dtype, but not on
+        # the meta device.
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(DTYPES[stack.torch_dtype])
     if stack.upcast_unquantized and not job.shards:
         _return_to_bfloat16(model)
     return model.train()
