@@ -121,8 +121,8 @@ def build_model(job: Job, layers: int | Sequence[str] | None = None) -> nn.Modul
     keeps_dtype = stack.adapter_dtype == "bfloat16"
     model = peft.get_peft_model(model, lora, autocast_adapter_dtype=not keeps_dtype, low_cpu_mem_usage=True)
     if keeps_dtype:
-        # peft/tuners/tuners_utils.py, _move_adapter_to_device_of_base_layer: adapters take their base's dtype, but not on
-        # the meta device.
+        # peft/tuners/tuners_utils.py, _move_adapter_to_device_of_base_layer: adapters take their base's dtype, but not
+        # on the meta device.
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(DTYPES[stack.torch_dtype])
