@@ -159,7 +159,13 @@ class Units:
     layer_quantized: int
     root_frozen: int
     root_trainable: int
-    maxima_bytes: int  # of the quantisation, whole on every GPU
+    maxima_bytes: int  # of the quantisation
+    buffer_bytes: int = 0  # of the whole model
+
+    @property
+    def unsharded_bytes(self) -> int:
+        """What no sharding divides."""
+        return self.maxima_bytes + self.buffer_bytes
 
 
 class LayerWay(NamedTuple):

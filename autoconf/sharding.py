@@ -189,14 +189,11 @@ def held(
     if way in ("none", "ddp"):
         # torch/csrc/distributed/c10d/reducer.cpp: DDP's buckets are a second copy of the gradients.
         buckets = whole if way == "ddp" else 0.0
+        weights = stored + units.unsharded_bytes
         held_gradients = whole + newborn if accumulating else own + done + rest
-        phases = [
-            _Terms(stored + units.maxima_bytes, 0, held_gradients + buckets, 0, optimizer.states, 0, 0, 0, activations)
-        ]
-        end = _Terms(
-            stored + units.maxima_bytes, 0, whole + buckets, 0, optimizer.states + optimizer.step, 0, 0, 0, _NOTHING
-        )
-        return Held([*phases, end], (stored + units.maxima_bytes + whole + buckets + optimizer.states, 0.0))
+        phase = _Terms(weights, 0, held_gradients + buckets, 0, optimizer.states, 0, 0, 0, activations)
+        end = _Terms(weights, 0, whole + buckets, 0, optimizer.states + optimizer.step, 0, 0, 0, _NOTHING)
+        return Held([phase, end], (weights + whole + buckets + optimizer.states, 0.0))
     schedule = _FSDP2 if way == "fsdp2" else _FSDP1 if rank is None else _FSDP1_ADAPTERS
     rows = [(index, phase) for index, point in enumerate(points) for phase in schedule[point]]
     at = np.array([index for index, _ in rows])
@@ -209,13 +206,12 @@ def held(
     buffers = reduced * layer.gradients + root_reduced * root.gradients
     ratio = bytes_.trainable / bytes_.trainable_computing
     common = {
-        "weights": units.maxima_bytes, "weights_sharded": stored, "optimizer": 0, "optimizer_sharded": optimizer.states,
+        "weights": units.unsharded_bytes, "weights_sharded": stored, "optimizer": 0, "optimizer_sharded": optimizer.states,
         "gathered": roots * root.gathered + layers * layer.gathered,
         "gathered_sharded": root_casts * root.cast + layer_casts * layer.cast, "activations": activations[at],
     }  # fmt: skip
     if accumulating and way == "fsdp1":
-        # New gradients are views into one flat gradient of the unit, which joins the accumulated one when the unit is
-        # done.
+        # New gradients are views into one flat gradient of the unit, which joins the accumulated one at its end.
         phases = [_Terms(**common, gradients=whole + own + rest + buffers, gradients_sharded=0)]
     elif accumulating:
         # The last micro-batch reduces the layers behind, those before it reduce nothing.
@@ -232,8 +228,8 @@ def held(
             reduced_root = tail * root.gradients * (ratio + (ratio != 1))
             gradients = np.where(tail > 0, newborn + buffers, own + rest + buffers)
             phases.append(_Terms(**common, gradients=gradients, gradients_sharded=done * ratio + reduced_root))
-    end = _Terms(units.maxima_bytes, stored, 0, whole * ratio, 0, optimizer.states + optimizer.step, 0, 0, _NOTHING)
-    resident = (units.maxima_bytes, stored + min(1.0, ratio) * whole + optimizer.states)
+    end = _Terms(units.unsharded_bytes, stored, 0, whole * ratio, 0, optimizer.states + optimizer.step, 0, 0, _NOTHING)
+    resident = (units.unsharded_bytes, stored + min(1.0, ratio) * whole + optimizer.states)
     return Held([*phases, end], resident, whole if accumulating else 0.0)
 
 

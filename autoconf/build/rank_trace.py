@@ -211,7 +211,8 @@ def figures(job: Job) -> RankFigures:
     """Everything that the closed form needs to know of a job; of its number of GPUs only whether there are several.
 
     Raises:
-        TraceError: the traced program is not affine in tokens, depth or 1 / GPUs, or holds a tensor of tokens x tokens.
+        TraceError: the traced program is not affine in tokens, depth or 1 / GPUs, which it never is where layers are of
+            several kinds, or it holds a tensor of tokens x tokens.
 
     >>> from autoconf.build.architectures import architectures
     >>> from autoconf.stack import Stack
@@ -262,6 +263,10 @@ def _moment(terms: np.ndarray) -> tuple[float, float, float]:
 def _coefficients(job: Job) -> np.ndarray:
     """Bytes that stay, per token and sharded, of each moment and of the end; shape (moments + 1, 3)."""
     several = job.gpus > 1
+    kinds = dict.fromkeys(job.architecture.kinds)
+    if len(kinds) > 1:
+        # Short stacks take the first layers, so they would have fewer kinds than the model, or other shares of them.
+        raise TraceError(f"{job.architecture.name}: kinds of layers ({', '.join(kinds)}) are not affine in depth")
     corners = (
         [(TOKENS[0], GPUS[0]), (TOKENS[1], GPUS[0]), (TOKENS[0], GPUS[1])] if several else [(t, 1) for t in TOKENS]
     )

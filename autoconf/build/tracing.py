@@ -141,10 +141,11 @@ def units(architecture: Architecture, method: Method, targets: LoraTargets) -> T
     root = [whole[i] - short_layers[i] for i in range(3)]
     largest = max(every, key=lambda count: count[0] + count[1] + count[2] / 4)
     maxima = sum(times[id(layer)] * _maxima(layer) for layer in by_kind.values())
+    buffers = _buffers(model) + sum((times[id(layer)] - 1) * _buffers(layer) for layer in layers)
     sizes = Units(
         frozen=root[0] + all_layers[0], trainable=root[1] + all_layers[1], quantized=root[2] + all_layers[2],
         layer_frozen=largest[0], layer_trainable=largest[1], layer_quantized=largest[2],
-        root_frozen=root[0], root_trainable=root[1], maxima_bytes=maxima,
+        root_frozen=root[0], root_trainable=root[1], maxima_bytes=maxima, buffer_bytes=buffers,
     )  # fmt: skip
     embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
     in_layers = {p for layer in layers for p in layer.parameters()}
@@ -179,6 +180,10 @@ def _count(module: nn.Module) -> tuple[int, int, int]:
         else:
             frozen += parameter.numel()
     return frozen, trainable, quantized
+
+
+def _buffers(module: nn.Module) -> int:
+    return sum(buffer.nbytes for buffer in module.buffers())
 
 
 def _maxima(module: nn.Module) -> int:
