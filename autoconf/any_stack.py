@@ -66,7 +66,7 @@ class StackMemory:
         return answers
 
     def resident_bytes(self, rows: Integers, gpus: Integers) -> Floats:
-        """Weights, optimizer state and one set of gradients, divided where they can be: the least that training holds."""
+        """Weights, optimizer state and one set of gradients, divided where they can be: the least that training has."""
         return self._each(rows, gpus, lambda f, which: f.resident[0] + f.resident[1] / gpus[which])
 
     def gradient_bytes(self, rows: Integers) -> Floats:
@@ -105,9 +105,7 @@ def gpu_figures(table: ModelsTable, model: str, method: str, stack: Stack, *, se
     adapters = dtype if method == "full" or mixes or dtype == "float32" else stack.adapter_dtype
     targets = "default" if method == "full" else str(stack.lora_targets)
     dropout = method != "full" and stack.lora_dropout > 0
-    layer_way = LayerWay(
-        method, dtype, stack.mixed_precision, adapters, dropout, stack.gradient_checkpointing, targets
-    )
+    layer_way = LayerWay(method, dtype, stack.mixed_precision, adapters, dropout, stack.gradient_checkpointing, targets)
     head_way = HeadWay(method == "full", dtype, stack.mixed_precision, stack.loss)
     layers, head = _layers(table, model, layer_way), table.moments(model, head_way)
     trainable = table.trainable(model, method, targets)
@@ -122,8 +120,8 @@ def gpu_figures(table: ModelsTable, model: str, method: str, stack: Stack, *, se
     stored = _SIZES[stack.torch_dtype]
     if method != "full":
         stored = max(stored if method == "lora" else 0, _SIZES[stack.adapter_dtype])
-    # accelerate/accelerator.py, prepare_model, and utils/fsdp_utils.py, fsdp2_prepare_model: trainable parameters become
-    # float32, but for FSDP2 not in a model with 4-bit layers.
+    # accelerate/accelerator.py, prepare_model, and utils/fsdp_utils.py, fsdp2_prepare_model: trainable parameters
+    # become float32, but for FSDP2 not in a model with 4-bit layers.
     upcast = mixes and (way == "fsdp1" or method != "qlora")
     bytes_ = Bytes(_SIZES[stack.torch_dtype], 4 if upcast else stored, _SIZES[dtype], 2 if mixes else stored)
     rank = None if method == "full" else stack.lora_r

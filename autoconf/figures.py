@@ -85,14 +85,14 @@ def read_figures(path: Path) -> list[MemoryFigures]:
     return figures
 
 
-# --- any stack: version 2.0.0 on ---------------------------------------------------------------------------------------
+# --- any stack: version 2.0.0 on --------------------------------------------------------------------------------------
 
 
 class Point(IntEnum):
     """Where in a micro-batch a moment lies: what FSDP has gathered depends on nothing else.
 
-    ``LAST`` is the decoder layer next to the head, ``FIRST`` that next to the embeddings, ``MIDDLE`` any other; ``LATE``
-    is the part of a layer's backward pass after its first adapter began its own.
+    ``LAST`` is the decoder layer next to the head, ``FIRST`` that next to the embeddings, ``MIDDLE`` any other;
+    ``LATE`` is the part of a layer's backward pass after its first adapter began its own.
     """
 
     EMBEDDING = 0
@@ -116,7 +116,8 @@ class Point(IntEnum):
     TAIL = 18  # backward pass of the embeddings
     TAIL_END = 19
     HEAD_OVER = 20  # after the model's own forward pass, in what wraps it
-    # Not moments themselves: what the layers keep for the backward pass, while the head runs and after the forward pass.
+    # Not moments themselves: what the layers keep for the backward pass, while the head runs and after the forward
+    # pass.
     KEPT = 21
     KEPT_OVER = 22
 
@@ -128,8 +129,8 @@ class Point(IntEnum):
 class StackMoment(NamedTuple):
     """Bytes alive at one moment of a micro-batch on one GPU, beside parameters and optimizer states.
 
-    Activations are ``constant + per_token * tokens + rank * (constant_per_rank + per_token_per_rank * tokens)``. Gradients
-    are those of adapters per rank, or else of all parameters.
+    Activations are ``constant + per_token * tokens + rank * (constant_per_rank + per_token_per_rank * tokens)``.
+    Gradients are those of adapters per rank, or else of all parameters.
     """
 
     point: Point
@@ -321,7 +322,9 @@ class ModelsTable:
         found = self._others[model]["units"].get(_text((method, targets)))
         if found is None:
             return None
-        shapes = [(Shape(tuple(dims), itemsize, embedding), count) for dims, itemsize, embedding, count in found["shapes"]]
+        shapes = [
+            (Shape(tuple(dims), itemsize, embedding), count) for dims, itemsize, embedding, count in found["shapes"]
+        ]
         return Trainable(Units(**found["units"]), tuple(shapes))
 
     def problem(self, model: str, key: Iterable[object]) -> str:

@@ -1,9 +1,9 @@
 """What each GPU of a job holds, from what one GPU does without sharding: FSDP's gathering and reducing, in closed form.
 
 FSDP gathers, frees and reduces units (a decoder layer each, and the root: embeddings, final norm and head) where one of
-them begins or ends, and leaves what runs in between alone. So the bytes of a GPU at any moment are those of the same moment on a single
-GPU, with the parameters and gradients exchanged for what FSDP has of them there. Which units that is was read off traces
-of PyTorch's own wrappers, and is held against them (``make ground-truth``).
+them begins or ends, and leaves what runs in between alone. So the bytes of a GPU at any moment are those of the same
+moment on a single GPU, with the parameters and gradients exchanged for what FSDP has of them there. Which units that is
+was read off traces of PyTorch's own wrappers, and is held against them (``make ground-truth``).
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ Way = Literal["none", "ddp", "fsdp1", "fsdp2"]
 
 
 class _Gathered(NamedTuple):
-    """Units that are whole at a point, in copies of the root's and of a layer's parameters; ``reduced`` and
-    ``root_reduced`` count buffers as large as a layer's (the root's) gradients, ``cast`` copies of shards in the dtype of computation."""
+    """Units that are whole at a point, in copies of the root's and of a layer's parameters.
+
+    ``reduced`` and ``root_reduced`` count buffers as large as a layer's (the root's) gradients, ``cast`` copies of
+    shards in the dtype of computation.
+    """
 
     root: int = 0
     layer: int = 0
@@ -33,8 +36,9 @@ class _Gathered(NamedTuple):
     layer_cast: int = 0
 
 
-# A point may have several phases, of which the largest counts. FSDP1: torch/distributed/fsdp/_runtime_utils.py and _flat_param.py; a layer's
-# views lie in its flat parameter, and backward prefetch gathers the next unit before a layer's backward pass begins.
+# A point may have several phases, of which the largest counts. FSDP1: torch/distributed/fsdp/_runtime_utils.py and
+# _flat_param.py; a layer's views lie in its flat parameter, and backward prefetch gathers the next unit before a
+# layer's backward pass begins.
 _FSDP1: dict[Point, tuple[_Gathered, ...]] = {
     Point.EMBEDDING: (_Gathered(root=1), _Gathered(root=1, root_cast=1)),
     Point.FIRST_GATHER: (_Gathered(root=1, layer=1, layer_cast=1),),
@@ -65,8 +69,9 @@ _FSDP1_ADAPTERS = _FSDP1 | {
     Point.START: (_Gathered(root=1, layer=1),),
     Point.MIDDLE: (_Gathered(root=1, layer=1),),
 }
-# torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py and _fsdp_collectives.py: a unit is gathered into one buffer and copied out of it, and the
-# buffer lives until the next unit is needed; the input of a reduction lives until the next one.
+# torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py and _fsdp_collectives.py: a unit is gathered into one buffer
+# and copied out of it, and the buffer lives until the next unit is needed; the input of a reduction lives until the
+# next one.
 _FSDP2: dict[Point, tuple[_Gathered, ...]] = {
     Point.EMBEDDING: (_Gathered(root=2),),
     Point.FIRST_GATHER: (_Gathered(root=2, layer=2),),
@@ -121,11 +126,11 @@ class Held:
         kept = _undominated(total)
         self._parts, self._total = parts[:, kept], total[kept]
 
-    def peak_bytes(self, gpus: Integers, tokens: Floats) -> Floats:
+    def peak_bytes(self, gpus: Integers, tokens: Floats | Integers) -> Floats:
         """Peak of each candidate; all arrays have shape (candidates,)."""
         return (self._total @ _variables(gpus, tokens)).max(axis=0)
 
-    def needed_bytes(self, gpus: Integers, tokens: Floats, reserve: Reserve) -> Floats:
+    def needed_bytes(self, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
         """Peak of each candidate with what must stay free beside each moment.
 
         Activations need a reserve of their own, so that the moment which decides need not be that of the peak; and so
@@ -135,16 +140,14 @@ class Held:
         moments = self._total @ _variables(gpus, tokens) + GIB * reserve.gib(activations, gpus)
         return moments.max(axis=0)
 
-    def parts(self, gpus: Integers, tokens: Floats) -> dict[str, Floats]:
+    def parts(self, gpus: Integers, tokens: Floats | Integers) -> dict[str, Floats]:
         """The parts of each candidate's peak, bytes; they add up to ``peak_bytes``."""
         variables = _variables(gpus, tokens)
         at = (self._total @ variables).argmax(axis=0)
-        return {
-            name: (part[at] * variables.T).sum(axis=1) for name, part in zip(self.PARTS, self._parts, strict=True)
-        }
+        return {name: (part[at] * variables.T).sum(axis=1) for name, part in zip(self.PARTS, self._parts, strict=True)}
 
 
-def _variables(gpus: Integers, tokens: Floats) -> Floats:
+def _variables(gpus: Integers, tokens: Floats | Integers) -> Floats:
     return np.stack([np.ones(len(gpus)), tokens, 1 / gpus])
 
 
@@ -152,7 +155,7 @@ def _undominated(terms: Floats) -> Integers:
     """Rows that no other one exceeds in every term."""
     _, unique = np.unique(np.round(terms), axis=0, return_index=True)
     rows = terms[unique]
-    dominated = ((rows[None] >= rows[:, None]).all(2) & (rows[None] > rows[:, None]).any(2)).any(1)
+    dominated = np.any((rows[None] >= rows[:, None]).all(2) & (rows[None] > rows[:, None]).any(2), axis=1)
     return unique[~dominated]
 
 
@@ -163,7 +166,8 @@ def held(
     """Put together what a GPU holds.
 
     Args:
-        moments: of a micro-batch on one GPU, with the columns of ``StackMoment``; for FSDP with the parameters in the dtype in which it gathers them.
+        moments: of a micro-batch on one GPU, with the columns of ``StackMoment``; for FSDP with the parameters in the
+            dtype in which it gathers them.
         units: parameters.
         bytes_: per parameter.
         way: ``none`` for one GPU; what several do.
@@ -186,8 +190,12 @@ def held(
         # torch/csrc/distributed/c10d/reducer.cpp: DDP's buckets are a second copy of the gradients.
         buckets = whole if way == "ddp" else 0.0
         held_gradients = whole + newborn if accumulating else own + done + rest
-        phases = [_Terms(stored + units.maxima_bytes, 0, held_gradients + buckets, 0, optimizer.states, 0, 0, 0, activations)]
-        end = _Terms(stored + units.maxima_bytes, 0, whole + buckets, 0, optimizer.states + optimizer.step, 0, 0, 0, _NOTHING)
+        phases = [
+            _Terms(stored + units.maxima_bytes, 0, held_gradients + buckets, 0, optimizer.states, 0, 0, 0, activations)
+        ]
+        end = _Terms(
+            stored + units.maxima_bytes, 0, whole + buckets, 0, optimizer.states + optimizer.step, 0, 0, 0, _NOTHING
+        )
         return Held([*phases, end], (stored + units.maxima_bytes + whole + buckets + optimizer.states, 0.0))
     schedule = _FSDP2 if way == "fsdp2" else _FSDP1 if rank is None else _FSDP1_ADAPTERS
     rows = [(index, phase) for index, point in enumerate(points) for phase in schedule[point]]
@@ -206,7 +214,8 @@ def held(
         "gathered_sharded": root_casts * root.cast + layer_casts * layer.cast, "activations": activations[at],
     }  # fmt: skip
     if accumulating and way == "fsdp1":
-        # New gradients are views into one flat gradient of the unit, which joins the accumulated one when the unit is done.
+        # New gradients are views into one flat gradient of the unit, which joins the accumulated one when the unit is
+        # done.
         phases = [_Terms(**common, gradients=whole + own + rest + buffers, gradients_sharded=0)]
     elif accumulating:
         # The last micro-batch reduces the layers behind, those before it reduce nothing.

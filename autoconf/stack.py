@@ -49,8 +49,8 @@ class Stack(BaseModel):
     )
     loss: Literal[Loss, "chunked_nll"] = Field(
         default="full",
-        description="cross-entropy over all logits at once, or over chunks of tokens: fused with the head as Liger does it, "
-        "or as TRL's chunked_nll",
+        description="cross-entropy over all logits at once, or over chunks of tokens: fused with the head as Liger "
+        "does it, or as TRL's chunked_nll",
     )
     sharding: Sharding = Field(default="fsdp2", description="what several GPUs do: replicate, or shard fully")
     gradient_accumulation: bool = Field(

@@ -26,9 +26,7 @@ class _Short:
         at = np.arange(len(storages.born))
         self.alive = (storages.born <= at[:, None]) & (storages.dead > at[:, None])  # moments x storages
         self.is_gradient = storages.gradient_of > -2
-        self._born_in = np.array(
-            [p.layer if p.segment == "layer" and not p.backward else -1 for p in storages.parts]
-        )
+        self._born_in = np.array([p.layer if p.segment == "layer" and not p.backward else -1 for p in storages.parts])
         # Autocast keeps its copies of weights until the model's forward is over; checkpoints and saved tensors stay.
         self._kept = {backward: self._kept_at(self.first(LOSS if backward else HEAD)) for backward in (False, True)}
         self.saved = {
@@ -159,7 +157,9 @@ def _layer_moments(short: _Short, kinds: Sequence[str]) -> Iterator[StackMoment]
         end = Point.FIRST_END if first else Point.END
         left = _left(short)
         if position:
-            left = short.boundary(short.first(Part("layer", stands_for[position - 1], True))) + below[True][position - 1]
+            left = (
+                short.boundary(short.first(Part("layer", stands_for[position - 1], True))) + below[True][position - 1]
+            )
         yield _moment(end, left, gradient[position], **grown)
     every = gradient.sum(axis=0)
     tail = short.moments(TAIL)
@@ -171,8 +171,9 @@ def _layer_moments(short: _Short, kinds: Sequence[str]) -> Iterator[StackMoment]
 
 
 def _before(short: _Short, stands_for: Sequence[int], backward: bool) -> np.ndarray:
-    """What the layers before each position saved, less what the one right before its stand-in saved, which is counted with
-    the stand-in; shape (positions + 1, 4), the last one for the head."""
+    """What the layers before each position saved, less what the one right before its stand-in saved, which is counted
+    with the stand-in; shape (positions + 1, 4), the last one for the head.
+    """
     saved = np.array(short.saved[backward])
     before = np.concatenate([[_NONE], np.cumsum(saved[stands_for], axis=0)])
     right_before = np.array([saved[layer - 1] if layer else _NONE for layer in (*stands_for, len(short.layers))])
@@ -223,7 +224,9 @@ def _envelope(moments: list[StackMoment]) -> list[StackMoment]:
     """Drop moments that another one at the same point exceeds in every term."""
     kept = []
     for point in Point:
-        rows = np.unique(np.round([m[1:] for m in moments if m.point == point], 3).reshape(-1, len(StackMoment._fields) - 1), axis=0)
+        rows = np.unique(
+            np.round([m[1:] for m in moments if m.point == point], 3).reshape(-1, len(StackMoment._fields) - 1), axis=0
+        )
         for row in rows:
             if not ((rows >= row).all(1) & (rows > row).any(1)).any():
                 kept.append(StackMoment(point, *map(float, row)))

@@ -147,8 +147,8 @@ class _LigerLoss(torch.autograd.Function):
     """linkedin/Liger-Kernel, src/liger_kernel/ops/fused_linear_cross_entropy.py, of 2026: as above, for any number of
     tokens, and where the head trains its gradient is a product of its own for each chunk, and a float32 copy of that.
 
-    It makes no float32 copy of the logits, but rounds a chunk up to a power of two: at most to twice as many tokens. The
-    copies that the function above makes of a chunk are more than that.
+    It makes no float32 copy of the logits, but rounds a chunk up to a power of two: at most to twice as many tokens.
+    The copies that the function above makes of a chunk are more than that.
     """
 
     @staticmethod
@@ -181,8 +181,9 @@ _TRL_CHUNK = 256  # trl/trainer/sft_trainer.py, _CHUNKED_LM_HEAD_CHUNK_SIZE
 def _trl_loss(
     hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, softcap: float | None = None
 ) -> torch.Tensor:
-    """trl/trainer/sft_trainer.py, _chunked_cross_entropy_loss (loss_type "chunked_nll"): a checkpoint for each chunk of 256
-    tokens, whose logits are float32, and so is a copy of the head."""
+    """trl/trainer/sft_trainer.py, _chunked_cross_entropy_loss (loss_type "chunked_nll"): a checkpoint for each chunk of
+    256 tokens, whose logits are float32, and so is a copy of the head.
+    """
     order = labels.argsort(stable=True)
     hidden, labels = hidden[order], labels[order]
     loss = hidden.new_zeros((), dtype=torch.float32)
@@ -192,9 +193,7 @@ def _trl_loss(
     return loss
 
 
-def _trl_chunk(
-    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, softcap: float | None
-) -> torch.Tensor:
+def _trl_chunk(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, softcap: float | None) -> torch.Tensor:
     logits = hidden.float() @ weight.float().t()
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)

@@ -52,16 +52,15 @@ def random_stacks(predictor: Predictor, generator: np.random.Generator) -> Itera
             yield job | dict(zip(SETTINGS, settings, strict=True))
 
 
-def random_jobs(
-    predictor: Predictor, generator: np.random.Generator, count: int, sizes: int = 1
-) -> pd.DataFrame:
+def random_jobs(predictor: Predictor, generator: np.random.Generator, count: int, sizes: int = 1) -> pd.DataFrame:
     """Random jobs inside the domain, tokens and batches spread evenly over their orders of magnitude.
 
     Args:
         predictor: a version of any stack.
         generator: of the jobs.
         count: models with their stacks.
-        sizes: GPU types, numbers of GPUs, samples and batches tried for each of them; those that no number of workers can have are left out.
+        sizes: GPU types, numbers of GPUs, samples and batches tried for each of them; those that no number of workers
+            can have are left out.
 
     Returns:
         Columns ``model_name``, ``method``, ``stack``, the settings, ``gradient_accumulation_steps``, ``gpu_model``,

@@ -1,8 +1,9 @@
 """What a micro-batch holds on one GPU, storage by storage: when each was created and released, by which part of the
 model, and how its size depends on the tokens and on the rank of adapters.
 
-One short run under ``FakeTensorMode`` tells all of it. Tokens and rank are primes that divide no dimension of the model,
-so a storage whose elements are a multiple of the prime has that dimension, and no second run is needed to find out.
+One short run under ``FakeTensorMode`` tells all of it. Tokens and rank are primes that divide no dimension of the
+model, so a storage whose elements are a multiple of the prime has that dimension, and no second run is needed to find
+out.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Size(NamedTuple):
 class Storages:
     """All storages of a micro-batch; arrays have shape (storages,), ``sizes`` (storages, 4).
 
-    Storage i was created at moment ``born[i]`` and is gone at moment ``dead[i]``. Parameters and buffers are not among them.
+    Storage i was created at moment ``born[i]`` and is gone at moment ``dead[i]``. Parameters and buffers are not among
+    them.
     """
 
     born: np.ndarray

@@ -1,13 +1,14 @@
 """All figures of a model: every way in which its layers and its head can run, each traced once.
 
-What a setting does to memory stands in one of three places: it changes what the layers hold, or what the head holds (both
-are traced here), or it multiplies bytes and is arithmetic (``autoconf.sharding``, ``autoconf.stack``).
+What a setting does to memory stands in one of three places: it changes what the layers hold, or what the head holds
+(both are traced here), or it multiplies bytes and is arithmetic (``autoconf.sharding``, ``autoconf.stack``).
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 from peft.tuners.lora.layer import ParamWrapper
@@ -19,14 +20,15 @@ from autoconf.build.architectures import Architecture
 from autoconf.build.ledger import TraceError, rank_for, trace
 from autoconf.build.training import Job, Method, build_model, decoder_layers
 from autoconf.figures import HeadWay, LayerWay, ModelFigures, Trainable, Units
-from autoconf.stack import Shape, Stack
+from autoconf.stack import LoraTargets, Shape, Stack
 
-_TARGETS = ("default", "attention", "all-linear")
+_ADAPTING: tuple[Method, ...] = ("lora", "qlora")
+_TARGETS: tuple[LoraTargets, ...] = ("default", "attention", "all-linear")
 _CHECKPOINTING = ("none", "reentrant", "non-reentrant")
 _LOSSES = ("full", "chunked", "chunked_nll")
 _DROPOUT = 0.05  # any; a mask has a byte for each element
-# dtype of parameters, and mixed precision; for adapters their own dtype too: PEFT makes them in that of their base, or else
-# in float32.
+# dtype of parameters, and mixed precision; for adapters their own dtype too: PEFT makes them in that of their base, or
+# else in float32.
 _FULL = [("bfloat16", "no"), ("bfloat16", "bf16"), ("float32", "no"), ("float32", "bf16")]
 _LORA = [(*regime, "float32") for regime in _FULL] + [(*regime, "bfloat16") for regime in _FULL[:2]]
 
@@ -35,8 +37,9 @@ def layer_ways() -> Iterator[LayerWay]:
     """Every way in which layers can run."""
     for (dtype, mixed), checkpointing in itertools.product(_FULL, _CHECKPOINTING):
         yield LayerWay("full", dtype, mixed, dtype, False, checkpointing, "default")
-    axes = (("lora", "qlora"), _LORA, (False, True), _CHECKPOINTING, _TARGETS)
-    for method, regime, dropout, checkpointing, targets in itertools.product(*axes):
+    for method, regime, dropout, checkpointing, targets in itertools.product(
+        _ADAPTING, _LORA, (False, True), _CHECKPOINTING, _TARGETS
+    ):
         if method == "lora" or regime[0] == "bfloat16":
             yield LayerWay(method, *regime, dropout, checkpointing, targets)
 
@@ -64,7 +67,8 @@ def traced(architecture: Architecture) -> ModelFigures:
             found.heads[head] = np.array(moments)
         except _UNTRACEABLE as error:
             found.problems[head] = _sentence(error)
-    for method, targets in (("full", "default"), *itertools.product(("lora", "qlora"), _TARGETS)):
+    methods: list[tuple[Method, LoraTargets]] = [("full", "default"), *itertools.product(_ADAPTING, _TARGETS)]
+    for method, targets in methods:
         try:
             found.units[method, targets] = units(architecture, method, targets)
             if _adapts_parameters(architecture, method, targets):
@@ -95,31 +99,31 @@ def short_stack(architecture: Architecture) -> tuple[str, ...]:
 
 
 def _layer_job(architecture: Architecture, way: LayerWay) -> Job:
-    stack = Stack(
-        torch_dtype=way.torch_dtype,
-        mixed_precision=way.mixed_precision,
-        adapter_dtype=way.adapter_dtype,
-        lora_dropout=_DROPOUT if way.dropout else 0.0,
-        gradient_checkpointing=way.gradient_checkpointing,
-        lora_targets=way.lora_targets,
-        quantization="nf4" if way.method == "qlora" else "none",
-        gradient_accumulation=False,
-    )
-    return Job(architecture, way.method, stack)
+    settings = {
+        "torch_dtype": way.torch_dtype,
+        "mixed_precision": way.mixed_precision,
+        "adapter_dtype": way.adapter_dtype,
+        "lora_dropout": _DROPOUT if way.dropout else 0.0,
+        "gradient_checkpointing": way.gradient_checkpointing,
+        "lora_targets": way.lora_targets,
+        "quantization": "nf4" if way.method == "qlora" else "none",
+        "gradient_accumulation": False,
+    }
+    return Job(architecture, cast(Method, way.method), Stack.model_validate(settings))
 
 
 def _head_job(architecture: Architecture, way: HeadWay) -> Job:
-    stack = Stack(
-        torch_dtype=way.torch_dtype,
-        mixed_precision=way.mixed_precision,
-        adapter_dtype=way.torch_dtype,
-        loss=way.loss,
-        gradient_accumulation=False,
-    )
-    return Job(architecture, "full" if way.trains else "lora", stack)
+    settings = {
+        "torch_dtype": way.torch_dtype,
+        "mixed_precision": way.mixed_precision,
+        "adapter_dtype": way.torch_dtype,
+        "loss": way.loss,
+        "gradient_accumulation": False,
+    }
+    return Job(architecture, "full" if way.trains else "lora", Stack.model_validate(settings))
 
 
-def units(architecture: Architecture, method: Method, targets: str) -> Trainable:
+def units(architecture: Architecture, method: Method, targets: LoraTargets) -> Trainable:
     """Parameters by FSDP's units, and what trains; of adapters per rank."""
     short = short_stack(architecture)
     stack = Stack(lora_targets=targets, lora_r=1, quantization="nf4" if method == "qlora" else "none")
@@ -130,7 +134,9 @@ def units(architecture: Architecture, method: Method, targets: str) -> Trainable
     for kind in architecture.kinds:
         times[id(by_kind[kind])] += 1
     every = [_count(layer) for layer in by_kind.values()]
-    all_layers = [sum(times[id(layer)] * count[i] for layer, count in zip(by_kind.values(), every, strict=True)) for i in range(3)]
+    all_layers = [
+        sum(times[id(layer)] * count[i] for layer, count in zip(by_kind.values(), every, strict=True)) for i in range(3)
+    ]
     whole, short_layers = _count(model), [sum(_count(layer)[i] for layer in layers) for i in range(3)]
     root = [whole[i] - short_layers[i] for i in range(3)]
     largest = max(every, key=lambda count: count[0] + count[1] + count[2] / 4)
@@ -155,7 +161,7 @@ def units(architecture: Architecture, method: Method, targets: str) -> Trainable
     return Trainable(sizes, tuple(shapes.items()))
 
 
-def _adapts_parameters(architecture: Architecture, method: Method, targets: str) -> bool:
+def _adapts_parameters(architecture: Architecture, method: Method, targets: LoraTargets) -> bool:
     """Whether adapters are put on parameters, as of experts that are one tensor each, and not only on linear layers."""
     stack = Stack(lora_targets=targets, quantization="nf4" if method == "qlora" else "none")
     model = build_model(Job(architecture, method, stack), short_stack(architecture))
