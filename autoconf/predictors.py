@@ -53,6 +53,7 @@ PREDICTOR, CARD, FIGURES, TRAINING_TABLE, CHECK_JOBS = (
     "check_jobs.csv",
 )
 LABEL = "fits"
+_STACK = ("stack", *SETTINGS)
 # The predictor's features, each with the direction in which it may move the probability of fitting: of versions that say
 # themselves what must stay free, and of those whose predictor learnt all of it.
 MONOTONE = {"headroom_gib": 1, "sharded": -1}
@@ -181,15 +182,15 @@ class Predictor:
 
     def _rows(self, runs: pd.DataFrame) -> list[int | str]:
         accumulating = runs["gradient_accumulation_steps"] > 1
-        columns = [runs[name] if name in runs else [None] * len(runs) for name in ("stack", *SETTINGS)]
-        stacks = [[read(name, v) for v in values] for name, values in zip(("stack", *SETTINGS), columns, strict=True)]
-        keys = list(zip(runs["model_name"], runs["method"], accumulating, *stacks, strict=True))
+        columns = [runs[name] if name in runs else [None] * len(runs) for name in _STACK]
+        keys = list(zip(runs["model_name"], runs["method"], accumulating, *columns, strict=True))
         found = {key: self._row(*key) for key in dict.fromkeys(keys)}
         return [found[key] for key in keys]
 
-    def _row(self, model: str, method: str, *stack: Any) -> int | str:
+    def _row(self, model: str, method: str, accumulating: bool, *stack: Any) -> int | str:
         try:
-            return self.row(model, method, training_stack(method, *stack))
+            settings = [read(name, value) for name, value in zip(_STACK, stack, strict=True)]
+            return self.row(model, method, training_stack(method, accumulating, *settings))
         except ValueError as error:  # settings that exclude each other
             return str(error)
 
