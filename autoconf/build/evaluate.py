@@ -31,7 +31,7 @@ JOBS = 20_000
 NEAR = 0.10  # of a GPU's usable memory: half of the jobs lie this close to the edge
 HARMFUL = 0.02  # a wrong "fits" this far beyond the edge is not excused by rounding
 _SEED = 7
-_STACKS, _SIZES = 4_000, 300  # jobs drawn to choose from
+_STACKS, _SIZES = 3_000, 100  # jobs drawn to choose from
 _SLICES = 100  # on each side of the edge
 
 # Required of a version, and aimed at; a figure is a percentage of the jobs or pairs it is measured on.
