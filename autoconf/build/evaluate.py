@@ -266,9 +266,16 @@ def _section(evaluation: dict[str, Any], version: str) -> str:
             "Decisions by distance from the edge, as a share of usable memory:",
             markdown(evaluation["confusion"]),
             f"![What the predictor gets wrong, and where](evaluation-{version}.png)",
-            "On real runs that it never saw, side by side with constants (see *How likely a job is to fit*):",
+        ]
+    )
+
+
+def _real_runs(evaluation: dict[str, Any]) -> str:
+    """What is said of real runs that nothing was learnt from."""
+    return "\n\n".join(
+        [
             markdown(evaluation["side_by_side"]),
-            "Calibration on real runs, held out:",
+            "Predicted probability beside what happened, on runs that are held out:",
             markdown(evaluation["calibration"]),
         ]
     )
@@ -364,8 +371,12 @@ def evaluate(version: str) -> dict[str, Any]:
         "calibration": real_calibration(),
     }
     RELEASED[version] = write_card(folder, predictor.card.model_copy(update={"evaluation": evaluation}))
-    for what, section in (("evaluation", _section(evaluation, version)), ("domain", _domain(predictor.card))):
-        write_section(MODELS / "README.md", f"{what} {version}", "make evaluate", section)
+    for what, section in (
+        (f"evaluation {version}", _section(evaluation, version)),
+        (f"domain {version}", _domain(predictor.card)),
+        ("real runs", _real_runs(evaluation)),
+    ):
+        write_section(MODELS / "README.md", what, "make evaluate", section)
     draw_picture(judged, evaluation, MODELS / f"evaluation-{version}.png")
     return evaluation
 
