@@ -7,19 +7,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autoconf.errors import AutoConfError, IgnoredColumnWarning
+    from autoconf.estimator import Estimate, estimate
     from autoconf.recommender import recommend
     from autoconf.search import Recommendation
     from autoconf.workload import Workload
 
     __version__: str
 
-__all__ = ["AutoConfError", "IgnoredColumnWarning", "Recommendation", "Workload", "__version__", "recommend"]
+__all__ = [
+    "AutoConfError",
+    "Estimate",
+    "IgnoredColumnWarning",
+    "Recommendation",
+    "Workload",
+    "__version__",
+    "estimate",
+    "recommend",
+]
 
 _HOMES = {
     "AutoConfError": "autoconf.errors",
+    "Estimate": "autoconf.estimator",
     "IgnoredColumnWarning": "autoconf.errors",
     "Recommendation": "autoconf.search",
     "Workload": "autoconf.workload",
+    "estimate": "autoconf.estimator",
     "recommend": "autoconf.recommender",
 }
 

@@ -81,11 +81,10 @@ class StackMemory:
         """GiB that a GPU must have, shape (candidates,)."""
         return self._each(rows, gpus, lambda f, which: f.needed_bytes(gpus[which], tokens[which], reserve)) / GIB
 
-    def parts_gib(self, row: int, gpus: int, tokens: float) -> dict[str, float]:
-        """The parts of one candidate's peak, in GiB."""
+    def parts_gib(self, row: int, gpus: int, tokens: float, reserve: Reserve) -> dict[str, float]:
+        """The parts of what one candidate needs, ``reserve`` among them, in GiB."""
         figures = self._figures[row].one if gpus == 1 else self._figures[row].several
-        parts = figures.parts(np.array([gpus]), np.array([tokens], float))
-        return {name: float(values[0]) / GIB for name, values in parts.items()}
+        return {name: value / GIB for name, value in figures.parts(gpus, tokens, reserve).items()}
 
 
 def gpu_figures(table: ModelsTable, model: str, method: str, stack: Stack, *, several: bool) -> Held | Outside:

@@ -53,6 +53,7 @@ PREDICTOR, CARD, FIGURES, TRAINING_TABLE, CHECK_JOBS = (
     "check_jobs.csv",
 )
 LABEL = "fits"
+_STACK = ("stack", *SETTINGS)
 # The predictor's features, each with the direction in which it may move the probability of fitting: of versions that say
 # themselves what must stay free, and of those whose predictor learnt all of it.
 MONOTONE = {"headroom_gib": 1, "sharded": -1}
@@ -166,18 +167,32 @@ class Predictor:
         Raises:
             ValueError: a job is outside the domain.
         """
-        accumulating = runs["gradient_accumulation_steps"] > 1
-        columns = [runs[name] if name in runs else [None] * len(runs) for name in ("stack", *SETTINGS)]
-        stacks = [[read(name, v) for v in values] for name, values in zip(("stack", *SETTINGS), columns, strict=True)]
-        keys = list(zip(runs["model_name"], runs["method"], accumulating, *stacks, strict=True))
-        rows = {key: self.row(*key[:2], training_stack(*key[1:])) for key in dict.fromkeys(keys)}
-        outside = [row for row in rows.values() if isinstance(row, str)]
-        if outside:
-            raise ValueError(outside[0])
+        rows = self._rows(runs)
+        outside = next((row for row in rows if isinstance(row, str)), None)
+        if outside is not None:
+            raise ValueError(outside)
         gpus = runs["number_gpus"].to_numpy(np.int64)
         tokens = runs["batch_size"].to_numpy(float) / gpus * runs["tokens_per_sample"].to_numpy(float)
         usable = runs["gpu_model"].map({name: gpu.usable_gib for name, gpu in self.domain.gpus.items()}).to_numpy(float)
-        return Candidates(self.memory, np.array([rows[key] for key in keys], np.int64), gpus, tokens, usable)
+        return Candidates(self.memory, np.array(rows, np.int64), gpus, tokens, usable)
+
+    def problems(self, runs: pd.DataFrame) -> list[str]:
+        """Why the version has no figures for each of some runs; empty text where it has."""
+        return [row if isinstance(row, str) else "" for row in self._rows(runs)]
+
+    def _rows(self, runs: pd.DataFrame) -> list[int | str]:
+        accumulating = runs["gradient_accumulation_steps"] > 1
+        columns = [runs[name] if name in runs else [None] * len(runs) for name in _STACK]
+        keys = list(zip(runs["model_name"], runs["method"], accumulating, *columns, strict=True))
+        found = {key: self._row(*key) for key in dict.fromkeys(keys)}
+        return [found[key] for key in keys]
+
+    def _row(self, model: str, method: str, accumulating: bool, *stack: Any) -> int | str:
+        try:
+            settings = [read(name, value) for name, value in zip(_STACK, stack, strict=True)]
+            return self.row(model, method, training_stack(method, accumulating, *settings))
+        except ValueError as error:  # settings that exclude each other
+            return str(error)
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, overload
@@ -59,6 +59,26 @@ def recommend(workloads: Workload | pd.DataFrame, model_version: str | None = No
     if isinstance(workloads, Workload):
         columns = {field: [getattr(workloads, field)] for field in Workload.model_fields}
         return replace(_answer(columns, model_version)[0], stack=workloads.stack_name())
+    workloads = checked_table(workloads)
+    fields = [field for field in Workload.model_fields if field in workloads]
+    answers = []
+    for start in range(0, max(len(workloads), 1), CHUNK):
+        chunk = workloads.iloc[start : start + CHUNK]
+        answers.append(_frame(_answer({field: chunk[field].tolist() for field in fields}, model_version)))
+    return pd.concat(answers).set_axis(workloads.index)
+
+
+def checked_table(workloads: Any, *others: str) -> pd.DataFrame:
+    """A table of jobs with one level of columns, all that jobs need among them.
+
+    Args:
+        workloads: what somebody gave as a table.
+        others: columns that it must have beside those of jobs.
+
+    Raises:
+        TypeError: it is no table.
+        ValueError: a column is missing, or of a job's columns one is there twice.
+    """
     if not isinstance(workloads, pd.DataFrame):
         raise TypeError(f"workloads: must be a Workload or a pandas DataFrame, got {type(workloads).__name__}")
     if isinstance(workloads.columns, pd.MultiIndex):  # one level of names may come as such, too
@@ -68,19 +88,14 @@ def recommend(workloads: Workload | pd.DataFrame, model_version: str | None = No
     twice = [field for field in Workload.model_fields if list(workloads.columns).count(field) > 1]
     if twice:
         raise ValueError(f"{', '.join(twice)}: more than one column of that name")
-    missing = missing_columns(workloads.columns)
+    missing = [*missing_columns(workloads.columns), *(other for other in others if other not in workloads.columns)]
     if missing:
         raise ValueError(
             f"{', '.join(missing)}: required column missing; the table has {', '.join(map(str, workloads))}"
         )
-    for sentence in doubts(workloads.columns):
-        warnings.warn(sentence, IgnoredColumnWarning, stacklevel=2)
-    fields = [field for field in Workload.model_fields if field in workloads]
-    answers = []
-    for start in range(0, max(len(workloads), 1), CHUNK):
-        chunk = workloads.iloc[start : start + CHUNK]
-        answers.append(_frame(_answer({field: chunk[field].tolist() for field in fields}, model_version)))
-    return pd.concat(answers).set_axis(workloads.index)
+    for sentence in doubts(column for column in workloads.columns if column not in others):
+        warnings.warn(sentence, IgnoredColumnWarning, stacklevel=3)
+    return workloads
 
 
 def _frame(answers: Sequence[Recommendation]) -> pd.DataFrame:
@@ -96,28 +111,38 @@ def _frame(answers: Sequence[Recommendation]) -> pd.DataFrame:
 
 def _answer(columns: dict[str, list[Any]], default_version: str | None) -> list[Recommendation]:
     """Answer jobs given as lists of raw values per field."""
+    jobs, problems = valid_jobs(columns, default_version)
+    answers = [Recommendation(0, reason=problem) for problem in problems]
+    for version, indices in by_version(jobs, problems).items():
+        found = _recommend(predictors.load(version), pick(jobs, indices))
+        for index, recommendation in zip(indices, found, strict=True):
+            answers[index] = recommendation
+    return answers
+
+
+def valid_jobs(columns: dict[str, list[Any]], default_version: str | None) -> tuple[Columns, list[str]]:
+    """Read the fields of jobs given as lists of raw values; and for each job why it can have no answer, or empty text."""
     newest = read("model_version", default_version) or DEFAULT
-    count = len(columns[REQUIRED[0]])
-    problems: list[str] = [""] * count
+    problems = [""] * len(columns[REQUIRED[0]])
     jobs = {field: _checked(values, partial(read, field), problems) for field, values in columns.items()}
     fine = [index for index, problem in enumerate(problems) if not problem]
     for index, problem in zip(fine, contradictions(pick(jobs, fine)), strict=True):
         problems[index] = problem
     jobs["model_version"] = [version or newest for version in column(jobs, "model_version")]
-    answers = [Recommendation(0, reason=problem) for problem in problems]
-    by_version: dict[str, list[int]] = {}
-    for index, version in enumerate(jobs["model_version"]):
-        if not problems[index]:
-            by_version.setdefault(version, []).append(index)
-    for version, indices in by_version.items():
-        if version not in RELEASED:
-            sentence = f"model_version {version!r} is not released; released versions are {', '.join(RELEASED)}"
-            found: Iterable[Recommendation] = [Recommendation(0, reason=sentence)] * len(indices)
-        else:
-            found = _recommend(predictors.load(version), pick(jobs, indices))
-        for index, recommendation in zip(indices, found, strict=True):
-            answers[index] = recommendation
-    return answers
+    for index in fine:
+        version = jobs["model_version"][index]
+        if not problems[index] and version not in RELEASED:
+            problems[index] = f"model_version {version!r} is not released; released versions are {', '.join(RELEASED)}"
+    return jobs, problems
+
+
+def by_version(jobs: Columns, problems: Sequence[str]) -> dict[str, list[int]]:
+    """The jobs without a problem, by the version that they ask."""
+    found: dict[str, list[int]] = {}
+    for index, (version, problem) in enumerate(zip(jobs["model_version"], problems, strict=True)):
+        if not problem:
+            found.setdefault(version, []).append(index)
+    return found
 
 
 def _checked(values: Sequence[Any], check: Callable[[Any], Any], problems: list[str]) -> list[Any]:

@@ -136,15 +136,23 @@ class Held:
         Activations need a reserve of their own, so that the moment which decides need not be that of the peak; and so
         that what is needed rises with tokens, and falls with more GPUs, as moments themselves do.
         """
-        activations = np.outer(self._total[:, 1], tokens) / GIB
-        moments = self._total @ _variables(gpus, tokens) + GIB * reserve.gib(activations, gpus)
-        return moments.max(axis=0)
+        return self._needs(gpus, tokens, reserve).max(axis=0)
 
-    def parts(self, gpus: Integers, tokens: Floats | Integers) -> dict[str, Floats]:
-        """The parts of each candidate's peak, bytes; they add up to ``peak_bytes``."""
-        variables = _variables(gpus, tokens)
-        at = (self._total @ variables).argmax(axis=0)
-        return {name: (part[at] * variables.T).sum(axis=1) for name, part in zip(self.PARTS, self._parts, strict=True)}
+    def _needs(self, gpus: Integers, tokens: Floats, reserve: Reserve) -> Floats:
+        """Shape (moments, candidates)."""
+        activations = np.outer(self._total[:, 1], tokens) / GIB
+        return self._total @ _variables(gpus, tokens) + GIB * reserve.gib(activations, gpus)
+
+    def parts(self, gpus: int, tokens: float, reserve: Reserve) -> dict[str, float]:
+        """The parts of what a candidate needs at the moment that decides, and the reserve, in bytes: they add up to
+        ``needed_bytes``.
+        """
+        one, those = np.array([gpus]), np.array([tokens], float)
+        at = int(self._needs(one, those, reserve).argmax())
+        variables = _variables(one, those)[:, 0]
+        found = {name: float(part[at] @ variables) for name, part in zip(self.PARTS, self._parts, strict=True)}
+        activations = np.array([self._total[at, 1] * tokens / GIB])
+        return {**found, "reserve": float(reserve.gib(activations, one)[0]) * GIB}
 
 
 def _variables(gpus: Integers, tokens: Floats | Integers) -> Floats:

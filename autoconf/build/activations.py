@@ -139,6 +139,8 @@ def _layer_moments(short: _Short, kinds: Sequence[str]) -> Iterator[StackMoment]
     yield _moment(Point.KEPT, below[False][deep] + short.saved[False][-1])
     yield _moment(Point.KEPT_OVER, below[True][deep] + short.saved[True][-1])
     for position, layer in _representatives(kinds, stands_for):
+        if not short.moments(Part("layer", layer, True)):
+            continue  # before the first layer with adapters nothing has to be passed back
         begin = short.first(Part("layer", layer, True))
         grown = {"done": after[position], "rest": root}
         last, first = position == deep - 1, position == 0
@@ -156,10 +158,8 @@ def _layer_moments(short: _Short, kinds: Sequence[str]) -> Iterator[StackMoment]
                 )
         end = Point.FIRST_END if first else Point.END
         left = _left(short)
-        if position:
-            left = (
-                short.boundary(short.first(Part("layer", stands_for[position - 1], True))) + below[True][position - 1]
-            )
+        if position and short.moments(before := Part("layer", stands_for[position - 1], True)):
+            left = short.boundary(short.first(before)) + below[True][position - 1]
         yield _moment(end, left, gradient[position], **grown)
     every = gradient.sum(axis=0)
     tail = short.moments(TAIL)

@@ -68,17 +68,17 @@ def random_jobs(predictor: Predictor, generator: np.random.Generator, count: int
     """
     domain = predictor.domain
     stacks = random_stacks(predictor, generator)
-    jobs = pd.DataFrame([next(stacks) for _ in range(count)]).loc[np.repeat(np.arange(count), sizes)]
+    jobs = pd.DataFrame([next(stacks) for _ in range(count)], dtype=object).loc[np.repeat(np.arange(count), sizes)]
     total = len(jobs)
 
     def orders(high: Any) -> np.ndarray:
         return np.exp(generator.uniform(0, np.log(np.asarray(high) + 1.0), total)).astype(int)
 
     gpus = orders(domain.max_gpus)
-    longest = jobs["model_name"].map({name: m.max_tokens_per_sample for name, m in domain.models.items()})
+    limits = {name: m.max_tokens_per_sample or domain.max_tokens_per_sample for name, m in domain.models.items()}
     jobs = jobs.assign(
         gpu_model=generator.choice(list(domain.gpus), total),
-        tokens_per_sample=orders(longest.fillna(domain.max_tokens_per_sample).to_numpy()),
+        tokens_per_sample=orders(jobs["model_name"].map(limits).to_numpy(int)),
         batch_size=gpus * orders(domain.max_batch_size // gpus),
         number_gpus=gpus,
     )
