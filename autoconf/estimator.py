@@ -33,7 +33,9 @@ class Estimate:
 
     fits: int | None = None  # 1 or 0
     probability: float | None = None  # of fitting; 0 where a rule forbids it
-    peak_memory_gib: float | None = None  # most that is allocated at a time, as torch.cuda.max_memory_allocated counts it
+    peak_memory_gib: float | None = (
+        None  # most that is allocated at a time, as torch.cuda.max_memory_allocated counts it
+    )
     needed_memory_gib: float | None = None
     usable_memory_gib: float | None = None  # of the GPU, as CUDA reports it
     weights_gib: float | None = None
@@ -116,9 +118,8 @@ def _of_version(predictor: Predictor, columns: Columns, gpus: np.ndarray) -> lis
     for job, index in enumerate(known):
         count, batch_size = gpus[index], jobs.batch_size[job]
         if count > predictor.domain.max_gpus:
-            problems[index] = (
-                f"{NUMBER_GPUS} {count} is beyond the domain of version {version}, which ends at {predictor.domain.max_gpus}"
-            )
+            most = predictor.domain.max_gpus
+            problems[index] = f"{NUMBER_GPUS} {count} is beyond the domain of version {version}, which ends at {most}"
         elif not jobs.on_each[job] and batch_size % count:
             problems[index] = f"{NUMBER_GPUS} {count} does not divide batch_size {batch_size}"
     which = np.array([job for job, index in enumerate(known) if not problems[index]], np.int64)
@@ -147,7 +148,12 @@ def _of_candidates(predictor: Predictor, candidates: Candidates) -> list[Estimat
                 peak_memory_gib=float(peak[index]),
                 needed_memory_gib=sum(parts.values()),
                 usable_memory_gib=float(candidates.usable_gib[index]),
-                **{f"{name}_gib": value for name, value in parts.items()},
+                weights_gib=parts["weights"],
+                gradients_gib=parts["gradients"],
+                optimizer_gib=parts["optimizer"],
+                gathered_gib=parts["gathered"],
+                activations_gib=parts["activations"],
+                reserve_gib=parts["reserve"],
             )
         )
     return found

@@ -29,8 +29,8 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from autoconf.errors import AutoConfError
 from autoconf.any_stack import StackMemory
+from autoconf.errors import AutoConfError
 from autoconf.figures import MOMENTS, ModelsTable, read_figures
 from autoconf.memory import GIB, Floats, MemoryTable, Outside, Reserve
 from autoconf.names import listed
@@ -58,8 +58,8 @@ PREDICTOR, CARD, FIGURES, TRAINING_TABLE, CHECK_JOBS = (
 )
 LABEL = "fits"
 _STACK = ("stack", *SETTINGS)
-# The predictor's features, each with the direction in which it may move the probability of fitting: of versions that say
-# themselves what must stay free, and of those whose predictor learnt all of it.
+# The predictor's features, each with the direction in which it may move the probability of fitting: of versions that
+# say themselves what must stay free, and of those whose predictor learnt all of it.
 MONOTONE = {"headroom_gib": 1, "sharded": -1}
 MONOTONE_1_1_0 = {"free_gib": 1, "sharded": -1}
 # Versions of these must agree with the card's, up to the given number of components, for the shipped pickle to be used.

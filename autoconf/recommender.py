@@ -93,7 +93,7 @@ def checked_table(workloads: Any, *others: str) -> pd.DataFrame:
         raise ValueError(
             f"{', '.join(missing)}: required column missing; the table has {', '.join(map(str, workloads))}"
         )
-    for sentence in doubts(column for column in workloads.columns if column not in others):
+    for sentence in doubts(name for name in workloads.columns if name not in others):
         warnings.warn(sentence, IgnoredColumnWarning, stacklevel=3)
     return workloads
 
@@ -121,7 +121,7 @@ def _answer(columns: dict[str, list[Any]], default_version: str | None) -> list[
 
 
 def valid_jobs(columns: dict[str, list[Any]], default_version: str | None) -> tuple[Columns, list[str]]:
-    """Read the fields of jobs given as lists of raw values; and for each job why it can have no answer, or empty text."""
+    """Read the fields of jobs given as raw values; and for each job why it can have no answer, or empty text."""
     newest = read("model_version", default_version) or DEFAULT
     problems = [""] * len(columns[REQUIRED[0]])
     jobs = {field: _checked(values, partial(read, field), problems) for field, values in columns.items()}

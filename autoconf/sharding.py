@@ -138,7 +138,7 @@ class Held:
         """
         return self._needs(gpus, tokens, reserve).max(axis=0)
 
-    def _needs(self, gpus: Integers, tokens: Floats, reserve: Reserve) -> Floats:
+    def _needs(self, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
         """Shape (moments, candidates)."""
         activations = np.outer(self._total[:, 1], tokens) / GIB
         return self._total @ _variables(gpus, tokens) + GIB * reserve.gib(activations, gpus)
@@ -214,7 +214,8 @@ def held(
     buffers = reduced * layer.gradients + root_reduced * root.gradients
     ratio = bytes_.trainable / bytes_.trainable_computing
     common = {
-        "weights": units.unsharded_bytes, "weights_sharded": stored, "optimizer": 0, "optimizer_sharded": optimizer.states,
+        "weights": units.unsharded_bytes, "weights_sharded": stored,
+        "optimizer": 0, "optimizer_sharded": optimizer.states,
         "gathered": roots * root.gathered + layers * layer.gathered,
         "gathered_sharded": root_casts * root.cast + layer_casts * layer.cast, "activations": activations[at],
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""How good a version is: the predictor against the truth of the traces and of real runs, on jobs that training never saw.
+"""How good a version is: the predictor against the truth of traces and of real runs, on jobs that training never saw.
 
 Writes the figures into the version's card, its section of ``AutoGluonModels/README.md`` and one picture.
 """
@@ -51,7 +51,10 @@ _PAIRS: dict[str, Callable[[pd.DataFrame], tuple[pd.DataFrame, pd.DataFrame]]] =
     "checkpointing is refused where none is not": lambda j: _set(j, "gradient_checkpointing", "non-reentrant", "none"),
     "fused AdamW is refused where foreach is not": lambda j: _set(j, "optim", "adamw_torch_fused", "adamw_torch"),
     "8-bit states are refused where 32-bit ones are not": lambda j: _set(
-        j.assign(torch_dtype="float32", adapter_dtype=None)[j["method"] != "qlora"], "optim", "adamw_bnb_8bit", "adamw_torch"
+        j.assign(torch_dtype="float32", adapter_dtype=None)[j["method"] != "qlora"],
+        "optim",
+        "adamw_bnb_8bit",
+        "adamw_torch",
     ),
     "a lower rank is refused where a higher is not": lambda j: _set(
         j.assign(optim="adamw_torch")[j["method"] != "full"], "lora_r", 8, 16
@@ -189,7 +192,9 @@ def contradictions(predictor: Predictor, jobs: pd.DataFrame) -> list[dict[str, A
     for what, pair in _PAIRS.items():
         less, more = (_says(predictor, table) for table in pair(jobs))
         both = (less >= 0) & (more >= 0)
-        rows.append({"pairs where": what, "pairs": int(both.sum()), "found": int(((less == 0) & (more == 1) & both).sum())})
+        rows.append(
+            {"pairs where": what, "pairs": int(both.sum()), "found": int(((less == 0) & (more == 1) & both).sum())}
+        )
     return rows
 
 
@@ -227,7 +232,12 @@ def by_group(judged: Judged, name: str, groups: pd.Series) -> list[dict[str, Any
         said, true = judged.said[index], judged.true[index]
         impossible = said & ~resident_state_fits(judged.candidates.subset(index))
         rows.append(
-            {name: group, "jobs": len(index), "same decision %": percent(said == true), "impossible %": percent(impossible)}
+            {
+                name: group,
+                "jobs": len(index),
+                "same decision %": percent(said == true),
+                "impossible %": percent(impossible),
+            }
         )
     return rows
 
@@ -252,7 +262,7 @@ def _section(evaluation: dict[str, Any], version: str) -> str:
     ]
     return "\n\n".join(
         [
-            f"{evaluation['jobs']:,} jobs that training never saw, of all models, methods, GPU types and presets, a quarter "
+            f"{evaluation['jobs']:,} jobs that training never saw, of all models, methods, GPU types and presets, many "
             f"with random settings, half within {NEAR:.0%} of usable memory from the edge:",
             markdown(figures),
             "Contradictions among pairs of these jobs:",

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import pandas as pd
 import typer
 
 from autoconf import predictors
@@ -20,7 +19,6 @@ from autoconf.build.architectures import architectures, gpus, models
 from autoconf.build.jobs import random_jobs
 from autoconf.build.real_rows import read_rows
 from autoconf.build.traces import traces
-from autoconf.errors import AutoConfError
 from autoconf.figures import ModelsTable, write_models
 from autoconf.predictors import CHECK_JOBS, LABEL, PREDICTOR, TRAINING_TABLE, Card, Domain
 
@@ -31,7 +29,8 @@ LEFT_OUT = {
     "granite-8b-japanese": "its shapes are an assumption, which a real run contradicts",
     **dict.fromkeys(
         [
-            "llama-30b", "llama-65b", "tinyllama-1.1b", "codellama-7b", "codellama-13b", "codellama-34b", "codellama-70b",
+            "llama-30b", "llama-65b", "tinyllama-1.1b", "codellama-7b", "codellama-13b", "codellama-34b",
+            "codellama-70b",
             "phi-1.5", "phi-2", "deepseek-coder-1.3b", "deepseek-coder-6.7b", "deepseek-coder-33b", "olmoe-1b-7b",
             "yi-9b", "starcoder-15b", "pythia-160m", "pythia-410m", "pythia-1b", "pythia-1.4b", "pythia-2.8b",
             "pythia-6.9b", "pythia-12b", "gpt-neox-20b", "opt-125m", "opt-1.3b", "opt-2.7b", "opt-6.7b", "opt-13b",
