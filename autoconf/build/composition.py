@@ -10,7 +10,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -28,9 +27,8 @@ from autoconf.any_stack import gpu_figures
 from autoconf.build import rank_trace
 from autoconf.build.architectures import architectures
 from autoconf.build.readme import markdown, write_section
-from autoconf.build.traces import traces
 from autoconf.build.training import Job, Method, trainable_shapes
-from autoconf.figures import ModelsTable, write_models
+from autoconf.figures import ModelsTable
 from autoconf.memory import GIB, RankFigures
 from autoconf.predictors import MODELS
 from autoconf.sharding import Held
@@ -215,14 +213,12 @@ def worst(comparisons: Sequence[Comparison], count: int) -> list[dict[str, Any]]
 
 
 def main(
-    figures: Annotated[Path, typer.Option(help="folder with figures; what is not up to date is traced")] = FIGURES,
+    figures: Annotated[Path, typer.Option(help="folder with the figures of a version")] = FIGURES,
     per_family: Annotated[int, typer.Option(help="jobs of each family of models", min=1)] = PER_FAMILY,
 ) -> None:
     """Compare a random sample of jobs; write the table beside this file and a section of the versions' README."""
     console = Console()
-    with tempfile.TemporaryDirectory() as folder:
-        write_models(traces(list(architectures()), figures), Path(folder))
-        table = ModelsTable(Path(folder))
+    table = ModelsTable(figures)
     jobs = list(sample(table, per_family))
     comparisons = [c for found in track(compare(table, jobs), "tracing", len(jobs), console=console) for c in found]
     rows = pd.DataFrame([row(c) for c in comparisons])
