@@ -27,6 +27,7 @@ from autoconf.any_stack import gpu_figures
 from autoconf.build import rank_trace
 from autoconf.build.architectures import architectures
 from autoconf.build.readme import markdown, write_section
+from autoconf.build.train import NEWEST
 from autoconf.build.training import Job, Method, trainable_shapes
 from autoconf.figures import ModelsTable
 from autoconf.memory import GIB, RankFigures
@@ -34,7 +35,6 @@ from autoconf.predictors import MODELS
 from autoconf.sharding import Held
 from autoconf.stack import Stack, optimizer_bytes
 
-FIGURES = MODELS / "2.0.0"
 OUTPUT = Path(__file__).with_name("composition.csv")
 LIMIT_PERCENT = 2.0
 PER_FAMILY = 6
@@ -213,7 +213,7 @@ def worst(comparisons: Sequence[Comparison], count: int) -> list[dict[str, Any]]
 
 
 def main(
-    figures: Annotated[Path, typer.Option(help="folder with the figures of a version")] = FIGURES,
+    figures: Annotated[Path, typer.Option(help="folder with the figures of a version")] = MODELS / NEWEST,
     per_family: Annotated[int, typer.Option(help="jobs of each family of models", min=1)] = PER_FAMILY,
 ) -> None:
     """Compare a random sample of jobs; write the table beside this file and a section of the versions' README."""
