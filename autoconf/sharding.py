@@ -214,7 +214,8 @@ def held(
     buffers = reduced * layer.gradients + root_reduced * root.gradients
     ratio = bytes_.trainable / bytes_.trainable_computing
     common = {
-        "weights": units.unsharded_bytes, "weights_sharded": stored, "optimizer": 0, "optimizer_sharded": optimizer.states,
+        "weights": units.unsharded_bytes, "weights_sharded": stored,
+        "optimizer": 0, "optimizer_sharded": optimizer.states,
         "gathered": roots * root.gathered + layers * layer.gathered,
         "gathered_sharded": root_casts * root.cast + layer_casts * layer.cast, "activations": activations[at],
     }  # fmt: skip
