@@ -138,7 +138,7 @@ class Held:
         """
         return self._needs(gpus, tokens, reserve).max(axis=0)
 
-    def _needs(self, gpus: Integers, tokens: Floats, reserve: Reserve) -> Floats:
+    def _needs(self, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
         """Shape (moments, candidates)."""
         activations = np.outer(self._total[:, 1], tokens) / GIB
         return self._total @ _variables(gpus, tokens) + GIB * reserve.gib(activations, gpus)

@@ -17,6 +17,7 @@ from autoconf.build import composition, rank_trace  # noqa: E402
 from autoconf.build.architectures import architectures  # noqa: E402
 from autoconf.build.composition import Comparison  # noqa: E402
 from autoconf.build.training import Job  # noqa: E402
+from autoconf.figures import Point  # noqa: E402
 from autoconf.memory import GIB  # noqa: E402
 from autoconf.stack import Stack  # noqa: E402
 
@@ -42,11 +43,11 @@ def test_every_setting_is_drawn():
 
 def test_jobs_that_a_version_has_no_figures_for_are_not_drawn(monkeypatch):
     table = OnDemand(architectures()["llama-7b"])
-    monkeypatch.setattr(table, "problem", lambda model, key: "no" if "lora" in key else "")
+    nothing = composition.np.array([[point, *[0.0] * 8] for point in (Point.KEPT, Point.KEPT_OVER, Point.LOSS)])
     monkeypatch.setattr(table, "models", ["llama-7b"], raising=False)
-    known = table.moments
-    monkeypatch.setattr(table, "moments", lambda model, way: None if way[0] == "lora" else known(model, way))
-    assert "lora" not in {job.method for job in composition.sample(table, 4)}
+    held = {"lora": None, "qlora": nothing, "full": nothing}
+    monkeypatch.setattr(table, "moments", lambda model, way: held.get(way[0], nothing[2:]))  # of a head, its last row
+    assert {job.method for job in composition.sample(table, 20)} == {"full", "qlora"}
 
 
 def test_what_depends_on_the_number_of_tokens_is_compared_with_whole_models():

@@ -98,7 +98,7 @@ def _draw(names: Sequence[str], chance: np.random.Generator) -> Job | None:
     if method == "qlora":
         settings["quantization"] = "nf4"
     gpus = int(chance.choice([1, *[max(GPUS)] * 2]))
-    architecture = architectures()[names[chance.integers(len(names))]]
+    architecture = architectures()[names[int(chance.integers(len(names)))]]
     try:
         return Job(architecture, method, Stack.model_validate(settings), gpus)
     except ValueError:
@@ -171,7 +171,7 @@ def row(comparison: Comparison) -> dict[str, Any]:
 
 def summary(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     """How far composed peaks are from whole ones, by how GPUs share the work."""
-    groups = defaultdict(list)
+    groups: defaultdict[tuple[str, str], list[Comparison]] = defaultdict(list)
     for comparison in comparisons:
         job = comparison.job
         adapters = "full" if job.method == "full" else "LoRA and QLoRA"
