@@ -38,8 +38,8 @@ predictor: $(VENV)/build  ## rebuild the newest predictor version from the archi
 evaluate: $(VENV)/build  ## measure the predictor; MEASURED=runs.csv adds a check against real runs
 	$(BIN)/python -m autoconf.build.evaluate $(if $(MEASURED),--measured $(MEASURED))
 
-ground-truth: $(VENV)/build  ## check the closed form and the traces against FSDP ranks, real processes and full depth
-	$(BIN)/python -m autoconf.build.ground_truth --output autoconf/build/ground_truth.csv
+ground-truth: $(VENV)/build  ## check composed figures against traces of FSDP ranks, and these against real processes and full depth
+	$(BIN)/python -m autoconf.build.composition
 	$(BIN)/python -m autoconf.build.rank_truth --output autoconf/build/rank_truth.csv
 
 measured: $(VENV)/build  ## trace the runs of MEASURED=runs.csv with their own stacks and libraries, beside what GPUs measured

@@ -1,7 +1,7 @@
 """Peak memory per GPU of a fine-tuning job, in closed form over traced figures.
 
-The figures come from traces of the real training code (``autoconf.build.tracer``); what stands here is only how FSDP
-divides them over GPUs. All arithmetic is in bytes, element-wise over numpy arrays: one job is an array of length one.
+The figures come from traces of the real training code; what stands here is only how FSDP divides them over GPUs. All
+arithmetic is in bytes, element-wise over numpy arrays: one job is an array of length one.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ import pytest
 
 from autoconf import predictors
 from autoconf.build.architectures import architectures, gpu_types, gpus, models
-from autoconf.build.train import DOMAINS
-from autoconf.build.virtual_runs import traces
+from autoconf.figures import read_figures
+from autoconf.predictors import FIGURES, MODELS
 
 # Published totals: exact where the safetensors index or the model card gives the number, else as the card rounds it.
 PUBLISHED = {
@@ -145,20 +145,22 @@ def test_the_table_has_the_published_number_of_parameters(name):
 @pytest.mark.parametrize("name", architectures())
 def test_transformers_and_peft_build_what_the_table_says(name):
     pytest.importorskip("torch", reason="versions are traced with the extra [build], installed on Python 3.11")
-    from autoconf.build import tracer
+    from autoconf.build.training import Job, build_model
+    from autoconf.stack import Stack
 
     architecture = architectures()[name]
-    parameters = list(tracer.build_model(architecture, "lora").named_parameters())
+    parameters = list(build_model(Job(architecture, "lora", Stack())).named_parameters())
     assert sum(p.numel() for _, p in parameters if not p.requires_grad) == architecture.parameters
     adapted = {module.split(".lora_")[0].split(".")[-1] for module, p in parameters if p.requires_grad}
     assert adapted == set(architecture.lora_targets)
 
 
-@pytest.mark.parametrize("name", DOMAINS["1.1.0"].models)
-def test_the_traced_model_has_the_tables_number_of_parameters(name):
-    """The traces hold what transformers built; a wrong figure in the table shows here."""
-    (full,) = {f.parameters for f in traces([name]) if f.method == "full"}
-    assert full == pytest.approx(architectures()[name].parameters, rel=1e-6)
+def test_the_models_of_1_1_0_have_the_tables_number_of_parameters():
+    """Its figures hold what transformers built; a wrong figure in the table shows here."""
+    built = {f.model_name: f.parameters for f in read_figures(MODELS / "1.1.0" / FIGURES) if f.method == "full"}
+    assert set(built) == set(predictors.card("1.1.0").domain.models)
+    for name, parameters in built.items():
+        assert parameters == pytest.approx(architectures()[name].parameters, rel=1e-6), name
 
 
 def test_every_entry_names_its_source_and_what_it_assumes():
@@ -170,7 +172,7 @@ def test_every_entry_names_its_source_and_what_it_assumes():
 
 def test_usable_memory_is_a_reading_rounded_down():
     readings = {name: re.match(r"(\d+) .*MiB", gpu.source) for name, gpu in gpu_types().items()}
-    assert {name for name, reading in readings.items() if not reading} == set(DOMAINS["1.1.0"].gpus)
+    assert {name for name, reading in readings.items() if not reading} == set(predictors.card("1.1.0").domain.gpus)
     for name, reading in readings.items():
         if reading:
             assert 0 <= int(reading[1]) / 1024 - gpus()[name].usable_gib < 0.12, name
@@ -200,8 +202,8 @@ def test_only_learned_positions_limit_a_sample():
 def test_the_shipped_domain_is_the_tables():
     """A released version is frozen: a change of names or memory in the tables needs a new version."""
     domain = predictors.card("1.1.0").domain
-    assert domain == DOMAINS["1.1.0"]
+    assert domain.models == models(list(domain.models))
+    assert domain.gpus == {name: gpus()[name] for name in domain.gpus}
     assert {name: gpu.usable_gib for name, gpu in domain.gpus.items()} == {
         "NVIDIA-A100-SXM4-80GB": 79.15, "NVIDIA-A100-80GB-PCIe": 79.15, "NVIDIA-H100-PCIe": 79.1, "L40S": 44.4
     }  # fmt: skip
-    assert set(domain.gpus) <= set(gpus())

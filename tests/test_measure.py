@@ -2,28 +2,33 @@
 
 import pytest
 
-pytest.importorskip("torch", reason="versions are traced with the extra [build], installed on Python 3.11")
+for package in ("torch", "transformers", "peft", "bitsandbytes"):
+    pytest.importorskip(package, reason="versions are traced with the extra [build], installed on Python 3.11")
 
-import numpy as np
-import torch
-from test_tracer import TINY
+import numpy as np  # noqa: E402 (after the guard)
+import torch  # noqa: E402
+from on_demand import OnDemand  # noqa: E402
+from small_jobs import small_job  # noqa: E402
 
-from autoconf.build import measure, tracer
-from autoconf.memory import GIB, MemoryTable
+from autoconf.any_stack import gpu_figures  # noqa: E402
+from autoconf.build import measure  # noqa: E402
+from autoconf.memory import GIB  # noqa: E402
+from autoconf.stack import REFERENCE  # noqa: E402
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_the_reference_workload_trains_alone_and_as_one_rank_of_several(method, gpus, monkeypatch):
     monkeypatch.setattr(measure, "SAMPLE", 16)
-    assert measure.run(TINY, method, gpus, samples=2, device="cpu")
+    assert measure.run(small_job(method, gpus, vocabulary=1000), samples=2, device="cpu")
 
 
 def test_samples_are_chosen_just_below_the_wanted_share_of_memory():
-    table = MemoryTable([tracer.figures(TINY, "full", accumulating=True)])
+    table = OnDemand(small_job("full", vocabulary=1000).architecture)
+    held = gpu_figures(table, "", "full", REFERENCE, several=False)
     usable = 1.0
-    samples = measure.samples_near_the_edge(table, 0, 1, usable)
-    peaks = table.peak_bytes(np.zeros(2, int), np.ones(2, int), np.array([samples, samples + 1]) * measure.SAMPLE) / GIB
+    samples = measure.samples_near_the_edge(held, 1, usable)
+    peaks = held.peak_bytes(np.ones(2, int), np.array([samples, samples + 1]) * measure.SAMPLE) / GIB
     assert peaks[0] <= measure.SHARE_OF_MEMORY * usable < peaks[1]
 
 

@@ -20,9 +20,13 @@ from torch import nn  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
-from autoconf.build import rank_trace, trace_jobs, tracer, training  # noqa: E402
+from autoconf.build import rank_trace, trace_jobs, training  # noqa: E402
+from autoconf.build.architectures import architectures  # noqa: E402
+from autoconf.build.training import Job  # noqa: E402
+from autoconf.figures import read_figures  # noqa: E402
 from autoconf.memory import MemoryTable  # noqa: E402
-from autoconf.stack import optimizer_bytes  # noqa: E402
+from autoconf.predictors import FIGURES, MODELS  # noqa: E402
+from autoconf.stack import Stack, optimizer_bytes  # noqa: E402
 
 WIDTH = 128
 QLORA = {"quantization": "nf4", "mixed_precision": "bf16"}
@@ -184,15 +188,20 @@ def test_the_peak_at_the_logits_is_what_a_hand_counts():
     assert per_token == by_hand
 
 
-def test_the_reference_stack_has_the_peak_of_version_1_1_0():
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_reference_stack_has_the_peak_of_version_1_1_0(method):
     """On one GPU, where the logits decide; 1.1.0's attention has no workspace, and its micro-batch one sample."""
-    job = small_job("full", layers=3, vocabulary=8192)
-    released = MemoryTable([tracer.figures(job.architecture, "full", accumulating=True)])
-    tokens = 50_000
-    foretold = rank_trace.figures(job).peak_bytes(tokens, 1)
-    assert foretold == pytest.approx(
-        released.peak_bytes(np.array([0]), np.array([1]), np.array([tokens]))[0], rel=0.001
-    )
+    job = Job(architectures()["granite-3.1-2b"], method, Stack())
+    released = MemoryTable(read_figures(MODELS / "1.1.0" / FIGURES))
+    row, tokens = released.rows[job.architecture.name, method, True], 50_000
+    expected = released.peak_bytes(np.array([row]), np.array([1]), np.array([tokens]))[0]
+    assert rank_trace.figures(job).peak_bytes(tokens, 1) == pytest.approx(expected, rel=0.001)
+
+
+def test_layers_of_several_kinds_are_refused():
+    """Short stacks would be of the first kind alone, and wrong without a word."""
+    with pytest.raises(rank_trace.TraceError, match=r"kinds of layers \(mamba, attention\) are not affine in depth"):
+        rank_trace.figures(Job(architectures()["granite-4.0-h-350m"], "lora", Stack()))
 
 
 def test_figures_hold_the_optimizer_of_the_stack():

@@ -10,7 +10,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -28,15 +27,14 @@ from autoconf.any_stack import gpu_figures
 from autoconf.build import rank_trace
 from autoconf.build.architectures import architectures
 from autoconf.build.readme import markdown, write_section
-from autoconf.build.traces import traces
+from autoconf.build.train import NEWEST
 from autoconf.build.training import Job, Method, trainable_shapes
-from autoconf.figures import ModelsTable, write_models
+from autoconf.figures import ModelsTable
 from autoconf.memory import GIB, RankFigures
 from autoconf.predictors import MODELS
 from autoconf.sharding import Held
 from autoconf.stack import Stack, optimizer_bytes
 
-FIGURES = MODELS / "2.0.0"
 OUTPUT = Path(__file__).with_name("composition.csv")
 LIMIT_PERCENT = 2.0
 PER_FAMILY = 6
@@ -100,7 +98,7 @@ def _draw(names: Sequence[str], chance: np.random.Generator) -> Job | None:
     if method == "qlora":
         settings["quantization"] = "nf4"
     gpus = int(chance.choice([1, *[max(GPUS)] * 2]))
-    architecture = architectures()[names[chance.integers(len(names))]]
+    architecture = architectures()[names[int(chance.integers(len(names)))]]
     try:
         return Job(architecture, method, Stack.model_validate(settings), gpus)
     except ValueError:
@@ -173,7 +171,7 @@ def row(comparison: Comparison) -> dict[str, Any]:
 
 def summary(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     """How far composed peaks are from whole ones, by how GPUs share the work."""
-    groups = defaultdict(list)
+    groups: defaultdict[tuple[str, str], list[Comparison]] = defaultdict(list)
     for comparison in comparisons:
         job = comparison.job
         adapters = "full" if job.method == "full" else "LoRA and QLoRA"
@@ -215,14 +213,12 @@ def worst(comparisons: Sequence[Comparison], count: int) -> list[dict[str, Any]]
 
 
 def main(
-    figures: Annotated[Path, typer.Option(help="folder with figures; what is not up to date is traced")] = FIGURES,
+    figures: Annotated[Path, typer.Option(help="folder with the figures of a version")] = MODELS / NEWEST,
     per_family: Annotated[int, typer.Option(help="jobs of each family of models", min=1)] = PER_FAMILY,
 ) -> None:
     """Compare a random sample of jobs; write the table beside this file and a section of the versions' README."""
     console = Console()
-    with tempfile.TemporaryDirectory() as folder:
-        write_models(traces(list(architectures()), figures), Path(folder))
-        table = ModelsTable(Path(folder))
+    table = ModelsTable(figures)
     jobs = list(sample(table, per_family))
     comparisons = [c for found in track(compare(table, jobs), "tracing", len(jobs), console=console) for c in found]
     rows = pd.DataFrame([row(c) for c in comparisons])

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,13 +23,20 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from autoconf.build import tracer, virtual_runs
-from autoconf.build.architectures import Architecture, architectures
-from autoconf.memory import GIB, MemoryTable
+from autoconf.any_stack import gpu_figures
+from autoconf.build.architectures import architectures
+from autoconf.build.train import NEWEST
+from autoconf.build.training import Job, Method, build_model, decoder_layers
+from autoconf.errors import AutoConfError
+from autoconf.figures import ModelsTable
+from autoconf.memory import GIB
+from autoconf.predictors import MODELS
+from autoconf.sharding import Held
+from autoconf.stack import REFERENCE
 
 OUTPUT = Path(__file__).with_name("measured_peaks.csv")
 # Model, method and GPUs that put a GPU of 40 to 140 GiB near its edge; the tokens are chosen for the GPU at hand.
-CASES: list[tuple[str, tracer.Method, int]] = [
+CASES: list[tuple[str, Method, int]] = [
     ("granite-3.1-2b", "full", 1), ("granite-3.1-2b", "lora", 1), ("granite-3b-code-base-128k", "full", 1),
     ("mistral-7b-v0.1", "lora", 1), ("llama-7b", "lora", 1), ("llama3.1-8b", "lora", 1), ("granite-20b-v2", "lora", 1),
     ("mistral-7b-v0.1", "full", 2), ("llama3.1-8b", "full", 4), ("llama3.1-8b", "full", 8), ("llama-13b", "full", 4),
@@ -59,20 +67,22 @@ class Measured:
     peft: str
 
 
-def samples_near_the_edge(table: MemoryTable, row: int, gpus: int, usable_gib: float) -> int:
+def samples_near_the_edge(held: Held, gpus: int, usable_gib: float) -> int:
     """Samples per GPU that bring the traced peak closest to the wanted share of memory, 0 if one is too many."""
     samples = np.arange(1, 513)
-    peaks = table.peak_bytes(np.full(len(samples), row), np.full(len(samples), gpus), samples * SAMPLE)
+    peaks = held.peak_bytes(np.full(len(samples), gpus), samples * SAMPLE)
     return int((peaks <= SHARE_OF_MEMORY * usable_gib * GIB).sum())
 
 
-def run(architecture: Architecture, method: tracer.Method, gpus: int, samples: int, device: str = "cuda") -> bool:
+def run(job: Job, samples: int, device: str = "cuda") -> bool:
     """Train a few steps on the device; whether they went through."""
-    model = tracer.build_model(architecture, method, attention="sdpa")
+    gpus = job.gpus
+    model: Any = build_model(job)
+    model.set_attn_implementation("sdpa")
     if gpus > 1:
         dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=gpus)
         mesh = init_device_mesh(device, (gpus,))
-        for layer in tracer.decoder_layers(model):
+        for layer in decoder_layers(model):
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
     try:
@@ -103,16 +113,17 @@ def run(architecture: Architecture, method: tracer.Method, gpus: int, samples: i
 def measure() -> Iterator[Measured]:
     """Run every case that fits the GPU at hand."""
     usable_gib = torch.cuda.mem_get_info()[1] / GIB
-    figures = [f for f in virtual_runs.traces(sorted({case[0] for case in CASES})) if f.accumulating]
-    table, rows = MemoryTable(figures), {(f.model_name, f.method): row for row, f in enumerate(figures)}
+    table = ModelsTable(MODELS / NEWEST)
     for name, method, gpus in CASES:
-        row = rows[name, method]
-        samples = samples_near_the_edge(table, row, gpus, usable_gib)
+        held = gpu_figures(table, name, method, REFERENCE, several=gpus > 1)
+        if not isinstance(held, Held):
+            raise AutoConfError(f"version {NEWEST} has no figures of {name}, {method}: {held.why}")
+        samples = samples_near_the_edge(held, gpus, usable_gib)
         if not samples:
             continue
         torch.cuda.reset_peak_memory_stats()
-        went_through = run(architectures()[name], method, gpus, samples)
-        peak = table.peak_bytes(np.array([row]), np.array([gpus]), np.array([samples * SAMPLE]))[0]
+        went_through = run(Job(architectures()[name], method, REFERENCE, gpus), samples)
+        peak = held.peak_bytes(np.array([gpus]), np.array([samples * SAMPLE]))[0]
         yield Measured(
             name, method, gpus, samples, SAMPLE,
             traced_gib=round(peak / GIB, 3),

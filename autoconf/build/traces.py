@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -48,8 +49,11 @@ def _cached(name: str) -> ModelFigures:
     if not folder.exists():
         from autoconf.build.tracing import traced  # torch and transformers take seconds to import
 
-        scratch = folder.with_suffix(f".{os.getpid()}")
-        scratch.mkdir(parents=True)
-        write_models([traced(architecture)], scratch)
-        scratch.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch_name:
+            scratch = Path(scratch_name) / folder.name
+            scratch.mkdir()
+            write_models([traced(architecture)], scratch)
+            if not folder.exists():  # another process may have been faster
+                scratch.rename(folder)
     return replace(read_models(folder)[0], made_of=fingerprint(architecture))

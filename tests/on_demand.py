@@ -1,0 +1,48 @@
+"""Figures of one model, each traced when it is asked for: a model's whole table takes a minute."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from autoconf.any_stack import gpu_figures
+from autoconf.build import tracing
+from autoconf.build.activations import head_moments, layer_moments
+from autoconf.build.architectures import Architecture
+from autoconf.build.ledger import rank_for, trace
+from autoconf.build.training import Job
+from autoconf.figures import HeadWay, LayerWay, Trainable
+from autoconf.sharding import Held
+
+
+class OnDemand:
+    """Stands for a ``ModelsTable`` with one model."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        self.architecture = architecture
+        self.short = tracing.short_stack(architecture)
+        self.rank = rank_for(architecture, self.short)
+        self._moments = cache(self._traced)
+
+    def _traced(self, way: LayerWay | HeadWay) -> np.ndarray:
+        if isinstance(way, LayerWay):
+            storages = trace(tracing._layer_job(self.architecture, way), self.short, self.rank)
+            return np.array(layer_moments(storages, self.short, self.architecture.kinds))
+        storages = trace(tracing._head_job(self.architecture, way), self.short, self.rank)
+        return np.array(head_moments(storages, self.short, self.rank))
+
+    def moments(self, model: str, way: LayerWay | HeadWay) -> np.ndarray:
+        return self._moments(way)
+
+    def trainable(self, model: str, method: str, targets: str) -> Trainable:
+        return tracing.units(self.architecture, method, targets)
+
+    def problem(self, model: str, key: object) -> str:
+        return ""
+
+    def peak_bytes(self, job: Job, tokens: int) -> float:
+        """The composed peak of a job of this model."""
+        held = gpu_figures(self, job.architecture.name, job.method, job.stack, several=job.gpus > 1)
+        assert isinstance(held, Held), held
+        return float(held.peak_bytes(np.array([job.gpus]), np.array([tokens]))[0])
