@@ -15,18 +15,18 @@ import numpy as np
 import pandas as pd
 from rich.progress import track
 
-from autoconf.any_stack import gpu_figures
+from autoconf.any_stack import StackMemory, gpu_figures
 from autoconf.errors import AutoConfError
 from autoconf.figures import HeadWay, LayerWay, ModelsTable, Point, StackMoment
 from autoconf.memory import GIB, Floats, Outside, Reserve
 from autoconf.predictors import Predictor
 from autoconf.presets import SETTINGS, presets, training_stack
 from autoconf.sharding import Held
-from autoconf.stack import Stack, optimizer_bytes
+from autoconf.stack import Optim, Stack, optimizer_bytes
 
 _COUNTS = (1, 2, 3, 4, 8, 16, 64, 512)
-# Where the head trains, Liger copies its gradients for each chunk, and TRL its weights in any case: what that takes does not
-# grow with the tokens.
+# Where the head trains, Liger copies its gradients for each chunk, and TRL its weights in any case: what that takes
+# does not grow with the tokens.
 _CHUNKED_FROM = [
     ("LoRA and QLoRA", False, "chunked", 4_096),
     ("full fine-tuning", True, "chunked", 32_768),
@@ -43,6 +43,7 @@ class Checker:
         assert predictor.card.reserve is not None
         self.predictor = predictor
         self.reserve: Reserve = predictor.card.reserve
+        assert isinstance(predictor.memory, StackMemory)
         self.table: ModelsTable = predictor.memory.table
         self.edges_gib = [_edge_gib(predictor, sharded) for sharded in (0.0, 1.0)]
         domain = predictor.domain
@@ -57,13 +58,13 @@ class Checker:
         tokens = self.tokens if tokens is None else tokens
         for count in counts:
             gpus = np.full(len(tokens), count)
-            needs = (held.needed_bytes(gpus, tokens, self.reserve) / GIB for held in (one, other))
-            if self.contradicts(*needs, count):
+            less, more = (held.needed_bytes(gpus, tokens, self.reserve) / GIB for held in (one, other))
+            if self.contradicts(less, more, count):
                 return True
         return False
 
     def contradicts(self, one: Floats, other: Floats, gpus: int) -> bool:
-        """Whether for some type of GPU jobs that need the one are said not to fit, though those that need the other are."""
+        """Whether for some type of GPU jobs that need the one are said not to fit, and those that need the other to."""
         edge = self.edges_gib[gpus > 1]
         return any(((other <= usable - edge) & (one > usable - edge)).any() for usable in self.usable_gib)
 
@@ -72,8 +73,7 @@ def check(predictor: Predictor) -> list[dict[str, Any]]:
     """Check what a version promises.
 
     Returns:
-        Rows with ``ordering`` (what never needs more GPUs, or never turns "no" into "yes"), ``holds for`` and ``pairs`` (of figures
-        compared).
+        Rows with ``never needs less`` (what, than what), ``holds for`` and ``pairs compared``, of figures.
 
     Raises:
         AutoConfError: an ordering does not hold, or the predictor is not a step in headroom.
@@ -92,7 +92,11 @@ def check(predictor: Predictor) -> list[dict[str, Any]]:
             "every job",
             _never_negative(checker, ("per_token", "per_token_per_rank", "done")),
         ),
-        ("one GPU than two, at the same batch", "full and LoRA, the presets with FSDP that mix no precision", _second_gpu(checker)),
+        (
+            "one GPU than two, at the same batch",
+            "full and LoRA, the presets with FSDP that mix no precision",
+            _second_gpu(checker),
+        ),
         ("full fine-tuning than LoRA", "the stack reference", _lora(checker)),
         ("no gradient checkpointing than either way of it", "every job", _checkpointing(checker)),
         ("adamw_torch than adamw_torch_fused", "every job", _optimizers(checker, "adamw_torch_fused", (2, 4))),
@@ -114,7 +118,9 @@ def check(predictor: Predictor) -> list[dict[str, Any]]:
         found = list(track(violations, description=name, transient=True))
         broken = [what for what in found if what]
         if broken:
-            raise AutoConfError(f"{name}, {holds_for}: broken by {len(broken)} of {len(found)}: {'; '.join(broken[:5])}")
+            raise AutoConfError(
+                f"{name}, {holds_for}: broken by {len(broken)} of {len(found)}: {'; '.join(broken[:5])}"
+            )
         rows.append({"never needs less": name, "holds for": holds_for, "pairs compared": len(found)})
     return rows
 
@@ -160,7 +166,7 @@ def _second_gpu(checker: Checker) -> Violations:
         if isinstance(one, Outside) or isinstance(several, Outside):
             continue
         tokens = checker.tokens
-        on_one = one.needed_bytes(np.ones(len(tokens)), tokens, checker.reserve) / GIB
+        on_one = one.needed_bytes(np.ones(len(tokens), int), tokens, checker.reserve) / GIB
         on_two = several.needed_bytes(np.full(len(tokens), 2), tokens / 2, checker.reserve) / GIB
         shift = checker.edges_gib[0] - checker.edges_gib[1]  # both against the edge on several
         yield f"{model}, {method}" if checker.contradicts(on_two, on_one + shift, 2) else ""
@@ -197,7 +203,7 @@ def _checkpointing(checker: Checker) -> Violations:
                     yield f"{model}, {way}" if more else ""
 
 
-def _optimizers(checker: Checker, better: str, itemsizes: tuple[int, ...]) -> Violations:
+def _optimizers(checker: Checker, better: Optim, itemsizes: tuple[int, ...]) -> Violations:
     """States and temporaries are all that optimizers differ by, and both are added to what else is held."""
     for model in checker.table.models:
         for method, targets in checker.table.trainables(model):
@@ -205,7 +211,7 @@ def _optimizers(checker: Checker, better: str, itemsizes: tuple[int, ...]) -> Vi
             assert trainable is not None
             for itemsize in itemsizes:
                 shapes = [shape._replace(itemsize=itemsize) for shape, count in trainable.shapes for _ in range(count)]
-                less, more = (optimizer_bytes(optim, shapes) for optim in (better, "adamw_torch"))
+                less, more = optimizer_bytes(better, shapes), optimizer_bytes("adamw_torch", shapes)
                 broken = less.states > more.states or less.step > more.step
                 yield f"{model}, {method}, {targets}, {itemsize} bytes" if broken else ""
 
