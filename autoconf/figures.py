@@ -258,10 +258,9 @@ def write_models(models: Iterable[ModelFigures], folder: Path) -> None:
 def _moments_table(moments: dict[Any, np.ndarray]) -> pa.Table:
     ways = [_text(way) for way, rows in moments.items() for _ in range(len(rows))]
     values = np.concatenate(list(moments.values()))
-    columns = {
-        name: pa.array(column.astype(np.float32)) for name, column in zip(StackMoment._fields, values.T, strict=True)
-    }
-    return pa.table({"way": ways, **columns, "point": pa.array(values[:, 0].astype(np.int8))})  # floats: seven digits
+    seven_digits = values.astype(np.float32)
+    columns = {name: pa.array(seven_digits[:, i]) for i, name in enumerate(StackMoment._fields)}
+    return pa.table({"way": ways, **columns, "point": pa.array(values[:, 0].astype(np.int8))})
 
 
 def read_models(folder: Path) -> list[ModelFigures]:

@@ -78,7 +78,7 @@ def test_a_table_says_what_it_has_and_why_it_lacks_the_rest(tmp_path):
 def test_a_table_with_other_columns_is_refused(tmp_path):
     write_models([figures("one")], tmp_path)
     pd.read_parquet(tmp_path / MOMENTS).drop(columns="rest").to_parquet(tmp_path / MOMENTS)
-    with pytest.raises(ValueError, match=f"{MOMENTS} has the columns model, way, point"):
+    with pytest.raises(ValueError, match=f"{MOMENTS} has the columns way, point, .*, done$"):
         ModelsTable(tmp_path)
 
 
