@@ -1,6 +1,7 @@
 """What the documents say of a version is what the version is, and every command in them runs."""
 
 import importlib.metadata
+import itertools
 import json
 import re
 import shlex
@@ -9,11 +10,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from autoconf import cli, predictors, recommend
+from autoconf.charts import POINT
 
 from ado.utilities import run_experiment
 from ado_context import AdoContext
@@ -62,6 +66,29 @@ def test_the_readme_names_every_module():
     modules = [module.name for module in (ROOT / "autoconf").glob("*.py") if module.name != "__init__.py"]
     folders = [f"{package.parent.name}/" for package in (ROOT / "autoconf").glob("*/__init__.py")]
     assert [name for name in (*modules, *folders) if f"`{name}`" not in text] == []
+
+
+def test_the_table_of_what_settings_buy_is_what_the_version_answers():
+    """All points of sweep/examples/stacks.yaml, answered without ado."""
+    space = yaml.safe_load((ROOT / "sweep" / "examples" / "stacks.yaml").read_text(encoding="utf-8"))["entitySpace"]
+    values = {dimension["identifier"]: dimension["propertyDomain"]["values"] for dimension in space}
+    jobs = pd.DataFrame(itertools.product(*values.values()), columns=list(values))
+    answers = recommend(jobs)
+    gpus = (answers["gpus"] * answers["workers"]).set_axis(pd.MultiIndex.from_frame(jobs))
+    text = (ROOT / "sweep" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| `([\w-]+)` \| `([\w-]+)` \| ([\d |]+) \|$", text, re.MULTILINE)
+    assert {row[0] for row in rows} == {field for field, several in values.items() if len(several) > 1} - set(POINT)
+    for field, before, after, figures in rows:
+        one, other = gpus.xs(before, level=field), gpus.xs(after, level=field)
+        both = pd.DataFrame({"one": one, "other": other}).dropna()
+        difference = both["other"] - both["one"]
+        counts = [
+            len(one),
+            one.count(),
+            other.count(),
+            *((f(difference, 0)).sum() for f in (np.less, np.equal, np.greater)),
+        ]
+        assert figures == " | ".join(map(str, [*counts, both["one"].sum(), both["other"].sum()])), field
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
