@@ -110,12 +110,12 @@ def gpu_figures(table: ModelsTable, model: str, method: str, stack: Stack, *, se
     trainable = table.trainable(model, method, targets)
     if layers is None or head is None or trainable is None:
         key = layer_way if layers is None else head_way if head is None else (method, targets)
-        return Outside(_asked(method, stack, key), table.problem(model, key) or "it was not traced")
+        return Outside((_asked(model, method, stack, key),), f": {table.problem(model, key) or 'it was not traced'}")
     if problem := table.problem(model, (method, targets, way)):
-        return Outside(f"sharding {way!r} with lora_targets {targets!r}", problem)
+        return Outside((f"sharding {way!r} with lora_targets {targets!r} of {model}",), f": {problem}")
     if several and stack.optim == "adafactor" and way == "fsdp2":
         # transformers/optimization.py, Adafactor.step mixes its plain states with FSDP2's distributed tensors.
-        return Outside("optim 'adafactor' with sharding 'fsdp2'", "it does not step over distributed tensors")
+        return Outside(("optim 'adafactor' with sharding 'fsdp2'",), ": it does not step over distributed tensors")
     stored = _SIZES[stack.torch_dtype]
     if method != "full":
         stored = max(stored if method == "lora" else 0, _SIZES[stack.adapter_dtype])
@@ -145,13 +145,13 @@ def _layers(table: ModelsTable, model: str, way: LayerWay) -> Floats | None:
     return np.concatenate([found, *(o[~np.isin(o[:, 0], kept)] for o in others if o is not None)])
 
 
-def _asked(method: str, stack: Stack, key: tuple[object, ...]) -> str:
+def _asked(model: str, method: str, stack: Stack, key: tuple[object, ...]) -> str:
     """The settings that a missing figure is about."""
     named = key._asdict() if isinstance(key, (LayerWay, HeadWay)) else {"lora_targets": key[1]}
     about = [f"{name} {getattr(stack, name)!r}" for name in named if hasattr(stack, name)]
     if named.get("dropout"):
         about.append(f"lora_dropout {stack.lora_dropout:g}")
-    return f"method {method!r} with {', '.join(about)}"
+    return f"method {method!r} of {model} with {', '.join(about)}"
 
 
 def _joined(layers: Floats, head: Floats) -> Floats:

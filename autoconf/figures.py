@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from itertools import groupby
@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from autoconf.stack import Shape
 
@@ -216,17 +218,17 @@ def _text(key: Iterable[object]) -> str:
     return " ".join(map(str, key))
 
 
+def _way(text: str) -> LayerWay | HeadWay:
+    words: list[Any] = [{"True": True, "False": False}.get(word, word) for word in text.split(" ")]
+    return LayerWay(*words) if len(words) == len(LayerWay._fields) else HeadWay(*words)
+
+
 def write_models(models: Iterable[ModelFigures], folder: Path) -> None:
-    """Write figures of models: their moments as Parquet, everything else as JSON."""
-    names: list[str] = []
-    ways: list[str] = []
-    rows: list[np.ndarray] = []
+    """Write figures of models: their moments as Parquet, a row group each, everything else as JSON."""
+    tables = []
     others = {}
     for model in models:
-        for way, moments in (*model.layers.items(), *model.heads.items()):
-            rows.append(moments)
-            names += [model.model_name] * len(moments)
-            ways += [_text(way)] * len(moments)
+        tables.append(_moments_table({**model.layers, **model.heads}))
         others[model.model_name] = {
             "made_of": model.made_of,
             "units": {
@@ -238,14 +240,26 @@ def write_models(models: Iterable[ModelFigures], folder: Path) -> None:
             },
             "problems": {_text(key): sentence for key, sentence in model.problems.items()},
         }
-    table = pd.DataFrame(np.concatenate(rows), columns=list(StackMoment._fields))
-    types = {name: "float32" for name in StackMoment._fields} | {"point": "int8"}  # seven digits of bytes
-    table = table.astype(types)
-    table.insert(0, "way", pd.Categorical(ways))
-    table.insert(0, "model", pd.Categorical(names))
-    table.to_parquet(folder / MOMENTS, compression="zstd", index=False)
+    scales = {name: "BYTE_STREAM_SPLIT" for name in StackMoment._fields[1:5]}
+    with pq.ParquetWriter(
+        folder / MOMENTS,
+        tables[0].schema,
+        compression="zstd",
+        compression_level=15,
+        use_dictionary=["way", "point", *StackMoment._fields[5:]],
+        column_encoding=scales,
+    ) as writer:
+        for table in tables:
+            writer.write_table(table, row_group_size=len(table))
     text = json.dumps(others, separators=(",", ":"))
     (folder / MODELS).write_text(text.replace('"},"', '"},\n"') + "\n", encoding="utf-8")
+
+
+def _moments_table(moments: dict[Any, np.ndarray]) -> pa.Table:
+    ways = [_text(way) for way, rows in moments.items() for _ in range(len(rows))]
+    values = np.concatenate(list(moments.values()))
+    columns = {name: pa.array(column.astype(np.float32)) for name, column in zip(StackMoment._fields, values.T, strict=True)}
+    return pa.table({"way": ways, **columns, "point": pa.array(values[:, 0].astype(np.int8))})  # floats: seven digits
 
 
 def read_models(folder: Path) -> list[ModelFigures]:
@@ -268,18 +282,26 @@ class ModelsTable:
     """
 
     def __init__(self, folder: Path) -> None:
-        table = pd.read_parquet(folder / MOMENTS)
-        if list(table) != ["model", "way", *StackMoment._fields]:
-            raise ValueError(f"{MOMENTS} has the columns {', '.join(table)}")
+        # What is read is what was there, and verified, when the version was loaded.
+        self._content = pa.py_buffer((folder / MOMENTS).read_bytes())
         self._others = json.loads((folder / MODELS).read_text(encoding="utf-8"))
-        self._moments = table[list(StackMoment._fields)].to_numpy(float)
-        model, way = table["model"].cat, table["way"].cat
-        codes = model.codes.to_numpy(np.int64) * len(way.categories) + way.codes.to_numpy(np.int64)
-        starts = np.flatnonzero(np.diff(codes, prepend=-1))
-        ends = np.append(starts[1:], len(codes))
-        self._places = dict(zip(codes[starts].tolist(), zip(starts.tolist(), ends.tolist(), strict=True), strict=True))
-        self._models = {name: code * len(way.categories) for code, name in enumerate(model.categories)}
-        self._ways = {name: code for code, name in enumerate(way.categories)}
+        parquet = pq.ParquetFile(self._content)
+        if parquet.schema_arrow.names != ["way", *StackMoment._fields]:
+            raise ValueError(f"{MOMENTS} has the columns {', '.join(parquet.schema_arrow.names)}")
+        if parquet.num_row_groups != len(self._others):
+            raise ValueError(f"{MOMENTS} is of {parquet.num_row_groups} models, {MODELS} of {len(self._others)}")
+        self._of_model: dict[str, dict[str, np.ndarray]] = {}
+
+    def _moments(self, model: str) -> dict[str, np.ndarray]:
+        """A model's moments by the text of their way, read when somebody asks for them."""
+        if model not in self._of_model:
+            group = list(self._others).index(model)
+            table = pq.ParquetFile(self._content).read_row_group(group)
+            ways = table["way"].to_numpy(zero_copy_only=False)
+            values = np.stack([table[name].to_numpy().astype(float) for name in StackMoment._fields], axis=1)
+            starts = np.flatnonzero(np.append(True, ways[1:] != ways[:-1]))
+            self._of_model[model] = dict(zip(ways[starts], np.split(values, starts[1:]), strict=True))
+        return self._of_model[model]
 
     @property
     def models(self) -> list[str]:
@@ -288,12 +310,7 @@ class ModelsTable:
 
     def ways(self, model: str) -> list[LayerWay | HeadWay]:
         """In which ways layers and head of a model were traced."""
-        return [way for way, code in self._parsed_ways() if self._models[model] + code in self._places]
-
-    def _parsed_ways(self) -> Iterator[tuple[LayerWay | HeadWay, int]]:
-        for text, code in self._ways.items():
-            words: list[Any] = [{"True": True, "False": False}.get(word, word) for word in text.split(" ")]
-            yield LayerWay(*words) if len(words) == len(LayerWay._fields) else HeadWay(*words), code
+        return [_way(text) for text in self._moments(model)]
 
     def figures(self, model: str) -> ModelFigures:
         """All of one model."""
@@ -319,9 +336,7 @@ class ModelsTable:
 
     def moments(self, model: str, way: LayerWay | HeadWay) -> np.ndarray | None:
         """Moments with the columns of ``StackMoment``; None where there are none: ``problem`` says why."""
-        code = self._ways.get(_text(way))
-        place = None if code is None else self._places.get(self._models[model] + code)
-        return None if place is None else self._moments[slice(*place)]
+        return self._moments(model).get(_text(way))
 
     def trainable(self, model: str, method: str, targets: str) -> Trainable | None:
         """What trains; None where it cannot be told: ``problem`` says why."""

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from autoconf.figures import MemoryFigures, Moment
-from autoconf.names import listed
 from autoconf.stack import REFERENCE, Stack
 
 GIB = 2**30
@@ -27,8 +26,8 @@ Integers = npt.NDArray[np.int64]
 class Outside(NamedTuple):
     """A way to train that figures do not know: what was asked for, and why it has none."""
 
-    asked: str
-    why: str
+    asked: tuple[str, ...]
+    why: str  # goes on after the version's name
 
 
 class MemoryTable:
@@ -58,7 +57,7 @@ class MemoryTable:
         if stack != known:
             other = [name for name, value in stack if value != getattr(known, name)]
             asked, answered = ([f"{name} {getattr(of, name)!r}" for name in other] for of in (stack, known))
-            return Outside(listed(asked), f"it answers for the stack reference only ({', '.join(answered)})")
+            return Outside(tuple(asked), f", which answers for the stack reference only ({', '.join(answered)})")
         return self.rows[model, method, stack.gradient_accumulation]
 
     def resident_bytes(self, rows: Integers, gpus: Integers) -> Floats:

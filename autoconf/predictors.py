@@ -33,6 +33,7 @@ from autoconf.errors import AutoConfError
 from autoconf.any_stack import StackMemory
 from autoconf.figures import MOMENTS, ModelsTable, read_figures
 from autoconf.memory import GIB, Floats, MemoryTable, Outside, Reserve
+from autoconf.names import listed
 from autoconf.presets import SETTINGS, training_stack
 from autoconf.rules import Booleans, Candidates
 from autoconf.stack import Stack
@@ -130,7 +131,8 @@ class Predictor:
         """
         found = self.memory.row(model, method, stack)
         if isinstance(found, Outside):
-            return f"{found.asked} of {model} is not in the domain of version {self.card.version}: {found.why}"
+            are = "are" if len(found.asked) > 1 else "is"
+            return f"{listed(found.asked)} {are} not in the domain of version {self.card.version}{found.why}"
         return found
 
     def probabilities(self, table: pd.DataFrame) -> Floats:
