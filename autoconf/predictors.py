@@ -43,7 +43,10 @@ logger = logging.getLogger(__name__)
 
 MODELS = Path(__file__).parent / "AutoGluonModels"
 # The released versions in order, each with the SHA-256 of its card, which `make evaluate` prints.
-RELEASED = {"1.1.0": "fb5284ff47fd537dff28bfcf451caa97296218cbd17bb6bba695fc21c8cab84d"}
+RELEASED = {
+    "1.1.0": "fb5284ff47fd537dff28bfcf451caa97296218cbd17bb6bba695fc21c8cab84d",
+    "2.0.0": "e66cdba95614edb2f14dc92bb803394acab63a805ad9b9def3e252f88c96de3f",
+}
 DEFAULT = list(RELEASED)[-1]
 
 PREDICTOR, CARD, FIGURES, TRAINING_TABLE, CHECK_JOBS = (
