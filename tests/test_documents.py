@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -226,7 +227,14 @@ def test_the_readme_shows_the_answer_to_its_question() -> None:
     ((question, shown),) = re.findall(
         r"```bash\n(ado-autoconf recommend [^\n]*)\n```\n\n```text\n(.*?)```", text, re.DOTALL
     )
-    result = CliRunner().invoke(cli.app, [*shlex.split(question)[1:], "--json"])
-    answer = json.loads(result.stdout)
+
+    def answer_to(*more: str) -> dict[str, Any]:
+        return json.loads(CliRunner().invoke(cli.app, [*shlex.split(question)[1:], *more, "--json"]).stdout)
+
+    answer, sharded = answer_to(), answer_to("--sharding", "fsdp2")
     expected = [f"{field} {answer[field]}" for field in ("can_recommend", "reason", "training_stack")]
     assert " ".join(shown.split()) == " ".join(expected)
+    assert (
+        f"With `--sharding fsdp2` the answer is `gpus` {sharded['gpus']}, `workers` {sharded['workers']}, "
+        f"for the stack *{sharded['training_stack']}*" in text
+    )
