@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,9 +18,10 @@ from autoconf.workload import BATCHES, OPTIONAL, REQUIRED, is_empty, name, read,
 NO_RECOMMENDATION = 0
 MISSING = -1  # a point that was not asked, or whose measurement failed
 
-# What one picture has a single value of; a file may have several.
+# What one picture has a single value of, unless its panels are of several; a file may have several.
 EXPERIMENT = "experiment_id"  # ado's name for the column
-SETTINGS = (EXPERIMENT, "gpu_model", *(field for field in OPTIONAL if field not in BATCHES))
+SETTINGS = (EXPERIMENT, "model_name", "method", "gpu_model", *(field for field in OPTIONAL if field not in BATCHES))
+PANELS = ("model_name", "method")
 POINT = (*REQUIRED, "batch_size")
 SEPARATOR = "  ·  "  # between the settings that a picture names
 
@@ -35,8 +36,8 @@ def points(answers: pd.DataFrame) -> pd.DataFrame:
         answers: cells as text, the index the number of each row's line in its file.
 
     Returns:
-        Columns ``model_name``, ``method``, ``tokens_per_sample``, ``batch_size``, those of ``SETTINGS`` that there
-        are or that have a default, and ``total``: GPUs in total, ``NO_RECOMMENDATION`` or ``MISSING``.
+        Columns ``tokens_per_sample``, ``batch_size``, those of ``SETTINGS`` that there are or that have a default, and
+        ``total``: GPUs in total, ``NO_RECOMMENDATION`` or ``MISSING``.
 
     Raises:
         ValueError: a column is missing, or a cell cannot be read; the message starts with the line.
@@ -51,7 +52,9 @@ def points(answers: pd.DataFrame) -> pd.DataFrame:
     if missing:
         found = ", ".join(map(str, answers.columns))
         raise ValueError(f"line 1: required column missing: {', '.join(missing)}; the table has {found}")
-    values = {field: _cells(table, [field], _reader(field)) for field in (*POINT, *SETTINGS) if field in table}
+    values = {
+        field: _cells(table, [field], _reader(field)) for field in dict.fromkeys(POINT + SETTINGS) if field in table
+    }
     experiments = values.get(EXPERIMENT, [""] * len(table))
     for field in SETTINGS:
         if field not in values and field in OPTIONAL:
@@ -132,12 +135,36 @@ def _measured(text: str) -> str:
     return "" if text.lower() in ("nan", "none", "<na>") else text
 
 
-def choose(points: pd.DataFrame, wanted: Mapping[str, str]) -> tuple[pd.DataFrame, list[str]]:
+def panels_of(text: str) -> tuple[str, ...]:
+    """Read what the panels of a picture differ in.
+
+    Args:
+        text: some of ``SETTINGS``, at least one, with commas between them; empty text is ``PANELS``.
+
+    Raises:
+        ValueError: it is none of them, or is there twice.
+
+    >>> panels_of("model_name, stack")
+    ('model_name', 'stack')
+    """
+    fields = tuple(field.strip() for field in text.split(",")) if text.strip() else PANELS
+    for field in fields:
+        if field not in SETTINGS:
+            raise ValueError(f"panels: {field!r} is none of {', '.join(SETTINGS)}")
+    if len(set(fields)) < len(fields):
+        raise ValueError(f"panels: {text!r} has one of them twice")
+    return fields
+
+
+def choose(
+    points: pd.DataFrame, wanted: Mapping[str, str], panels: Sequence[str] = PANELS
+) -> tuple[pd.DataFrame, list[str]]:
     """Keep the answers of one GPU type, version and so on: those wanted, otherwise the first that the file names.
 
     Args:
         points: as ``points`` gives them.
         wanted: the value to keep for some of ``SETTINGS``, as text.
+        panels: those of ``SETTINGS`` that may keep several values.
 
     Returns:
         The answers that are kept, and a sentence for each setting that was chosen here.
@@ -152,7 +179,7 @@ def choose(points: pd.DataFrame, wanted: Mapping[str, str]) -> tuple[pd.DataFram
             value = _reader(setting)(wanted[setting])
             if value not in found:
                 raise ValueError(f"{setting}: no answer for {value!r}; there are answers for {_listed(found)}")
-        elif len(found) > 1:
+        elif len(found) > 1 and setting not in panels:
             value = found[0]
             notes.append(f"{setting}: drawing {value!r}, the first of {_listed(found)}; choose with {option(setting)}")
         else:
@@ -180,45 +207,50 @@ def _listed(values: list[Any]) -> str:
 
 @dataclass(frozen=True)
 class Chart:
-    """What is drawn: a panel for each model and method, all over the same tokens and batches."""
+    """What is drawn: groups of panels, such as one for each method of a model, all over the same tokens and batches."""
 
     subtitle: str
     tokens: list[int]
     batches: list[int]
-    models: list[str]
-    methods: list[str]
-    panels: dict[tuple[str, str], np.ndarray]  # (model, method) -> totals, shape (batches, tokens)
+    groups: list[str]
+    members: list[str]
+    panels: dict[tuple[str, str], np.ndarray]  # (group, member) -> totals, shape (batches, tokens)
 
 
-def chart(points: pd.DataFrame) -> Chart:
+def chart(points: pd.DataFrame, panels_of: Sequence[str] = PANELS) -> Chart:
     """Arrange answers into panels.
 
     Args:
-        points: as ``choose`` gives them: one value of each setting.
+        points: as ``choose`` gives them: one value of each setting but for those of ``panels_of``.
+        panels_of: the settings that panels differ in: within a group in the last one, groups in those before it.
 
     Raises:
-        ValueError: there is no answer, or there are two different ones for one point.
+        ValueError: there is no answer, or there are two different ones for one point, or no answer has such a setting.
     """
     if points.empty:
         raise ValueError("there are no answers to draw")
+    absent = [field for field in panels_of if field not in points]
+    if absent:
+        raise ValueError(f"panels: no answer says its {', '.join(absent)}")
     tokens, batches = (sorted(set(points[field])) for field in ("tokens_per_sample", "batch_size"))
     column, row = ({value: index for index, value in enumerate(values)} for values in (tokens, batches))
     panels: dict[tuple[str, str], np.ndarray] = {}
     lines: dict[tuple[Any, ...], int] = {}
-    for line, model, method, t, b, total in points[
-        ["model_name", "method", "tokens_per_sample", "batch_size", "total"]
-    ].itertuples(name=None):
-        totals = panels.setdefault((model, method), np.full((len(batches), len(tokens)), MISSING))
+    axes = ["tokens_per_sample", "batch_size", "total"]
+    for line, *of, t, b, total in points[[*panels_of, *axes]].itertuples(name=None):
+        *before_last, member = (str(value) or f"{field} by default" for field, value in zip(panels_of, of, strict=True))
+        group = SEPARATOR.join(before_last)
+        totals = panels.setdefault((group, member), np.full((len(batches), len(tokens)), MISSING))
         before = totals[row[b], column[t]]
         if total == MISSING:
             continue
         if before not in (MISSING, total):
-            other = lines[model, method, t, b]
-            raise ValueError(f"line {line}: {model}, {method}, {t} tokens, batch {b}: line {other} answers otherwise")
+            what, other = ", ".join(filter(None, (group, member))), lines[group, member, t, b]
+            raise ValueError(f"line {line}: {what}, {t} tokens, batch {b}: line {other} answers otherwise")
         totals[row[b], column[t]] = total
-        lines[model, method, t, b] = line
-    models, methods = (sorted({key[part] for key in panels}, key=_natural) for part in (0, 1))
-    return Chart(_subtitle(points), tokens, batches, models, methods, panels)
+        lines[group, member, t, b] = line
+    groups, members = (sorted({key[part] for key in panels}, key=_natural) for part in (0, 1))
+    return Chart(_subtitle(points, panels_of), tokens, batches, groups, members, panels)
 
 
 def _natural(text: str) -> list[tuple[int, Any]]:
@@ -227,9 +259,11 @@ def _natural(text: str) -> list[tuple[int, Any]]:
     return [(0, int(part)) if index % 2 else (1, part) for index, part in enumerate(parts)]
 
 
-def _subtitle(points: pd.DataFrame) -> str:
+def _subtitle(points: pd.DataFrame, panels_of: Sequence[str]) -> str:
     """The settings that hold for the whole picture."""
     words = {
+        "model_name": "{}",
+        "method": "{}",
         "gpu_model": "{}",
         "model_version": "version {}",
         "gpus_per_worker": "{} GPUs per worker",
@@ -238,7 +272,7 @@ def _subtitle(points: pd.DataFrame) -> str:
         "stack": "stack {}",
         **{setting: f"{setting} {{}}" for setting in OF_STACK},
     }
-    values = {setting: points[setting].iloc[0] for setting in words if setting in points}
+    values = {setting: points[setting].iloc[0] for setting in words if setting in points and setting not in panels_of}
     version = values.get("model_version")
     if version in RELEASED:  # beyond its own limit a version does not look
         values["max_gpus"] = min(values["max_gpus"], card(version).domain.max_gpus)

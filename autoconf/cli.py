@@ -315,13 +315,22 @@ def plot_command(
     picture: Annotated[
         str, typer.Option("--output", "-o", metavar="FILE", show_default=False, help="The picture: .png, .svg or .pdf.")
     ],
+    panels: Annotated[
+        str,
+        typer.Option(
+            "--panels", metavar="FIELD,...", help="What panels differ in: the last one within a group of them."
+        ),
+    ] = ",".join(charts.PANELS),
 ) -> None:
     """Draw the minimum number of GPUs over tokens and batch, one panel for each model and method.
 
+    With --panels, one for each stack, optimizer or whatever else the answers differ in.
     A picture is of one GPU type, version and so on.
     Where the file has several, the first one is drawn, unless an option below names another.
 
     $ ado-autoconf plot answers.csv -o picture.png --gpu-model L40S
+
+    $ ado-autoconf plot answers.csv -o picture.png --panels model_name,stack
 
     $ ado show measurements space --use-latest -o csv --output-file measurements.csv
 
@@ -332,10 +341,14 @@ def plot_command(
         kind = "png" if picture == STANDARD_STREAM else Path(picture).suffix.removeprefix(".").lower()
         if kind not in ("png", "svg", "pdf"):
             raise BadInput(f"{picture}: a picture's name must end in .png, .svg or .pdf")
+        try:
+            panels_of = charts.panels_of(panels)
+        except ValueError as error:
+            raise BadInput(str(error)) from None
         table = read_table(answers)
         locate: Callable[..., Any] = partial(_located, called(answers))
-        chosen, notes = locate(charts.choose, locate(charts.points, table), wanted)
-        chart = locate(charts.chart, chosen)
+        chosen, notes = locate(charts.choose, locate(charts.points, table), wanted, panels_of)
+        chart = locate(charts.chart, chosen, panels_of)
         for note in notes:
             _note(f"{called(answers)}: {note}")
         figure = plot.draw(chart)

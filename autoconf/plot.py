@@ -1,4 +1,5 @@
-"""Draw a chart of answers: the minimum GPUs over tokens and batch, one panel per model and method.
+"""Draw a chart of answers: the minimum GPUs over tokens and batch, one panel per model and method, or per
+whatever else answers differ in.
 
 matplotlib is imported when something is drawn, and never through pyplot, so that no setting of the host changes.
 """
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 # Inches.
 _CELL = 0.36, 0.25
 _SMALLEST_PANEL, _LARGEST_PANEL = (1.5, 1.0), (9.0, 7.0)
-_BETWEEN_METHODS, _BETWEEN_MODELS, _BETWEEN_ROWS = 0.14, 0.62, 0.86
+_BETWEEN_MEMBERS, _BETWEEN_GROUPS, _BETWEEN_ROWS = 0.14, 0.62, 0.86
 _LEFT, _RIGHT, _BOTTOM, _TITLE, _LEGEND_ROW, _HEADINGS = 0.85, 0.3, 0.72, 0.85, 0.2, 0.72
 _NARROWEST = 6.4
 _SUBTITLE_LINE, _SUBTITLE_LETTER = 0.2, 0.075
@@ -40,25 +41,25 @@ class _Layout:
 
     panel: tuple[float, float]
     cell: tuple[float, float]
-    models_per_row: int
+    groups_per_row: int
     rows: int
-    methods: int
+    members: int
 
     @property
     def pitch(self) -> tuple[float, float]:
-        """From one model to the next, across and down."""
-        across = self.methods * self.panel[0] + (self.methods - 1) * _BETWEEN_METHODS + _BETWEEN_MODELS
+        """From one group to the next, across and down."""
+        across = self.members * self.panel[0] + (self.members - 1) * _BETWEEN_MEMBERS + _BETWEEN_GROUPS
         return across, self.panel[1] + _BETWEEN_ROWS
 
     @property
     def size(self) -> tuple[float, float]:
         """Of all panels together."""
-        return self.models_per_row * self.pitch[0] - _BETWEEN_MODELS, self.rows * self.pitch[1] - _BETWEEN_ROWS
+        return self.groups_per_row * self.pitch[0] - _BETWEEN_GROUPS, self.rows * self.pitch[1] - _BETWEEN_ROWS
 
-    def corner(self, model: int, method: int) -> tuple[float, float]:
+    def corner(self, group: int, member: int) -> tuple[float, float]:
         """The upper left corner of a panel, from that of the first."""
-        row, column = divmod(model, self.models_per_row)
-        return column * self.pitch[0] + method * (self.panel[0] + _BETWEEN_METHODS), row * self.pitch[1]
+        row, column = divmod(group, self.groups_per_row)
+        return column * self.pitch[0] + member * (self.panel[0] + _BETWEEN_MEMBERS), row * self.pitch[1]
 
 
 def _layout(chart: Chart) -> _Layout:
@@ -68,10 +69,10 @@ def _layout(chart: Chart) -> _Layout:
         for count, cell, low, high in zip(counts, _CELL, _SMALLEST_PANEL, _LARGEST_PANEL, strict=True)
     )
     cell = panel[0] / counts[0], panel[1] / counts[1]
-    models = len(chart.models)
+    groups = len(chart.groups)
     layouts = [
-        _Layout((panel[0], panel[1]), cell, across, math.ceil(models / across), len(chart.methods))
-        for across in range(1, models + 1)
+        _Layout((panel[0], panel[1]), cell, across, math.ceil(groups / across), len(chart.members))
+        for across in range(1, groups + 1)
     ]
     return min(layouts, key=lambda layout: abs(math.log(layout.size[0] / layout.size[1] / _ASPECT)))
 
@@ -114,17 +115,17 @@ def draw(chart: Chart) -> Figure:
         fontsize=9, labelcolor=_INK, frameon=False, borderpad=0, borderaxespad=0, handlelength=1.6, handleheight=1.1,
         columnspacing=1.6,
     )  # fmt: skip
-    for m, model in enumerate(chart.models):
-        x, y = layout.corner(m, 0)
-        figure.text(*place(_LEFT + x, top + y - 0.3), _fitted(model, layout), fontsize=9, fontweight="bold", **text)
-        for k, method in enumerate(chart.methods):
-            if (model, method) in chart.panels:
-                x, y = layout.corner(m, k)
+    for g, group in enumerate(chart.groups):
+        x, y = layout.corner(g, 0)
+        figure.text(*place(_LEFT + x, top + y - 0.3), _fitted(group, layout), fontsize=9, fontweight="bold", **text)
+        for k, member in enumerate(chart.members):
+            if (group, member) in chart.panels:
+                x, y = layout.corner(g, k)
                 left, bottom = place(_LEFT + x, top + y + layout.panel[1])
                 axes = figure.add_axes((left, bottom, layout.panel[0] / width, layout.panel[1] / height))
-                axes.set_title(method, fontsize=8.5, color=_FAINT, loc="left", pad=4, parse_math=False)
-                _draw_panel(axes, chart.panels[model, method], colours, layout.cell)
-                _label_axes(axes, chart, layout.cell, batches=k == 0 or (model, chart.methods[0]) not in chart.panels)
+                axes.set_title(member, fontsize=8.5, color=_FAINT, loc="left", pad=4, parse_math=False)
+                _draw_panel(axes, chart.panels[group, member], colours, layout.cell)
+                _label_axes(axes, chart, layout.cell, batches=k == 0 or (group, chart.members[0]) not in chart.panels)
     unit = " (k = 1024)" if any(short(tokens) != str(tokens) for tokens in chart.tokens) else ""
     axis: dict[str, Any] = {"fontsize": 9, "color": _FAINT}
     figure.text(*place(_LEFT, height - 0.22), f"tokens per sample{unit}", ha="left", va="bottom", **axis)
@@ -219,7 +220,7 @@ def _label_axes(axes: Axes, chart: Chart, cell: tuple[float, float], *, batches:
         side.set_visible(False)
 
 
-def _fitted(model: str, layout: _Layout) -> str:
-    """A model's name, cut to the width of its panels."""
+def _fitted(group: str, layout: _Layout) -> str:
+    """A group's name, cut to the width of its panels."""
     letters = int((layout.pitch[0] - 0.2) / 0.088)
-    return model if len(model) <= letters else f"{model[: letters - 1]}…"
+    return group if len(group) <= letters else f"{group[: letters - 1]}…"

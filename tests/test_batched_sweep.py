@@ -131,25 +131,39 @@ def test_sweep_gives_the_table_of_random_walk(context: AdoContext, swept_space: 
     assert len(context.table(swept_space)) == 23 + 24 + 23
 
 
-@pytest.mark.parametrize("file", ["operation.yaml", "operation-batched.yaml"])
-def test_the_examples_give_the_answers_of_direct_calls(context: AdoContext, file: str) -> None:
-    space = yaml.safe_load((EXAMPLES / "space.yaml").read_text())
-    few = {
+FEW = {
+    "space.yaml": {
         "model_name": ["llama-7b", "llama3.1-405b"], "tokens_per_sample": [512, 8192], "batch_size": [1, 8, 64],
         "gpu_model": ["L40S"], "method": ["full"], "model_version": ["1.1.0"],
-    }  # fmt: skip
+    },
+    "stacks.yaml": {"optim": ["paged_adamw_8bit"], "tokens_per_sample": [4096, 32768], "batch_size": [16]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "operation_file", "points"),
+    [("space.yaml", "operation.yaml", 12), ("space.yaml", "operation-batched.yaml", 12),
+     ("stacks.yaml", "operation-batched.yaml", 16)],
+)  # fmt: skip
+def test_the_examples_give_the_answers_of_direct_calls(
+    context: AdoContext, file: str, operation_file: str, points: int
+) -> None:
+    space = yaml.safe_load((EXAMPLES / file).read_text())
     for dimension in space["entitySpace"]:
-        dimension["propertyDomain"]["values"] = few[dimension["identifier"]]
+        values = dimension["propertyDomain"]["values"]
+        dimension["propertyDomain"]["values"] = few = FEW[file].get(dimension["identifier"], values)
+        assert set(few) <= set(values)
     identifier = context.create_space(space)
-    configuration = yaml.safe_load((EXAMPLES / file).read_text())
+    configuration = yaml.safe_load((EXAMPLES / operation_file).read_text())
     operation = DiscoveryOperationResourceConfiguration.model_validate(configuration).operation.model_dump()
     context.operate(operation["module"]["operatorName"], identifier, **operation["parameters"])
     table = context.table(identifier)
-    assert len(table) == 12
+    assert len(table) == points
+    fields = [dimension["identifier"] for dimension in space["entitySpace"]]
     for row in table.to_dict("records"):
         outputs = ("can_recommend", "gpus", "workers", "reason")
         measured = {name: row[name] for name in outputs if not pd.isna(row[name])}
-        assert measured == min_gpu_recommender(**{name: row[name] for name in few})
+        assert measured == min_gpu_recommender(**{name: row[name] for name in fields})
     assert set(table["can_recommend"]) == {0, 1}
 
 

@@ -100,11 +100,11 @@ def test_our_answers_and_both_formats_of_ado_give_the_same_chart(
     answers = answers_of(SPACE)
     ours = chart_of(written(answers, tmp_path))
     assert (ours.tokens, ours.batches) == (TOKENS, BATCHES)
-    assert (ours.models, ours.methods) == (["llama-7b", "llama-13b"], ["full", "lora"])
+    assert (ours.groups, ours.members) == (["llama-7b", "llama-13b"], ["full", "lora"])
     for form in ("target", "observed"):
         theirs = chart_of(exports(form))
         assert (theirs.tokens, theirs.batches) == (ours.tokens, ours.batches)
-        assert (theirs.models, theirs.methods, theirs.subtitle) == (ours.models, ours.methods, ours.subtitle)
+        assert (theirs.groups, theirs.members, theirs.subtitle) == (ours.groups, ours.members, ours.subtitle)
         for panel, totals in ours.panels.items():
             np.testing.assert_array_equal(theirs.panels[panel], totals)
         assert run(exports(form), "-o", tmp_path / f"{form}.png").exit_code == 0
@@ -169,6 +169,50 @@ def test_a_picture_says_which_stack_it_is_of_and_how_to_choose_another(tmp_path:
     (tmp_path / "a.csv").write_text("\n".join([f"{','.join(POINT)},experiment_id,can_recommend,gpus,workers", *rows]))
     assert "stack" not in chart_of(tmp_path / "a.csv", stack="reference").subtitle
     assert chart_of(tmp_path / "a.csv", optim="SGD").subtitle.endswith("  ·  stack fms-hf-tuning  ·  optim sgd")
+
+
+def test_panels_can_be_of_whatever_answers_differ_in(tmp_path: Path) -> None:
+    """One model under stacks: the last field within a group, whatever else differs by the rule for any picture."""
+    columns = [*POINT, "stack", "optim", "can_recommend", "gpus", "workers"]
+    stacks, optims = ["trl", "reference"], ["", "sgd"]
+    rows = [
+        [model, "lora", A100, 512, 16, stack, optim, 1, 1 + index, 1]
+        for model in ("m", "n")
+        for index, (stack, optim) in enumerate(itertools.product(stacks, optims))
+    ]
+    file = written(pd.DataFrame(rows, columns=columns), tmp_path)
+    fields = ("stack", "optim")
+    chosen, notes = choose(points(read_table(str(file))), {}, fields)
+    drawn = chart(chosen, fields)
+    assert (drawn.groups, drawn.members) == (["reference", "trl"], ["optim by default", "sgd"])
+    assert {panel: totals.item() for panel, totals in drawn.panels.items()} == {
+        ("trl", "optim by default"): 1, ("trl", "sgd"): 2, ("reference", "optim by default"): 3, ("reference", "sgd"): 4
+    }  # fmt: skip
+    assert notes == ["model_name: drawing 'm', the first of 'm', 'n'; choose with --model-name"]
+    assert drawn.subtitle.startswith(f"m  ·  lora  ·  {A100}  ·  ")
+    assert "optim" not in drawn.subtitle and "stack" not in drawn.subtitle
+
+    result = run(file, "-o", tmp_path / "a.png", "--panels", "model_name, stack", "--optim", "sgd")
+    assert (result.exit_code, result.stderr) == (0, "")
+    alone = chart(*choose(points(read_table(str(file))), {"model_name": "n", "optim": "sgd"}, ["stack"])[:1], ["stack"])
+    assert (alone.groups, alone.members) == ([""], ["reference", "trl"])
+
+
+@pytest.mark.parametrize(
+    ("panels", "message"),
+    [
+        ("colour", "panels: 'colour' is none of experiment_id, model_name, method, gpu_model, "),
+        ("stack,stack", "panels: 'stack,stack' has one of them twice\n"),
+        ("stack,", "panels: '' is none of "),
+        ("model_name,loss", "a.csv: panels: no answer says its loss\n"),
+    ],
+)
+def test_panels_of_what_answers_do_not_have_are_bad_input(tmp_path: Path, panels: str, message: str) -> None:
+    (tmp_path / "a.csv").write_text(f"{','.join(POINT)},can_recommend,gpus,workers\nm,lora,g,512,1,1,1,1\n")
+    result = run(tmp_path / "a.csv", "-o", tmp_path / "a.png", "--panels", panels)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "a.png").exists()
 
 
 def test_of_several_limits_the_one_wanted_is_drawn(tmp_path: Path) -> None:
