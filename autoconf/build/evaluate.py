@@ -262,8 +262,8 @@ def _section(evaluation: dict[str, Any], version: str) -> str:
     ]
     return "\n\n".join(
         [
-            f"{evaluation['jobs']:,} jobs that training never saw, of all models, methods, GPU types and presets, many "
-            f"with random settings, half within {NEAR:.0%} of usable memory from the edge:",
+            f"{evaluation['jobs']:,} jobs that training never saw, of all models, methods, GPU types and presets, more "
+            f"than a third with random settings, half within {NEAR:.0%} of usable memory from the edge:",
             markdown(figures),
             "Contradictions among pairs of these jobs:",
             markdown(evaluation["contradictions"]),
