@@ -168,7 +168,10 @@ def _shapes(trainable: Trainable, rank: int | None, itemsize: int, *, flat: bool
     """Trainable parameters as the optimizer has them: FSDP1's are pieces of flat ones."""
     shapes = []
     for shape, count in trainable.shapes:
-        dimensions = tuple((rank or 1) if size == 1 else size for size in shape.dimensions)
+        dimensions = shape.dimensions
+        if rank is not None:  # which the smallest dimension is: one, or as many as there are experts
+            smallest = dimensions.index(min(dimensions))
+            dimensions = tuple(size * (rank if i == smallest else 1) for i, size in enumerate(dimensions))
         if flat:
             dimensions = (math.prod(dimensions),)
         shapes += [Shape(dimensions, itemsize, shape.embedding)] * count

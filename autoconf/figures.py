@@ -192,7 +192,7 @@ class HeadWay(NamedTuple):
 
 
 class Trainable(NamedTuple):
-    """What of a model trains; the dimensions of adapters that are their rank stand as 1."""
+    """What of a model trains; of adapters those of rank 1."""
 
     units: Units
     shapes: tuple[tuple[Shape, int], ...]  # each with how many parameters have it

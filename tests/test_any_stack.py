@@ -12,7 +12,8 @@ for package in ("torch", "transformers", "peft", "bitsandbytes"):
 from on_demand import OnDemand  # noqa: E402 (after the guard)
 from small_jobs import small_job  # noqa: E402
 
-from autoconf.build import composition, rank_trace  # noqa: E402
+from autoconf import any_stack  # noqa: E402
+from autoconf.build import composition, rank_trace, tracing, training  # noqa: E402
 from autoconf.build.architectures import architectures  # noqa: E402
 from autoconf.build.training import Job  # noqa: E402
 from autoconf.memory import Outside  # noqa: E402
@@ -59,6 +60,17 @@ def test_one_trace_foretells_every_rank_of_adapters(table, rank):
     for tokens in (256, 65_536):
         whole = rank_trace.figures(job).peak_bytes(tokens, 1)
         assert table.peak_bytes(job, tokens) == pytest.approx(whole, rel=0.001)
+
+
+@pytest.mark.parametrize("name", ["mixtral-8x7b-instruct-v0.1", "smollm2-135m"])
+@pytest.mark.parametrize("rank", [1, 16])
+def test_the_optimizer_has_adapters_of_every_rank_those_of_experts_too(name, rank):
+    model = architectures()[name]
+    architecture = model.model_copy(update={"config": model.shortened(["layer"] * 3)})
+    trainable = tracing.units(architecture, "lora", "all-linear")
+    job = Job(architecture, "lora", Stack(lora_targets="all-linear", lora_r=rank))
+    found = any_stack._shapes(trainable, rank, 2, flat=False)
+    assert sorted(shape.dimensions for shape in found) == sorted(s.dimensions for s in training.trainable_shapes(job))
 
 
 def test_adapters_in_float32_hold_more_than_in_bfloat16(table):
