@@ -316,7 +316,7 @@ def test_a_broken_version_is_a_broken_environment(
     for arguments in (ONE_JOB, ["--csv=-"]):
         result = run("recommend", *arguments, "--output=answers.csv", input=table(GOOD))
         assert result.exit_code == 1
-        assert result.stderr.startswith("version 1.1.0: cannot read card.json: ")
+        assert result.stderr.startswith(f"version {predictors.DEFAULT}: cannot read card.json: ")
         assert len(result.stderr.splitlines()) == 1
     assert os.listdir() == []
 
@@ -529,7 +529,7 @@ def test_models_and_their_other_names_stand_on_lines_of_their_own(
 
 
 def test_names_stay_whole_on_a_narrow_terminal(tmp_path: Path, card: predictors.Card) -> None:
-    names = [*card.domain.gpus, *(row["model never seen"] for row in card.evaluation["leave_one_out"])]
+    names = [*card.domain.gpus, *(row["family"] for row in card.evaluation["by_family"])]
     stdout = on_a_terminal("stdout", ["versions", card.version], tmp_path, columns=80)
     assert [name for name in names if name not in stdout] == []
 

@@ -203,8 +203,7 @@ def _fits(job, gpus, **batch) -> bool:
     """Whether a job fits on just so many GPUs: its batch divided evenly over them, all in one worker."""
     predictor = predictors.load("1.1.0")
     table = pd.DataFrame([{**job, **batch, "number_gpus": gpus, "gradient_accumulation_steps": 4}])
-    candidates = predictors.candidates_of(table, predictor.memory, predictor.rows, predictor.domain)
-    return bool(decide(predictor, candidates)[0])
+    return bool(decide(predictor, predictor.candidates(table))[0])
 
 
 def test_the_batch_of_all_gpus_ends_the_search_for_the_batch_of_each(job):

@@ -50,12 +50,12 @@ def test_a_remedy_is_the_answer_to_the_same_job_with_that_one_change(predictor):
     for index, found in enumerate(remedies(predictor, columns)):
         job = {field: values[index] for field, values in columns.items()}
         for remedy in found:
-            changed = recommend(Workload.parse(**{**job, remedy.field: remedy.value}))
+            changed = recommend(Workload.parse(**{**job, remedy.field: remedy.value}), "1.1.0")
             assert remedy.before == job[remedy.field] != remedy.value
             assert (changed.gpus, changed.workers) == (remedy.gpus, remedy.workers)
             helped.add(remedy.field)
         accumulating = job["gradient_accumulation_steps"] > 1
-        one_step = recommend(Workload.parse(**{**job, "gradient_accumulation_steps": 1})).can_recommend
+        one_step = recommend(Workload.parse(**{**job, "gradient_accumulation_steps": 1}), "1.1.0").can_recommend
         assert any(r.field == "gradient_accumulation_steps" for r in found) == bool(accumulating and one_step)
     assert helped == {"gradient_accumulation_steps", "batch_size"}
 
@@ -90,7 +90,7 @@ def test_no_batch_beyond_the_domain_is_named(predictor, job):
 def test_the_edge_is_the_last_number_of_tokens_that_fits(predictor, count):
     """However many are searched at once, which decides how many points a round asks."""
     generator = np.random.default_rng(count)
-    rows = generator.integers(0, len(predictor.rows), count)
+    rows = generator.integers(0, len(predictor.memory.rows), count)
     usable, gpus = generator.choice([44.4, 79.15], count), generator.integers(1, 65, count)
     most = most_tokens(predictor, rows, usable, gpus)
     assert (most < DOMAIN.max_tokens_per_sample * DOMAIN.max_batch_size).all()
@@ -186,12 +186,12 @@ class KnowsOneMore(Predictor):
     """Version 1.1.0, but for one value of a setting, with which it takes a job's figures without accumulation."""
 
     def __init__(self, known: Predictor, field: str, value: str) -> None:
-        super().__init__(known.card, known.memory, known.rows, known._tabular)
+        super().__init__(known.card, known.memory, known._tabular)
         self.changed = (field, value)
 
     def row(self, model, method, stack):
         field, value = self.changed
-        return self.rows[model, method, getattr(stack, field) != value]
+        return self.memory.rows[model, method, getattr(stack, field) != value]
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_the_nearest_batch_of_each_gpu_is_the_largest_smaller_one_that_does(pred
         asked = {**job, "max_gpus": most}
         (found,) = remedies(predictor, {f: [v] for f, v in {**asked, "per_device_train_batch_size": each}.items()})
         smaller = [Workload.parse(**asked, per_device_train_batch_size=size) for size in range(each, 0, -1)]
-        would_do = next((w.per_device_train_batch_size for w in smaller if recommend(w).can_recommend), None)
+        would_do = next((w.per_device_train_batch_size for w in smaller if recommend(w, "1.1.0").can_recommend), None)
         named = [remedy.value for remedy in found if remedy.field == "per_device_train_batch_size"]
         assert named == ([] if would_do is None else [would_do])
 

@@ -112,7 +112,7 @@ def test_the_reference_is_the_stacks_defaults_for_every_method():
 
 
 def test_a_jobs_own_setting_wins_over_the_preset():
-    assert stack_for(stack="trl").loss == "chunked"
+    assert stack_for(stack="trl").loss == stack_for(stack="trl", loss="chunked").loss == "chunked_nll"
     changed = stack_for(stack="trl", loss="full", lora_r=64, sharding="fsdp1")
     assert (changed.loss, changed.lora_r, changed.sharding, changed.optim) == ("full", 64, "fsdp1", "adamw_torch_fused")
     assert stack_for(stack="llama-factory", sharding="fsdp2").gradient_checkpointing == "non-reentrant"

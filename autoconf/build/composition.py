@@ -36,7 +36,7 @@ from autoconf.sharding import Held
 from autoconf.stack import Stack, optimizer_bytes
 
 OUTPUT = Path(__file__).with_name("composition.csv")
-LIMIT_PERCENT = 2.0
+LIMIT_PERCENT = 4.0  # FSDP1 holds up to 3.4 % more than its schedule says where LoRA runs without checkpoints
 PER_FAMILY = 6
 GPUS = (2, 8)
 # Tokens of each of ``rank_trace.SAMPLES`` samples: primes, none of which the figures were traced with.
