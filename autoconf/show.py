@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from autoconf.names import families
+from autoconf.names import families, listed
 from autoconf.predictors import Card
 from autoconf.presets import Preset
 from autoconf.tables import ANSWERS
@@ -40,8 +40,12 @@ def show_answer(answer: dict[str, Any]) -> None:
 
 
 def show_summary(card: Card, default: bool) -> None:
-    """Print what a version answers for, in few lines."""
+    """Print what a version answers for, in few lines; in one if it is not the default."""
     domain, evaluation = card.domain, card.evaluation
+    if not default:
+        counts = f"{len(domain.models)} models, methods {listed(domain.methods)}, {len(domain.gpus)} GPU types"
+        typer.echo(f"version {card.version}, made {card.created}: {counts}\n")
+        return
     by_number = sorted(families(domain.models).items(), key=lambda family: -len(family[1]))
     models = (f"{len(names)} {family}" for family, names in by_number)
     _show_heading(card, default)
@@ -51,7 +55,7 @@ def show_summary(card: Card, default: bool) -> None:
         "GPUs": ", ".join(domain.gpus),
         "limits": f"up to {domain.max_tokens_per_sample:,} tokens per sample, batch size {domain.max_batch_size:,}, "
         f"{domain.max_gpus} GPUs",
-        "stack": TRAINING_STACK,
+        "stack": "what the job says; ado-autoconf stacks lists them",
         "figures": "; ".join(f"{name}: {value:g} %" for name, value in [*evaluation.get("figures", {}).items()][:2]),
     }.items():
         _show_paragraph(f"{title:9}", text)
