@@ -109,19 +109,22 @@ def test_what_a_model_has_no_figures_for_says_which_settings_and_why(table, monk
     stack = Stack(loss="chunked", lora_targets="attention", sharding="fsdp1")
     monkeypatch.setattr(table, "moments", lambda model, way: None)
     monkeypatch.setattr(table, "problem", lambda model, key: "TraceError: it cannot be")
-    asked, why = _outside(table, "lora", stack)
-    assert "lora_targets 'attention'" in asked and why == "TraceError: it cannot be"
+    (asked,), why = _outside(table, "lora", stack)
+    assert "lora_targets 'attention'" in asked and why == ": TraceError: it cannot be"
 
 
 def test_a_sharding_that_adapters_do_not_run_under_is_outside(table, monkeypatch):
     problems = {("lora", "all-linear", "fsdp1"): "they do not run"}
     monkeypatch.setattr(table, "problem", lambda model, key: problems.get(tuple(key), ""))
-    asked, why = _outside(table, "lora", Stack(lora_targets="all-linear", sharding="fsdp1"))
-    assert asked == "sharding 'fsdp1' with lora_targets 'all-linear'" and why == "they do not run"
+    (asked,), why = _outside(table, "lora", Stack(lora_targets="all-linear", sharding="fsdp1"))
+    assert (
+        asked == f"sharding 'fsdp1' with lora_targets 'all-linear' of {table.architecture.name}"
+        and why == ": they do not run"
+    )
 
 
 def test_adafactor_does_not_step_over_fsdp2(table):
-    asked, _ = _outside(table, "full", Stack(optim="adafactor", sharding="fsdp2"))
+    (asked,), _ = _outside(table, "full", Stack(optim="adafactor", sharding="fsdp2"))
     assert asked == "optim 'adafactor' with sharding 'fsdp2'"
 
 

@@ -509,7 +509,13 @@ def test_versions_fits_a_screen(run: Callable[..., Result], card: predictors.Car
     assert (result.exit_code, result.stderr) == (0, "")
     assert len(lines) <= 24 and max(map(len, lines)) <= 80
     words = " ".join(result.stdout.split())
-    for part in (card.version, *card.domain.gpus, *card.domain.methods, f"{len(card.domain.models)}: ", *predictors.RELEASED):
+    for part in (
+        card.version,
+        *card.domain.gpus,
+        *card.domain.methods,
+        f"{len(card.domain.models)}: ",
+        *predictors.RELEASED,
+    ):
         assert part in words
 
 

@@ -6,6 +6,7 @@ brought about by a card that names another AutoGluon.
 
 import json
 import logging
+import re
 import shutil
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 from autoconf import AutoConfError, Workload, predictors, recommend
 
+VERSION = predictors.DEFAULT
 JOB = Workload(
     model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe", tokens_per_sample=8192, batch_size=16
 )
@@ -31,34 +33,37 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def drifted(cache, tmp_path, monkeypatch) -> Path:
-    """The newest version as another AutoGluon would have written it."""
-    shutil.copytree(predictors.MODELS / "1.1.0", tmp_path / "models" / "1.1.0")
-    card = predictors.card("1.1.0")
-    libraries = {**card.libraries, "autogluon.tabular": "0.0.1"}
-    content = card.model_copy(update={"libraries": libraries}).model_dump_json().encode()
-    (tmp_path / "models" / "1.1.0" / "card.json").write_bytes(content)
+    """All versions as another AutoGluon would have written them."""
+    for version in list(predictors.RELEASED):
+        shutil.copytree(predictors.MODELS / version, tmp_path / "models" / version)
+        card = predictors.card(version)
+        libraries = {**card.libraries, "autogluon.tabular": "0.0.1"}
+        content = card.model_copy(update={"libraries": libraries}).model_dump_json().encode()
+        (tmp_path / "models" / version / "card.json").write_bytes(content)
+        monkeypatch.setitem(predictors.RELEASED, version, predictors.digest(content))
     monkeypatch.setattr(predictors, "MODELS", tmp_path / "models")
-    monkeypatch.setitem(predictors.RELEASED, "1.1.0", predictors.digest(content))
     return cache
 
 
 def test_the_shipped_predictor_is_used_only_where_the_libraries_agree(cache):
     assert recommend(JOB).gpus == 2
-    agree = predictors.libraries_agree(predictors.card("1.1.0"))
+    agree = predictors.libraries_agree(predictors.card(VERSION))
     assert cache.exists() is not agree
 
 
-def test_a_version_is_rebuilt_once_with_a_message_and_gives_the_released_answers(drifted, caplog, monkeypatch):
+@pytest.mark.parametrize("version", predictors.RELEASED)
+def test_a_version_is_rebuilt_once_with_a_message_and_gives_the_released_answers(drifted, caplog, monkeypatch, version):
+    job = JOB.model_copy(update={"model_version": version})
     caplog.set_level(logging.INFO, logger="autogluon")
-    assert recommend(JOB).gpus == 2  # loading compares all check jobs with the released answers
+    assert recommend(job).gpus == 2  # loading compares all check jobs with the released answers
     assert logging.getLogger("autogluon").level == logging.INFO
-    assert "rebuilding predictor 1.1.0 for autogluon.tabular" in caplog.text
+    assert f"rebuilding predictor {version} for autogluon.tabular" in caplog.text
     rebuilt = [p for p in drifted.iterdir() if p.is_dir()]
     assert len(rebuilt) == 1
     made = (rebuilt[0] / "card.json").stat().st_mtime_ns
     caplog.clear()
     monkeypatch.setattr(predictors, "_loaded", {})
-    assert recommend(JOB).gpus == 2
+    assert recommend(job).gpus == 2
     assert "rebuilding" not in caplog.text
     assert [p for p in drifted.iterdir() if p.is_dir()] == rebuilt
     assert (rebuilt[0] / "card.json").stat().st_mtime_ns == made
@@ -101,7 +106,7 @@ def test_an_altered_rebuilt_predictor_is_refused(drifted, monkeypatch):
 def test_a_cache_that_cannot_be_written_is_an_error_and_leaves_nothing(drifted, tmp_path):
     drifted.parent.mkdir(parents=True, exist_ok=True)
     drifted.write_text("a file where the cache folder should be")
-    with pytest.raises(AutoConfError, match=r"version 1\.1\.0: cannot rebuild it in "):
+    with pytest.raises(AutoConfError, match=f"version {re.escape(VERSION)}: cannot rebuild it in "):
         recommend(JOB)
     assert drifted.read_text().startswith("a file")
 
@@ -123,11 +128,11 @@ import os, signal, sys
 from pathlib import Path
 from autoconf import predictors
 predictors.MODELS = Path(sys.argv[1])
-predictors.RELEASED["1.1.0"] = sys.argv[2]
+predictors.RELEASED[predictors.DEFAULT] = sys.argv[2]
 predictors._check_answers = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-predictors.load("1.1.0")
+predictors.load(predictors.DEFAULT)
 """
-    arguments = [str(predictors.MODELS), predictors.RELEASED["1.1.0"]]
+    arguments = [str(predictors.MODELS), predictors.RELEASED[VERSION]]
     assert subprocess.run([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL).returncode == -9
     (left,) = (p for p in drifted.iterdir() if p.is_dir())
     assert recommend(JOB).gpus == 2
@@ -141,7 +146,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from autoconf import Workload, predictors, recommend
 predictors.MODELS = Path(sys.argv[1])
-predictors.RELEASED["1.1.0"] = sys.argv[2]
+predictors.RELEASED[predictors.DEFAULT] = sys.argv[2]
 jobs = [Workload(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe",
                  tokens_per_sample=2048 * (1 + i % 8), batch_size=16) for i in range(32)]
 loads = []
@@ -156,7 +161,7 @@ print(json.dumps({"answers": [[a.can_recommend, a.gpus, a.workers] for a in answ
 def test_threads_and_processes_from_a_cold_start_while_a_rebuild_is_needed(drifted, caplog):
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", _ASK, str(predictors.MODELS), predictors.RELEASED["1.1.0"]],
+            [sys.executable, "-c", _ASK, str(predictors.MODELS), predictors.RELEASED[VERSION]],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
