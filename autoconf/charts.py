@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from autoconf.predictors import RELEASED, card
 from autoconf.presets import SETTINGS as OF_STACK
+from autoconf.versions import RELEASED, card
 from autoconf.workload import BATCHES, OPTIONAL, REQUIRED, is_empty, name, read, whole_number
 
 NO_RECOMMENDATION = 0

@@ -11,7 +11,7 @@ from typing import Any, overload
 import numpy as np
 import pandas as pd
 
-from autoconf import predictors
+from autoconf import versions
 from autoconf.any_stack import StackMemory
 from autoconf.memory import GIB
 from autoconf.predictors import Predictor
@@ -102,7 +102,7 @@ def _estimates(columns: dict[str, list[Any]], counts: list[Any], default_version
             problems[index] = f"{problems[index]}; {error}" if problems[index] else str(error)
     found = [Estimate(reason=problem) for problem in problems]
     for version, indices in by_version(jobs, problems).items():
-        some = _of_version(predictors.load(version), pick(jobs, indices), np.array([gpus[i] for i in indices]))
+        some = _of_version(versions.load(version), pick(jobs, indices), np.array([gpus[i] for i in indices]))
         for index, one in zip(indices, some, strict=True):
             found[index] = one
     return found
@@ -111,7 +111,7 @@ def _estimates(columns: dict[str, list[Any]], counts: list[Any], default_version
 def _of_version(predictor: Predictor, columns: Columns, gpus: np.ndarray) -> list[Estimate]:
     version = predictor.card.version
     if not isinstance(predictor.memory, StackMemory):
-        return [Estimate(reason=f"version {version} has no estimates; the newest is {predictors.DEFAULT}")] * len(gpus)
+        return [Estimate(reason=f"version {version} has no estimates; the newest is {versions.DEFAULT}")] * len(gpus)
     jobs, outside = inside(predictor, columns)
     known = np.flatnonzero([not problem for problem in outside])
     problems = list(outside)

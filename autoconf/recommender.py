@@ -11,12 +11,13 @@ from typing import Any, overload
 import numpy as np
 import pandas as pd
 
-from autoconf import predictors
+from autoconf import versions
 from autoconf.columns import doubts
 from autoconf.errors import IgnoredColumnWarning
-from autoconf.predictors import DEFAULT, RELEASED, Predictor
+from autoconf.predictors import Predictor
 from autoconf.remedies import remedies
 from autoconf.search import Columns, Recommendation, answer, column, pick
+from autoconf.versions import DEFAULT, RELEASED
 from autoconf.workload import REQUIRED, Workload, contradictions, missing_columns, read
 
 # Jobs answered at once: bounds the memory that candidates take, whatever the table's length.
@@ -114,7 +115,7 @@ def _answer(columns: dict[str, list[Any]], default_version: str | None) -> list[
     jobs, problems = valid_jobs(columns, default_version)
     answers = [Recommendation(0, reason=problem) for problem in problems]
     for version, indices in by_version(jobs, problems).items():
-        found = _recommend(predictors.load(version), pick(jobs, indices))
+        found = _recommend(versions.load(version), pick(jobs, indices))
         for index, recommendation in zip(indices, found, strict=True):
             answers[index] = recommendation
     return answers

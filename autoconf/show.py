@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from autoconf.cards import Card
 from autoconf.names import families, listed
-from autoconf.predictors import Card
 from autoconf.presets import Preset
 from autoconf.tables import ANSWERS
 from autoconf.workload import TRAINING_STACK, Workload

@@ -19,8 +19,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import autoconf
-from autoconf import predictors, recommend
-from autoconf.cli import CHUNK, app
+from autoconf import cards, recommend, versions
+from autoconf.cli import app
+from autoconf.commands.recommend import CHUNK
 from autoconf.presets import presets
 from autoconf.show import figure_tables
 from autoconf.workload import TRAINING_STACK
@@ -240,7 +241,7 @@ def test_one_job_by_options(run: Callable[..., Result]) -> None:
     answer = json.loads(result.stdout)
     assert (answer["can_recommend"], answer["gpus"], answer["workers"], answer["reason"]) == (1, 2, 1, "")
     assert (answer["tokens_per_sample"], answer["max_gpus"]) == (8192, 8)
-    assert answer["model_version"] == predictors.DEFAULT
+    assert answer["model_version"] == versions.DEFAULT
     assert answer.pop("training_stack") == "reference"
     (row,) = rows(run("recommend", *ONE_JOB).stdout)
     assert {key: str(value) for key, value in answer.items()} == row
@@ -311,12 +312,12 @@ def test_without_a_job_it_says_what_to_give(run: Callable[..., Result]) -> None:
 def test_a_broken_version_is_a_broken_environment(
     run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predictors, "MODELS", tmp_path / "empty")
-    monkeypatch.setattr(predictors, "_loaded", {})
+    monkeypatch.setattr(versions, "MODELS", tmp_path / "empty")
+    monkeypatch.setattr(versions, "_loaded", {})
     for arguments in (ONE_JOB, ["--csv=-"]):
         result = run("recommend", *arguments, "--output=answers.csv", input=table(GOOD))
         assert result.exit_code == 1
-        assert result.stderr.startswith(f"version {predictors.DEFAULT}: cannot read card.json: ")
+        assert result.stderr.startswith(f"version {versions.DEFAULT}: cannot read card.json: ")
         assert len(result.stderr.splitlines()) == 1
     assert os.listdir() == []
 
@@ -499,11 +500,11 @@ def test_who_watches_a_long_table_sees_progress(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def card() -> predictors.Card:
-    return predictors.card(predictors.DEFAULT)
+def card() -> cards.Card:
+    return versions.card(versions.DEFAULT)
 
 
-def test_versions_fits_a_screen(run: Callable[..., Result], card: predictors.Card) -> None:
+def test_versions_fits_a_screen(run: Callable[..., Result], card: cards.Card) -> None:
     result = run("versions", env={"COLUMNS": "80"})
     lines = result.stdout.splitlines()
     assert (result.exit_code, result.stderr) == (0, "")
@@ -514,33 +515,31 @@ def test_versions_fits_a_screen(run: Callable[..., Result], card: predictors.Car
         *card.domain.gpus,
         *card.domain.methods,
         f"{len(card.domain.models)}: ",
-        *predictors.RELEASED,
+        *versions.RELEASED,
     ):
         assert part in words
 
 
-def test_one_version_tells_gpus_limits_and_figures(run: Callable[..., Result], card: predictors.Card) -> None:
+def test_one_version_tells_gpus_limits_and_figures(run: Callable[..., Result], card: cards.Card) -> None:
     plain = run("versions", card.version).stdout
     assert not set(plain) & set("\x1b─│")
     for word in ("NVIDIA-L40S", "44.4 GiB", "lora", "max_batch_size", *card.evaluation["figures"]):
         assert word in plain
 
 
-def test_models_and_their_other_names_stand_on_lines_of_their_own(
-    run: Callable[..., Result], card: predictors.Card
-) -> None:
+def test_models_and_their_other_names_stand_on_lines_of_their_own(run: Callable[..., Result], card: cards.Card) -> None:
     _, _, *lines = run("versions", card.version, "--models").stdout.splitlines()
     names = [name for model, more in card.domain.models.items() for name in (model, *more.aliases)]
     assert [line.split()[0] for line in lines] == names
 
 
-def test_names_stay_whole_on_a_narrow_terminal(tmp_path: Path, card: predictors.Card) -> None:
+def test_names_stay_whole_on_a_narrow_terminal(tmp_path: Path, card: cards.Card) -> None:
     names = [*card.domain.gpus, *(row["family"] for row in card.evaluation["by_family"])]
     stdout = on_a_terminal("stdout", ["versions", card.version], tmp_path, columns=80)
     assert [name for name in names if name not in stdout] == []
 
 
-def test_json_has_all_of_every_version(run: Callable[..., Result], card: predictors.Card) -> None:
+def test_json_has_all_of_every_version(run: Callable[..., Result], card: cards.Card) -> None:
     for arguments in ([], [card.version], ["--models"]):
         newest = json.loads(run("versions", "--json", *arguments).stdout)[-1]
         assert newest["default"] is True
@@ -550,7 +549,7 @@ def test_json_has_all_of_every_version(run: Callable[..., Result], card: predict
 
 @pytest.mark.parametrize("arguments", [["9.9.9"], ["9.9.9", "--models"], ["9.9.9", "--json"]])
 def test_a_version_that_is_not_released_is_bad_input(run: Callable[..., Result], arguments: list[str]) -> None:
-    released = ", ".join(predictors.RELEASED)
+    released = ", ".join(versions.RELEASED)
     message = f"VERSION: {arguments[0]!r} is not released; released versions are {released}"
     assert_says(run("versions", *arguments), 2, message)
 

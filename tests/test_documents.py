@@ -18,20 +18,20 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from autoconf import cli, predictors, recommend
+from autoconf import cli, recommend, versions
 from autoconf.charts import POINT
 
 from ado.utilities import run_experiment
 from ado_context import AdoContext
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/*.md"), *predictors.MODELS.glob("*.md")]
-README = (predictors.MODELS / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/*.md"), *versions.MODELS.glob("*.md")]
+README = (versions.MODELS / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("version", predictors.RELEASED)
+@pytest.mark.parametrize("version", versions.RELEASED)
 def test_the_versions_readme_lists_every_name_and_alias(version):
-    domain = predictors.card(version).domain
+    domain = versions.card(version).domain
     for name, model in domain.models.items():
         assert f"[{name}](" in README
         assert all(f"`{alias}`" in README for alias in model.aliases), name
@@ -39,9 +39,9 @@ def test_the_versions_readme_lists_every_name_and_alias(version):
         assert f"| `{name}` | {gpu.usable_gib:g} |" in README
 
 
-@pytest.mark.parametrize("version", predictors.RELEASED)
+@pytest.mark.parametrize("version", versions.RELEASED)
 def test_the_versions_readme_has_the_cards_figures(version):
-    evaluation = predictors.card(version).evaluation
+    evaluation = versions.card(version).evaluation
     assert f"{evaluation['jobs']:,} jobs that training never saw" in README
     for figure, value in evaluation["figures"].items():
         assert re.search(rf"\| {re.escape(figure)} \| .* \| {value:g} % \|", README), figure
@@ -53,9 +53,9 @@ def test_the_versions_readme_has_the_cards_figures(version):
         assert f"| {' | '.join(map(str, row.values()))} |" in README
 
 
-@pytest.mark.parametrize("version", predictors.RELEASED)
+@pytest.mark.parametrize("version", versions.RELEASED)
 def test_required_figures_are_met(version):
-    card = json.loads((predictors.MODELS / version / "card.json").read_text())["evaluation"]
+    card = json.loads((versions.MODELS / version / "card.json").read_text())["evaluation"]
     same_decision, same_minimum, harmful, sweep, *never = card["figures"].values()
     assert same_decision >= 99.5
     assert same_minimum >= 99
@@ -114,7 +114,8 @@ def test_links_between_documents_lead_somewhere(document):
 
 ADO_1_ALONE = "ado show entities space --use-latest -o csv --output-file measurements.csv"  # test_ado_versions.py
 PROGRAMS = "ado|ado-autoconf|make|pip|run_experiment"
-SOURCES = [*DOCUMENTS, *ROOT.glob("examples/*.yaml"), *ROOT.glob("sweep/examples/*.yaml"), ROOT / "autoconf" / "cli.py"]
+EXAMPLES = [*ROOT.glob("examples/*.yaml"), *ROOT.glob("sweep/examples/*.yaml")]
+SOURCES = [*DOCUMENTS, *EXAMPLES, *(ROOT / "autoconf" / "commands").glob("*.py")]
 
 
 def commands(source: Path) -> Iterator[str]:

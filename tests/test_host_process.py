@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from autoconf import predictors
+from autoconf import versions
 
 ASK = """
 from autoconf.min_gpu_recommender import min_gpu_recommender
@@ -66,14 +66,14 @@ before = state()
 
 def test_loading_does_not_tell_where_a_version_was_made(tmp_path):
     """AutoGluon would warn of every difference: whether they matter is checked before."""
-    shutil.copytree(predictors.MODELS / "1.1.0" / "predictor", tmp_path / "predictor")
+    shutil.copytree(versions.MODELS / "1.1.0" / "predictor", tmp_path / "predictor")
     made = json.loads((tmp_path / "predictor" / "metadata.json").read_text())
     elsewhere = {**made, "system": "Plan 9", "version": "1.6.0", "py_version": "3.9", "packages": {}}
     (tmp_path / "predictor" / "metadata.json").write_text(json.dumps(elsewhere))
     (tmp_path / "predictor" / "version.txt").write_text("1.6.0")
     load = """
 import logging, sys
-from autoconf.predictors import load_tabular
+from autoconf.tabular import load_tabular
 logging.basicConfig(stream=sys.stdout, level=logging.INFO)
 load_tabular(sys.argv[1], "1.1.0")
 """
@@ -111,9 +111,9 @@ MANY = (
     + """
 import json
 from concurrent.futures import ThreadPoolExecutor
-from autoconf import predictors
-loads, opened = [], predictors._open
-predictors._open = lambda *version: loads.append(version) or opened(*version)
+from autoconf import versions
+loads, opened = [], versions._open
+versions._open = lambda *version: loads.append(version) or opened(*version)
 jobs = [{**JOB, "tokens_per_sample": 1024 * (1 + i % 16)} for i in range(64)]
 with ThreadPoolExecutor(32) as pool:
     together = list(pool.map(lambda job: min_gpu_recommender(**job), jobs))

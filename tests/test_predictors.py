@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from autoconf import AutoConfError, Workload, predictors, recommend
-from autoconf.predictors import CARD, CHECK_JOBS, MODELS, RELEASED
+from autoconf import AutoConfError, Workload, cards, recommend, versions
+from autoconf.cards import CARD
+from autoconf.versions import CHECK_JOBS, MODELS, RELEASED
 
 VERSION = "1.1.0"  # of the fixture ``job``
 
@@ -19,23 +20,23 @@ VERSION = "1.1.0"  # of the fixture ``job``
 def copied(tmp_path, monkeypatch) -> Iterator[Path]:
     """A copy of a version, which the package takes for the shipped one."""
     shutil.copytree(MODELS / VERSION, tmp_path / VERSION)
-    monkeypatch.setattr(predictors, "MODELS", tmp_path)
-    monkeypatch.setattr(predictors, "_loaded", {})
-    predictors.card.cache_clear()
+    monkeypatch.setattr(versions, "MODELS", tmp_path)
+    monkeypatch.setattr(versions, "_loaded", {})
+    versions.card.cache_clear()
     yield tmp_path / VERSION
-    predictors.card.cache_clear()
+    versions.card.cache_clear()
 
 
 def rewrite_card(folder: Path, **update) -> str:
     """Change a version's card as somebody would who knows its format; returns the card's digest."""
     card = json.loads((folder / CARD).read_text())
     (folder / CARD).write_text(json.dumps({**card, **update}))
-    return predictors.digest((folder / CARD).read_bytes())
+    return cards.digest((folder / CARD).read_bytes())
 
 
 @pytest.mark.parametrize("version", RELEASED)
 def test_the_shipped_files_are_the_released_ones(version):
-    card = predictors.verified_card(MODELS / version, RELEASED[version])
+    card = cards.verified_card(MODELS / version, RELEASED[version])
     assert card.version == version
     assert len(card.files) == len([p for p in (MODELS / version).rglob("*") if p.is_file()]) - 1
 
@@ -75,12 +76,12 @@ def test_an_edited_card_is_refused_before_anything_is_unpickled(copied, monkeypa
     domain = json.loads((copied / CARD).read_text())["domain"]
     assert domain["models"]["granite-20b-v2"][field] != value
     domain["models"]["granite-20b-v2"][field] = value
-    rewrite_card(copied, domain=domain, files=predictors.digests(copied))  # all that the card itself says is right
+    rewrite_card(copied, domain=domain, files=cards.digests(copied))  # all that the card itself says is right
     for question in (Workload.parse(**job), pd.DataFrame([job])):
         with pytest.raises(AutoConfError, match=r"version 1\.1\.0: card\.json was altered"):
             recommend(question)
     with pytest.raises(AutoConfError, match=r"version 1\.1\.0: card\.json was altered"):
-        predictors.card(VERSION)
+        versions.card(VERSION)
     assert not Path("unpickled").exists()
 
 
@@ -116,7 +117,7 @@ def test_a_library_that_does_not_import_is_an_error(copied, job, monkeypatch):
 
 @pytest.mark.parametrize("version", RELEASED)
 def test_the_predictor_gives_the_released_answers(version):
-    predictor = predictors.load(version)
+    predictor = versions.load(version)
     jobs = pd.read_csv(MODELS / version / CHECK_JOBS)
     fits = predictor.fits(predictor.candidates(jobs))
     assert len(jobs) >= 300
@@ -134,6 +135,6 @@ def test_other_answers_than_the_released_ones_are_refused(copied, job, monkeypat
     checks = pd.read_csv(copied / CHECK_JOBS)
     checks.loc[5, "fits"] = 1 - checks.loc[5, "fits"]
     checks.to_csv(copied / CHECK_JOBS, index=False)
-    monkeypatch.setitem(RELEASED, VERSION, rewrite_card(copied, files=predictors.digests(copied)))
+    monkeypatch.setitem(RELEASED, VERSION, rewrite_card(copied, files=cards.digests(copied)))
     with pytest.raises(AutoConfError, match=r"answers 1 of .* check jobs otherwise"):
         recommend(Workload.parse(**job))

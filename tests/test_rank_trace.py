@@ -25,8 +25,8 @@ from autoconf.build.architectures import architectures  # noqa: E402
 from autoconf.build.training import Job  # noqa: E402
 from autoconf.figures import read_figures  # noqa: E402
 from autoconf.memory import MemoryTable  # noqa: E402
-from autoconf.predictors import FIGURES, MODELS  # noqa: E402
 from autoconf.stack import Stack, optimizer_bytes  # noqa: E402
+from autoconf.versions import FIGURES, MODELS  # noqa: E402
 
 WIDTH = 128
 QLORA = {"quantization": "nf4", "mixed_precision": "bf16"}

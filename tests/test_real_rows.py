@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from autoconf import predictors
 from autoconf.build import environments, held_out, real_rows, reserve
 from autoconf.build.held_out import Way
 from autoconf.build.reserve import THRESHOLD, features, free_gib, learn, training_rows
 from autoconf.errors import AutoConfError
-from autoconf.predictors import LABEL
+from autoconf.tabular import LABEL, fit, load_tabular
 
 ROWS = real_rows.read_rows()
 LEARNT = learn(ROWS)
@@ -39,8 +38,8 @@ def runs(tmp_path):
 @pytest.fixture(scope="module")
 def tabular(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "predictor"
-    predictors.fit(training_rows(np.random.default_rng(0)), folder, reserve.MONOTONE)
-    return predictors.load_tabular(folder, "trained")
+    fit(training_rows(np.random.default_rng(0)), folder, reserve.MONOTONE)
+    return load_tabular(folder, "trained")
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from autoconf import IgnoredColumnWarning, Recommendation, Workload, predictors, recommend, recommender
+from autoconf import IgnoredColumnWarning, Recommendation, Workload, recommend, recommender, versions
 from autoconf.min_gpu_recommender import min_gpu_recommender
 from autoconf.search import decide
 from autoconf.workload import REQUIRED, TRAINING_STACK
@@ -112,7 +112,7 @@ def test_more_than_the_versions_gpus_are_considered_up_to_its_limit(job):
 
 def test_a_table_answers_as_single_jobs_do(job, monkeypatch):
     generator = np.random.default_rng(3)
-    domain = predictors.card("1.1.0").domain
+    domain = versions.card("1.1.0").domain
     table = pd.DataFrame(
         {
             "model_name": generator.choice([*domain.models, "nonsense"], 300),
@@ -201,7 +201,7 @@ def test_the_batch_of_each_gpu_is_that_of_as_many_times_more_on_all(job):
 
 def _fits(job, gpus, **batch) -> bool:
     """Whether a job fits on just so many GPUs: its batch divided evenly over them, all in one worker."""
-    predictor = predictors.load("1.1.0")
+    predictor = versions.load("1.1.0")
     table = pd.DataFrame([{**job, **batch, "number_gpus": gpus, "gradient_accumulation_steps": 4}])
     return bool(decide(predictor, predictor.candidates(table))[0])
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from autoconf import Workload, predictors, recommend
+from autoconf import Workload, recommend, versions
 from autoconf.edges import most_tokens
 from autoconf.predictors import Predictor
 from autoconf.remedies import pick, remedies
@@ -15,12 +15,12 @@ from autoconf.rules import Candidates
 from autoconf.search import answer, decide
 
 SWEEP = Path(__file__).parents[1] / "sweep"
-DOMAIN = predictors.card("1.1.0").domain
+DOMAIN = versions.card("1.1.0").domain
 
 
 @pytest.fixture(scope="module")
 def predictor():
-    return predictors.load("1.1.0")
+    return versions.load("1.1.0")
 
 
 def random_columns(count: int, seed: int) -> dict:

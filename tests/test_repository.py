@@ -4,7 +4,8 @@ import os
 import subprocess
 from pathlib import Path
 
-from autoconf.predictors import MODELS, RELEASED, verified_card
+from autoconf.cards import verified_card
+from autoconf.versions import MODELS, RELEASED
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from autoconf.predictors import Gpu, Model
+from autoconf.cards import Gpu, Model
 
 # Where a config says for how many tokens positions were learned. Rotary positions have no such limit.
 _LEARNED_POSITIONS = {"gpt_bigcode": "n_positions", "opt": "max_position_embeddings"}

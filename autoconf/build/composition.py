@@ -31,9 +31,9 @@ from autoconf.build.train import NEWEST
 from autoconf.build.training import Job, Method, trainable_shapes
 from autoconf.figures import ModelsTable
 from autoconf.memory import GIB, RankFigures
-from autoconf.predictors import MODELS
 from autoconf.sharding import Held
 from autoconf.stack import Stack, optimizer_bytes
+from autoconf.versions import MODELS
 
 OUTPUT = Path(__file__).with_name("composition.csv")
 LIMIT_PERCENT = 4.0  # FSDP1 holds up to 3.4 % more than its schedule says where LoRA runs without checkpoints

@@ -16,16 +16,18 @@ import pandas as pd
 import typer
 from rich.console import Console
 
-from autoconf import predictors
+from autoconf import cards, versions
 from autoconf.build.architectures import architectures, gpu_types
 from autoconf.build.held_out import real_calibration, side_by_side
 from autoconf.build.jobs import GPUS_PER_WORKER, random_jobs
 from autoconf.build.readme import markdown, write_section
 from autoconf.build.train import LEFT_OUT, NEWEST, release, write_card
-from autoconf.predictors import CARD, MODELS, RELEASED, Card, Predictor
+from autoconf.cards import CARD, Card
+from autoconf.predictors import Predictor
 from autoconf.presets import SETTINGS
 from autoconf.rules import Booleans, Candidates, resident_state_fits
 from autoconf.search import Jobs, decide, smallest
+from autoconf.versions import MODELS, RELEASED
 
 JOBS = 20_000
 NEAR = 0.10  # of a GPU's usable memory: half of the jobs lie this close to the edge
@@ -364,8 +366,8 @@ def evaluate(version: str) -> dict[str, Any]:
     """
     folder = MODELS / version
     # Whoever makes a version believes what lies there: its digest cannot be in the code yet.
-    RELEASED[version] = predictors.digest((folder / CARD).read_bytes())
-    predictor = predictors.load(version)
+    RELEASED[version] = cards.digest((folder / CARD).read_bytes())
+    predictor = versions.load(version)
     judged = judge(predictor, evaluation_jobs(predictor, JOBS))
     family = judged.jobs["model_name"].map({name: a.family for name, a in architectures().items()})
     evaluation: dict[str, Any] = {

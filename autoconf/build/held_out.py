@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from autoconf import predictors
+from autoconf import tabular
 from autoconf.build.readme import markdown
 from autoconf.build.real_rows import read_rows
 from autoconf.build.reserve import (
@@ -31,8 +31,8 @@ from autoconf.build.reserve import (
     virtual_rows,
 )
 from autoconf.memory import Floats
-from autoconf.predictors import LABEL
 from autoconf.rules import Booleans
+from autoconf.tabular import LABEL
 
 _SPLITS = ("table", "model")
 _NEAR_GIB = 5.0  # from the reserve, on either side: where it is not plain whether a run fits
@@ -101,9 +101,9 @@ def curve(fold: Fold) -> Floats:
 
 def _predictor(table: pd.DataFrame, monotone: Mapping[str, int], asked: pd.DataFrame) -> Floats:
     with tempfile.TemporaryDirectory() as scratch:
-        predictors.fit(table, Path(scratch) / "predictor", monotone)
-        tabular = predictors.load_tabular(Path(scratch) / "predictor", "held out")
-        return tabular.predict_proba(asked[[*monotone]], as_pandas=False, as_multiclass=False)
+        tabular.fit(table, Path(scratch) / "predictor", monotone)
+        loaded = tabular.load_tabular(Path(scratch) / "predictor", "held out")
+        return loaded.predict_proba(asked[[*monotone]], as_pandas=False, as_multiclass=False)
 
 
 def as_trained(fold: Fold) -> Floats:

@@ -30,9 +30,9 @@ from autoconf.build.training import Job, Method, build_model, decoder_layers
 from autoconf.errors import AutoConfError
 from autoconf.figures import ModelsTable
 from autoconf.memory import GIB
-from autoconf.predictors import MODELS
 from autoconf.sharding import Held
 from autoconf.stack import REFERENCE
+from autoconf.versions import MODELS
 
 OUTPUT = Path(__file__).with_name("measured_peaks.csv")
 # Model, method and GPUs that put a GPU of 40 to 140 GiB near its edge; the tokens are chosen for the GPU at hand.

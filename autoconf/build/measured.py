@@ -25,7 +25,7 @@ from autoconf.build.readme import markdown, require_section, write_section
 from autoconf.build.runs import Run, read_runs
 from autoconf.errors import AutoConfError, BadInput
 from autoconf.memory import GIB, RankFigures
-from autoconf.predictors import MODELS
+from autoconf.versions import MODELS
 
 # aten/src/ATen/cuda/CublasHandlePool.cpp: :4096:2:16:8 KiB for each handle and stream on an A100, that is for the main
 # thread's and autograd's; PyTorch's allocator counts them.

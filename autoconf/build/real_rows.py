@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from autoconf.errors import AutoConfError, BadInput
-from autoconf.predictors import LABEL
+from autoconf.tabular import LABEL
 
 ROWS = Path(__file__).with_name("real_rows.csv")
 

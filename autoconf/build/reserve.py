@@ -15,7 +15,7 @@ import pandas as pd
 
 from autoconf.build.real_rows import read_rows
 from autoconf.memory import Floats, Integers, Reserve
-from autoconf.predictors import LABEL
+from autoconf.tabular import LABEL
 
 # A wrong "fits" costs a failed job, a wrong "no" one GPU more, so a job is said to fit only when that is all but sure.
 THRESHOLD = 0.9

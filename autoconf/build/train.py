@@ -12,15 +12,18 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from autoconf import predictors
+from autoconf import cards, tabular, versions
 from autoconf.any_stack import StackMemory
 from autoconf.build import orderings, reserve
 from autoconf.build.architectures import architectures, gpus, models
 from autoconf.build.jobs import random_jobs
 from autoconf.build.real_rows import read_rows
 from autoconf.build.traces import traces
+from autoconf.cards import Card, Domain
 from autoconf.figures import ModelsTable, write_models
-from autoconf.predictors import CHECK_JOBS, LABEL, PREDICTOR, TRAINING_TABLE, Card, Domain
+from autoconf.predictors import MONOTONE, Predictor
+from autoconf.tabular import LABEL
+from autoconf.versions import CHECK_JOBS, PREDICTOR, TRAINING_TABLE
 
 NEWEST = "2.0.0"
 # Architectures that are in the table, and that the version does not answer for.
@@ -72,7 +75,7 @@ def train(version: str, folder: Path) -> str:
         scratch.mkdir()
         write_models(traces(names, folder), scratch)
         table.to_parquet(scratch / TRAINING_TABLE, compression="zstd", index=False)
-        predictors.fit(table, scratch / PREDICTOR)
+        tabular.fit(table, scratch / PREDICTOR, MONOTONE)
         _forget_paths(scratch / PREDICTOR)
         card = Card(
             version=version,
@@ -80,17 +83,17 @@ def train(version: str, folder: Path) -> str:
             domain=domain(names),
             threshold=reserve.THRESHOLD,
             reserve=learnt.reserve(),
-            libraries=predictors.installed_libraries(),
+            libraries=tabular.installed_libraries(),
             files={},
         )
         memory = StackMemory(ModelsTable(scratch))
-        predictor = predictors.Predictor(card, memory, predictors.load_tabular(scratch / PREDICTOR, version))
+        predictor = Predictor(card, memory, tabular.load_tabular(scratch / PREDICTOR, version))
         promises = orderings.check(predictor)
         checks = random_jobs(predictor, np.random.default_rng(_SEED), _CHECKS)
         fits = predictor.fits(predictor.candidates(checks))
         checks.assign(**{LABEL: fits.astype(int)}).to_csv(scratch / CHECK_JOBS, index=False, lineterminator="\n")
         evaluation = {"orderings": promises}
-        files = predictors.digests(scratch)
+        files = cards.digests(scratch)
         digest = write_card(scratch, card.model_copy(update={"files": files, "evaluation": evaluation}))
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
@@ -110,18 +113,18 @@ def _forget_paths(predictor: Path) -> None:
 def write_card(folder: Path, card: Card) -> str:
     """Write a version's card and return its digest."""
     content = (card.model_dump_json(indent=2) + "\n").encode()
-    (folder / predictors.CARD).write_bytes(content)
-    return predictors.digest(content)
+    (folder / cards.CARD).write_bytes(content)
+    return cards.digest(content)
 
 
 def release(version: str, digest: str) -> str:
     """What has to be done before a version answers."""
-    return f'RELEASED in autoconf/predictors.py must have this digest of the card:\n"{version}": "{digest}"'
+    return f'RELEASED in autoconf/versions.py must have this digest of the card:\n"{version}": "{digest}"'
 
 
 def main(version: Annotated[str, typer.Argument(help="version to make")] = NEWEST) -> None:
     """Make a predictor version in the package's own folder."""
-    folder = predictors.MODELS / version
+    folder = versions.MODELS / version
     digest = train(version, folder)
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     print(f"made {folder} ({size / 2**20:.1f} MiB)")
