@@ -51,17 +51,26 @@ class Card(_Typed):
     """What a version is: its domain, how it decides, what made it, the digests of its files, how good it is."""
 
     version: str
-    created: str
+    created: str = ""  # the day, of a released version
     domain: Domain
     threshold: float  # a job is said to fit where the predicted probability reaches this
     reserve: Reserve | None = None  # what must stay free for that, read off real runs; None: the predictor learnt it
     libraries: dict[str, str]
     files: dict[str, str]  # path in the version's folder -> SHA-256
     evaluation: dict[str, Any] = {}
+    made_from: dict[str, str] = {}  # of a user's own version: what it was made from -> SHA-256
 
 
-def read_card(folder: Path, sha256: str) -> Card:
+RELEASED_AGAIN = "reinstall ado-autoconf"  # what helps where a released version is not whole
+
+
+def read_card(folder: Path, sha256: str, remedy: str = RELEASED_AGAIN) -> Card:
     """Read a version's card, which must have the given digest.
+
+    Args:
+        folder: of the version.
+        sha256: digest of the card.
+        remedy: what the user may do if the card is another.
 
     Raises:
         AutoConfError: the card is missing, altered or not one.
@@ -69,20 +78,20 @@ def read_card(folder: Path, sha256: str) -> Card:
     try:
         content = (folder / CARD).read_bytes()
         if digest(content) != sha256:
-            raise AutoConfError(f"version {folder.name}: {CARD} was altered (in {folder}); reinstall ado-autoconf")
+            raise AutoConfError(f"version {folder.name}: {CARD} was altered (in {folder}); {remedy}")
         return Card.model_validate_json(content)
     except (OSError, ValidationError) as error:
         raise AutoConfError(f"version {folder.name}: cannot read {CARD}: {error}") from error
 
 
-def verified_card(folder: Path, sha256: str) -> Card:
+def verified_card(folder: Path, sha256: str, remedy: str = RELEASED_AGAIN) -> Card:
     """Check every file of a version, on nothing but the digest of its card, and read the card.
 
     Raises:
         AutoConfError: a file is missing, altered or extra; the message names it.
     """
-    card = read_card(folder, sha256)
-    verify(folder, card.files, f"version {card.version}")
+    card = read_card(folder, sha256, remedy)
+    verify(folder, card.files, f"version {card.version}", remedy)
     return card
 
 
@@ -97,7 +106,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): digest(p.read_bytes()) for p in files}
 
 
-def verify(folder: Path, expected: dict[str, str], what: str) -> None:
+def verify(folder: Path, expected: dict[str, str], what: str, remedy: str = RELEASED_AGAIN) -> None:
     """Check that a folder holds exactly the files that it should.
 
     Raises:
@@ -113,4 +122,4 @@ def verify(folder: Path, expected: dict[str, str], what: str) -> None:
         ("was altered", {name for name in expected.keys() & found.keys() if expected[name] != found[name]}),
     ):
         if names:
-            raise AutoConfError(f"{what}: {', '.join(sorted(names))} {problem} (in {folder}); reinstall ado-autoconf")
+            raise AutoConfError(f"{what}: {', '.join(sorted(names))} {problem} (in {folder}); {remedy}")

@@ -273,9 +273,9 @@ def _subtitle(points: pd.DataFrame, panels_of: Sequence[str]) -> str:
         **{setting: f"{setting} {{}}" for setting in OF_STACK},
     }
     values = {setting: points[setting].iloc[0] for setting in words if setting in points and setting not in panels_of}
-    version = values.get("model_version")
-    if version in RELEASED:  # beyond its own limit a version does not look
-        values["max_gpus"] = min(values["max_gpus"], card(version).domain.max_gpus)
+    made_from = (values.get("model_version") or "").partition("+")[0]  # whose limits a version of a user's own has
+    if made_from in RELEASED:  # beyond its own limit a version does not look
+        values["max_gpus"] = min(values["max_gpus"], card(made_from).domain.max_gpus)
     if values.get("stack") == OPTIONAL["stack"]:
         del values["stack"]
     return SEPARATOR.join(words[setting].format(value) for setting, value in values.items() if value != "")

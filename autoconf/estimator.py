@@ -14,6 +14,7 @@ import pandas as pd
 from autoconf import versions
 from autoconf.any_stack import StackMemory
 from autoconf.memory import GIB
+from autoconf.own_versions import Models
 from autoconf.predictors import Predictor
 from autoconf.recommender import by_version, checked_table, valid_jobs
 from autoconf.rules import Candidates, passing
@@ -48,18 +49,27 @@ class Estimate:
 
 
 @overload
-def estimate(workloads: Workload, number_gpus: int, model_version: str | None = None) -> Estimate: ...
-@overload
-def estimate(workloads: pd.DataFrame, number_gpus: None = None, model_version: str | None = None) -> pd.DataFrame: ...
 def estimate(
-    workloads: Workload | pd.DataFrame, number_gpus: int | None = None, model_version: str | None = None
+    workloads: Workload, number_gpus: int, model_version: str | None = None, models: Models = None
+) -> Estimate: ...
+@overload
+def estimate(
+    workloads: pd.DataFrame, number_gpus: None = None, model_version: str | None = None, models: Models = None
+) -> pd.DataFrame: ...
+def estimate(
+    workloads: Workload | pd.DataFrame,
+    number_gpus: int | None = None,
+    model_version: str | None = None,
+    models: Models = None,
 ) -> Estimate | pd.DataFrame:
     """Say what jobs hold on each of a number of GPUs.
 
     Args:
         workloads: a ``Workload``, or a DataFrame with its fields and ``number_gpus`` as columns.
         number_gpus: GPUs in total, >= 1, of a ``Workload``.
-        model_version: version for jobs that name none; the newest by default. Versions before 2.0.0 have no estimates.
+        model_version: version for jobs that name none; the newest released one by default. Versions before 2.0.0 have
+            no estimates.
+        models: folder of versions of your own; by default what the environment variable ``AUTOCONF_MODELS`` names.
 
     Returns:
         An ``Estimate`` for a ``Workload``; for a DataFrame, one with the same index and the fields of ``Estimate`` as
@@ -82,18 +92,20 @@ def estimate(
     if isinstance(workloads, Workload):
         count = whole_number(NUMBER_GPUS, number_gpus)
         columns = {field: [getattr(workloads, field)] for field in Workload.model_fields}
-        return _estimates(columns, [count], model_version)[0]
+        return _estimates(columns, [count], model_version, models)[0]
     if number_gpus is not None:
         raise ValueError(f"{NUMBER_GPUS}: is a column of a table of jobs")
     workloads = checked_table(workloads, NUMBER_GPUS)
     columns = {field: workloads[field].tolist() for field in Workload.model_fields if field in workloads}
-    found = _estimates(columns, workloads[NUMBER_GPUS].tolist(), model_version)
+    found = _estimates(columns, workloads[NUMBER_GPUS].tolist(), model_version, models)
     table = pd.DataFrame([asdict(one) for one in found], columns=[field.name for field in fields(Estimate)])
     return table.astype({"fits": "Int64"}).set_axis(workloads.index)
 
 
-def _estimates(columns: dict[str, list[Any]], counts: list[Any], default_version: str | None) -> list[Estimate]:
-    jobs, problems = valid_jobs(columns, default_version)
+def _estimates(
+    columns: dict[str, list[Any]], counts: list[Any], default_version: str | None, models: Models
+) -> list[Estimate]:
+    jobs, problems = valid_jobs(columns, default_version, models)
     gpus = [0] * len(counts)
     for index, count in enumerate(counts):
         try:
@@ -102,7 +114,7 @@ def _estimates(columns: dict[str, list[Any]], counts: list[Any], default_version
             problems[index] = f"{problems[index]}; {error}" if problems[index] else str(error)
     found = [Estimate(reason=problem) for problem in problems]
     for version, indices in by_version(jobs, problems).items():
-        some = _of_version(versions.load(version), pick(jobs, indices), np.array([gpus[i] for i in indices]))
+        some = _of_version(versions.load(version, models), pick(jobs, indices), np.array([gpus[i] for i in indices]))
         for index, one in zip(indices, some, strict=True):
             found[index] = one
     return found

@@ -11,13 +11,14 @@ from typing import Any, overload
 import numpy as np
 import pandas as pd
 
-from autoconf import versions
+from autoconf import own_versions, versions
 from autoconf.columns import doubts
 from autoconf.errors import IgnoredColumnWarning
+from autoconf.own_versions import Models
 from autoconf.predictors import Predictor
 from autoconf.remedies import remedies
 from autoconf.search import Columns, Recommendation, answer, column, pick
-from autoconf.versions import DEFAULT, RELEASED
+from autoconf.versions import DEFAULT
 from autoconf.workload import REQUIRED, Workload, contradictions, missing_columns, read
 
 # Jobs answered at once: bounds the memory that candidates take, whatever the table's length.
@@ -25,17 +26,20 @@ CHUNK = 50_000
 
 
 @overload
-def recommend(workloads: Workload, model_version: str | None = None) -> Recommendation: ...
+def recommend(workloads: Workload, model_version: str | None = None, models: Models = None) -> Recommendation: ...
 @overload
-def recommend(workloads: pd.DataFrame, model_version: str | None = None) -> pd.DataFrame: ...
-def recommend(workloads: Workload | pd.DataFrame, model_version: str | None = None) -> Recommendation | pd.DataFrame:
+def recommend(workloads: pd.DataFrame, model_version: str | None = None, models: Models = None) -> pd.DataFrame: ...
+def recommend(
+    workloads: Workload | pd.DataFrame, model_version: str | None = None, models: Models = None
+) -> Recommendation | pd.DataFrame:
     """Recommend the smallest number of GPUs, for one job or for a table of jobs.
 
     Args:
         workloads: a ``Workload``, or a DataFrame with its fields as columns. Optional columns may be absent and their
             cells empty (None, NaN, NA, blank text); other columns are ignored, with an ``IgnoredColumnWarning`` for
             those that look like a field misspelt or like a setting of the training stack.
-        model_version: predictor version for jobs that name none; the newest by default.
+        model_version: predictor version for jobs that name none; the newest released one by default.
+        models: folder of versions of your own; by default what the environment variable ``AUTOCONF_MODELS`` names.
 
     Returns:
         A ``Recommendation`` for a ``Workload``; it names the training stack that it is for. For a DataFrame, one with
@@ -46,7 +50,8 @@ def recommend(workloads: Workload | pd.DataFrame, model_version: str | None = No
     Raises:
         TypeError: ``workloads`` is neither.
         ValueError: a required column is missing (``batch_size`` and ``per_device_train_batch_size`` both), a column of
-            the job is there twice, the columns have several levels, or ``model_version`` cannot be one.
+            the job is there twice, the columns have several levels, ``model_version`` cannot be one, or ``models`` is
+            no folder.
         AutoConfError: the installation is broken.
 
     >>> job = Workload(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe",
@@ -59,13 +64,13 @@ def recommend(workloads: Workload | pd.DataFrame, model_version: str | None = No
     """
     if isinstance(workloads, Workload):
         columns = {field: [getattr(workloads, field)] for field in Workload.model_fields}
-        return replace(_answer(columns, model_version)[0], stack=workloads.stack_name())
+        return replace(_answer(columns, model_version, models)[0], stack=workloads.stack_name())
     workloads = checked_table(workloads)
     fields = [field for field in Workload.model_fields if field in workloads]
     answers = []
     for start in range(0, max(len(workloads), 1), CHUNK):
         chunk = workloads.iloc[start : start + CHUNK]
-        answers.append(_frame(_answer({field: chunk[field].tolist() for field in fields}, model_version)))
+        answers.append(_frame(_answer({field: chunk[field].tolist() for field in fields}, model_version, models)))
     return pd.concat(answers).set_axis(workloads.index)
 
 
@@ -110,18 +115,20 @@ def _frame(answers: Sequence[Recommendation]) -> pd.DataFrame:
     )
 
 
-def _answer(columns: dict[str, list[Any]], default_version: str | None) -> list[Recommendation]:
+def _answer(columns: dict[str, list[Any]], default_version: str | None, models: Models) -> list[Recommendation]:
     """Answer jobs given as lists of raw values per field."""
-    jobs, problems = valid_jobs(columns, default_version)
+    jobs, problems = valid_jobs(columns, default_version, models)
     answers = [Recommendation(0, reason=problem) for problem in problems]
     for version, indices in by_version(jobs, problems).items():
-        found = _recommend(versions.load(version), pick(jobs, indices))
+        found = _recommend(versions.load(version, models), pick(jobs, indices))
         for index, recommendation in zip(indices, found, strict=True):
             answers[index] = recommendation
     return answers
 
 
-def valid_jobs(columns: dict[str, list[Any]], default_version: str | None) -> tuple[Columns, list[str]]:
+def valid_jobs(
+    columns: dict[str, list[Any]], default_version: str | None, models: Models = None
+) -> tuple[Columns, list[str]]:
     """Read the fields of jobs given as raw values; and for each job why it can have no answer, or empty text."""
     newest = read("model_version", default_version) or DEFAULT
     problems = [""] * len(columns[REQUIRED[0]])
@@ -130,11 +137,21 @@ def valid_jobs(columns: dict[str, list[Any]], default_version: str | None) -> tu
     for index, problem in zip(fine, contradictions(pick(jobs, fine)), strict=True):
         problems[index] = problem
     jobs["model_version"] = [version or newest for version in column(jobs, "model_version")]
+    folder = own_versions.folder_of(models) if models is not None else None  # no folder is nobody's row's fault
+    asked = {jobs["model_version"][index] for index in fine if not problems[index]}
+    unknown = {version: _no_version(version, folder) for version in sorted(asked)}
     for index in fine:
-        version = jobs["model_version"][index]
-        if not problems[index] and version not in RELEASED:
-            problems[index] = f"model_version {version!r} is not released; released versions are {', '.join(RELEASED)}"
+        problems[index] = problems[index] or unknown[jobs["model_version"][index]]
     return jobs, problems
+
+
+def _no_version(version: str, models: Models) -> str:
+    """Why there is no such version; empty text if there is."""
+    try:
+        versions.place(version, models)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def by_version(jobs: Columns, problems: Sequence[str]) -> dict[str, list[int]]:

@@ -44,7 +44,7 @@ def show_summary(card: Card, default: bool) -> None:
     domain, evaluation = card.domain, card.evaluation
     if not default:
         counts = f"{len(domain.models)} models, methods {listed(domain.methods)}, {len(domain.gpus)} GPU types"
-        typer.echo(f"version {card.version}, made {card.created}: {counts}\n")
+        typer.echo(f"version {card.version}, made {_made(card)}: {counts}\n")
         return
     by_number = sorted(families(domain.models).items(), key=lambda family: -len(family[1]))
     models = (f"{len(names)} {family}" for family, names in by_number)
@@ -107,7 +107,11 @@ def show_stack(name: str, preset: Preset) -> None:
 
 
 def _show_heading(card: Card, default: bool) -> None:
-    typer.echo(f"version {card.version}{', the default' if default else ''}, made {card.created}\n")
+    typer.echo(f"version {card.version}{', the default' if default else ''}, made {_made(card)}\n")
+
+
+def _made(card: Card) -> str:
+    return f"from {listed(card.made_from)}" if card.made_from else card.created
 
 
 def _show_paragraph(start: str, text: str) -> None:

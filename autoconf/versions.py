@@ -22,11 +22,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from autoconf import own_versions
 from autoconf.any_stack import StackMemory
-from autoconf.cards import CARD, Card, digests, read_card, verified_card, verify
+from autoconf.cards import CARD, RELEASED_AGAIN, Card, digests, read_card, verified_card, verify
 from autoconf.errors import AutoConfError
 from autoconf.figures import MOMENTS, ModelsTable, read_figures
 from autoconf.memory import MemoryTable
+from autoconf.own_versions import Models, Place
 from autoconf.predictors import MONOTONE, MONOTONE_1_1_0, Predictor
 from autoconf.tabular import LABEL, fit, installed_libraries, libraries_agree, load_tabular
 
@@ -48,34 +50,79 @@ PREDICTOR, FIGURES, TRAINING_TABLE, CHECK_JOBS = (
 )
 
 _loading = threading.Lock()
-_loaded: dict[str, Predictor] = {}
+_loaded: dict[Place, Predictor] = {}
 
 
-def load(version: str) -> Predictor:
-    """The predictor of a released version, loaded at most once per process.
+def known(models: Models = None) -> list[str]:
+    """The released versions, and those of a user's own.
 
-    Raises:
-        AutoConfError: the version's files are missing, altered or unreadable, a library does not import, or a rebuilt
-            predictor does not give the released answers.
+    >>> known()[:2]
+    ['1.1.0', '2.0.0']
     """
-    if version not in _loaded:
-        with _loading:
-            if version not in _loaded:
-                _loaded[version] = _open(MODELS / version, RELEASED[version])
-    return _loaded[version]
+    return [*RELEASED, *own_versions.listed_in(own_versions.folder_of(models))]
 
 
-@cache
-def card(version: str) -> Card:
-    """The card of a released version.
+def place(version: str, models: Models = None) -> Place:
+    """Where a version lies.
+
+    Args:
+        version: a released version's number, which no version of a user's own can have, or the name of one of these.
+        models: folder of a user's own versions; by default what ``AUTOCONF_MODELS`` names.
 
     Raises:
+        ValueError: there is no such version, or ``models`` is no folder.
+        AutoConfError: the environment names no folder of versions though one is needed, or what is no folder.
+    """
+    if version in RELEASED:
+        return Place(MODELS / version, RELEASED[version])
+    if own_versions.is_own(version):
+        return own_versions.place(version, own_versions.folder_of(models))
+    raise ValueError(f"model_version {version!r} is not released; released versions are {', '.join(RELEASED)}")
+
+
+def load(version: str, models: Models = None) -> Predictor:
+    """The predictor of a version, loaded at most once per process.
+
+    Args:
+        version: as ``place`` has it.
+        models: as ``place`` has it.
+
+    Raises:
+        ValueError: there is no such version.
+        AutoConfError: the version's files are missing, altered or unreadable, a library does not import, or a rebuilt
+            predictor does not give the answers that the version gave when it was made.
+    """
+    found = place(version, models)
+    if found not in _loaded:
+        with _loading:
+            if found not in _loaded:
+                _loaded[found] = _open(*found)
+    return _loaded[found]
+
+
+def card(version: str, models: Models = None) -> Card:
+    """The card of a version.
+
+    Raises:
+        ValueError: there is no such version.
         AutoConfError: the card is missing or altered.
 
     >>> card("1.1.0").domain.methods
     ['full', 'lora']
     """
-    return read_card(MODELS / version, RELEASED[version])
+    return _card(place(version, models))
+
+
+@cache
+def _card(found: Place) -> Card:
+    return read_card(*found, remedy=_remedy(found.folder))
+
+
+def _remedy(folder: Path) -> str:
+    """What a user may do where a version is not whole, or not what it was."""
+    if not own_versions.is_own(folder.name):
+        return RELEASED_AGAIN
+    return f"if that was you, take it as it is by: ado-autoconf versions {folder.name} --trust"
 
 
 # scikit-learn and threadpoolctl set these when they are imported.
@@ -94,7 +141,9 @@ def _open(folder: Path, sha256: str) -> Predictor:
 
 
 def _opened(folder: Path, sha256: str) -> Predictor:
-    card = verified_card(folder, sha256)
+    card = verified_card(folder, sha256, _remedy(folder))
+    if card.version != folder.name:
+        raise AutoConfError(f"version {folder.name}: its card is that of version {card.version} (in {folder})")
     memory = _memory(folder, card)
     path = folder / PREDICTOR if libraries_agree(card) else _rebuilt(folder, card, memory)
     predictor = Predictor(card, memory, load_tabular(path, card.version))

@@ -550,7 +550,7 @@ def test_json_has_all_of_every_version(run: Callable[..., Result], card: cards.C
 @pytest.mark.parametrize("arguments", [["9.9.9"], ["9.9.9", "--models"], ["9.9.9", "--json"]])
 def test_a_version_that_is_not_released_is_bad_input(run: Callable[..., Result], arguments: list[str]) -> None:
     released = ", ".join(versions.RELEASED)
-    message = f"VERSION: {arguments[0]!r} is not released; released versions are {released}"
+    message = f"VERSION: model_version {arguments[0]!r} is not released; released versions are {released}"
     assert_says(run("versions", *arguments), 2, message)
 
 

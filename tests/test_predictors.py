@@ -22,9 +22,9 @@ def copied(tmp_path, monkeypatch) -> Iterator[Path]:
     shutil.copytree(MODELS / VERSION, tmp_path / VERSION)
     monkeypatch.setattr(versions, "MODELS", tmp_path)
     monkeypatch.setattr(versions, "_loaded", {})
-    versions.card.cache_clear()
+    versions._card.cache_clear()
     yield tmp_path / VERSION
-    versions.card.cache_clear()
+    versions._card.cache_clear()
 
 
 def rewrite_card(folder: Path, **update) -> str:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from autoconf import versions
-from autoconf.commands.common import exit_codes, version_named
+from autoconf import own_versions, versions
+from autoconf.commands.common import exit_codes, note, version_named
 from autoconf.errors import BadInput
 from autoconf.presets import presets
 from autoconf.show import show_models, show_stack, show_summary, show_version
@@ -20,9 +20,14 @@ def versions_command(
         str | None, typer.Argument(metavar="VERSION", show_default=False, help="All about one version.")
     ] = None,
     models: Annotated[bool, typer.Option("--models", help="List the models and their other names.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Take a version of your own as it is now, though it was another before.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """List the released versions: the models, methods, GPUs and limits that each answers for, and how good it is.
+    """List the versions: the models, methods, GPUs and limits that each answers for, and how good it is.
+
+    Versions of your own are those in the folder that AUTOCONF_MODELS names.
 
     $ ado-autoconf versions
 
@@ -30,12 +35,15 @@ def versions_command(
 
     $ ado-autoconf versions 1.1.0 --models
     """
-    released, default = versions.RELEASED, versions.DEFAULT
+    default = versions.DEFAULT
     with exit_codes():
         version = version_named(version)
-        if version not in (None, *released):
-            raise BadInput(f"VERSION: {version!r} is not released; released versions are {', '.join(released)}")
-        cards = [versions.card(one) for one in released if version in (None, one)]
+        if trust:
+            _trust(version)
+        try:
+            cards = [versions.card(one) for one in ([version] if version else versions.known())]
+        except ValueError as error:
+            raise BadInput(f"VERSION: {error}") from None
         show = show_models if models else show_version if version else show_summary
         with output(None) as stream:
             if as_json:
@@ -45,6 +53,16 @@ def versions_command(
             else:
                 for card in cards:
                     show(card, default=card.version == default)
+
+
+def _trust(version: str | None) -> None:
+    if version is None or not own_versions.is_own(version):
+        raise BadInput("--trust: name the version of your own that is to be taken as it is")
+    folder = own_versions.folder_of()
+    if version not in own_versions.listed_in(folder):
+        raise BadInput(f"VERSION: {version!r} is not in {folder or f'{own_versions.VARIABLE}, which is not set'}")
+    assert folder is not None
+    note(f"{version} is taken as it is: sha256:{own_versions.trust(folder / version)}")
 
 
 def stacks_command(
