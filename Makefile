@@ -35,8 +35,8 @@ predictor: $(VENV)/build  ## rebuild the newest predictor version from the archi
 	$(BIN)/python -m autoconf.build.train
 	$(MAKE) evaluate
 
-evaluate: $(VENV)/build  ## measure the predictor; MEASURED=runs.csv adds a check against real runs
-	$(BIN)/python -m autoconf.build.evaluate $(if $(MEASURED),--measured $(MEASURED))
+evaluate: $(VENV)/build  ## measure the newest predictor version
+	$(BIN)/python -m autoconf.build.evaluate
 
 ground-truth: $(VENV)/build  ## check composed figures against traces of FSDP ranks, and these against real processes and full depth
 	$(BIN)/python -m autoconf.build.composition

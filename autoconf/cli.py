@@ -7,6 +7,7 @@ Standard output carries data only; everything said about it goes to standard err
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from contextlib import suppress
@@ -73,9 +74,9 @@ def run() -> None:
 
 def _end(number: int, _: Any) -> None:
     """End by a signal as if it had not been caught; an exception can get lost in whatever library it is raised in."""
-    for file in unfinished:
+    for path in unfinished:
         with suppress(OSError):
-            file.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     if is_terminal(sys.stderr):
         os.write(sys.stderr.fileno(), b"\x1b[?25h")  # the progress bar hides the cursor
     signal.signal(number, signal.SIG_DFL)

@@ -25,7 +25,7 @@ ANSWERS = ("can_recommend", "gpus", "workers", "reason")
 STANDARD_STREAM = "-"
 _MOST_PROBLEMS = 20
 
-# Files that ``output`` has not completed: who ends the process without an exception has to remove them.
+# Files and folders that are not complete: who ends the process without an exception has to remove them.
 unfinished: set[Path] = set()
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import shutil
-import tempfile
 from datetime import date
 from pathlib import Path
 from typing import Annotated
@@ -12,18 +9,14 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from autoconf import cards, tabular, versions
-from autoconf.any_stack import StackMemory
-from autoconf.build import orderings, reserve
+from autoconf import versions
+from autoconf.build import reserve
 from autoconf.build.architectures import architectures, gpus, models
-from autoconf.build.jobs import random_jobs
 from autoconf.build.real_rows import read_rows
 from autoconf.build.traces import traces
+from autoconf.build.version_folder import SEED, appearing, complete
 from autoconf.cards import Card, Domain
-from autoconf.figures import ModelsTable, write_models
-from autoconf.predictors import MONOTONE, Predictor
-from autoconf.tabular import LABEL
-from autoconf.versions import CHECK_JOBS, PREDICTOR, TRAINING_TABLE
+from autoconf.figures import write_models
 
 NEWEST = "2.0.0"
 # Architectures that are in the table, and that the version does not answer for.
@@ -42,8 +35,6 @@ LEFT_OUT = {
         _LATER,
     ),
 }  # fmt: skip
-_CHECKS = 800  # drawn; about half of them can be spread over workers
-_SEED = 20261125
 
 
 def domain(names: list[str]) -> Domain:
@@ -69,52 +60,18 @@ def train(version: str, folder: Path) -> str:
     """
     names = [name for name in architectures() if name not in LEFT_OUT]
     learnt = reserve.learn(read_rows())
-    table = reserve.training_rows(np.random.default_rng(_SEED))
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch_name:
-        scratch = Path(scratch_name) / folder.name
-        scratch.mkdir()
+    card = Card(
+        version=version,
+        created=date.today().isoformat(),
+        domain=domain(names),
+        threshold=reserve.THRESHOLD,
+        reserve=learnt.reserve(),
+        libraries={},
+        files={},
+    )
+    with appearing(folder) as scratch:
         write_models(traces(names, folder), scratch)
-        table.to_parquet(scratch / TRAINING_TABLE, compression="zstd", index=False)
-        tabular.fit(table, scratch / PREDICTOR, MONOTONE)
-        _forget_paths(scratch / PREDICTOR)
-        card = Card(
-            version=version,
-            created=date.today().isoformat(),
-            domain=domain(names),
-            threshold=reserve.THRESHOLD,
-            reserve=learnt.reserve(),
-            libraries=tabular.installed_libraries(),
-            files={},
-        )
-        memory = StackMemory(ModelsTable(scratch))
-        predictor = Predictor(card, memory, tabular.load_tabular(scratch / PREDICTOR, version))
-        promises = orderings.check(predictor)
-        checks = random_jobs(predictor, np.random.default_rng(_SEED), _CHECKS)
-        fits = predictor.fits(predictor.candidates(checks))
-        checks.assign(**{LABEL: fits.astype(int)}).to_csv(scratch / CHECK_JOBS, index=False, lineterminator="\n")
-        evaluation = {"orderings": promises}
-        files = cards.digests(scratch)
-        digest = write_card(scratch, card.model_copy(update={"files": files, "evaluation": evaluation}))
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
-    return digest
-
-
-def _forget_paths(predictor: Path) -> None:
-    """Take this machine's paths out of the pickles: AutoGluon notes where it trained, and sets them anew on loading."""
-    for file in predictor.rglob("*.pkl"):
-        pickled = pickle.loads(file.read_bytes())
-        for attribute, value in vars(pickled).items():
-            if isinstance(value, str) and Path(value).is_absolute():
-                setattr(pickled, attribute, Path(value).name)
-        file.write_bytes(pickle.dumps(pickled, protocol=4))
-
-
-def write_card(folder: Path, card: Card) -> str:
-    """Write a version's card and return its digest."""
-    content = (card.model_dump_json(indent=2) + "\n").encode()
-    (folder / cards.CARD).write_bytes(content)
-    return cards.digest(content)
+        return complete(scratch, card, reserve.training_rows(np.random.default_rng(SEED)))
 
 
 def release(version: str, digest: str) -> str:
