@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from autoconf import __version__, charts, plot, predictors
 from autoconf.columns import doubts
+from autoconf.commands.own import trace_command
 from autoconf.errors import AutoConfError, BadInput
 from autoconf.presets import SETTINGS, presets
 from autoconf.recommender import recommend
@@ -363,6 +364,9 @@ def _located(source: str, function: Callable[..., Any], *arguments: Any) -> Any:
     except ValueError as error:
         separator = ", " if str(error).startswith("line ") else ": "
         raise BadInput(f"{source}{separator}{error}") from None
+
+
+app.command("trace")(trace_command)
 
 
 # --- the process ------------------------------------------------------------------------------------------------------
