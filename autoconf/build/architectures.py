@@ -40,9 +40,10 @@ def _dense_first(config: dict[str, Any], depth: int) -> list[str]:
 
 
 def _rotated(config: dict[str, Any], depth: int) -> list[str]:
+    if "no_rope_layers" in config:
+        return ["rope" if rotates else "nope" for rotates in config["no_rope_layers"]]
     every = config["no_rope_layer_interval"]  # configuration_smollm3.py: where no list says more
-    listed = config.get("no_rope_layers", [(index + 1) % every != 0 for index in range(depth)])
-    return ["rope" if rotates else "nope" for rotates in listed]
+    return ["nope" if (index + 1) % every == 0 else "rope" for index in range(depth)]
 
 
 # Configs whose layers hold different amounts. Sliding and full attention hold the same: FlashAttention keeps no mask.
@@ -116,9 +117,8 @@ class Architecture(BaseModel):
         if not kinds or not set(kinds) <= set(self.kinds):
             known = ", ".join(sorted(set(self.kinds)))
             raise ValueError(f"kinds: {list(kinds)} is no stack of {self.name}, whose layers are of kind {known}")
-        config = {
-            **self.config, **self._of_each_layer(len(kinds)), self.depth_key: len(kinds), **self._pattern.settings(kinds)
-        }  # fmt: skip
+        depth = {self.depth_key: len(kinds), **self._of_each_layer(len(kinds))}
+        config = {**self.config, **depth, **self._pattern.settings(kinds)}
         if self.model_copy(update={"config": config}).kinds != tuple(kinds):
             raise ValueError(f"kinds: the config of {self.name} cannot say {list(kinds)}")
         return config

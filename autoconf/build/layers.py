@@ -1,4 +1,4 @@
-"""Whether a model's decoder layers hold what its architecture says: layers of one kind the same, and nothing unknown."""
+"""Whether a model's decoder layers are what its architecture says: those of one kind the same, and nothing unknown."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def check_kinds(architecture: Architecture, published: dict[str, Any]) -> None:
     as_published = architecture.model_copy(
         update={"config": {**architecture.config, **{k: v for k, v in published.items() if k == "layer_types"}}}
     )
-    layers = _all_traits(decoder_layers(build_model(Job(as_published, "full", Stack()))))
+    layers = _all_traits([*decoder_layers(build_model(Job(as_published, "full", Stack())))])
     windows: dict[str, dict[str, int]] = {}  # of each kind: how its layers say what they attend to, and the first of it
     for index, (kind, traits) in enumerate(zip(architecture.kinds, layers, strict=True)):
         window = str({trait: value for trait, value in traits.items() if trait[1] in _WINDOW})
         first = next(iter(windows.setdefault(kind, {window: index}).values()))
         windows[kind].setdefault(window, index)
-        for trait in dict.fromkeys([*layers[first], *traits]):
+        for trait in sorted({**layers[first], **traits}, key=lambda trait: (trait[1] != "class", trait)):
             one, other = (of.get(trait, "absent") for of in (layers[first], traits))
             if one != other and trait[1] not in _WINDOW:
                 _refuse(architecture, first, index, f"{'.'.join(filter(None, trait))}: {one} and {other}")
@@ -65,10 +65,10 @@ def _refuse(architecture: Architecture, one: int, other: int, difference: str) -
 def _all_traits(layers: Sequence[nn.Module]) -> list[_Traits]:
     """What decides of the layers' memory, but for that each of them knows its place."""
     every = [_traits(layer) for layer in layers]
-    for trait in every[0]:
-        values = [traits.get(trait) for traits in every]
-        numbers = [value for value in values if type(value) is int]
-        if numbers == list(range(numbers[0], numbers[0] + len(every)) if numbers else ()):
+    for trait in {trait for traits in every for trait in traits}:
+        values = [(index, traits[trait]) for index, traits in enumerate(every) if trait in traits]
+        counts = len(values) > 1 and all(type(value) is int for _, value in values)
+        if counts and len({value - index for index, value in values}) == 1:
             for traits in every:
                 traits.pop(trait, None)
     return every

@@ -16,19 +16,20 @@ from transformers.pytorch_utils import Conv1D
 from autoconf.build.architectures import Architecture, architectures, deciding_keys
 from autoconf.build.layers import attends_everywhere, check_kinds
 from autoconf.build.ledger import rank_for, trace
-from autoconf.build.training import Job, build_model, decoder_layers
 from autoconf.build.tracing import short_stack
+from autoconf.build.training import Job, Method, build_model, decoder_layers
 from autoconf.errors import BadInput
 from autoconf.names import listed
 from autoconf.stack import Stack
 
 CONFIG = "config.json"
 _MOST_LAYERS = 1024
-# What no tensor of a training step depends on: who saved the config, tokens' numbers, what inference does, factors.
+# What no tensor of a training step depends on: who saved the config, tokens' numbers, what inference does, factors,
+# dropout of attention (FlashAttention keeps no mask).
 _INERT = re.compile(
     r"_.*|.*_token_ids?|architectures|auto_map|transformers_version|(torch_)?dtype|torchscript|use_cache"
     r"|return_dict|use_return_dict|output_\w+|initializer_(range|factor)|\w*norm_eps(ilon)?|layer_norm_epsilon"
-    r"|rope_theta|id2label|label2id|num_labels|problem_type|task_specific_params|summary_\w+|finetuning_task"
+    r"|rope_theta|attention_dropout|attn_pdrop|id2label|label2id|num_labels|problem_type|task_specific_params|summary_\w+|finetuning_task"
     r"|do_sample|temperature|top_[kp]|max_length|min_length|num_beams|repetition_penalty|attn_implementation"
 )
 
@@ -143,10 +144,16 @@ def _check_published(config: dict[str, Any]) -> None:
 def _resolved(published: dict[str, Any]) -> dict[str, Any]:
     """What of a config matters, and defaults of what an architecture asks it."""
     config = {key: value for key, value in published.items() if not _INERT.fullmatch(key)}
+    for key in ("rope_scaling", "rope_parameters"):  # which angles: no matter; of how much of a head, it is one
+        if "partial_rotary_factor" not in (config.get(key) or ()):
+            config.pop(key, None)
     full = _for_model(config)
     for key in deciding_keys(config["model_type"]):
         if key not in config and getattr(full, key, None) is not None:
             config[key] = getattr(full, key)
+    padding, vocabulary = getattr(full, "pad_token_id", None), getattr(full, "vocab_size", None)
+    if isinstance(padding, int) and isinstance(vocabulary, int) and padding >= vocabulary:
+        config["pad_token_id"] = None  # the type's default, which needs a larger vocabulary
     depth = getattr(full, "num_hidden_layers", None)
     own_name = type(full).attribute_map.get("num_hidden_layers", "num_hidden_layers")
     if not isinstance(depth, int) or not 2 <= depth <= _MOST_LAYERS:
@@ -191,8 +198,9 @@ def _check_traceable(architecture: Architecture) -> None:
     try:
         short = short_stack(architecture)
         rank = rank_for(architecture, short)
-        for method in ("full", "lora"):
-            trace(Job(architecture, method, Stack()), short, rank)  # type: ignore[arg-type]
+        methods: tuple[Method, ...] = ("full", "lora")
+        for method in methods:
+            trace(Job(architecture, method, Stack()), short, rank)
     except Exception as error:  # code that we do not know can fail with anything
         raise BadInput(f"model_type {architecture.family!r} cannot be traced: {_sentence(error)}") from None
 
@@ -211,10 +219,10 @@ def _learned_positions(model: Any) -> int | None:
     inside = {id(m) for layer in decoder_layers(model) for m in layer.modules()}
     tokens = model.get_input_embeddings()
     for module in model.modules():
-        if isinstance(module, nn.Embedding) and module is not tokens and id(module) not in inside:
-            # OPT and BioGPT have two more, for what is padded.
-            if longest is not None and longest <= module.num_embeddings <= longest + 2:
-                return longest
+        outside = isinstance(module, nn.Embedding) and module is not tokens and id(module) not in inside
+        # OPT and BioGPT have two more, for what is padded.
+        if outside and longest is not None and longest <= module.num_embeddings <= longest + 2:
+            return longest
     return None
 
 
@@ -246,7 +254,7 @@ def _defaults(model_type: str) -> Iterable[list[str]]:
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as OF_PEFT
 
     if isinstance(OF_PEFT.get(model_type), list):
-        yield OF_PEFT[model_type]
+        yield list(OF_PEFT[model_type])
     for known in architectures().values():
         if known.config["model_type"] == model_type:
             yield known.lora_targets
