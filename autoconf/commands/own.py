@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -65,9 +66,8 @@ def trace_command(
         path = Path(folder) / f"{name}.traces.parquet"
         aliases = [_alias(alias) for alias in aliases or ()]
         targets = [target.strip() for target in (lora_targets or "").split(",") if target.strip()]
-        with redirect_stdout(sys.stderr):  # libraries print
-            build = _build()
-            own_model, trace_file, summary, tracing = build
+        with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):  # libraries print, and warn
+            own_model, trace_file, summary, tracing = _build()
             published = own_model.hub_id(config)
             if published and published not in aliases:
                 if known := _known(published):
