@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from autoconf import predictors
 from autoconf.errors import AutoConfError, BadInput
-from autoconf.names import Names, words
+from autoconf.names import Names, listed, words
 from autoconf.show import is_terminal, show_own_model
 from autoconf.tables import output
 from autoconf.workload import read
@@ -68,13 +69,12 @@ def trace_command(
         targets = [target.strip() for target in (lora_targets or "").split(",") if target.strip()]
         with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):  # libraries print, and warn
             own_model, trace_file, summary, tracing = _build()
-            published = own_model.hub_id(config)
-            if published and published not in aliases:
+            if (published := own_model.hub_id(config)) and published not in aliases:
                 if known := _known(published):
                     _note(f"{config}: _name_or_path {published!r} is an alias of {known}, and becomes none of {name}")
                 else:
                     aliases.append(published)
-            with output(str(path)) as stream:
+            with output(str(path)) as stream:  # a folder that cannot be written to shows here, and not minutes later
                 architecture = own_model.own_architecture(config, name, targets, aliases)
                 if own_model.own_code(config):
                     _note(
@@ -93,14 +93,13 @@ def trace_command(
 
 def _build() -> tuple[Any, Any, Any, Any]:
     """The modules that trace and read traces."""
+    missing = [package for package in _EXTRA if find_spec(package) is None]
+    if missing:
+        raise BadInput(
+            f"trace needs the extra [build]: pip install 'ado-autoconf[build]' ({listed(missing)} not found)"
+        )
     try:
         from autoconf.build import own_model, summary, trace_file, tracing
-    except ModuleNotFoundError as error:
-        if error.name in _EXTRA:
-            raise BadInput(
-                f"trace needs {error.name}, which the extra has: pip install 'ado-autoconf[build]'"
-            ) from None
-        raise
     except Exception as error:  # a broken library can fail at import with anything
         raise AutoConfError(
             f"a library of the extra [build] does not import: {type(error).__name__}: {error}"
