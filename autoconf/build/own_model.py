@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from transformers.pytorch_utils import Conv1D
 from autoconf.build.architectures import Architecture, architectures, deciding_keys
 from autoconf.build.layers import attends_everywhere, check_kinds
 from autoconf.build.ledger import rank_for, trace
-from autoconf.build.tracing import short_stack
+from autoconf.build.tracing import Ways, short_stack, traced
 from autoconf.build.training import Job, Method, build_model, decoder_layers
 from autoconf.errors import BadInput
+from autoconf.figures import HeadWay, LayerWay, ModelFigures
 from autoconf.names import listed
 from autoconf.stack import Stack
 
@@ -95,6 +96,18 @@ def own_architecture(
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from None
     return architecture
+
+
+def own_figures(architecture: Architecture, watched: Callable[[Ways], Iterable[LayerWay | HeadWay]]) -> ModelFigures:
+    """Figures of a model of one's own; arguments as ``tracing.traced`` has them.
+
+    Raises:
+        BadInput: it cannot be traced.
+    """
+    try:
+        return traced(architecture, watched)
+    except Exception as error:  # code that we do not know can fail with anything
+        raise _untraceable(architecture, error) from None
 
 
 def hub_id(path: str) -> str | None:
@@ -201,8 +214,12 @@ def _check_traceable(architecture: Architecture) -> None:
         methods: tuple[Method, ...] = ("full", "lora")
         for method in methods:
             trace(Job(architecture, method, Stack()), short, rank)
-    except Exception as error:  # code that we do not know can fail with anything
-        raise BadInput(f"model_type {architecture.family!r} cannot be traced: {_sentence(error)}") from None
+    except Exception as error:  # likewise
+        raise _untraceable(architecture, error) from None
+
+
+def _untraceable(architecture: Architecture, error: Exception) -> BadInput:
+    return BadInput(f"model_type {architecture.family!r} cannot be traced: {_sentence(error)}")
 
 
 def _sentence(error: Exception) -> str:

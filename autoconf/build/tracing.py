@@ -52,10 +52,10 @@ def head_ways() -> Iterator[HeadWay]:
         yield HeadWay(trains, dtype, mixed, loss)
 
 
-_Ways = list[LayerWay | HeadWay]
+Ways = list[LayerWay | HeadWay]
 
 
-def traced(architecture: Architecture, watched: Callable[[_Ways], Iterable[LayerWay | HeadWay]] = iter) -> ModelFigures:
+def traced(architecture: Architecture, watched: Callable[[Ways], Iterable[LayerWay | HeadWay]] = iter) -> ModelFigures:
     """Figures of a model for all ways; those that cannot be traced are there with the reason.
 
     Args:

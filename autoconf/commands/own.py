@@ -52,11 +52,12 @@ def trace_command(
     folder: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Where NAME.traces.parquet goes.")] = ".",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Trace a model of your own: what each stack holds, from its config alone; needs the extra [build].
+    r"""Trace a model of your own: what every stack holds, from its config alone; needs ado-autoconf\[build].
 
-    Nothing is downloaded and no weights are read. It takes some minutes on two cores.
-    Afterwards it prints the smallest layout, workers x GPUs of each, for a few jobs with batch_size 16 and at most 64
-    GPUs; and what each further 1,000 tokens of a long micro-batch add to the peak on each of several GPUs.
+    Nothing is downloaded and no weights are read. It takes a minute or two.
+
+    Afterwards it prints what each further 1,000 tokens of a long micro-batch add to the peak on each of several GPUs,
+    and for a few jobs of batch size 16 the smallest layout on up to 64 GPUs: workers x GPUs of each.
 
     $ ado-autoconf trace config.json --name my-model
     """
@@ -68,7 +69,7 @@ def trace_command(
         aliases = [_alias(alias) for alias in aliases or ()]
         targets = [target.strip() for target in (lora_targets or "").split(",") if target.strip()]
         with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):  # libraries print, and warn
-            own_model, trace_file, summary, tracing = _build()
+            own_model, trace_file, summary = _build()
             if (published := own_model.hub_id(config)) and published not in aliases:
                 if known := _known(published):
                     _note(f"{config}: _name_or_path {published!r} is an alias of {known}, and becomes none of {name}")
@@ -81,7 +82,11 @@ def trace_command(
                         f"{config}: auto_map names code of its own; what is traced is transformers', which runs "
                         "without trust_remote_code"
                     )
-                trace_file.write_trace(architecture, tracing.traced(architecture, _watched), stream)
+                figures = own_model.own_figures(architecture, _watched)
+                trace_file.write_trace(architecture, figures, stream)
+        if figures.problems:
+            first = next(iter(figures.problems.values()))
+            _note(f"{config}: {len(figures.problems)} ways to train cannot be traced; the first because of {first}")
         found = summary.summary(path)
         found |= {"file": str(path), "next": _next(path, name)}
         with output(None) as stream:
@@ -91,7 +96,7 @@ def trace_command(
                 show_own_model(found)
 
 
-def _build() -> tuple[Any, Any, Any, Any]:
+def _build() -> tuple[Any, Any, Any]:
     """The modules that trace and read traces."""
     missing = [package for package in _EXTRA if find_spec(package) is None]
     if missing:
@@ -99,12 +104,12 @@ def _build() -> tuple[Any, Any, Any, Any]:
             f"trace needs the extra [build]: pip install 'ado-autoconf[build]' ({listed(missing)} not found)"
         )
     try:
-        from autoconf.build import own_model, summary, trace_file, tracing
+        from autoconf.build import own_model, summary, trace_file
     except Exception as error:  # a broken library can fail at import with anything
         raise AutoConfError(
             f"a library of the extra [build] does not import: {type(error).__name__}: {error}"
         ) from None
-    return own_model, trace_file, summary, tracing
+    return own_model, trace_file, summary
 
 
 def _name(text: str) -> str:
