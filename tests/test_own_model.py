@@ -22,7 +22,7 @@ from autoconf.build.architectures import Architecture, architectures
 from autoconf.build.trace_file import read_trace, write_trace
 from autoconf.cli import app
 from autoconf.errors import BadInput
-from autoconf.figures import ModelFigures, ModelsTable
+from autoconf.figures import LayerWay, ModelFigures, ModelsTable
 from autoconf.presets import SETTINGS, presets, training_stack
 from autoconf.sharding import Held
 
@@ -322,3 +322,14 @@ def test_a_known_model_under_another_name_has_the_released_figures(own_model, wr
         f"ado-autoconf train --from {predictors.DEFAULT} --traces {found['file']} "
         f"--version {predictors.DEFAULT}+mine --output {tmp_path}"
     )
+
+
+def test_a_way_that_transformers_itself_cannot_run_is_named_and_the_others_are_traced(own_model, written, monkeypatch):
+    """GPT-2 has no linear layer, whose dtype transformers asks around FlashAttention where queries are float32."""
+    from autoconf.build import tracing
+
+    ways = [LayerWay("full", dtype, "no", dtype, False, "none", "default") for dtype in ("bfloat16", "float32")]
+    monkeypatch.setattr(tracing, "layer_ways", lambda: iter(ways))
+    monkeypatch.setattr(tracing, "head_ways", lambda: iter(()))
+    figures = own_model.own_figures(own_model.own_architecture(written(GPT2), "mine"), iter)
+    assert (list(figures.layers), figures.problems) == (ways[:1], {ways[1]: "StopIteration"})

@@ -87,13 +87,14 @@ def traced(architecture: Architecture, watched: Callable[[Ways], Iterable[LayerW
     return found
 
 
-# What libraries refuse, and what our own checks do.
-_UNTRACEABLE = (TraceError, ValueError, RuntimeError)
+# What libraries refuse, and what our own checks do. Some refuse by what their code fails with: transformers' own around
+# FlashAttention by StopIteration, where parameters are float32 and a model has no linear layers (GPT-2).
+_UNTRACEABLE = (TraceError, ValueError, RuntimeError, AttributeError, LookupError, StopIteration, TypeError)
 
 
 def _sentence(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200].removesuffix(": ")
 
 
 def short_stack(architecture: Architecture) -> tuple[str, ...]:
