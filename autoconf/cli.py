@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from autoconf import __version__
+from autoconf.commands.own import trace_command
 from autoconf.commands.plot import plot_command
 from autoconf.commands.recommend import recommend_command
 from autoconf.commands.versions import stacks_command, versions_command
@@ -53,6 +54,7 @@ app.command("recommend", epilog=f"Answers hold for {TRAINING_STACK}.")(recommend
 app.command("versions")(versions_command)
 app.command("stacks")(stacks_command)
 app.command("plot")(plot_command)
+app.command("trace")(trace_command)
 
 
 # --- the process ------------------------------------------------------------------------------------------------------

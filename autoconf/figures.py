@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -225,11 +225,37 @@ def _way(text: str) -> LayerWay | HeadWay:
 
 def write_models(models: Iterable[ModelFigures], folder: Path) -> None:
     """Write figures of models: their moments as Parquet, a row group each, everything else as JSON."""
-    tables = []
-    others = {}
-    for model in models:
-        tables.append(_moments_table({**model.layers, **model.heads}))
-        others[model.model_name] = {
+    models = list(models)
+    with (folder / MOMENTS).open("wb") as stream:
+        _write_moments(models, stream)
+    (folder / MODELS).write_text(_others(models).replace('"},"', '"},\n"') + "\n", encoding="utf-8")
+
+
+def write_model(model: ModelFigures, stream: BinaryIO, about: Mapping[str, str]) -> None:
+    """Write figures of one model as one Parquet file, whose metadata hold everything that is no moment.
+
+    Args:
+        model: its figures.
+        stream: where they go.
+        about: more metadata; ``metadata`` reads them.
+    """
+    _write_moments([model], stream, {MODELS: _others([model]), **about})
+
+
+def metadata(path: Path, key: str) -> str | None:
+    """What ``write_model`` was given under a key; ``None`` where there is no such key.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not Parquet.
+    """
+    found = (pq.read_schema(path).metadata or {}).get(key.encode())
+    return None if found is None else found.decode()
+
+
+def _others(models: Iterable[ModelFigures]) -> str:
+    others = {
+        model.model_name: {
             "made_of": model.made_of,
             "units": {
                 _text(key): {
@@ -240,19 +266,24 @@ def write_models(models: Iterable[ModelFigures], folder: Path) -> None:
             },
             "problems": {_text(key): sentence for key, sentence in model.problems.items()},
         }
+        for model in models
+    }
+    return json.dumps(others, separators=(",", ":"))
+
+
+def _write_moments(models: Iterable[ModelFigures], stream: BinaryIO, about: Mapping[str, str] | None = None) -> None:
+    tables = [_moments_table({**model.layers, **model.heads}) for model in models]
     scales = {name: "BYTE_STREAM_SPLIT" for name in StackMoment._fields[1:5]}
     with pq.ParquetWriter(
-        folder / MOMENTS,
-        tables[0].schema,
+        stream,
+        tables[0].schema.with_metadata(about),
         compression="zstd",
         compression_level=15,
         use_dictionary=["way", "point", *StackMoment._fields[5:]],
         column_encoding=scales,
     ) as writer:
         for table in tables:
-            writer.write_table(table, row_group_size=len(table))
-    text = json.dumps(others, separators=(",", ":"))
-    (folder / MODELS).write_text(text.replace('"},"', '"},\n"') + "\n", encoding="utf-8")
+            writer.write_table(table.replace_schema_metadata(about), row_group_size=len(table))
 
 
 def _moments_table(moments: dict[Any, np.ndarray]) -> pa.Table:
@@ -275,22 +306,27 @@ def read_models(folder: Path) -> list[ModelFigures]:
 
 
 class ModelsTable:
-    """Figures of models as ``write_models`` wrote them.
+    """Figures of models as ``write_models`` wrote them into a folder, or ``write_model`` into a file.
 
     Raises:
         OSError: a file cannot be read.
         ValueError: it is not such a table.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, path: Path) -> None:
+        moments = path / MOMENTS if path.is_dir() else path
         # What is read is what was there, and verified, when the version was loaded.
-        self._content = pa.py_buffer((folder / MOMENTS).read_bytes())
-        self._others = json.loads((folder / MODELS).read_text(encoding="utf-8"))
+        self._content = pa.py_buffer(moments.read_bytes())
         parquet = pq.ParquetFile(self._content)
+        if path.is_dir():
+            others: str | bytes = (path / MODELS).read_text(encoding="utf-8")
+        else:
+            others = (parquet.schema_arrow.metadata or {}).get(MODELS.encode(), b"")
+        self._others = json.loads(others)
         if parquet.schema_arrow.names != ["way", *StackMoment._fields]:
-            raise ValueError(f"{MOMENTS} has the columns {', '.join(parquet.schema_arrow.names)}")
+            raise ValueError(f"{moments.name} has the columns {', '.join(parquet.schema_arrow.names)}")
         if parquet.num_row_groups != len(self._others):
-            raise ValueError(f"{MOMENTS} is of {parquet.num_row_groups} models, {MODELS} of {len(self._others)}")
+            raise ValueError(f"{moments.name} is of {parquet.num_row_groups} models, {MODELS} of {len(self._others)}")
         self._of_model: dict[str, dict[str, np.ndarray]] = {}
 
     def _moments(self, model: str) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from autoconf.any_stack import StackMemory
-from autoconf.cards import Card, Domain
+from autoconf.cards import Card, Domain, Model
 from autoconf.memory import GIB, Floats, MemoryTable, Outside
 from autoconf.names import listed
 from autoconf.presets import SETTINGS, training_stack
@@ -39,6 +39,16 @@ class Predictor:
     @property
     def domain(self) -> Domain:
         return self.card.domain
+
+    def about(self, models: dict[str, Model], memory: StackMemory) -> Predictor:
+        """The same predictor, asked about other models.
+
+        Args:
+            models: in place of the domain's.
+            memory: their figures.
+        """
+        domain = self.domain.model_copy(update={"models": models})
+        return Predictor(self.card.model_copy(update={"domain": domain}), memory, self._tabular)
 
     def row(self, model: str, method: str, stack: Stack) -> int | str:
         """The row of a job's figures, or the sentence that says why the version has none.

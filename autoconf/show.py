@@ -106,6 +106,36 @@ def show_stack(name: str, preset: Preset) -> None:
     typer.echo()
 
 
+def show_own_model(summary: dict[str, Any]) -> None:
+    """Print what a model of one's own needs, and what to do with its figures."""
+    typer.echo(f"{summary['model_name']}: {summary['parameters']:,} parameters\n")
+    costs = summary["gib_per_1000_tokens"]
+    _print(
+        _table(
+            [
+                {"GiB per 1,000 tokens": stack, **{method: _or_dash(cost, ".3f") for method, cost in of_method.items()}}
+                for stack, of_method in costs.items()
+            ]
+        )
+    )
+    for stack in costs:
+        rows: dict[str, dict[str, str]] = {}
+        for job in summary["layouts"]:
+            if job["stack"] == stack:
+                layout = f"{job['workers']}x{job['gpus']}" if job["can_recommend"] else "-"
+                row = rows.setdefault(job["gpu_model"], {f"{stack}: workers x GPUs": job["gpu_model"]})
+                row[f"{job['method']} {job['tokens_per_sample']:,}"] = layout
+        typer.echo()
+        _print(_table(list(rows.values())))
+    job = summary["layouts"][0]
+    typer.echo(f"\nwith batch_size {job['batch_size']} and max_gpus {job['max_gpus']}; - is none")
+    typer.echo(f"\n{summary['file']} has the figures; a version with this model:\n{summary['next']}")
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
 def _show_heading(card: Card, default: bool) -> None:
     typer.echo(f"version {card.version}{', the default' if default else ''}, made {_made(card)}\n")
 

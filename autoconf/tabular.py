@@ -120,5 +120,5 @@ def fit(table: pd.DataFrame, folder: Path, monotone: Mapping[str, int]) -> None:
             num_cpus=1,
             num_gpus=0,
         )
-    predictor.clone_for_deployment(str(folder))
+        predictor.clone_for_deployment(str(folder))
     shutil.rmtree(scratch)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from autoconf.cards import Gpu, Model
 
+_DEPTHS = ("n_layer", "num_layers", "n_layers", "num_hidden_layers")  # what configs call the number of layers
 # Where a config says for how many tokens positions were learned. Rotary positions have no such limit.
 _LEARNED_POSITIONS = {"gpt_bigcode": "n_positions", "opt": "max_position_embeddings"}
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # what configs call the number of routed experts
@@ -24,6 +25,13 @@ class _Pattern:
 
     kinds: Callable[[dict[str, Any], int], Sequence[str]]
     settings: Callable[[Sequence[str]], dict[str, Any]]
+    keys: tuple[str, ...] = ()  # where the config says so
+
+
+def _hybrid(config: dict[str, Any], _: int) -> list[str]:
+    # transformers 5 writes the second names, and reads both.
+    same = {"full_attention": "attention", "linear_attention": "mamba"}
+    return [same.get(kind, kind) for kind in config["layer_types"]]
 
 
 def _dense_first(config: dict[str, Any], depth: int) -> list[str]:
@@ -32,22 +40,36 @@ def _dense_first(config: dict[str, Any], depth: int) -> list[str]:
 
 
 def _rotated(config: dict[str, Any], depth: int) -> list[str]:
+    if "no_rope_layers" in config:
+        return ["rope" if rotates else "nope" for rotates in config["no_rope_layers"]]
     every = config["no_rope_layer_interval"]  # configuration_smollm3.py: where no list says more
-    listed = config.get("no_rope_layers", [(index + 1) % every != 0 for index in range(depth)])
-    return ["rope" if rotates else "nope" for rotates in listed]
+    return ["nope" if (index + 1) % every == 0 else "rope" for index in range(depth)]
 
 
 # Configs whose layers hold different amounts. Sliding and full attention hold the same: FlashAttention keeps no mask.
 _PATTERNS = {
-    "granitemoehybrid": _Pattern(lambda config, _: config["layer_types"], lambda kinds: {"layer_types": list(kinds)}),
-    "deepseek_v2": _Pattern(_dense_first, lambda kinds: {"first_k_dense_replace": kinds.count("dense")}),
-    "smollm3": _Pattern(_rotated, lambda kinds: {"no_rope_layers": [int(kind == "rope") for kind in kinds]}),
+    "granitemoehybrid": _Pattern(_hybrid, lambda kinds: {"layer_types": list(kinds)}, ("layer_types",)),
+    "deepseek_v2": _Pattern(
+        _dense_first, lambda kinds: {"first_k_dense_replace": kinds.count("dense")}, ("first_k_dense_replace",)
+    ),
+    "smollm3": _Pattern(
+        _rotated, lambda kinds: {"no_rope_layers": [int(kind == "rope") for kind in kinds]}, ("no_rope_layers",)
+    ),
 }
 _UNIFORM = _Pattern(lambda _, depth: ["layer"] * depth, lambda _: {})
 
 
+def deciding_keys(model_type: str) -> tuple[str, ...]:
+    """Settings that an ``Architecture`` of a type reads, and whose defaults it does not know.
+
+    >>> deciding_keys("smollm3")[-1]
+    'no_rope_layers'
+    """
+    return (*_EXPERTS, *_PATTERNS.get(model_type, _UNIFORM).keys)
+
+
 class Architecture(BaseModel):
-    """One model of ``architectures.yaml``: what fixes its shapes, and where the figures come from."""
+    """One model, of ``architectures.yaml`` or of one's own: what fixes its shapes, and where the figures come from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,10 +82,11 @@ class Architecture(BaseModel):
     assumption: str | None = None
     aliases: list[str] = []
     later_aliases: list[str] = []
+    learned_positions: int | None = None  # of a model of one's own; the table's say it in their configs
 
     @property
     def depth_key(self) -> str:
-        return "n_layer" if "n_layer" in self.config else "num_hidden_layers"
+        return next(key for key in _DEPTHS if key in self.config or key == _DEPTHS[-1])
 
     @property
     def layers(self) -> int:
@@ -94,10 +117,17 @@ class Architecture(BaseModel):
         if not kinds or not set(kinds) <= set(self.kinds):
             known = ", ".join(sorted(set(self.kinds)))
             raise ValueError(f"kinds: {list(kinds)} is no stack of {self.name}, whose layers are of kind {known}")
-        config = {**self.config, self.depth_key: len(kinds), **self._pattern.settings(kinds)}
+        depth = {self.depth_key: len(kinds), **self._of_each_layer(len(kinds))}
+        config = {**self.config, **depth, **self._pattern.settings(kinds)}
         if self.model_copy(update={"config": config}).kinds != tuple(kinds):
             raise ValueError(f"kinds: the config of {self.name} cannot say {list(kinds)}")
         return config
+
+    def _of_each_layer(self, depth: int) -> dict[str, Any]:
+        """Lists of the config with the same entry for each layer, for so many layers."""
+        lists = {key: value for key, value in self.config.items() if isinstance(value, list)}
+        same = {key: value[0] for key, value in lists.items() if value == value[:1] * self.layers}
+        return {key: [entry] * depth for key, entry in same.items()}
 
     @property
     def _pattern(self) -> _Pattern:
@@ -106,7 +136,18 @@ class Architecture(BaseModel):
     @property
     def longest_sample(self) -> int | None:
         """Tokens that learned positions allow; ``None`` for rotary positions, which have no such limit."""
-        return self.config.get(_LEARNED_POSITIONS.get(self.config["model_type"], ""))
+        return self.learned_positions or self.config.get(_LEARNED_POSITIONS.get(self.config["model_type"], ""))
+
+    def in_domain(self, *, later_aliases: bool = False) -> Model:
+        """The model as a version's domain knows it.
+
+        Args:
+            later_aliases: with the aliases that version 1.1.0 does not know.
+
+        >>> architectures()["opt-13b"].in_domain().max_tokens_per_sample
+        2048
+        """
+        return Model(aliases=_aliases(self, later_aliases), max_tokens_per_sample=self.longest_sample)
 
     @property
     def experts(self) -> int | None:
@@ -177,10 +218,7 @@ def models(names: list[str], *, later_aliases: bool = False) -> dict[str, Model]
         later_aliases: with the aliases that version 1.1.0 does not know.
     """
     known = architectures()
-    return {
-        name: Model(aliases=_aliases(known[name], later_aliases), max_tokens_per_sample=known[name].longest_sample)
-        for name in names
-    }
+    return {name: known[name].in_domain(later_aliases=later_aliases) for name in names}
 
 
 def _aliases(entry: Architecture | GpuType, later: bool) -> list[str]:

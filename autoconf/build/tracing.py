@@ -7,7 +7,7 @@ What a setting does to memory stands in one of three places: it changes what the
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import cast
 
 import numpy as np
@@ -52,23 +52,29 @@ def head_ways() -> Iterator[HeadWay]:
         yield HeadWay(trains, dtype, mixed, loss)
 
 
-def traced(architecture: Architecture) -> ModelFigures:
-    """Figures of a model for all ways; those that cannot be traced are there with the reason."""
+Ways = list[LayerWay | HeadWay]
+
+
+def traced(architecture: Architecture, watched: Callable[[Ways], Iterable[LayerWay | HeadWay]] = iter) -> ModelFigures:
+    """Figures of a model for all ways; those that cannot be traced are there with the reason.
+
+    Args:
+        architecture: the model.
+        watched: passes the ways on, one by one, and sees when each is done.
+    """
     found = ModelFigures(architecture.name)
     short = short_stack(architecture)
     rank = rank_for(architecture, short)
-    for way in layer_ways():
+    for way in watched([*layer_ways(), *head_ways()]):
         try:
-            moments = layer_moments(trace(_layer_job(architecture, way), short, rank), short, architecture.kinds)
-            found.layers[way] = np.array(moments)
+            if isinstance(way, LayerWay):
+                moments = layer_moments(trace(_layer_job(architecture, way), short, rank), short, architecture.kinds)
+                found.layers[way] = np.array(moments)
+            else:
+                moments = head_moments(trace(_head_job(architecture, way), short, rank), short, rank)
+                found.heads[way] = np.array(moments)
         except _UNTRACEABLE as error:
             found.problems[way] = _sentence(error)
-    for head in head_ways():
-        try:
-            moments = head_moments(trace(_head_job(architecture, head), short, rank), short, rank)
-            found.heads[head] = np.array(moments)
-        except _UNTRACEABLE as error:
-            found.problems[head] = _sentence(error)
     methods: list[tuple[Method, LoraTargets]] = [("full", "default"), *itertools.product(_ADAPTING, _TARGETS)]
     for method, targets in methods:
         try:
@@ -81,13 +87,14 @@ def traced(architecture: Architecture) -> ModelFigures:
     return found
 
 
-# What libraries refuse, and what our own checks do.
-_UNTRACEABLE = (TraceError, ValueError, RuntimeError)
+# What libraries refuse, and what our own checks do. Some refuse by what their code fails with: transformers' own around
+# FlashAttention by StopIteration, where parameters are float32 and a model has no linear layers (GPT-2).
+_UNTRACEABLE = (TraceError, ValueError, RuntimeError, AttributeError, LookupError, StopIteration, TypeError)
 
 
 def _sentence(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200].removesuffix(": ")
 
 
 def short_stack(architecture: Architecture) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.fsdp.wrap import _or_policy, lambda_auto_wrap_policy, transformer_auto_wrap_policy
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TrainingArguments
+from transformers.pytorch_utils import Conv1D
 
 from autoconf.build import kernels
 from autoconf.build.architectures import Architecture
@@ -39,7 +40,7 @@ Method = Literal["full", "lora", "qlora"]
 _TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # Linear layers of attention by their names in transformers' models; others' MLPs have a c_proj or a dense, too.
-_ATTENTION = r".*(attn|attention)\.([qkvo]_proj|out_proj|qkv_proj|kv_[ab]_proj\w*|c_attn|c_proj|query_key_value|dense)"
+ATTENTION = r".*(attn|attention)\.([qkvo]_proj|out_proj|qkv_proj|kv_[ab]_proj\w*|c_attn|c_proj|query_key_value|dense)"
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def lora_targets(architecture: Architecture, stack: Stack) -> list[str] | str:
     if stack.lora_targets == "default":
         return list(architecture.lora_targets)
     if stack.lora_targets == "attention":
-        return _ATTENTION
+        return ATTENTION
     return stack.lora_targets if isinstance(stack.lora_targets, str) else list(stack.lora_targets)
 
 
@@ -210,9 +211,16 @@ def _quantize(job: Job, model: Any) -> None:
         # https://github.com/axolotl-ai-cloud/axolotl/issues/3951.
         whole = {head, parent.out_proj} if hasattr(parent, "conv1d") else {head}
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and child not in whole:
-                setattr(parent, name, kernels.Linear4bit(child, storage))
+            if (type(child) is nn.Linear or isinstance(child, Conv1D)) and child not in whole:
+                setattr(parent, name, kernels.Linear4bit(_as_linear(child), storage))
     model.is_loaded_in_4bit = True  # what PEFT and TRL ask
+
+
+def _as_linear(layer: nn.Linear | Conv1D) -> nn.Linear:
+    # transformers/integrations/bitsandbytes.py: GPT-2's layers become linear ones.
+    if isinstance(layer, nn.Linear):
+        return layer
+    return nn.Linear(layer.nx, layer.nf, dtype=layer.weight.dtype, device="meta")
 
 
 def _return_to_bfloat16(model: nn.Module) -> None:
