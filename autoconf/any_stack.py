@@ -56,9 +56,9 @@ class StackMemory:
         self._figures.append(Figures(*found))  # type: ignore[arg-type]
         return len(self._figures) - 1
 
-    def _each(self, rows: Integers, gpus: Integers, ask: Callable[[Held, Integers], Floats]) -> Floats:
-        """Ask each row's figures about its candidates, given as indices."""
-        answers = np.empty(len(rows))
+    def _each(self, rows: Integers, gpus: Integers, ask: Callable[[Held, Integers], Floats], *shape: int) -> Floats:
+        """Ask each row's figures about its candidates, given as indices; an answer has the given shape."""
+        answers = np.empty((len(rows), *shape))
         order = np.argsort(rows, kind="stable")
         for of_row in np.split(order, np.flatnonzero(np.diff(rows[order])) + 1) if len(rows) else ():
             for figures, which in self._figures[rows[of_row[0]]].of(gpus[of_row]):
@@ -80,6 +80,10 @@ class StackMemory:
     def needed_gib(self, rows: Integers, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
         """GiB that a GPU must have, shape (candidates,)."""
         return self._each(rows, gpus, lambda f, which: f.needed_bytes(gpus[which], tokens[which], reserve)) / GIB
+
+    def deciding_gib(self, rows: Integers, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
+        """GiB held at the moment that decides, and of that what grows with the tokens; shape (candidates, 2)."""
+        return self._each(rows, gpus, lambda f, which: f.deciding_bytes(gpus[which], tokens[which], reserve), 2) / GIB
 
     def parts_gib(self, row: int, gpus: int, tokens: float, reserve: Reserve) -> dict[str, float]:
         """The parts of what one candidate needs, ``reserve`` among them, in GiB."""

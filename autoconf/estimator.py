@@ -13,7 +13,7 @@ import pandas as pd
 
 from autoconf import versions
 from autoconf.any_stack import StackMemory
-from autoconf.memory import GIB
+from autoconf.memory import GIB, Integers
 from autoconf.own_versions import Models
 from autoconf.predictors import Predictor
 from autoconf.recommender import by_version, checked_table, valid_jobs
@@ -124,6 +124,24 @@ def _of_version(predictor: Predictor, columns: Columns, gpus: np.ndarray) -> lis
     version = predictor.card.version
     if not isinstance(predictor.memory, StackMemory):
         return [Estimate(reason=f"version {version} has no estimates; the newest is {versions.DEFAULT}")] * len(gpus)
+    candidates, problems = placed(predictor, columns, gpus)
+    answers = iter(_of_candidates(predictor, candidates))
+    return [Estimate(reason=problem) if problem else next(answers) for problem in problems]
+
+
+def placed(predictor: Predictor, columns: Columns, gpus: Integers) -> tuple[Candidates, list[str]]:
+    """Jobs on the numbers of GPUs that are asked for.
+
+    Args:
+        predictor: a version.
+        columns: valid jobs.
+        gpus: on how many GPUs each of them runs, >= 1.
+
+    Returns:
+        The jobs that lie inside the version's domain and can run so, and for each of all jobs why it does not; empty
+        text if it does.
+    """
+    version = predictor.card.version
     jobs, outside = inside(predictor, columns)
     known = np.flatnonzero([not problem for problem in outside])
     problems = list(outside)
@@ -136,11 +154,8 @@ def _of_version(predictor: Predictor, columns: Columns, gpus: np.ndarray) -> lis
             problems[index] = f"{NUMBER_GPUS} {count} does not divide batch_size {batch_size}"
     which = np.array([job for job, index in enumerate(known) if not problems[index]], np.int64)
     count = gpus[known[which]]
-    candidates = Candidates(
-        predictor.memory, jobs.rows[which], count, jobs.tokens_per_gpu(which, count), jobs.usable_gib[which]
-    )
-    answers = iter(_of_candidates(predictor, candidates))
-    return [Estimate(reason=problem) if problem else next(answers) for problem in problems]
+    tokens = jobs.tokens_per_gpu(which, count)
+    return Candidates(predictor.memory, jobs.rows[which], count, tokens, jobs.usable_gib[which]), problems
 
 
 def _of_candidates(predictor: Predictor, candidates: Candidates) -> list[Estimate]:

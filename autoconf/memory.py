@@ -141,6 +141,8 @@ class RankFigures:
 class Reserve:
     """GiB of a GPU that must stay free beside the peak: they grow with activations, on several GPUs faster than on one.
 
+    Where a cluster was seen to hold more than traces say, a share of the peak must stay free on top of them.
+
     >>> reserve = Reserve(activations_gib=(0, 100), one_gpu_gib=(3, 8), several_gpus_gib=(3, 27))
     >>> reserve.gib(np.array([0, 50, 50]), gpus=np.array([1, 1, 2])).tolist()
     [3.0, 5.5, 15.0]
@@ -149,6 +151,7 @@ class Reserve:
     activations_gib: tuple[float, ...]  # rising, from 0 to what no GPU can hold
     one_gpu_gib: tuple[float, ...]  # the reserve at each of them; linear in between
     several_gpus_gib: tuple[float, ...]
+    peak_share: float = 0.0  # of every moment's bytes, >= 0
 
     def gib(self, activations_gib: Floats, gpus: Integers) -> Floats:
         """The reserve of each job, shape (jobs,)."""

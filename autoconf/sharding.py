@@ -141,7 +141,15 @@ class Held:
     def _needs(self, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
         """Shape (moments, candidates)."""
         activations = np.outer(self._total[:, 1], tokens) / GIB
-        return self._total @ _variables(gpus, tokens) + GIB * reserve.gib(activations, gpus)
+        return (1 + reserve.peak_share) * (self._total @ _variables(gpus, tokens)) + GIB * reserve.gib(
+            activations, gpus
+        )
+
+    def deciding_bytes(self, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
+        """What candidates hold at the moment that decides, and of that what grows with the tokens; (candidates, 2)."""
+        at = self._needs(gpus, tokens, reserve).argmax(axis=0)
+        held = (self._total[at] * _variables(gpus, tokens).T).sum(axis=1)
+        return np.stack([held, self._total[at, 1] * tokens], axis=1)
 
     def parts(self, gpus: int, tokens: float, reserve: Reserve) -> dict[str, float]:
         """The parts of what a candidate needs at the moment that decides, and the reserve, in bytes: they add up to
@@ -152,7 +160,8 @@ class Held:
         variables = _variables(one, those)[:, 0]
         found = {name: float(part[at] @ variables) for name, part in zip(self.PARTS, self._parts, strict=True)}
         activations = np.array([self._total[at, 1] * tokens / GIB])
-        return {**found, "reserve": float(reserve.gib(activations, one)[0]) * GIB}
+        on_top = reserve.peak_share * float(self._total[at] @ variables)
+        return {**found, "reserve": float(reserve.gib(activations, one)[0]) * GIB + on_top}
 
 
 def _variables(gpus: Integers, tokens: Floats | Integers) -> Floats:

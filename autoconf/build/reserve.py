@@ -42,12 +42,13 @@ class Learnt:
     """Explanations of real runs, by whether there are several GPUs: base, share and width, each of shape (draws,)."""
 
     explanations: dict[bool, tuple[Floats, Floats, Floats]]
+    peak_share: float = 0.0  # of the peak, which is not free either: 0 where runs are taken to hold what was traced
 
     def probabilities(self, free_gib: Floats, activations_gib: Floats, gpus: Integers) -> Floats:
         """How likely jobs are to fit, shape (jobs,): it cannot fall with free memory, nor rise with activations.
 
         Args:
-            free_gib: usable memory less the traced peak.
+            free_gib: usable memory less the traced peak and its share.
             activations_gib: of the peak, what grows with the tokens, >= 0.
             gpus: number of GPUs, >= 1.
         """
@@ -64,7 +65,7 @@ class Learnt:
         activations = np.array(_ACTIVATIONS)
         one, several = (self._needed_gib(probability, activations, np.full(len(activations), n)) for n in (1, 2))
         # NCCL's buffers come with several GPUs, and nothing goes: draws differ by a hundredth of a GiB.
-        return Reserve(_ACTIVATIONS, one, tuple(map(max, one, several)))
+        return Reserve(_ACTIVATIONS, one, tuple(map(max, one, several)), self.peak_share)
 
     def _needed_gib(self, probability: float, activations_gib: Floats, gpus: Integers) -> tuple[float, ...]:
         too_little, enough = np.full(len(gpus), -100.0), np.full(len(gpus), 1000.0)
@@ -72,7 +73,7 @@ class Learnt:
             free = (too_little + enough) / 2
             likely = self.probabilities(free, activations_gib, gpus) >= probability
             too_little, enough = np.where(likely, too_little, free), np.where(likely, free, enough)
-        return tuple(enough.round(2).tolist())
+        return tuple(enough.round(2).clip(min=0).tolist())
 
 
 def learn(rows: pd.DataFrame) -> Learnt:
@@ -126,6 +127,7 @@ def features(rows: pd.DataFrame, reserve: Reserve) -> pd.DataFrame:
     """The columns of ``MONOTONE`` for rows that have ``read_rows``'s columns of memory and number of GPUs."""
     kept = reserve.gib(rows["activations_gib"].to_numpy(), rows["number_gpus"].to_numpy())
     sharded = (rows["number_gpus"] > 1).to_numpy(float)
+    kept = kept + reserve.peak_share * rows["peak_gib"].to_numpy()
     return pd.DataFrame({"headroom_gib": (free_gib(rows) - kept).to_numpy(), "sharded": sharded})
 
 
@@ -151,7 +153,7 @@ def virtual_rows(learnt: Learnt, generator: np.random.Generator, count: int) -> 
         {
             "number_gpus": gpus,
             "usable_gib": usable,
-            "peak_gib": usable - free,
+            "peak_gib": (usable - free) / (1 + learnt.peak_share),
             "activations_gib": activations,
             LABEL: fits.astype(int),
         }
@@ -180,5 +182,5 @@ def training_rows(
 
 def table_of(learnt: Learnt, rows: pd.DataFrame, generator: np.random.Generator, count: int) -> pd.DataFrame:
     """What ``training_rows`` gives, of real rows that were learnt from."""
-    both = pd.concat([virtual_rows(learnt, generator, count), rows], ignore_index=True)
+    both = pd.concat([virtual_rows(learnt, generator, count), *([rows] if len(rows) else [])], ignore_index=True)
     return features(both, learnt.reserve()).round(3).assign(**{LABEL: both[LABEL]})
