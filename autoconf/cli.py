@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from autoconf import __version__
-from autoconf.commands.own import trace_command
+from autoconf.commands.own import trace_command, train_command
 from autoconf.commands.plot import plot_command
 from autoconf.commands.recommend import recommend_command
 from autoconf.commands.versions import stacks_command, versions_command
@@ -55,6 +55,7 @@ app.command("versions")(versions_command)
 app.command("stacks")(stacks_command)
 app.command("plot")(plot_command)
 app.command("trace")(trace_command)
+app.command("train")(train_command)
 
 
 # --- the process ------------------------------------------------------------------------------------------------------

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import shlex
 import shutil
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any, TextIO
 
 import typer
@@ -90,6 +92,16 @@ def show_models(card: Card, default: bool) -> None:
         typer.echo(name if limit is None else f"{name} (up to {limit:,} tokens per sample)")
         for alias in model.aliases:
             typer.echo(f"    {alias}")
+
+
+def show_own_version(made: dict[str, Any]) -> None:
+    """Print a version that was made: where it is, what was learnt, how good it is, and how to use it."""
+    typer.echo(f"made version {made['version']} of {made['models']} models in {made['folder']}\n")
+    for rows in figure_tables({name: made[name] for name in ("learnt", "runs", "measured", "figures") if name in made}):
+        _print(_table(rows))
+        typer.echo()
+    typer.echo(f"sha256 of its card: {made['sha256']}")
+    typer.echo(f"to use it: export AUTOCONF_MODELS={shlex.quote(str(Path(made['folder']).resolve().parent))}")
 
 
 def show_stack(name: str, preset: Preset) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from rich.console import Console
 from rich.progress import track
 
 from autoconf.any_stack import StackMemory, gpu_figures
@@ -78,6 +79,7 @@ def check(predictor: Predictor) -> list[dict[str, Any]]:
         AutoConfError: an ordering does not hold, or the predictor is not a step in headroom.
     """
     _check_step(predictor)
+    console = Console(stderr=True)
     checker = Checker(predictor)
     rows = []
     for name, holds_for, violations in (
@@ -114,7 +116,7 @@ def check(predictor: Predictor) -> list[dict[str, Any]]:
             for what, trains, loss, tokens in _CHUNKED_FROM
         ),
     ):
-        found = list(track(violations, description=name, transient=True))
+        found = list(track(violations, name, transient=True, console=console, disable=not console.is_terminal))
         broken = [what for what in found if what]
         if broken:
             raise AutoConfError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -48,7 +49,8 @@ def read_trace(path: str | Path) -> Trace:
         if text is None:
             raise ValueError("it holds no model")
     except (OSError, ValueError) as error:
-        problem = getattr(error, "strerror", None) or "it is no file of ado-autoconf trace"
+        number = getattr(error, "errno", None)
+        problem = os.strerror(number) if number else "it is no file of ado-autoconf trace"
         raise BadInput(f"{path}: cannot read it: {problem}") from None
     try:
         architecture = Architecture.model_validate_json(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ from autoconf.versions import CHECK_JOBS, PREDICTOR, TRAINING_TABLE
 
 SEED = 20261125  # of jobs that are drawn
 _CHECKS = 800  # drawn; about half of them can be spread over workers
+
+_TIME = re.compile(r"fit_time|predict_(child_)?time|predict_n_time_per_row|_time_\w+")  # where AutoGluon notes one
 
 Evaluate = Callable[[Predictor], dict[str, Any]]
 
@@ -101,7 +104,7 @@ def _zero_times(value: Any, seen: set[int]) -> None:
     seen.add(id(value))
     inner = value if isinstance(value, dict) else getattr(value, "__dict__", {})
     for name, part in inner.items():
-        if isinstance(part, float) and "time" in str(name):
+        if isinstance(part, float) and _TIME.fullmatch(str(name)):
             inner[name] = 0.0
         else:
             _zero_times(part, seen)

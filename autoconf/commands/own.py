@@ -1,4 +1,4 @@
-"""``ado-autoconf trace``: figures of a model of one's own."""
+"""``ado-autoconf trace`` and ``train``: a model of one's own, and a version of one's own."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from autoconf import versions
+from autoconf import own_versions, versions
 from autoconf.commands.common import exit_codes, note
 from autoconf.errors import AutoConfError, BadInput
 from autoconf.names import Names, listed, words
-from autoconf.show import is_terminal, show_own_model
+from autoconf.show import is_terminal, show_own_model, show_own_version
 from autoconf.tables import output
 from autoconf.workload import read
 
@@ -158,3 +158,55 @@ def _next(path: Path, name: str) -> str:
         f"ado-autoconf train --from {versions.DEFAULT} --traces {quote(str(path))} --version {own} "
         f"--output {quote(str(path.parent))}"
     )
+
+
+def train_command(
+    more_traces: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TRACES...", show_default=False, help="More files of trace, as shells expand names."),
+    ] = None,
+    base: Annotated[
+        str, typer.Option("--from", metavar="VERSION", help="The version to start from.")
+    ] = versions.DEFAULT,
+    traces: Annotated[
+        list[str] | None,
+        typer.Option("--traces", metavar="FILE", show_default=False, help="A file of trace: a model to add."),
+    ] = None,
+    measured: Annotated[
+        str | None,
+        typer.Option("--measured", metavar="FILE", show_default=False, help="CSV of runs on your cluster; - is stdin."),
+    ] = None,
+    version: Annotated[
+        str, typer.Option("--version", metavar="NAME", show_default=False, help="Its name, such as 2.0.0+mine.")
+    ] = "",
+    folder: Annotated[
+        str,
+        typer.Option("--output", "-o", metavar="DIR", envvar=own_versions.VARIABLE, help="Your versions."),
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Make a version of your own: more models, and what your cluster holds beside tensors.
+
+    A table of runs has the columns of a job and number_gpus, and of failed or is_valid, peak_allocated_gib and
+    gpu_memory_utilization_peak (percent) those that there are; ado's export of such a space fits as it is.
+    What runs teach is the memory that must stay free, and nothing else;
+    where they tell held-out runs no better, the version decides as the one that it starts from.
+
+    $ ado-autoconf train --from 2.0.0 --traces my-model.traces.parquet --version 2.0.0+mine --output models
+    """
+    with exit_codes():
+        for option, given in (("--version", version), ("--output", folder)):
+            if not given.strip():
+                raise BadInput(f"{option}: is required")
+        files = [*(traces or ()), *(more_traces or ())]
+        with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):  # libraries print, and warn
+            from autoconf.build.own_version import train_own  # which takes a second, and no torch
+
+            made = train_own(base, version, Path(folder), files, measured)
+        for sentence in made.notes:
+            note(sentence)
+        with output(None) as stream:
+            if as_json:
+                stream.write(f"{json.dumps(made.summary(), indent=2, ensure_ascii=False)}\n".encode())
+            else:
+                show_own_version(made.summary())
