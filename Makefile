@@ -23,7 +23,7 @@ run: $(VENV)/installed  ## create the environment and answer the first example
 	  END { print answer ? answer : "no answer"; exit !answer }' $(VENV)/answer.txt
 
 test: lint  ## create the environment and run everything that guards main
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/tested
 	$(BIN)/ruff check .

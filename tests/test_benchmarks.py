@@ -1,6 +1,7 @@
 """The benchmarks, on one figure that they measure in seconds, and what the report makes of figures."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,11 @@ ROOT = Path(__file__).parent.parent
 def measured_text(tmp_path_factory: pytest.TempPathFactory) -> str:
     file = tmp_path_factory.mktemp("benchmarks") / "measured.json"
     command = ["-m", "pytest", "benchmarks/figures.py", "-k", "test_table", "--quick", f"--benchmark-json={file}"]
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, timeout=120, stdout=subprocess.DEVNULL)
+    # In a worker of pytest-xdist pytest-benchmark measures nothing.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    subprocess.run(
+        [sys.executable, *command], cwd=ROOT, check=True, timeout=120, stdout=subprocess.DEVNULL, env=environment
+    )
     return file.read_text()
 
 
