@@ -333,7 +333,8 @@ class ModelsTable:
         """A model's moments by the text of their way, read when somebody asks for them."""
         if model not in self._of_model:
             group = list(self._others).index(model)
-            table = pq.ParquetFile(self._content).read_row_group(group)
+            # A process that ends soon after threads of pyarrow have read is aborted by them now and then.
+            table = pq.ParquetFile(self._content).read_row_group(group, use_threads=False)
             ways = table["way"].to_numpy(zero_copy_only=False)
             values = np.stack([table[name].to_numpy().astype(float) for name in StackMoment._fields], axis=1)
             starts = np.flatnonzero(np.append(True, ways[1:] != ways[:-1]))

@@ -124,6 +124,8 @@ def assert_same_figures(one: ModelFigures, other: ModelFigures) -> None:
         ({**LLAMA, "hidden_size": "wide"}, "Validation error for field 'hidden_size'"),
         ({**LLAMA, "num_attention_heads": 0}, "transformers refuses it: ZeroDivisionError"),
         ({**LLAMA, "num_hidden_layers": 1}, "num_hidden_layers: must be a whole number from 2 to 1024, got 1"),
+        ({**LLAMA, "rope_scaling": 4}, "no model can be traced of it: TypeError: argument of type 'int'"),
+        ({**architectures()["deepseek-v2-lite"].config, "first_k_dense_replace": [1]}, "'first_k_dense_replace'"),
         ({"model_type": "qwen2_moe", **SMALL, "decoder_sparse_step": 2}, "mlp.class: Qwen2MoeMLP and Qwen2MoeSparse"),
         # Layers that attend to a window rotate, and the others do not.
         ({"model_type": "cohere2", **SMALL, "num_hidden_layers": 8}, "layers 1 and 3 differ (they hold different tens"),

@@ -95,6 +95,8 @@ def own_architecture(
         _check_traceable(architecture)
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from None
+    except Exception as error:  # a file may hold anything, and so may what it makes transformers raise
+        raise BadInput(f"{file}: no model can be traced of it: {_sentence(error)}") from None
     return architecture
 
 
