@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,12 @@ from typer.testing import CliRunner
 
 import autoconf
 from autoconf import versions
-from autoconf.any_stack import gpu_figures
 from autoconf.build import summary, traces
 from autoconf.build.architectures import Architecture, architectures
 from autoconf.build.trace_file import read_trace, write_trace
 from autoconf.cli import app
 from autoconf.errors import BadInput
 from autoconf.figures import LayerWay, ModelFigures, ModelsTable
-from autoconf.presets import SETTINGS, presets, training_stack
-from autoconf.sharding import Held
 
 KNOWN = "qwen2.5-0.5b"
 # What files have beside shapes.
@@ -80,19 +76,6 @@ def trace_file(tmp_path) -> Path:
     with path.open("wb") as stream:
         write_trace(*of_ones_own("mine"), stream)
     return path
-
-
-def peaks(table: ModelsTable, model: str) -> dict[tuple[str, str, bool, int], float]:
-    """Peaks of all methods under every preset, on one GPU and on each of eight."""
-    found = {}
-    for preset, method, several in product(presets(), ("full", "lora", "qlora"), (False, True)):
-        stack = training_stack(method, True, preset, *[None] * len(SETTINGS))
-        held = gpu_figures(table, model, method, stack, several=several)
-        assert isinstance(held, Held), held
-        for tokens in (512, 8192, 131_072):
-            peak = held.peak_bytes(np.array([8 if several else 1]), np.array([tokens]))
-            found[preset, method, several, tokens] = float(peak[0])
-    return found
 
 
 def assert_same_figures(one: ModelFigures, other: ModelFigures) -> None:
@@ -303,27 +286,6 @@ def test_a_refused_config_and_a_folder_that_is_not_there_leave_no_file(own_model
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     done = command(written(LLAMA), "--name", "mine", "--output", str(tmp_path / "none"))
     assert done.exit_code == 2 and "No such file or directory" in done.stderr
-
-
-def test_a_known_model_under_another_name_has_the_released_figures(own_model, written, tmp_path):
-    path = written({**architectures()[KNOWN].config, **INERT})
-    done = command(path, "--name", "mine", "--alias", "me/mine", "--output", str(tmp_path), "--json")
-    assert done.exit_code == 0, done.stderr
-    assert "_name_or_path 'Qwen/Qwen2.5-0.5B' is an alias of qwen2.5-0.5b" in done.stderr
-    found = json.loads(done.stdout)
-    architecture, figures = read_trace(found["file"])
-    known = shipped(KNOWN)
-    assert (figures.units, figures.problems, set(figures.heads)) == (known.units, known.problems, set(known.heads))
-    assert set(figures.layers) == set(known.layers)
-    for way, moments in known.layers.items():
-        np.testing.assert_array_equal(figures.layers[way], moments)
-    released = ModelsTable(versions.MODELS / versions.DEFAULT)
-    assert peaks(ModelsTable(Path(found["file"])), "mine") == peaks(released, KNOWN)
-    assert (architecture.aliases, architecture.parameters) == (["me/mine"], found["parameters"])
-    assert found["next"] == (
-        f"ado-autoconf train --from {versions.DEFAULT} --traces {found['file']} "
-        f"--version {versions.DEFAULT}+mine --output {tmp_path}"
-    )
 
 
 def test_a_way_that_transformers_itself_cannot_run_is_named_and_the_others_are_traced(own_model, written, monkeypatch):

@@ -22,7 +22,8 @@ JOBS = 20_000
 NEAR = 0.10  # of a GPU's usable memory: half of the jobs lie this close to the edge
 HARMFUL = 0.02  # a wrong "fits" this far beyond the edge is not excused by rounding
 _SEED = 7
-_STACKS, _SIZES = 3_000, 100  # jobs drawn to choose from
+_JOBS_A_STACK = 20 / 3
+_SIZES = 100  # drawn of each stack, to choose from
 _SLICES = 100  # on each side of the edge
 
 # Required of a version, and aimed at; a figure is a percentage of the jobs or pairs it is measured on.
@@ -120,7 +121,7 @@ def judge(predictor: Predictor, jobs: pd.DataFrame) -> Judged:
 
 def evaluation_jobs(predictor: Predictor, count: int) -> pd.DataFrame:
     """Unseen jobs, half of them within 10 % of usable memory from the edge."""
-    pool = random_jobs(predictor, np.random.default_rng(_SEED), _STACKS, _SIZES)
+    pool = random_jobs(predictor, np.random.default_rng(_SEED), round(count / _JOBS_A_STACK), _SIZES)
     candidates = predictor.candidates(pool)
     relative = pd.Series(headroom_gib(predictor, candidates) / candidates.usable_gib)
     near = relative[relative.abs() <= NEAR]

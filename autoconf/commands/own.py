@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 import warnings
@@ -104,6 +105,8 @@ def _build() -> tuple[Any, Any, Any]:
             f"trace needs the extra [build]: pip install 'ado-autoconf[build]' ({listed(missing)} not found)"
         )
     try:
+        # It warns that a kernel for CPUs is missing; nothing is computed here.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         from autoconf.build import own_model, summary, trace_file
     except Exception as error:  # a broken library can fail at import with anything
         raise AutoConfError(
