@@ -56,9 +56,7 @@ class StackMemory:
         self._figures.append(Figures(*found))  # type: ignore[arg-type]
         return len(self._figures) - 1
 
-    def _each(
-        self, rows: Integers, gpus: Integers, ask: Callable[[Held, Integers], Floats], *shape: int
-    ) -> Floats:
+    def _each(self, rows: Integers, gpus: Integers, ask: Callable[[Held, Integers], Floats], *shape: int) -> Floats:
         """Ask each row's figures about its candidates, given as indices; an answer has the given shape."""
         answers = np.empty((len(rows), *shape))
         order = np.argsort(rows, kind="stable")

@@ -141,7 +141,9 @@ class Held:
     def _needs(self, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
         """Shape (moments, candidates)."""
         activations = np.outer(self._total[:, 1], tokens) / GIB
-        return (1 + reserve.peak_share) * (self._total @ _variables(gpus, tokens)) + GIB * reserve.gib(activations, gpus)
+        return (1 + reserve.peak_share) * (self._total @ _variables(gpus, tokens)) + GIB * reserve.gib(
+            activations, gpus
+        )
 
     def deciding_bytes(self, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
         """What candidates hold at the moment that decides, and of that what grows with the tokens; (candidates, 2)."""

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from autoconf.any_stack import StackMemory
 from autoconf.build.measured import CUBLAS_GIB
 from autoconf.build.measured_runs import Measured, read_measured
 from autoconf.build.real_rows import read_rows
 from autoconf.build.reserve import VIRTUAL_ROWS, Learnt, learn, table_of
-from autoconf.any_stack import StackMemory
 from autoconf.errors import BadInput
 from autoconf.memory import GIB, Floats, Integers, Reserve
 from autoconf.predictors import LABEL, Predictor
@@ -76,7 +76,9 @@ def learn_cluster(predictor: Predictor, table: pd.DataFrame, source: str) -> Clu
         BadInput: the table is not one of runs, or none of them lies in the version's domain.
     """
     if predictor.card.reserve is None or not isinstance(predictor.memory, StackMemory):
-        raise BadInput(f"version {predictor.card.version} says nothing of what must stay free; take 2.0.0 or a newer one")
+        raise BadInput(
+            f"version {predictor.card.version} says nothing of what must stay free; take 2.0.0 or a newer one"
+        )
     measured = read_measured(predictor, table, source)
     evidence = _Evidence(predictor, measured)
     before, after = _held_out(predictor, measured, evidence)
@@ -95,7 +97,9 @@ def learn_cluster(predictor: Predictor, table: pd.DataFrame, source: str) -> Clu
         adopted=adopted,
         sentence=sentence,
         reserve=learnt.reserve() if adopted else predictor.card.reserve,
-        training_table=table_of(learnt, read_rows()[:0], np.random.default_rng(_SEED), VIRTUAL_ROWS) if adopted else None,
+        training_table=table_of(learnt, read_rows()[:0], np.random.default_rng(_SEED), VIRTUAL_ROWS)
+        if adopted
+        else None,
         learnt=posterior.summary(),
         report=measured.report,
         ignored=measured.ignored,
@@ -150,7 +154,9 @@ class _Evidence:
         priors = []
         for values, none, typical in ((FACTORS, 1.0, _TYPICAL_FACTOR), (SHIFTS_GIB, 0.0, _TYPICAL_SHIFT_GIB)):
             others = np.where(values == none, 0.0, np.exp(-np.abs(values - none) / typical) * np.gradient(values))
-            priors.append(np.log(np.where(values == none, _NO_DIFFERENCE, (1 - _NO_DIFFERENCE) * others / others.sum())))
+            priors.append(
+                np.log(np.where(values == none, _NO_DIFFERENCE, (1 - _NO_DIFFERENCE) * others / others.sum()))
+            )
         log_prior = np.add.outer(*priors).repeat(_EXPLANATIONS)
         too_little = np.min([base[explanation] for base, _, _ in self.explanations.values()], axis=0) + shift < 0
         return _Hypotheses(factor, shift, explanation, np.where(too_little, -np.inf, log_prior))
@@ -160,7 +166,9 @@ class _Evidence:
         total = len(self.hypotheses.factor)
         counts = np.zeros((_FOLDS, 3, total, _BINS), np.float32)
         one_factor = len(SHIFTS_GIB) * _EXPLANATIONS
-        for (fold, kind), rows in pd.DataFrame({"fold": self.folds, "kind": kinds}).groupby(["fold", "kind"]).groups.items():
+        for (fold, kind), rows in (
+            pd.DataFrame({"fold": self.folds, "kind": kinds}).groupby(["fold", "kind"]).groups.items()
+        ):
             for some in np.array_split(rows, len(rows) // _AT_ONCE + 1):
                 base, share, width = self._of_rows(some)
                 wanted = base + share * self.activations[some] + self.held[some]  # (explanations, rows)

@@ -18,7 +18,6 @@ import pandas as pd
 
 from autoconf.errors import BadInput
 from autoconf.estimator import NUMBER_GPUS, placed
-from autoconf.memory import GIB
 from autoconf.predictors import LABEL, Predictor
 from autoconf.rules import Candidates
 from autoconf.workload import NUMBERS, OPTIONAL, Workload, check_together, is_empty, missing_columns, read, whole_number
@@ -105,7 +104,10 @@ def read_measured(predictor: Predictor, table: pd.DataFrame, source: str) -> Mea
         {"rows": "read", "count": len(table)},
         {"rows": "used", "count": int(kept.sum())},
         {"rows": "duplicates: jobs that ended alike count once", "count": len(rows) - len(runs)},
-        {"rows": "contradictions: left out, so that no run finished where a smaller one failed", "count": len(left_out)},
+        {
+            "rows": "contradictions: left out, so that no run finished where a smaller one failed",
+            "count": len(left_out),
+        },
         {"rows": "without an outcome or a figure", "count": silent},
         *({"rows": f"outside the domain: {why}", "count": count} for why, count in sorted(outside.items())),
     ]
@@ -276,7 +278,9 @@ def _with_keys(runs: pd.DataFrame, candidates: Candidates) -> pd.DataFrame:
     runs = runs.assign(gpus=candidates.gpus, tokens=candidates.tokens_per_gpu)
     way = pd.DataFrame({"row": candidates.rows, "usable": candidates.usable_gib})
     runs["way"] = way.groupby(["row", "usable"], sort=False).ngroup()
-    return runs.assign(job=way.assign(tokens=runs["gpus"] * runs["tokens"]).groupby([*way, "tokens"], sort=False).ngroup())
+    return runs.assign(
+        job=way.assign(tokens=runs["gpus"] * runs["tokens"]).groupby([*way, "tokens"], sort=False).ngroup()
+    )
 
 
 def _without_duplicates(runs: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
@@ -294,8 +298,7 @@ def contradicting(predictor: Predictor, runs: pd.DataFrame, candidates: Candidat
     many GPUs, that the version says needs no more (a second GPU may need more than one). The row that contradicts most
     goes first, of several a failed one, of these the first.
     """
-    assert predictor.card.reserve is not None and not isinstance(candidates.memory, type(None))
-    needed = predictor.features(candidates)["headroom_gib"].to_numpy() * -1
+    needed = candidates.usable_gib - predictor.features(candidates)["headroom_gib"].to_numpy()
     pairs: dict[int, set[int]] = {}
     for _, way in runs.groupby("way", sort=False):
         failed, finished = (way.index[way[LABEL] == fits].to_numpy() for fits in (0, 1))
