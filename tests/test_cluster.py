@@ -165,6 +165,20 @@ def test_measured_peaks_alone_teach_the_factor(pool):
     assert found.learnt["k"] == pytest.approx(1, abs=0.002) and not found.adopted
 
 
+def test_memory_that_was_never_in_use_speaks_for_less_and_cache_for_nothing(pool):
+    jobs = some(pool, 1.0, 200, np.random.default_rng(15))
+    jobs = jobs[fits(jobs, 1.05)].reset_index(drop=True)
+    candidates = PREDICTOR.candidates(jobs)
+    peaks = PREDICTOR.memory.peak_bytes(candidates.rows, candidates.gpus, candidates.tokens_per_gpu) / 2**30
+    finished = as_table(jobs, np.zeros(len(jobs)))
+    tight = 100 * np.minimum((1.0 + 1.02 * peaks) / candidates.usable_gib, 1)
+    said = [
+        learn_cluster(PREDICTOR, finished.assign(gpu_memory_utilization_peak=used), "runs.csv").learnt["b GiB"]
+        for used in ([f"{used:.2f}" for used in tight], "99.9", "")
+    ]
+    assert said[0] < said[2] - 0.2 and abs(said[1] - said[2]) < 0.1
+
+
 def test_the_same_table_teaches_the_same(pool):
     generator = np.random.default_rng(14)
     jobs = some(pool, 1.06, 120, generator)

@@ -63,7 +63,7 @@ class Cluster:
     sentence: str  # which it was, and by how much
     reserve: Reserve  # for the card: the version's own if nothing was adopted
     training_table: pd.DataFrame | None  # for ``predictors.fit``; None: the version's own
-    learnt: dict[str, float]  # k, b, the probability of no difference, rates of noise
+    learnt: dict[str, float]  # what runs say, adopted or not: k, b, probability of no difference, rates of noise
     report: list[dict[str, Any]]  # rows (what became of them), count
     ignored: list[str]  # columns
     evaluation: list[dict[str, Any]]  # held-out measured rows before and after

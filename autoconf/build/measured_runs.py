@@ -32,7 +32,7 @@ _MOST_PROBLEMS = 20
 # method is in the experiment's name (finetune_lora_benchmark-v1.0.0), after which come settings that the space
 # fixes, as in -gradient_accumulation_steps.1-r.8. Its runs are fms-hf-tuning's, checkpointed, without reentrance.
 _EXPERIMENT = re.compile(r"SFTTrainer\.finetune[_-](full|lora|gptq-lora|pt)(?=[_-])")
-_SETTING = re.compile(r"-([a-z]\w*)\.")
+_SETTING = re.compile(r"-(?!v\d)([a-z]\w*)\.")  # but the version
 _RUNS_AS = {"stack": "fms-hf-tuning", "gradient_checkpointing": "non-reentrant"}
 _OF_METHOD = {"lora": {"lora_r": "4"}}
 # Its names of settings, each with the field that they stand for and what their values are there.
