@@ -119,8 +119,28 @@ def test_what_is_needed_is_the_peak_and_a_reserve_for_the_activations():
         assert needed == pytest.approx(peak(figures, gpus, tokens) + free * GIB)
 
 
-def test_needs_rise_with_tokens_and_fall_with_more_gpus():
-    reserve = Reserve((0, 100), (1, 11), (2, 42))
+def test_a_share_of_the_peak_stays_free_on_top_and_counts_as_reserve():
+    reserve, figures = Reserve((0, 100), (1, 11), (2, 42), peak_share=0.06), composed("fsdp2", accumulating=True)
+    without = Reserve((0, 100), (1, 11), (2, 42))
+    one, tokens = np.array([2]), np.array([1])
+    needed = [figures.needed_bytes(one, tokens, of)[0] for of in (without, reserve)]
+    assert needed[1] - needed[0] == pytest.approx(0.06 * peak(figures, 2, 1))
+    parts = [figures.parts(2, 1, of) for of in (without, reserve)]
+    assert sum(parts[1].values()) == pytest.approx(needed[1])
+    assert {**parts[0], "reserve": 0} == {**parts[1], "reserve": 0}
+
+
+def test_what_decides_is_the_moment_that_needs_most_with_its_activations():
+    reserve, figures = Reserve((0, 100), (1, 11), (2, 42)), composed("fsdp2", accumulating=False)
+    gpus, tokens = np.array([2, 64]), np.array([GIB, 1])
+    held_bytes, activations = figures.deciding_bytes(gpus, tokens, reserve).T
+    needed = held_bytes + GIB * reserve.gib(activations / GIB, gpus)
+    assert needed == pytest.approx(figures.needed_bytes(gpus, tokens, reserve))
+
+
+@pytest.mark.parametrize("peak_share", [0.0, 0.1])
+def test_needs_rise_with_tokens_and_fall_with_more_gpus(peak_share):
+    reserve = Reserve((0, 100), (1, 11), (2, 42), peak_share)
     for way in ("fsdp1", "fsdp2"):
         figures = composed(way, accumulating=True)
         tokens = np.geomspace(1, 1e9, 50).round()

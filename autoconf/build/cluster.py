@@ -9,10 +9,12 @@ tensors that were traced are there, so that physics and orderings stay as they a
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from autoconf.any_stack import StackMemory
@@ -51,6 +53,9 @@ _AT_ONCE = 2_000  # rows
 _SEED = 20261125
 
 
+Counts = npt.NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class Cluster:
     """What was learnt of a cluster, and how well it says what became of runs that it was not learnt from."""
@@ -59,7 +64,7 @@ class Cluster:
     sentence: str  # which it was, and by how much
     reserve: Reserve  # for the card: the version's own if nothing was adopted
     training_table: pd.DataFrame | None  # for ``predictors.fit``; None: the version's own
-    learnt: dict[str, float]  # k, b, the probability of no difference, rates of noise
+    learnt: dict[str, float]  # what runs say, adopted or not: k, b, probability of no difference, rates of noise
     report: list[dict[str, Any]]  # rows (what became of them), count
     ignored: list[str]  # columns
     evaluation: list[dict[str, Any]]  # held-out measured rows before and after
@@ -77,9 +82,7 @@ def learn_cluster(predictor: Predictor, table: pd.DataFrame, source: str) -> Clu
         BadInput: the table is not one of runs, or none of them lies in the version's domain.
     """
     if predictor.card.reserve is None or not isinstance(predictor.memory, StackMemory):
-        raise BadInput(
-            f"version {predictor.card.version} says nothing of what must stay free; take 2.0.0 or a newer one"
-        )
+        raise BadInput(f"version {predictor.card.version} says nothing of what must stay free; 2.0.0 and later do")
     measured = read_measured(predictor, table, source)
     evidence = _Evidence(predictor, measured)
     before, after = _held_out(predictor, measured, evidence)
@@ -98,9 +101,7 @@ def learn_cluster(predictor: Predictor, table: pd.DataFrame, source: str) -> Clu
         adopted=adopted,
         sentence=sentence,
         reserve=learnt.reserve() if adopted else predictor.card.reserve,
-        training_table=table_of(learnt, read_rows()[:0], np.random.default_rng(_SEED), VIRTUAL_ROWS)
-        if adopted
-        else None,
+        training_table=_training_table(learnt) if adopted else None,
         learnt=posterior.summary(),
         report=measured.report,
         ignored=measured.ignored,
@@ -109,6 +110,11 @@ def learn_cluster(predictor: Predictor, table: pd.DataFrame, source: str) -> Clu
             after.row("after, learnt from the others", measured.runs),
         ],
     )
+
+
+def _training_table(learnt: Learnt) -> pd.DataFrame:
+    """Virtual rows alone: the noise of a user's runs is not the cluster's memory."""
+    return table_of(learnt, read_rows()[:0], np.random.default_rng(_SEED), VIRTUAL_ROWS)
 
 
 # --- what the runs say of every hypothesis ----------------------------------------------------------------------------
@@ -155,21 +161,19 @@ class _Evidence:
         priors = []
         for values, none, typical in ((FACTORS, 1.0, _TYPICAL_FACTOR), (SHIFTS_GIB, 0.0, _TYPICAL_SHIFT_GIB)):
             others = np.where(values == none, 0.0, np.exp(-np.abs(values - none) / typical) * np.gradient(values))
-            priors.append(
-                np.log(np.where(values == none, _NO_DIFFERENCE, (1 - _NO_DIFFERENCE) * others / others.sum()))
-            )
+            others *= (1 - _NO_DIFFERENCE) / others.sum()
+            priors.append(np.log(np.where(values == none, _NO_DIFFERENCE, others)))
         log_prior = np.add.outer(*priors).repeat(_EXPLANATIONS)
         too_little = np.min([base[explanation] for base, _, _ in self.explanations.values()], axis=0) + shift < 0
         return _Hypotheses(factor, shift, explanation, np.where(too_little, -np.inf, log_prior))
 
-    def _counts(self, kinds: Integers) -> Floats:
+    def _counts(self, kinds: Integers) -> Counts:
         """Shape (folds, kinds, hypotheses, bins of log odds)."""
         total = len(self.hypotheses.factor)
         counts = np.zeros((_FOLDS, 3, total, _BINS), np.float32)
         one_factor = len(SHIFTS_GIB) * _EXPLANATIONS
-        for (fold, kind), rows in (
-            pd.DataFrame({"fold": self.folds, "kind": kinds}).groupby(["fold", "kind"]).groups.items()
-        ):
+        for fold, kind in itertools.product(range(_FOLDS), range(3)):
+            rows = np.flatnonzero((self.folds == fold) & (kinds == kind))
             for some in np.array_split(rows, len(rows) // _AT_ONCE + 1):
                 base, share, width = self._of_rows(some)
                 wanted = base + share * self.activations[some] + self.held[some]  # (explanations, rows)
@@ -186,12 +190,12 @@ class _Evidence:
         one, several = self.explanations[False], self.explanations[True]
         return [np.where(self.several[rows], s[:, None], o[:, None]) for o, s in zip(one, several, strict=True)]
 
-    def posterior(self, counts: Floats, peaks: Floats) -> _Posterior:
+    def posterior(self, counts: Counts, peaks: Floats) -> _Posterior:
         """What runs teach: of counts, shape (kinds, hypotheses, bins), and terms of peaks, shape (factors, scales)."""
         failed, finished, seen = counts
         fail, finish, unseen = _FAIL[:, None], _FINISH[None, :], _UNSEEN[None, :]
 
-        def log_likelihood(of: Floats, if_fits: Floats, if_not: Floats) -> Floats:
+        def log_likelihood(of: Counts, if_fits: Floats, if_not: Floats) -> Floats:
             terms = np.log(np.multiply.outer(if_fits, _LIKELY) + np.multiply.outer(if_not, 1 - _LIKELY))
             return of @ terms.reshape(-1, _BINS).T
 

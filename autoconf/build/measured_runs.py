@@ -29,11 +29,11 @@ _SEEN = (FAILED, VALID, ALLOCATED, IN_USE)
 _YES_NO = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 _MOST_PROBLEMS = 20
 
-# ado's SFTTrainer actuator, https://github.com/IBM/ado, plugins/actuators/sfttrainer/ado_actuators/sfttrainer/README.md:
-# the method is in the experiment's name (finetune_lora_benchmark-v1.0.0), after which come settings that the space
+# ado's SFTTrainer actuator (https://github.com/IBM/ado, plugins/actuators/sfttrainer, the README of its package): the
+# method is in the experiment's name (finetune_lora_benchmark-v1.0.0), after which come settings that the space
 # fixes, as in -gradient_accumulation_steps.1-r.8. Its runs are fms-hf-tuning's, checkpointed, without reentrance.
 _EXPERIMENT = re.compile(r"SFTTrainer\.finetune[_-](full|lora|gptq-lora|pt)(?=[_-])")
-_SETTING = re.compile(r"-([a-z]\w*)\.")
+_SETTING = re.compile(r"-(?!v\d)([a-z]\w*)\.")  # but the version
 _RUNS_AS = {"stack": "fms-hf-tuning", "gradient_checkpointing": "non-reentrant"}
 _OF_METHOD = {"lora": {"lora_r": "4"}}
 # Its names of settings, each with the field that they stand for and what their values are there.
@@ -68,8 +68,8 @@ def read_measured(predictor: Predictor, table: pd.DataFrame, source: str) -> Mea
         predictor: the version whose domain counts.
         table: as ``tables.read_table`` gives it: text, the index being line numbers. It has the fields of jobs and
             ``number_gpus``, and one or more of ``failed``, ``is_valid`` (0 or 1), ``peak_allocated_gib`` (GiB, as
-            ``torch.cuda.max_memory_allocated`` counts) and ``gpu_memory_utilization_peak`` (percent of a GPU's memory in
-            use, cache and context included, from 0 to 100; 0 where it was not measured). Cells may be empty.
+            ``torch.cuda.max_memory_allocated`` counts) and ``gpu_memory_utilization_peak`` (percent of a GPU's memory
+            in use, cache and context included, from 0 to 100; 0 where it was not measured). Cells may be empty.
         source: what messages call the table.
 
     Raises:
@@ -135,7 +135,8 @@ def _check_columns(table: pd.DataFrame, source: str) -> set[str]:
         missing.append(f"one of {', '.join(_SEEN)}")
     if missing:
         raise BadInput(
-            f"{source}, line 1: required column missing: {', '.join(missing)}; the table has {', '.join(map(str, table))}"
+            f"{source}, line 1: required column missing: {', '.join(missing)}; "
+            f"the table has {', '.join(map(str, table))}"
         )
     return known
 
@@ -180,8 +181,7 @@ class _Row:
             elif column in _ANY_TABLE and not is_empty(value):
                 texts[_ANY_TABLE[column]] = value, column
         if not settings:
-            if not is_empty(own := self.record.get("gradient_checkpointing")):
-                texts["gradient_checkpointing"] = own, "gradient_checkpointing"
+            texts["gradient_checkpointing"] = self.record.get("gradient_checkpointing", ""), "gradient_checkpointing"
         else:
             comes_with = {**_RUNS_AS, **_OF_METHOD.get(settings["method"], {})}
             said = {**settings, **{column: value for column, value in self.record.items() if not is_empty(value)}}
@@ -248,7 +248,8 @@ class _Row:
     def seen(self) -> tuple[int, int, float, float]:
         """What a run that failed had allocated is no peak."""
         figures = (self.allocated, self.in_use and self.in_use / 100) if self.finished else (None, None)
-        return self.line, int(bool(self.finished)), *(np.nan if figure is None else figure for figure in figures)
+        allocated, in_use = (np.nan if figure is None else figure for figure in figures)
+        return self.line, int(bool(self.finished)), allocated, in_use
 
 
 @cache
@@ -299,8 +300,7 @@ def contradicting(predictor: Predictor, runs: pd.DataFrame, candidates: Candidat
     many GPUs, that the version says needs no more (a second GPU may need more than one). The row that contradicts most
     goes first, of several a failed one, of these the first.
     """
-    assert predictor.card.reserve is not None and not isinstance(candidates.memory, type(None))
-    needed = predictor.features(candidates)["headroom_gib"].to_numpy() * -1
+    needed = candidates.usable_gib - predictor.features(candidates)["headroom_gib"].to_numpy()
     pairs: dict[int, set[int]] = {}
     for _, way in runs.groupby("way", sort=False):
         failed, finished = (way.index[way[LABEL] == fits].to_numpy() for fits in (0, 1))
