@@ -20,6 +20,7 @@ from autoconf.tabular import LABEL, fit, load_tabular
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "measured_a100.csv"
 PREDICTOR = versions.load("2.0.0")
+FACTOR = "factor on all that is needed"
 JOB = {
     "model_name": "Llama 3.1 8B", "method": "lora", "gpu_model": "NVIDIA-A100-SXM4-80GB", "tokens_per_sample": "4096",
     "batch_size": "8", "number_gpus": "2",
@@ -122,7 +123,9 @@ def test_a_world_that_needs_more_is_learnt_better_than_the_version_and_the_table
     before, after = ((decisions(of, fresh) != true).mean() for of in (PREDICTOR.card.reserve, cluster.reserve))
     assert cluster.adopted and cluster.sentence.startswith("adopted; held-out runs are told ")
     assert after < before / 3 and after < labels_wrong
-    assert 0.04 < cluster.reserve.peak_share < 0.09 and cluster.learnt["k"] == round(1 + cluster.reserve.peak_share, 4)
+    assert 0.04 < cluster.reserve.peak_share < 0.09 and cluster.learnt[FACTOR] == round(
+        1 + cluster.reserve.peak_share, 4
+    )
     was, is_now = cluster.evaluation
     assert is_now["log score"] > was["log score"]
     assert is_now["said to fit, but failed"] < was["said to fit, but failed"]
@@ -163,7 +166,7 @@ def test_measured_peaks_alone_teach_the_factor(pool):
     assert cluster.adopted and cluster.reserve.peak_share == pytest.approx(0.08, abs=0.01)
     lower = measured.assign(peak_allocated_gib=[f"{p:.4f}" for p in 0.9 * peaks])
     found = learn_cluster(PREDICTOR, lower, "runs.csv")
-    assert found.learnt["k"] == pytest.approx(1, abs=0.002) and not found.adopted
+    assert found.learnt[FACTOR] == pytest.approx(1, abs=0.002) and not found.adopted
 
 
 def test_memory_that_was_never_in_use_speaks_for_less_and_cache_for_nothing(pool):
@@ -174,7 +177,7 @@ def test_memory_that_was_never_in_use_speaks_for_less_and_cache_for_nothing(pool
     finished = as_table(jobs, np.zeros(len(jobs)))
     tight = 100 * np.minimum((1.0 + 1.02 * peaks) / candidates.usable_gib, 1)
     said = [
-        learn_cluster(PREDICTOR, finished.assign(gpu_memory_utilization_peak=used), "runs.csv").learnt["b GiB"]
+        learn_cluster(PREDICTOR, finished.assign(gpu_memory_utilization_peak=used), "runs.csv").learnt["GiB on top"]
         for used in ([f"{used:.2f}" for used in tight], "99.9", "")
     ]
     assert said[0] < said[2] - 0.2 and abs(said[1] - said[2]) < 0.1
@@ -191,7 +194,7 @@ def test_the_same_table_teaches_the_same(pool):
 def test_real_runs_that_the_version_learnt_from_change_nothing():
     cluster = learn_cluster(PREDICTOR, read_table(str(EXAMPLE)), EXAMPLE.name)
     assert count(cluster.report, "read") == 224 and count(cluster.report, "outside") == 0
-    assert not cluster.adopted and cluster.learnt["k"] == pytest.approx(1, abs=0.005)
+    assert not cluster.adopted and cluster.learnt[FACTOR] == pytest.approx(1, abs=0.005)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

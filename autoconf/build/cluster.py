@@ -260,8 +260,8 @@ class _Posterior:
         of, weights = self.hypotheses, self.weights.sum((1, 2, 3))
         same = (of.factor == 1) & (of.shift == 0)
         values = {
-            "k": weights @ of.factor,
-            "b GiB": weights @ of.shift,
+            "factor on all that is needed": weights @ of.factor,
+            "GiB on top": weights @ of.shift,
             "probability of no difference": weights[same].sum(),
             "rate of failures for other reasons": self.weights.sum((0, 2, 3)) @ _FAIL,
             "rate of finishes that should not": self.weights.sum((0, 1, 3)) @ _FINISH,
