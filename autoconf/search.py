@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import repeat
 from typing import Any
@@ -55,7 +56,7 @@ class Recommendation:
     workers: int | None = None
     reason: str = ""  # why there is no recommendation; empty if there is one
     stack: str = ""  # what the answer is for: the preset, and what the job changes of it
-    changes: tuple[Remedy, ...] = field(default=(), repr=False)  # those that the reason names at its end
+    changes: tuple[Remedy, ...] = dataclasses.field(default=(), repr=False)  # those that the reason names at its end
 
 
 @dataclass(frozen=True)
