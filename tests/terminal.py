@@ -13,9 +13,7 @@ from pathlib import Path
 COMMAND = str(Path(sys.executable).with_name("ado-autoconf"))
 
 
-def on_a_terminal(
-    stream: str, arguments: Iterable[str], folder: Path, columns: int = 100, **environment: str
-) -> str:
+def on_a_terminal(stream: str, arguments: Iterable[str], folder: Path, columns: int = 100, **environment: str) -> str:
     """What the command prints to standard output or error where that is a terminal; the other one goes to a file."""
     ours, theirs = pty.openpty()
     other = {"stdout": "stderr", "stderr": "stdout"}[stream]

@@ -7,13 +7,13 @@ import os
 import signal
 import stat
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from click.testing import Result
+from terminal import COMMAND, on_a_terminal
 from typer.testing import CliRunner
 
 import autoconf
@@ -23,8 +23,6 @@ from autoconf.commands.recommend import CHUNK
 from autoconf.presets import presets
 from autoconf.show import figure_tables
 from autoconf.workload import TRAINING_STACK
-
-from terminal import COMMAND, on_a_terminal
 
 COLUMNS = ["model_name", "method", "gpu_model", "tokens_per_sample", "batch_size"]
 HEADER = ",".join(COLUMNS)
