@@ -44,10 +44,11 @@ def total(found: Recommendation) -> int | None:
 
 def random_jobs(version: str, count: int, seed: int) -> Iterator[dict]:
     domain, generator = versions.card(version).domain, np.random.default_rng(seed)
+    models = generator.choice(list(domain.models), 5, replace=False)
     for _ in range(count):
         batch = generator.choice(["batch_size", "per_device_train_batch_size"], p=[0.75, 0.25])
         fields = {
-            "model_name": generator.choice(list(domain.models)),
+            "model_name": generator.choice(models),
             "method": generator.choice(domain.methods),
             "gpu_model": generator.choice(list(domain.gpus)),
             "tokens_per_sample": int(2 ** generator.uniform(5, 14)),
@@ -114,7 +115,7 @@ def that_help(fields: dict, below: int | None) -> list[tuple]:
     return told
 
 
-@pytest.mark.parametrize(("version", "count"), [("1.1.0", 200), ("2.0.0", 200)])
+@pytest.mark.parametrize(("version", "count"), [("1.1.0", 200), ("2.0.0", 150)])
 def test_every_single_change_that_helps_is_told_cheapest_first_and_no_other(version, count):
     helped, without = set(), 0  # whether a job had a recommendation, and what helped it
     for fields in random_jobs(version, count, seed=7):
@@ -224,6 +225,12 @@ def test_bars_stand_end_to_end_and_reach_beyond_the_line_where_a_job_does_not_fi
         assert [len(cells) for cells in bars_of] == pytest.approx(lengths, abs=2)
 
 
+def test_where_bars_have_no_room_numbers_stand_alone():
+    lines = [line.plain for line in as_text(explain(job(TWO_GPUS)), 24, plain=False)]
+    assert [line for line in lines if line.startswith("optimizer")] == ["optimizer      56.7", "optimizer      28.4"]
+    assert not set("".join(lines)) & set("█│#|")
+
+
 def test_without_a_terminal_it_is_plain_text(run):
     result = run(TWO_GPUS)
     assert (result.exit_code, result.stderr) == (0, "")
@@ -276,12 +283,11 @@ def test_json_has_the_answer_and_what_python_gives(run, fields):
 def test_a_terminal_gets_colours_and_no_line_that_is_too_long(tmp_path):
     arguments = ["recommend", *options(TWO_GPUS), "--explain"]
     colours = re.compile(r"\x1b\[[\d;]*m")
-    for columns in (24, 60):
-        text = on_a_terminal("stdout", arguments, tmp_path, columns, TERM="xterm-256color")
-        lines = colours.sub("", text).splitlines()
-        assert max(map(len, lines)) <= columns
-        assert ("█" in text) == ("38;5" in text) == (columns > 24)
-        assert [line.split()[1] for line in lines if line.startswith("optimizer")] == ["56.7", "28.4"]
+    text = on_a_terminal("stdout", arguments, tmp_path, 50, TERM="xterm-256color")
+    lines = colours.sub("", text).splitlines()
+    assert max(map(len, lines)) <= 50
+    assert "█" in text and "38;5" in text
+    assert [line.split()[1] for line in lines if line.startswith("optimizer")] == ["56.7", "28.4"]
     without = on_a_terminal("stdout", arguments, tmp_path, NO_COLOR="1")
     assert "█" in without and "38;5" not in without
     assert (tmp_path / "stderr").read_text() == ""
