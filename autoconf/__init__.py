@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autoconf.errors import AutoConfError, IgnoredColumnWarning
     from autoconf.estimator import Estimate, estimate
+    from autoconf.explanation import Explanation, explain
     from autoconf.recommender import recommend
-    from autoconf.search import Recommendation
+    from autoconf.search import Recommendation, Remedy
     from autoconf.workload import Workload
 
     __version__: str
@@ -17,21 +18,27 @@ if TYPE_CHECKING:
 __all__ = [
     "AutoConfError",
     "Estimate",
+    "Explanation",
     "IgnoredColumnWarning",
     "Recommendation",
+    "Remedy",
     "Workload",
     "__version__",
     "estimate",
+    "explain",
     "recommend",
 ]
 
 _HOMES = {
     "AutoConfError": "autoconf.errors",
     "Estimate": "autoconf.estimator",
+    "Explanation": "autoconf.explanation",
     "IgnoredColumnWarning": "autoconf.errors",
     "Recommendation": "autoconf.search",
+    "Remedy": "autoconf.search",
     "Workload": "autoconf.workload",
     "estimate": "autoconf.estimator",
+    "explain": "autoconf.explanation",
     "recommend": "autoconf.recommender",
 }
 

@@ -32,7 +32,7 @@ _DPI, _MOST_PIXELS = 160, 80e6
 _SMALLEST_NUMBERED_CELL = 0.2  # width; numbers in smaller cells would run into each other
 _TICK_EVERY = 0.3  # a label needs about that much room
 
-_INK, _FAINT, _GREY, _HATCH = "#1f2328", "#59636e", "#e4e6e9", "#9aa1a9"
+INK, FAINT, _GREY, _HATCH = "#1f2328", "#59636e", "#e4e6e9", "#9aa1a9"
 
 
 @dataclass(frozen=True)
@@ -77,17 +77,34 @@ def _layout(chart: Chart) -> _Layout:
     return min(layouts, key=lambda layout: abs(math.log(layout.size[0] / layout.size[1] / _ASPECT)))
 
 
+def check_matplotlib() -> None:
+    """Import what a picture needs.
+
+    Raises:
+        AutoConfError: matplotlib does not import.
+    """
+    try:
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure  # noqa: F401 - what savefig needs must not fail late
+    except Exception as error:  # a broken library can fail at import with anything
+        raise AutoConfError(f"matplotlib does not import: {type(error).__name__}: {error}") from error
+
+
+def empty_figure(width: float, height: float) -> Figure:
+    """A white figure, its size in inches."""
+    from matplotlib.figure import Figure
+
+    dpi = min(_DPI, math.sqrt(_MOST_PIXELS / width / height))
+    return Figure(figsize=(width, height), dpi=dpi, facecolor="white")
+
+
 def draw(chart: Chart) -> Figure:
     """Draw a chart; save the result with its ``savefig``.
 
     Raises:
         AutoConfError: matplotlib does not import.
     """
-    try:
-        import matplotlib.backends.backend_agg  # noqa: F401 - what savefig needs must not fail late
-        from matplotlib.figure import Figure
-    except Exception as error:  # a broken library can fail at import with anything
-        raise AutoConfError(f"matplotlib does not import: {type(error).__name__}: {error}") from error
+    check_matplotlib()
     layout = _layout(chart)
     totals = [int(total) for panel in chart.panels.values() for total in np.unique(panel)]
     labels = steps(total for total in totals if total > 0)
@@ -95,24 +112,24 @@ def draw(chart: Chart) -> Figure:
     keys = _legend_handles(chart, labels, colours)
     width = max(_LEFT + layout.size[0] + _RIGHT, _NARROWEST)
     per_row = max(1, int((width - _LEFT) / 1.3))
-    subtitle = _wrapped(chart.subtitle, width - _LEFT - _RIGHT)
+    subtitle = wrapped(chart.subtitle, width - _LEFT - _RIGHT)
     title = _TITLE + _SUBTITLE_LINE * (len(subtitle) - 1)
     top = title + _LEGEND_ROW * math.ceil(len(keys) / per_row) + _HEADINGS
     height = top + layout.size[1] + _BOTTOM
-    figure = Figure(figsize=(width, height), dpi=min(_DPI, math.sqrt(_MOST_PIXELS / width / height)), facecolor="white")
+    figure = empty_figure(width, height)
 
     def place(x: float, y: float) -> tuple[float, float]:
         """Inches from the upper left corner -> fractions of the figure."""
         return x / width, 1 - y / height
 
     # A name may have a dollar sign, which stands for itself and opens no formula.
-    text: dict[str, Any] = {"ha": "left", "va": "baseline", "color": _INK, "parse_math": False}
+    text: dict[str, Any] = {"ha": "left", "va": "baseline", "color": INK, "parse_math": False}
     figure.text(*place(_LEFT, 0.42), "Minimum number of GPUs", fontsize=15, fontweight="bold", **text)
     for line, words in enumerate(subtitle):
-        figure.text(*place(_LEFT, 0.68 + line * _SUBTITLE_LINE), words, fontsize=9.5, **{**text, "color": _FAINT})
+        figure.text(*place(_LEFT, 0.68 + line * _SUBTITLE_LINE), words, fontsize=9.5, **{**text, "color": FAINT})
     figure.legend(
         handles=keys, ncols=min(per_row, len(keys)), loc="upper left", bbox_to_anchor=place(_LEFT, title),
-        fontsize=9, labelcolor=_INK, frameon=False, borderpad=0, borderaxespad=0, handlelength=1.6, handleheight=1.1,
+        fontsize=9, labelcolor=INK, frameon=False, borderpad=0, borderaxespad=0, handlelength=1.6, handleheight=1.1,
         columnspacing=1.6,
     )  # fmt: skip
     for g, group in enumerate(chart.groups):
@@ -123,11 +140,11 @@ def draw(chart: Chart) -> Figure:
                 x, y = layout.corner(g, k)
                 left, bottom = place(_LEFT + x, top + y + layout.panel[1])
                 axes = figure.add_axes((left, bottom, layout.panel[0] / width, layout.panel[1] / height))
-                axes.set_title(member, fontsize=8.5, color=_FAINT, loc="left", pad=4, parse_math=False)
+                axes.set_title(member, fontsize=8.5, color=FAINT, loc="left", pad=4, parse_math=False)
                 _draw_panel(axes, chart.panels[group, member], colours, layout.cell)
                 _label_axes(axes, chart, layout.cell, batches=k == 0 or (group, chart.members[0]) not in chart.panels)
     unit = " (k = 1024)" if any(short(tokens) != str(tokens) for tokens in chart.tokens) else ""
-    axis: dict[str, Any] = {"fontsize": 9, "color": _FAINT}
+    axis: dict[str, Any] = {"fontsize": 9, "color": FAINT}
     figure.text(*place(_LEFT, height - 0.22), f"tokens per sample{unit}", ha="left", va="bottom", **axis)
     for row in range(layout.rows):
         middle = top + row * layout.pitch[1] + layout.panel[1] / 2
@@ -135,7 +152,7 @@ def draw(chart: Chart) -> Figure:
     return figure
 
 
-def _wrapped(subtitle: str, width: float) -> list[str]:
+def wrapped(subtitle: str, width: float) -> list[str]:
     """The settings in lines of at most some inches, each setting whole."""
     lines: list[str] = []
     for setting in subtitle.split(SEPARATOR):
@@ -188,7 +205,7 @@ def _draw_panel(axes: Axes, totals: np.ndarray, colours: list[Any], cell: tuple[
     if cell[0] >= _SMALLEST_NUMBERED_CELL:
         for y, x in asked:
             if totals[y, x] != NO_RECOMMENDATION:
-                ink = "white" if _is_dark(image[y, x]) else _INK
+                ink = "white" if is_dark(image[y, x]) else INK
                 axes.text(x, y, str(totals[y, x]), ha="center", va="center_baseline", fontsize=7.5, color=ink)
 
 
@@ -202,7 +219,7 @@ def _frame(x: float, y: float) -> list[tuple[float, float]]:
     return [(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1), (x, y)]
 
 
-def _is_dark(colour: Any) -> bool:
+def is_dark(colour: Any) -> bool:
     """Whether white has more contrast to a colour than our ink has (relative luminance as WCAG 2 has it)."""
     return float(np.dot(np.power(colour[:3], 2.2), (0.2126, 0.7152, 0.0722))) < 0.21
 
@@ -215,7 +232,7 @@ def _label_axes(axes: Axes, chart: Chart, cell: tuple[float, float], *, batches:
         every = math.ceil(_TICK_EVERY * max(1, max(map(len, values)) / 4) / size)
         ticks = list(range(0, len(values), every))
         axis.set_ticks(ticks, [values[t] for t in ticks] if shown else [""] * len(ticks))
-    axes.tick_params(length=0, pad=3, labelsize=7.5, labelcolor=_FAINT)
+    axes.tick_params(length=0, pad=3, labelsize=7.5, labelcolor=FAINT)
     for side in axes.spines.values():
         side.set_visible(False)
 

@@ -16,7 +16,7 @@ from autoconf.columns import doubts
 from autoconf.errors import IgnoredColumnWarning
 from autoconf.own_versions import Models
 from autoconf.predictors import Predictor
-from autoconf.remedies import remedies
+from autoconf.remedies import CHANGES, remedies
 from autoconf.search import Columns, Recommendation, answer, column, pick
 from autoconf.versions import DEFAULT
 from autoconf.workload import REQUIRED, Workload, contradictions, missing_columns, read
@@ -197,7 +197,7 @@ def _recommend(predictor: Predictor, columns: Columns) -> list[Recommendation]:
     without = [index for index, found in enumerate(answers) if not found.can_recommend]
     if not without:
         return answers
-    for index, changes in zip(without, remedies(predictor, pick(columns, without)), strict=True):
+    for index, changes in zip(without, remedies(predictor, pick(columns, without), CHANGES), strict=True):
         sentences = [answers[index].reason, *map(str, changes)]
-        answers[index] = Recommendation(0, reason="; ".join(sentences))
+        answers[index] = Recommendation(0, reason="; ".join(sentences), changes=tuple(changes))
     return answers

@@ -1,12 +1,11 @@
 """What would get a job a recommendation that has none: single changes of it, each asked before it is told.
 
-A new change is one entry of ``CHANGES``: the field, and what to try there.
+A new change is one entry of the tables at the end: the field, and what to try there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,61 +13,47 @@ import numpy as np
 
 from autoconf.edges import edges
 from autoconf.memory import Integers
+from autoconf.names import key
 from autoconf.predictors import Predictor
 from autoconf.presets import SETTINGS
-from autoconf.search import Columns, answer, column, even_counts, inside, pick
+from autoconf.search import Columns, Remedy, answer, column, even_counts, inside, pick
 from autoconf.workload import STACK_FIELDS, stack_of
 
-# For each job the value to try, None where there is nothing to try.
-Propose = Callable[[Predictor, Columns], list[Any]]
+# For each job the values to try; none where there is nothing to try.
+Propose = Callable[[Predictor, Columns], list[tuple[Any, ...]]]
+Changes = tuple[tuple[str, Propose], ...]
+Change = tuple[int, str, Any]  # a job's place among some, the field, its value
 _NOTHING = np.iinfo(np.int64).max
 _AT_ONCE = 50_000  # changed jobs that are asked for in one call: bounds the memory that candidates take
 
 
-@dataclass(frozen=True)
-class Remedy:
-    """A change of one field with which a job gets a recommendation, and the layout that it then gets.
-
-    >>> print(Remedy("batch_size", 7, 8, gpus=8, workers=1))
-    batch_size=8 would do, on 8 GPUs (8 does not divide 7)
-    >>> print(Remedy("gradient_accumulation_steps", 4, 1, gpus=8, workers=2))
-    gradient_accumulation_steps=1 would do, on 2 workers of 8 GPUs
-    """
-
-    field: str
-    before: Any
-    value: Any
-    gpus: int  # per worker
-    workers: int
-
-    def __str__(self) -> str:
-        unit = "GPU" if self.gpus == 1 else "GPUs"
-        layout = f"{self.gpus} {unit}" if self.workers == 1 else f"{self.workers} workers of {self.gpus} {unit}"
-        total = self.gpus * self.workers
-        indivisible = self.field == "batch_size" and self.before % total
-        why = f" ({total} does not divide {self.before})" if indivisible else ""
-        return f"{self.field}={self.value} would do, on {layout}{why}"
-
-
-def remedies(predictor: Predictor, columns: Columns) -> list[list[Remedy]]:
-    """The single changes that help, for each of some valid jobs that have no recommendation."""
+def remedies(predictor: Predictor, columns: Columns, changes: Changes) -> list[list[Remedy]]:
+    """The single changes that help, cheapest first, for each of some valid jobs that have no recommendation."""
     found: list[list[Remedy]] = [[] for _ in columns["model_name"]]
-    changes = [
+    proposed = [
         (index, field, value)
-        for field, propose in CHANGES
-        for index, value in enumerate(propose(predictor, columns))
-        if value is not None
+        for field, propose in changes
+        for index, values in enumerate(propose(predictor, columns))
+        for value in values
     ]
-    for start in range(0, len(changes), _AT_ONCE):
-        some = changes[start : start + _AT_ONCE]
-        for (index, field, value), said in zip(some, answer(predictor, _changed(columns, some)), strict=True):
-            if said.gpus is not None and said.workers is not None:
-                found[index].append(Remedy(field, _before(columns, index, field), value, said.gpus, said.workers))
+    for (index, field, value), (gpus, workers) in _layouts(predictor, columns, proposed):
+        found[index].append(Remedy(field, _before(columns, index, field), value, gpus, workers))
     return found
 
 
-def _changed(columns: Columns, changes: Sequence[tuple[int, str, Any]]) -> Columns:
-    """Jobs, each with one change: the job's place among some, the field, its value."""
+def _layouts(
+    predictor: Predictor, columns: Columns, changes: Sequence[Change]
+) -> Iterator[tuple[Change, tuple[int, int]]]:
+    """The changes that help, with the GPUs per worker and the workers that they lead to."""
+    for start in range(0, len(changes), _AT_ONCE):
+        some = changes[start : start + _AT_ONCE]
+        for change, said in zip(some, answer(predictor, _changed(columns, some)), strict=True):
+            if said.gpus is not None and said.workers is not None:
+                yield change, (said.gpus, said.workers)
+
+
+def _changed(columns: Columns, changes: Sequence[Change]) -> Columns:
+    """Jobs, each with one change."""
     changed = pick(columns, [index for index, _, _ in changes])
     for field in {field for _, field, _ in changes}:
         changed[field] = list(column(changed, field))
@@ -84,25 +69,28 @@ def _before(columns: Columns, index: int, field: str) -> Any:
     return getattr(stack_of({name: values[index] for name, values in columns.items()}), field)
 
 
-def _one_step(predictor: Predictor, columns: Columns) -> list[Any]:
-    return [1 if steps > 1 else None for steps in column(columns, "gradient_accumulation_steps")]
+def _one_step(predictor: Predictor, columns: Columns) -> list[tuple[int, ...]]:
+    return [(1,) if steps > 1 else () for steps in column(columns, "gradient_accumulation_steps")]
 
 
 def _setting(field: str, value: str, *, in_place_of: tuple[str, ...]) -> Propose:
-    """Propose a setting to jobs that train with one of some others."""
+    """Propose a setting, or a method, to jobs that train with one of some others."""
 
     @lru_cache(maxsize=65_536)  # jobs of a table share few stacks
-    def proposed(*job: Any) -> str | None:
+    def proposed(*job: Any) -> tuple[str, ...]:
         fields = dict(zip(STACK_FIELDS, job, strict=True))
-        if getattr(stack_of(fields), field) not in in_place_of:
-            return None
+        has = key(fields["method"]) if field == "method" else getattr(stack_of(fields), field)
+        if has not in in_place_of:
+            return ()
         try:
             stack_of({**fields, field: value})
         except ValueError:  # another setting excludes it
-            return None
-        return value
+            return ()
+        return (value,)
 
-    def propose(predictor: Predictor, columns: Columns) -> list[Any]:
+    def propose(predictor: Predictor, columns: Columns) -> list[tuple[str, ...]]:
+        if field == "method" and value not in predictor.domain.methods:
+            return [()] * len(columns["method"])
         return [proposed(*job) for job in zip(*(column(columns, name) for name in STACK_FIELDS), strict=True)]
 
     return propose
@@ -111,9 +99,9 @@ def _setting(field: str, value: str, *, in_place_of: tuple[str, ...]) -> Propose
 def _batch(field: str, nearest: Callable[[Integers, Integers, Integers, int], Integers]) -> Propose:
     """Propose to jobs that have such a batch the nearest one that some number of GPUs can take."""
 
-    def propose(predictor: Predictor, columns: Columns) -> list[Any]:
-        proposed = list(column(columns, field))
-        stated = [index for index, batch in enumerate(proposed) if batch is not None]
+    def propose(predictor: Predictor, columns: Columns) -> list[tuple[int, ...]]:
+        proposed: list[tuple[int, ...]] = [()] * len(columns["model_name"])
+        stated = [index for index, batch in enumerate(column(columns, field)) if batch is not None]
         if not stated:
             return proposed
         jobs, problems = inside(predictor, pick(columns, stated))
@@ -123,7 +111,7 @@ def _batch(field: str, nearest: Callable[[Integers, Integers, Integers, int], In
         found = iter(nearest(jobs.batch_size[:, None], counts, samples, predictor.domain.max_batch_size).tolist())
         for index, problem in zip(stated, problems, strict=True):
             value = _NOTHING if problem else next(found)
-            proposed[index] = None if value == _NOTHING else value
+            proposed[index] = () if value == _NOTHING else (value,)
         return proposed
 
     return propose
@@ -145,14 +133,61 @@ def _nearest_on_each(batch: Integers, counts: Integers, samples: Integers, large
     return np.where(below == 0, _NOTHING, below)
 
 
-# The field, and what to try there; cheapest first.
-CHANGES: tuple[tuple[str, Propose], ...] = (
+def _longer_list(predictor: Predictor, columns: Columns) -> list[tuple[int, ...]]:
+    """The smallest number of GPUs that does it, where only the job's own limit is in the way."""
+    proposed: list[tuple[int, ...]] = [()] * len(columns["model_name"])
+    most = predictor.domain.max_gpus
+    limits = enumerate(column(columns, "max_gpus"))
+    longest = [(index, "max_gpus", most) for index, limit in limits if limit < most]
+    for (index, _, _), (gpus, workers) in _layouts(predictor, columns, longest):
+        proposed[index] = (gpus * workers,)
+    return proposed
+
+
+def _larger_gpus(predictor: Predictor, columns: Columns) -> list[tuple[str, ...]]:
+    """Of the types of GPU with more memory the one that needs the fewest, and the smallest that does it at all.
+
+    Of types with the same memory, to which the answers are the same, the domain's first stands for all.
+    """
+    memory = {name: gpu.usable_gib for name, gpu in predictor.domain.gpus.items()}
+    types = sorted({usable: name for name, usable in reversed(memory.items())}.items())
+    jobs, problems = inside(predictor, columns)
+    known = [index for index, problem in enumerate(problems) if not problem]
+    larger = [
+        (index, "gpu_model", name)
+        for index, has in zip(known, jobs.usable_gib.tolist(), strict=True)
+        for usable, name in types
+        if usable > has
+    ]
+    totals: dict[int, dict[str, int]] = {}  # of each job, by the types that do it, least memory first
+    for (index, _, name), (gpus, workers) in _layouts(predictor, columns, larger):
+        totals.setdefault(index, {})[name] = gpus * workers
+    proposed: list[tuple[str, ...]] = [()] * len(problems)
+    for index, needed in totals.items():
+        fewest, smallest = min(needed, key=lambda name: needed[name]), next(iter(needed))
+        proposed[index] = (fewest,) if fewest == smallest else (fewest, smallest)
+    return proposed
+
+
+# The field, and what to try there.
+_SETTINGS: Changes = (
     ("gradient_accumulation_steps", _one_step),
     ("loss", _setting("loss", "chunked", in_place_of=("full",))),
     ("gradient_checkpointing", _setting("gradient_checkpointing", "non-reentrant", in_place_of=("none",))),
     ("optim", _setting("optim", "adamw_torch_fused", in_place_of=("adamw_torch",))),
     ("optim", _setting("optim", "adamw_bnb_8bit", in_place_of=("adamw_torch", "adamw_torch_fused"))),
     ("sharding", _setting("sharding", "fsdp2", in_place_of=("ddp",))),
+)
+_METHODS: Changes = (
+    ("method", _setting("method", "lora", in_place_of=("full",))),
+    ("method", _setting("method", "qlora", in_place_of=("full", "lora"))),
+)
+_BATCHES: Changes = (
     ("batch_size", _batch("batch_size", _nearest_batch)),
     ("per_device_train_batch_size", _batch("per_device_train_batch_size", _nearest_on_each)),
 )
+_GPUS: Changes = (("max_gpus", _longer_list), ("gpu_model", _larger_gpus))
+
+# Cheapest first. A table's reasons tell but the first: asking all of them of 50,000 jobs takes five times as long.
+CHANGES = (*_SETTINGS, *_BATCHES)
+ALL_CHANGES = (*_SETTINGS, *_METHODS, *_BATCHES, *_GPUS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +23,31 @@ Columns = dict[str, list[Any]]  # a field of valid jobs -> its value for each; o
 
 
 @dataclass(frozen=True)
+class Remedy:
+    """A change of one field with which a job gets a recommendation, and the layout that it then gets.
+
+    >>> print(Remedy("batch_size", 7, 8, gpus=8, workers=1))
+    batch_size=8 would do, on 8 GPUs (8 does not divide 7)
+    >>> print(Remedy("gradient_accumulation_steps", 4, 1, gpus=8, workers=2))
+    gradient_accumulation_steps=1 would do, on 2 workers of 8 GPUs
+    """
+
+    field: str
+    before: Any
+    value: Any
+    gpus: int  # per worker
+    workers: int
+
+    def __str__(self) -> str:
+        unit = "GPU" if self.gpus == 1 else "GPUs"
+        layout = f"{self.gpus} {unit}" if self.workers == 1 else f"{self.workers} workers of {self.gpus} {unit}"
+        total = self.gpus * self.workers
+        indivisible = self.field == "batch_size" and self.before % total
+        why = f" ({total} does not divide {self.before})" if indivisible else ""
+        return f"{self.field}={self.value} would do, on {layout}{why}"
+
+
+@dataclass(frozen=True)
 class Recommendation:
     """The smallest number of GPUs that a job fits on, or why there is none."""
 
@@ -30,6 +56,7 @@ class Recommendation:
     workers: int | None = None
     reason: str = ""  # why there is no recommendation; empty if there is one
     stack: str = ""  # what the answer is for: the preset, and what the job changes of it
+    changes: tuple[Remedy, ...] = dataclasses.field(default=(), repr=False)  # those that the reason names at its end
 
 
 @dataclass(frozen=True)

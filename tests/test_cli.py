@@ -4,18 +4,16 @@ import csv
 import io
 import json
 import os
-import pty
 import signal
 import stat
 import subprocess
-import sys
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from click.testing import Result
+from terminal import COMMAND, on_a_terminal
 from typer.testing import CliRunner
 
 import autoconf
@@ -33,7 +31,6 @@ ONE_JOB = [
     "--model-name=llama-7b", "--method=lora", "--gpu-model=NVIDIA-A100-80GB-PCIe", "--tokens-per-sample=8192",
     "--batch-size=16",
 ]  # fmt: skip
-COMMAND = str(Path(sys.executable).with_name("ado-autoconf"))
 
 
 @pytest.fixture
@@ -456,27 +453,6 @@ def test_a_signal_ends_it_at_once_and_leaves_no_file(tmp_path: Path, ending: sig
     assert process.communicate() == (None, "")
     assert process.returncode == -ending
     assert os.listdir(tmp_path) == ["jobs.csv"]
-
-
-def on_a_terminal(stream: str, arguments: Iterable[str], folder: Path, columns: int = 100) -> str:
-    """What the command prints to standard output or error where that is a terminal; the other one goes to a file."""
-    ours, theirs = pty.openpty()
-    other = {"stdout": "stderr", "stderr": "stdout"}[stream]
-    with (folder / other).open("wb") as file:
-        process = subprocess.Popen(
-            [COMMAND, *arguments],
-            cwd=folder,
-            env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns)},
-            **{stream: theirs, other: file},
-        )
-    os.close(theirs)
-    text = b""
-    with suppress(OSError):  # how Linux says that the other side was closed
-        while block := os.read(ours, 65536):
-            text += block
-    os.close(ours)
-    assert process.wait() == 0
-    return text.decode()
 
 
 def test_a_terminal_gets_one_job_as_a_table(tmp_path: Path) -> None:

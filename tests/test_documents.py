@@ -230,9 +230,11 @@ def test_the_python_of_the_documents_gives_what_stands_below_it(context: AdoCont
 
 def test_the_readme_shows_the_answer_to_its_question() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    ((question, shown),) = re.findall(
+    (question, shown), (explained, why) = re.findall(
         r"```bash\n(ado-autoconf recommend [^\n]*)\n```\n\n```text\n(.*?)```", text, re.DOTALL
     )
+    assert explained == f"{question.removesuffix(' --max-gpus 2')} --sharding fsdp2 --explain"
+    assert CliRunner().invoke(cli.app, shlex.split(explained)[1:]).stdout.endswith(f"\n{why}")
 
     def answer_to(*more: str) -> dict[str, Any]:
         return json.loads(CliRunner().invoke(cli.app, [*shlex.split(question)[1:], *more, "--json"]).stdout)

@@ -10,7 +10,7 @@ import yaml
 from autoconf import Workload, recommend, versions
 from autoconf.edges import most_tokens
 from autoconf.predictors import Predictor
-from autoconf.remedies import pick, remedies
+from autoconf.remedies import ALL_CHANGES, CHANGES, pick, remedies
 from autoconf.rules import Candidates
 from autoconf.search import answer, decide
 
@@ -47,7 +47,7 @@ def without_recommendation(predictor, count: int, seed: int) -> dict:
 def test_a_remedy_is_the_answer_to_the_same_job_with_that_one_change(predictor):
     columns = without_recommendation(predictor, 400, seed=1)
     helped = set()
-    for index, found in enumerate(remedies(predictor, columns)):
+    for index, found in enumerate(remedies(predictor, columns, ALL_CHANGES)):
         job = {field: values[index] for field, values in columns.items()}
         for remedy in found:
             changed = recommend(Workload.parse(**{**job, remedy.field: remedy.value}), "1.1.0")
@@ -57,13 +57,13 @@ def test_a_remedy_is_the_answer_to_the_same_job_with_that_one_change(predictor):
         accumulating = job["gradient_accumulation_steps"] > 1
         one_step = recommend(Workload.parse(**{**job, "gradient_accumulation_steps": 1}), "1.1.0").can_recommend
         assert any(r.field == "gradient_accumulation_steps" for r in found) == bool(accumulating and one_step)
-    assert helped == {"gradient_accumulation_steps", "batch_size"}
+    assert helped == {"gradient_accumulation_steps", "batch_size", "method", "max_gpus", "gpu_model"}
 
 
 def test_the_batch_that_is_named_is_the_nearest_of_all_that_would_do(predictor):
     columns = without_recommendation(predictor, 150, seed=2)
     directions = set()
-    for index, found in enumerate(remedies(predictor, columns)):
+    for index, found in enumerate(remedies(predictor, columns, CHANGES)):
         (job,) = [pick(columns, [index])]
         batch = job["batch_size"][0]
         batches = list(range(1, batch + DOMAIN.max_gpus + 1))
@@ -81,7 +81,7 @@ def test_no_batch_beyond_the_domain_is_named(predictor, job):
     named = {}
     for most in (3, 4, 5, 64):
         columns = {field: [value] for field, value in {**small, "gpus_per_worker": 8, "max_gpus": most}.items()}
-        ((remedy,),) = remedies(predictor, columns)
+        ((remedy,),) = remedies(predictor, columns, CHANGES)
         named[most] = remedy.value
     assert named == {3: 1020, 4: 1020, 5: 1020, 64: 1022}
 
@@ -208,7 +208,7 @@ def test_a_change_of_the_stack_is_told_where_it_helps(predictor, job, field, val
     large = {**job, "model_name": "llama3.1-70b", "method": "full", "tokens_per_sample": 512, "max_gpus": 64}
     workload = Workload.parse(**large, **settings)
     columns = {name: [setting] for name, setting in dict(workload).items()}
-    (found,) = remedies(KnowsOneMore(predictor, field, value), columns)
+    (found,) = remedies(KnowsOneMore(predictor, field, value), columns, CHANGES)
     (told,) = [remedy for remedy in found if remedy.field == field]
     assert (told.before, told.value) == (getattr(workload.training_stack(), field), value)
     assert told.gpus * told.workers == 16
@@ -219,7 +219,8 @@ def test_the_nearest_batch_of_each_gpu_is_the_largest_smaller_one_that_does(pred
     job = {**job, "model_name": "llama2-70b", "tokens_per_sample": 2048}
     for each, most in ((512, 8), (100, 8), (3, 1), (200, 64)):
         asked = {**job, "max_gpus": most}
-        (found,) = remedies(predictor, {f: [v] for f, v in {**asked, "per_device_train_batch_size": each}.items()})
+        columns = {f: [v] for f, v in {**asked, "per_device_train_batch_size": each}.items()}
+        (found,) = remedies(predictor, columns, CHANGES)
         smaller = [Workload.parse(**asked, per_device_train_batch_size=size) for size in range(each, 0, -1)]
         would_do = next((w.per_device_train_batch_size for w in smaller if recommend(w, "1.1.0").can_recommend), None)
         named = [remedy.value for remedy in found if remedy.field == "per_device_train_batch_size"]

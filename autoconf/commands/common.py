@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from inspect import Parameter, signature
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from autoconf.errors import AutoConfError, BadInput
+from autoconf.tables import STANDARD_STREAM
 from autoconf.workload import read
 
 
@@ -54,3 +56,15 @@ def version_named(text: str | None) -> str | None:
         return read("model_version", text)
     except ValueError as error:
         raise BadInput(str(error)) from None
+
+
+def picture_kind(path: str) -> str:
+    """The format of a picture that goes to a path, or to standard output.
+
+    Raises:
+        BadInput: the path's ending names none.
+    """
+    kind = "png" if path == STANDARD_STREAM else Path(path).suffix.removeprefix(".").lower()
+    if kind not in ("png", "svg", "pdf"):
+        raise BadInput(f"{path}: a picture's name must end in .png, .svg or .pdf")
+    return kind

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from autoconf import charts, plot
-from autoconf.commands.common import exit_codes, note, with_options
+from autoconf.commands.common import exit_codes, note, picture_kind, with_options
 from autoconf.errors import BadInput
-from autoconf.tables import STANDARD_STREAM, called, output, read_table
+from autoconf.tables import called, output, read_table
 from autoconf.workload import is_empty
 
 
@@ -61,9 +60,7 @@ def plot_command(
     """
     wanted = {setting: context.params[setting] for setting in charts.SETTINGS if not is_empty(context.params[setting])}
     with exit_codes():
-        kind = "png" if picture == STANDARD_STREAM else Path(picture).suffix.removeprefix(".").lower()
-        if kind not in ("png", "svg", "pdf"):
-            raise BadInput(f"{picture}: a picture's name must end in .png, .svg or .pdf")
+        kind = picture_kind(picture)
         try:
             panels_of = charts.panels_of(panels)
         except ValueError as error:

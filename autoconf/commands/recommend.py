@@ -6,8 +6,9 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from itertools import chain
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import pandas as pd
 import typer
@@ -15,10 +16,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from autoconf import versions
+from autoconf import bars, versions
 from autoconf.columns import doubts
-from autoconf.commands.common import exit_codes, note, version_named, with_options
+from autoconf.commands.common import exit_codes, note, picture_kind, version_named, with_options
 from autoconf.errors import BadInput
+from autoconf.explanation import explain
 from autoconf.presets import SETTINGS
 from autoconf.recommender import recommend
 from autoconf.show import is_terminal, show_answer
@@ -85,6 +87,13 @@ def recommend_command(
         typer.Option("--output", "-o", metavar="FILE", show_default=False, help="Where answers go; by default stdout."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON instead of CSV or a table.")] = False,
+    explained: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Of one job: where the memory goes and what would help, as text, or as a picture to --output.",
+        ),
+    ] = False,
 ) -> None:
     """Recommend the smallest number of GPUs, for a table of jobs or for one.
 
@@ -98,11 +107,16 @@ def recommend_command(
     $ ado-autoconf recommend --csv jobs.csv --output answers.csv
 
     $ ado-autoconf recommend --model-name llama-7b --method lora --gpu-model L40S --tokens-per-sample 512 --batch-size 8
+
+    With --explain also where the memory goes, on that number of GPUs and on the next smaller one, and which single
+    changes of the job would get it onto fewer GPUs, or a recommendation.
     """
     job = {field: context.params[field] for field in Workload.model_fields if not is_empty(context.params[field])}
     with exit_codes():
         if csv_file is None:
-            _recommend_one(job, output_file, as_json)
+            _recommend_one(job, output_file, as_json, explained)
+        elif explained:
+            raise BadInput("--explain: for one job only")
         else:
             version = job.pop("model_version", None)
             if job:
@@ -111,7 +125,7 @@ def recommend_command(
             _recommend_table(csv_file, version, output_file, as_json)
 
 
-def _recommend_one(fields: dict[str, str], output_file: str | None, as_json: bool) -> None:
+def _recommend_one(fields: dict[str, str], output_file: str | None, as_json: bool, explained: bool) -> None:
     try:
         job = Workload.parse(**{"model_version": versions.DEFAULT, **fields})
     except ValueError as error:
@@ -120,14 +134,41 @@ def _recommend_one(fields: dict[str, str], output_file: str | None, as_json: boo
     table = pd.DataFrame({field: [value] for field, value in job.model_dump(exclude_none=True).items()}, dtype=object)
     answer = pd.concat([table, recommend(table)], axis=1)
     shown = {**next(json_rows(answer)), "training_stack": job.stack_name()}
+    if explained:
+        _explain(job, shown, output_file, as_json)
+        return
     if output_file is None and not as_json and is_terminal(sys.stdout):
         show_answer(shown)
         return
     with output(output_file) as stream:
         if as_json:
-            stream.write(f"{json.dumps(shown, indent=2, ensure_ascii=False)}\n".encode())
+            _write_json(shown, stream)
         else:
             write_csv([answer], stream)
+
+
+def _write_json(shown: dict[str, Any], stream: BinaryIO) -> None:
+    stream.write(f"{json.dumps(shown, indent=2, ensure_ascii=False)}\n".encode())
+
+
+def _explain(job: Workload, shown: dict[str, Any], output_file: str | None, as_json: bool) -> None:
+    """Write one job, its answer, and why: as JSON, as a picture where a file is named, or as text."""
+    kind = picture_kind(output_file) if output_file is not None and not as_json else None
+    explanation = explain(job)
+    if as_json:
+        at = [{"number_gpus": count, **asdict(held)} for count, held in explanation.at.items()]
+        with output(output_file) as stream:
+            _write_json({**shown, "at": at, "changes": [asdict(change) for change in explanation.changes]}, stream)
+    elif kind is not None and bars.drawn(explanation):
+        figure = bars.picture(job, explanation)
+        with output(output_file) as stream:
+            figure.savefig(stream, format=kind)
+    else:
+        if kind is not None:
+            note(f"{output_file}: not written, as there is nothing to draw")
+        with output(None):
+            show_answer({**shown, "reason": explanation.why})
+            bars.show_explanation(explanation)
 
 
 def _recommend_table(csv_file: str, model_version: str | None, output_file: str | None, as_json: bool) -> None:
