@@ -108,8 +108,8 @@ def recommend_command(
 
     $ ado-autoconf recommend --model-name llama-7b --method lora --gpu-model L40S --tokens-per-sample 512 --batch-size 8
 
-    With --explain also where the memory goes, on that number of GPUs and on the next smaller one, and which single
-    changes of the job would get it onto fewer GPUs, or a recommendation.
+    With --explain also where the memory goes, on that number of GPUs and on the next smaller one.
+    And which single changes of the job would lead to fewer GPUs, or to a recommendation.
     """
     job = {field: context.params[field] for field in Workload.model_fields if not is_empty(context.params[field])}
     with exit_codes():
