@@ -6,32 +6,51 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from autoconf.capacity import LargestBatch, LargestSample, largest_batch, largest_sample
     from autoconf.errors import AutoConfError, IgnoredColumnWarning
     from autoconf.estimator import Estimate, estimate
+    from autoconf.gpu_models import GpuModel, cheapest_gpu
     from autoconf.recommender import recommend
+    from autoconf.requests import avoid_oom
     from autoconf.search import Recommendation
-    from autoconf.workload import Workload
+    from autoconf.workload import Job, Workload
 
     __version__: str
 
 __all__ = [
     "AutoConfError",
     "Estimate",
+    "GpuModel",
     "IgnoredColumnWarning",
+    "Job",
+    "LargestBatch",
+    "LargestSample",
     "Recommendation",
     "Workload",
     "__version__",
+    "avoid_oom",
+    "cheapest_gpu",
     "estimate",
+    "largest_batch",
+    "largest_sample",
     "recommend",
 ]
 
 _HOMES = {
     "AutoConfError": "autoconf.errors",
     "Estimate": "autoconf.estimator",
+    "GpuModel": "autoconf.gpu_models",
     "IgnoredColumnWarning": "autoconf.errors",
+    "Job": "autoconf.workload",
+    "LargestBatch": "autoconf.capacity",
+    "LargestSample": "autoconf.capacity",
     "Recommendation": "autoconf.search",
     "Workload": "autoconf.workload",
+    "avoid_oom": "autoconf.requests",
+    "cheapest_gpu": "autoconf.gpu_models",
     "estimate": "autoconf.estimator",
+    "largest_batch": "autoconf.capacity",
+    "largest_sample": "autoconf.capacity",
     "recommend": "autoconf.recommender",
 }
 

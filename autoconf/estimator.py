@@ -19,7 +19,7 @@ from autoconf.questions import ESTIMATE, NUMBER_GPUS
 from autoconf.recommender import ask
 from autoconf.rules import Candidates, passing
 from autoconf.search import Columns, decide, on_counts
-from autoconf.workload import Workload
+from autoconf.workload import Job
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Estimate:
 
 
 @overload
-def estimate(workloads: Workload, number_gpus: int, model_version: str | None = None) -> Estimate: ...
+def estimate(workloads: Job, number_gpus: int, model_version: str | None = None) -> Estimate: ...
 @overload
 def estimate(workloads: pd.DataFrame, number_gpus: None = None, model_version: str | None = None) -> pd.DataFrame: ...
 def estimate(
-    workloads: Workload | pd.DataFrame, number_gpus: int | None = None, model_version: str | None = None
+    workloads: Job | pd.DataFrame, number_gpus: int | None = None, model_version: str | None = None
 ) -> Estimate | pd.DataFrame:
     """Say what jobs hold on each of a number of GPUs.
 

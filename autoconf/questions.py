@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from autoconf.workload import MIN_GPUS, Question
 
-__all__ = ["AVOID_OOM", "ESTIMATE", "GPU_MODEL", "LARGEST_BATCH", "LARGEST_SAMPLE", "MIN_GPUS", "NUMBER_GPUS"]
+__all__ = ["AVOID_OOM", "ESTIMATE", "GPU_MODEL", "LARGEST_BATCH", "LARGEST_SAMPLE", "MIN_GPUS", "Question"]
 
 NUMBER_GPUS = "number_gpus"
+BESIDE = {NUMBER_GPUS: "GPUs that the job gets, over all workers; a whole number >= 1"}
 
 AVOID_OOM = Question(batches=("per_device_train_batch_size",), beside=(NUMBER_GPUS,), max_gpus=64)
 LARGEST_BATCH = Question(

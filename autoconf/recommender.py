@@ -25,10 +25,10 @@ CHUNK = 50_000
 
 
 @overload
-def recommend(workloads: Workload, model_version: str | None = None) -> Recommendation: ...
+def recommend(workloads: Job, model_version: str | None = None) -> Recommendation: ...
 @overload
 def recommend(workloads: pd.DataFrame, model_version: str | None = None) -> pd.DataFrame: ...
-def recommend(workloads: Workload | pd.DataFrame, model_version: str | None = None) -> Recommendation | pd.DataFrame:
+def recommend(workloads: Job | pd.DataFrame, model_version: str | None = None) -> Recommendation | pd.DataFrame:
     """Recommend the smallest number of GPUs, for one job or for a table of jobs.
 
     Args:

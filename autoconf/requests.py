@@ -1,0 +1,67 @@
+"""Whether what somebody requested fits, and what would fit in its place at the same batch of each GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import overload
+
+import numpy as np
+import pandas as pd
+
+from autoconf.predictors import Predictor
+from autoconf.questions import AVOID_OOM, NUMBER_GPUS
+from autoconf.recommender import ask
+from autoconf.search import Columns, Jobs, Recommendation, even_counts, on_counts, smallest
+from autoconf.workload import Job
+
+
+@overload
+def avoid_oom(jobs: Job, number_gpus: int, model_version: str | None = None) -> Recommendation: ...
+@overload
+def avoid_oom(jobs: pd.DataFrame, number_gpus: None = None, model_version: str | None = None) -> pd.DataFrame: ...
+def avoid_oom(
+    jobs: Job | pd.DataFrame, number_gpus: int | None = None, model_version: str | None = None
+) -> Recommendation | pd.DataFrame:
+    """Keep a request for GPUs that fits, and name the next larger one that does where it does not.
+
+    Args:
+        jobs: a ``Job`` with ``per_device_train_batch_size``, or a DataFrame with its fields and ``number_gpus`` as
+            columns. ``max_gpus``, 64 unless the job says otherwise, bounds what is named in place of a request.
+        number_gpus: GPUs that were requested in total, >= 1, of a ``Job``.
+        model_version: version for jobs that name none; the newest by default.
+
+    Returns:
+        For a ``Job`` a ``Recommendation``: the request if it fits, whatever ``max_gpus``; else the next larger number
+        of GPUs that fits, split evenly over workers. For a DataFrame the same as columns.
+
+    Raises:
+        TypeError: ``jobs`` is neither.
+        ValueError: a field, a column or ``number_gpus`` is missing or can never be right.
+        AutoConfError: the installation is broken.
+
+    >>> job = Job(model_name="llama-7b", method="lora", gpu_model="L40S", tokens_per_sample=4096,
+    ...           per_device_train_batch_size=1, gradient_accumulation_steps=1)
+    >>> avoid_oom(job, number_gpus=9).gpus, avoid_oom(job, number_gpus=9).workers
+    (5, 2)
+    """
+    return ask(AVOID_OOM, Recommendation, jobs, model_version, _of_version, number_gpus=number_gpus)
+
+
+def _of_version(predictor: Predictor, columns: Columns) -> list[Recommendation]:
+    gpus = np.array(columns[NUMBER_GPUS], np.int64)
+    jobs, which, problems = on_counts(predictor, columns, gpus)
+    requests = replace(jobs, min_gpus=gpus[which], max_gpus=np.maximum(jobs.max_gpus, gpus[which]))
+    counts, even = even_counts(predictor, requests)
+    possible = (even & requests.takes(counts, predictor.domain.max_batch_size)).any(axis=1)
+    for index in np.flatnonzero(~possible):
+        problems[which[index]] = _uneven(requests, index)
+    found = iter(smallest(predictor, requests.subset(np.flatnonzero(possible))))
+    return [Recommendation(reason=problem) if problem else next(found) for problem in problems]
+
+
+def _uneven(requests: Jobs, index: int) -> str:
+    """Why there is nothing to choose from."""
+    request, most = np.broadcast_to(requests.min_gpus, requests.rows.shape)[index], requests.max_gpus[index]
+    per_worker, batch = requests.gpus_per_worker[index], requests.batch_size[index]
+    span = f"{request} GPUs do not split" if request == most else f"no number of GPUs from {request} to {most} splits"
+    return f"{span} evenly over workers of {per_worker}, at per_device_train_batch_size {batch} within the domain"
