@@ -11,7 +11,7 @@ import autoconf.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ad
 from autoconf.presets import SETTINGS
 from autoconf.questions import BESIDE, Question
 from autoconf.values import is_empty
-from autoconf.workload import NAMES, NUMBERS, REQUIRED, TRAINING_STACK, Job, Workload
+from autoconf.workload import BATCHES, NAMES, NUMBERS, REQUIRED, TRAINING_STACK, Workload
 
 from ado.modules.actuators.custom_experiments import custom_experiment
 from ado.schema.domain import PropertyDomain, VariableTypeEnum
@@ -24,7 +24,6 @@ _NUMBER = PropertyDomain(variableType=VariableTypeEnum.CONTINUOUS_VARIABLE_TYPE)
 
 # In a space that asks only for text, numbers are welcome too: what a job may leave to its stack has "" for a default.
 _OPEN = (*NAMES, "stack", *SETTINGS)
-_LAYOUT = ("gpus_per_worker", "max_gpus")
 
 Outputs = dict[str, int | float | str]
 
@@ -37,10 +36,8 @@ def required_fields(question: Question) -> tuple[str, ...]:
 
 def optional_fields(question: Question) -> dict[str, int | str]:
     """The properties that may be left out, with their defaults, in order."""
-    irrelevant = {*required_fields(question), *question.batches, *question.asked}
-    if "workers" not in question.answers:
-        irrelevant.update(_LAYOUT)
-    defaults = {field: default for field, default in question.optional.items() if field not in irrelevant}
+    fields = [field for field in question.fields if field not in (*required_fields(question), *BATCHES)]
+    defaults = {field: question.optional[field] for field in fields}
     return {field: "" if default is None else default for field, default in defaults.items()}
 
 
@@ -63,8 +60,8 @@ def experiment(
     def declare(function: Callable[..., Any]) -> Callable[..., Outputs]:
         @wraps(function)
         def of_fields(**fields: Any) -> Outputs:
-            numbers = {field: fields.pop(field) for field in question.beside}
-            return _outputs(function(Job.parse(**fields), **numbers), names)
+            job, numbers = question.parse(fields)
+            return _outputs(function(job, **numbers), names)
 
         # ado reads the properties' defaults off the signature.
         of_fields.__signature__ = _signature(required, optional)  # type: ignore[attr-defined]
@@ -97,9 +94,7 @@ def _checked(
                 raise ValueError(f"{field}: no such field; the fields are {', '.join(parameters)}")
         if missing := [f"{field}: is required" for field in required if is_empty(fields.get(field))]:
             raise ValueError("; ".join(missing))
-        numbers = {field: question.reader(field)(fields.pop(field)) for field in question.beside}
-        job = Job.parse(**fields)
-        question.fields_of(job)
+        job, numbers = question.parse(fields)
         return declared(
             **{field: getattr(job, field) for field in parameters if field in job.model_fields_set}, **numbers
         )

@@ -44,7 +44,8 @@ def avoid_oom(
     >>> avoid_oom(job, number_gpus=9).gpus, avoid_oom(job, number_gpus=9).workers
     (5, 2)
     """
-    return ask(AVOID_OOM, Recommendation, jobs, model_version, _of_version, number_gpus=number_gpus)
+    found = ask(AVOID_OOM, Recommendation, jobs, model_version, _of_version, number_gpus=number_gpus)
+    return replace(found, stack=jobs.stack_name()) if isinstance(jobs, Job) else found
 
 
 def _of_version(predictor: Predictor, columns: Columns) -> list[Recommendation]:
@@ -53,7 +54,7 @@ def _of_version(predictor: Predictor, columns: Columns) -> list[Recommendation]:
     requests = replace(jobs, min_gpus=gpus[which], max_gpus=np.maximum(jobs.max_gpus, gpus[which]))
     counts, even = even_counts(predictor, requests)
     possible = (even & requests.takes(counts, predictor.domain.max_batch_size)).any(axis=1)
-    for index in np.flatnonzero(~possible):
+    for index in np.flatnonzero(~possible).tolist():
         problems[which[index]] = _uneven(requests, index)
     found = iter(smallest(predictor, requests.subset(np.flatnonzero(possible))))
     return [Recommendation(reason=problem) if problem else next(found) for problem in problems]

@@ -58,6 +58,24 @@ def whole_number(field: str, value: Any) -> int:
     return int(number)
 
 
+def positive_number(field: str, value: Any) -> float:
+    """Read a number > 0, given in one of the ways that ``whole_number`` takes.
+
+    Raises:
+        ValueError: the value is anything else.
+
+    >>> positive_number("price", "2.5")
+    2.5
+    >>> positive_number("price", -1)
+    Traceback (most recent call last):
+    ValueError: price: must be a number > 0, got -1
+    """
+    number = _number(value)
+    if number is None or not 0 < number <= LARGEST_NUMBER:
+        raise ValueError(f"{field}: must be a number > 0, got {_quoted(value)}")
+    return float(number)
+
+
 def _number(value: Any) -> int | Fraction | Decimal | None:
     """The number that a value stands for, exactly; None where it stands for none, or for no finite one."""
     if isinstance(value, str) and len(value) <= _LONGEST_NUMBER and value.isascii() and "_" not in value:

@@ -181,6 +181,7 @@ class Workload(Job):
         return self
 
 
+_OF_EVERY_JOB = tuple(field for field, info in Job.model_fields.items() if info.is_required())
 REQUIRED = tuple(field for field, info in Workload.model_fields.items() if info.is_required())
 OPTIONAL = {field: info.default for field, info in Workload.model_fields.items() if not info.is_required()}
 NUMBERS = tuple(
@@ -229,6 +230,14 @@ class Question:
         return tuple(field for field in self.answers if field in Workload.model_fields)
 
     @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields that make a difference to the answer, and the numbers beside them, in order."""
+        without = {*self.asked, *BATCHES} - {*self.batches}
+        if "workers" not in self.answers:
+            without |= {"gpus_per_worker", "max_gpus"}
+        return (*(field for field in Workload.model_fields if field not in without), *self.beside)
+
+    @property
     def required(self) -> tuple[str, ...]:
         """The fields and numbers that no job may leave out, whatever its batch."""
         return (*(field for field in REQUIRED if field not in self.asked), *self.beside)
@@ -241,6 +250,33 @@ class Question:
     def reader(self, field: str) -> Callable[[Any], Any]:
         """What reads the values of a field or a number of this question's jobs."""
         return partial(whole_number, field) if field in self.beside else partial(read, field, optional=self.optional)
+
+    def parse(self, fields: Mapping[str, Any]) -> tuple[Job, dict[str, int]]:
+        """Validate the fields of one of this question's jobs, and the numbers beside it.
+
+        Raises:
+            ValueError: any is missing, unknown, can never be right or is what is asked, or fields exclude each other;
+                the message names every such field.
+        """
+        numbers: dict[str, int] = {}
+        problems = []
+        try:
+            job = Job.parse(**{field: value for field, value in fields.items() if field not in self.beside})
+        except ValueError as error:
+            problems.append(str(error))
+        for field in self.required:
+            if is_empty(fields.get(field)):
+                if field not in _OF_EVERY_JOB:  # which ``Job`` has named
+                    problems.append(f"{field}: is required")
+            elif field in self.beside:
+                try:
+                    numbers[field] = whole_number(field, fields[field])
+                except ValueError as error:
+                    problems.append(str(error))
+        if problems:
+            raise ValueError("; ".join(problems))
+        self.fields_of(job)
+        return job, numbers
 
     def fields_of(self, job: Job) -> dict[str, Any]:
         """The fields of a job, which must be one of whom this can be asked.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Annotated, Any
 
@@ -19,16 +21,34 @@ from autoconf.columns import doubts
 from autoconf.commands.common import exit_codes, note, version_named, with_options
 from autoconf.errors import BadInput
 from autoconf.presets import SETTINGS
+from autoconf.questions import BESIDE
 from autoconf.recommender import recommend
-from autoconf.show import is_terminal, show_answer
+from autoconf.show import is_terminal, show_answer, show_answers
 from autoconf.tables import called, check_jobs, earlier_answers, json_rows, output, read_table, write_csv, write_json
-from autoconf.workload import NUMBERS, OPTIONAL, Workload, is_empty, read
+from autoconf.values import is_empty
+from autoconf.workload import MIN_GPUS, NUMBERS, Question, Workload, read
 
 # Jobs answered between two updates of the progress bar; also what is in memory besides the table itself.
 CHUNK = 10_000
 
 
-def answered(table: pd.DataFrame, model_version: str | None) -> Iterator[pd.DataFrame]:
+@dataclass(frozen=True)
+class Asking:
+    """A question as a command asks it: of a table, and of one job as a table of one."""
+
+    question: Question
+    ask: Callable[..., pd.DataFrame]
+
+    @property
+    def options(self) -> list[str]:
+        """The fields and numbers of one job; ``model_version`` first, which tables have as an option, too."""
+        return ["model_version", *(field for field in self.question.fields if field != "model_version")]
+
+
+RECOMMEND = Asking(MIN_GPUS, recommend)
+
+
+def answered(table: pd.DataFrame, model_version: str | None, asking: Asking = RECOMMEND) -> Iterator[pd.DataFrame]:
     """Answer a checked table piece by piece: its columns, with the answers' columns appended.
 
     Raises:
@@ -40,8 +60,15 @@ def answered(table: pd.DataFrame, model_version: str | None) -> Iterator[pd.Data
         versions.load(version)
     for start in range(0, max(len(table), 1), CHUNK):
         jobs = table.iloc[start : start + CHUNK]
-        fields = [field for field in Workload.model_fields if field in jobs]
-        yield pd.concat([jobs, recommend(jobs[fields], model_version)], axis=1)
+        fields = [field for field in (*Workload.model_fields, *asking.question.beside) if field in jobs]
+        yield _beside(jobs, asking.ask(jobs[fields], model_version=model_version))
+
+
+def _beside(jobs: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
+    """Jobs with their answers; one that has several is repeated."""
+    return pd.concat(
+        [jobs.loc[answers.index].reset_index(drop=True), answers.reset_index(drop=True)], axis=1
+    ).set_index(answers.index)
 
 
 def _watched(pieces: Iterable[pd.DataFrame], total: int) -> Iterator[pd.DataFrame]:
@@ -53,36 +80,39 @@ def _watched(pieces: Iterable[pd.DataFrame], total: int) -> Iterator[pd.DataFram
         task = bar.add_task("", total=total)
         for piece in pieces:
             yield piece
-            bar.advance(task, len(piece))
+            bar.advance(task, piece.index.nunique())
 
 
-def _job_option(field: str) -> Any:
-    """The option for a field of a job."""
-    default = OPTIONAL.get(field) or ("the newest" if field == "model_version" else None)
+def job_option(question: Question, field: str) -> Any:
+    """The option for a field of a question's jobs, or for a number beside them."""
+    default = question.optional.get(field) or ("the newest" if field == "model_version" else None)
     panel = "How it trains" if field in ("stack", *SETTINGS) else "One job" if field != "model_version" else None
+    description = BESIDE.get(field) or Workload.model_fields[field].description
     return typer.Option(
         f"--{field.replace('_', '-')}",
-        help=escape(f"{Workload.model_fields[field].description}{f' (default: {default})' if default else ''}."),
-        metavar="INTEGER" if field in NUMBERS else "TEXT",
+        help=escape(f"{description}{f' (default: {default})' if default else ''}."),
+        metavar="INTEGER" if field in (*NUMBERS, *BESIDE) else "TEXT",
         show_default=False,
         rich_help_panel=panel,
     )
 
 
-@with_options(_job_option, ["model_version", *(field for field in Workload.model_fields if field != "model_version")])
+CsvFile = Annotated[
+    str | None,
+    typer.Option(
+        "--csv", metavar="FILE", show_default=False, help="Jobs, one a line, below the column names; - is stdin."
+    ),
+]
+OutputFile = Annotated[
+    str | None,
+    typer.Option("--output", "-o", metavar="FILE", show_default=False, help="Where answers go; by default stdout."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON instead of CSV or a table.")]
+
+
+@with_options(partial(job_option, MIN_GPUS), RECOMMEND.options)
 def recommend_command(
-    context: typer.Context,
-    csv_file: Annotated[
-        str | None,
-        typer.Option(
-            "--csv", metavar="FILE", show_default=False, help="Jobs, one a line, below the column names; - is stdin."
-        ),
-    ] = None,
-    output_file: Annotated[
-        str | None,
-        typer.Option("--output", "-o", metavar="FILE", show_default=False, help="Where answers go; by default stdout."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON instead of CSV or a table.")] = False,
+    context: typer.Context, csv_file: CsvFile = None, output_file: OutputFile = None, as_json: AsJson = False
 ) -> None:
     """Recommend the smallest number of GPUs, for a table of jobs or for one.
 
@@ -97,52 +127,73 @@ def recommend_command(
 
     $ ado-autoconf recommend --model-name llama-7b --method lora --gpu-model L40S --tokens-per-sample 512 --batch-size 8
     """
-    job = {field: context.params[field] for field in Workload.model_fields if not is_empty(context.params[field])}
+    answer(RECOMMEND, context, csv_file, output_file, as_json)
+
+
+def answer(
+    asking: Asking, context: typer.Context, csv_file: str | None, output_file: str | None, as_json: bool
+) -> None:
+    """What the command of a question does."""
+    job = {field: context.params[field] for field in asking.options if not is_empty(context.params[field])}
     with exit_codes():
         if csv_file is None:
-            _recommend_one(job, output_file, as_json)
+            _answer_one(asking, job, output_file, as_json)
         else:
             version = job.pop("model_version", None)
             if job:
                 options = ", ".join(f"--{field.replace('_', '-')}" for field in job)
                 raise BadInput(f"{options}: for one job only; with --csv these are columns of the file")
-            _recommend_table(csv_file, version, output_file, as_json)
+            _answer_table(asking, csv_file, version, output_file, as_json)
 
 
-def _recommend_one(fields: dict[str, str], output_file: str | None, as_json: bool) -> None:
+def _answer_one(asking: Asking, fields: dict[str, str], output_file: str | None, as_json: bool) -> None:
+    question = asking.question
     try:
-        job = Workload.parse(**{"model_version": versions.DEFAULT, **fields})
+        job, numbers = question.parse({"model_version": versions.DEFAULT, **fields})
     except ValueError as error:
         hint = "" if fields else "; give --csv FILE, or one job by options (see --help)"
         raise BadInput(f"{error}{hint}") from None
-    table = pd.DataFrame({field: [value] for field, value in job.model_dump(exclude_none=True).items()}, dtype=object)
-    answer = pd.concat([table, recommend(table)], axis=1)
-    shown = {**next(json_rows(answer)), "training_stack": job.stack_name()}
+    known = {**question.fields_of(job), **numbers}
+    given = [field for field in question.fields if known[field] is not None]
+    table = pd.DataFrame({field: [known[field]] for field in given}, dtype=object)
+    answers = _beside(table, asking.ask(table))
+    shown = [{**row, "training_stack": job.stack_name()} for row in json_rows(answers)]
+    ranked = "rank" in question.answers
     if output_file is None and not as_json and is_terminal(sys.stdout):
-        show_answer(shown)
+        if ranked:
+            show_answers(shown, question)
+        else:
+            show_answer(shown[0], question)
         return
     with output(output_file) as stream:
         if as_json:
-            stream.write(f"{json.dumps(shown, indent=2, ensure_ascii=False)}\n".encode())
+            what = shown if ranked else shown[0]
+            stream.write(f"{json.dumps(what, indent=2, ensure_ascii=False)}\n".encode())
         else:
-            write_csv([answer], stream)
+            write_csv([answers], stream)
 
 
-def _recommend_table(csv_file: str, model_version: str | None, output_file: str | None, as_json: bool) -> None:
+def _answer_table(
+    asking: Asking, csv_file: str, model_version: str | None, output_file: str | None, as_json: bool
+) -> None:
+    question = asking.question
     model_version = version_named(model_version)
     table = read_table(csv_file)
-    check_jobs(table, called(csv_file))
-    earlier = earlier_answers(table)
+    check_jobs(table, called(csv_file), question)
+    earlier = earlier_answers(table, question)
     if earlier:
         note(f"{called(csv_file)}: earlier answers, replaced by new ones: {', '.join(earlier)}")
+        if "rank" in earlier:  # each job once again
+            table = table[table["rank"] == "1"]
         table = table.drop(columns=earlier)
-    ignored = [column or "(without a name)" for column in table if column not in Workload.model_fields]
+    known = (*Workload.model_fields, *question.beside)
+    ignored = [column or "(without a name)" for column in table if column not in known]
     if ignored:
         note(f"{called(csv_file)}: columns carried through, but ignored: {', '.join(ignored)}")
-    for sentence in doubts(table):
+    for sentence in doubts(column for column in table if column not in question.beside):
         note(f"{called(csv_file)}: {sentence}")
     with output(output_file) as stream:
-        pieces = answered(table, model_version)
+        pieces = answered(table, model_version, asking)
         first = next(pieces)  # a broken version shows here, before anything is written
         write = write_json if as_json else write_csv
         write(_watched(chain([first], pieces), len(table)), stream)
