@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from autoconf import experiments
+import autoconf
+from autoconf import cli, experiments
 from autoconf.min_gpu_recommender import min_gpu_recommender
 from autoconf.questions import BESIDE
 from autoconf.workload import NUMBERS, TRAINING_STACK, Workload
@@ -21,6 +22,7 @@ from ado.schema.reference import ExperimentReference
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 JOB = ("model_name", "method", "gpu_model", "tokens_per_sample")
+PARTS = ("weights", "gradients", "optimizer", "gathered", "activations", "reserve")
 LAYOUT = ["gpus_per_worker", "max_gpus"]
 TRAINING = list(Workload.model_fields)[list(Workload.model_fields).index("gradient_accumulation_steps") :]
 # What each requires, what else it takes before the settings of training, and its outputs.
@@ -95,13 +97,32 @@ def test_the_published_signature_stands():
         "gpus_per_worker: int = 8, max_gpus: int = 8, gradient_accumulation_steps: int = 4, stack: str = 'reference', "
         "optim: str = '', torch_dtype: str = '', adapter_dtype: str = '', mixed_precision: str = '', "
         "gradient_checkpointing: str = '', loss: str = '', sharding: str = '', lora_r: int | str = '', "
-        "lora_targets: str = '')"
+        "lora_targets: str = ''"
     )
     assert str(inspect.signature(min_gpu_recommender)).startswith(published)
 
 
 def test_there_is_an_example_of_every_experiment():
     assert sorted(entity_of(example)[0] for example in EXAMPLES) == sorted(DECLARED)
+
+
+def test_the_readmes_table_has_every_experiment_with_its_example_its_function_and_its_command():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("| \n").split(" | ")]
+        for line in text.splitlines()
+        if "](examples/" in line
+    ]
+    rows = [row for row in rows if len(row) == 6]
+    assert [row[0].strip("`") for row in rows] == list(DECLARED)
+    for name, asked, outputs, python, command, example in (map(lambda cell: cell.strip("`"), row) for row in rows):
+        required, _, gives = DECLARED[name]
+        listed = re.findall(r"\w+", outputs.replace("the parts", " ".join(f"{part}_gib" for part in PARTS)))
+        assert listed == gives
+        assert {*re.findall(r"\w+_\w+", asked)} == {*required} ^ {*JOB}
+        assert callable(getattr(autoconf, python.removeprefix("autoconf.")))
+        assert command in [one.name for one in cli.app.registered_commands]
+        assert entity_of(ROOT / re.findall(r"\((.*)\)", example)[0])[0] == name
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
