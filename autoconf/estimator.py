@@ -70,6 +70,7 @@ def estimate(
         ValueError: ``number_gpus`` is missing or no whole number >= 1; a required column is missing or there twice.
         AutoConfError: the installation is broken.
 
+    >>> from autoconf import Workload
     >>> job = Workload(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe",
     ...                tokens_per_sample=8192, batch_size=16)
     >>> found = estimate(job, number_gpus=2)

@@ -158,7 +158,7 @@ def checked_table(workloads: Any, question: Question = MIN_GPUS, *, stacklevel: 
         raise ValueError(
             f"{', '.join(missing)}: required column missing; the table has {', '.join(map(str, workloads))}"
         )
-    for sentence in doubts(name for name in workloads.columns if name not in question.beside):
+    for sentence in doubts(workloads.columns, question):
         warnings.warn(sentence, IgnoredColumnWarning, stacklevel=stacklevel)
     return workloads
 

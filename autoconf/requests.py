@@ -11,7 +11,7 @@ import pandas as pd
 from autoconf.predictors import Predictor
 from autoconf.questions import AVOID_OOM, NUMBER_GPUS
 from autoconf.recommender import ask
-from autoconf.search import Columns, Jobs, Recommendation, even_counts, on_counts, smallest
+from autoconf.search import Columns, Recommendation, even_counts, on_counts, smallest
 from autoconf.workload import Job
 
 
@@ -55,14 +55,11 @@ def _of_version(predictor: Predictor, columns: Columns) -> list[Recommendation]:
     counts, even = even_counts(predictor, requests)
     possible = (even & requests.takes(counts, predictor.domain.max_batch_size)).any(axis=1)
     for index in np.flatnonzero(~possible).tolist():
-        problems[which[index]] = _uneven(requests, index)
+        request, per_worker = gpus[which[index]], requests.gpus_per_worker[index]
+        most = min(requests.max_gpus[index], predictor.domain.max_gpus)
+        problems[which[index]] = (
+            f"{request} GPUs do not split evenly over workers of {per_worker}, and no larger number up to {most} does "
+            f"with a batch inside the domain"
+        )
     found = iter(smallest(predictor, requests.subset(np.flatnonzero(possible))))
     return [Recommendation(reason=problem) if problem else next(found) for problem in problems]
-
-
-def _uneven(requests: Jobs, index: int) -> str:
-    """Why there is nothing to choose from."""
-    request, most = np.broadcast_to(requests.min_gpus, requests.rows.shape)[index], requests.max_gpus[index]
-    per_worker, batch = requests.gpus_per_worker[index], requests.batch_size[index]
-    span = f"{request} GPUs do not split" if request == most else f"no number of GPUs from {request} to {most} splits"
-    return f"{span} evenly over workers of {per_worker}, at per_device_train_batch_size {batch} within the domain"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -224,12 +224,12 @@ class Question:
     beside: tuple[str, ...] = ()  # numbers that are asked about and are no field of a job
     max_gpus: int = 8  # of jobs that do not say
 
-    @property
+    @cached_property
     def asked(self) -> tuple[str, ...]:
         """The fields that the answer tells, which a job leaves out."""
         return tuple(field for field in self.answers if field in Workload.model_fields)
 
-    @property
+    @cached_property
     def fields(self) -> tuple[str, ...]:
         """The fields that make a difference to the answer, and the numbers beside them, in order."""
         without = {*self.asked, *BATCHES} - {*self.batches}
@@ -237,12 +237,12 @@ class Question:
             without |= {"gpus_per_worker", "max_gpus"}
         return (*(field for field in Workload.model_fields if field not in without), *self.beside)
 
-    @property
+    @cached_property
     def required(self) -> tuple[str, ...]:
         """The fields and numbers that no job may leave out, whatever its batch."""
         return (*(field for field in REQUIRED if field not in self.asked), *self.beside)
 
-    @property
+    @cached_property
     def optional(self) -> dict[str, Any]:
         """The fields that a job may leave out, with their defaults."""
         return {**OPTIONAL, "max_gpus": self.max_gpus, **dict.fromkeys(self.asked)}

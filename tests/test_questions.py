@@ -22,8 +22,10 @@ from autoconf import (
     recommend,
     versions,
 )
+from autoconf.columns import doubts
 from autoconf.errors import BadInput, IgnoredColumnWarning
 from autoconf.prices import read_prices
+from autoconf.questions import GPU_MODEL, LARGEST_BATCH
 
 NEWEST = versions.card("2.0.0").domain
 LORA = {"model_name": "llama-7b", "method": "lora", "tokens_per_sample": 8192}
@@ -128,7 +130,10 @@ def test_a_request_beyond_max_gpus_is_kept_and_nothing_beyond_it_is_named():
     refused = avoid_oom(Job(**job, max_gpus=4), 2)
     assert refused.reason.startswith("no number of GPUs from 2 to 4 is enough for per_device_train_batch_size 6: ")
     assert avoid_oom(Job(**{**job, "per_device_train_batch_size": 1}), 64).workers == 8
-    assert avoid_oom(Job(**{**job, "per_device_train_batch_size": 1}), 65).gpus is None  # no 9 workers of as many each
+    refused = avoid_oom(Job(**{**job, "per_device_train_batch_size": 1}), 65)
+    assert refused.reason.startswith(
+        "65 GPUs do not split evenly over workers of 8, and no larger number up to 65 does"
+    )
 
 
 def test_max_gpus_is_64_unless_the_job_says_otherwise():
@@ -347,6 +352,12 @@ def test_a_table_of_jobs_warns_whoever_asked(recwarn):
         with pytest.warns(IgnoredColumnWarning) as warned:
             ask(table.assign(batch_size=8).drop(columns="gpu_model") if ask is cheapest_gpu else table)
         assert warned[0].filename == __file__
+
+
+def test_a_column_is_never_taken_for_what_is_asked():
+    assert doubts(["gpu_modl"]) == ["column 'gpu_modl' is ignored: is gpu_model meant?"]
+    assert doubts(["gpu_modl"], GPU_MODEL) == []
+    assert doubts(["num_gpus"], LARGEST_BATCH) == ["column 'num_gpus' is ignored: is number_gpus meant?"]
 
 
 def test_every_question_of_python_is_in_the_package():

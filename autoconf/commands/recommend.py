@@ -190,7 +190,7 @@ def _answer_table(
     ignored = [column or "(without a name)" for column in table if column not in known]
     if ignored:
         note(f"{called(csv_file)}: columns carried through, but ignored: {', '.join(ignored)}")
-    for sentence in doubts(column for column in table if column not in question.beside):
+    for sentence in doubts(table, question):
         note(f"{called(csv_file)}: {sentence}")
     with output(output_file) as stream:
         pieces = answered(table, model_version, asking)
