@@ -185,6 +185,9 @@ def test_the_ranking_is_what_recommend_says_of_each_type_by_cost(version):
 def test_ties_go_to_fewer_gpus_and_then_to_the_name():
     job = Job(**LORA, batch_size=16)
     assert cheapest_gpu(job, prices={"H100": 0.3, "L40S": 0.15}).gpus == 2  # 2 x 0.3 is 4 x 0.15
+    three = Job(model_name="llama-7b", method="lora", tokens_per_sample=24000, batch_size=3)
+    found = cheapest_gpu(three, prices={"L40S": 0.15, "B200": 0.45})  # in floating point 3 x 0.15 is less
+    assert (found.gpu_model, found.gpus) == ("NVIDIA-B200", 1)
     assert cheapest_gpu(job, prices={"H100-PCIe": 1, "H100": 1}).gpu_model == "NVIDIA-H100-80GB-HBM3"
 
 
