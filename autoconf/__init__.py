@@ -6,12 +6,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from autoconf.capacity import LargestBatch, LargestSample, largest_batch, largest_sample
     from autoconf.errors import AutoConfError, IgnoredColumnWarning
     from autoconf.estimator import Estimate, estimate
     from autoconf.explanation import Explanation, explain
+    from autoconf.gpu_models import GpuModel, cheapest_gpu
     from autoconf.recommender import recommend
+    from autoconf.requests import avoid_oom
     from autoconf.search import Recommendation, Remedy
-    from autoconf.workload import Workload
+    from autoconf.workload import Job, Workload
 
     __version__: str
 
@@ -19,13 +22,21 @@ __all__ = [
     "AutoConfError",
     "Estimate",
     "Explanation",
+    "GpuModel",
     "IgnoredColumnWarning",
+    "Job",
+    "LargestBatch",
+    "LargestSample",
     "Recommendation",
     "Remedy",
     "Workload",
     "__version__",
+    "avoid_oom",
+    "cheapest_gpu",
     "estimate",
     "explain",
+    "largest_batch",
+    "largest_sample",
     "recommend",
 ]
 
@@ -33,12 +44,20 @@ _HOMES = {
     "AutoConfError": "autoconf.errors",
     "Estimate": "autoconf.estimator",
     "Explanation": "autoconf.explanation",
+    "GpuModel": "autoconf.gpu_models",
     "IgnoredColumnWarning": "autoconf.errors",
+    "Job": "autoconf.workload",
+    "LargestBatch": "autoconf.capacity",
+    "LargestSample": "autoconf.capacity",
     "Recommendation": "autoconf.search",
     "Remedy": "autoconf.search",
     "Workload": "autoconf.workload",
+    "avoid_oom": "autoconf.requests",
+    "cheapest_gpu": "autoconf.gpu_models",
     "estimate": "autoconf.estimator",
     "explain": "autoconf.explanation",
+    "largest_batch": "autoconf.capacity",
+    "largest_sample": "autoconf.capacity",
     "recommend": "autoconf.recommender",
 }
 

@@ -22,7 +22,7 @@ from autoconf.explanation import Explanation
 from autoconf.plot import FAINT, INK, check_matplotlib, empty_figure, is_dark, wrapped
 from autoconf.rules import on_each
 from autoconf.show import is_terminal
-from autoconf.workload import Workload
+from autoconf.workload import Job
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -144,7 +144,7 @@ def _row(name: str, gib: float, bar: str, colour: str) -> Text:
 # --- as a picture -----------------------------------------------------------------------------------------------------
 
 
-def picture(job: Workload, explanation: Explanation) -> Figure:
+def picture(job: Job, explanation: Explanation) -> Figure:
     """Draw an explanation that has something to draw; save the result with its ``savefig``.
 
     Raises:
@@ -188,13 +188,13 @@ def _title(explanation: Explanation) -> str:
     return f"{layout}: where the memory goes"
 
 
-def _settings(job: Workload) -> list[str]:
+def _settings(job: Job) -> list[str]:
     batch = job.batch_size or f"{job.per_device_train_batch_size} on each GPU"
     steps = job.gradient_accumulation_steps
     accumulation = "1 micro-batch" if steps == 1 else f"{steps} micro-batches"
     return [
-        job.model_name, job.method, job.gpu_model, f"{job.tokens_per_sample} tokens per sample", f"batch size {batch}",
-        f"{accumulation} per step", job.stack_name(),
+        job.model_name, job.method, str(job.gpu_model), f"{job.tokens_per_sample} tokens per sample",
+        f"batch size {batch}", f"{accumulation} per step", job.stack_name(),
     ]  # fmt: skip
 
 

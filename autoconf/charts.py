@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from autoconf.presets import SETTINGS as OF_STACK
+from autoconf.values import is_empty, name, whole_number
 from autoconf.versions import RELEASED, card
-from autoconf.workload import BATCHES, OPTIONAL, REQUIRED, is_empty, name, read, whole_number
+from autoconf.workload import BATCHES, OPTIONAL, REQUIRED, read
 
 NO_RECOMMENDATION = 0
 MISSING = -1  # a point that was not asked, or whose measurement failed

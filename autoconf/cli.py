@@ -18,6 +18,13 @@ import typer
 from autoconf import __version__
 from autoconf.commands.own import trace_command, train_command
 from autoconf.commands.plot import plot_command
+from autoconf.commands.questions import (
+    avoid_oom_command,
+    estimate_command,
+    gpu_model_command,
+    largest_batch_command,
+    largest_sample_command,
+)
 from autoconf.commands.recommend import recommend_command
 from autoconf.commands.versions import stacks_command, versions_command
 from autoconf.show import is_terminal
@@ -51,6 +58,11 @@ def main(
 
 
 app.command("recommend", epilog=f"Answers hold for {TRAINING_STACK}.")(recommend_command)
+app.command("avoid-oom")(avoid_oom_command)
+app.command("largest-batch")(largest_batch_command)
+app.command("largest-sample")(largest_sample_command)
+app.command("gpu-model")(gpu_model_command)
+app.command("estimate")(estimate_command)
 app.command("versions")(versions_command)
 app.command("stacks")(stacks_command)
 app.command("plot")(plot_command)

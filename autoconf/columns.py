@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from autoconf.workload import TRAINING_STACK, Workload
+from autoconf.workload import MIN_GPUS, TRAINING_STACK, Question, Workload
 
 _WORD = re.compile(r"[a-z0-9]+")
 # Words of transformers, TRL, PEFT, accelerate and axolotl for what a field says here under another name.
@@ -25,8 +25,12 @@ _ALIKE = 0.75  # of difflib's ratio: as "max_gpu" and "gpus_per_node" are, but n
 _SHORT = 6  # letters; words like "optimal" would be as near to shorter names
 
 
-def doubts(columns: Iterable[Any]) -> list[str]:
+def doubts(columns: Iterable[Any], question: Question = MIN_GPUS) -> list[str]:
     """What to say of columns that are ignored, but look like a field misspelt or like a setting of the training stack.
+
+    Args:
+        columns: of a table of jobs.
+        question: what is asked of the jobs: a field that it asks for is never meant.
 
     >>> doubts(["model_name", "max_gpu", "optimizer", "note"])
     ["column 'max_gpu' is ignored: is max_gpus meant?", "column 'optimizer' is ignored: is optim meant?"]
@@ -34,10 +38,11 @@ def doubts(columns: Iterable[Any]) -> list[str]:
     columns 'packing', 'lora_alpha' are ignored: answers hold for the stac
     """
     columns = list(columns)
-    fields = {_letters(field): field for field in Workload.model_fields if field not in columns}
+    known = (*Workload.model_fields, *question.beside)
+    fields = {_letters(field): field for field in known if field not in (*columns, *question.asked)}
     sentences, stack = [], []
     for column in columns:
-        if not isinstance(column, str) or column in Workload.model_fields:
+        if not isinstance(column, str) or column in known:
             continue
         meant = _meant(column, fields)
         if meant:

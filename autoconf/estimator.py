@@ -5,8 +5,8 @@ The same road as ``recommend``, which ends before the search for the smallest nu
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, overload
+from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import pandas as pd
@@ -16,12 +16,11 @@ from autoconf.any_stack import StackMemory
 from autoconf.memory import GIB, Integers
 from autoconf.own_versions import Models
 from autoconf.predictors import Predictor
-from autoconf.recommender import by_version, checked_table, valid_jobs
+from autoconf.questions import ESTIMATE, NUMBER_GPUS
+from autoconf.recommender import ask
 from autoconf.rules import Candidates, passing
-from autoconf.search import Columns, decide, inside, pick
-from autoconf.workload import Workload, whole_number
-
-NUMBER_GPUS = "number_gpus"
+from autoconf.search import Columns, decide, on_counts
+from autoconf.workload import Job
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ class Estimate:
     )
     needed_memory_gib: float | None = None
     usable_memory_gib: float | None = None  # of the GPU, as CUDA reports it
+    headroom_gib: float | None = None  # usable memory without what is needed; negative where that is more
     weights_gib: float | None = None
     gradients_gib: float | None = None
     optimizer_gib: float | None = None
@@ -49,15 +49,13 @@ class Estimate:
 
 
 @overload
-def estimate(
-    workloads: Workload, number_gpus: int, model_version: str | None = None, models: Models = None
-) -> Estimate: ...
+def estimate(workloads: Job, number_gpus: int, model_version: str | None = None, models: Models = None) -> Estimate: ...
 @overload
 def estimate(
     workloads: pd.DataFrame, number_gpus: None = None, model_version: str | None = None, models: Models = None
 ) -> pd.DataFrame: ...
 def estimate(
-    workloads: Workload | pd.DataFrame,
+    workloads: Job | pd.DataFrame,
     number_gpus: int | None = None,
     model_version: str | None = None,
     models: Models = None,
@@ -80,6 +78,7 @@ def estimate(
         ValueError: ``number_gpus`` is missing or no whole number >= 1; a required column is missing or there twice.
         AutoConfError: the installation is broken.
 
+    >>> from autoconf import Workload
     >>> job = Workload(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe",
     ...                tokens_per_sample=8192, batch_size=16)
     >>> found = estimate(job, number_gpus=2)
@@ -89,39 +88,11 @@ def estimate(
     >>> abs(sum(parts) + found.reserve_gib - found.needed_memory_gib) < 1e-6
     True
     """
-    if isinstance(workloads, Workload):
-        count = whole_number(NUMBER_GPUS, number_gpus)
-        columns = {field: [getattr(workloads, field)] for field in Workload.model_fields}
-        return _estimates(columns, [count], model_version, models)[0]
-    if number_gpus is not None:
-        raise ValueError(f"{NUMBER_GPUS}: is a column of a table of jobs")
-    workloads = checked_table(workloads, NUMBER_GPUS)
-    columns = {field: workloads[field].tolist() for field in Workload.model_fields if field in workloads}
-    found = _estimates(columns, workloads[NUMBER_GPUS].tolist(), model_version, models)
-    table = pd.DataFrame([asdict(one) for one in found], columns=[field.name for field in fields(Estimate)])
-    return table.astype({"fits": "Int64"}).set_axis(workloads.index)
+    return ask(ESTIMATE, Estimate, workloads, model_version, _of_version, models, number_gpus=number_gpus)
 
 
-def _estimates(
-    columns: dict[str, list[Any]], counts: list[Any], default_version: str | None, models: Models
-) -> list[Estimate]:
-    jobs, problems = valid_jobs(columns, default_version, models)
-    gpus = [0] * len(counts)
-    for index, count in enumerate(counts):
-        try:
-            gpus[index] = whole_number(NUMBER_GPUS, count)
-        except ValueError as error:
-            problems[index] = f"{problems[index]}; {error}" if problems[index] else str(error)
-    found = [Estimate(reason=problem) for problem in problems]
-    for version, indices in by_version(jobs, problems).items():
-        some = _of_version(versions.load(version, models), pick(jobs, indices), np.array([gpus[i] for i in indices]))
-        for index, one in zip(indices, some, strict=True):
-            found[index] = one
-    return found
-
-
-def _of_version(predictor: Predictor, columns: Columns, gpus: np.ndarray) -> list[Estimate]:
-    version = predictor.card.version
+def _of_version(predictor: Predictor, columns: Columns) -> list[Estimate]:
+    version, gpus = predictor.card.version, np.array(columns[NUMBER_GPUS], np.int64)
     if not isinstance(predictor.memory, StackMemory):
         return [Estimate(reason=f"version {version} has no estimates; the newest is {versions.DEFAULT}")] * len(gpus)
     candidates, problems = placed(predictor, columns, gpus)
@@ -141,21 +112,10 @@ def placed(predictor: Predictor, columns: Columns, gpus: Integers) -> tuple[Cand
         The jobs that lie inside the version's domain and can run so, and for each of all jobs why it does not; empty
         text if it does.
     """
-    version = predictor.card.version
-    jobs, outside = inside(predictor, columns)
-    known = np.flatnonzero([not problem for problem in outside])
-    problems = list(outside)
-    for job, index in enumerate(known):
-        count, batch_size = gpus[index], jobs.batch_size[job]
-        if count > predictor.domain.max_gpus:
-            most = predictor.domain.max_gpus
-            problems[index] = f"{NUMBER_GPUS} {count} is beyond the domain of version {version}, which ends at {most}"
-        elif not jobs.on_each[job] and batch_size % count:
-            problems[index] = f"{NUMBER_GPUS} {count} does not divide batch_size {batch_size}"
-    which = np.array([job for job, index in enumerate(known) if not problems[index]], np.int64)
-    count = gpus[known[which]]
-    tokens = jobs.tokens_per_gpu(which, count)
-    return Candidates(predictor.memory, jobs.rows[which], count, tokens, jobs.usable_gib[which]), problems
+    jobs, which, problems = on_counts(predictor, columns, gpus)
+    count = gpus[which]
+    tokens = jobs.tokens_per_gpu(np.arange(len(which)), count)
+    return Candidates(predictor.memory, jobs.rows, count, tokens, jobs.usable_gib), problems
 
 
 def _of_candidates(predictor: Predictor, candidates: Candidates) -> list[Estimate]:
@@ -168,13 +128,15 @@ def _of_candidates(predictor: Predictor, candidates: Candidates) -> list[Estimat
     found = []
     for index, (row, gpus, tokens) in enumerate(zip(*place, strict=True)):
         parts = memory.parts_gib(int(row), int(gpus), float(tokens), reserve)
+        needed, usable = sum(parts.values()), float(candidates.usable_gib[index])
         found.append(
             Estimate(
                 fits=int(fits[index]),
                 probability=float(probability[index]),
                 peak_memory_gib=float(peak[index]),
-                needed_memory_gib=sum(parts.values()),
-                usable_memory_gib=float(candidates.usable_gib[index]),
+                needed_memory_gib=needed,
+                usable_memory_gib=usable,
+                headroom_gib=usable - needed,
                 weights_gib=parts["weights"],
                 gradients_gib=parts["gradients"],
                 optimizer_gib=parts["optimizer"],

@@ -11,7 +11,7 @@ from autoconf.predictors import Predictor
 from autoconf.recommender import recommend, valid_jobs
 from autoconf.remedies import ALL_CHANGES, remedies
 from autoconf.search import Columns, Recommendation, Remedy, even_counts, inside
-from autoconf.workload import Workload
+from autoconf.workload import MIN_GPUS, Job
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Explanation:
         return self.recommendation.reason.removesuffix(named)
 
 
-def explain(job: Workload, model_version: str | None = None, models: Models = None) -> Explanation:
+def explain(job: Job, model_version: str | None = None, models: Models = None) -> Explanation:
     """Recommend the smallest number of GPUs, and say why it is that one and what would change it.
 
     Args:
@@ -47,10 +47,11 @@ def explain(job: Workload, model_version: str | None = None, models: Models = No
         gives the layout that it names.
 
     Raises:
-        TypeError: ``job`` is no ``Workload``.
+        TypeError: ``job`` is no ``Job``.
         ValueError: ``model_version`` cannot be one.
         AutoConfError: the installation is broken.
 
+    >>> from autoconf import Workload
     >>> job = Workload(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe",
     ...                tokens_per_sample=8192, batch_size=16)
     >>> found = explain(job)
@@ -59,11 +60,11 @@ def explain(job: Workload, model_version: str | None = None, models: Models = No
     >>> print(found.changes[0])
     loss=chunked would do, on 1 GPU
     """
-    if not isinstance(job, Workload):
+    if not isinstance(job, Job):
         raise TypeError(f"job: must be a Workload, got {type(job).__name__}")
     found = recommend(job, model_version, models)
-    fields = {field: [getattr(job, field)] for field in Workload.model_fields}
-    columns, (problem,) = valid_jobs(fields, model_version, models)
+    fields = {field: [value] for field, value in MIN_GPUS.fields_of(job).items()}
+    columns, (problem,) = valid_jobs(fields, model_version, models=models)
     if problem:
         return Explanation(found, {}, ())
     predictor = versions.load(columns["model_version"][0], models)

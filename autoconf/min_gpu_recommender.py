@@ -1,105 +1,26 @@
-"""The ado custom experiments: properties and thin decorated functions, nothing else."""
+"""The first ado custom experiment: the smallest number of GPUs. The others are in ``experiments.py``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING
 
-import autoconf.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
-from autoconf.presets import SETTINGS
-from autoconf.workload import NAMES, OPTIONAL, REQUIRED, TRAINING_STACK, Workload, is_empty
+from autoconf.declaration import experiment
+from autoconf.questions import MIN_GPUS
+from autoconf.workload import Job
 
-from ado.modules.actuators.custom_experiments import custom_experiment
-from ado.schema.domain import PropertyDomain, VariableTypeEnum
-from ado.schema.property import ConstitutiveProperty
-
-_NAME = PropertyDomain(variableType=VariableTypeEnum.OPEN_CATEGORICAL_VARIABLE_TYPE)
-# Open to every number: whether a job lies in a version's domain is that version's business, and a value that can never
-# be right is refused by name in ``Workload``, in a sentence that ado's domains cannot give.
-_NUMBER = PropertyDomain(variableType=VariableTypeEnum.CONTINUOUS_VARIABLE_TYPE)
+if TYPE_CHECKING:
+    from autoconf.own_versions import Models
+    from autoconf.search import Recommendation
 
 
-# In a space that asks only for text, numbers are welcome too: what a job may leave to its stack has "" for a default.
-_OPEN = (*NAMES, "stack", *SETTINGS)
-
-
-def _properties(fields: Any) -> list[Any]:
-    return [
-        ConstitutiveProperty(
-            identifier=field,
-            propertyDomain=_NAME if field in _OPEN else _NUMBER,
-            metadata={"description": Workload.model_fields[field].description},
-        )
-        for field in fields
-    ]
-
-
-def _validated(experiment: Callable[..., dict[str, int | str]]) -> Callable[..., dict[str, int | str]]:
-    """Check the arguments before ado does, so that a bad one is named, and pass them on as what they stand for."""
-
-    parameters = list(signature(experiment).parameters)
-
-    @wraps(experiment)  # carries ado's attributes along, which is how its actuator knows a custom experiment
-    def checked(*values: Any, **job: Any) -> dict[str, int | str]:
-        if len(values) > len(parameters):
-            raise ValueError(f"{len(values)} values for the {len(parameters)} fields {', '.join(parameters)}")
-        for field, value in zip(parameters, values, strict=False):
-            if field in job:
-                raise ValueError(f"{field}: given twice")
-            job[field] = value
-        for field in job:
-            if field not in parameters:
-                raise ValueError(f"{field}: no such field; the fields are {', '.join(parameters)}")
-        for field in _REQUIRED_HERE:
-            if is_empty(job.get(field)):
-                raise ValueError(f"{field}: is required")
-        return experiment(**Workload.parse(**job).model_dump(exclude_none=True))
-
-    return checked
-
-
-# An experiment's properties are required or not, whichever others there are: here a job has the global batch.
-_REQUIRED_HERE = ("batch_size", "model_version")
-
-
-@_validated
-@custom_experiment(
-    required_properties=_properties([*REQUIRED, *_REQUIRED_HERE]),
-    optional_properties=_properties(
-        field for field in OPTIONAL if field not in (*_REQUIRED_HERE, "per_device_train_batch_size")
-    ),
-    output_property_identifiers=["can_recommend", "gpus", "workers", "reason"],
-    metadata={
-        "description": "Recommends the minimum number of GPUs per worker, and of workers, that a tuning job needs to "
-        "run without running out of GPU memory. Outputs: can_recommend (1, or 0 if the job lies outside the version's "
-        "domain or fits on no number of GPUs considered), gpus (per worker) and workers, or the reason why there is no "
-        "recommendation; gpus x workers divides batch_size. "
-        f"Answers hold for {TRAINING_STACK}."
-    },
+@experiment(
+    MIN_GPUS,
+    "Recommends the minimum number of GPUs per worker, and of workers, that a tuning job needs to "
+    "run without running out of GPU memory. Outputs: can_recommend (1, or 0 if the job lies outside the version's "
+    "domain or fits on no number of GPUs considered), gpus (per worker) and workers, or the reason why there is no "
+    "recommendation; gpus x workers divides batch_size.",
 )
-def min_gpu_recommender(
-    model_name: str,
-    method: str,
-    gpu_model: str,
-    tokens_per_sample: int,
-    batch_size: int,
-    model_version: str,
-    gpus_per_worker: int = 8,
-    max_gpus: int = 8,
-    gradient_accumulation_steps: int = 4,
-    stack: str = "reference",
-    optim: str = "",
-    torch_dtype: str = "",
-    adapter_dtype: str = "",
-    mixed_precision: str = "",
-    gradient_checkpointing: str = "",
-    loss: str = "",
-    sharding: str = "",
-    lora_r: int | str = "",
-    lora_targets: str = "",
-) -> dict[str, int | str]:
+def min_gpu_recommender(job: Job, models: Models = None) -> Recommendation:
     """Recommend the smallest number of GPUs that a tuning job fits on.
 
     Args:
@@ -142,29 +63,4 @@ def min_gpu_recommender(
     """
     from autoconf import recommend
 
-    answer = recommend(
-        Workload.parse(
-            model_name=model_name,
-            method=method,
-            gpu_model=gpu_model,
-            tokens_per_sample=tokens_per_sample,
-            batch_size=batch_size,
-            model_version=model_version,
-            gpus_per_worker=gpus_per_worker,
-            max_gpus=max_gpus,
-            gradient_accumulation_steps=gradient_accumulation_steps,
-            stack=stack,
-            optim=optim,
-            torch_dtype=torch_dtype,
-            adapter_dtype=adapter_dtype,
-            mixed_precision=mixed_precision,
-            gradient_checkpointing=gradient_checkpointing,
-            loss=loss,
-            sharding=sharding,
-            lora_r=lora_r,
-            lora_targets=lora_targets,
-        )
-    )
-    if answer.gpus is None or answer.workers is None:
-        return {"can_recommend": 0, "reason": answer.reason}
-    return {"can_recommend": 1, "gpus": answer.gpus, "workers": answer.workers}
+    return recommend(job, models=models)

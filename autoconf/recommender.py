@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any, overload
+from typing import Any, get_type_hints, overload
 
 import numpy as np
 import pandas as pd
@@ -18,19 +17,20 @@ from autoconf.own_versions import Models
 from autoconf.predictors import Predictor
 from autoconf.remedies import CHANGES, remedies
 from autoconf.search import Columns, Recommendation, answer, column, pick
+from autoconf.values import whole_number
 from autoconf.versions import DEFAULT
-from autoconf.workload import REQUIRED, Workload, contradictions, missing_columns, read
+from autoconf.workload import MIN_GPUS, REQUIRED, Job, Question, Workload, contradictions, missing_columns, read
 
 # Jobs answered at once: bounds the memory that candidates take, whatever the table's length.
 CHUNK = 50_000
 
 
 @overload
-def recommend(workloads: Workload, model_version: str | None = None, models: Models = None) -> Recommendation: ...
+def recommend(workloads: Job, model_version: str | None = None, models: Models = None) -> Recommendation: ...
 @overload
 def recommend(workloads: pd.DataFrame, model_version: str | None = None, models: Models = None) -> pd.DataFrame: ...
 def recommend(
-    workloads: Workload | pd.DataFrame, model_version: str | None = None, models: Models = None
+    workloads: Job | pd.DataFrame, model_version: str | None = None, models: Models = None
 ) -> Recommendation | pd.DataFrame:
     """Recommend the smallest number of GPUs, for one job or for a table of jobs.
 
@@ -62,24 +62,90 @@ def recommend(
        can_recommend  gpus  workers
     0              1     2        1
     """
-    if isinstance(workloads, Workload):
-        columns = {field: [getattr(workloads, field)] for field in Workload.model_fields}
-        return replace(_answer(columns, model_version, models)[0], stack=workloads.stack_name())
-    workloads = checked_table(workloads)
-    fields = [field for field in Workload.model_fields if field in workloads]
-    answers = []
-    for start in range(0, max(len(workloads), 1), CHUNK):
-        chunk = workloads.iloc[start : start + CHUNK]
-        answers.append(_frame(_answer({field: chunk[field].tolist() for field in fields}, model_version, models)))
-    return pd.concat(answers).set_axis(workloads.index)
+    found = ask(MIN_GPUS, Recommendation, workloads, model_version, _recommend, models)
+    return replace(found, stack=workloads.stack_name()) if isinstance(workloads, Job) else found
 
 
-def checked_table(workloads: Any, *others: str) -> pd.DataFrame:
+# What a version says of valid jobs, and what stands for an answer where there is only a problem.
+OfVersion = Callable[[Predictor, Columns], Sequence[Any]]
+NoAnswer = Callable[[str], Any]
+
+
+def ask(
+    question: Question, kind: Any, jobs: Any, model_version: str | None, of_version: OfVersion, models: Models = None,
+    **beside: Any,
+) -> Any:  # fmt: skip
+    """Answer a question about one job or a table of jobs: the one road that all of them take.
+
+    Args:
+        question: what is asked.
+        kind: what an answer is: a dataclass with the question's answers as fields, ``reason`` among them.
+        jobs: a job or a DataFrame.
+        model_version: version for jobs that name none.
+        of_version: answers valid jobs by a loaded version.
+        models: folder of a user's own versions.
+        beside: the question's numbers, of one job; they are columns of a table.
+
+    Returns:
+        An answer, or a table of answers with the same index.
+
+    Raises:
+        TypeError: ``jobs`` is neither.
+        ValueError: a field or column is missing, can never be right or is what is asked.
+    """
+    if isinstance(jobs, Job):
+        return answer_of_one(
+            question, jobs, model_version, of_version, lambda problem: kind(reason=problem), models, **beside
+        )
+    table = checked_table(jobs, question, stacklevel=4, **beside)
+    chunks = answers_of_table(question, table, model_version, of_version, lambda problem: kind(reason=problem), models)
+    return pd.concat([frame(chunk, kind, question) for chunk in chunks]).set_axis(table.index)
+
+
+def answer_of_one(
+    question: Question, job: Job, model_version: str | None, of_version: OfVersion, none: NoAnswer,
+    models: Models = None, **beside: Any,
+) -> Any:  # fmt: skip
+    """The answer about one job; arguments as ``ask`` has them, and ``none`` makes an answer of a problem."""
+    columns = {field: [value] for field, value in question.fields_of(job).items()}
+    columns |= {field: [whole_number(field, value)] for field, value in beside.items()}
+    return _answers(question, columns, model_version, of_version, none, models)[0]
+
+
+def answers_of_table(
+    question: Question, table: pd.DataFrame, model_version: str | None, of_version: OfVersion, none: NoAnswer,
+    models: Models = None, chunk: int = CHUNK,
+) -> Iterator[list[Any]]:  # fmt: skip
+    """The answers about a checked table of jobs, for at most ``chunk`` jobs at a time; at least one list."""
+    fields = [field for field in (*Workload.model_fields, *question.beside) if field in table]
+    for start in range(0, max(len(table), 1), chunk):
+        jobs = table.iloc[start : start + chunk]
+        columns = {field: jobs[field].tolist() for field in fields}
+        yield _answers(question, columns, model_version, of_version, none, models)
+
+
+def _answers(
+    question: Question, columns: Columns, default_version: str | None, of_version: OfVersion, none: NoAnswer,
+    models: Models,
+) -> list[Any]:  # fmt: skip
+    """Answer jobs given as lists of raw values per field."""
+    jobs, problems = valid_jobs(columns, default_version, question, models)
+    answers = [none(problem) for problem in problems]
+    for version, indices in by_version(jobs, problems).items():
+        found = of_version(versions.load(version, models), pick(jobs, indices))
+        for index, one in zip(indices, found, strict=True):
+            answers[index] = one
+    return answers
+
+
+def checked_table(workloads: Any, question: Question = MIN_GPUS, *, stacklevel: int = 3, **beside: Any) -> pd.DataFrame:
     """A table of jobs with one level of columns, all that jobs need among them.
 
     Args:
         workloads: what somebody gave as a table.
-        others: columns that it must have beside those of jobs.
+        question: what is asked of the jobs.
+        stacklevel: of warnings, to whoever asked.
+        beside: the question's numbers, which must not be given: a table has them as columns.
 
     Raises:
         TypeError: it is no table.
@@ -87,55 +153,54 @@ def checked_table(workloads: Any, *others: str) -> pd.DataFrame:
     """
     if not isinstance(workloads, pd.DataFrame):
         raise TypeError(f"workloads: must be a Workload or a pandas DataFrame, got {type(workloads).__name__}")
+    for field, value in beside.items():
+        if value is not None:
+            raise ValueError(f"{field}: is a column of a table of jobs")
     if isinstance(workloads.columns, pd.MultiIndex):  # one level of names may come as such, too
         if workloads.columns.nlevels > 1:
             raise ValueError(f"columns: must have one level of names, got {workloads.columns.nlevels}")
         workloads = workloads.set_axis(workloads.columns.get_level_values(0), axis=1)
-    twice = [field for field in Workload.model_fields if list(workloads.columns).count(field) > 1]
+    known = (*Workload.model_fields, *question.beside)
+    twice = [field for field in known if list(workloads.columns).count(field) > 1]
     if twice:
         raise ValueError(f"{', '.join(twice)}: more than one column of that name")
-    missing = [*missing_columns(workloads.columns), *(other for other in others if other not in workloads.columns)]
+    missing = missing_columns(workloads.columns, question)
     if missing:
         raise ValueError(
             f"{', '.join(missing)}: required column missing; the table has {', '.join(map(str, workloads))}"
         )
-    for sentence in doubts(name for name in workloads.columns if name not in others):
-        warnings.warn(sentence, IgnoredColumnWarning, stacklevel=3)
+    for sentence in doubts(workloads.columns, question):
+        warnings.warn(sentence, IgnoredColumnWarning, stacklevel=stacklevel)
     return workloads
 
 
-def _frame(answers: Sequence[Recommendation]) -> pd.DataFrame:
+# How a field of an answer is kept as a column.
+_DTYPES: dict[Any, Any] = {int: np.int64, int | None: "Int64", float | None: np.float64}
+
+
+def frame(answers: Sequence[Any], kind: type, question: Question) -> pd.DataFrame:
+    """Answers of one kind as a table, with the columns that the question's answers have."""
+    types = get_type_hints(kind)
+    columns = {name: ([getattr(one, name) for one in answers], _DTYPES.get(types[name])) for name in question.answers}
     return pd.DataFrame(
         {
-            "can_recommend": np.array([a.can_recommend for a in answers], np.int64),
-            "gpus": pd.array([a.gpus for a in answers], "Int64"),
-            "workers": pd.array([a.workers for a in answers], "Int64"),
-            "reason": np.array([a.reason for a in answers], dtype=object),
+            name: pd.array(values, dtype) if dtype == "Int64" else np.array(values, dtype or object)
+            for name, (values, dtype) in columns.items()
         }
     )
 
 
-def _answer(columns: dict[str, list[Any]], default_version: str | None, models: Models) -> list[Recommendation]:
-    """Answer jobs given as lists of raw values per field."""
-    jobs, problems = valid_jobs(columns, default_version, models)
-    answers = [Recommendation(0, reason=problem) for problem in problems]
-    for version, indices in by_version(jobs, problems).items():
-        found = _recommend(versions.load(version, models), pick(jobs, indices))
-        for index, recommendation in zip(indices, found, strict=True):
-            answers[index] = recommendation
-    return answers
-
-
 def valid_jobs(
-    columns: dict[str, list[Any]], default_version: str | None, models: Models = None
+    columns: dict[str, list[Any]], default_version: str | None, question: Question = MIN_GPUS, models: Models = None
 ) -> tuple[Columns, list[str]]:
     """Read the fields of jobs given as raw values; and for each job why it can have no answer, or empty text."""
     newest = read("model_version", default_version) or DEFAULT
     problems = [""] * len(columns[REQUIRED[0]])
-    jobs = {field: _checked(values, partial(read, field), problems) for field, values in columns.items()}
+    jobs = {field: _checked(values, question.reader(field), problems) for field, values in columns.items()}
     fine = [index for index, problem in enumerate(problems) if not problem]
-    for index, problem in zip(fine, contradictions(pick(jobs, fine)), strict=True):
+    for index, problem in zip(fine, contradictions(pick(jobs, fine), question), strict=True):
         problems[index] = problem
+    jobs.setdefault("max_gpus", [question.max_gpus] * len(problems))
     jobs["model_version"] = [version or newest for version in column(jobs, "model_version")]
     folder = own_versions.folder_of(models) if models is not None else None  # no folder is nobody's row's fault
     asked = {jobs["model_version"][index] for index in fine if not problems[index]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import repeat
 from typing import Any
@@ -17,6 +17,7 @@ from autoconf.names import Names
 from autoconf.predictors import Predictor
 from autoconf.presets import SETTINGS, training_stack
 from autoconf.rules import Booleans, Candidates
+from autoconf.values import LARGEST_NUMBER
 from autoconf.workload import OPTIONAL, REQUIRED
 
 Columns = dict[str, list[Any]]  # a field of valid jobs -> its value for each; one that is absent has its default
@@ -51,7 +52,7 @@ class Remedy:
 class Recommendation:
     """The smallest number of GPUs that a job fits on, or why there is none."""
 
-    can_recommend: int  # 0 or 1
+    can_recommend: int = 0  # or 1
     gpus: int | None = None  # per worker; None if there is no recommendation
     workers: int | None = None
     reason: str = ""  # why there is no recommendation; empty if there is one
@@ -70,6 +71,8 @@ class Jobs:
     gpus_per_worker: Integers
     max_gpus: Integers
     per_device: Booleans | bool = False  # whether ``batch_size`` is that of each GPU
+    min_gpus: Integers | int = 1  # fewest to consider
+    max_tokens_per_sample: Integers | int = 0  # of the domain, or of the model's learned positions
 
     def takes(self, counts: Integers, max_batch_size: int) -> Booleans:
         """Whether a job's batch can be had on so many GPUs, shape (jobs, counts)."""
@@ -80,6 +83,9 @@ class Jobs:
         """Tokens of a micro-batch on each GPU, of some of the jobs on so many GPUs."""
         per_gpu = np.where(self.on_each[which], self.batch_size[which], self.batch_size[which] / gpus)
         return per_gpu * self.tokens_per_sample[which]
+
+    def subset(self, which: Integers) -> Jobs:
+        return Jobs(*(np.broadcast_to(getattr(self, field.name), self.rows.shape)[which] for field in fields(self)))
 
     @property
     def on_each(self) -> Booleans:
@@ -116,13 +122,16 @@ def inside(predictor: Predictor, columns: Columns) -> tuple[Jobs, list[str]]:
     fields = (columns[field] if field in columns else repeat(OPTIONAL[field]) for field in _Lookup.FIELDS)
     found = [lookup(*job) for job in zip(*fields, strict=False)]  # defaults repeat without end
     known = [index for index, place in enumerate(found) if not isinstance(place, str)]
-    rows, usable = np.array([found[index] for index in known], float).reshape(-1, 2).T
+    rows, usable, longest = np.array([found[index] for index in known], float).reshape(-1, 3).T
     some = pick(columns, known)
     tokens, per_worker, most = (np.array(column(some, field), np.int64) for field in _NUMBERS)
     on_each, global_ = column(some, "per_device_train_batch_size"), column(some, "batch_size")
     batch_size = np.array([size or each for size, each in zip(global_, on_each, strict=True)], np.int64)
     per_device = np.array([each is not None for each in on_each], bool)
-    jobs = Jobs(rows.astype(np.int64), usable, tokens, batch_size, per_worker, most, per_device)
+    jobs = Jobs(
+        rows.astype(np.int64), usable, tokens, batch_size, per_worker, most, per_device,
+        max_tokens_per_sample=longest.astype(np.int64),
+    )  # fmt: skip
     return jobs, [place if isinstance(place, str) else "" for place in found]
 
 
@@ -152,7 +161,7 @@ class _Lookup:
     def __call__(
         self, model_name: str, method: str, gpu_model: str, tokens: int, batch_size: int | None, on_each: int | None,
         steps: int, *stack: Any,
-    ) -> tuple[int, float] | str:  # fmt: skip
+    ) -> tuple[int, float, int] | str:  # fmt: skip
         domain = self.domain
         found = []
         for (field, names), value in zip(self.names.items(), (model_name, method, gpu_model), strict=True):
@@ -173,7 +182,34 @@ class _Lookup:
         if longest is not None and tokens > longest:
             return f"tokens_per_sample {tokens} is beyond the {longest} learned positions of {model_name}"
         row = self.row(model, method, steps > 1, *stack)
-        return row if isinstance(row, str) else (row, domain.gpus[gpu].usable_gib)
+        if isinstance(row, str):
+            return row
+        return row, domain.gpus[gpu].usable_gib, min(longest or LARGEST_NUMBER, domain.max_tokens_per_sample)
+
+
+def on_counts(predictor: Predictor, columns: Columns, gpus: Integers) -> tuple[Jobs, Integers, list[str]]:
+    """The jobs that lie inside a version's domain on their number of GPUs, their places, and why others do not."""
+    jobs, problems = inside(predictor, columns)
+    known = np.flatnonzero([not problem for problem in problems])
+    for index, problem in zip(known, _beyond(predictor, jobs, gpus[known]), strict=True):
+        problems[index] = problem
+    fine = np.array([not problems[index] for index in known], bool)
+    return jobs.subset(np.flatnonzero(fine)), known[fine], problems
+
+
+def _beyond(predictor: Predictor, jobs: Jobs, gpus: Integers) -> list[str]:
+    """Why each of some jobs cannot be had on a number of GPUs, whatever it holds; empty text where it can."""
+    domain, ends = predictor.domain, f"beyond the domain of version {predictor.card.version}, which ends at"
+    problems = [""] * len(gpus)
+    for index, (count, batch, on_each) in enumerate(zip(gpus, jobs.batch_size, jobs.on_each, strict=True)):
+        if count > domain.max_gpus:
+            problems[index] = f"number_gpus {count} is {ends} {domain.max_gpus}"
+        elif on_each and batch * count > domain.max_batch_size:
+            whole = f"per_device_train_batch_size {batch} on {count} GPUs is a batch of {batch * count}"
+            problems[index] = f"{whole}, {ends} {domain.max_batch_size}"
+        elif not on_each and batch % count:
+            problems[index] = f"number_gpus {count} does not divide batch_size {batch}"
+    return problems
 
 
 @lru_cache(maxsize=8)
@@ -200,6 +236,7 @@ def even_counts(predictor: Predictor, jobs: Jobs) -> tuple[Integers, Booleans]:
     limit = np.minimum(jobs.max_gpus, predictor.domain.max_gpus)
     counts = np.arange(1, limit.max(initial=0) + 1)
     even = (counts <= limit[:, None]) & (counts % workers(counts, jobs.gpus_per_worker[:, None]) == 0)
+    even &= counts >= np.reshape(jobs.min_gpus, (-1, 1))
     used = even.any(axis=0)
     return counts[used], even[:, used]
 
@@ -241,22 +278,32 @@ def _why_not(predictor: Predictor, largest: Candidates, jobs: Jobs, which: Integ
     limits, counts = np.minimum(np.minimum(wanted, most), room), np.arange(1, most + 1)
     divides = (per_device[:, None] | (batch_sizes[:, None] % counts == 0)) & (counts <= limits[:, None])
     divisors = np.where(divides, counts, 0).max(axis=1)
-    peaks = largest.memory.peak_bytes(largest.rows, largest.gpus, largest.tokens_per_gpu) / GIB
+    fewest = np.broadcast_to(jobs.min_gpus, jobs.rows.shape)[which]
     sentences = []
-    for broken_rule, each, batch_size, max_gpus, limit, divisor, per_worker, gpus, peak, usable in zip(
-        rules.reasons(largest), per_device, batch_sizes, wanted, limits, divisors, jobs.gpus_per_worker[which],
-        largest.gpus, peaks, largest.usable_gib, strict=True,
+    for cause, each, batch_size, few, max_gpus, limit, divisor, per_worker, gpus in zip(
+        causes(largest), per_device, batch_sizes, fewest, wanted, limits, divisors, jobs.gpus_per_worker[which],
+        largest.gpus, strict=True,
     ):  # fmt: skip
-        beyond = f" (where version {version} ends; max_gpus is {max_gpus})" if max_gpus > limit else ""
+        ends = f" (where version {version} ends; max_gpus is {max_gpus})" if max_gpus > limit else ""
         conditions = [] if each else [f"divides batch_size {batch_size}"]
         if gpus < divisor:
             conditions.append(f"splits evenly over workers of {per_worker}")
         that = f" that {' and '.join(conditions)}" if conditions else ""
         samples = f" for per_device_train_batch_size {batch_size}" if each else ""
         last = f" (the largest is {gpus})" if gpus < limit else ""
-        cause = (
-            broken_rule
-            or f"training peaks near {peak:.1f} GiB {rules.on_each(gpus)}, which leaves too little of {usable:g} GiB"
-        )
-        sentences.append(f"no number of GPUs up to {limit}{beyond}{that} is enough{samples}{last}: {cause}")
+        up_to = f"up to {limit}" if few == 1 else f"from {few} to {limit}"
+        sentences.append(f"no number of GPUs {up_to}{ends}{that} is enough{samples}{last}: {cause}")
     return sentences
+
+
+def causes(candidates: Candidates) -> list[str]:
+    """Why candidates that do not fit do not: the rule that they break, or where their peak lies."""
+    peaks = candidates.memory.peak_bytes(candidates.rows, candidates.gpus, candidates.tokens_per_gpu) / GIB
+    broken_rules = rules.reasons(candidates)
+    return [
+        broken_rule
+        or f"training peaks near {peak:.1f} GiB {rules.on_each(gpus)}, which leaves too little of {usable:g} GiB"
+        for broken_rule, gpus, peak, usable in zip(
+            broken_rules, candidates.gpus, peaks, candidates.usable_gib, strict=True
+        )
+    ]

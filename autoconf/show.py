@@ -19,8 +19,7 @@ from rich.table import Table
 from autoconf.cards import Card
 from autoconf.names import families, listed
 from autoconf.presets import Preset
-from autoconf.tables import ANSWERS
-from autoconf.workload import TRAINING_STACK, Workload
+from autoconf.workload import MIN_GPUS, TRAINING_STACK, Question, Workload
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -28,17 +27,33 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
-def show_answer(answer: dict[str, Any]) -> None:
+def show_answer(answer: dict[str, Any], question: Question = MIN_GPUS) -> None:
     """Print one job and its answer."""
     table = Table(show_header=False, box=box.SIMPLE, pad_edge=False)
-    for field in Workload.model_fields:
-        if field in answer:
-            table.add_row(field, escape(str(answer[field])))
+    for field in _job_fields(answer, question):
+        table.add_row(field, escape(str(answer[field])))
     table.add_section()
-    for field in (*ANSWERS, "training_stack"):
+    for field in (*question.answers, "training_stack"):
         if answer[field] not in (None, ""):
-            table.add_row(field, escape(str(answer[field])), style="bold")
+            table.add_row(field, escape(_text(answer[field])), style="bold")
     _print(table)
+
+
+def show_answers(answers: list[dict[str, Any]], question: Question) -> None:
+    """Print one job and its several answers, the best of them first."""
+    fields = _job_fields(answers[0], question)
+    typer.echo(", ".join(f"{field} {answers[0][field]}" for field in (*fields, "training_stack")) + "\n")
+    _print(_table([{name: answer[name] for name in question.answers} for answer in answers]))
+
+
+def _job_fields(answer: dict[str, Any], question: Question) -> list[str]:
+    """The fields and numbers of a job in what was answered."""
+    fields = (*Workload.model_fields, *question.beside)
+    return [field for field in fields if field in answer and field not in question.answers]
+
+
+def _text(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def show_summary(card: Card, default: bool) -> None:
@@ -184,7 +199,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     for index, column in enumerate(rows[0] if rows else ()):
         table.add_column(escape(column), overflow="fold", no_wrap=index == 0)
     for row in rows:
-        table.add_row(*(escape("" if value is None else str(value)) for value in row.values()))
+        table.add_row(*(escape("" if value is None else _text(value)) for value in row.values()))
     return table
 
 

@@ -11,7 +11,7 @@ import shutil
 import stat
 import sys
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,9 +19,10 @@ from typing import Any, BinaryIO
 import pandas as pd
 
 from autoconf.errors import AutoConfError, BadInput
-from autoconf.workload import TOGETHER, Workload, contradictions, is_empty, missing_columns, read
+from autoconf.questions import BESIDE
+from autoconf.values import is_empty, whole_number
+from autoconf.workload import MIN_GPUS, TOGETHER, Question, Workload, contradictions, missing_columns, read
 
-ANSWERS = ("can_recommend", "gpus", "workers", "reason")
 STANDARD_STREAM = "-"
 _MOST_PROBLEMS = 20
 
@@ -126,34 +127,40 @@ def _check_separator(header: str, where: str) -> None:
         raise BadInput(f"{where}: the separator seems to be {other!r}, but must be ','")
 
 
-def check_jobs(table: pd.DataFrame, source: str) -> None:
+def check_jobs(table: pd.DataFrame, source: str, question: Question = MIN_GPUS) -> None:
     """Check every value of a table of jobs before any is answered.
+
+    Args:
+        table: as ``read_table`` gives it.
+        source: what messages call the file.
+        question: what is asked of the jobs.
 
     Raises:
         BadInput: a required column is missing, a column of the user's own is named as one of the answers', or values
             can never be right or exclude each other; the message has a line for each bad row, up to 20.
     """
-    missing = missing_columns(table)
+    missing = missing_columns(table, question)
     if missing:
         raise BadInput(
             f"{source}, line 1: required column missing: {', '.join(missing)}; the table has {', '.join(table)}"
         )
-    taken = earlier_answers(table)
-    if taken and ANSWERS[0] not in taken:  # "gpus" or "reason" alone may be anything, and no copy of it may be left
+    taken, answers = earlier_answers(table, question), question.answers
+    # "gpus" or "reason" alone may be anything, and no copy of it may be left; a field may be a job's own.
+    if taken and (answers[0] not in taken or (len(taken) < len(answers) and {*taken} & {*question.asked})):
         raise BadInput(
-            f"{source}, line 1: the answers' columns {', '.join(ANSWERS)} are appended, but the table has "
+            f"{source}, line 1: the answers' columns {', '.join(answers)} are appended, but the table has "
             f"{', '.join(taken)} already; rename or remove it"
         )
     problems: dict[int, list[str]] = {}
     known: dict[str, dict[str, Any]] = {}
-    for field in Workload.model_fields:
-        if field in table:
-            known[field], wrong = _read_cells(field, table[field].unique())
+    for field in (*Workload.model_fields, *question.beside):
+        if field in table and field not in answers:
+            known[field], wrong = _read_cells(question.reader(field), table[field].unique())
             for line, text in table.loc[table[field].isin(wrong), field].items() if wrong else ():
                 problems.setdefault(line, []).append(wrong[text])
     texts = table.loc[~table.index.isin(problems), [field for field in TOGETHER if field in known]]
     columns = {field: [known[field][text] for text in texts[field]] for field in texts}
-    for line, problem in zip(texts.index, contradictions(columns), strict=True):
+    for line, problem in zip(texts.index, contradictions(columns, question), strict=True):
         if problem:
             problems[line] = [problem]
     if problems:
@@ -164,18 +171,18 @@ def check_jobs(table: pd.DataFrame, source: str) -> None:
         raise BadInput("\n".join(messages))
 
 
-def earlier_answers(table: pd.DataFrame) -> list[str]:
+def earlier_answers(table: pd.DataFrame, question: Question = MIN_GPUS) -> list[str]:
     """The answers' columns that a table has already."""
-    return [column for column in ANSWERS if column in table]
+    return [column for column in question.answers if column in table]
 
 
-def _read_cells(field: str, texts: Iterable[str]) -> tuple[dict[str, Any], dict[str, str]]:
+def _read_cells(reader: Callable[[str], Any], texts: Iterable[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """What the cells of a column stand for, and why those that can never be right cannot."""
     known: dict[str, Any] = {}
     wrong: dict[str, str] = {}
     for text in texts:
         try:
-            known[text] = read(field, text)
+            known[text] = reader(text)
         except ValueError as error:
             wrong[text] = str(error)
     return known, wrong
@@ -281,4 +288,6 @@ def json_rows(piece: pd.DataFrame) -> Iterator[dict[str, Any]]:
 def _json_value(column: str, value: Any) -> Any:
     if column in Workload.model_fields:
         return None if is_empty(value) else read(column, value)
+    if column in BESIDE:
+        return whole_number(column, value)
     return None if pd.isna(value) else value

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import numbers
-from collections.abc import Container, Mapping, Sequence
-from decimal import Decimal
-from fractions import Fraction
-from functools import lru_cache
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from autoconf.names import key
 from autoconf.presets import SETTINGS, presets, stack_name, training_stack
 from autoconf.stack import Checkpointing, Dtype, LoraTargets, Loss, MixedPrecision, Optim, Sharding, Stack
-
-_LONGEST_NUMBER = 40  # characters; no number worth reading is longer
-# Beyond this no field is meaningful, and arithmetic in 64 bits stays exact.
-LARGEST_NUMBER = 2**53
-_LONGEST_NAME = 300
+from autoconf.values import choice, is_empty, name, whole_number
 
 # What "fits" means: answers hold for this way of training and for no other.
 TRAINING_STACK = (
@@ -28,112 +21,6 @@ TRAINING_STACK = (
 )
 
 
-def is_empty(value: Any) -> bool:
-    """Whether a value is as if it had not been given: None, NaN, whatever else pandas takes for missing, blank text.
-
-    >>> is_empty(None), is_empty(" "), is_empty(float("nan")), is_empty(0)
-    (True, True, True, False)
-    """
-    if value is None or isinstance(value, str):
-        return not (value and value.strip())
-    if isinstance(value, Decimal):
-        return value.is_nan()  # of a signalling NaN even the comparison with itself fails
-    if isinstance(value, numbers.Number):
-        return bool(value != value)
-    import pandas as pd  # not before it is needed: ado loads this module into each of its processes
-
-    return pd.api.types.is_scalar(value) and bool(pd.isna(value))
-
-
-def whole_number(field: str, value: Any) -> int:
-    """Read a whole number >= 1.
-
-    Args:
-        field: name for the error message.
-        value: an int, a float, a ``Decimal``, a ``Fraction`` or one of numpy's scalars, or text that writes one (as CSV
-            files do). What it stands for is taken exactly: ``Fraction(10**30 + 1, 10**30)`` is not 1.
-
-    Raises:
-        ValueError: the value is anything else: zero, negative, fractional, NaN, infinite, a boolean, bytes, None, a
-            number beyond 2**53 ...
-
-    >>> whole_number("batch_size", "16"), whole_number("batch_size", 16.0)
-    (16, 16)
-    >>> whole_number("batch_size", 0)
-    Traceback (most recent call last):
-    ValueError: batch_size: must be a whole number >= 1, got 0
-    """
-    number = _number(value)
-    huge = number is not None and number > LARGEST_NUMBER
-    if number is None or huge or number < 1 or number != int(number):
-        limit = f"<= {LARGEST_NUMBER}" if huge else ">= 1"
-        raise ValueError(f"{field}: must be a whole number {limit}, got {_quoted(value)}")
-    return int(number)
-
-
-def _number(value: Any) -> int | Fraction | Decimal | None:
-    """The number that a value stands for, exactly; None where it stands for none, or for no finite one."""
-    if isinstance(value, str) and len(value) <= _LONGEST_NUMBER and value.isascii() and "_" not in value:
-        try:
-            value = Decimal(value)
-        except ArithmeticError:
-            return None
-    match value:
-        case bool():
-            return None
-        case Decimal():  # never as a fraction: 1e999999999 has that many digits
-            return value if value.is_finite() else None
-        case numbers.Integral():
-            return int(value)
-        case numbers.Real():
-            try:
-                return Fraction(*value.as_integer_ratio())  # type: ignore[attr-defined]
-            except (AttributeError, ValueError, OverflowError):  # another library's, NaN, infinite
-                return None
-    return None
-
-
-def name(field: str, value: Any) -> str:
-    """Read a name: non-empty text without surrounding white space.
-
-    Whether a version knows the name is the version's business; here only what can never be a name is refused.
-
-    Raises:
-        ValueError: the value is not text, is empty, is longer than 300 characters or cannot be written in UTF-8.
-    """
-    if not isinstance(value, str) or not value.strip() or len(value) > _LONGEST_NAME:
-        raise ValueError(
-            f"{field}: must be a non-empty text of at most {_LONGEST_NAME} characters, got {_quoted(value)}"
-        )
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # an option's bytes were no UTF-8; nothing that is written could hold the name
-        raise ValueError(f"{field}: must be text in UTF-8, got {_quoted(value)}") from None
-    return value.strip()
-
-
-def choice(field: str, value: Any, allowed: tuple[str, ...]) -> str:
-    """Read one of a few names, found whatever its case and separators.
-
-    Raises:
-        ValueError: it is none of them; the message lists them.
-
-    >>> choice("optim", "AdamW-torch", ("adamw_torch", "sgd"))
-    'adamw_torch'
-    >>> choice("optim", "adam2", ("adamw_torch", "sgd"))
-    Traceback (most recent call last):
-    ValueError: optim: must be adamw_torch or sgd, got 'adam2'
-    """
-    # YAML reads a "no" without quotes as False, which ado makes a 0.
-    text = "no" if isinstance(value, bool | int | float) and value == 0 else value
-    if isinstance(text, str) and len(text) <= _LONGEST_NAME:
-        for known in allowed:
-            if key(text) == key(known):
-                return known
-    *most, last = allowed
-    raise ValueError(f"{field}: must be {', '.join(most)} or {last}, got {_quoted(value)}")
-
-
 NAMES = ("model_name", "method", "gpu_model", "model_version")
 BATCHES = ("batch_size", "per_device_train_batch_size")  # a job has one of them
 # The fields that its training stack follows from.
@@ -141,17 +28,13 @@ STACK_FIELDS = ("method", "gradient_accumulation_steps", "stack", *SETTINGS)
 TOGETHER = (*BATCHES, *STACK_FIELDS)  # fields that must go together
 
 
-def _quoted(value: Any) -> str:
-    """The value as Python writes it, cut so that a message stays one line."""
-    try:
-        text = ascii(value)
-    except Exception as error:
-        text = f"<{type(value).__name__} without a repr: {type(error).__name__}>"
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def read(field: str, value: Any) -> Any:
+def read(field: str, value: Any, optional: Mapping[str, Any] | None = None) -> Any:
     """Read the value of a field of a job, by whichever way it came: the one rule for all of them.
+
+    Args:
+        field: its name.
+        value: as somebody gave it.
+        optional: the fields that may be empty, with their defaults: a question's; by default those of a ``Workload``.
 
     Returns:
         A name, a whole number or one of the field's choices, whichever it takes; for an empty value its default.
@@ -163,8 +46,9 @@ def read(field: str, value: Any) -> Any:
     ('lora', 8, 8, 'fsdp2')
     """
     if is_empty(value):
-        if field in OPTIONAL:
-            return OPTIONAL[field]
+        optional = OPTIONAL if optional is None else optional
+        if field in optional:
+            return optional[field]
         raise ValueError(f"{field}: is required")
     if field in NAMES:
         return name(field, value)
@@ -176,17 +60,16 @@ def _says(what: str, choices: Any) -> str:
     return f"{what}: {', '.join(get_args(choices))}; by default what the stack says"
 
 
-class Workload(BaseModel):
-    """A tuning job: supervised fine-tuning of one model with one method on one type of GPU.
+_GPU_MODEL = "Type of GPU, named as in the version's domain, such as NVIDIA-A100-80GB-PCIe"
+_TOKENS = "Tokens that each sample is padded or cut to; a whole number >= 1"
 
-    It has either ``batch_size`` or ``per_device_train_batch_size``.
 
-    >>> job = Workload.parse(
-    ...     model_name="llama-7b", method="lora", gpu_model="L40S", tokens_per_sample="2048", batch_size=8.0,
-    ...     stack="TRL",
-    ... )
-    >>> job.tokens_per_sample, job.max_gpus, job.stack
-    (2048, 8, 'trl')
+class Job(BaseModel):
+    """What is known of a tuning job. What it lacks of a ``Workload`` is what somebody asks.
+
+    >>> job = Job.parse(model_name="llama-7b", method="lora", tokens_per_sample=2048, batch_size="8", max_gpus="")
+    >>> job.gpu_model is None, job.batch_size, "max_gpus" in job.model_fields_set
+    (True, 8, False)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -195,8 +78,8 @@ class Workload(BaseModel):
         description="Model to tune: a name of the version's domain such as llama-7b, or a Hugging Face id of one"
     )
     method: str = Field(description="Tuning method: full or lora, and qlora where the version has it")
-    gpu_model: str = Field(description="Type of GPU, named as in the version's domain, such as NVIDIA-A100-80GB-PCIe")
-    tokens_per_sample: int = Field(description="Tokens that each sample is padded or cut to; a whole number >= 1")
+    gpu_model: str | None = Field(None, description=_GPU_MODEL)
+    tokens_per_sample: int | None = Field(None, description=_TOKENS)
     batch_size: int | None = Field(
         None, description="Global batch size: samples per micro-batch over all GPUs; a whole number >= 1"
     )
@@ -233,6 +116,13 @@ class Workload(BaseModel):
         None, description=_says("Modules with adapters, default being the model's own pair", LoraTargets)
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        return {f: value for f, value in fields.items() if f not in cls.model_fields or not is_empty(value)}
+
     @field_validator("*", mode="before")
     @classmethod
     def _read(cls, value: Any, info: ValidationInfo) -> Any:
@@ -240,11 +130,11 @@ class Workload(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        check_together(dict(self))
+        stack_of(dict(self))
         return self
 
     @classmethod
-    def parse(cls, **fields: Any) -> Workload:
+    def parse(cls, **fields: Any) -> Self:
         """Validate the fields of a job. An empty one, as ``is_empty`` has it, is as if it were not given.
 
         Raises:
@@ -259,8 +149,7 @@ class Workload(BaseModel):
     def training_stack(self) -> Stack:
         """The stack that the job trains with: its preset's settings, unless it says otherwise.
 
-        >>> job = {"model_name": "llama-7b", "method": "full", "gpu_model": "L40S", "tokens_per_sample": 2048}
-        >>> Workload.parse(**job, batch_size=8, loss="chunked").training_stack().loss
+        >>> Job(model_name="llama-7b", method="full", loss="chunked").training_stack().loss
         'chunked'
         """
         return stack_of(dict(self))
@@ -270,6 +159,29 @@ class Workload(BaseModel):
         return stack_name(self.method, self.stack, *(getattr(self, field) for field in SETTINGS))
 
 
+class Workload(Job):
+    """A tuning job: supervised fine-tuning of one model with one method on one type of GPU.
+
+    It has either ``batch_size`` or ``per_device_train_batch_size``.
+
+    >>> job = Workload.parse(
+    ...     model_name="llama-7b", method="lora", gpu_model="L40S", tokens_per_sample="2048", batch_size=8.0,
+    ...     stack="TRL",
+    ... )
+    >>> job.tokens_per_sample, job.max_gpus, job.stack
+    (2048, 8, 'trl')
+    """
+
+    gpu_model: str = Field(description=_GPU_MODEL)
+    tokens_per_sample: int = Field(description=_TOKENS)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        check_together(dict(self))
+        return self
+
+
+_OF_EVERY_JOB = tuple(field for field, info in Job.model_fields.items() if info.is_required())
 REQUIRED = tuple(field for field, info in Workload.model_fields.items() if info.is_required())
 OPTIONAL = {field: info.default for field, info in Workload.model_fields.items() if not info.is_required()}
 NUMBERS = tuple(
@@ -298,7 +210,92 @@ def stack_of(fields: Mapping[str, Any]) -> Stack:
     return training_stack(method, steps > 1, *settings)
 
 
-def check_together(fields: Mapping[str, Any]) -> None:
+@dataclass(frozen=True)
+class Question:
+    """What is asked of jobs, which decides the fields that they have.
+
+    >>> largest_batch = Question(("can_recommend", "batch_size", "reason"), batches=())
+    >>> largest_batch.asked
+    ('batch_size',)
+    """
+
+    answers: tuple[str, ...] = ("can_recommend", "gpus", "workers", "reason")  # in order, as columns and outputs
+    batches: tuple[str, ...] = BATCHES  # of which a job has one
+    beside: tuple[str, ...] = ()  # numbers that are asked about and are no field of a job
+    max_gpus: int = 8  # of jobs that do not say
+
+    @cached_property
+    def asked(self) -> tuple[str, ...]:
+        """The fields that the answer tells, which a job leaves out."""
+        return tuple(field for field in self.answers if field in Workload.model_fields)
+
+    @cached_property
+    def fields(self) -> tuple[str, ...]:
+        """The fields that make a difference to the answer, and the numbers beside them, in order."""
+        without = {*self.asked, *BATCHES} - {*self.batches}
+        if "workers" not in self.answers:
+            without |= {"gpus_per_worker", "max_gpus"}
+        return (*(field for field in Workload.model_fields if field not in without), *self.beside)
+
+    @cached_property
+    def required(self) -> tuple[str, ...]:
+        """The fields and numbers that no job may leave out, whatever its batch."""
+        return (*(field for field in REQUIRED if field not in self.asked), *self.beside)
+
+    @cached_property
+    def optional(self) -> dict[str, Any]:
+        """The fields that a job may leave out, with their defaults."""
+        return {**OPTIONAL, "max_gpus": self.max_gpus, **dict.fromkeys(self.asked)}
+
+    def reader(self, field: str) -> Callable[[Any], Any]:
+        """What reads the values of a field or a number of this question's jobs."""
+        return partial(whole_number, field) if field in self.beside else partial(read, field, optional=self.optional)
+
+    def parse(self, fields: Mapping[str, Any]) -> tuple[Job, dict[str, int]]:
+        """Validate the fields of one of this question's jobs, and the numbers beside it.
+
+        Raises:
+            ValueError: any is missing, unknown, can never be right or is what is asked, or fields exclude each other;
+                the message names every such field.
+        """
+        numbers: dict[str, int] = {}
+        problems = []
+        try:
+            job = Job.parse(**{field: value for field, value in fields.items() if field not in self.beside})
+        except ValueError as error:
+            problems.append(str(error))
+        for field in self.required:
+            if is_empty(fields.get(field)):
+                if field not in _OF_EVERY_JOB:  # which ``Job`` has named
+                    problems.append(f"{field}: is required")
+            elif field in self.beside:
+                try:
+                    numbers[field] = whole_number(field, fields[field])
+                except ValueError as error:
+                    problems.append(str(error))
+        if problems:
+            raise ValueError("; ".join(problems))
+        self.fields_of(job)
+        return job, numbers
+
+    def fields_of(self, job: Job) -> dict[str, Any]:
+        """The fields of a job, which must be one of whom this can be asked.
+
+        Raises:
+            ValueError: a field is missing, or is one that is asked; the message names it.
+        """
+        fields = {**self.optional, **{field: getattr(job, field) for field in job.model_fields_set}}
+        missing = [f"{field}: is required" for field in self.required if field not in (*fields, *self.beside)]
+        if missing:
+            raise ValueError("; ".join(missing))
+        check_together(fields, self)
+        return fields
+
+
+MIN_GPUS = Question()
+
+
+def check_together(fields: Mapping[str, Any], question: Question = MIN_GPUS) -> None:
     """Check whether the fields of a job, each right by itself, go together.
 
     Raises:
@@ -308,38 +305,48 @@ def check_together(fields: Mapping[str, Any]) -> None:
     Traceback (most recent call last):
     ValueError: batch_size: is required, or per_device_train_batch_size in its place
     """
+    for field in question.asked:
+        if fields.get(field) is not None:
+            raise ValueError(f"{field}: is what is asked: leave it out")
     given = [field for field in BATCHES if fields.get(field) is not None]
-    if not given:
-        raise ValueError("batch_size: is required, or per_device_train_batch_size in its place")
+    if question.batches and not given:
+        first, *others = question.batches
+        raise ValueError(", or ".join([f"{first}: is required", *(f"{other} in its place" for other in others)]))
     if len(given) > 1:
         raise ValueError("batch_size and per_device_train_batch_size exclude each other: give one of them")
+    for field in given:
+        if field not in question.batches:
+            raise ValueError(f"{field}: give {' or '.join(question.batches)} in its place")
     stack_of(fields)
 
 
-def contradictions(columns: Mapping[str, Sequence[Any]]) -> list[str]:
+def contradictions(columns: Mapping[str, Sequence[Any]], question: Question = MIN_GPUS) -> list[str]:
     """Why the fields of each of some jobs do not go together, as ``check_together`` has it; empty text if they do."""
-    fields = [field for field in TOGETHER if field in columns]
+    present = [field for field in dict.fromkeys((*TOGETHER, *question.asked)) if field in columns]
+    only_whether = {*BATCHES, *question.asked}
 
     @lru_cache(maxsize=65_536)  # a table has few distinct stacks; of a batch it counts only whether there is one
     def problem(*values: Any) -> str:
         try:
-            check_together(dict(zip(fields, values, strict=True)))
+            check_together(dict(zip(present, values, strict=True)), question)
         except ValueError as error:
             return str(error)
         return ""
 
-    values = ([v is not None or None for v in columns[f]] if f in BATCHES else columns[f] for f in fields)
+    values = ([v is not None or None for v in columns[f]] if f in only_whether else columns[f] for f in present)
     return [problem(*job) for job in zip(*values, strict=True)]
 
 
-def missing_columns(columns: Container[Any]) -> list[str]:
+def missing_columns(columns: Container[Any], question: Question = MIN_GPUS) -> list[str]:
     """The columns that a table of jobs needs and lacks.
 
     >>> missing_columns(["model_name", "method", "gpu_model", "batch_size"])
     ['tokens_per_sample']
     """
-    missing = [field for field in REQUIRED if field not in columns]
-    return missing if any(field in columns for field in BATCHES) else [*missing, " or ".join(BATCHES)]
+    missing = [field for field in question.required if field not in columns]
+    if not question.batches or any(field in columns for field in question.batches):
+        return missing
+    return [*missing, " or ".join(question.batches)]
 
 
 def _sentence(detail: Any) -> str:

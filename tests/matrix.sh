@@ -56,6 +56,7 @@ run() {
   done
   if [[ $name == wheel ]]; then
     "$bin/python" examples/direct_call.py
+    "$bin/python" examples/direct_calls.py
     "$bin/python" examples/through_ado.py
     "$bin/ado-autoconf" versions
     "$bin/ado-autoconf" stacks

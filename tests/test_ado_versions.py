@@ -8,6 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from autoconf.experiments import largest_batch_recommender
+
+from ado.modules.actuators.registry import ActuatorRegistry
+from ado.schema.reference import ExperimentReference
+
 DIRECT = """
 from orchestrator.schema.reference import (
     ExperimentReference,
@@ -70,6 +75,24 @@ def test_the_published_snippets_run_word_for_word(snippet):
     else:
         printed = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if len(line.split()) >= 2}
         assert (printed["can_recommend"], printed["gpus"], printed["workers"]) == ("1", "2", "1")
+
+
+def test_every_experiment_is_known_to_ado_and_answers_a_plain_call():
+    names = {
+        "min_gpu_recommender", "avoid_oom_recommender", "largest_batch_recommender", "largest_sample_recommender",
+        "gpu_model_recommender", "memory_estimator",
+    }  # fmt: skip
+    registry = ActuatorRegistry()
+    for name in names:
+        reference = ExperimentReference(actuatorIdentifier="custom_experiments", experimentIdentifier=name)
+        assert registry.experimentForReference(reference).identifier == name
+    declared = importlib.metadata.entry_points(group="ado.custom_experiments")
+    assert names == {one.name for one in declared if one.value.startswith("autoconf.")}
+    found = largest_batch_recommender(
+        model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe", tokens_per_sample=8192, number_gpus=2,
+        model_version="2.0.0",
+    )  # fmt: skip
+    assert found == {"can_recommend": 1, "per_device_train_batch_size": 10, "batch_size": 20}
 
 
 def test_both_names_of_ado_are_the_same_modules():

@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 from autoconf import Workload, recommend
 from autoconf.cli import app
 from autoconf.min_gpu_recommender import min_gpu_recommender
-from autoconf.workload import NUMBERS, OPTIONAL, REQUIRED, choices, is_empty
+from autoconf.values import is_empty
+from autoconf.workload import NUMBERS, OPTIONAL, REQUIRED, choices
 
 from ado.modules.actuators.custom_experiments import custom_experiment_executor
 from ado.schema.point import SpacePoint

@@ -16,6 +16,7 @@ import ray
 import yaml
 from ray.cluster_utils import Cluster
 
+from autoconf.experiments import largest_batch_recommender
 from autoconf.min_gpu_recommender import min_gpu_recommender
 from autoconf.operators.batched_sweep import BatchedSweepParameters
 from autoconf.operators.batches import check_space_can_be_swept
@@ -270,3 +271,23 @@ def test_space_without_a_finite_whole_is_refused(domain: dict[str, Any], reason:
     dimension = ConstitutiveProperty(identifier="temperature", propertyDomain=domain)
     with pytest.raises(ValueError, match=f"temperature.* {reason}"):
         check_space_can_be_swept(EntitySpaceRepresentation([dimension]))
+
+
+def test_a_space_of_another_question_is_swept(context: AdoContext) -> None:
+    """Every experiment of the package is one of ado's custom experiments; this one gives a batch."""
+    job = {"model_name": ["llama-7b"], "method": ["lora", "full"], "gpu_model": ["L40S"], "tokens_per_sample": [8192],
+           "number_gpus": [1, 2], "model_version": ["2.0.0"]}  # fmt: skip
+    name = "largest_batch_recommender"
+    space = context.create_space(
+        {
+            "entitySpace": [{"identifier": k, "propertyDomain": {"values": v}} for k, v in job.items()],
+            "experiments": [{"actuatorIdentifier": "custom_experiments", "experimentIdentifier": name}],
+        }
+    )
+    output = context.operate("batched_sweep", space)
+    assert output.exitStatus.exit_state == OperationExitStateEnum.SUCCESS
+    rows = measurements(context, space)
+    assert rows["valid"].all() and len(rows) == 4
+    for row in rows.to_dict("records"):
+        expected = largest_batch_recommender(**{field: row[field] for field in job})
+        assert {field: row[field] for field in expected} == expected

@@ -26,14 +26,14 @@ def run(code: str, **environment: str) -> str:
     return done.stdout
 
 
-def test_importing_the_experiment_imports_neither_autogluon_nor_lightgbm_nor_pandas():
+def test_importing_the_experiments_imports_neither_autogluon_nor_lightgbm_nor_pandas():
     loaded = run(
         "import sys, ado.modules.actuators.custom_experiments\nbefore = set(sys.modules)\n"
-        "import autoconf.min_gpu_recommender\nprint(*(set(sys.modules) - before))"
+        "import autoconf.min_gpu_recommender, autoconf.experiments\nprint(*(set(sys.modules) - before))"
     ).split()
     heavy = {"autogluon", "lightgbm", "pandas", "sklearn", "torch", "matplotlib", "scipy", "transformers"}
     assert heavy.isdisjoint(name.partition(".")[0] for name in loaded)
-    assert "autoconf.min_gpu_recommender" in loaded
+    assert {"autoconf.min_gpu_recommender", "autoconf.experiments"} <= {*loaded}
 
 
 def test_answering_needs_no_torch():

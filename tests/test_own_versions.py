@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 from autoconf import AutoConfError, Workload, estimate, own_versions, recommend, versions
 from autoconf.cards import CARD, digest
 from autoconf.cli import app
+from autoconf.experiments import largest_batch_recommender
+from autoconf.min_gpu_recommender import min_gpu_recommender
 
 OWN = "2.0.0+mine"
 JOB = {
@@ -68,6 +70,15 @@ def test_a_version_answers_by_argument_and_by_environment(models, monkeypatch):
     assert recommend(job).gpus == 2
     # Nothing changes for the shipped ones beside it.
     assert "is not in the domain" in recommend(Workload.parse(**JOB)).reason
+
+
+def test_experiments_take_the_folder_from_python(models):
+    assert min_gpu_recommender(**JOB, model_version=OWN, models=models) == {"can_recommend": 1, "gpus": 2, "workers": 1}
+    job = {field: value for field, value in JOB.items() if field != "batch_size"}
+    found = largest_batch_recommender(**job, number_gpus=2, model_version=OWN, models=models)
+    assert found == largest_batch_recommender(**{**job, "model_name": "llama-7b"}, number_gpus=2, model_version="2.0.0")
+    with pytest.raises(AutoConfError, match="AUTOCONF_MODELS names no folder"):
+        min_gpu_recommender(**JOB, model_version=OWN)
 
 
 def test_the_command_lists_and_asks_it(models, monkeypatch):

@@ -14,7 +14,7 @@ from typing import Any, cast, get_args
 import pandas as pd
 import yaml
 
-from autoconf import workload
+from autoconf import values
 from autoconf.build.architectures import Architecture, architectures, gpu_types
 from autoconf.build.environments import Libraries
 from autoconf.errors import BadInput
@@ -124,7 +124,7 @@ def _one_of(row: dict[str, str], column: str, meanings: Mapping[str, Any]) -> An
 
 
 def _whole(row: dict[str, str], column: str) -> int:
-    return workload.whole_number(column, row[column])
+    return values.whole_number(column, row[column])
 
 
 def _gib(row: dict[str, str], column: str) -> float:
@@ -176,7 +176,7 @@ def _benchmark_run(line: int, row: dict[str, str]) -> Run:
     stack = _stack(row, source)
     quantized = stack.quantization == "nf4"
     methods = {"qlora": "qlora", "gptq-lora": "qlora"} if quantized else {"full": "full", "lora": "lora"}
-    versions = {library: workload.name(library, row[library]) for library in _LIBRARIES}
+    versions = {library: values.name(library, row[library]) for library in _LIBRARIES}
     gpus = _whole(row, "number_gpus")
     longest = source["tokens_per_sample"].get(row["model"], source["longest_sample"])
     tokens = _whole(row, "tokens_per_sample") if row["tokens_per_sample"] else longest

@@ -12,7 +12,7 @@ from autoconf import charts, plot
 from autoconf.commands.common import exit_codes, note, picture_kind, with_options
 from autoconf.errors import BadInput
 from autoconf.tables import called, output, read_table
-from autoconf.workload import is_empty
+from autoconf.values import is_empty
 
 
 def _setting_option(setting: str) -> Any:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain
 from typing import Annotated, Any, BinaryIO
 
@@ -22,16 +23,34 @@ from autoconf.commands.common import exit_codes, note, picture_kind, version_nam
 from autoconf.errors import BadInput
 from autoconf.explanation import explain
 from autoconf.presets import SETTINGS
+from autoconf.questions import BESIDE
 from autoconf.recommender import recommend
-from autoconf.show import is_terminal, show_answer
+from autoconf.show import is_terminal, show_answer, show_answers
 from autoconf.tables import called, check_jobs, earlier_answers, json_rows, output, read_table, write_csv, write_json
-from autoconf.workload import NUMBERS, OPTIONAL, Workload, is_empty, read
+from autoconf.values import is_empty
+from autoconf.workload import MIN_GPUS, NUMBERS, Job, Question, Workload, read
 
 # Jobs answered between two updates of the progress bar; also what is in memory besides the table itself.
 CHUNK = 10_000
 
 
-def answered(table: pd.DataFrame, model_version: str | None) -> Iterator[pd.DataFrame]:
+@dataclass(frozen=True)
+class Asking:
+    """A question as a command asks it: of a table, and of one job as a table of one."""
+
+    question: Question
+    ask: Callable[..., pd.DataFrame]
+
+    @property
+    def options(self) -> list[str]:
+        """The fields and numbers of one job; ``model_version`` first, which tables have as an option, too."""
+        return ["model_version", *(field for field in self.question.fields if field != "model_version")]
+
+
+RECOMMEND = Asking(MIN_GPUS, recommend)
+
+
+def answered(table: pd.DataFrame, model_version: str | None, asking: Asking = RECOMMEND) -> Iterator[pd.DataFrame]:
     """Answer a checked table piece by piece: its columns, with the answers' columns appended.
 
     Raises:
@@ -44,8 +63,15 @@ def answered(table: pd.DataFrame, model_version: str | None) -> Iterator[pd.Data
             versions.load(version)
     for start in range(0, max(len(table), 1), CHUNK):
         jobs = table.iloc[start : start + CHUNK]
-        fields = [field for field in Workload.model_fields if field in jobs]
-        yield pd.concat([jobs, recommend(jobs[fields], model_version)], axis=1)
+        fields = [field for field in (*Workload.model_fields, *asking.question.beside) if field in jobs]
+        yield _beside(jobs, asking.ask(jobs[fields], model_version=model_version))
+
+
+def _beside(jobs: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
+    """Jobs with their answers; one that has several is repeated."""
+    return pd.concat(
+        [jobs.loc[answers.index].reset_index(drop=True), answers.reset_index(drop=True)], axis=1
+    ).set_index(answers.index)
 
 
 def _watched(pieces: Iterable[pd.DataFrame], total: int) -> Iterator[pd.DataFrame]:
@@ -57,36 +83,42 @@ def _watched(pieces: Iterable[pd.DataFrame], total: int) -> Iterator[pd.DataFram
         task = bar.add_task("", total=total)
         for piece in pieces:
             yield piece
-            bar.advance(task, len(piece))
+            bar.advance(task, piece.index.nunique())
 
 
-def _job_option(field: str) -> Any:
-    """The option for a field of a job."""
-    default = OPTIONAL.get(field) or ("the newest" if field == "model_version" else None)
+def job_option(question: Question, field: str) -> Any:
+    """The option for a field of a question's jobs, or for a number beside them."""
+    default = question.optional.get(field) or ("the newest" if field == "model_version" else None)
     panel = "How it trains" if field in ("stack", *SETTINGS) else "One job" if field != "model_version" else None
+    description = BESIDE.get(field) or Workload.model_fields[field].description
     return typer.Option(
         f"--{field.replace('_', '-')}",
-        help=escape(f"{Workload.model_fields[field].description}{f' (default: {default})' if default else ''}."),
-        metavar="INTEGER" if field in NUMBERS else "TEXT",
+        help=escape(f"{description}{f' (default: {default})' if default else ''}."),
+        metavar="INTEGER" if field in (*NUMBERS, *BESIDE) else "TEXT",
         show_default=False,
         rich_help_panel=panel,
     )
 
 
-@with_options(_job_option, ["model_version", *(field for field in Workload.model_fields if field != "model_version")])
+CsvFile = Annotated[
+    str | None,
+    typer.Option(
+        "--csv", metavar="FILE", show_default=False, help="Jobs, one a line, below the column names; - is stdin."
+    ),
+]
+OutputFile = Annotated[
+    str | None,
+    typer.Option("--output", "-o", metavar="FILE", show_default=False, help="Where answers go; by default stdout."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON instead of CSV or a table.")]
+
+
+@with_options(partial(job_option, MIN_GPUS), RECOMMEND.options)
 def recommend_command(
     context: typer.Context,
-    csv_file: Annotated[
-        str | None,
-        typer.Option(
-            "--csv", metavar="FILE", show_default=False, help="Jobs, one a line, below the column names; - is stdin."
-        ),
-    ] = None,
-    output_file: Annotated[
-        str | None,
-        typer.Option("--output", "-o", metavar="FILE", show_default=False, help="Where answers go; by default stdout."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON instead of CSV or a table.")] = False,
+    csv_file: CsvFile = None,
+    output_file: OutputFile = None,
+    as_json: AsJson = False,
     explained: Annotated[
         bool,
         typer.Option(
@@ -111,49 +143,76 @@ def recommend_command(
     With --explain also where the memory goes, on that number of GPUs and on the next smaller one.
     And which single changes of the job would lead to fewer GPUs, or to a recommendation.
     """
-    job = {field: context.params[field] for field in Workload.model_fields if not is_empty(context.params[field])}
+    if not explained:
+        answer(RECOMMEND, context, csv_file, output_file, as_json)
+        return
+    with exit_codes():
+        if csv_file is not None:
+            raise BadInput("--explain: for one job only")
+        _explain_one(_given(RECOMMEND, context), output_file, as_json)
+
+
+def _given(asking: Asking, context: typer.Context) -> dict[str, str]:
+    """The fields and numbers of one job that the command line has."""
+    return {field: context.params[field] for field in asking.options if not is_empty(context.params[field])}
+
+
+def answer(
+    asking: Asking, context: typer.Context, csv_file: str | None, output_file: str | None, as_json: bool
+) -> None:
+    """What the command of a question does."""
+    job = _given(asking, context)
     with exit_codes():
         if csv_file is None:
-            _recommend_one(job, output_file, as_json, explained)
-        elif explained:
-            raise BadInput("--explain: for one job only")
+            _answer_one(asking, job, output_file, as_json)
         else:
             version = job.pop("model_version", None)
             if job:
                 options = ", ".join(f"--{field.replace('_', '-')}" for field in job)
                 raise BadInput(f"{options}: for one job only; with --csv these are columns of the file")
-            _recommend_table(csv_file, version, output_file, as_json)
+            _answer_table(asking, csv_file, version, output_file, as_json)
 
 
-def _recommend_one(fields: dict[str, str], output_file: str | None, as_json: bool, explained: bool) -> None:
-    try:
-        job = Workload.parse(**{"model_version": versions.DEFAULT, **fields})
-    except ValueError as error:
-        hint = "" if fields else "; give --csv FILE, or one job by options (see --help)"
-        raise BadInput(f"{error}{hint}") from None
-    table = pd.DataFrame({field: [value] for field, value in job.model_dump(exclude_none=True).items()}, dtype=object)
-    answer = pd.concat([table, recommend(table)], axis=1)
-    shown = {**next(json_rows(answer)), "training_stack": job.stack_name()}
-    if explained:
-        _explain(job, shown, output_file, as_json)
-        return
+def _answer_one(asking: Asking, fields: dict[str, str], output_file: str | None, as_json: bool) -> None:
+    question = asking.question
+    _, answers, shown = _answered_one(asking, fields)
+    ranked = "rank" in question.answers
     if output_file is None and not as_json and is_terminal(sys.stdout):
-        show_answer(shown)
+        if ranked:
+            show_answers(shown, question)
+        else:
+            show_answer(shown[0], question)
         return
     with output(output_file) as stream:
         if as_json:
-            _write_json(shown, stream)
+            _write_json(shown if ranked else shown[0], stream)
         else:
-            write_csv([answer], stream)
+            write_csv([answers], stream)
 
 
-def _write_json(shown: dict[str, Any], stream: BinaryIO) -> None:
+def _answered_one(asking: Asking, fields: dict[str, str]) -> tuple[Job, pd.DataFrame, list[dict[str, Any]]]:
+    """One job, its answers as a table, and as they are shown."""
+    question = asking.question
+    try:
+        job, numbers = question.parse({"model_version": versions.DEFAULT, **fields})
+    except ValueError as error:
+        hint = "" if fields else "; give --csv FILE, or one job by options (see --help)"
+        raise BadInput(f"{error}{hint}") from None
+    known = {**question.fields_of(job), **numbers}
+    given = [field for field in question.fields if known[field] is not None]
+    table = pd.DataFrame({field: [known[field]] for field in given}, dtype=object)
+    answers = _beside(table, asking.ask(table))
+    return job, answers, [{**row, "training_stack": job.stack_name()} for row in json_rows(answers)]
+
+
+def _write_json(shown: Any, stream: BinaryIO) -> None:
     stream.write(f"{json.dumps(shown, indent=2, ensure_ascii=False)}\n".encode())
 
 
-def _explain(job: Workload, shown: dict[str, Any], output_file: str | None, as_json: bool) -> None:
+def _explain_one(fields: dict[str, str], output_file: str | None, as_json: bool) -> None:
     """Write one job, its answer, and why: as JSON, as a picture where a file is named, or as text."""
     kind = picture_kind(output_file) if output_file is not None and not as_json else None
+    job, _, (shown,) = _answered_one(RECOMMEND, fields)
     explanation = explain(job)
     if as_json:
         at = [{"number_gpus": count, **asdict(held)} for count, held in explanation.at.items()]
@@ -167,25 +226,31 @@ def _explain(job: Workload, shown: dict[str, Any], output_file: str | None, as_j
         if kind is not None:
             note(f"{output_file}: not written, as there is nothing to draw")
         with output(None):
-            show_answer({**shown, "reason": explanation.why})
+            show_answer({**shown, "reason": explanation.why}, MIN_GPUS)
             bars.show_explanation(explanation)
 
 
-def _recommend_table(csv_file: str, model_version: str | None, output_file: str | None, as_json: bool) -> None:
+def _answer_table(
+    asking: Asking, csv_file: str, model_version: str | None, output_file: str | None, as_json: bool
+) -> None:
+    question = asking.question
     model_version = version_named(model_version)
     table = read_table(csv_file)
-    check_jobs(table, called(csv_file))
-    earlier = earlier_answers(table)
+    check_jobs(table, called(csv_file), question)
+    earlier = earlier_answers(table, question)
     if earlier:
         note(f"{called(csv_file)}: earlier answers, replaced by new ones: {', '.join(earlier)}")
+        if "rank" in earlier:  # each job once again
+            table = table[table["rank"] == "1"]
         table = table.drop(columns=earlier)
-    ignored = [column or "(without a name)" for column in table if column not in Workload.model_fields]
+    known = (*Workload.model_fields, *question.beside)
+    ignored = [column or "(without a name)" for column in table if column not in known]
     if ignored:
         note(f"{called(csv_file)}: columns carried through, but ignored: {', '.join(ignored)}")
-    for sentence in doubts(table):
+    for sentence in doubts(table, question):
         note(f"{called(csv_file)}: {sentence}")
     with output(output_file) as stream:
-        pieces = answered(table, model_version)
+        pieces = answered(table, model_version, asking)
         first = next(pieces)  # a broken version shows here, before anything is written
         write = write_json if as_json else write_csv
         write(_watched(chain([first], pieces), len(table)), stream)

@@ -1,0 +1,375 @@
+"""The questions beside the smallest number of GPUs: each held against what ``recommend`` and ``estimate`` say."""
+
+import inspect
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import autoconf
+from autoconf import (
+    Job,
+    Workload,
+    avoid_oom,
+    cheapest_gpu,
+    estimate,
+    largest_batch,
+    largest_sample,
+    recommend,
+    versions,
+)
+from autoconf.columns import doubts
+from autoconf.errors import BadInput, IgnoredColumnWarning
+from autoconf.prices import read_prices
+from autoconf.questions import GPU_MODEL, LARGEST_BATCH
+
+NEWEST = versions.card("2.0.0").domain
+LORA = {"model_name": "llama-7b", "method": "lora", "tokens_per_sample": 8192}
+L40S = {**LORA, "gpu_model": "L40S"}
+# Of a model each: ordinary, with learned positions, a mixture of experts, too large for most GPUs.
+MODELS = ["qwen2.5-7b", "granite-13b-v2", "mixtral-8x7b-instruct-v0.1", "llama3.1-70b"]
+
+jobs = st.fixed_dictionaries(
+    {
+        "model_name": st.sampled_from(MODELS),
+        "method": st.sampled_from(["full", "lora"]),
+        "gpu_model": st.sampled_from(["L40S", "NVIDIA-H100-80GB-HBM3", "NVIDIA-B200"]),
+        "stack": st.sampled_from(["reference", "trl"]),
+        "gradient_accumulation_steps": st.sampled_from([1, 4]),
+    }
+)
+tokens = st.integers(0, 13).map(lambda power: 2**power)
+gpus = st.integers(1, 64)
+
+
+def fits(number_gpus: int, **job: object) -> int | None:
+    """1 or 0 as ``estimate`` has it; None outside the domain."""
+    return estimate(Workload.parse(**job), number_gpus).fits
+
+
+# --- answers are edges ------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(jobs, tokens, gpus)
+def test_the_largest_batch_fits_and_one_more_sample_on_each_gpu_does_not(job, tokens_per_sample, number_gpus):
+    job = {**job, "tokens_per_sample": tokens_per_sample}
+    found = largest_batch(Job(**job), number_gpus)
+    each = found.per_device_train_batch_size or 0
+    assert found.can_recommend == (each > 0) == (found.batch_size is not None) == (not found.reason)
+    if each:
+        assert found.batch_size == each * number_gpus <= NEWEST.max_batch_size
+        assert fits(number_gpus, **job, batch_size=found.batch_size) == 1
+        assert fits(number_gpus, **job, per_device_train_batch_size=each) == 1
+    more = (each + 1) * number_gpus
+    assert fits(number_gpus, **job, batch_size=more) == (0 if more <= NEWEST.max_batch_size else None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(jobs, st.integers(1, 64), gpus)
+def test_the_longest_sample_fits_and_one_more_token_does_not(job, each, number_gpus):
+    found = largest_sample(Job(**job, batch_size=each * number_gpus), number_gpus)
+    assert found == largest_sample(Job(**job, per_device_train_batch_size=each), number_gpus)
+    if each * number_gpus > NEWEST.max_batch_size:
+        assert not found.can_recommend and "beyond the domain of version 2.0.0" in found.reason
+        return
+    longest = found.tokens_per_sample or 0
+    assert found.can_recommend == (longest > 0) == (not found.reason)
+    batch = {"batch_size": each * number_gpus}
+    if longest:
+        assert fits(number_gpus, **job, **batch, tokens_per_sample=longest) == 1
+    limit = NEWEST.models[job["model_name"]].max_tokens_per_sample or NEWEST.max_tokens_per_sample
+    expected = 0 if longest < limit else None  # where the domain or the learned positions end
+    assert fits(number_gpus, **job, **batch, tokens_per_sample=longest + 1) == expected
+
+
+def test_the_longest_sample_ends_with_the_learned_positions():
+    job = Job(model_name="granite-13b-v2", method="lora", gpu_model="B200", per_device_train_batch_size=1)
+    assert largest_sample(job, 8).tokens_per_sample == NEWEST.models["granite-13b-v2"].max_tokens_per_sample
+
+
+@settings(max_examples=60, deadline=None)
+@given(jobs, tokens, st.integers(1, 32), gpus, st.integers(1, 64), st.sampled_from([1, 3, 8]))
+def test_a_request_is_kept_or_the_next_larger_number_that_fits(job, tokens_per_sample, each, request, most, per_worker):
+    job = {**job, "tokens_per_sample": tokens_per_sample, "per_device_train_batch_size": each}
+    found = avoid_oom(Job(**job, max_gpus=most, gpus_per_worker=per_worker), request)
+
+    def good(count: int) -> bool:
+        even = count % -(-count // per_worker) == 0
+        return even and count * each <= NEWEST.max_batch_size and fits(count, **job) == 1
+
+    allowed = range(request, max(request, most) + 1)
+    expected = next((count for count in allowed if good(count)), None)
+    assert (None if found.gpus is None else found.gpus * found.workers) == expected
+    assert found.can_recommend == (expected is not None) == (not found.reason)
+    if expected is not None:
+        assert found.workers == -(-expected // per_worker)
+
+
+@pytest.mark.parametrize("version", ["1.1.0", "2.0.0"])
+def test_the_questions_agree_in_every_version(version):
+    """``avoid_oom`` that may name nothing else says whether a batch fits, in versions without estimates as well."""
+    job = {**LORA, "gpu_model": "NVIDIA-A100-80GB-PCIe", "model_version": version}
+    for count in (1, 3, 8):
+        each = largest_batch(Job(**job), count).per_device_train_batch_size
+        for batch, expected in ((each, 1), (each + 1, 0)):
+            asked = Job(**job, per_device_train_batch_size=batch, max_gpus=count)
+            assert avoid_oom(asked, count).can_recommend == expected
+        longest = largest_sample(Job(**{**job, "tokens_per_sample": None}, per_device_train_batch_size=each), count)
+        assert longest.tokens_per_sample >= job["tokens_per_sample"]
+
+
+def test_a_request_beyond_max_gpus_is_kept_and_nothing_beyond_it_is_named():
+    job = {**L40S, "per_device_train_batch_size": 6}
+    assert avoid_oom(Job(**job, max_gpus=4), 5).gpus == 5
+    assert avoid_oom(Job(**job, max_gpus=5), 2).gpus == 5
+    refused = avoid_oom(Job(**job, max_gpus=4), 2)
+    assert refused.reason.startswith("no number of GPUs from 2 to 4 is enough for per_device_train_batch_size 6: ")
+    assert avoid_oom(Job(**{**job, "per_device_train_batch_size": 1}), 64).workers == 8
+    refused = avoid_oom(Job(**{**job, "per_device_train_batch_size": 1}), 65)
+    assert refused.reason.startswith(
+        "65 GPUs do not split evenly over workers of 8, and no larger number up to 65 does"
+    )
+
+
+def test_max_gpus_is_64_unless_the_job_says_otherwise():
+    job = Job(model_name="llama3.1-70b", method="full", gpu_model="H100", tokens_per_sample=1024,
+              per_device_train_batch_size=1, gradient_accumulation_steps=1)  # fmt: skip
+    found = avoid_oom(job, 8)
+    assert 8 < found.gpus * found.workers <= 64
+    table = pd.DataFrame(
+        [{**job.model_dump(exclude_unset=True), "number_gpus": 8, "max_gpus": most} for most in ("", 8)]
+    )
+    assert avoid_oom(table)["can_recommend"].tolist() == [1, 0]
+
+
+def test_headroom_is_what_is_usable_without_what_is_needed():
+    found = estimate(Workload(**L40S, batch_size=8), 2)
+    assert found.headroom_gib == pytest.approx(found.usable_memory_gib - found.needed_memory_gib)
+    assert estimate(Workload(**L40S, batch_size=64), 1).headroom_gib < 0
+
+
+# --- the type of GPU --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["1.1.0", "2.0.0"])
+def test_the_ranking_is_what_recommend_says_of_each_type_by_cost(version):
+    domain, prices = versions.card(version).domain, read_prices()
+    job = {**LORA, "batch_size": 16, "max_gpus": 4, "model_version": version}
+    ranking = cheapest_gpu(pd.DataFrame([job], index=["mine"]))
+    assert ranking.index.tolist() == ["mine"] * len(domain.gpus)
+    assert ranking["rank"].tolist() == list(range(1, len(domain.gpus) + 1))
+    assert sorted(ranking["gpu_model"]) == sorted(domain.gpus)
+    expected = []
+    for gpu in domain.gpus:
+        said = recommend(Workload(**job, gpu_model=gpu))
+        row = ranking[ranking["gpu_model"] == gpu].iloc[0]
+        assert row["can_recommend"] == said.can_recommend
+        if said.can_recommend:
+            total = said.gpus * said.workers
+            assert (row["gpus"], row["workers"]) == (said.gpus, said.workers)
+            cost = prices[gpu] * total if gpu in prices else np.inf
+            assert row["cost_per_hour"] == pytest.approx(cost) or (cost == np.inf and pd.isna(row["cost_per_hour"]))
+            expected.append((cost, total, gpu))
+        else:
+            assert row["reason"] and said.reason.startswith(row["reason"])
+    assert ranking["gpu_model"].tolist()[: len(expected)] == [gpu for *_, gpu in sorted(expected)]
+    best = cheapest_gpu(Job(**job))
+    assert (best.gpu_model, best.rank) == (min(expected)[-1], 1)
+
+
+def test_ties_go_to_fewer_gpus_and_then_to_the_name():
+    job = Job(**LORA, batch_size=16)
+    assert cheapest_gpu(job, prices={"H100": 0.3, "L40S": 0.15}).gpus == 2  # 2 x 0.3 is 4 x 0.15
+    three = Job(model_name="llama-7b", method="lora", tokens_per_sample=24000, batch_size=3)
+    found = cheapest_gpu(three, prices={"L40S": 0.15, "B200": 0.45})  # in floating point 3 x 0.15 is less
+    assert (found.gpu_model, found.gpus) == ("NVIDIA-B200", 1)
+    assert cheapest_gpu(job, prices={"H100-PCIe": 1, "H100": 1}).gpu_model == "NVIDIA-H100-80GB-HBM3"
+
+
+def test_a_type_without_a_price_is_recommended_only_where_no_type_with_one_fits():
+    job = {**LORA, "batch_size": 16}
+    ranking = cheapest_gpu(pd.DataFrame([job]), prices={"L40S": 1000})
+    assert ranking["gpu_model"].iloc[0] == "L40S" and ranking["cost_per_hour"].notna().sum() == 1
+    found = cheapest_gpu(Job(**job, max_gpus=1), prices={"L40S": 1})
+    assert (found.can_recommend, found.gpu_model, found.cost_per_hour) == (1, "NVIDIA-B200", None)
+
+
+def test_where_no_type_fits_the_one_with_most_memory_tells_why():
+    found = cheapest_gpu(Job(model_name="llama3.1-405b", method="full", tokens_per_sample=512, batch_size=8))
+    assert found.reason.startswith("it fits on none of 22 GPU types: on NVIDIA-B200, which has most memory, no number")
+    unknown = cheapest_gpu(Job(**{**LORA, "model_name": "gpt-9"}, batch_size=8))
+    assert unknown.reason.startswith("model_name 'gpt-9' is not in the domain") and unknown.rank is None
+
+
+def test_every_default_price_is_of_a_type_of_the_newest_version_and_has_its_source():
+    import yaml
+
+    from autoconf.prices import DEFAULT
+
+    listed = yaml.safe_load(DEFAULT.read_text(encoding="utf-8"))
+    assert {*listed} <= {*NEWEST.gpus}
+    assert all("https://" in entry["source"] and str(entry["as_of"]) >= "2026" for entry in listed.values())
+    comments = DEFAULT.read_text(encoding="utf-8")
+    assert all(gpu in comments for gpu in NEWEST.gpus)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("H100: 2.5\nL40S: free\n", "prices.yaml, line 2: L40S: price_per_hour: must be a number > 0, got 'free'"),
+        ("H100: 2.5\nL40S: -1\n", "prices.yaml, line 2: L40S: price_per_hour: must be a number > 0, got '-1'"),
+        ("L40S:\n  price: 1\n", "prices.yaml, line 1: L40S: price_per_hour: must be a number > 0, got ''"),
+        ("L40S: [1]\n", "prices.yaml, line 1: L40S: price_per_hour: must be a number > 0, got None"),
+        ("L40S: 1\nH100: 2\nL40S: 3\n", "prices.yaml, line 3: L40S: named more than once"),
+        ("[1]: 2\n", "prices.yaml, line 1: must be the name of a GPU type"),
+        ("- L40S\n", "prices.yaml, line 1: must have lines such as 'H100: 2.5'"),
+        ("", "prices.yaml, line 1: must have lines such as 'H100: 2.5'"),
+        ("H100: 1\nL40S: {\n", "prices.yaml, line 3: not YAML"),
+        ("H100: 1\n\x00", "prices.yaml: not YAML"),
+        ("H100: 1\nA100: 2\n", "prices: 'A100' is not in the domain of version 2.0.0, which has NVIDIA-A100-SXM4-80GB"),
+        ("H100: 1\nNVIDIA-H100-80GB-HBM3: 2\n", "prices: 'NVIDIA-H100-80GB-HBM3' has another price as"),
+    ],
+)
+def test_a_bad_file_of_prices_is_named_by_line_and_type(text, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("prices.yaml").write_text(text)
+    with pytest.raises(BadInput) as error:
+        cheapest_gpu(Job(**LORA, batch_size=8), prices="prices.yaml")
+    assert str(error.value).startswith(message)
+
+
+def test_prices_come_from_a_file_or_a_mapping(tmp_path):
+    file = tmp_path / "prices.yaml"
+    file.write_text("H100: 2\nL40S:\n  price_per_hour: 0.9\n  source: mine\n")
+    job = Job(**LORA, batch_size=16)
+    assert cheapest_gpu(job, prices=file) == cheapest_gpu(job, prices=str(file)) == cheapest_gpu(
+        job, prices={"H100": 2, "L40S": "0.9"}
+    )  # fmt: skip
+    for bad in ({"L40S": 0}, {"L40S": True}, {"": 1}, {}):
+        with pytest.raises(ValueError, match="prices"):
+            cheapest_gpu(job, prices=bad)
+    with pytest.raises(BadInput, match="cannot read it"):
+        cheapest_gpu(job, prices=tmp_path / "none.yaml")
+
+
+# --- one job and tables of them ---------------------------------------------------------------------------------------
+
+TABLES = {
+    avoid_oom: ({**L40S, "per_device_train_batch_size": 6, "number_gpus": 2}, {"number_gpus": 600, "method": "full"}),
+    largest_batch: ({**L40S, "number_gpus": 2}, {"number_gpus": 600, "model_name": "llama3.1-405b"}),
+    largest_sample: (
+        {"model_name": "llama-7b", "method": "lora", "gpu_model": "L40S", "batch_size": 8, "number_gpus": 2},
+        {"number_gpus": 3, "model_name": "llama3.1-405b"},
+    ),
+    estimate: ({**L40S, "batch_size": 8, "number_gpus": 2}, {"number_gpus": 3, "batch_size": 4096}),
+}
+
+
+@pytest.mark.parametrize("ask", TABLES, ids=lambda ask: ask.__name__)
+def test_a_table_has_the_answer_of_each_of_its_jobs(ask):
+    job, changes = TABLES[ask]
+    table = pd.DataFrame([job, *({**job, field: value} for field, value in changes.items())], index=[7, 7, 9])
+    found = ask(table)
+    assert found.index.tolist() == [7, 7, 9]
+    for row, said in zip(table.to_dict("records"), found.to_dict("records"), strict=True):
+        count = row.pop("number_gpus")
+        one = asdict(ask(Job(**row), number_gpus=count))
+        assert {name: None if pd.isna(value) else value for name, value in said.items()} == {
+            name: one[name] for name in said
+        }
+    assert found["reason"].iloc[0] == "" and found["reason"].iloc[1]
+    assert ask(table.iloc[:0]).dtypes.to_dict() == found.dtypes.to_dict()
+
+
+@pytest.mark.parametrize("ask", TABLES, ids=lambda ask: ask.__name__)
+def test_bad_rows_have_their_reason_and_others_are_answered(ask):
+    job, _ = TABLES[ask]
+    bad = [{"number_gpus": 0}, {"number_gpus": None}, {"method": ""}, {"model_version": "9"}]
+    found = ask(pd.DataFrame([job, *({**job, **change} for change in bad)], dtype=object))
+    good, *reasons = found["reason"]
+    assert good == ""
+    for reason, field in zip(
+        reasons, ("number_gpus", "number_gpus", "method: is required", "model_version '9'"), strict=True
+    ):
+        assert reason.startswith(field)
+
+
+@pytest.mark.parametrize(
+    ("ask", "fields", "message"),
+    [
+        (largest_batch, {**L40S, "batch_size": 8}, "batch_size: is what is asked: leave it out"),
+        (largest_batch, LORA, "gpu_model: is required"),
+        (largest_sample, {**L40S, "batch_size": 8}, "tokens_per_sample: is what is asked: leave it out"),
+        (
+            largest_sample,
+            {"model_name": "llama-7b", "method": "lora", "gpu_model": "L40S"},
+            "batch_size: is required, or",
+        ),
+        (avoid_oom, {**L40S, "batch_size": 8}, "batch_size: give per_device_train_batch_size in its place"),
+        (avoid_oom, L40S, "per_device_train_batch_size: is required"),
+        (estimate, {**LORA, "batch_size": 8}, "gpu_model: is required"),
+    ],
+)
+def test_what_a_job_lacks_or_must_not_have_is_named(ask, fields, message):
+    with pytest.raises(ValueError) as error:
+        ask(Job(**fields), 2)
+    assert str(error.value).startswith(message)
+    table = pd.DataFrame([{**fields, "number_gpus": 2}])
+    if "is required" in message:
+        with pytest.raises(ValueError, match="required column missing"):
+            ask(table)
+    else:
+        columns = table.assign(per_device_train_batch_size=None) if ask is avoid_oom else table
+        assert ask(columns)["reason"].iloc[0].startswith(message)
+
+
+def test_a_job_with_a_type_of_gpu_is_not_asked_for_one():
+    job = {**L40S, "batch_size": 8}
+    with pytest.raises(ValueError, match="gpu_model: is what is asked: leave it out"):
+        cheapest_gpu(Job(**job))
+    row = cheapest_gpu(pd.DataFrame([job]))
+    assert row["reason"].tolist() == ["gpu_model: is what is asked: leave it out"]
+    with pytest.raises(ValueError, match="gpu_model: is required"):
+        recommend(Job(**LORA, batch_size=8))
+
+
+@pytest.mark.parametrize("ask", [*TABLES, cheapest_gpu], ids=lambda ask: ask.__name__)
+def test_neither_a_job_nor_a_table_is_refused(ask):
+    with pytest.raises(TypeError, match="must be a Workload or a pandas DataFrame, got dict"):
+        ask({})
+    if ask is not cheapest_gpu:
+        with pytest.raises(ValueError, match="number_gpus: must be a whole number >= 1, got None"):
+            ask(Job(**{k: v for k, v in TABLES[ask][0].items() if k != "number_gpus"}), None)
+        with pytest.raises(ValueError, match="number_gpus: is a column of a table of jobs"):
+            ask(pd.DataFrame([TABLES[ask][0]]), 2)
+
+
+def test_a_table_of_jobs_warns_whoever_asked(recwarn):
+    table = pd.DataFrame([{**L40S, "number_gpus": 2, "packing": True}])
+    for ask in (largest_batch, cheapest_gpu):
+        with pytest.warns(IgnoredColumnWarning) as warned:
+            ask(table.assign(batch_size=8).drop(columns="gpu_model") if ask is cheapest_gpu else table)
+        assert warned[0].filename == __file__
+
+
+def test_a_column_is_never_taken_for_what_is_asked():
+    assert doubts(["gpu_modl"]) == ["column 'gpu_modl' is ignored: is gpu_model meant?"]
+    assert doubts(["gpu_modl"], GPU_MODEL) == []
+    assert doubts(["num_gpus"], LARGEST_BATCH) == ["column 'num_gpus' is ignored: is number_gpus meant?"]
+
+
+def test_every_question_of_python_is_in_the_package():
+    for name in ("avoid_oom", "cheapest_gpu", "estimate", "largest_batch", "largest_sample", "recommend"):
+        assert name in autoconf.__all__ and inspect.isfunction(getattr(autoconf, name))
+
+
+def test_a_batch_of_each_gpu_is_bounded_as_the_batch_of_all_is():
+    job = {**L40S, "gpu_model": "B200", "tokens_per_sample": 1}
+    each = NEWEST.max_batch_size // 8
+    for batch, expected in ((each, 1), (each + 1, None)):
+        assert fits(8, **job, per_device_train_batch_size=batch) == expected

@@ -1,0 +1,161 @@
+"""The commands of the other questions: one job, tables, and what is said of bad ones."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner, Result
+
+from autoconf import Job, avoid_oom, cheapest_gpu, cli, estimate, largest_batch, largest_sample, show
+from autoconf.questions import AVOID_OOM, ESTIMATE, LARGEST_BATCH, LARGEST_SAMPLE
+
+MODEL = {"model_name": "llama-7b", "method": "lora"}
+COMMANDS = {
+    "avoid-oom": (
+        avoid_oom, AVOID_OOM,
+        {**MODEL, "gpu_model": "L40S", "tokens_per_sample": 8192, "per_device_train_batch_size": 6, "number_gpus": 2},
+    ),
+    "largest-batch": (
+        largest_batch, LARGEST_BATCH, {**MODEL, "gpu_model": "L40S", "tokens_per_sample": 8192, "number_gpus": 2},
+    ),
+    "largest-sample": (
+        largest_sample, LARGEST_SAMPLE, {**MODEL, "gpu_model": "L40S", "batch_size": 8, "number_gpus": 2},
+    ),
+    "estimate": (
+        estimate, ESTIMATE,
+        {**MODEL, "gpu_model": "L40S", "tokens_per_sample": 8192, "batch_size": 8, "number_gpus": 2},
+    ),
+}  # fmt: skip
+RANKED = {**MODEL, "tokens_per_sample": 8192, "batch_size": 16}
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments, **more: CliRunner().invoke(cli.app, list(map(str, arguments)), **more)
+
+
+def options(job: dict[str, Any]) -> list[str]:
+    return [text for field, value in job.items() for text in (f"--{field.replace('_', '-')}", str(value))]
+
+
+def absent(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if pd.isna(value) else value for name, value in values.items()}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_one_job_gets_the_answer_of_the_function(run, command):
+    ask, question, job = COMMANDS[command]
+    result = run(command, *options(job), "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    answer = json.loads(result.stdout)
+    expected = absent(ask(pd.DataFrame([job])).iloc[0].to_dict())
+    assert {name: answer[name] for name in question.answers} == expected
+    assert {field: answer[field] for field in job} == job
+    assert answer["training_stack"] == "reference"
+    only = pd.read_csv(pd.io.common.StringIO(run(command, *options(job)).stdout))
+    assert list(only)[-len(question.answers) :] == list(question.answers)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_table_gets_the_answers_of_the_function_and_can_be_asked_again(run, command):
+    ask, question, job = COMMANDS[command]
+    jobs = pd.DataFrame([job, {**job, "number_gpus": 600}, {**job, "model_name": "gpt-9"}]).assign(id=["a", "b", "c"])
+    jobs.to_csv("jobs.csv", index=False)
+    result = run(command, "--csv", "jobs.csv", "--output", "answers.csv")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == "jobs.csv: columns carried through, but ignored: id\n"
+    answers = pd.read_csv("answers.csv")
+    assert list(answers) == [*jobs, *question.answers]
+    expected = ask(jobs.drop(columns="id"))
+    for said, known in zip(
+        answers[list(question.answers)].to_dict("records"), expected.to_dict("records"), strict=True
+    ):
+        assert absent(said) == pytest.approx(absent({**known, "reason": known["reason"] or None}))
+    again = run(command, "--csv", "answers.csv", "--output", "again.csv")
+    assert "earlier answers, replaced by new ones: " + ", ".join(question.answers) in again.stderr
+    assert Path("again.csv").read_text() == Path("answers.csv").read_text()
+    objects = json.loads(run(command, "--csv", "jobs.csv", "--json").stdout)
+    assert [row["number_gpus"] for row in objects] == [2, 600, 2]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_bad_lines_are_named_and_nothing_is_written(run, command):
+    _, _, job = COMMANDS[command]
+    jobs = pd.DataFrame([job, {**job, "number_gpus": 0}, {**job, "method": ""}])
+    jobs.to_csv("jobs.csv", index=False)
+    result = run(command, "--csv", "jobs.csv", "--output", "answers.csv")
+    assert result.exit_code == 2 and not Path("answers.csv").exists()
+    assert result.stderr.splitlines() == [
+        "jobs.csv, line 3: number_gpus: must be a whole number >= 1, got '0'",
+        "jobs.csv, line 4: method: is required",
+    ]
+    jobs.drop(columns="number_gpus").to_csv("jobs.csv", index=False)
+    assert "required column missing: number_gpus;" in run(command, "--csv", "jobs.csv").stderr
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "gpu-model"])
+def test_what_one_job_lacks_is_named(run, command):
+    result = run(command, "--method", "lora")
+    assert result.exit_code == 2
+    job = RANKED if command == "gpu-model" else COMMANDS[command][2]
+    for field in {*job} - {"method", "batch_size", "per_device_train_batch_size"}:
+        assert f"{field}: is required" in result.stderr
+    assert "give --csv FILE" in run(command).stderr
+    assert "for one job only" in run(command, "--csv", "jobs.csv", "--method", "lora").stderr
+
+
+def test_a_column_of_what_is_asked_is_not_overwritten(run):
+    """Unless it came with all the other answers."""
+    job = {**COMMANDS["largest-batch"][2], "batch_size": 8}
+    for more in ({}, {"can_recommend": 1, "gpus": 2, "workers": 1, "reason": ""}):
+        pd.DataFrame([{**job, **more}]).to_csv("jobs.csv", index=False)
+        result = run("largest-batch", "--csv", "jobs.csv")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "the answers' columns can_recommend, per_device_train_batch_size, batch_size, reason" in result.stderr
+        assert "batch_size" in result.stderr.partition("the table has")[2]
+
+
+def test_the_types_of_gpu_are_ranked_for_one_job_and_for_a_table(run):
+    rows = json.loads(run("gpu-model", *options(RANKED), "--json").stdout)
+    ranking = cheapest_gpu(pd.DataFrame([RANKED]))
+    assert [row["gpu_model"] for row in rows] == ranking["gpu_model"].tolist() and len(rows) == 22
+    assert rows[0]["gpu_model"] == cheapest_gpu(Job(**RANKED)).gpu_model
+    pd.DataFrame([RANKED, {**RANKED, "batch_size": 1}]).to_csv("jobs.csv", index=False)
+    assert run("gpu-model", "--csv", "jobs.csv", "--output", "answers.csv").exit_code == 0
+    answers = pd.read_csv("answers.csv")
+    assert answers["batch_size"].tolist() == [16] * 22 + [1] * 22
+    assert answers["rank"].tolist() == [*range(1, 23)] * 2
+    assert answers["gpu_model"].tolist()[:22] == ranking["gpu_model"].tolist()
+    assert run("gpu-model", "--csv", "answers.csv", "--output", "again.csv").exit_code == 0
+    assert Path("again.csv").read_text() == Path("answers.csv").read_text()
+
+
+def test_prices_of_a_file_replace_the_packages(run):
+    Path("prices.yaml").write_text("H100: 1\n")
+    rows = json.loads(run("gpu-model", *options(RANKED), "--prices", "prices.yaml", "--json").stdout)
+    assert (rows[0]["gpu_model"], rows[0]["cost_per_hour"]) == ("NVIDIA-H100-80GB-HBM3", 2)
+    assert [row["cost_per_hour"] for row in rows[1:]] == [None] * 21
+    for text, message in (
+        ("H100: 1\nL40S: free\n", "prices.yaml, line 2: L40S: price_per_hour: must be a number > 0, got 'free'"),
+        ("H200X: 1\n", "prices: 'H200X' is not in the domain of version 2.0.0, which has "),
+    ):
+        Path("prices.yaml").write_text(text)
+        result = run("gpu-model", *options(RANKED), "--prices", "prices.yaml")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr.startswith(message)
+
+
+def test_a_person_sees_the_job_and_its_answer(run, monkeypatch):
+    monkeypatch.setattr("autoconf.commands.recommend.is_terminal", lambda stream: True)
+    monkeypatch.setattr(show, "is_terminal", lambda stream: False)  # plain lines
+    assert run("estimate", *options(COMMANDS["estimate"][2])).stdout.split()[-2:] == [
+        "training_stack", "reference",
+    ]  # fmt: skip
+    lines = run("gpu-model", *options(RANKED)).stdout.splitlines()
+    assert lines[0].startswith("model_name llama-7b, method lora, tokens_per_sample 8192, batch_size 16, ")
+    assert lines[2].split()[:3] == ["can_recommend", "gpu_model", "gpus"]
+    assert lines[3].split()[:5] == ["1", "NVIDIA-A40", "4", "1", "1.76"] and len(lines) >= 25
