@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import autoconf.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
 from autoconf.presets import SETTINGS
-from autoconf.questions import BESIDE, Question
+from autoconf.questions import BESIDE
 from autoconf.values import is_empty
-from autoconf.workload import BATCHES, NAMES, NUMBERS, REQUIRED, TRAINING_STACK, Workload
+from autoconf.workload import BATCHES, NAMES, NUMBERS, REQUIRED, TRAINING_STACK, Question, Workload
 
 from ado.modules.actuators.custom_experiments import custom_experiment
 from ado.schema.domain import PropertyDomain, VariableTypeEnum

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from autoconf.declaration import experiment
-from autoconf.questions import MIN_GPUS
-from autoconf.workload import Job
+from autoconf.workload import MIN_GPUS, Job
 
 if TYPE_CHECKING:
     from autoconf.own_versions import Models

@@ -1,10 +1,8 @@
-"""What can be asked of jobs beside the smallest number of GPUs: which fields a job has, and what the answer tells."""
+"""The questions beside ``MIN_GPUS``: which fields and numbers their jobs have, and what the answers tell."""
 
 from __future__ import annotations
 
-from autoconf.workload import MIN_GPUS, Question
-
-__all__ = ["AVOID_OOM", "ESTIMATE", "GPU_MODEL", "LARGEST_BATCH", "LARGEST_SAMPLE", "MIN_GPUS", "Question"]
+from autoconf.workload import Question
 
 NUMBER_GPUS = "number_gpus"
 BESIDE = {NUMBER_GPUS: "GPUs that the job gets, over all workers; a whole number >= 1"}
