@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from autoconf import versions
 from autoconf.columns import doubts
 from autoconf.commands.common import exit_codes, note, version_named, with_options
+from autoconf.commands.job_file import job_from_files, write_patched
 from autoconf.errors import BadInput
 from autoconf.presets import SETTINGS
 from autoconf.recommender import recommend
@@ -85,6 +86,22 @@ def recommend_command(
         typer.Option("--output", "-o", metavar="FILE", show_default=False, help="Where answers go; by default stdout."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON instead of CSV or a table.")] = False,
+    job_files: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--job",
+            metavar="FILE",
+            show_default=False,
+            help="One job as it stands: a PyTorchJob or TrainJob, a command line, arguments of TRL or the Trainer, "
+            "accelerate's or axolotl's config; several are read together, and options win.",
+        ),
+    ] = None,
+    patch: Annotated[
+        bool,
+        typer.Option(
+            "--patch", help="With --job: write the manifest or accelerate config, with the GPU counts changed."
+        ),
+    ] = False,
 ) -> None:
     """Recommend the smallest number of GPUs, for a table of jobs or for one.
 
@@ -94,15 +111,24 @@ def recommend_command(
     If any line is bad, no answer is written.
 
     One job is printed as a table to a terminal, as CSV elsewhere.
+    With --patch and no recommendation, nothing is written and the exit code is 3.
 
     $ ado-autoconf recommend --csv jobs.csv --output answers.csv
 
     $ ado-autoconf recommend --model-name llama-7b --method lora --gpu-model L40S --tokens-per-sample 512 --batch-size 8
+
+    $ ado-autoconf recommend --job pytorchjob.yaml --gpu-model L40S --patch
     """
     job = {field: context.params[field] for field in Workload.model_fields if not is_empty(context.params[field])}
     with exit_codes():
         if csv_file is None:
-            _recommend_one(job, output_file, as_json)
+            fields = job_from_files(job_files, job) if job_files else job
+            if patch:
+                _, answer = _answer_one(fields)
+                raise typer.Exit(write_patched(job_files or [], answer, output_file))
+            _recommend_one(fields, output_file, as_json)
+        elif job_files or patch:
+            raise BadInput("--csv and --job or --patch exclude each other")
         else:
             version = job.pop("model_version", None)
             if job:
@@ -111,7 +137,8 @@ def recommend_command(
             _recommend_table(csv_file, version, output_file, as_json)
 
 
-def _recommend_one(fields: dict[str, str], output_file: str | None, as_json: bool) -> None:
+def _answer_one(fields: dict[str, Any]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """One job with its answer: as a table of one row, and as it is shown."""
     try:
         job = Workload.parse(**{"model_version": versions.DEFAULT, **fields})
     except ValueError as error:
@@ -119,7 +146,11 @@ def _recommend_one(fields: dict[str, str], output_file: str | None, as_json: boo
         raise BadInput(f"{error}{hint}") from None
     table = pd.DataFrame({field: [value] for field, value in job.model_dump(exclude_none=True).items()}, dtype=object)
     answer = pd.concat([table, recommend(table)], axis=1)
-    shown = {**next(json_rows(answer)), "training_stack": job.stack_name()}
+    return answer, {**next(json_rows(answer)), "training_stack": job.stack_name()}
+
+
+def _recommend_one(fields: dict[str, Any], output_file: str | None, as_json: bool) -> None:
+    answer, shown = _answer_one(fields)
     if output_file is None and not as_json and is_terminal(sys.stdout):
         show_answer(shown)
         return
