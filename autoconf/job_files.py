@@ -14,6 +14,7 @@ from autoconf.errors import BadInput
 from autoconf.job_keys import Said, job_keys, settings
 from autoconf.manifests import is_manifest, read_manifest
 from autoconf.trainer_arguments import JobFile, job_of
+from autoconf.workload import read
 
 _LARGEST_BYTES = 1 << 20  # no file of settings is that large
 # Keys whose value is another file, which lies beside the one that names it, and the dialects that it may have.
@@ -43,11 +44,15 @@ def read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
     Raises:
         BadInput: a file cannot be read, or something in it that matters; the message names file, key and value.
     """
+    try:
+        options = {field: read(field, value) for field, value in options.items()}
+    except ValueError as error:
+        raise BadInput(str(error)) from None
     contents = [_content(path) for path in paths]
     said = []
     for path, content in zip(paths, contents, strict=True):
         others = [thing for other in contents if other is not content for thing in other.said]
-        said += list(_with_named_files(content.said, path, others, options))
+        said += list(_with_named_files(content.said, path, others))
     return job_of(said, _framework(said, {name for content in contents for name in content.frameworks}), options)
 
 
@@ -130,16 +135,13 @@ def _dialect(document: Mapping[Any, Any]) -> str:
     return "accelerate" if any(sign in nested for sign in job_keys().dialects["accelerate"].signs) else "arguments"
 
 
-def _with_named_files(
-    said: Sequence[Said], path: str, others: Sequence[Said], options: Mapping[str, Any]
-) -> Iterator[Said]:
+def _with_named_files(said: Sequence[Said], path: str, others: Sequence[Said]) -> Iterator[Said]:
     """What a file says, and what files say that it names; where both say something, the naming one is right."""
     spoken = {(thing.dialect, thing.key) for thing in said}
     for thing in said:
         dialects = _NAMING.get((thing.dialect, thing.key), ())
-        meaning = job_keys().dialects[thing.dialect].find(thing.key)
-        if not dialects or not isinstance(thing.value, str) or (meaning and thing.value in meaning.values):
-            yield thing
+        if not dialects or not isinstance(thing.value, str) or not Path(thing.value).suffix:
+            yield thing  # a name without a suffix is of something that the project brings
             continue
         beside = Path(path).parent / Path(thing.value).name
         if not beside.is_file():

@@ -111,7 +111,8 @@ def text(value: Any) -> str:
 def settings(where: str, dialect: str, mapping: Mapping[str, Any]) -> Iterator[Said]:
     """The things that nested settings say, each by its dotted key.
 
-    >>> [(thing.dialect, thing.key) for thing in settings("a.yaml, ", "accelerate", {"fsdp_config": {"fsdp_version": 2}})]
+    >>> said = settings("a.yaml, ", "accelerate", {"fsdp_config": {"fsdp_version": 2}})
+    >>> [(thing.dialect, thing.key) for thing in said]
     [('fsdp', 'version')]
     """
     table = job_keys().dialects[dialect]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 import yaml
@@ -160,7 +161,7 @@ class _Patch:
             self._set(node, self._layout.gpus, f"{path}: {_GPU}")
         for part in ("command", "args"):
             words = _items(_get(container, part))
-            for word, following in zip(words, [*words[1:], None], strict=True):
+            for word, following in zip_longest(words, words[1:]):
                 self._word(word, following, part)
 
     def _word(self, word: yaml.Node, following: yaml.Node | None, part: str) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
-from autoconf.job_keys import Framework, Said, job_keys, text
+from autoconf.job_keys import Framework, Key, Said, job_keys, text
 from autoconf.names import key
 from autoconf.presets import SETTINGS, Preset, presets
-from autoconf.workload import BATCHES
+from autoconf.workload import BATCHES, Workload, read
 
 # The facts that a field follows from, beside one of its own name.
 _FACTS_OF = {
@@ -92,10 +92,10 @@ class _Reading:
         if isinstance(value, str) and "$" in value:
             self.problems.append(f"{where}: {value!r}: the variable is not set in the file")
             return
-        facts = {meaning.field: value} if meaning.field else meaning.values.get(text(value))
-        if facts is None:
-            known = f"; it may be {', '.join(meaning.values)}" if meaning.values else ""
-            self.problems.append(f"{where}: {_quoted(value)}: {meaning.because}{known}")
+        try:
+            facts = _facts(meaning, value)
+        except ValueError as error:
+            self.problems.append(f"{where}: {_quoted(value)}: {error}")
             return
         if meaning.assume and text(value) != "false":
             self.assumed.append(f"{where}: {meaning.assume}")
@@ -118,6 +118,28 @@ class _Reading:
         self._where.setdefault(fact, where)
 
 
+def _facts(meaning: Key, value: Any) -> dict[str, Any]:
+    """What a key states by a value.
+
+    Raises:
+        ValueError: it cannot be told.
+    """
+    if meaning.field is None:
+        if (facts := meaning.values.get(text(value))) is None:
+            known = f"; it may be {', '.join(meaning.values)}" if meaning.values else ""
+            raise ValueError(f"{meaning.because}{known}")
+        return facts
+    if meaning.field in Workload.model_fields:
+        return {meaning.field: read(meaning.field, value)}
+    try:
+        share = float(value)
+    except (TypeError, ValueError):
+        share = -1
+    if not 0 <= share < 1:
+        raise ValueError(f"{meaning.field}: must be a number >= 0 and < 1")
+    return {meaning.field: share}
+
+
 def _named(fact: str) -> str:
     """A fact with the field that it counts for, as messages have it."""
     field = next((field for field, facts in _FACTS_OF.items() if fact in facts and field not in BATCHES), fact)
@@ -133,13 +155,13 @@ class _Job:
     """Facts become fields; what they leave open comes from the framework, and then from its preset."""
 
     def __init__(self, reading: _Reading, framework: Framework | None, options: Mapping[str, Any]) -> None:
+        self._reading = reading
         self.facts = reading.facts
         self.fields: dict[str, Any] = {}
         self.assumed = list(reading.assumed)
         self.options = options
         self.framework = framework
-        self.packed = self.facts.pop("packed", None)
-        if self.packed:
+        if self.facts.pop("packed", None):
             reading.read.append("samples are packed: each has as many tokens as the longest may have")
 
     def _fact(self, fact: str) -> Any:
@@ -154,7 +176,7 @@ class _Job:
 
     def combine(self) -> None:
         if self.framework is not None and self.framework.note and "stack" not in self.options:
-            self.assumed.append(f"stack = {self.framework.preset}: {self.framework.note}")
+            self.assumed.append(self.framework.note)
         method = self._put("method", self._method)
         self._put("gradient_checkpointing", self._checkpointing)
         self._put("sharding", self._sharding)
@@ -170,10 +192,14 @@ class _Job:
             "torch_dtype",
         ):
             self._put(field, lambda field=field: self._fact(field))
-        for field in () if key(str(method)) == "full" else ("adapter_dtype", "lora_r", "lora_targets"):
+        trains = "full" if method is None else key(str(method))
+        for field in _OF_ADAPTERS if trains == "full" else ():
+            if self.facts.pop(field, None) is not None:
+                self._reading.ignored.append(f"{field}: no adapters are trained")
+        for field in ("adapter_dtype", "lora_r", "lora_targets") if trains != "full" else ():
             self._put(field, lambda field=field: self._fact(field))
         if self.framework is not None and "stack" not in self.options:
-            self._choose_preset(key(str(method or "lora")), presets()[self.framework.preset])
+            self._choose_preset(trains, presets()[self.framework.preset])
 
     def _put(self, field: str, value: Any) -> Any:
         """Set a field, unless an option does; which of them it is, is returned."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autoconf.commands.common import note
-from autoconf.errors import BadInput
 from autoconf.job_files import read_job, read_text
 from autoconf.patches import Layout, patched
 from autoconf.tables import output
@@ -38,8 +37,6 @@ def write_patched(paths: Sequence[str], answer: Mapping[str, Any], output_file: 
     Raises:
         BadInput: there is no such file, or a count in it cannot be changed.
     """
-    if not paths:
-        raise BadInput("--patch: needs --job")
     if not answer["can_recommend"]:
         note(f"no recommendation: {answer['reason']}")
         return NOTHING_TO_PATCH

@@ -122,6 +122,8 @@ def recommend_command(
     job = {field: context.params[field] for field in Workload.model_fields if not is_empty(context.params[field])}
     with exit_codes():
         if csv_file is None:
+            if patch and not job_files:
+                raise BadInput("--patch: needs --job")
             fields = job_from_files(job_files, job) if job_files else job
             if patch:
                 _, answer = _answer_one(fields)
