@@ -117,7 +117,7 @@ def recommend_command(
 
     $ ado-autoconf recommend --model-name llama-7b --method lora --gpu-model L40S --tokens-per-sample 512 --batch-size 8
 
-    $ ado-autoconf recommend --job pytorchjob.yaml --gpu-model L40S --patch
+    $ ado-autoconf recommend --job examples/pytorchjob.yaml --patch
     """
     job = {field: context.params[field] for field in Workload.model_fields if not is_empty(context.params[field])}
     with exit_codes():
