@@ -1,6 +1,7 @@
 """The command ``ado-autoconf``: tables of jobs and single ones, the released versions, a picture of the answers.
 
-Exit codes: 0 answered ("no recommendation" is an answer), 2 bad input, 1 broken environment, 128 + n ended by signal n.
+Exit codes: 0 answered ("no recommendation" is an answer), 2 bad input, 1 broken environment, 3 nothing to patch for
+want of a recommendation (``recommend --patch``), 128 + n ended by signal n.
 Standard output carries data only; everything said about it goes to standard error.
 """
 
@@ -53,7 +54,8 @@ def main(
 ) -> None:
     """The smallest number of GPUs for a fine-tuning job, answered before it runs.
 
-    Exit codes: 0 answered ("no recommendation" is an answer), 2 bad input, 1 broken environment, 128 + n by signal n.
+    Exit codes: 0 answered ("no recommendation" is an answer), 2 bad input, 1 broken environment, 3 nothing to patch for
+    want of a recommendation (recommend --patch), 128 + n by signal n.
     """
 
 

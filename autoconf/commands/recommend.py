@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from autoconf import bars, versions
 from autoconf.columns import doubts
 from autoconf.commands.common import exit_codes, note, picture_kind, version_named, with_options
+from autoconf.commands.job_file import job_from_files, write_patched
 from autoconf.errors import BadInput
 from autoconf.explanation import explain
 from autoconf.presets import SETTINGS
@@ -126,6 +127,22 @@ def recommend_command(
             help="Of one job: where the memory goes and what would help, as text, or as a picture to --output.",
         ),
     ] = False,
+    job_files: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--job",
+            metavar="FILE",
+            show_default=False,
+            help="One job as it stands: a PyTorchJob or TrainJob, a command line, arguments of TRL or the Trainer, "
+            "accelerate's or axolotl's config; several are read together, and options win.",
+        ),
+    ] = None,
+    patch: Annotated[
+        bool,
+        typer.Option(
+            "--patch", help="With --job: write the manifest or accelerate config, with the GPU counts changed."
+        ),
+    ] = False,
 ) -> None:
     """Recommend the smallest number of GPUs, for a table of jobs or for one.
 
@@ -142,14 +159,32 @@ def recommend_command(
 
     With --explain also where the memory goes, on that number of GPUs and on the next smaller one.
     And which single changes of the job would lead to fewer GPUs, or to a recommendation.
+
+    $ ado-autoconf recommend --job examples/pytorchjob.yaml --patch
     """
-    if not explained:
-        answer(RECOMMEND, context, csv_file, output_file, as_json)
+    if csv_file is None and (explained or job_files or patch):
+        with exit_codes():
+            fields: dict[str, Any] = dict(_given(RECOMMEND, context))
+            if job_files:
+                fields = job_from_files(job_files, fields)
+            elif patch:
+                raise BadInput("--patch: needs --job")
+            if explained and patch:
+                raise BadInput("--explain and --patch exclude each other")
+            if explained:
+                _explain_one(fields, output_file, as_json)
+            elif patch:
+                _, _, (shown,) = _answered_one(RECOMMEND, fields)
+                raise typer.Exit(write_patched(job_files or [], shown, output_file))
+            else:
+                _answer_one(RECOMMEND, fields, output_file, as_json)
         return
     with exit_codes():
-        if csv_file is not None:
+        if explained:
             raise BadInput("--explain: for one job only")
-        _explain_one(_given(RECOMMEND, context), output_file, as_json)
+        if job_files or patch:
+            raise BadInput("--csv and --job or --patch exclude each other")
+    answer(RECOMMEND, context, csv_file, output_file, as_json)
 
 
 def _given(asking: Asking, context: typer.Context) -> dict[str, str]:
@@ -173,7 +208,7 @@ def answer(
             _answer_table(asking, csv_file, version, output_file, as_json)
 
 
-def _answer_one(asking: Asking, fields: dict[str, str], output_file: str | None, as_json: bool) -> None:
+def _answer_one(asking: Asking, fields: dict[str, Any], output_file: str | None, as_json: bool) -> None:
     question = asking.question
     _, answers, shown = _answered_one(asking, fields)
     ranked = "rank" in question.answers
@@ -190,7 +225,7 @@ def _answer_one(asking: Asking, fields: dict[str, str], output_file: str | None,
             write_csv([answers], stream)
 
 
-def _answered_one(asking: Asking, fields: dict[str, str]) -> tuple[Job, pd.DataFrame, list[dict[str, Any]]]:
+def _answered_one(asking: Asking, fields: dict[str, Any]) -> tuple[Job, pd.DataFrame, list[dict[str, Any]]]:
     """One job, its answers as a table, and as they are shown."""
     question = asking.question
     try:
@@ -209,7 +244,7 @@ def _write_json(shown: Any, stream: BinaryIO) -> None:
     stream.write(f"{json.dumps(shown, indent=2, ensure_ascii=False)}\n".encode())
 
 
-def _explain_one(fields: dict[str, str], output_file: str | None, as_json: bool) -> None:
+def _explain_one(fields: dict[str, Any], output_file: str | None, as_json: bool) -> None:
     """Write one job, its answer, and why: as JSON, as a picture where a file is named, or as text."""
     kind = picture_kind(output_file) if output_file is not None and not as_json else None
     job, _, (shown,) = _answered_one(RECOMMEND, fields)

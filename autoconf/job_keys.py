@@ -1,0 +1,135 @@
+"""What other projects' keys mean here: the table ``job_keys.yaml``, and a thing that a file says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+JOB_KEYS = Path(__file__).with_name("job_keys.yaml")
+
+
+class Said(NamedTuple):
+    """One thing that a file says."""
+
+    where: str  # file and path of the key, such as ``job.yaml, spec.trainer.args: --optim``
+    dialect: str  # of ``job_keys.yaml``
+    key: str
+    value: Any
+
+
+class _Typed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Key(_Typed):
+    """What one key means: a field of ours, or facts by its values."""
+
+    field: str | None = None
+    values: Mapping[str, dict[str, Any]] = Field(default_factory=dict)
+    because: str = "it is not known what this does"
+    empty: str = ""
+    assume: str = ""
+    source: str = ""
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _texts(cls, values: dict[Any, Any]) -> dict[str, Any]:
+        return {text(value): facts for value, facts in values.items()}
+
+    def facts(self) -> set[str]:
+        """The facts that this key may state."""
+        return {self.field} if self.field else {fact for facts in self.values.values() for fact in facts}
+
+
+class Dialect(_Typed):
+    """The keys of one kind of file."""
+
+    source: str
+    keys: dict[str, Key]
+    signs: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    def find(self, key: str) -> Key | None:
+        """What a key means, by its name before any pattern; ``None`` if the table does not have it."""
+        found = [key] if key in self.keys else [pattern for pattern in self.keys if fnmatchcase(key, pattern)]
+        return self.keys[found[0]] if found else None
+
+    def ignores(self, key: str) -> bool:
+        return any(fnmatchcase(key, pattern) for pattern in self.ignored)
+
+
+class Default(_Typed):
+    value: Any
+    source: str
+
+
+class Framework(_Typed):
+    """What trains: its preset, what it is told by, and what it does where its files say nothing."""
+
+    preset: str
+    scripts: tuple[str, ...]
+    signs: tuple[str, ...]
+    defaults: dict[str, Default]
+    note: str = ""
+
+
+class JobKeys(_Typed):
+    dialects: dict[str, Dialect]
+    frameworks: dict[str, Framework]
+
+
+@cache
+def job_keys() -> JobKeys:
+    """The table.
+
+    >>> job_keys().dialects["arguments"].find("optim").values["adamw_8bit"]
+    {'optim': 'adamw_bnb_8bit'}
+    >>> job_keys().dialects["arguments"].ignores("learning_rate")
+    True
+    """
+    import yaml
+
+    return JobKeys.model_validate(yaml.safe_load(JOB_KEYS.read_text(encoding="utf-8")))
+
+
+def text(value: Any) -> str:
+    """A value as the table writes it: in lower case, several words or the items of a list in order of the alphabet.
+
+    >>> text(True), text(["v_proj", "q_proj"]), text("FULL_SHARD"), text("full_shard, auto_wrap")
+    ('true', 'q_proj v_proj', 'full_shard', 'auto_wrap full_shard')
+    """
+    if isinstance(value, list | tuple):
+        return " ".join(sorted(text(item) for item in value))
+    return " ".join(sorted(str(value).casefold().replace(",", " ").split()))
+
+
+def settings(where: str, dialect: str, mapping: Mapping[str, Any]) -> Iterator[Said]:
+    """The things that nested settings say, each by its dotted key.
+
+    >>> said = settings("a.yaml, ", "accelerate", {"fsdp_config": {"fsdp_version": 2}})
+    >>> [(thing.dialect, thing.key) for thing in said]
+    [('fsdp', 'version')]
+    """
+    table = job_keys().dialects[dialect]
+    for key, value in _flat(mapping):
+        if f"{key}[]" in table.keys and isinstance(value, list):
+            yield from (Said(f"{where}{key}[{i}]", dialect, f"{key}[]", item) for i, item in enumerate(value))
+        elif key.startswith("fsdp_config."):
+            yield Said(where + key, "fsdp", key.removeprefix("fsdp_config.").removeprefix("fsdp_"), value)
+        elif key.startswith("fsdp_") and key not in table.keys:
+            yield Said(where + key, "fsdp", key.removeprefix("fsdp_"), value)
+        else:
+            yield Said(where + key, dialect, key, value)
+
+
+def _flat(mapping: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

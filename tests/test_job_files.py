@@ -1,0 +1,360 @@
+"""A job is read from the files that people have: all that matters, or an error that names file, key and value."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoconf import Workload
+from autoconf.errors import BadInput
+from autoconf.job_files import read_job
+from autoconf.job_keys import job_keys
+from autoconf.presets import presets
+from autoconf.stack import Stack
+from autoconf.workload import read
+
+JOBS = Path(__file__).parent / "jobs"
+TRL = yaml.safe_load((JOBS / "trl_lora.yaml").read_text())
+
+
+def fields(*names: str, **options) -> dict:
+    return read_job([str(JOBS / name) for name in names], options).fields
+
+
+def stack_of(*names: str, **options) -> Stack:
+    """How the job of some files trains, once what they lack is given."""
+    return Workload.parse(
+        **{"gpu_model": "NVIDIA-A100-SXM4-80GB", **fields(*names, **options), **options}
+    ).training_stack()
+
+
+@pytest.fixture
+def read_text(tmp_path: Path):
+    """Read a job from a text, in a file whose name says nothing of its format."""
+
+    def read_it(content, **options):
+        text = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / "job").write_text(text)
+        return read_job([str(tmp_path / "job")], options)
+
+    return read_it
+
+
+# --- each format ------------------------------------------------------------------------------------------------------
+
+
+def test_arguments_of_trl_are_read() -> None:
+    assert fields("trl_lora.yaml") == {
+        "model_name": "meta-llama/Llama-3.1-8B", "method": "lora", "tokens_per_sample": 2048, "stack": "trl",
+        "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "lora_r": 32, "lora_targets": "all-linear",
+        "torch_dtype": "bfloat16", "gradient_checkpointing": "non-reentrant", "mixed_precision": "bf16",
+    }  # fmt: skip
+
+
+def test_what_is_said_of_arguments_covers_every_key() -> None:
+    job = read_job([str(JOBS / "trl_lora.yaml")], {})
+    place = f"{JOBS / 'trl_lora.yaml'}, "
+    assert f"{place}lora_r: 32 -> lora_r = 32" in job.read
+    assert "samples are packed: each has as many tokens as the longest may have" in job.read
+    assert set(job.ignored) == {
+        f"{place}{key}" for key in ("dataset_name", "report_to", "learning_rate", "lr_scheduler_type")
+    }
+    assert job.unknown == ()
+    assert any("optim = adamw_torch_fused" in line and "stack trl" in line for line in job.assumed)
+
+
+def test_accelerate_and_trl_are_read_together() -> None:
+    together = fields("accelerate_fsdp2.yaml", "trl_lora.yaml")
+    assert together == {**fields("trl_lora.yaml"), "sharding": "fsdp2"}
+    # TRL turns bf16 on by itself, whatever the launcher says.
+    assert together["mixed_precision"] == "bf16"
+
+
+def test_accelerate_alone_says_how_to_shard() -> None:
+    assert fields("accelerate_fsdp1.yaml") == {"sharding": "fsdp1", "mixed_precision": "no"}
+
+
+def test_arguments_of_the_trainer_are_read_on_the_nearest_preset() -> None:
+    options = {"model_name": "llama3.1-8b", "method": "lora", "tokens_per_sample": 1024}
+    stack = stack_of("trainer_arguments.json", **options)
+    assert stack == Stack(
+        optim="adafactor", gradient_checkpointing="reentrant", mixed_precision="bf16", sharding="fsdp2", lora_r=8,
+        adapter_dtype="float32",
+    )  # fmt: skip
+    assumed = read_job([str(JOBS / "trainer_arguments.json")], options).assumed
+    assert any("without a sign of TRL" in line for line in assumed)
+
+
+def test_arguments_of_the_trainer_leave_the_method_to_the_user() -> None:
+    with pytest.raises(ValueError, match="method: is required"):
+        stack_of("trainer_arguments.json", model_name="llama3.1-8b", tokens_per_sample=1024)
+
+
+def test_an_axolotl_config_is_read() -> None:
+    assert stack_of("axolotl_qlora.yaml") == Stack(
+        optim="adamw_bnb_8bit", mixed_precision="bf16", gradient_checkpointing="reentrant", sharding="ddp", lora_r=16,
+        adapter_dtype="float32", lora_dropout=0.05, lora_targets="all-linear", quantization="nf4",
+    )  # fmt: skip
+    job = read_job([str(JOBS / "axolotl_qlora.yaml")], {})
+    assert {
+        "method": "qlora",
+        "tokens_per_sample": 2048,
+        "per_device_train_batch_size": 2,
+    }.items() <= job.fields.items()
+    assert any("no preset is axolotl's own" in line for line in job.assumed)
+    assert not job.unknown
+
+
+def test_ligers_loss_is_not_trls() -> None:
+    assert stack_of("axolotl_full_liger.yaml").loss == "chunked"
+    assert stack_of("trl_lora.yaml").loss == "chunked_nll"
+    assumed = read_job([str(JOBS / "axolotl_full_liger.yaml")], {}).assumed
+    assert any("are counted as plain ones" in line for line in assumed)
+
+
+def test_ligers_loss_in_trl_keeps_trls_other_settings(read_text) -> None:
+    gpu = {"gpu_model": "NVIDIA-A100-SXM4-80GB"}
+    plain, liger = (
+        Workload.parse(**read_text({**TRL, "use_liger_kernel": liger}).fields, **gpu).training_stack()
+        for liger in (False, True)
+    )
+    assert liger == plain.model_copy(update={"loss": "chunked"})
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_loras_dropout_chooses_the_preset(read_text, dropout: float) -> None:
+    job = read_text({**TRL, "lora_dropout": dropout, "loss_type": "nll"}).fields
+    stack = Workload.parse(**job, gpu_model="NVIDIA-A100-SXM4-80GB").training_stack()
+    assert (stack.lora_dropout > 0) == (dropout > 0)
+    assert (stack.optim, stack.adapter_dtype, stack.lora_r) == ("adamw_torch_fused", "float32", 32)
+
+
+def test_a_command_line_of_fms_hf_tuning_is_read_with_the_config_beside_it() -> None:
+    assert stack_of("fms_lora.sh") == Stack(
+        gradient_checkpointing="reentrant", sharding="fsdp1", lora_r=8, lora_targets="attention",
+        adapter_dtype="float32", lora_dropout=0.05,
+    )  # fmt: skip
+    job = fields("fms_lora.sh")
+    assert (job["model_name"], job["tokens_per_sample"], job["stack"]) == (
+        "meta-llama/Llama-3.1-8B",
+        4096,
+        "fms-hf-tuning",
+    )
+
+
+def test_a_command_line_of_trl_wins_over_the_files_that_it_names() -> None:
+    job = fields("trl_sft.sh")
+    assert job == {
+        **fields("trl_lora.yaml"), "tokens_per_sample": 4096, "gradient_checkpointing": "none", "sharding": "fsdp2",
+    }  # fmt: skip
+
+
+def test_a_pytorchjob_is_read_with_its_variables_and_type_of_gpu() -> None:
+    assert fields("pytorchjob.yaml") == {
+        "model_name": "meta-llama/Llama-3.1-8B", "method": "lora", "gpu_model": "NVIDIA-A100-SXM4-80GB",
+        "tokens_per_sample": 4096, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
+        "optim": "adamw_torch", "gradient_checkpointing": "none", "sharding": "fsdp1", "stack": "fms-hf-tuning",
+    }  # fmt: skip
+
+
+def test_a_pytorchjob_is_read_with_the_configmap_of_its_image() -> None:
+    job = fields("pytorchjob_configmap.yaml")
+    assert (job["model_name"], job["method"], job["stack"]) == (
+        "ibm-granite/granite-3.1-8b-base",
+        "full",
+        "fms-hf-tuning",
+    )
+    assert (job["gpu_model"], job["tokens_per_sample"]) == ("NVIDIA-A100-SXM4-80GB", 1024)
+
+
+def test_a_trainjob_is_read_through_its_shell(read_text) -> None:
+    job = fields("trainjob.yaml")
+    assert (job["sharding"], job["tokens_per_sample"], job["stack"], job["method"]) == (
+        "fsdp2",
+        2048,
+        "trl",
+        "full",
+    )
+    with pytest.raises(BadInput, match=r"job, spec\.trainer\.args: --optim: 'lomo'"):
+        read_text((JOBS / "trainjob.yaml").read_text().replace("--learning_rate 1e-5", "--optim lomo"))
+
+
+@pytest.mark.parametrize("program", ["torchrun --nproc_per_node 8", "accelerate launch --multi_gpu", "python3 -u"])
+def test_launchers_are_told_apart_from_the_script(read_text, program: str) -> None:
+    job = read_text(f"{program} train.py --model_name_or_path m/x --bf16 --optim=sgd --lora_r 4 --use_peft")
+    assert (job.fields["model_name"], job.fields["optim"], job.fields["method"]) == ("m/x", "sgd", "lora")
+    assert job.fields.get("sharding") == (None if "python" in program else "ddp")
+
+
+# --- several sources --------------------------------------------------------------------------------------------------
+
+
+def test_files_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text('{"lora_r": 8}')
+    with pytest.raises(
+        BadInput, match=rf"{other}, lora_r: lora_r = 8 contradicts .*trl_lora.yaml, lora_r, which says 32"
+    ):
+        read_job([str(JOBS / "trl_lora.yaml"), str(other)], {})
+
+
+def test_options_win_also_over_what_cannot_be_read(read_text) -> None:
+    text = {**TRL, "optim": "lomo", "max_length": None, "dtype": "auto"}
+    with pytest.raises(BadInput) as refused:
+        read_text(text)
+    assert [line.split(", ")[1].split(":")[0] for line in str(refused.value).splitlines()] == [
+        "max_length",
+        "dtype",
+        "optim",
+    ]
+    options = {"optim": "sgd", "tokens_per_sample": "512", "torch_dtype": "float32", "lora_r": 4}
+    job = read_text(text, **options)
+    assert not set(options) & set(job.fields)
+    assert any("optim: an option says it" in line for line in job.ignored)
+    stack = Workload.parse(**job.fields, **options, gpu_model="A").training_stack()
+    assert (stack.optim, stack.torch_dtype, stack.lora_r) == ("sgd", "float32", 4)
+
+
+def test_a_global_batch_as_an_option_takes_the_place_of_the_files(read_text) -> None:
+    assert "per_device_train_batch_size" not in read_text(TRL, batch_size=16).fields
+
+
+def test_a_config_that_a_command_names_must_be_there(read_text, tmp_path: Path) -> None:
+    command = "accelerate launch --config_file fsdp.yaml sft.py --model_name_or_path m --max_length 8"
+    with pytest.raises(BadInput, match=r"--config_file: 'fsdp\.yaml': no such file beside"):
+        read_text(command)
+    (tmp_path / "command.sh").write_text(command)
+    both = read_job([str(tmp_path / "command.sh"), str(JOBS / "accelerate_fsdp2.yaml")], {})
+    assert both.fields["sharding"] == "fsdp2"
+
+
+# --- what cannot be read ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optim", "lion_32bit"), ("deepspeed", "ds_config.json"), ("fp16", True), ("load_in_8bit", True),
+        ("attn_implementation", "eager"), ("max_length", None), ("activation_offloading", True), ("dtype", "float16"),
+        ("fsdp", "shard_grad_op"), ("fsdp", "full_shard offload"), ("fsdp", "hybrid_shard auto_wrap"),
+        ("parallelism_config", {"cp_size": 2}), ("lora_modules_to_save", ["lm_head"]), ("loss_type", "dft"),
+        ("lora_target_modules", ["q_proj", "k_proj"]), ("accelerate_config", "zero3"), ("torch_compile", True),
+        ("bnb_4bit_quant_type", "fp4"), ("lora_dropout", "much"), ("per_device_train_batch_size", 0),
+        ("fast_kernels", ["True", "True", "True"]), ("finetuning_type", "lora"), ("model_name_or_path", "$MODEL"),
+    ],
+)  # fmt: skip
+def test_an_argument_that_matters_and_is_not_covered_is_refused(read_text, tmp_path: Path, key: str, value) -> None:
+    with pytest.raises(BadInput) as refused:
+        read_text({**{k: v for k, v in TRL.items() if k != key}, key: value})
+    assert str(refused.value).startswith(f"{tmp_path / 'job'}, {key}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("distributed_type", "DEEPSPEED"), ("deepspeed_config", {"zero_stage": 2}), ("mixed_precision", "fp16"),
+        ("mixed_precision", "fp8"), ("fsdp_config", {"fsdp_offload_params": True}), ("use_cpu", True),
+        ("fsdp_config", {"fsdp_sharding_strategy": "HYBRID_SHARD"}), ("fsdp_config", {"fsdp_sharding_strategy": 2}),
+        ("fsdp_config", {"fsdp_reshard_after_forward": False}), ("fsdp_config", {"fsdp_version": 3}),
+        ("fsdp_config", {"fsdp_auto_wrap_policy": "NO_WRAP"}), ("dynamo_config", {"dynamo_backend": "INDUCTOR"}),
+        ("parallelism_config", {"parallelism_config_tp_size": 2}),
+        ("parallelism_config", {"parallelism_config_cp_size": 2}),
+    ],
+)  # fmt: skip
+def test_a_setting_of_accelerate_that_is_not_covered_is_refused(read_text, tmp_path: Path, key: str, value) -> None:
+    with pytest.raises(BadInput) as refused:
+        read_text({"distributed_type": "FSDP", key: value})
+    place = f"{key}.{next(iter(value))}" if isinstance(value, dict) else key
+    assert str(refused.value).startswith(f"{tmp_path / 'job'}, {place}: ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("plugins", ["axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"]), ("load_in_8bit", True),
+        ("deepspeed", "deepspeed_configs/zero2.json"), ("optimizer", "muon"), ("gradient_checkpointing", "offload"),
+        ("context_parallel_size", 2), ("eager_attention", True), ("lora_mlp_kernel", True), ("rl", "dpo"),
+        ("fsdp_config", {"offload_params": True}), ("adapter", "llama-adapter"), ("fp16", True),
+        ("cut_cross_entropy", True),
+    ],
+)  # fmt: skip
+def test_a_setting_of_axolotl_that_is_not_covered_is_refused(read_text, tmp_path: Path, key: str, value) -> None:
+    with pytest.raises(BadInput) as refused:
+        read_text({**yaml.safe_load((JOBS / "axolotl_qlora.yaml").read_text()), key: value})
+    assert str(refused.value).startswith(f"{tmp_path / 'job'}, {key}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "neither settings nor a command"), ("echo hello", "neither settings nor a command"),
+        ("a: [", "as YAML"), ("optim: sgd\noptim: adafactor\n", "key named more than once: optim"),
+        ("trl sft --optim sgd\ntrl sft --optim sgd\n", "2 commands start a training"),
+        ("trl sft --optim 'sgd", "not a command line"), ("deepspeed train.py --model_name_or_path m", "DeepSpeed"),
+        ("kind: Pod\napiVersion: v1\n", "must have one PyTorchJob or TrainJob, has Pod"),
+        ("kind: TrainJob\napiVersion: trainer.kubeflow.org/v2\n", "apiVersion: 'trainer.kubeflow.org/v2'"),
+        ("kind: TrainJob\napiVersion: trainer.kubeflow.org/v1alpha1\n", "no container has a command"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_job_is_refused(read_text, text: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        read_text(text)
+
+
+def test_a_sequence_length_that_nobody_gives_is_asked_for() -> None:
+    with pytest.raises(ValueError, match="tokens_per_sample: is required"):
+        stack_of("trainer_arguments.json", model_name="llama3.1-8b", method="full")
+
+
+# --- whatever the order -----------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.randoms(use_true_random=False), st.sampled_from(["trl_lora.yaml", "axolotl_qlora.yaml", "accelerate_fsdp2.yaml"])
+)
+def test_the_order_of_keys_changes_nothing(tmp_path_factory, shuffle: random.Random, name: str) -> None:
+    items = list(yaml.safe_load((JOBS / name).read_text()).items())
+    shuffle.shuffle(items)
+    path = tmp_path_factory.mktemp("order") / "job"
+    path.write_text(yaml.safe_dump(dict(items), sort_keys=False))
+    assert read_job([str(path)], {}).fields == fields(name)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.randoms(use_true_random=False))
+def test_the_order_of_arguments_changes_nothing(tmp_path_factory, shuffle: random.Random) -> None:
+    options = [f"--{key} {value}" for key, value in TRL.items()]
+    shuffle.shuffle(options)
+    path = tmp_path_factory.mktemp("order") / "job"
+    path.write_text(f"trl sft {' '.join(options)}\n")
+    assert read_job([str(path)], {}).fields == fields("trl_lora.yaml")
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text(min_size=1) | st.sampled_from(["adamw_torch_8bit", "lion_8bit", "adamw", "sgd_", "paged_adamw_32bit"]))
+def test_an_optimizer_that_is_not_in_the_table_never_passes(tmp_path_factory, optimizer: str) -> None:
+    known = job_keys().dialects["arguments"].keys["optim"].values
+    if " ".join(optimizer.casefold().replace(",", " ").split()) in known:
+        return
+    path = tmp_path_factory.mktemp("optim") / "job"
+    path.write_text(json.dumps({**TRL, "optim": optimizer}))
+    with pytest.raises(BadInput, match="job, optim: "):
+        read_job([str(path)], {})
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_table_says_are_values_of_fields() -> None:
+    for dialect in job_keys().dialects.values():
+        for key in dialect.keys.values():
+            for facts in key.values.values():
+                for field, value in facts.items():
+                    if field in Workload.model_fields:
+                        assert read(field, value) == value
+    assert {framework.preset for framework in job_keys().frameworks.values()} <= set(presets())
