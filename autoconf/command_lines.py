@@ -19,6 +19,7 @@ _FLAGS = (
 )  # fmt: skip
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\}|\((\w+)\))")
+_REDIRECTION = re.compile(r"\d*[<>]+&?(.*)", re.DOTALL)
 _PREFIXES = ("exec", "nohup", "time", "sudo", "env", "export", "then", "do")
 _TELLING = ("model_name_or_path", "per_device_train_batch_size")  # of a script of nobody's that we know
 
@@ -53,6 +54,8 @@ def launch_in_script(script: str, where: Callable[[str], str], variables: Mappin
             if assignment := _ASSIGNMENT.fullmatch(words[0]):
                 known[assignment[1]] = assignment[2]
             words = words[1:]
+        if words and re.match(r"--[A-Za-z]", words[0]):
+            raise BadInput(f"{where(words[0])}: an option without a command; is the line before it continued?")
         if launch := launch_of(words, where, known):
             found.append(launch)
     if len(found) > 1:
@@ -75,12 +78,15 @@ def _commands(script: str, where: Callable[[str], str]) -> Iterator[list[str]]:
             continue
         lines, unfinished = "", None
         command: list[str] = []
+        to_file = False  # whether the next word names what output goes to
         for word in words:
-            if word.strip(";&|"):
-                command.append(word)
-            else:
+            redirection = _REDIRECTION.fullmatch(word)
+            if not word.strip(";&|"):
                 yield command
                 command = []
+            elif not redirection and not to_file:
+                command.append(word)
+            to_file = redirection is not None and not redirection[1]
         yield command
     if unfinished is not None:
         raise BadInput(f"{where('')}: not a command line: {unfinished}")
@@ -112,7 +118,17 @@ def launch_of(words: Sequence[str], where: Callable[[str], str], variables: Mapp
         return None
     launcher = program.removesuffix("-launch")
     options, script, arguments = _launcher(rest)
-    return _script_launch(launcher, options, script, arguments, where)
+    if not script.endswith(".py") and not any(_key(name) in ("m", "module") for name, _ in options):
+        if launcher in ("python", "torchrun"):
+            return None
+        raise BadInput(f"{where(launcher)}: which script is launched cannot be told")
+    launch = _script_launch(launcher, options, script, arguments, where)
+    return launch and launch._replace(said=[*launch.said, *_environment(variables, where)])
+
+
+def _environment(variables: Mapping[str, str], where: Callable[[str], str]) -> Iterator[Said]:
+    table = job_keys().dialects["environment"]
+    return (Said(where(name), "environment", name, value) for name, value in variables.items() if table.find(name))
 
 
 def _framework_launch(program: str, words: Sequence[str], where: Callable[[str], str]) -> Launch:

@@ -88,27 +88,37 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError  # the YAML loader says which
+    return dict(pairs)
+
+
 def documents_of(text: str) -> list[Any]:
     """The documents of a YAML or JSON text.
 
     Raises:
-        yaml.YAMLError: it is neither.
+        yaml.YAMLError, ValueError: it is neither.
     """
     try:
-        return [json.loads(text)]  # YAML has no tabs between its tokens, JSON may
+        return [json.loads(text, object_pairs_hook=_once)]  # YAML has no tabs between its tokens, JSON may
     except ValueError:
         return [document for document in yaml.load_all(text, _Loader) if document is not None]
 
 
 def _content(path: str) -> _Content:
-    text = read_text(path)
+    try:
+        return _content_of(read_text(path), path)
+    except RecursionError:
+        raise BadInput(f"{path}: nested too deeply") from None
+
+
+def _content_of(text: str, path: str) -> _Content:
     problem = "neither settings nor a command that starts a training"
     try:
         documents = documents_of(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         documents, problem = [], f"{problem} (as YAML: {' '.join(str(error).split())})"
-    except RecursionError:
-        raise BadInput(f"{path}: nested too deeply") from None
     if is_manifest(documents):
         manifest = read_manifest(documents, path)
         said = [*manifest.said, *(thing for launch in manifest.launches for thing in launch.said)]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+_LAUNCHERS = "accelerate_launch_args."  # of fms-hf-tuning's image: v3.1.0, build/accelerate_launch.py
 JOB_KEYS = Path(__file__).with_name("job_keys.yaml")
 
 
@@ -117,7 +118,9 @@ def settings(where: str, dialect: str, mapping: Mapping[str, Any]) -> Iterator[S
     """
     table = job_keys().dialects[dialect]
     for key, value in _flat(mapping):
-        if f"{key}[]" in table.keys and isinstance(value, list):
+        if dialect == "arguments" and key.startswith(_LAUNCHERS):
+            yield from settings(f"{where}{_LAUNCHERS}", "accelerate", {key.removeprefix(_LAUNCHERS): value})
+        elif f"{key}[]" in table.keys and isinstance(value, list):
             yield from (Said(f"{where}{key}[{i}]", dialect, f"{key}[]", item) for i, item in enumerate(value))
         elif key.startswith("fsdp_config."):
             yield Said(where + key, "fsdp", key.removeprefix("fsdp_config.").removeprefix("fsdp_"), value)

@@ -15,6 +15,8 @@ from autoconf.manifests import KINDS
 _GPU = "nvidia.com/gpu"
 _OPTION = re.compile(r"--(num[-_]processes|num[-_]machines|nproc[-_]per[-_]node|nnodes)(?![\w-])")
 _COUNT = re.compile(_OPTION.pattern + r"([=\s]+[\"']?)([^\s\"'\\;,]+)")
+_CONFIG = re.compile(r"--(config[-_]file|accelerate[-_]config)\b")
+_ACCELERATE = re.compile(r"(^|[\s/])(accelerate|trl)(\s|$)")
 _BY_ITSELF = ("auto", "gpu")  # as many processes as a node has GPUs
 
 
@@ -68,6 +70,11 @@ def patched(texts: Sequence[tuple[str, str]], layout: Layout) -> str:
         )
     patch, node = found[0]
     if jobs:
+        for other in _nodes(patch.text):
+            data = _get(other, "data")
+            values = [str(value.value) for _, value in data.value] if isinstance(data, yaml.MappingNode) else []
+            if _kind(other) == "ConfigMap" and any('"num_processes"' in value for value in values):
+                raise BadInput(f"{patch.file}: a ConfigMap counts processes, which cannot be changed")
         patch.manifest(node)
     else:
         patch.config(node)
@@ -102,13 +109,13 @@ class _Patch:
     """Replacements in one text, each by where it starts; what YAML's aliases repeat is replaced once."""
 
     def __init__(self, file: str, text: str, layout: Layout) -> None:
-        self._file = file
-        self._text = text
+        self.file = file
+        self.text = text
         self._layout = layout
         self._edits: dict[int, tuple[int, str]] = {}
 
     def result(self) -> str:
-        text = self._text
+        text = self.text
         for start, (end, new) in sorted(self._edits.items(), reverse=True):
             text = text[:start] + new + text[end:]
         return text
@@ -126,7 +133,7 @@ class _Patch:
             self._container(trainer, _get(trainer, "resourcesPerNode"), "spec.trainer.resourcesPerNode")
             return
         if _get(spec, "elasticPolicy") is not None:
-            raise BadInput(f"{self._file}, spec.elasticPolicy: the number of workers changes while the job runs")
+            raise BadInput(f"{self.file}, spec.elasticPolicy: the number of workers changes while the job runs")
         self._processes(_get(spec, "nprocPerNode"), "spec.nprocPerNode")
         master = _get(spec, "pytorchReplicaSpecs", "Master")
         self._replicas("Master", master, 1 if master is not None else 0)
@@ -137,7 +144,7 @@ class _Patch:
         path = f"spec.pytorchReplicaSpecs.{role}"
         if node is None:
             if count:
-                raise BadInput(f"{self._file}, {path}: is needed for {self._layout.workers} workers, and is not there")
+                raise BadInput(f"{self.file}, {path}: is needed for {self._layout.workers} workers, and is not there")
             return
         replicas = _get(node, "replicas")
         if replicas is not None or count != 1:  # 1 is what it is by default
@@ -145,7 +152,7 @@ class _Patch:
         containers = _items(_get(node, "template", "spec", "containers"))
         training = [c for c in containers if self._gpus(_get(c, "resources"))]
         if not training:
-            raise BadInput(f"{self._file}, {path}.template.spec.containers: none has resources of {_GPU} to change")
+            raise BadInput(f"{self.file}, {path}.template.spec.containers: none has resources of {_GPU} to change")
         for container in training:
             self._container(container, _get(container, "resources"), f"{path}.template.spec.containers")
 
@@ -156,13 +163,29 @@ class _Patch:
     def _container(self, container: yaml.Node | None, resources: yaml.Node | None, path: str) -> None:
         counts = self._gpus(resources)
         if not counts:
-            raise BadInput(f"{self._file}, {path}: has no {_GPU} to change")
+            raise BadInput(f"{self.file}, {path}: has no {_GPU} to change")
         for node in counts:
             self._set(node, self._layout.gpus, f"{path}: {_GPU}")
+        self._check_launcher(container, path)
         for part in ("command", "args"):
             words = _items(_get(container, part))
             for word, following in zip_longest(words, words[1:]):
                 self._word(word, following, part)
+
+    def _check_launcher(self, container: yaml.Node | None, path: str) -> None:
+        """Refuse where other counts would need options that are not there."""
+        words = [str(word.value) for part in ("command", "args") for word in _items(_get(container, part))]
+        options = {found[1].replace("-", "_") for word in words for found in _OPTION.finditer(word)}
+        if "num_processes" not in options and any(_CONFIG.search(word) for word in words):
+            raise BadInput(
+                f"{self.file}, {path}: the config that is named counts processes; say --num_processes as well"
+            )
+        if (
+            self._layout.workers > 1
+            and "num_machines" not in options
+            and any(_ACCELERATE.search(word) for word in words)
+        ):
+            raise BadInput(f"{self.file}, {path}: several workers need accelerate's --num_machines, which is not there")
 
     def _word(self, word: yaml.Node, following: yaml.Node | None, part: str) -> None:
         """An argument of its own with its value in the next one, or a text with any number of both."""
@@ -172,9 +195,9 @@ class _Patch:
                 self._set(following, self._layout.count(alone[1]), name)
             return
         start, end = word.start_mark.index, word.end_mark.index
-        raw = self._text[start:end]
+        raw = self.text[start:end]
         if len(_OPTION.findall(raw)) != len(_COUNT.findall(raw)):
-            raise BadInput(f"{self._file}, {part}: an option that counts GPUs has no number to change")
+            raise BadInput(f"{self.file}, {part}: an option that counts GPUs has no number to change")
         if (new := _COUNT.sub(self._counted, raw)) != raw:
             self._edits[start] = (end, new)
 
@@ -182,7 +205,7 @@ class _Patch:
         if found[3] in _BY_ITSELF:
             return found[0]
         if not found[3].isdecimal():
-            raise BadInput(f"{self._file}: --{found[1]}: {found[3]!r}: only a number can be changed")
+            raise BadInput(f"{self.file}: --{found[1]}: {found[3]!r}: only a number can be changed")
         return f"--{found[1]}{found[2]}{self._layout.count(found[1])}"
 
     def _processes(self, node: yaml.Node | None, path: str) -> None:
@@ -191,8 +214,8 @@ class _Patch:
 
     def _set(self, node: yaml.Node | None, number: int, path: str) -> None:
         if node is None:
-            raise BadInput(f"{self._file}, {path}: is not there to be changed")
+            raise BadInput(f"{self.file}, {path}: is not there to be changed")
         if not isinstance(node, yaml.ScalarNode) or not node.value.isdecimal():
-            raise BadInput(f"{self._file}, {path}: {node.value!r}: only a number can be changed")
+            raise BadInput(f"{self.file}, {path}: {node.value!r}: only a number can be changed")
         start, end = node.start_mark.index, node.end_mark.index
-        self._edits[start] = (end, self._text[start:end].replace(node.value, str(number)))
+        self._edits[start] = (end, self.text[start:end].replace(node.value, str(number)))

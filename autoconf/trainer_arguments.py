@@ -13,7 +13,7 @@ from autoconf.workload import BATCHES, Workload, read
 
 # The facts that a field follows from, beside one of its own name.
 _FACTS_OF = {
-    "method": ("adapters", "quantized"),
+    "method": ("adapters", "quantized", "nested"),
     "gradient_checkpointing": ("checkpointing", "reentrant", "fsdp_checkpointing"),
     "sharding": ("sharded", "fsdp_version", "trainer_fsdp", "trainer_fsdp_version", "launched"),
     "mixed_precision": ("launch_precision",),
@@ -21,6 +21,8 @@ _FACTS_OF = {
     "tokens_per_sample": ("packed",),
     **{batch: BATCHES for batch in BATCHES},
 }
+# What a framework does by default of what a stack says, which gives way to a stack that an option names.
+_OF_STACK = ("checkpointing", "mixed_precision", "torch_dtype", "loss", "optim", "adapter_dtype", "lora_r", "dropout")
 _OF_ADAPTERS = ("adapter_dtype", "lora_r", "lora_targets", "dropout")
 
 
@@ -102,11 +104,11 @@ class _Reading:
         new = {fact: v for fact, v in facts.items() if fact not in self._said_otherwise}
         for fact, v in new.items():
             self._state(fact, v, where)
-        if new:
+        if new and thing.dialect != "launcher":
             self.read.append(
                 f"{where}: {_quoted(value)} -> {', '.join(f'{_named(fact)} = {v}' for fact, v in new.items())}"
             )
-        else:
+        elif not new:
             self.ignored.append(f"{where}: {_quoted(value)}")
 
     def _state(self, fact: str, value: Any, where: str) -> None:
@@ -170,6 +172,8 @@ class _Job:
             return self.facts[fact]
         if self.framework is None or fact not in self.framework.defaults:
             return None
+        if "stack" in self.options and fact in _OF_STACK:
+            return None
         default = self.framework.defaults[fact]
         self.assumed.append(f"{_named(fact)} = {default.value} ({default.source})")
         return default.value
@@ -219,6 +223,8 @@ class _Job:
         adapters = self._fact("adapters")
         if quantized and adapters == "no":
             raise BadInput("method: a 4-bit base without adapters cannot be trained")
+        if quantized:
+            self._fact("nested")
         if adapters is None:
             return "qlora" if quantized else None
         return "full" if adapters == "no" else "qlora" if quantized else "lora"

@@ -190,6 +190,48 @@ def test_launchers_are_told_apart_from_the_script(read_text, program: str) -> No
     assert job.fields.get("sharding") == (None if "python" in program else "ddp")
 
 
+def test_the_environment_of_a_command_is_read(read_text) -> None:
+    command = "sft.py --model_name_or_path m --max_length 8"
+    launched = f"export ACCELERATE_USE_FSDP=true\nFSDP_VERSION=2 accelerate launch {command}"
+    assert read_text(launched).fields["sharding"] == "fsdp2"
+    with pytest.raises(BadInput, match="ACCELERATE_USE_DEEPSPEED: 'true'"):
+        read_text(f"ACCELERATE_USE_DEEPSPEED=true accelerate launch {command}")
+
+
+def test_the_launchers_settings_in_fms_hf_tunings_configuration_are_read(read_text) -> None:
+    text = (JOBS / "pytorchjob_configmap.yaml").read_text()
+    launcher = '"accelerate_launch_args": {"use_fsdp": true, "fsdp_version": 2}, "max_seq_length"'
+    assert read_text(text.replace('"max_seq_length"', launcher)).fields["sharding"] == "fsdp2"
+    with pytest.raises(BadInput, match=r"accelerate_launch_args\.fsdp_sharding_strategy: 2"):
+        read_text(text.replace('"max_seq_length"', launcher.replace("version", "sharding_strategy")))
+
+
+def test_what_output_goes_to_is_no_argument(read_text) -> None:
+    job = read_text("trl sft --model_name_or_path m --use_peft --optim sgd > log.txt 2>&1; echo done")
+    assert (job.fields["optim"], job.fields["method"]) == ("sgd", "lora")
+
+
+def test_a_stack_that_an_option_names_says_what_files_leave_open(read_text) -> None:
+    options = {"stack": "reference", "gpu_model": "A"}
+    job = read_text({"model_name_or_path": "m", "max_length": 8, "use_peft": True}, **options)
+    stack = Workload.parse(**job.fields, **options).training_stack()
+    assert stack == Stack(gradient_accumulation=False)
+
+
+def test_a_4_bit_base_without_double_quantisation_is_said(read_text) -> None:
+    job = read_text({**TRL, "load_in_4bit": True})
+    assert job.fields["method"] == "qlora"
+    assert any("nested" in line and "counted as yes" in line for line in job.assumed)
+    job = read_text({**TRL, "load_in_4bit": True, "use_bnb_nested_quant": True})
+    assert not any("nested" in line for line in job.assumed)
+
+
+def test_what_only_adapters_have_is_ignored_without_them(read_text) -> None:
+    job = read_text({**TRL, "use_peft": False})
+    assert (job.fields["method"], "lora_r" in job.fields) == ("full", False)
+    assert "lora_r: no adapters are trained" in job.ignored
+
+
 # --- several sources --------------------------------------------------------------------------------------------------
 
 
@@ -295,6 +337,12 @@ def test_a_setting_of_axolotl_that_is_not_covered_is_refused(read_text, tmp_path
         ("a: [", "as YAML"), ("optim: sgd\noptim: adafactor\n", "key named more than once: optim"),
         ("trl sft --optim sgd\ntrl sft --optim sgd\n", "2 commands start a training"),
         ("trl sft --optim 'sgd", "not a command line"), ("deepspeed train.py --model_name_or_path m", "DeepSpeed"),
+        ('{"optim": "sgd", "optim": "adafactor"}', "key named more than once: optim"),
+        ("optim: &a {b: *a}\n", "nested too deeply"), ("optim: 2024-99-99\n", "neither settings nor a command"),
+        ("accelerate launch --new_flag train.py --optim sgd", "which script is launched cannot be told"),
+        ("trl sft --use_peft \\ # why\n--optim sgd", "--optim: an option without a command"),
+        ("zero_optimization: {stage: 3}\n", "DeepSpeed is not covered"),
+        ("load_in_4bit: true\nuse_peft: false\n", "a 4-bit base without adapters"),
         ("kind: Pod\napiVersion: v1\n", "must have one PyTorchJob or TrainJob, has Pod"),
         ("kind: TrainJob\napiVersion: trainer.kubeflow.org/v2\n", "apiVersion: 'trainer.kubeflow.org/v2'"),
         ("kind: TrainJob\napiVersion: trainer.kubeflow.org/v1alpha1\n", "no container has a command"),

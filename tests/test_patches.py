@@ -89,6 +89,9 @@ def test_patching_twice_is_patching_once(name: str, first: Layout, second: Layou
         ("trainjob.yaml", "nvidia.com/gpu", "amd.com/gpu", "resourcesPerNode: has no nvidia.com/gpu"),
         ("trainjob.yaml", "    numNodes: 3\n", "", "spec.trainer.numNodes: is not there"),
         ("pytorchjob_configmap.yaml", "replicas: 1", "replicas: 1", "pytorchReplicaSpecs.Worker: is needed"),
+        ("pytorchjob_configmap.yaml", '"max_seq_length"', '"num_processes"', "a ConfigMap counts processes"),
+        ("trainjob.yaml", "--num_machines 3", "", "several workers need accelerate's --num_machines"),
+        ("trainjob.yaml", "--num_processes 12", "--config_file a.yaml", "say --num_processes as well"),
         ("trl_lora.yaml", "", "", "0 of trl_lora.yaml are"),
     ],
 )
