@@ -76,6 +76,7 @@ class Framework(_Typed):
     scripts: tuple[str, ...]
     signs: tuple[str, ...]
     defaults: dict[str, Default]
+    needs: dict[str, str] = {}  # facts of adapters that files must state, with what to say where they do not
     note: str = ""
 
 

@@ -43,7 +43,7 @@ def show_answers(answers: list[dict[str, Any]], question: Question) -> None:
     """Print one job and its several answers, the best of them first."""
     fields = _job_fields(answers[0], question)
     typer.echo(", ".join(f"{field} {answers[0][field]}" for field in (*fields, "training_stack")) + "\n")
-    _print(_table([{name: answer[name] for name in question.answers} for answer in answers]))
+    _print(_table([{name: _text(answer[name]) for name in question.answers} for answer in answers]))
 
 
 def _job_fields(answer: dict[str, Any], question: Question) -> list[str]:
@@ -53,6 +53,9 @@ def _job_fields(answer: dict[str, Any], question: Question) -> list[str]:
 
 
 def _text(value: Any) -> str:
+    """What an answer has; of measures in GiB and of prices two decimals."""
+    if value is None:
+        return ""
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
@@ -199,7 +202,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     for index, column in enumerate(rows[0] if rows else ()):
         table.add_column(escape(column), overflow="fold", no_wrap=index == 0)
     for row in rows:
-        table.add_row(*(escape("" if value is None else _text(value)) for value in row.values()))
+        table.add_row(*(escape("" if value is None else str(value)) for value in row.values()))
     return table
 
 

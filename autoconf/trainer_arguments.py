@@ -170,6 +170,8 @@ class _Job:
         """What the files say, or else what the framework does then."""
         if fact in self.facts:
             return self.facts[fact]
+        if self.framework is not None and fact in self.framework.needs:
+            raise BadInput(self.framework.needs[fact])
         if self.framework is None or fact not in self.framework.defaults:
             return None
         if "stack" in self.options and fact in _OF_STACK:
@@ -185,7 +187,7 @@ class _Job:
         self._put("gradient_checkpointing", self._checkpointing)
         self._put("sharding", self._sharding)
         self._put("mixed_precision", self._mixed_precision)
-        self._put("loss", lambda: "chunked" if self.facts.get("liger") == "yes" else self._fact("loss"))
+        self._put("loss", self._loss)
         self._batch()
         for field in (
             "model_name",
@@ -256,6 +258,13 @@ class _Job:
         if version is None:
             self.assumed.append("sharding = fsdp1 (accelerate v1.14.0, utils/dataclasses.py: fsdp_version 1)")
         return f"fsdp{version or 1}"
+
+    def _loss(self) -> str | None:
+        if self.facts.get("liger") != "yes":
+            return self._fact("loss")
+        if self.facts.get("loss") == "chunked":  # trl/trainer/sft_trainer.py refuses it
+            raise BadInput("loss_type chunked_nll and Liger's kernel exclude each other")
+        return "chunked"
 
     def _mixed_precision(self) -> str | None:
         """bf16 where either the launcher or the arguments say so; transformers, TrainingArguments.__post_init__."""

@@ -109,6 +109,29 @@ def test_an_axolotl_config_is_read() -> None:
     assert not job.unknown
 
 
+def test_axolotl_fills_in_what_a_config_leaves_open(read_text) -> None:
+    """axolotl v0.18.0, src/axolotl/utils/config/__init__.py: bf16 where there is any, reentrant checkpoints."""
+    config = {"base_model": "llama3.1-8b", "sequence_len": 2048, "gradient_checkpointing": True}
+    found = read_text(config).fields
+    assert (found["mixed_precision"], found["torch_dtype"]) == ("bf16", "bfloat16")
+    assert found["gradient_checkpointing"] == "reentrant"
+
+
+@pytest.mark.parametrize(
+    ("adapters", "message"),
+    [({"lora_target_linear": True}, "lora_r: is missing"), ({"lora_r": 8}, "lora_target_modules: is missing")],
+)
+def test_adapters_that_an_axolotl_config_leaves_open_are_asked_for(read_text, adapters: dict, message: str) -> None:
+    config = {"base_model": "llama3.1-8b", "sequence_len": 2048, "adapter": "lora", **adapters}
+    with pytest.raises(BadInput, match=message):
+        read_text(config)
+
+
+def test_trls_own_chunked_loss_and_ligers_exclude_each_other(read_text) -> None:
+    with pytest.raises(BadInput, match="chunked_nll and Liger's kernel exclude each other"):
+        read_text({**TRL, "use_liger_kernel": True, "loss_type": "chunked_nll"})
+
+
 def test_ligers_loss_is_not_trls() -> None:
     assert stack_of("axolotl_full_liger.yaml").loss == "chunked"
     assert stack_of("trl_lora.yaml").loss == "chunked_nll"

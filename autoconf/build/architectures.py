@@ -126,7 +126,7 @@ class Architecture(BaseModel):
     def _of_each_layer(self, depth: int) -> dict[str, Any]:
         """Lists of the config with the same entry for each layer, for so many layers."""
         lists = {key: value for key, value in self.config.items() if isinstance(value, list)}
-        same = {key: value[0] for key, value in lists.items() if value == value[:1] * self.layers}
+        same = {key: value[0] for key, value in lists.items() if value and value == value[:1] * self.layers}
         return {key: [entry] * depth for key, entry in same.items()}
 
     @property
