@@ -87,7 +87,7 @@ class _Reading:
         if stated and stated <= self._said_otherwise:
             self.ignored.append(f"{where}: an option says it")
             return
-        if value is None:
+        if value is None or value == {}:
             if meaning.empty:
                 self.problems.append(f"{where}: {meaning.empty}")
             return

@@ -232,6 +232,11 @@ def test_what_only_adapters_have_is_ignored_without_them(read_text) -> None:
     assert "lora_r: no adapters are trained" in job.ignored
 
 
+def test_empty_settings_say_nothing(read_text) -> None:
+    empty = {"deepspeed_config": {}, "megatron_lm_config": {}, "fsdp_config": {}, "dynamo_config": None}
+    assert read_text({"distributed_type": "MULTI_GPU", **empty}).fields == {"sharding": "ddp"}
+
+
 # --- several sources --------------------------------------------------------------------------------------------------
 
 
@@ -321,6 +326,7 @@ def test_a_setting_of_accelerate_that_is_not_covered_is_refused(read_text, tmp_p
         ("deepspeed", "deepspeed_configs/zero2.json"), ("optimizer", "muon"), ("gradient_checkpointing", "offload"),
         ("context_parallel_size", 2), ("eager_attention", True), ("lora_mlp_kernel", True), ("rl", "dpo"),
         ("fsdp_config", {"offload_params": True}), ("adapter", "llama-adapter"), ("fp16", True),
+        ("gptq", True), ("flash_attn_cross_entropy", True), ("peft", {"loftq_config": {"loftq_bits": 4}}),
         ("cut_cross_entropy", True),
     ],
 )  # fmt: skip
