@@ -101,6 +101,11 @@ def test_a_count_that_cannot_be_changed_is_refused(name: str, old: str, new: str
         patched([(name, text)], Layout(2, 5))
 
 
+def test_characters_of_several_bytes_and_line_ends_stay() -> None:
+    text = "# 🚀 ü\r\nnum_processes: 8\r\nnum_machines: 1 # é\r\n"
+    assert patched([("a", text)], Layout(16, 2)) == text.replace("8", "32").replace("1 #", "2 #")
+
+
 def test_a_launcher_that_counts_by_itself_is_left_alone() -> None:
     text = (JOBS / "pytorchjob.yaml").read_text().replace('"--nproc_per_node", "8"', '"--nproc_per_node", auto')
     assert '"--nproc_per_node", auto' in patched([("job", text)], Layout(2, 2))
