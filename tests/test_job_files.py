@@ -78,7 +78,9 @@ def test_accelerate_and_trl_are_read_together() -> None:
 
 
 def test_accelerate_alone_says_how_to_shard() -> None:
-    assert fields("accelerate_fsdp1.yaml") == {"sharding": "fsdp1", "mixed_precision": "no"}
+    job = read_job([str(JOBS / "accelerate_fsdp1.yaml")], {})
+    assert job.fields == {"sharding": "fsdp1", "mixed_precision": "no"}
+    assert any("as the stack reference comes" in line for line in job.assumed)
 
 
 def test_arguments_of_the_trainer_are_read_on_the_nearest_preset() -> None:

@@ -69,6 +69,13 @@ def test_an_accelerate_config_gets_processes_and_machines() -> None:
     ]
 
 
+def test_an_accelerate_config_without_machines_has_one() -> None:
+    text = "distributed_type: FSDP\nnum_processes: 2\n"
+    assert patched([("a", text)], Layout(4, 1)) == "distributed_type: FSDP\nnum_processes: 4\n"
+    with pytest.raises(BadInput, match="a, num_machines: is not there to be changed"):
+        patched([("a", text)], Layout(4, 2))
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.sampled_from(["pytorchjob.yaml", "trainjob.yaml", "accelerate_fsdp1.yaml"]), LAYOUTS, LAYOUTS)
 def test_patching_twice_is_patching_once(name: str, first: Layout, second: Layout) -> None:
