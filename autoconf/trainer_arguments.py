@@ -24,8 +24,6 @@ _FACTS_OF = {
 # What a framework does by default of what a stack says, which gives way to a stack that an option names.
 _OF_STACK = ("checkpointing", "mixed_precision", "torch_dtype", "loss", "optim", "adapter_dtype", "lora_r", "dropout")
 _OF_ADAPTERS = ("adapter_dtype", "lora_r", "lora_targets", "dropout")
-
-
 _NO_ARGUMENTS = f"no file has arguments of a training: what is not given is as the stack {OPTIONAL['stack']} comes"
 _AS_SAID = (
     "model_name", "gpu_model", "tokens_per_sample", "gradient_accumulation_steps", "optim", "torch_dtype",
