@@ -35,7 +35,6 @@ class Key(_Typed):
     because: str = "it is not known what this does"
     empty: str = ""
     assume: str = ""
-    source: str = ""
 
     @field_validator("values", mode="before")
     @classmethod

@@ -40,13 +40,15 @@ def read_manifest(documents: Sequence[Any], file: str) -> Manifest:
     ['job.yaml, spec.trainer.command: trl', 'job.yaml, spec.trainer.args: --optim']
     """
     objects = [document for document in documents if isinstance(document, Mapping)]
-    jobs = [document for document in objects if document.get("kind") in KINDS]
+    jobs = [document for document in objects if str(document.get("kind")) in KINDS]
     if len(jobs) != 1:
         kinds = ", ".join(str(document.get("kind")) for document in objects)
         raise BadInput(f"{file}: must have one {' or '.join(KINDS)}, has {kinds}")
     job = jobs[0]
-    if job["apiVersion"] != KINDS[job["kind"]]:
-        raise BadInput(f"{file}, apiVersion: {job['apiVersion']!r}: of a {job['kind']} {KINDS[job['kind']]} is read")
+    if job.get("apiVersion") != KINDS[job["kind"]]:
+        raise BadInput(
+            f"{file}, apiVersion: {job.get('apiVersion')!r}: of a {job['kind']} {KINDS[job['kind']]} is read"
+        )
     said = list(_gpu_types(job, f"{file}, "))
     launches = []
     for path, container in containers(job):
@@ -71,7 +73,7 @@ def containers(job: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
         return
     for role, replicas in _mapping(spec.get("pytorchReplicaSpecs")).items():
         pod = _mapping(_mapping(_mapping(replicas).get("template")).get("spec"))
-        for i, container in enumerate(pod.get("containers") or ()):
+        for i, container in enumerate(_list(pod.get("containers"))):
             yield f"spec.pytorchReplicaSpecs.{role}.template.spec.containers[{i}]", _mapping(container)
 
 
@@ -79,14 +81,18 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _variables(container: Mapping[str, Any]) -> dict[str, str]:
-    entries = [entry for entry in container.get("env") or () if isinstance(entry, Mapping) and "value" in entry]
+    entries = [entry for entry in _list(container.get("env")) if isinstance(entry, Mapping) and "value" in entry]
     return {str(entry.get("name")): str(entry["value"]) for entry in entries}
 
 
 def _started(container: Mapping[str, Any], where: str, variables: Mapping[str, str]) -> Launch | None:
-    args = [str(word) for word in container.get("args") or ()]
-    command = [str(word) for word in container.get("command") or ()]
+    args = [str(word) for word in _list(container.get("args"))]
+    command = [str(word) for word in _list(container.get("command"))]
 
     def place(option: str) -> str:
         inside = "args" if any(option in word for word in args) else "command"
@@ -124,7 +130,7 @@ def _gpu_types(value: Any, path: str) -> Iterator[Said]:
     if _PRODUCT in value:
         yield Said(f"{path}{_PRODUCT}", "kubernetes", _PRODUCT, value[_PRODUCT])
     if value.get("key") == _PRODUCT:
-        names = value.get("values") or []
+        names: Any = _list(value.get("values"))
         if value.get("operator") == "In" and len(names) == 1:
             names = names[0]
         yield Said(f"{path}{_PRODUCT}", "kubernetes", _PRODUCT, names)

@@ -121,8 +121,10 @@ class _Patch:
         return text
 
     def config(self, node: yaml.Node) -> None:
-        for name in ("num_processes", "num_machines"):
-            self._set(_get(node, name), self._layout.count(name), name)
+        self._set(_get(node, "num_processes"), self._layout.count("num_processes"), "num_processes")
+        machines = _get(node, "num_machines")
+        if machines is not None or self._layout.workers > 1:  # 1 is what it is by default
+            self._set(machines, self._layout.workers, "num_machines")
 
     def manifest(self, node: yaml.Node) -> None:
         spec = _get(node, "spec")

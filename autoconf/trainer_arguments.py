@@ -9,7 +9,7 @@ from autoconf.errors import BadInput
 from autoconf.job_keys import Framework, Key, Said, job_keys, text
 from autoconf.names import key
 from autoconf.presets import SETTINGS, Preset, presets
-from autoconf.workload import BATCHES, Workload, read
+from autoconf.workload import BATCHES, OPTIONAL, Workload, read
 
 # The facts that a field follows from, beside one of its own name.
 _FACTS_OF = {
@@ -24,6 +24,10 @@ _FACTS_OF = {
 # What a framework does by default of what a stack says, which gives way to a stack that an option names.
 _OF_STACK = ("checkpointing", "mixed_precision", "torch_dtype", "loss", "optim", "adapter_dtype", "lora_r", "dropout")
 _OF_ADAPTERS = ("adapter_dtype", "lora_r", "lora_targets", "dropout")
+_NO_ARGUMENTS = f"no file has arguments of a training: what is not given is as the stack {OPTIONAL['stack']} comes"
+_AS_SAID = (
+    "model_name", "gpu_model", "tokens_per_sample", "gradient_accumulation_steps", "optim", "torch_dtype",
+)  # fmt: skip
 
 
 class JobFile(NamedTuple):
@@ -87,7 +91,7 @@ class _Reading:
         if stated and stated <= self._said_otherwise:
             self.ignored.append(f"{where}: an option says it")
             return
-        if value is None:
+        if value is None or value == {}:
             if meaning.empty:
                 self.problems.append(f"{where}: {meaning.empty}")
             return
@@ -181,22 +185,15 @@ class _Job:
         return default.value
 
     def combine(self) -> None:
-        if self.framework is not None and self.framework.note and "stack" not in self.options:
-            self.assumed.append(self.framework.note)
+        if "stack" not in self.options:
+            self.assumed += [note for note in [self.framework.note if self.framework else _NO_ARGUMENTS] if note]
         method = self._put("method", self._method)
         self._put("gradient_checkpointing", self._checkpointing)
         self._put("sharding", self._sharding)
         self._put("mixed_precision", self._mixed_precision)
         self._put("loss", self._loss)
         self._batch()
-        for field in (
-            "model_name",
-            "gpu_model",
-            "tokens_per_sample",
-            "gradient_accumulation_steps",
-            "optim",
-            "torch_dtype",
-        ):
+        for field in _AS_SAID:
             self._put(field, lambda field=field: self._fact(field))
         trains = "full" if method is None else key(str(method))
         for field in _OF_ADAPTERS if trains == "full" else ():
@@ -217,8 +214,10 @@ class _Job:
         return found
 
     def _batch(self) -> None:
-        if not any(batch in self.options for batch in BATCHES):
-            self._put("per_device_train_batch_size", lambda: self._fact("per_device_train_batch_size"))
+        if any(batch in self.options for batch in BATCHES):
+            return
+        if self._put("per_device_train_batch_size", lambda: self._fact("per_device_train_batch_size")) is not None:
+            self.assumed.append("each GPU keeps its batch: on another number of GPUs the global batch is another")
 
     def _method(self) -> str | None:
         quantized = self.facts.get("quantized") == "yes"

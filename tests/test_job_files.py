@@ -1,7 +1,9 @@
 """A job is read from the files that people have: all that matters, or an error that names file, key and value."""
 
+import copy
 import json
 import random
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from autoconf import Workload
 from autoconf.errors import BadInput
 from autoconf.job_files import read_job
 from autoconf.job_keys import job_keys
+from autoconf.patches import Layout, patched
 from autoconf.presets import presets
 from autoconf.stack import Stack
 from autoconf.workload import read
@@ -75,7 +78,9 @@ def test_accelerate_and_trl_are_read_together() -> None:
 
 
 def test_accelerate_alone_says_how_to_shard() -> None:
-    assert fields("accelerate_fsdp1.yaml") == {"sharding": "fsdp1", "mixed_precision": "no"}
+    job = read_job([str(JOBS / "accelerate_fsdp1.yaml")], {})
+    assert job.fields == {"sharding": "fsdp1", "mixed_precision": "no"}
+    assert any("as the stack reference comes" in line for line in job.assumed)
 
 
 def test_arguments_of_the_trainer_are_read_on_the_nearest_preset() -> None:
@@ -154,6 +159,12 @@ def test_loras_dropout_chooses_the_preset(read_text, dropout: float) -> None:
     stack = Workload.parse(**job, gpu_model="NVIDIA-A100-SXM4-80GB").training_stack()
     assert (stack.lora_dropout > 0) == (dropout > 0)
     assert (stack.optim, stack.adapter_dtype, stack.lora_r) == ("adamw_torch_fused", "float32", 32)
+
+
+def test_dropout_that_no_preset_has_beside_trls_loss_is_said(read_text) -> None:
+    job = read_text({**TRL, "lora_dropout": 0})
+    assert (job.fields["stack"], "loss" in job.fields) == ("trl", False)
+    assert any("dropout is counted as the stack trl has it" in line for line in job.assumed)
 
 
 def test_a_command_line_of_fms_hf_tuning_is_read_with_the_config_beside_it() -> None:
@@ -255,6 +266,11 @@ def test_what_only_adapters_have_is_ignored_without_them(read_text) -> None:
     assert "lora_r: no adapters are trained" in job.ignored
 
 
+def test_empty_settings_say_nothing(read_text) -> None:
+    empty = {"deepspeed_config": {}, "megatron_lm_config": {}, "fsdp_config": {}, "dynamo_config": None}
+    assert read_text({"distributed_type": "MULTI_GPU", **empty}).fields == {"sharding": "ddp"}
+
+
 # --- several sources --------------------------------------------------------------------------------------------------
 
 
@@ -344,6 +360,7 @@ def test_a_setting_of_accelerate_that_is_not_covered_is_refused(read_text, tmp_p
         ("deepspeed", "deepspeed_configs/zero2.json"), ("optimizer", "muon"), ("gradient_checkpointing", "offload"),
         ("context_parallel_size", 2), ("eager_attention", True), ("lora_mlp_kernel", True), ("rl", "dpo"),
         ("fsdp_config", {"offload_params": True}), ("adapter", "llama-adapter"), ("fp16", True),
+        ("gptq", True), ("flash_attn_cross_entropy", True), ("peft", {"loftq_config": {"loftq_bits": 4}}),
         ("cut_cross_entropy", True),
     ],
 )  # fmt: skip
@@ -416,6 +433,77 @@ def test_an_optimizer_that_is_not_in_the_table_never_passes(tmp_path_factory, op
     path.write_text(json.dumps({**TRL, "optim": optimizer}))
     with pytest.raises(BadInput, match="job, optim: "):
         read_job([str(path)], {})
+
+
+WORDS = [
+    "accelerate", "launch", "trl", "sft", "torchrun", "python", "-m", "tuning.sft_trainer", "train.py", "--optim",
+    "sgd", "--model_name_or_path", "m", "--max_length", "8", "--use_peft", "--use_fsdp", "'", "\n", ";", "&&", "> x",
+    "$X", "\\\n", "A=b", "bash", "-c", "'trl sft --optim sgd'", "--gradient_checkpointing_kwargs", "'{'",
+    "--no_packing", "=", "--", "-",
+]  # fmt: skip
+ANY_VALUE = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["auto", "$X", "{"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+ANY_KEY = st.text(max_size=8) | st.sampled_from(
+    [key for dialect in job_keys().dialects.values() for key in dialect.keys]
+    + ["kind", "apiVersion", "spec", "fsdp_config"]
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.dictionaries(ANY_KEY, ANY_VALUE, max_size=5))
+def test_whatever_settings_say_is_read_or_refused(tmp_path_factory, document: dict) -> None:
+    path = tmp_path_factory.mktemp("any") / "job"
+    path.write_text(json.dumps(document))
+    try:
+        job = read_job([str(path)], {})
+    except BadInput as error:
+        assert str(path) in str(error) or "4-bit base" in str(error) or "gradient_checkpointing" in str(error)
+    else:
+        assert set(job.fields) <= set(Workload.model_fields)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join) | st.text(max_size=40))
+def test_whatever_a_command_says_is_read_or_refused(tmp_path_factory, command: str) -> None:
+    path = tmp_path_factory.mktemp("any") / "job"
+    path.write_text(command, encoding="utf-8")
+    with suppress(BadInput):
+        assert set(read_job([str(path)], {}).fields) <= set(Workload.model_fields)
+
+
+def paths_in(value, path: tuple = ()):
+    """The places in nested settings."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from paths_in(inner, (*path, key))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from(["pytorchjob.yaml", "pytorchjob_configmap.yaml", "trainjob.yaml"]), st.data())
+def test_a_manifest_with_anything_anywhere_is_read_or_refused(tmp_path_factory, name: str, data: st.DataObject) -> None:
+    *others, job = yaml.safe_load_all((JOBS / name).read_text())
+    *path, last = data.draw(st.sampled_from([path for path in paths_in(job) if path]))
+    place = copy.deepcopy(job)
+    job = place
+    for key in path:
+        place = place[key]
+    place[last] = data.draw(ANY_VALUE)
+    text = yaml.safe_dump_all([*others, job])
+    file = tmp_path_factory.mktemp("any") / "job"
+    file.write_text(text)
+    with suppress(BadInput):
+        assert set(read_job([str(file)], {}).fields) <= set(Workload.model_fields)
+    with suppress(BadInput):
+        assert patched([(str(file), text)], Layout(2, 2)) != text
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

@@ -69,6 +69,13 @@ def test_an_accelerate_config_gets_processes_and_machines() -> None:
     ]
 
 
+def test_an_accelerate_config_without_machines_has_one() -> None:
+    text = "distributed_type: FSDP\nnum_processes: 2\n"
+    assert patched([("a", text)], Layout(4, 1)) == "distributed_type: FSDP\nnum_processes: 4\n"
+    with pytest.raises(BadInput, match="a, num_machines: is not there to be changed"):
+        patched([("a", text)], Layout(4, 2))
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.sampled_from(["pytorchjob.yaml", "trainjob.yaml", "accelerate_fsdp1.yaml"]), LAYOUTS, LAYOUTS)
 def test_patching_twice_is_patching_once(name: str, first: Layout, second: Layout) -> None:
@@ -99,6 +106,11 @@ def test_a_count_that_cannot_be_changed_is_refused(name: str, old: str, new: str
     text = (JOBS / name).read_text().replace(old, new) if old else (JOBS / name).read_text()
     with pytest.raises(BadInput, match=message):
         patched([(name, text)], Layout(2, 5))
+
+
+def test_characters_of_several_bytes_and_line_ends_stay() -> None:
+    text = "# 🚀 ü\r\nnum_processes: 8\r\nnum_machines: 1 # é\r\n"
+    assert patched([("a", text)], Layout(16, 2)) == text.replace("8", "32").replace("1 #", "2 #")
 
 
 def test_a_launcher_that_counts_by_itself_is_left_alone() -> None:
