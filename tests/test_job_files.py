@@ -205,6 +205,17 @@ def test_a_pytorchjob_is_read_with_the_configmap_of_its_image() -> None:
     assert (job["gpu_model"], job["tokens_per_sample"]) == ("NVIDIA-A100-SXM4-80GB", 1024)
 
 
+def test_several_types_of_gpu_are_left_to_the_user(read_text) -> None:
+    text = (JOBS / "pytorchjob_configmap.yaml").read_text()
+    item = "                          - NVIDIA-A100-SXM4-80GB\n"
+    both = text.replace(item, item + item.replace("A100-SXM4", "H100"))
+    with pytest.raises(BadInput, match=r"matchExpressions\[0\]\.nvidia\.com/gpu\.product: .*gpu_model: must be"):
+        read_text(both)
+    assert read_text(both, gpu_model="L40S").fields["tokens_per_sample"] == 1024
+    with pytest.raises(BadInput, match="gpu_model: must be"):
+        read_text(text.replace("operator: In", "operator: NotIn"))
+
+
 def test_a_trainjob_is_read_through_its_shell(read_text) -> None:
     job = fields("trainjob.yaml")
     assert (job["sharding"], job["tokens_per_sample"], job["stack"], job["method"]) == (

@@ -116,6 +116,8 @@ def test_characters_of_several_bytes_and_line_ends_stay() -> None:
 def test_a_launcher_that_counts_by_itself_is_left_alone() -> None:
     text = (JOBS / "pytorchjob.yaml").read_text().replace('"--nproc_per_node", "8"', '"--nproc_per_node", auto')
     assert '"--nproc_per_node", auto' in patched([("job", text)], Layout(2, 2))
+    text = (JOBS / "trainjob.yaml").read_text().replace("accelerate launch", "torchrun --nproc-per-node=gpu")
+    assert "--nproc-per-node=gpu" in patched([("job", text)], Layout(2, 2))
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
