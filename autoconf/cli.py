@@ -54,8 +54,8 @@ def main(
 ) -> None:
     """The smallest number of GPUs for a fine-tuning job, answered before it runs.
 
-    Exit codes: 0 answered ("no recommendation" is an answer), 2 bad input, 1 broken environment, 3 nothing to patch for
-    want of a recommendation (recommend --patch), 128 + n by signal n.
+    Exit codes: 0 answered ("no recommendation" is an answer), 2 bad input, 1 broken environment, 128 + n by signal n.
+    With recommend --patch also 3: there is no recommendation to write.
     """
 
 

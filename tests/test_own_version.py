@@ -114,6 +114,12 @@ def test_what_cannot_be_made_is_refused_and_leaves_nothing(place, options, messa
     assert os.listdir("models") == [BASE]
 
 
+def test_a_folder_that_cannot_be_written_to_is_named(place):
+    (place / "file").write_text("")
+    done = train("--traces", "my-model.traces.parquet", "--version", OWN, "--output", "file/models")
+    assert (done.exit_code, done.output) == (2, "file/models: cannot write to it: Not a directory\n")
+
+
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_training_leaves_no_version(place, ending):
     command = [str(Path(sys.executable).with_name("ado-autoconf")), "train", "--from", BASE, "--version", OWN]

@@ -19,6 +19,7 @@ from autoconf.any_stack import StackMemory
 from autoconf.build import orderings
 from autoconf.build.jobs import random_jobs
 from autoconf.cards import Card
+from autoconf.errors import BadInput
 from autoconf.figures import ModelsTable
 from autoconf.predictors import MONOTONE, Predictor
 from autoconf.tables import unfinished
@@ -36,10 +37,12 @@ Evaluate = Callable[[Predictor], dict[str, Any]]
 @contextmanager
 def appearing(folder: Path) -> Iterator[Path]:
     """A scratch folder that becomes ``folder``, which it replaces, when all went well, and vanishes otherwise."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = folder.with_name(f".ado-autoconf-{secrets.token_hex(8)}.tmp")
     unfinished.add(scratch)
-    scratch.mkdir()
+    try:
+        scratch.mkdir(parents=True)
+    except OSError as error:
+        raise BadInput(f"{folder.parent}: cannot write to it: {error.strerror or error}") from None
     try:
         yield scratch
         shutil.rmtree(folder, ignore_errors=True)
