@@ -57,9 +57,9 @@ def cheapest_gpu(
     Args:
         jobs: a ``Job`` without ``gpu_model``, or a DataFrame with its fields as columns.
         model_version: version for jobs that name none; the newest released one by default.
-        models: folder of versions of your own; by default what the environment variable ``AUTOCONF_MODELS`` names.
         prices: GPU types with their prices per hour, or the path of a YAML file with them, in place of ``prices.yaml``;
             names are found as everywhere. Only proportions count.
+        models: folder of versions of your own; by default what the environment variable ``AUTOCONF_MODELS`` names.
 
     Returns:
         For a ``Job`` the cheapest ``GpuModel``. For a DataFrame one with the fields of ``GpuModel`` as columns, and for

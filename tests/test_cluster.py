@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,6 @@ from autoconf.tables import read_table
 from autoconf.tabular import LABEL, fit, load_tabular
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "measured_a100.csv"
-PREDICTOR = versions.load("2.0.0")
 FACTOR = "factor on all that is needed"
 JOB = {
     "model_name": "Llama 3.1 8B", "method": "lora", "gpu_model": "NVIDIA-A100-SXM4-80GB", "tokens_per_sample": "4096",
@@ -32,12 +32,17 @@ SFT = {
 }  # fmt: skip
 
 
+@cache
+def predictor() -> Predictor:
+    return versions.load("2.0.0")
+
+
 def table(*rows: dict[str, str]) -> pd.DataFrame:
     return pd.DataFrame(rows, index=pd.RangeIndex(2, len(rows) + 2, name="line"), dtype=object).fillna("")
 
 
 def read(*rows: dict[str, str]):
-    return read_measured(PREDICTOR, table(*rows), "runs.csv")
+    return read_measured(predictor(), table(*rows), "runs.csv")
 
 
 def count(report: list[dict], begins: str) -> int:
@@ -49,12 +54,12 @@ def count(report: list[dict], begins: str) -> int:
 
 @pytest.fixture(scope="module")
 def pool() -> pd.DataFrame:
-    return random_jobs(PREDICTOR, np.random.default_rng(3), 2_000, 40)
+    return random_jobs(predictor(), np.random.default_rng(3), 2_000, 40)
 
 
 def needs_and_has(jobs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    candidates = PREDICTOR.candidates(jobs)
-    return candidates.usable_gib - PREDICTOR.features(candidates)["headroom_gib"].to_numpy(), candidates.usable_gib
+    candidates = predictor().candidates(jobs)
+    return candidates.usable_gib - predictor().features(candidates)["headroom_gib"].to_numpy(), candidates.usable_gib
 
 
 def fits(jobs: pd.DataFrame, factor: float) -> np.ndarray:
@@ -85,7 +90,7 @@ def as_seen(jobs: pd.DataFrame, factor: float, generator: np.random.Generator) -
         }.items()
     ):
         other.loc[which == number, setting] = generator.choice(values, (which == number).sum())
-    hidden = (generator.random(len(jobs)) < 0.15) & np.array([not p for p in PREDICTOR.problems(other)])
+    hidden = (generator.random(len(jobs)) < 0.15) & np.array([not p for p in predictor().problems(other)])
     real = jobs.copy()
     real.loc[hidden] = other.loc[hidden]
     return ~fits(real, factor) | (generator.random(len(jobs)) < 0.1)
@@ -101,9 +106,9 @@ def as_table(jobs: pd.DataFrame, failed: np.ndarray) -> pd.DataFrame:
 
 
 def decisions(reserve, jobs: pd.DataFrame) -> np.ndarray:
-    card = PREDICTOR.card.model_copy(update={"reserve": reserve})
-    candidates = PREDICTOR.candidates(jobs)
-    headroom = Predictor(card, PREDICTOR.memory, None).features(candidates)["headroom_gib"]
+    card = predictor().card.model_copy(update={"reserve": reserve})
+    candidates = predictor().candidates(jobs)
+    headroom = Predictor(card, predictor().memory, None).features(candidates)["headroom_gib"]
     return (headroom.to_numpy() >= 0) & passing(candidates)
 
 
@@ -113,14 +118,14 @@ def hungrier(pool):
     generator = np.random.default_rng(11)
     jobs = some(pool, 1.06, 600, generator)
     failed = as_seen(jobs, 1.06, generator)
-    cluster = learn_cluster(PREDICTOR, as_table(jobs, failed), "runs.csv")
+    cluster = learn_cluster(predictor(), as_table(jobs, failed), "runs.csv")
     return cluster, (failed == fits(jobs, 1.06)).mean(), some(pool, 1.06, 1_000, generator)
 
 
 def test_a_world_that_needs_more_is_learnt_better_than_the_version_and_the_table_know_it(hungrier):
     cluster, labels_wrong, fresh = hungrier
     true = fits(fresh, 1.06)
-    before, after = ((decisions(of, fresh) != true).mean() for of in (PREDICTOR.card.reserve, cluster.reserve))
+    before, after = ((decisions(of, fresh) != true).mean() for of in (predictor().card.reserve, cluster.reserve))
     assert cluster.adopted and cluster.sentence.startswith("adopted; held-out runs are told ")
     assert after < before / 3 and after < labels_wrong
     assert 0.04 < cluster.reserve.peak_share < 0.09 and cluster.learnt[FACTOR] == round(
@@ -143,41 +148,41 @@ def test_what_is_learnt_keeps_the_reserve_in_order_and_the_predictor_at_it(hungr
         asked = pd.DataFrame({"headroom_gib": headroom, "sharded": sharded})
         likely = tabular.predict_proba(asked, as_pandas=False, as_multiclass=False)
         assert (np.diff(likely) >= 0).all()
-        assert abs(headroom[(likely >= PREDICTOR.card.threshold).argmax()]) < 0.2
+        assert abs(headroom[(likely >= predictor().card.threshold).argmax()]) < 0.2
 
 
 def test_in_the_world_that_the_version_sees_nothing_changes(pool):
     generator = np.random.default_rng(12)
     jobs = some(pool, 1.0, 600, generator)
-    cluster = learn_cluster(PREDICTOR, as_table(jobs, as_seen(jobs, 1.0, generator)), "runs.csv")
+    cluster = learn_cluster(predictor(), as_table(jobs, as_seen(jobs, 1.0, generator)), "runs.csv")
     assert not cluster.adopted and "not adopted" in cluster.sentence
-    assert cluster.reserve == PREDICTOR.card.reserve and cluster.training_table is None
+    assert cluster.reserve == predictor().card.reserve and cluster.training_table is None
 
 
 def test_measured_peaks_alone_teach_the_factor(pool):
     generator = np.random.default_rng(13)
     jobs = some(pool, 1.0, 200, generator)
     jobs = jobs[fits(jobs, 1.2)].reset_index(drop=True)
-    candidates = PREDICTOR.candidates(jobs)
-    peaks = PREDICTOR.memory.peak_bytes(candidates.rows, candidates.gpus, candidates.tokens_per_gpu) / 2**30
+    candidates = predictor().candidates(jobs)
+    peaks = predictor().memory.peak_bytes(candidates.rows, candidates.gpus, candidates.tokens_per_gpu) / 2**30
     measured = as_table(jobs, np.zeros(len(jobs))).drop(columns="failed")
     measured["peak_allocated_gib"] = [f"{p:.4f}" for p in 1.08 * peaks * np.exp(generator.normal(0, 0.01, len(peaks)))]
-    cluster = learn_cluster(PREDICTOR, measured, "runs.csv")
+    cluster = learn_cluster(predictor(), measured, "runs.csv")
     assert cluster.adopted and cluster.reserve.peak_share == pytest.approx(0.08, abs=0.01)
     lower = measured.assign(peak_allocated_gib=[f"{p:.4f}" for p in 0.9 * peaks])
-    found = learn_cluster(PREDICTOR, lower, "runs.csv")
+    found = learn_cluster(predictor(), lower, "runs.csv")
     assert found.learnt[FACTOR] == pytest.approx(1, abs=0.002) and not found.adopted
 
 
 def test_memory_that_was_never_in_use_speaks_for_less_and_cache_for_nothing(pool):
     jobs = some(pool, 1.0, 200, np.random.default_rng(15))
     jobs = jobs[fits(jobs, 1.05)].reset_index(drop=True)
-    candidates = PREDICTOR.candidates(jobs)
-    peaks = PREDICTOR.memory.peak_bytes(candidates.rows, candidates.gpus, candidates.tokens_per_gpu) / 2**30
+    candidates = predictor().candidates(jobs)
+    peaks = predictor().memory.peak_bytes(candidates.rows, candidates.gpus, candidates.tokens_per_gpu) / 2**30
     finished = as_table(jobs, np.zeros(len(jobs)))
     tight = 100 * np.minimum((1.0 + 1.02 * peaks) / candidates.usable_gib, 1)
     said = [
-        learn_cluster(PREDICTOR, finished.assign(gpu_memory_utilization_peak=used), "runs.csv").learnt["GiB on top"]
+        learn_cluster(predictor(), finished.assign(gpu_memory_utilization_peak=used), "runs.csv").learnt["GiB on top"]
         for used in ([f"{used:.2f}" for used in tight], "99.9", "")
     ]
     assert said[0] < said[2] - 0.2 and abs(said[1] - said[2]) < 0.1
@@ -187,12 +192,12 @@ def test_the_same_table_teaches_the_same(pool):
     generator = np.random.default_rng(14)
     jobs = some(pool, 1.06, 120, generator)
     measured = as_table(jobs, as_seen(jobs, 1.06, generator))
-    one, other = (learn_cluster(PREDICTOR, measured, "runs.csv") for _ in range(2))
+    one, other = (learn_cluster(predictor(), measured, "runs.csv") for _ in range(2))
     assert (one.reserve, one.learnt, one.evaluation) == (other.reserve, other.learnt, other.evaluation)
 
 
 def test_real_runs_that_the_version_learnt_from_change_nothing():
-    cluster = learn_cluster(PREDICTOR, read_table(str(EXAMPLE)), EXAMPLE.name)
+    cluster = learn_cluster(predictor(), read_table(str(EXAMPLE)), EXAMPLE.name)
     assert count(cluster.report, "read") == 224 and count(cluster.report, "outside") == 0
     assert not cluster.adopted and cluster.learnt[FACTOR] == pytest.approx(1, abs=0.005)
 
@@ -285,7 +290,7 @@ def test_a_failure_that_larger_runs_contradict_is_left_out():
     larger = [{**JOB, "failed": "0", "batch_size": size} for size in ("16", "32")]
     found = read({**JOB, "failed": "1"}, *larger)
     assert found.runs["line"].tolist() == [3, 4] and count(found.report, "contradictions") == 1
-    assert contradicting(PREDICTOR, found.runs, found.candidates) == []
+    assert contradicting(predictor(), found.runs, found.candidates) == []
 
 
 def test_a_finish_that_smaller_failures_contradict_is_left_out():

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
+from same_figures import assert_same_figures
 from typer.testing import CliRunner
 
 import autoconf
@@ -76,17 +76,6 @@ def trace_file(tmp_path) -> Path:
     with path.open("wb") as stream:
         write_trace(*of_ones_own("mine"), stream)
     return path
-
-
-def assert_same_figures(one: ModelFigures, other: ModelFigures) -> None:
-    assert one.units == other.units
-    for found, expected in ((one.layers, other.layers), (one.heads, other.heads)):
-        assert set(found) == set(expected)
-        for way in found:
-            np.testing.assert_array_equal(found[way], expected[way])
-    assert {tuple(map(str, key)): why for key, why in one.problems.items()} == {
-        tuple(map(str, key)): why for key, why in other.problems.items()
-    }
 
 
 # --- the config -------------------------------------------------------------------------------------------------------

@@ -25,18 +25,6 @@ _LONG = 131_072  # tokens of a micro-batch where they decide
 _GPUS = 8
 
 
-def predictor_for(path: str | Path) -> Predictor:
-    """The newest version's predictor, asked about the model of a file of ``ado-autoconf trace`` and no other.
-
-    Raises:
-        BadInput: it is no such file.
-        AutoConfError: the installation is broken.
-    """
-    architecture, _ = read_trace(path)
-    models = {architecture.name: architecture.in_domain()}
-    return versions.load(versions.DEFAULT).about(models, StackMemory(ModelsTable(Path(path))))
-
-
 def summary(path: str | Path) -> dict[str, Any]:
     """A model's parameters, what tokens cost, and the smallest layouts for a few jobs.
 
@@ -52,7 +40,8 @@ def summary(path: str | Path) -> dict[str, Any]:
         AutoConfError: the installation is broken.
     """
     architecture, _ = read_trace(path)
-    predictor = predictor_for(path)
+    models, memory = {architecture.name: architecture.in_domain()}, StackMemory(ModelsTable(Path(path)))
+    predictor = versions.load(versions.DEFAULT).about(models, memory)
     methods = predictor.domain.methods
     return {
         "model_name": architecture.name,

@@ -203,7 +203,7 @@ def train_command(
                 raise BadInput(f"{option}: is required")
         files = [*(traces or ()), *(more_traces or ())]
         with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):  # libraries print, and warn
-            from autoconf.build.own_version import train_own  # which takes a second, and no torch
+            from autoconf.build.own_version import train_own  # what makes versions is imported to make one
 
             made = train_own(base, version, Path(folder), files, measured)
         for sentence in made.notes:

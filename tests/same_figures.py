@@ -1,0 +1,17 @@
+"""Whether a model's figures are another's."""
+
+import numpy as np
+
+from autoconf.figures import ModelFigures
+
+
+def assert_same_figures(one: ModelFigures, other: ModelFigures) -> None:
+    """Compare all but the models' names and what they were made of."""
+    assert one.units == other.units
+    for found, expected in ((one.layers, other.layers), (one.heads, other.heads)):
+        assert set(found) == set(expected)
+        for way in found:
+            np.testing.assert_array_equal(found[way], expected[way])
+    assert {tuple(map(str, key)): why for key, why in one.problems.items()} == {
+        tuple(map(str, key)): why for key, why in other.problems.items()
+    }
