@@ -32,22 +32,22 @@ lint: $(VENV)/tested
 	$(BIN)/deptry .
 
 predictor: $(VENV)/build  ## rebuild the newest predictor version from the architectures, then evaluate it
-	$(BIN)/python -m autoconf.build.train
+	$(BIN)/python -m autoconf.pipeline.release.train
 	$(MAKE) evaluate
 
 evaluate: $(VENV)/build  ## measure the newest predictor version
-	$(BIN)/python -m autoconf.build.evaluate
+	$(BIN)/python -m autoconf.pipeline.release.evaluate
 
 ground-truth: $(VENV)/build  ## check composed figures against traces of FSDP ranks, and these against real processes and full depth
-	$(BIN)/python -m autoconf.build.composition
-	$(BIN)/python -m autoconf.build.rank_truth --output autoconf/build/rank_truth.csv
+	$(BIN)/python -m autoconf.pipeline.validation.composition
+	$(BIN)/python -m autoconf.pipeline.validation.rank_truth --output autoconf/pipeline/validation/rank_truth.csv
 
 measured: $(VENV)/build  ## trace the runs of MEASURED=runs.csv with their own stacks and libraries, beside what GPUs measured
 	@test -n "$(MEASURED)" || { echo "say which runs: make measured MEASURED=runs.csv" >&2; exit 2; }
-	$(BIN)/python -m autoconf.build.measured $(MEASURED)
+	$(BIN)/python -m autoconf.pipeline.validation.compare_measured $(MEASURED)
 
 measure: $(VENV)/build  ## on a machine with a CUDA GPU: run the reference workload near the edge of memory
-	$(BIN)/python -m autoconf.build.measure
+	$(BIN)/python -m autoconf.pipeline.validation.measure_gpu
 
 benchmark: $(VENV)/installed  ## measure speed, each figure next to its baseline, into BENCHMARKS.md
 	@mkdir -p build

@@ -6,15 +6,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autoconf.capacity import LargestBatch, LargestSample, largest_batch, largest_sample
     from autoconf.errors import AutoConfError, IgnoredColumnWarning
-    from autoconf.estimator import Estimate, estimate
-    from autoconf.explanation import Explanation, explain
-    from autoconf.gpu_models import GpuModel, cheapest_gpu
-    from autoconf.recommender import recommend
-    from autoconf.requests import avoid_oom
-    from autoconf.search import Recommendation, Remedy
-    from autoconf.workload import Job, Workload
+    from autoconf.jobs.job import Job, Workload
+    from autoconf.planner.avoid_oom import avoid_oom
+    from autoconf.planner.estimate import Estimate, estimate
+    from autoconf.planner.explanation import Explanation, explain
+    from autoconf.planner.gpu_choice import GpuModel, cheapest_gpu
+    from autoconf.planner.max_size import LargestBatch, LargestSample, largest_batch, largest_sample
+    from autoconf.planner.runner import recommend
+    from autoconf.planner.search import Recommendation, Remedy
 
     __version__: str
 
@@ -42,23 +42,23 @@ __all__ = [
 
 _HOMES = {
     "AutoConfError": "autoconf.errors",
-    "Estimate": "autoconf.estimator",
-    "Explanation": "autoconf.explanation",
-    "GpuModel": "autoconf.gpu_models",
+    "Estimate": "autoconf.planner.estimate",
+    "Explanation": "autoconf.planner.explanation",
+    "GpuModel": "autoconf.planner.gpu_choice",
     "IgnoredColumnWarning": "autoconf.errors",
-    "Job": "autoconf.workload",
-    "LargestBatch": "autoconf.capacity",
-    "LargestSample": "autoconf.capacity",
-    "Recommendation": "autoconf.search",
-    "Remedy": "autoconf.search",
-    "Workload": "autoconf.workload",
-    "avoid_oom": "autoconf.requests",
-    "cheapest_gpu": "autoconf.gpu_models",
-    "estimate": "autoconf.estimator",
-    "explain": "autoconf.explanation",
-    "largest_batch": "autoconf.capacity",
-    "largest_sample": "autoconf.capacity",
-    "recommend": "autoconf.recommender",
+    "Job": "autoconf.jobs.job",
+    "LargestBatch": "autoconf.planner.max_size",
+    "LargestSample": "autoconf.planner.max_size",
+    "Recommendation": "autoconf.planner.search",
+    "Remedy": "autoconf.planner.search",
+    "Workload": "autoconf.jobs.job",
+    "avoid_oom": "autoconf.planner.avoid_oom",
+    "cheapest_gpu": "autoconf.planner.gpu_choice",
+    "estimate": "autoconf.planner.estimate",
+    "explain": "autoconf.planner.explanation",
+    "largest_batch": "autoconf.planner.max_size",
+    "largest_sample": "autoconf.planner.max_size",
+    "recommend": "autoconf.planner.runner",
 }
 
 

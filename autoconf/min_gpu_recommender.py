@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from autoconf.declaration import experiment
-from autoconf.workload import MIN_GPUS, Job
+from autoconf.experiments.declaration import experiment
+from autoconf.jobs.job import MIN_GPUS, Job
 
 if TYPE_CHECKING:
-    from autoconf.own_versions import Models
-    from autoconf.search import Recommendation
+    from autoconf.planner.search import Recommendation
+    from autoconf.predictor.user_versions import Models
 
 
 @experiment(
@@ -32,7 +32,7 @@ def min_gpu_recommender(job: Job, models: Models = None) -> Recommendation:
         gpus_per_worker: GPUs of one node, >= 1.
         max_gpus: most GPUs to consider in total, >= 1.
         gradient_accumulation_steps: micro-batches per optimizer step, >= 1. With 1, FSDP shards gradients at once.
-        stack: how the job trains: one of ``autoconf.presets.presets()``. What follows is what the stack says, where
+        stack: how the job trains: one of ``autoconf.jobs.presets.presets()``. What follows is what the stack says, where
             it is empty.
         optim: ``adamw_torch``, ``adamw_torch_fused``, ``adamw_bnb_8bit``, ``paged_adamw_8bit``, ``adafactor`` or
             ``sgd``.

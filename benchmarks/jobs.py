@@ -12,7 +12,7 @@ import pandas as pd
 import yaml
 
 from autoconf import recommend
-from autoconf.versions import DEFAULT, card
+from autoconf.predictor.registry import DEFAULT, card
 
 EXAMPLES = Path(__file__).parents[1] / "sweep" / "examples"
 DOMAIN = card(DEFAULT).domain

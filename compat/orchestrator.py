@@ -3,6 +3,6 @@
 Where ado 1.x is installed its own package of this name comes first, and this module is never imported.
 """
 
-from autoconf.ado_compat import alias
+from autoconf.experiments.ado_compat import alias
 
 alias(__name__, "ado")

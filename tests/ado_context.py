@@ -12,7 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-import autoconf.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
+import autoconf.experiments.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
 
 from ado.cli.core.cli import app
 from ado.cli.core.config import AdoConfiguration

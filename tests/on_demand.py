@@ -6,14 +6,14 @@ from functools import cache
 
 import numpy as np
 
-from autoconf.any_stack import gpu_figures
-from autoconf.build import tracing
-from autoconf.build.activations import head_moments, layer_moments
-from autoconf.build.architectures import Architecture
-from autoconf.build.ledger import rank_for, trace
-from autoconf.build.training import Job
-from autoconf.figures import HeadWay, LayerWay, Trainable
-from autoconf.sharding import Held
+from autoconf.memory.model import gpu_figures
+from autoconf.memory.profile import HeadWay, LayerWay, Trainable
+from autoconf.memory.sharding import Held
+from autoconf.pipeline.catalog import Architecture
+from autoconf.pipeline.tracing import trace_model
+from autoconf.pipeline.tracing.extrapolate import head_moments, layer_moments
+from autoconf.pipeline.tracing.ledger import rank_for, trace
+from autoconf.pipeline.tracing.model_setup import Job
 
 
 class OnDemand:
@@ -21,22 +21,22 @@ class OnDemand:
 
     def __init__(self, architecture: Architecture) -> None:
         self.architecture = architecture
-        self.short = tracing.short_stack(architecture)
+        self.short = trace_model.short_stack(architecture)
         self.rank = rank_for(architecture, self.short)
         self._moments = cache(self._traced)
 
     def _traced(self, way: LayerWay | HeadWay) -> np.ndarray:
         if isinstance(way, LayerWay):
-            storages = trace(tracing._layer_job(self.architecture, way), self.short, self.rank)
+            storages = trace(trace_model._layer_job(self.architecture, way), self.short, self.rank)
             return np.array(layer_moments(storages, self.short, self.architecture.kinds))
-        storages = trace(tracing._head_job(self.architecture, way), self.short, self.rank)
+        storages = trace(trace_model._head_job(self.architecture, way), self.short, self.rank)
         return np.array(head_moments(storages, self.short, self.rank))
 
     def moments(self, model: str, way: LayerWay | HeadWay) -> np.ndarray:
         return self._moments(way)
 
     def trainable(self, model: str, method: str, targets: str) -> Trainable:
-        return tracing.units(self.architecture, method, targets)
+        return trace_model.units(self.architecture, method, targets)
 
     def problem(self, model: str, key: object) -> str:
         return ""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from autoconf.build import rank_trace
+from autoconf.pipeline.validation import rank_trace
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from autoconf.figures import ModelFigures
+from autoconf.memory.profile import ModelFigures
 
 
 def assert_same_figures(one: ModelFigures, other: ModelFigures) -> None:

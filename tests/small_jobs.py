@@ -7,10 +7,13 @@ from contextlib import contextmanager
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autoconf.build import fused, kernels, rank_truth, training
-from autoconf.build.architectures import architectures
-from autoconf.build.training import Job, Method, Rank
-from autoconf.stack import Stack
+from autoconf.jobs.stack import Stack
+from autoconf.pipeline.catalog import architectures
+from autoconf.pipeline.kernels import cuda as cuda_kernels
+from autoconf.pipeline.kernels import triton as triton_kernels
+from autoconf.pipeline.tracing import model_setup
+from autoconf.pipeline.tracing.model_setup import Job, Method, Rank
+from autoconf.pipeline.validation import rank_truth
 
 
 def small_job(method: Method, gpus: int = 1, layers: int = 2, vocabulary: int = 64, **settings) -> Job:
@@ -23,12 +26,12 @@ def small_job(method: Method, gpus: int = 1, layers: int = 2, vocabulary: int = 
 @contextmanager
 def small_rank(job: Job) -> Iterator[Rank]:
     """Rank 0 of a job, ready for micro-batches of fake tensors."""
-    model = training.build_model(job)
+    model = model_setup.build_model(job)
     with (
-        training.rank_of(job) as mesh,
+        model_setup.rank_of(job) as mesh,
         FakeTensorMode(),
-        kernels.on_cuda(model, job.architecture.experts),
-        fused.in_place_of_plain_ops(model, job.stack),
+        cuda_kernels.on_cuda(model, job.architecture.experts),
+        triton_kernels.in_place_of_plain_ops(model, job.stack),
     ):
-        training.materialize(model)
+        model_setup.materialize(model)
         yield Rank(job, model, mesh)

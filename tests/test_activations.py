@@ -10,15 +10,15 @@ import pytest
 for package in ("torch", "transformers", "peft", "bitsandbytes"):
     pytest.importorskip(package, reason="versions are traced with the extra [build], installed on Python 3.11")
 
-from small_jobs import small_job  # noqa: E402 (after the guard)
+from small_jobs import small_job
 
-from autoconf.build.activations import _envelope, head_moments, layer_moments  # noqa: E402
-from autoconf.build.architectures import architectures  # noqa: E402
-from autoconf.build.ledger import EMBEDDING, HEAD, LOSS, Part, Storages, TraceError, trace  # noqa: E402
-from autoconf.build.tracing import short_stack  # noqa: E402
-from autoconf.build.training import Job  # noqa: E402
-from autoconf.figures import Point, StackMoment  # noqa: E402
-from autoconf.stack import Stack  # noqa: E402
+from autoconf.jobs.stack import Stack
+from autoconf.memory.profile import Point, StackMoment
+from autoconf.pipeline.catalog import architectures
+from autoconf.pipeline.tracing.extrapolate import _envelope, head_moments, layer_moments
+from autoconf.pipeline.tracing.ledger import EMBEDDING, HEAD, LOSS, Part, Storages, TraceError, trace
+from autoconf.pipeline.tracing.model_setup import Job
+from autoconf.pipeline.tracing.trace_model import short_stack
 
 RANK = 29
 

@@ -97,7 +97,7 @@ def test_every_experiment_is_known_to_ado_and_answers_a_plain_call():
 
 def test_both_names_of_ado_are_the_same_modules():
     check = (
-        "import autoconf.ado_compat, ado.schema.point, orchestrator.schema.point, pickle\n"
+        "import autoconf.experiments.ado_compat, ado.schema.point, orchestrator.schema.point, pickle\n"
         "from ado.schema.point import SpacePoint as A\n"
         "from orchestrator.schema.point import SpacePoint as B\n"
         "assert A is B and ado.schema.point is orchestrator.schema.point\n"
@@ -110,7 +110,7 @@ def test_both_names_of_ado_are_the_same_modules():
 def test_importing_the_operator_registers_it_without_a_word():
     """Ray imports it in processes that have imported nothing of ours."""
     check = (
-        "import autoconf.operators.batched_sweep\n"
+        "import autoconf.experiments.batched_sweep\n"
         "from ado.modules.operators.collections import explore\n"
         "assert 'batched_sweep' in explore.operators\n"
     )

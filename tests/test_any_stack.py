@@ -9,15 +9,19 @@ import pytest
 for package in ("torch", "transformers", "peft", "bitsandbytes"):
     pytest.importorskip(package, reason="versions are traced with the extra [build], installed on Python 3.11")
 
-from on_demand import OnDemand  # noqa: E402 (after the guard)
-from small_jobs import small_job  # noqa: E402
+from on_demand import OnDemand
+from small_jobs import small_job
 
-from autoconf import any_stack  # noqa: E402
-from autoconf.build import composition, rank_trace, tracing, training  # noqa: E402
-from autoconf.build.architectures import architectures  # noqa: E402
-from autoconf.build.training import Job  # noqa: E402
-from autoconf.memory import Outside  # noqa: E402
-from autoconf.stack import Stack  # noqa: E402
+from autoconf.jobs.stack import Stack
+from autoconf.memory import model as memory_model
+from autoconf.memory.reserve import Outside
+from autoconf.pipeline.catalog import architectures
+from autoconf.pipeline.tracing import (
+    model_setup,
+    trace_model,
+)
+from autoconf.pipeline.tracing.model_setup import Job
+from autoconf.pipeline.validation import composition, rank_trace
 
 LAYERS = 7
 AT_ONCE = {"gradient_accumulation": False}
@@ -67,10 +71,12 @@ def test_one_trace_foretells_every_rank_of_adapters(table, rank):
 def test_the_optimizer_has_adapters_of_every_rank_those_of_experts_too(name, rank):
     model = architectures()[name]
     architecture = model.model_copy(update={"config": model.shortened(["layer"] * 3)})
-    trainable = tracing.units(architecture, "lora", "all-linear")
+    trainable = trace_model.units(architecture, "lora", "all-linear")
     job = Job(architecture, "lora", Stack(lora_targets="all-linear", lora_r=rank))
-    found = any_stack._shapes(trainable, rank, 2, flat=False)
-    assert sorted(shape.dimensions for shape in found) == sorted(s.dimensions for s in training.trainable_shapes(job))
+    found = memory_model._shapes(trainable, rank, 2, flat=False)
+    assert sorted(shape.dimensions for shape in found) == sorted(
+        s.dimensions for s in model_setup.trainable_shapes(job)
+    )
 
 
 def test_adapters_in_float32_hold_more_than_in_bfloat16(table):

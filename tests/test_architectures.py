@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from autoconf import versions
-from autoconf.build.architectures import architectures, gpu_types, gpus, models
-from autoconf.figures import read_figures
-from autoconf.versions import FIGURES, MODELS
+from autoconf.memory.profile import read_figures
+from autoconf.pipeline.catalog import architectures, gpu_types, gpus, models
+from autoconf.predictor import registry
+from autoconf.predictor.registry import FIGURES, MODELS
 
 # Published totals: exact where the safetensors index or the model card gives the number, else as the card rounds it.
 PUBLISHED = {
@@ -145,8 +145,8 @@ def test_the_table_has_the_published_number_of_parameters(name):
 @pytest.mark.parametrize("name", architectures())
 def test_transformers_and_peft_build_what_the_table_says(name):
     pytest.importorskip("torch", reason="versions are traced with the extra [build], installed on Python 3.11")
-    from autoconf.build.training import Job, build_model
-    from autoconf.stack import Stack
+    from autoconf.jobs.stack import Stack
+    from autoconf.pipeline.tracing.model_setup import Job, build_model
 
     architecture = architectures()[name]
     parameters = list(build_model(Job(architecture, "lora", Stack())).named_parameters())
@@ -158,7 +158,7 @@ def test_transformers_and_peft_build_what_the_table_says(name):
 def test_the_models_of_1_1_0_have_the_tables_number_of_parameters():
     """Its figures hold what transformers built; a wrong figure in the table shows here."""
     built = {f.model_name: f.parameters for f in read_figures(MODELS / "1.1.0" / FIGURES) if f.method == "full"}
-    assert set(built) == set(versions.card("1.1.0").domain.models)
+    assert set(built) == set(registry.card("1.1.0").domain.models)
     for name, parameters in built.items():
         assert parameters == pytest.approx(architectures()[name].parameters, rel=1e-6), name
 
@@ -172,7 +172,7 @@ def test_every_entry_names_its_source_and_what_it_assumes():
 
 def test_usable_memory_is_a_reading_rounded_down():
     readings = {name: re.match(r"(\d+) .*MiB", gpu.source) for name, gpu in gpu_types().items()}
-    assert {name for name, reading in readings.items() if not reading} == set(versions.card("1.1.0").domain.gpus)
+    assert {name for name, reading in readings.items() if not reading} == set(registry.card("1.1.0").domain.gpus)
     for name, reading in readings.items():
         if reading:
             assert 0 <= int(reading[1]) / 1024 - gpus()[name].usable_gib < 0.12, name
@@ -201,7 +201,7 @@ def test_only_learned_positions_limit_a_sample():
 
 def test_the_shipped_domain_is_the_tables():
     """A released version is frozen: a change of names or memory in the tables needs a new version."""
-    domain = versions.card("1.1.0").domain
+    domain = registry.card("1.1.0").domain
     assert domain.models == models(list(domain.models))
     assert domain.gpus == {name: gpus()[name] for name in domain.gpus}
     assert {name: gpu.usable_gib for name, gpu in domain.gpus.items()} == {

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from autoconf import Workload, recommend
-from autoconf.cli import app
+from autoconf.cli.main import app
+from autoconf.jobs.job import NUMBERS, OPTIONAL, REQUIRED, choices
+from autoconf.jobs.values import is_empty
 from autoconf.min_gpu_recommender import min_gpu_recommender
-from autoconf.values import is_empty
-from autoconf.workload import NUMBERS, OPTIONAL, REQUIRED, choices
 
 from ado.modules.actuators.custom_experiments import custom_experiment_executor
 from ado.schema.point import SpacePoint

@@ -17,9 +17,9 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from autoconf.experiments import largest_batch_recommender
+from autoconf.experiments.batched_sweep import BatchedSweepParameters
+from autoconf.experiments.batches import check_space_can_be_swept
 from autoconf.min_gpu_recommender import min_gpu_recommender
-from autoconf.operators.batched_sweep import BatchedSweepParameters
-from autoconf.operators.batches import check_space_can_be_swept
 
 from ado.core.operation.config import DiscoveryOperationResourceConfiguration
 from ado.core.operation.resource import OperationExitStateEnum

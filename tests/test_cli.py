@@ -17,12 +17,13 @@ from terminal import COMMAND, on_a_terminal
 from typer.testing import CliRunner
 
 import autoconf
-from autoconf import cards, recommend, versions
-from autoconf.cli import app
-from autoconf.commands.recommend import CHUNK
-from autoconf.presets import presets
-from autoconf.show import figure_tables
-from autoconf.workload import TRAINING_STACK
+from autoconf import recommend
+from autoconf.cli.console import figure_tables
+from autoconf.cli.main import app
+from autoconf.cli.recommend import CHUNK
+from autoconf.jobs.job import TRAINING_STACK
+from autoconf.jobs.presets import presets
+from autoconf.predictor import cards, registry
 
 COLUMNS = ["model_name", "method", "gpu_model", "tokens_per_sample", "batch_size"]
 HEADER = ",".join(COLUMNS)
@@ -238,7 +239,7 @@ def test_one_job_by_options(run: Callable[..., Result]) -> None:
     answer = json.loads(result.stdout)
     assert (answer["can_recommend"], answer["gpus"], answer["workers"], answer["reason"]) == (1, 2, 1, "")
     assert (answer["tokens_per_sample"], answer["max_gpus"]) == (8192, 8)
-    assert answer["model_version"] == versions.DEFAULT
+    assert answer["model_version"] == registry.DEFAULT
     assert answer.pop("training_stack") == "reference"
     (row,) = rows(run("recommend", *ONE_JOB).stdout)
     assert {key: str(value) for key, value in answer.items()} == row
@@ -309,12 +310,12 @@ def test_without_a_job_it_says_what_to_give(run: Callable[..., Result]) -> None:
 def test_a_broken_version_is_a_broken_environment(
     run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(versions, "MODELS", tmp_path / "empty")
-    monkeypatch.setattr(versions, "_loaded", {})
+    monkeypatch.setattr(registry, "MODELS", tmp_path / "empty")
+    monkeypatch.setattr(registry, "_loaded", {})
     for arguments in (ONE_JOB, ["--csv=-"]):
         result = run("recommend", *arguments, "--output=answers.csv", input=table(GOOD))
         assert result.exit_code == 1
-        assert result.stderr.startswith(f"version {versions.DEFAULT}: cannot read card.json: ")
+        assert result.stderr.startswith(f"version {registry.DEFAULT}: cannot read card.json: ")
         assert len(result.stderr.splitlines()) == 1
     assert os.listdir() == []
 
@@ -477,7 +478,7 @@ def test_who_watches_a_long_table_sees_progress(tmp_path: Path) -> None:
 
 @pytest.fixture
 def card() -> cards.Card:
-    return versions.card(versions.DEFAULT)
+    return registry.card(registry.DEFAULT)
 
 
 def test_versions_fits_a_screen(run: Callable[..., Result], card: cards.Card) -> None:
@@ -491,7 +492,7 @@ def test_versions_fits_a_screen(run: Callable[..., Result], card: cards.Card) ->
         *card.domain.gpus,
         *card.domain.methods,
         f"{len(card.domain.models)}: ",
-        *versions.RELEASED,
+        *registry.RELEASED,
     ):
         assert part in words
 
@@ -525,7 +526,7 @@ def test_json_has_all_of_every_version(run: Callable[..., Result], card: cards.C
 
 @pytest.mark.parametrize("arguments", [["9.9.9"], ["9.9.9", "--models"], ["9.9.9", "--json"]])
 def test_a_version_that_is_not_released_is_bad_input(run: Callable[..., Result], arguments: list[str]) -> None:
-    released = ", ".join(versions.RELEASED)
+    released = ", ".join(registry.RELEASED)
     message = f"VERSION: model_version {arguments[0]!r} is not released; released versions are {released}"
     assert_says(run("versions", *arguments), 2, message)
 

@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from autoconf import versions
-from autoconf.build.cluster import learn_cluster
-from autoconf.build.jobs import random_jobs
-from autoconf.build.measured_runs import contradicting, read_measured
 from autoconf.errors import BadInput
-from autoconf.predictors import MONOTONE, Predictor
-from autoconf.rules import passing
-from autoconf.tables import read_table
-from autoconf.tabular import LABEL, fit, load_tabular
+from autoconf.jobs.tables import read_table
+from autoconf.pipeline.calibration.cluster import learn_cluster
+from autoconf.pipeline.calibration.user_runs import contradicting, read_measured
+from autoconf.pipeline.release.random_jobs import random_jobs
+from autoconf.planner.rules import passing
+from autoconf.predictor import registry
+from autoconf.predictor.autogluon import LABEL, fit, load_tabular
+from autoconf.predictor.predictor import MONOTONE, Predictor
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "measured_a100.csv"
 FACTOR = "factor on all that is needed"
@@ -34,7 +34,7 @@ SFT = {
 
 @cache
 def predictor() -> Predictor:
-    return versions.load("2.0.0")
+    return registry.load("2.0.0")
 
 
 def table(*rows: dict[str, str]) -> pd.DataFrame:

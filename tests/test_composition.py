@@ -10,16 +10,19 @@ import pytest
 for package in ("torch", "transformers", "peft", "bitsandbytes"):
     pytest.importorskip(package, reason="versions are traced with the extra [build], installed on Python 3.11")
 
-from on_demand import OnDemand  # noqa: E402 (after the guard)
-from small_jobs import small_job  # noqa: E402
+from on_demand import OnDemand
+from small_jobs import small_job
 
-from autoconf.build import composition, rank_trace  # noqa: E402
-from autoconf.build.architectures import architectures  # noqa: E402
-from autoconf.build.composition import Comparison  # noqa: E402
-from autoconf.build.training import Job  # noqa: E402
-from autoconf.figures import Point  # noqa: E402
-from autoconf.memory import GIB  # noqa: E402
-from autoconf.stack import Stack  # noqa: E402
+from autoconf.jobs.stack import Stack
+from autoconf.memory.profile import Point
+from autoconf.memory.reserve import GIB
+from autoconf.pipeline.catalog import architectures
+from autoconf.pipeline.tracing.model_setup import Job
+from autoconf.pipeline.validation import (
+    composition,
+    rank_trace,
+)
+from autoconf.pipeline.validation.composition import Comparison
 
 
 def drawn(count: int, seed: int) -> list[Job]:

@@ -18,22 +18,23 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from autoconf import cli, recommend, versions
-from autoconf.charts import POINT
+from autoconf import cli, recommend
+from autoconf.cli.plots.answer_grid import POINT
+from autoconf.predictor import registry
 
 from ado.utilities import run_experiment
 from ado_context import AdoContext
 
 ROOT = Path(__file__).parents[1]
 YOUR_OWN = ROOT / "docs" / "your-own.md"  # test_your_own.py runs all of it
-_FOUND = [*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/*.md"), *versions.MODELS.glob("*.md")]
+_FOUND = [*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/*.md"), *registry.MODELS.glob("*.md")]
 DOCUMENTS = [document for document in _FOUND if document != YOUR_OWN]
-README = (versions.MODELS / "README.md").read_text(encoding="utf-8")
+README = (registry.MODELS / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("version", versions.RELEASED)
+@pytest.mark.parametrize("version", registry.RELEASED)
 def test_the_versions_readme_lists_every_name_and_alias(version):
-    domain = versions.card(version).domain
+    domain = registry.card(version).domain
     for name, model in domain.models.items():
         assert f"[{name}](" in README
         assert all(f"`{alias}`" in README for alias in model.aliases), name
@@ -41,9 +42,9 @@ def test_the_versions_readme_lists_every_name_and_alias(version):
         assert f"| `{name}` | {gpu.usable_gib:g} |" in README
 
 
-@pytest.mark.parametrize("version", versions.RELEASED)
+@pytest.mark.parametrize("version", registry.RELEASED)
 def test_the_versions_readme_has_the_cards_figures(version):
-    evaluation = versions.card(version).evaluation
+    evaluation = registry.card(version).evaluation
     assert f"{evaluation['jobs']:,} jobs that training never saw" in README
     for figure, value in evaluation["figures"].items():
         assert re.search(rf"\| {re.escape(figure)} \| .* \| {value:g} % \|", README), figure
@@ -55,9 +56,9 @@ def test_the_versions_readme_has_the_cards_figures(version):
         assert f"| {' | '.join(map(str, row.values()))} |" in README
 
 
-@pytest.mark.parametrize("version", versions.RELEASED)
+@pytest.mark.parametrize("version", registry.RELEASED)
 def test_required_figures_are_met(version):
-    card = json.loads((versions.MODELS / version / "card.json").read_text())["evaluation"]
+    card = json.loads((registry.MODELS / version / "card.json").read_text())["evaluation"]
     same_decision, same_minimum, harmful, sweep, *never = card["figures"].values()
     assert same_decision >= 99.5
     assert same_minimum >= 99

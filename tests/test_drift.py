@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from autoconf import AutoConfError, Workload, cards, recommend, tabular, versions
+from autoconf import AutoConfError, Workload, recommend
+from autoconf.predictor import autogluon as autogluon_adapter
+from autoconf.predictor import cards, registry
 
-VERSION = versions.DEFAULT
+VERSION = registry.DEFAULT
 JOB = Workload(
     model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe", tokens_per_sample=8192, batch_size=16
 )
@@ -27,31 +29,31 @@ JOB = Workload(
 def cache(tmp_path, monkeypatch) -> Path:
     """An empty cache folder of the test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(versions, "_loaded", {})
+    monkeypatch.setattr(registry, "_loaded", {})
     return tmp_path / "cache" / "ado-autoconf"
 
 
 @pytest.fixture
 def drifted(cache, tmp_path, monkeypatch) -> Path:
     """All versions as another AutoGluon would have written them."""
-    for version in list(versions.RELEASED):
-        shutil.copytree(versions.MODELS / version, tmp_path / "models" / version)
-        card = versions.card(version)
+    for version in list(registry.RELEASED):
+        shutil.copytree(registry.MODELS / version, tmp_path / "models" / version)
+        card = registry.card(version)
         libraries = {**card.libraries, "autogluon.tabular": "0.0.1"}
         content = card.model_copy(update={"libraries": libraries}).model_dump_json().encode()
         (tmp_path / "models" / version / "card.json").write_bytes(content)
-        monkeypatch.setitem(versions.RELEASED, version, cards.digest(content))
-    monkeypatch.setattr(versions, "MODELS", tmp_path / "models")
+        monkeypatch.setitem(registry.RELEASED, version, cards.digest(content))
+    monkeypatch.setattr(registry, "MODELS", tmp_path / "models")
     return cache
 
 
 def test_the_shipped_predictor_is_used_only_where_the_libraries_agree(cache):
     assert recommend(JOB).gpus == 2
-    agree = tabular.libraries_agree(versions.card(VERSION))
+    agree = autogluon_adapter.libraries_agree(registry.card(VERSION))
     assert cache.exists() is not agree
 
 
-@pytest.mark.parametrize("version", versions.RELEASED)
+@pytest.mark.parametrize("version", registry.RELEASED)
 def test_a_version_is_rebuilt_once_with_a_message_and_gives_the_released_answers(drifted, caplog, monkeypatch, version):
     job = JOB.model_copy(update={"model_version": version})
     caplog.set_level(logging.INFO, logger="autogluon")
@@ -62,7 +64,7 @@ def test_a_version_is_rebuilt_once_with_a_message_and_gives_the_released_answers
     assert len(rebuilt) == 1
     made = (rebuilt[0] / "card.json").stat().st_mtime_ns
     caplog.clear()
-    monkeypatch.setattr(versions, "_loaded", {})
+    monkeypatch.setattr(registry, "_loaded", {})
     assert recommend(job).gpus == 2
     assert "rebuilding" not in caplog.text
     assert [p for p in drifted.iterdir() if p.is_dir()] == rebuilt
@@ -76,7 +78,7 @@ def test_a_rebuilt_version_is_used_from_a_read_only_cache(drifted, monkeypatch):
     def read_only(path, *_, **__):
         raise OSError(30, "Read-only file system", str(path))
 
-    monkeypatch.setattr(versions, "_loaded", {})
+    monkeypatch.setattr(registry, "_loaded", {})
     # A file system cannot be mounted here, and root may write whatever the permissions say.
     monkeypatch.setattr(Path, "mkdir", read_only)
     monkeypatch.setattr("filelock.FileLock", read_only)
@@ -98,7 +100,7 @@ def test_an_altered_rebuilt_predictor_is_refused(drifted, monkeypatch):
     recommend(JOB)
     (learner,) = drifted.rglob("learner.pkl")
     learner.write_bytes(learner.read_bytes() + b"x")
-    monkeypatch.setattr(versions, "_loaded", {})
+    monkeypatch.setattr(registry, "_loaded", {})
     with pytest.raises(AutoConfError, match=r"rebuilt: predictor/learner\.pkl was altered"):
         recommend(JOB)
 
@@ -115,7 +117,7 @@ def test_a_failed_rebuild_leaves_no_half_made_folder(drifted, monkeypatch):
     def no_space(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(versions, "fit", no_space)  # a disk cannot be filled here
+    monkeypatch.setattr(registry, "fit", no_space)  # a disk cannot be filled here
     with pytest.raises(AutoConfError, match="No space left on device"):
         recommend(JOB)
     assert [p for p in drifted.iterdir() if p.is_dir()] == []
@@ -132,7 +134,7 @@ versions.RELEASED[versions.DEFAULT] = sys.argv[2]
 versions._check_answers = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 versions.load(versions.DEFAULT)
 """
-    arguments = [str(versions.MODELS), versions.RELEASED[VERSION]]
+    arguments = [str(registry.MODELS), registry.RELEASED[VERSION]]
     assert subprocess.run([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL).returncode == -9
     (left,) = (p for p in drifted.iterdir() if p.is_dir())
     assert recommend(JOB).gpus == 2
@@ -161,7 +163,7 @@ print(json.dumps({"answers": [[a.can_recommend, a.gpus, a.workers] for a in answ
 def test_threads_and_processes_from_a_cold_start_while_a_rebuild_is_needed(drifted, caplog):
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", _ASK, str(versions.MODELS), versions.RELEASED[VERSION]],
+            [sys.executable, "-c", _ASK, str(registry.MODELS), registry.RELEASED[VERSION]],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

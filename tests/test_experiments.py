@@ -11,9 +11,9 @@ import yaml
 
 import autoconf
 from autoconf import cli, experiments
+from autoconf.jobs.job import NUMBERS, TRAINING_STACK, Workload
+from autoconf.jobs.queries import BESIDE
 from autoconf.min_gpu_recommender import min_gpu_recommender
-from autoconf.questions import BESIDE
-from autoconf.workload import NUMBERS, TRAINING_STACK, Workload
 
 from ado.modules.actuators.registry import ActuatorRegistry
 from ado.schema.point import SpacePoint

@@ -16,12 +16,14 @@ from terminal import on_a_terminal
 from typer.testing import CliRunner
 
 import autoconf
-from autoconf import Explanation, Recommendation, Workload, bars, estimate, explain, recommend, versions
-from autoconf.bars import as_text, drawn, parts
-from autoconf.cli import app
-from autoconf.names import key
-from autoconf.recommender import valid_jobs
-from autoconf.search import answer, pick
+from autoconf import Explanation, Recommendation, Workload, estimate, explain, recommend
+from autoconf.cli.main import app
+from autoconf.cli.plots import memory_bars
+from autoconf.cli.plots.memory_bars import as_text, drawn, parts
+from autoconf.jobs.names import key
+from autoconf.planner.runner import valid_jobs
+from autoconf.planner.search import answer, pick
+from autoconf.predictor import registry
 
 # The README's: on one GPU it does not fit, on two it does.
 TWO_GPUS = {
@@ -45,7 +47,7 @@ def total(found: Recommendation) -> int | None:
 
 
 def random_jobs(version: str, count: int, seed: int) -> Iterator[dict]:
-    domain, generator = versions.card(version).domain, np.random.default_rng(seed)
+    domain, generator = registry.card(version).domain, np.random.default_rng(seed)
     models = generator.choice(list(domain.models), 5, replace=False)
     for _ in range(count):
         batch = generator.choice(["batch_size", "per_device_train_batch_size"], p=[0.75, 0.25])
@@ -90,7 +92,7 @@ def settings_to_try(fields: dict) -> Iterator[tuple[str, str | int]]:
 
 def that_help(fields: dict, below: int | None) -> list[tuple]:
     """By asking of each change alone: those that get a job one recommendation, of fewer GPUs than it has."""
-    domain = versions.card(fields["model_version"]).domain
+    domain = registry.card(fields["model_version"]).domain
     usable = {name: gpu.usable_gib for name, gpu in domain.gpus.items()}
     batch_field = next(field for field in ("batch_size", "per_device_train_batch_size") if field in fields)
     batch = fields[batch_field]
@@ -106,7 +108,7 @@ def that_help(fields: dict, below: int | None) -> list[tuple]:
     table = {field: [one.get(field) for one in changed] for field in Workload.model_fields}
     columns, problems = valid_jobs(table, None)
     sound = [index for index, problem in enumerate(problems) if not problem]
-    answers = answer(versions.load(fields["model_version"]), pick(columns, sound))
+    answers = answer(registry.load(fields["model_version"]), pick(columns, sound))
     totals = {index: total(said) for index, said in zip(sound, answers, strict=True) if said.can_recommend}
     found = [(*asked[index], gpus) for index, gpus in totals.items() if below is None or gpus < below]
 
@@ -308,7 +310,7 @@ def test_a_picture_is_written_in_the_format_that_its_name_says(run, ending, star
 @pytest.mark.parametrize("fields", [TWO_GPUS, NO_GPUS])
 def test_a_picture_shows_what_was_estimated(fields):
     found = explain(job(fields))
-    figure = bars.picture(job(fields), found)
+    figure = memory_bars.picture(job(fields), found)
     (axes,) = figure.axes
     widths = [patch.get_width() for patch in axes.patches]
     assert widths == pytest.approx([part for held in found.at.values() for part in parts(held).values()])

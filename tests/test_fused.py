@@ -10,16 +10,17 @@ import pytest
 for package in ("torch", "transformers", "peft", "bitsandbytes"):
     pytest.importorskip(package, reason="versions are traced with the extra [build], installed on Python 3.11")
 
-import torch  # noqa: E402 (after the guard)
-import torch.nn.functional as F  # noqa: E402
-from recording import peak, recorded  # noqa: E402
-from small_jobs import small_job, small_rank  # noqa: E402
-from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils._pytree import tree_iter  # noqa: E402
-from transformers.models.mistral import modeling_mistral  # noqa: E402
+import torch
+import torch.nn.functional as F
+from recording import peak, recorded
+from small_jobs import small_job, small_rank
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from transformers.models.mistral import modeling_mistral
 
-from autoconf.build import fused, rank_trace  # noqa: E402
+from autoconf.pipeline.kernels import triton as triton_kernels
+from autoconf.pipeline.validation import rank_trace
 
 BATCH, TOKENS, WIDTH = 2, 509, 128
 ROWS = BATCH * TOKENS
@@ -123,7 +124,7 @@ def test_a_chunked_loss_holds_gradients_and_two_chunks_of_logits(trainable):
         weight = weight if trainable else weight.detach()
         labels = torch.zeros(rows, dtype=torch.long)
         with recorded(-1, hidden, weight, labels) as recorder:
-            loss = fused._FusedLinearCrossEntropy.apply(hidden, weight, labels)
+            loss = triton_kernels._FusedLinearCrossEntropy.apply(hidden, weight, labels)
             held = hidden.nbytes + (weight.nbytes if trainable else 0)  # the gradients
             assert recorder.live == held + loss.nbytes
             chunk = rows // 32 * vocabulary  # elements

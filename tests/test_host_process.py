@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from autoconf import versions
+from autoconf.predictor import registry
 
 ASK = """
 from autoconf.min_gpu_recommender import min_gpu_recommender
@@ -66,14 +66,14 @@ before = state()
 
 def test_loading_does_not_tell_where_a_version_was_made(tmp_path):
     """AutoGluon would warn of every difference: whether they matter is checked before."""
-    shutil.copytree(versions.MODELS / "1.1.0" / "predictor", tmp_path / "predictor")
+    shutil.copytree(registry.MODELS / "1.1.0" / "predictor", tmp_path / "predictor")
     made = json.loads((tmp_path / "predictor" / "metadata.json").read_text())
     elsewhere = {**made, "system": "Plan 9", "version": "1.6.0", "py_version": "3.9", "packages": {}}
     (tmp_path / "predictor" / "metadata.json").write_text(json.dumps(elsewhere))
     (tmp_path / "predictor" / "version.txt").write_text("1.6.0")
     load = """
 import logging, sys
-from autoconf.tabular import load_tabular
+from autoconf.predictor.autogluon import load_tabular
 logging.basicConfig(stream=sys.stdout, level=logging.INFO)
 load_tabular(sys.argv[1], "1.1.0")
 """

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from autoconf import Workload
 from autoconf.errors import BadInput
-from autoconf.job_files import read_job
-from autoconf.job_keys import job_keys
-from autoconf.patches import Layout, patched
-from autoconf.presets import presets
-from autoconf.stack import Stack
-from autoconf.workload import read
+from autoconf.jobs.importers.key_table import job_keys
+from autoconf.jobs.importers.patch import Layout, patched
+from autoconf.jobs.importers.reader import read_job
+from autoconf.jobs.job import read
+from autoconf.jobs.presets import presets
+from autoconf.jobs.stack import Stack
 
 JOBS = Path(__file__).parent / "jobs"
 TRL = yaml.safe_load((JOBS / "trl_lora.yaml").read_text())

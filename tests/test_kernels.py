@@ -10,18 +10,20 @@ import pytest
 for package in ("torch", "transformers", "peft", "bitsandbytes"):
     pytest.importorskip(package, reason="versions are traced with the extra [build], installed on Python 3.11")
 
-import bitsandbytes  # noqa: E402 (after the guard)
-import peft  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from recording import peak, recorded, saved_for_backward  # noqa: E402
-from small_jobs import small_job, small_rank  # noqa: E402
-from torch import nn  # noqa: E402
-from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+import bitsandbytes
+import peft
+import torch
+import torch.nn.functional as F
+from recording import peak, recorded, saved_for_backward
+from small_jobs import small_job, small_rank
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autoconf.build import kernels, rank_trace, training  # noqa: E402
-from autoconf.build.architectures import architectures  # noqa: E402
-from autoconf.stack import Stack  # noqa: E402
+from autoconf.jobs.stack import Stack
+from autoconf.pipeline.catalog import architectures
+from autoconf.pipeline.kernels import cuda as cuda_kernels
+from autoconf.pipeline.tracing import model_setup
+from autoconf.pipeline.validation import rank_trace
 
 QLORA = {"quantization": "nf4", "mixed_precision": "bf16"}
 BATCH, TOKENS, HEADS, HEAD_DIM = 2, 509, 8, 16
@@ -44,7 +46,7 @@ def test_flash_attention_holds_its_output_a_log_sum_exp_and_its_workspace(kv_hea
         query, key, value = projections(kv_heads)
         gradient = torch.empty_like(query)
         with recorded(TOKENS, query, key, value, gradient) as recorder, saved_for_backward() as saved:
-            out = kernels.flash_attention(query, key, value)
+            out = cuda_kernels.flash_attention(query, key, value)
             assert recorder.live == peak(recorder) == OUTPUT + FLOATS
             assert sorted(t.nbytes for t in saved) == sorted([OUTPUT, OUTPUT, FLOATS, key.nbytes, value.nbytes])
             out.backward(gradient)
@@ -66,8 +68,8 @@ def test_only_attention_by_a_kernel_passes_the_recorder():
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_models_run_the_kernel_in_every_layer(method, monkeypatch):
     calls = []
-    attend = kernels.flash_attention
-    monkeypatch.setattr(kernels, "flash_attention", lambda *a, **k: (calls.append(a[0].shape), attend(*a, **k))[1])
+    attend = cuda_kernels.flash_attention
+    monkeypatch.setattr(cuda_kernels, "flash_attention", lambda *a, **k: (calls.append(a[0].shape), attend(*a, **k))[1])
     with small_rank(small_job(method, layers=3, gradient_checkpointing="none")) as rank:
         rank.micro_batch(BATCH, TOKENS, reduce=False)
     assert calls == 3 * [(BATCH, TOKENS, 4, 32)]
@@ -77,10 +79,12 @@ def test_values_narrower_than_queries_are_widened_for_the_kernel(monkeypatch):
     """transformers pads DeepSeek's, 128 wide beside 192, and cuts the output; the kernel saves the padded copy."""
     architecture = architectures()["deepseek-v2-lite"]
     config = {**architecture.shortened(["dense"]), "vocab_size": 64}
-    job = training.Job(architecture.model_copy(update={"config": config}), "full", Stack(gradient_checkpointing="none"))
+    job = model_setup.Job(
+        architecture.model_copy(update={"config": config}), "full", Stack(gradient_checkpointing="none")
+    )
     calls, projected = [], []
-    attend = kernels.flash_attention
-    monkeypatch.setattr(kernels, "flash_attention", lambda *a, **k: (calls.append(a[:3]), attend(*a, **k))[1])
+    attend = cuda_kernels.flash_attention
+    monkeypatch.setattr(cuda_kernels, "flash_attention", lambda *a, **k: (calls.append(a[:3]), attend(*a, **k))[1])
     with small_rank(job) as rank:
         rank.layers[0].self_attn.o_proj.register_forward_pre_hook(lambda _, args: projected.append(args[0].shape))
         rank.micro_batch(BATCH, TOKENS, reduce=False)
@@ -90,7 +94,7 @@ def test_values_narrower_than_queries_are_widened_for_the_kernel(monkeypatch):
 
 @contextmanager
 def on_cuda() -> Iterator[None]:
-    with FakeTensorMode(), kernels.on_cuda(nn.Identity(), None):
+    with FakeTensorMode(), cuda_kernels.on_cuda(nn.Identity(), None):
         yield
 
 
@@ -137,10 +141,10 @@ def test_a_grouped_product_in_float32_holds_twice_what_one_in_bfloat16_does(rows
 @pytest.mark.parametrize("name", ["olmoe-1b-7b", "granite-4.0-h-tiny"])
 def test_experts_that_became_float32_are_traced(name):
     """PEFT's prepare_model_for_kbit_training makes them float32: no linear layers, they are not in 4 bits."""
-    job = training.Job(architectures()[name], "qlora", Stack(upcast_unquantized=True, **QLORA))
+    job = model_setup.Job(architectures()[name], "qlora", Stack(upcast_unquantized=True, **QLORA))
     layers = list(dict.fromkeys(job.architecture.kinds))
     trace = rank_trace.run(job, layers=layers, tokens=61)
-    experts = sum(p.numel() for n, p in training.build_model(job, layers).named_parameters() if ".experts." in n)
+    experts = sum(p.numel() for n, p in model_setup.build_model(job, layers).named_parameters() if ".experts." in n)
     assert trace.live_bytes[0] > 4 * experts
 
 
@@ -174,7 +178,7 @@ def test_autocast_runs_losses_in_float32_as_on_cuda(enabled, dtype):
 
 
 def test_where_routes_tokens_evenly_over_experts():
-    with FakeTensorMode(), kernels.on_cuda(nn.Identity(), experts=8):
+    with FakeTensorMode(), cuda_kernels.on_cuda(nn.Identity(), experts=8):
         top_k, tokens = torch.where(torch.empty(2, 800, dtype=torch.bool))
         assert len(top_k) == len(tokens) == 2 * 800 // 8
         # With values to choose from it is torch's own.
@@ -187,7 +191,7 @@ def test_a_4_bit_layer_takes_as_many_bytes_as_bitsandbytes_own():
         torch.randn(rows, columns), quant_type="nf4", compress_statistics=True
     )
     for storage in (torch.uint8, torch.bfloat16):
-        layer = kernels.Linear4bit(nn.Linear(columns, rows, device="meta"), storage)
+        layer = cuda_kernels.Linear4bit(nn.Linear(columns, rows, device="meta"), storage)
         assert layer.weight.dtype == storage and layer.weight.nbytes == packed.nbytes
         layer.allocate_maxima()
         assert [t.nbytes for t in layer.maxima] == [state.absmax.nbytes, state.state2.absmax.nbytes]
@@ -205,11 +209,11 @@ def test_bitsandbytes_saves_nothing_but_the_packed_weight():
 
 
 @contextmanager
-def fake_linear_4bit(compute_dtype: torch.dtype) -> Iterator[kernels.Linear4bit]:
-    layer = kernels.Linear4bit(nn.Linear(128, 448, bias=False, device="meta"), torch.uint8)
+def fake_linear_4bit(compute_dtype: torch.dtype) -> Iterator[cuda_kernels.Linear4bit]:
+    layer = cuda_kernels.Linear4bit(nn.Linear(128, 448, bias=False, device="meta"), torch.uint8)
     layer.compute_dtype = compute_dtype
     with FakeTensorMode():
-        training.materialize(layer)
+        model_setup.materialize(layer)
         yield layer
 
 
@@ -247,11 +251,11 @@ def test_a_float32_input_asks_for_a_float32_copy_of_the_weight():
 @pytest.mark.parametrize("targets", ["default", "all-linear"])
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_peft_takes_4_bit_layers_for_those_of_bitsandbytes_and_the_head_stays_whole(gpus, targets):
-    model = training.build_model(small_job("qlora", gpus, lora_targets=targets, **QLORA))
+    model = model_setup.build_model(small_job("qlora", gpus, lora_targets=targets, **QLORA))
     adapted = [m for m in model.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
     assert adapted and all(type(m) is peft.tuners.lora.bnb.Linear4bit for m in adapted)
     base = model.get_base_model()
-    quantized = [name for name, m in base.named_modules() if isinstance(m, kernels.Linear4bit)]
+    quantized = [name for name, m in base.named_modules() if isinstance(m, cuda_kernels.Linear4bit)]
     assert len(quantized) == 2 * 7  # attention's four and the MLP's three
     assert type(base.lm_head) is nn.Linear and base.lm_head.weight.dtype == torch.bfloat16
     packed = base.model.layers[0].mlp.down_proj

@@ -11,10 +11,11 @@ import pytest
 for package in ("torch", "transformers", "peft", "bitsandbytes"):
     pytest.importorskip(package, reason="versions are traced with the extra [build], installed on Python 3.11")
 
-from autoconf.build import rank_trace, training  # noqa: E402 (after the guard)
-from autoconf.build.architectures import architectures  # noqa: E402
-from autoconf.build.training import Job  # noqa: E402
-from autoconf.stack import Stack  # noqa: E402
+from autoconf.jobs.stack import Stack
+from autoconf.pipeline.catalog import architectures
+from autoconf.pipeline.tracing import model_setup
+from autoconf.pipeline.tracing.model_setup import Job
+from autoconf.pipeline.validation import rank_trace
 
 QLORA = {"quantization": "nf4", "mixed_precision": "bf16"}
 MIXED = [name for name, architecture in architectures().items() if set(architecture.kinds) != {"layer"}]
@@ -23,7 +24,7 @@ MIXED = [name for name, architecture in architectures().items() if set(architect
 WINDOWED = ["gemma-2-2b", "gemma-3-1b", "gpt-oss-20b"]
 
 
-def job(name: str, method: training.Method = "full", gpus: int = 1, **settings: Any) -> Job:
+def job(name: str, method: model_setup.Method = "full", gpus: int = 1, **settings: Any) -> Job:
     return Job(architectures()[name], method, Stack(**settings), gpus)
 
 
@@ -89,19 +90,19 @@ def test_mixed_stacks_are_traced_with_every_method_and_sharding(name, method, gp
 def test_a_stack_of_a_models_own_kinds_is_that_model(name):
     architecture = architectures()[name]
     assert architecture.shortened(architecture.kinds).items() >= architecture.config.items()
-    own, rebuilt = (training.build_model(job(name), layers) for layers in (None, architecture.kinds))
+    own, rebuilt = (model_setup.build_model(job(name), layers) for layers in (None, architecture.kinds))
     assert [(n, p.shape) for n, p in own.named_parameters()] == [(n, p.shape) for n, p in rebuilt.named_parameters()]
     assert sum(p.numel() for p in own.parameters()) == architecture.parameters
 
 
 def test_a_number_of_layers_takes_the_first_and_begins_again():
     def types(name: str, layers: int) -> list[str]:
-        model: Any = training.build_model(job(name), layers)
+        model: Any = model_setup.build_model(job(name), layers)
         return model.config.layer_types
 
     assert types("granite-4.0-h-1b", 6) == 5 * ["linear_attention"] + ["full_attention"]
     assert len(types("granite-4.0-h-1b", 41)) == 41
-    assert len(training.decoder_layers(training.build_model(job("llama-7b"), 40))) == 40
+    assert len(model_setup.decoder_layers(model_setup.build_model(job("llama-7b"), 40))) == 40
 
 
 def test_a_stack_that_a_config_cannot_say_is_refused():

@@ -8,12 +8,17 @@ import pytest
 for package in ("torch", "transformers", "peft", "bitsandbytes"):
     pytest.importorskip(package, reason="versions are traced with the extra [build], installed on Python 3.11")
 
-import torch  # noqa: E402 (after the guard)
-from small_jobs import small_job  # noqa: E402
-from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+import torch
+from small_jobs import small_job
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autoconf.build import ledger, rank_trace, tracing, training  # noqa: E402
-from autoconf.build.ledger import SAMPLES, TOKENS, Part, Size  # noqa: E402
+from autoconf.pipeline.tracing import (
+    ledger,
+    model_setup,
+    trace_model,
+)
+from autoconf.pipeline.tracing.ledger import SAMPLES, TOKENS, Part, Size
+from autoconf.pipeline.validation import rank_trace
 
 RANK = 29
 KINDS = ["layer"] * 3
@@ -40,9 +45,9 @@ def test_one_run_tells_what_runs_at_other_tokens_and_ranks_hold(method, settings
     storages = ledger.trace(job, KINDS, RANK)
     for tokens, rank in ((509, 4), (4093, 64)):
         other = job.with_rank(rank)
-        model = training.build_model(other)
+        model = model_setup.build_model(other)
         resident = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-        resident += tracing._maxima(model)
+        resident += trace_model._maxima(model)
         traced = rank_trace.run(other, layers=None, tokens=tokens).peak_bytes - resident
         # The ledger keeps the labels, of 8 bytes each.
         assert 0 <= peak_bytes(storages, SAMPLES * tokens, rank) - traced <= 8 * SAMPLES * tokens + 16
@@ -96,8 +101,8 @@ def test_storages_belong_to_the_part_that_made_them():
 def test_gradients_are_those_of_the_parameters_layer_by_layer():
     job = small_job("full", layers=3, gradient_accumulation=False)
     storages = ledger.trace(job, KINDS, RANK)
-    model = training.build_model(job)
-    layers = training.decoder_layers(model)
+    model = model_setup.build_model(job)
+    layers = model_setup.decoder_layers(model)
     by_layer = [sum(p.nbytes for p in layer.parameters()) for layer in layers]
     rest = sum(p.nbytes for p in model.parameters()) - sum(by_layer)
     found = [storages.sizes[storages.gradient_of == layer][:, 0].sum() for layer in (0, 1, 2, -1)]

@@ -9,16 +9,18 @@ import pytest
 for package in ("torch", "transformers", "peft", "bitsandbytes"):
     pytest.importorskip(package, reason="versions are traced with the extra [build], installed on Python 3.11")
 
-import torch  # noqa: E402 (after the guard)
-from recording import peak, recorded, saved_for_backward  # noqa: E402
-from small_jobs import small_rank  # noqa: E402
-from torch import nn  # noqa: E402
-from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+import torch
+from recording import peak, recorded, saved_for_backward
+from small_jobs import small_rank
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from autoconf.build import kernels, mamba, training  # noqa: E402
-from autoconf.build.architectures import architectures  # noqa: E402
-from autoconf.build.training import Job  # noqa: E402
-from autoconf.stack import Stack  # noqa: E402
+from autoconf.jobs.stack import Stack
+from autoconf.pipeline.catalog import architectures
+from autoconf.pipeline.kernels import cuda as cuda_kernels
+from autoconf.pipeline.kernels import mamba
+from autoconf.pipeline.tracing import model_setup
+from autoconf.pipeline.tracing.model_setup import Job
 
 QLORA = {"quantization": "nf4", "mixed_precision": "bf16"}
 # Those of granite-4.0-h-1b, with two groups instead of one.
@@ -108,7 +110,7 @@ def saved_by(out: torch.Tensor) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_under_autocast_the_kernel_keeps_a_bfloat16_copy_of_the_projection_it_ends_with(dtype):
-    with FakeTensorMode(), kernels.on_cuda(nn.Identity(), None), torch.autocast("cuda", torch.bfloat16):
+    with FakeTensorMode(), cuda_kernels.on_cuda(nn.Identity(), None), torch.autocast("cuda", torch.bfloat16):
         held = weights(torch.float32)
         projected = torch.empty(BATCH, TOKENS, PROJECTED, dtype=dtype, requires_grad=True)
         with recorded(TOKENS, projected, *held.values()), saved_for_backward() as saved:
@@ -120,7 +122,7 @@ def test_under_autocast_the_kernel_keeps_a_bfloat16_copy_of_the_projection_it_en
         assert held["outproj_weight"].grad is not None and held["outproj_weight"].grad.dtype == torch.float32
 
 
-def hybrid(method: training.Method, **settings: Any) -> Job:
+def hybrid(method: model_setup.Method, **settings: Any) -> Job:
     """Two layers, 768 wide, one of either kind."""
     architecture = architectures()["granite-4.0-h-350m"]
     config = {**architecture.shortened(["mamba", "attention"]), "vocab_size": 64}
@@ -156,8 +158,8 @@ def test_a_mamba_layer_without_checkpoint_holds_what_a_hand_counts():
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_what_the_kernel_reads_is_not_packed(gpus):
     job = hybrid("qlora", **QLORA)
-    model = training.build_model(Job(job.architecture, "qlora", job.stack, gpus)).get_base_model()
+    model = model_setup.build_model(Job(job.architecture, "qlora", job.stack, gpus)).get_base_model()
     layer = model.model.layers[0]
     assert type(layer.mamba.out_proj) is nn.Linear and layer.mamba.out_proj.weight.dtype == torch.bfloat16
-    assert isinstance(layer.mamba.in_proj, kernels.Linear4bit)
-    assert isinstance(layer.shared_mlp.output_linear, kernels.Linear4bit)
+    assert isinstance(layer.mamba.in_proj, cuda_kernels.Linear4bit)
+    assert isinstance(layer.shared_mlp.output_linear, cuda_kernels.Linear4bit)

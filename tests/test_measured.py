@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from autoconf.build import environments, measured, readme
-from autoconf.build.measured import Comparison
-from autoconf.build.runs import Run, read_runs
 from autoconf.errors import AutoConfError, BadInput
-from autoconf.memory import GIB
+from autoconf.memory.reserve import GIB
+from autoconf.pipeline import report
+from autoconf.pipeline.validation import compare_measured, environments
+from autoconf.pipeline.validation.benchmark_runs import Run, read_runs
+from autoconf.pipeline.validation.compare_measured import Comparison
 
 # A row of fms-acceleration's benchmarks: https://github.com/foundation-model-stack/fms-acceleration
 BENCHMARK = {
@@ -149,7 +150,7 @@ def test_the_campaign_may_leave_columns_out(table):
 )
 def test_a_bad_cell_is_named_with_its_line_and_what_is_allowed(table, capsys, row, column, value, says):
     path = table(row, {**row, column: value})
-    assert measured.main([str(path)]) == 2
+    assert compare_measured.main([str(path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{path}, line 3: {column}: ")
     assert says in line
@@ -158,7 +159,7 @@ def test_a_bad_cell_is_named_with_its_line_and_what_is_allowed(table, capsys, ro
 def test_a_missing_column_is_named(table, capsys):
     row = {column: value for column, value in BENCHMARK.items() if column not in ("failed", "peft")}
     path = table(row)
-    assert measured.main([str(path)]) == 2
+    assert compare_measured.main([str(path)]) == 2
     assert capsys.readouterr().err == f"{path}: required column missing: failed, peft\n"
 
 
@@ -167,7 +168,7 @@ def test_what_is_no_table_is_named(tmp_path, capsys):
         path = tmp_path / name
         if content is not None:
             path.write_text(content)
-        assert measured.main([str(path)]) == 2
+        assert compare_measured.main([str(path)]) == 2
         assert str(path) in capsys.readouterr().err
         with pytest.raises(BadInput, match=name):
             read_runs(path)
@@ -207,13 +208,13 @@ def test_a_run_fits_if_the_reserve_stays_free(run, gpus, traced, activations, fi
     finished = Comparison(replace(run, gpus=gpus), traced, activations)
     failed = replace(finished, run=replace(finished.run, failed=True))
     assert finished.said_to_fit is failed.said_to_fit is fits
-    assert [row["measured GiB"] for row in measured.wrong_decisions([finished, failed])] == (
+    assert [row["measured GiB"] for row in compare_measured.wrong_decisions([finished, failed])] == (
         ["failed"] if fits else [10]
     )
 
 
 def test_a_run_that_cannot_be_traced_is_decided_wrongly(run):
-    (row,) = measured.wrong_decisions([Comparison(run, None, problem="TraceError: other ops")])
+    (row,) = compare_measured.wrong_decisions([Comparison(run, None, problem="TraceError: other ops")])
     assert (row["line"], row["traced GiB"], row["difference"]) == (2, "TraceError: other ops", "")
 
 
@@ -222,7 +223,7 @@ def test_groups_show_median_95th_percentile_and_worst_of_absolute_differences(ru
     unmeasured = off_by(run, 50, peak_gib=None)
     untraced = Comparison(run, None, problem="TraceError: other ops")
     fused = off_by(run, 5, framework="foak-fast-kernels")
-    rows = measured.group_table([*plain, unmeasured, untraced, fused])
+    rows = compare_measured.group_table([*plain, unmeasured, untraced, fused])
     assert [row["rows"] for row in rows] == [
         "full and LoRA, plain transformers",
         "full, LoRA and QLoRA with fused kernels",
@@ -235,7 +236,7 @@ def test_groups_show_median_95th_percentile_and_worst_of_absolute_differences(ru
         "worst": "3.5 % (required 4, aim 1)",
     }
     assert rows[1]["worst"] == "5 % (required 12, aim 6)"
-    assert measured.group_table([unmeasured]) == []
+    assert compare_measured.group_table([unmeasured]) == []
 
 
 @pytest.mark.parametrize(
@@ -255,20 +256,20 @@ def test_groups_show_median_95th_percentile_and_worst_of_absolute_differences(ru
 )
 def test_what_is_required_can_be_missed_in_each_figure(run, framework, percents, met):
     rows = [off_by(run, percent, framework=framework) for percent in percents]
-    assert measured.required_is_met(rows) is met
+    assert compare_measured.required_is_met(rows) is met
 
 
 @pytest.mark.parametrize("others", [0, 1, 99])
 def test_what_cannot_be_traced_misses_what_is_required(run, others):
     untraced = Comparison(run, None, problem="TraceError: other ops")
-    assert not measured.required_is_met([*[off_by(run, 0)] * others, untraced])
-    assert measured.required_is_met([off_by(run, 0)] * others)
+    assert not compare_measured.required_is_met([*[off_by(run, 0)] * others, untraced])
+    assert compare_measured.required_is_met([off_by(run, 0)] * others)
 
 
 def test_rows_that_disagree_most_come_first(run):
     untraced = Comparison(replace(run, line=9), None, problem="TraceError: other ops")
     rows = [off_by(run, percent, line=line) for line, percent in ((3, 1), (4, -7), (5, 2))]
-    worst = measured.worst_rows([*rows, untraced, off_by(run, 50, peak_gib=None)], count=3)
+    worst = compare_measured.worst_rows([*rows, untraced, off_by(run, 50, peak_gib=None)], count=3)
     assert [(row["line"], row["difference"]) for row in worst] == [(9, ""), (4, "-7.00 %"), (5, "+2.00 %")]
 
 
@@ -276,7 +277,7 @@ def test_stacks_are_named_whose_rows_differ_in_the_mean(run):
     near = [off_by(run, percent, gpus=1) for percent in (3.0, -3.0)]
     far = [off_by(run, percent, gpus=2) for percent in (3.0, 2.0)]
     untraced = Comparison(replace(run, gpus=4), None, problem="TraceError: other ops")
-    rows = measured.by_stack([*near, *far, untraced], above_percent=2)
+    rows = compare_measured.by_stack([*near, *far, untraced], above_percent=2)
     assert [(row["GPUs"], row["mean difference"]) for row in rows] == [(2, "+2.5 %"), (4, "TraceError")]
 
 
@@ -287,10 +288,10 @@ def test_the_command_fails_if_a_required_figure_is_missed(table, run, monkeypatc
     asked = []
     # Tracing itself has a test of its own below.
     monkeypatch.setattr(
-        measured, "compare", lambda runs, today: (asked.append(today), [off_by(r, percent) for r in runs])[1]
+        compare_measured, "compare", lambda runs, today: (asked.append(today), [off_by(r, percent) for r in runs])[1]
     )
     path = table({**BENCHMARK, "peak_allocated_gib": 10})
-    assert measured.main([str(path), *options]) == code
+    assert compare_measured.main([str(path), *options]) == code
     assert asked == [bool(options)]
     printed = " ".join(capsys.readouterr().out.split())
     assert f"{percent:.2g} % (required" in printed
@@ -301,15 +302,15 @@ def test_the_command_says_what_keeps_it_from_tracing(table, monkeypatch, capsys)
     def broken(*_, **__):
         raise AutoConfError("pip install failed: no matching distribution")
 
-    monkeypatch.setattr(measured.environments, "traced", broken)
-    assert measured.main([str(table(BENCHMARK))]) == 1
+    monkeypatch.setattr(compare_measured.environments, "traced", broken)
+    assert compare_measured.main([str(table(BENCHMARK))]) == 1
     assert capsys.readouterr().err == "pip install failed: no matching distribution\n"
 
 
 @pytest.mark.parametrize("today", [True, False])
 @pytest.mark.parametrize("percent", [0.1, 4.5])
 def test_a_section_of_the_readme_has_the_tables(run, today, percent):
-    text = measured.section([off_by(run, percent)], None, today=today)
+    text = compare_measured.section([off_by(run, percent)], None, today=today)
     assert f"| full and LoRA, plain transformers | 1 of 1 | {percent:.2g} % (required 0.5, aim 0.1) |" in text
     assert ("+4.5 %" in text) == (percent == 4.5 and today)
     assert ("No stack differs by more than 2 %." in text) == (percent == 0.1 and today)
@@ -319,14 +320,14 @@ def test_a_section_of_the_readme_has_the_tables(run, today, percent):
 def test_a_section_is_written_between_its_markers_and_nothing_else(tmp_path):
     path = tmp_path / "README.md"
     path.write_text("a\n<!-- x: written by y -->\nold\n<!-- end of x -->\nb\n")
-    readme.write_section(path, "x", "y", "new")
+    report.write_section(path, "x", "y", "new")
     assert path.read_text() == "a\n<!-- x: written by y -->\n\nnew\n\n<!-- end of x -->\nb\n"
     with pytest.raises(ValueError, match="no section for z: it needs the markers <!-- z: written by y -->"):
-        readme.write_section(path, "z", "y", "new")
+        report.write_section(path, "z", "y", "new")
 
 
 def test_a_picture_has_every_group(run, tmp_path):
-    measured.draw([off_by(run, 1), Comparison(run, None)], tmp_path / "runs.png")
+    compare_measured.draw([off_by(run, 1), Comparison(run, None)], tmp_path / "runs.png")
     assert (tmp_path / "runs.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -340,7 +341,7 @@ def test_every_distinct_job_is_traced_once_with_the_libraries_of_its_runs(table,
         asked.append((libraries and libraries.transformers, len(jobs)))
         return [figures] * len(jobs)
 
-    monkeypatch.setattr(measured.environments, "traced", traced)
+    monkeypatch.setattr(compare_measured.environments, "traced", traced)
     rows = [
         BENCHMARK,
         {**BENCHMARK, "per_device_train_batch_size": 8},  # the same job with more tokens
@@ -349,12 +350,12 @@ def test_every_distinct_job_is_traced_once_with_the_libraries_of_its_runs(table,
         {**BENCHMARK, "transformers": "4.45.2"},
     ]
     runs = read_runs(table(*rows))
-    found = measured.compare(runs)
+    found = compare_measured.compare(runs)
     assert asked == [("4.48.1", 2), ("4.45.2", 1)]
-    assert [round(c.traced_gib - measured.CUBLAS_GIB, 6) for c in found] == [2, 3, 2, 2, 2]
+    assert [round(c.traced_gib - compare_measured.CUBLAS_GIB, 6) for c in found] == [2, 3, 2, 2, 2]
     assert [c.run for c in found] == runs
     asked.clear()
-    measured.compare(runs, today=True)
+    compare_measured.compare(runs, today=True)
     assert asked == [(None, 2)]
 
 
@@ -394,11 +395,11 @@ def test_an_environment_is_made_once(broken_python):
 def test_a_run_is_traced_in_a_process_of_its_own(table):
     for package in ("torch", "transformers", "peft", "bitsandbytes"):
         pytest.importorskip(package, reason="versions are traced with the extra [build], installed on Python 3.11")
-    from autoconf.build import rank_trace
-    from autoconf.build.training import Job
+    from autoconf.pipeline.tracing.model_setup import Job
+    from autoconf.pipeline.validation import rank_trace
 
     (run,) = read_runs(table(BENCHMARK))
-    (comparison,) = measured.compare([run], today=True)
+    (comparison,) = compare_measured.compare([run], today=True)
     assert comparison.problem == ""
     peak = rank_trace.figures(Job(run.architecture, "full", run.stack)).peak_bytes(4 * 2048, 1)
     # And two workspaces of cuBLAS.

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from autoconf.jobs.job import TRAINING_STACK, Workload
 from autoconf.min_gpu_recommender import min_gpu_recommender
-from autoconf.workload import TRAINING_STACK, Workload
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

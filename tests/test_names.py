@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from autoconf import Workload, recommend, versions
-from autoconf.names import Names, key
+from autoconf import Workload, recommend
+from autoconf.jobs.names import Names, key
+from autoconf.predictor import registry
 
 SPELLINGS = [
     str,
@@ -20,7 +21,7 @@ SPELLINGS = [
 
 def spellings(version: str) -> dict[str, dict[str, str]]:
     """Every name and alias of each field of a version's domain -> the name."""
-    domain = versions.card(version).domain
+    domain = registry.card(version).domain
     return {
         "model_name": {alias: name for name, model in domain.models.items() for alias in (name, *model.aliases)},
         "method": {method: method for method in domain.methods},
@@ -36,7 +37,7 @@ def names(version: str, field: str) -> Names:
 
 
 @pytest.mark.parametrize("field", ["model_name", "method", "gpu_model"])
-@pytest.mark.parametrize("version", versions.RELEASED)
+@pytest.mark.parametrize("version", registry.RELEASED)
 def test_every_spelling_stands_for_one_name_of_the_version(version, field):
     known = spellings(version)[field]
     by_key: dict[str, set[str]] = {}
@@ -114,7 +115,7 @@ def test_another_organisation_is_another_model(job):
     assert reason.endswith("which has llama-7b")
 
 
-@pytest.mark.parametrize("version", versions.RELEASED)
+@pytest.mark.parametrize("version", registry.RELEASED)
 def test_no_model_of_another_size_is_picked_out(version):
     """Ask for every model in a size that there is none of: what comes is the whole family, or its families."""
     known = spellings(version)["model_name"]

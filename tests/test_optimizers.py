@@ -9,13 +9,13 @@ import pytest
 for package in ("torch", "transformers", "bitsandbytes"):
     pytest.importorskip(package, reason="versions are traced with the extra [build], installed on Python 3.11")
 
-import bitsandbytes  # noqa: E402 (after the guard)
-import torch  # noqa: E402
-from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
-from transformers.optimization import Adafactor  # noqa: E402
+import bitsandbytes
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.optimization import Adafactor
 
-from autoconf.build import rank_trace  # noqa: E402
-from autoconf.stack import Optim, OptimizerBytes, Shape, optimizer_bytes  # noqa: E402
+from autoconf.jobs.stack import Optim, OptimizerBytes, Shape, optimizer_bytes
+from autoconf.pipeline.validation import rank_trace
 
 # Matrices, a vector, and a large parameter after another: Adafactor steps one by one.
 SHAPES = [(700, 400), (300,), (400, 700), (500, 600), (7, 60, 50)]

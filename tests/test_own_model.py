@@ -14,13 +14,14 @@ from same_figures import assert_same_figures
 from typer.testing import CliRunner
 
 import autoconf
-from autoconf import versions
-from autoconf.build import summary, traces
-from autoconf.build.architectures import Architecture, architectures
-from autoconf.build.trace_file import read_trace, write_trace
-from autoconf.cli import app
+from autoconf.cli.main import app
 from autoconf.errors import BadInput
-from autoconf.figures import LayerWay, ModelFigures, ModelsTable
+from autoconf.memory.profile import LayerWay, ModelFigures, ModelsTable
+from autoconf.pipeline.catalog import Architecture, architectures
+from autoconf.pipeline.tracing import cache as trace_cache
+from autoconf.pipeline.tracing import summary
+from autoconf.pipeline.tracing.trace_file import read_trace, write_trace
+from autoconf.predictor import registry
 
 KNOWN = "qwen2.5-0.5b"
 # What files have beside shapes.
@@ -40,7 +41,7 @@ LLAMA = {"model_type": "llama", **SMALL}
 
 @pytest.fixture(scope="session")
 def own_model() -> Any:
-    return pytest.importorskip("autoconf.build.own_model", reason="traces need the extra [build]")
+    return pytest.importorskip("autoconf.pipeline.tracing.hf_config", reason="traces need the extra [build]")
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def command(*arguments: str) -> Any:
 
 
 def shipped(name: str) -> ModelFigures:
-    return ModelsTable(versions.MODELS / versions.DEFAULT).figures(name)
+    return ModelsTable(registry.MODELS / registry.DEFAULT).figures(name)
 
 
 def of_ones_own(name: str, known: str = KNOWN) -> tuple[Architecture, ModelFigures]:
@@ -145,9 +146,9 @@ def test_what_is_no_shape_changes_nothing(own_model, written):
     published = architectures()[KNOWN].config
     plain = own_model.own_architecture(written(published), "mine")
     found = own_model.own_architecture(written({**published, **INERT}), "mine")
-    assert traces.fingerprint(found) == traces.fingerprint(plain)
+    assert trace_cache.fingerprint(found) == trace_cache.fingerprint(plain)
     wider = own_model.own_architecture(written({**published, "intermediate_size": 5120}), "mine")
-    assert traces.fingerprint(wider) != traces.fingerprint(plain)
+    assert trace_cache.fingerprint(wider) != trace_cache.fingerprint(plain)
 
 
 GPT2 = {"model_type": "gpt2", "n_layer": 4, "n_embd": 128, "n_head": 4, "vocab_size": 512, "n_positions": 256}
@@ -161,8 +162,8 @@ def test_learned_positions_end_what_a_sample_can_be(own_model, written):
 def test_what_gpt_2_has_for_linear_layers_is_quantised(own_model, written):
     from transformers.pytorch_utils import Conv1D
 
-    from autoconf.build.training import Job, build_model
-    from autoconf.stack import Stack
+    from autoconf.jobs.stack import Stack
+    from autoconf.pipeline.tracing.model_setup import Job, build_model
 
     found = own_model.own_architecture(written(GPT2), "mine")
     assert found.lora_targets == ["c_attn"]
@@ -186,7 +187,7 @@ def test_a_trace_is_read_as_it_was_written_and_the_same_one_gives_the_same_bytes
     architecture, figures = of_ones_own("mine")
     found = read_trace(trace_file)
     assert found.architecture == architecture
-    assert found.figures.made_of == traces.fingerprint(architecture)
+    assert found.figures.made_of == trace_cache.fingerprint(architecture)
     assert_same_figures(found.figures, figures)
     with (tmp_path / "again").open("wb") as stream:
         write_trace(found.architecture, found.figures, stream)
@@ -194,13 +195,13 @@ def test_a_trace_is_read_as_it_was_written_and_the_same_one_gives_the_same_bytes
 
 
 def test_a_trace_of_another_release_has_to_be_made_again(trace_file, monkeypatch):
-    monkeypatch.setattr(traces, "TRACER", traces.TRACER + 1)
+    monkeypatch.setattr(trace_cache, "TRACER", trace_cache.TRACER + 1)
     with pytest.raises(BadInput, match="another release of ado-autoconf traced it, or it was altered; trace the model"):
         read_trace(trace_file)
 
 
 def test_what_is_no_trace_is_refused(trace_file, tmp_path):
-    moments = versions.MODELS / versions.DEFAULT / "moments.parquet"
+    moments = registry.MODELS / registry.DEFAULT / "moments.parquet"
     cut = tmp_path / "cut"
     cut.write_bytes(trace_file.read_bytes()[:-100])
     for path in (moments, cut, Path(__file__)):
@@ -211,7 +212,7 @@ def test_what_is_no_trace_is_refused(trace_file, tmp_path):
 
 
 def test_reading_a_trace_takes_no_torch(trace_file):
-    code = f"import sys; sys.modules['torch'] = None; from autoconf.build.trace_file import read_trace; " \
+    code = f"import sys; sys.modules['torch'] = None; from autoconf.pipeline.tracing.trace_file import read_trace; " \
            f"print(read_trace({str(trace_file)!r}).architecture.name)"  # fmt: skip
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "mine\n"
 
@@ -223,7 +224,7 @@ def test_the_summary_answers_as_the_newest_version_does(trace_file):
     table = pd.DataFrame(found["layouts"])
     expected = autoconf.recommend(table.drop(columns=answers).assign(model_name=KNOWN))
     yes = expected["can_recommend"] == 1
-    assert len(table) == 2 * len(versions.card(versions.DEFAULT).domain.gpus) * 3 * 2 and yes.any()
+    assert len(table) == 2 * len(registry.card(registry.DEFAULT).domain.gpus) * 3 * 2 and yes.any()
     assert table["can_recommend"].tolist() == expected["can_recommend"].tolist()
     for column in ("gpus", "workers"):
         assert table.loc[yes, column].astype(int).tolist() == expected.loc[yes, column].tolist()
@@ -279,10 +280,10 @@ def test_a_refused_config_and_a_folder_that_is_not_there_leave_no_file(own_model
 
 def test_a_way_that_transformers_itself_cannot_run_is_named_and_the_others_are_traced(own_model, written, monkeypatch):
     """GPT-2 has no linear layer, whose dtype transformers asks around FlashAttention where queries are float32."""
-    from autoconf.build import tracing
+    from autoconf.pipeline.tracing import trace_model
 
     ways = [LayerWay("full", dtype, "no", dtype, False, "none", "default") for dtype in ("bfloat16", "float32")]
-    monkeypatch.setattr(tracing, "layer_ways", lambda: iter(ways))
-    monkeypatch.setattr(tracing, "head_ways", lambda: iter(()))
+    monkeypatch.setattr(trace_model, "layer_ways", lambda: iter(ways))
+    monkeypatch.setattr(trace_model, "head_ways", lambda: iter(()))
     figures = own_model.own_figures(own_model.own_architecture(written(GPT2), "mine"), iter)
     assert (list(figures.layers), figures.problems) == (ways[:1], {ways[1]: "StopIteration"})

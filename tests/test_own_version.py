@@ -14,12 +14,13 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from autoconf import Workload, cards, own_versions, recommend, versions
-from autoconf.build import version_folder
-from autoconf.build.architectures import architectures
-from autoconf.build.trace_file import write_trace
-from autoconf.cli import app
-from autoconf.figures import ModelsTable, write_models
+from autoconf import Workload, recommend
+from autoconf.cli.main import app
+from autoconf.memory.profile import ModelsTable, write_models
+from autoconf.pipeline.catalog import architectures
+from autoconf.pipeline.release import version_folder
+from autoconf.pipeline.tracing.trace_file import write_trace
+from autoconf.predictor import cards, registry, user_versions
 
 BASE, OWN = "2.0.0+small", "2.0.0+mine"
 JOB = {"method": "lora", "gpu_model": "L40S", "tokens_per_sample": 4096, "batch_size": 8, "model_version": OWN}
@@ -29,14 +30,14 @@ JOB = {"method": "lora", "gpu_model": "L40S", "tokens_per_sample": 4096, "batch_
 def made(tmp_path_factory):
     """A folder with a version of two models, the fewest that take seconds, and a trace of a third one."""
     folder = tmp_path_factory.mktemp("made")
-    released = versions.card("2.0.0")
-    table = ModelsTable(versions.MODELS / "2.0.0")
+    released = registry.card("2.0.0")
+    table = ModelsTable(registry.MODELS / "2.0.0")
     names = ["qwen2.5-0.5b", "llama-7b"]
     domain = released.domain.model_copy(update={"models": {name: released.domain.models[name] for name in names}})
     card = released.model_copy(update={"version": BASE, "domain": domain, "evaluation": {}})
     with version_folder.appearing(folder / "models" / BASE) as scratch:
         write_models([table.figures(name) for name in names], scratch)
-        runs = pd.read_parquet(versions.MODELS / "2.0.0" / versions.TRAINING_TABLE)
+        runs = pd.read_parquet(registry.MODELS / "2.0.0" / registry.TRAINING_TABLE)
         version_folder.complete(scratch, card, runs)
     architecture = architectures()["mistral-7b-v0.1"].model_copy(
         update={"name": "my-model", "aliases": ["me/My-Model"], "later_aliases": []}
@@ -52,9 +53,9 @@ def place(made, tmp_path, monkeypatch):
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setenv(own_versions.VARIABLE, str(tmp_path / "models"))
-    monkeypatch.setattr(versions, "_loaded", {})
-    versions._card.cache_clear()
+    monkeypatch.setenv(user_versions.VARIABLE, str(tmp_path / "models"))
+    monkeypatch.setattr(registry, "_loaded", {})
+    registry._card.cache_clear()
     return tmp_path
 
 
@@ -71,7 +72,7 @@ def test_a_traced_model_is_answered_for_beside_the_others(place):
         own = recommend(Workload.parse(**JOB, model_name=name))
         released = recommend(Workload.parse(**{**JOB, "model_version": "2.0.0"}, model_name=like))
         assert own.can_recommend and own == released
-    card = versions.card(OWN)
+    card = registry.card(OWN)
     assert set(card.made_from) == {BASE, "my-model.traces.parquet"}
     assert card.evaluation["figures"] and card.evaluation["orderings"] and card.evaluation["by_family"]
     assert cards.verified_card(place / "models" / OWN, found["sha256"]) == card
@@ -129,6 +130,6 @@ def test_a_killed_training_leaves_no_version(place, ending):
         time.sleep(0.01)
     process.send_signal(ending)
     assert process.wait() == -ending
-    assert own_versions.listed_in(models) == [BASE]
+    assert user_versions.listed_in(models) == [BASE]
     if ending != signal.SIGKILL:
         assert os.listdir(models) == [BASE]

@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from autoconf import AutoConfError, Workload, estimate, own_versions, recommend, versions
-from autoconf.cards import CARD, digest
-from autoconf.cli import app
+from autoconf import AutoConfError, Workload, estimate, recommend
+from autoconf.cli.main import app
 from autoconf.experiments import largest_batch_recommender
 from autoconf.min_gpu_recommender import min_gpu_recommender
+from autoconf.predictor import registry, user_versions
+from autoconf.predictor.cards import CARD, digest
 
 OWN = "2.0.0+mine"
 JOB = {
@@ -28,16 +29,16 @@ JOB = {
 def models(tmp_path, monkeypatch):
     """A folder with a version that differs from 2.0.0 in one name: there, llama-7b is my-llama."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.delenv(own_versions.VARIABLE, raising=False)
-    monkeypatch.setattr(versions, "_loaded", {})
-    versions._card.cache_clear()
+    monkeypatch.delenv(user_versions.VARIABLE, raising=False)
+    monkeypatch.setattr(registry, "_loaded", {})
+    registry._card.cache_clear()
     yield version(tmp_path / "models").parent
-    versions._card.cache_clear()
+    registry._card.cache_clear()
 
 
 def version(models: Path, name: str = OWN, **changes) -> Path:
     folder = models / name
-    shutil.copytree(versions.MODELS / "2.0.0", folder)
+    shutil.copytree(registry.MODELS / "2.0.0", folder)
     content = json.loads((folder / CARD).read_text())
     aliases = content["domain"]["models"]["llama-7b"]["aliases"]
     content["domain"]["models"]["llama-7b"]["aliases"] = [*aliases, "my-llama"]
@@ -56,8 +57,8 @@ def altered(folder: Path) -> str:
 
 
 def forget_what_is_loaded():
-    versions._loaded.clear()
-    versions._card.cache_clear()
+    registry._loaded.clear()
+    registry._card.cache_clear()
 
 
 def test_a_version_answers_by_argument_and_by_environment(models, monkeypatch):
@@ -66,7 +67,7 @@ def test_a_version_answers_by_argument_and_by_environment(models, monkeypatch):
     assert estimate(job, 2, models=models).fits == 1
     table = pd.DataFrame([JOB, {**JOB, "model_name": "llama-7b"}])
     assert recommend(table, OWN, models)["gpus"].tolist() == [2, 2]
-    monkeypatch.setenv(own_versions.VARIABLE, str(models))
+    monkeypatch.setenv(user_versions.VARIABLE, str(models))
     assert recommend(job).gpus == 2
     # Nothing changes for the shipped ones beside it.
     assert "is not in the domain" in recommend(Workload.parse(**JOB)).reason
@@ -82,7 +83,7 @@ def test_experiments_take_the_folder_from_python(models):
 
 
 def test_the_command_lists_and_asks_it(models, monkeypatch):
-    monkeypatch.setenv(own_versions.VARIABLE, str(models))
+    monkeypatch.setenv(user_versions.VARIABLE, str(models))
     listed = CliRunner().invoke(app, ["versions"])
     assert f"version {OWN}, made from 2.0.0: 92 models" in listed.stdout
     options = [word for field, value in JOB.items() for word in (f"--{field.replace('_', '-')}", str(value))]
@@ -94,7 +95,7 @@ def test_a_shipped_number_cannot_be_shadowed(models):
     version(models, "2.0.0", threshold=0.0)  # which would say that everything fits
     job = Workload.parse(**{**JOB, "model_name": "llama-7b", "model_version": "2.0.0", "max_gpus": 1})
     assert recommend(job, models=models).can_recommend == 0
-    assert versions.known(models) == [*versions.RELEASED, OWN]
+    assert registry.known(models) == [*registry.RELEASED, OWN]
 
 
 def test_a_folder_that_was_renamed_is_no_other_version(models):
@@ -110,7 +111,7 @@ def test_its_digest_is_kept_at_the_first_use(models, monkeypatch):
     forget_what_is_loaded()
     with pytest.raises(AutoConfError, match=rf"{CARD} was altered .*ado-autoconf versions 2\.0\.0\+mine --trust"):
         recommend(job, models=models)
-    monkeypatch.setenv(own_versions.VARIABLE, str(models))
+    monkeypatch.setenv(user_versions.VARIABLE, str(models))
     trusted = CliRunner().invoke(app, ["versions", OWN, "--trust"])
     assert trusted.exit_code == 0 and changed in trusted.stderr
     forget_what_is_loaded()
@@ -155,7 +156,7 @@ def test_a_missing_folder_is_no_missing_recommendation(models, tmp_path, monkeyp
     job = Workload.parse(**JOB, model_version=OWN)
     with pytest.raises(AutoConfError, match="AUTOCONF_MODELS names no folder"):
         recommend(job)
-    monkeypatch.setenv(own_versions.VARIABLE, str(tmp_path / "gone"))
+    monkeypatch.setenv(user_versions.VARIABLE, str(tmp_path / "gone"))
     with pytest.raises(AutoConfError, match=r"AUTOCONF_MODELS: .*gone' is no folder"):
         recommend(job)
     assert recommend(Workload.parse(**{**JOB, "model_name": "llama-7b"})).gpus == 2  # which needs none

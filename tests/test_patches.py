@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from autoconf.cli import app
+from autoconf.cli.main import app
 from autoconf.errors import BadInput
-from autoconf.patches import Layout, patched
+from autoconf.jobs.importers.patch import Layout, patched
 
 JOBS = Path(__file__).parent / "jobs"
 SEVERAL_WORKERS = ["--gpus-per-worker=1", "--max-gpus=32"]

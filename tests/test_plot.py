@@ -18,11 +18,22 @@ from matplotlib.image import imread
 from typer.testing import CliRunner
 
 from autoconf import recommend
-from autoconf.charts import MISSING, NO_RECOMMENDATION, POINT, SEPARATOR, SETTINGS, Chart, chart, choose, option, points
-from autoconf.cli import app
+from autoconf.cli.main import app
+from autoconf.cli.plots.answer_grid import (
+    MISSING,
+    NO_RECOMMENDATION,
+    POINT,
+    SEPARATOR,
+    SETTINGS,
+    Chart,
+    chart,
+    choose,
+    option,
+    points,
+)
+from autoconf.cli.plots.heatmap import draw
+from autoconf.jobs.tables import read_table
 from autoconf.min_gpu_recommender import min_gpu_recommender
-from autoconf.plot import draw
-from autoconf.tables import read_table
 
 from ado.schema.observed_property import ObservedPropertyValue
 from ado.schema.result import ValidMeasurementResult
@@ -379,12 +390,12 @@ def test_drawing_leaves_the_host_alone() -> None:
     draw(grid()).draw_without_rendering()
     assert dict(matplotlib.rcParams) == before
     code = (
-        "import sys, autoconf.cli, autoconf.plot; assert 'matplotlib' not in sys.modules; import test_plot as t\n"
-        "autoconf.plot.draw(t.grid()); assert 'matplotlib.pyplot' not in sys.modules"
+        "import sys, autoconf.cli, autoconf.cli.plots.heatmap; assert 'matplotlib' not in sys.modules; import test_plot as t\n"
+        "autoconf.cli.plots.heatmap.draw(t.grid()); assert 'matplotlib.pyplot' not in sys.modules"
     )
-    code = code.replace("import test_plot as t", "import numpy as np; from autoconf.charts import Chart").replace(
-        "t.grid()", "Chart('', [1], [1], ['m'], ['lora'], {('m', 'lora'): np.array([[1]])})"
-    )
+    code = code.replace(
+        "import test_plot as t", "import numpy as np; from autoconf.cli.plots.answer_grid import Chart"
+    ).replace("t.grid()", "Chart('', [1], [1], ['m'], ['lora'], {('m', 'lora'): np.array([[1]])})")
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from autoconf import AutoConfError, Workload, cards, recommend, versions
-from autoconf.cards import CARD
-from autoconf.versions import CHECK_JOBS, MODELS, RELEASED
+from autoconf import AutoConfError, Workload, recommend
+from autoconf.predictor import cards, registry
+from autoconf.predictor.cards import CARD
+from autoconf.predictor.registry import CHECK_JOBS, MODELS, RELEASED
 
 VERSION = "1.1.0"  # of the fixture ``job``
 
@@ -20,11 +21,11 @@ VERSION = "1.1.0"  # of the fixture ``job``
 def copied(tmp_path, monkeypatch) -> Iterator[Path]:
     """A copy of a version, which the package takes for the shipped one."""
     shutil.copytree(MODELS / VERSION, tmp_path / VERSION)
-    monkeypatch.setattr(versions, "MODELS", tmp_path)
-    monkeypatch.setattr(versions, "_loaded", {})
-    versions._card.cache_clear()
+    monkeypatch.setattr(registry, "MODELS", tmp_path)
+    monkeypatch.setattr(registry, "_loaded", {})
+    registry._card.cache_clear()
     yield tmp_path / VERSION
-    versions._card.cache_clear()
+    registry._card.cache_clear()
 
 
 def rewrite_card(folder: Path, **update) -> str:
@@ -81,7 +82,7 @@ def test_an_edited_card_is_refused_before_anything_is_unpickled(copied, monkeypa
         with pytest.raises(AutoConfError, match=r"version 1\.1\.0: card\.json was altered"):
             recommend(question)
     with pytest.raises(AutoConfError, match=r"version 1\.1\.0: card\.json was altered"):
-        versions.card(VERSION)
+        registry.card(VERSION)
     assert not Path("unpickled").exists()
 
 
@@ -117,7 +118,7 @@ def test_a_library_that_does_not_import_is_an_error(copied, job, monkeypatch):
 
 @pytest.mark.parametrize("version", RELEASED)
 def test_the_predictor_gives_the_released_answers(version):
-    predictor = versions.load(version)
+    predictor = registry.load(version)
     jobs = pd.read_csv(MODELS / version / CHECK_JOBS)
     fits = predictor.fits(predictor.candidates(jobs))
     assert len(jobs) >= 300

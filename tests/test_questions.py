@@ -11,23 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import autoconf
-from autoconf import (
-    Job,
-    Workload,
-    avoid_oom,
-    cheapest_gpu,
-    estimate,
-    largest_batch,
-    largest_sample,
-    recommend,
-    versions,
-)
-from autoconf.columns import doubts
+from autoconf import Job, Workload, avoid_oom, cheapest_gpu, estimate, largest_batch, largest_sample, recommend
 from autoconf.errors import BadInput, IgnoredColumnWarning
-from autoconf.prices import read_prices
-from autoconf.questions import GPU_MODEL, LARGEST_BATCH
+from autoconf.jobs.column_hints import doubts
+from autoconf.jobs.queries import GPU_MODEL, LARGEST_BATCH
+from autoconf.planner.prices import read_prices
+from autoconf.predictor import registry
 
-NEWEST = versions.card("2.0.0").domain
+NEWEST = registry.card("2.0.0").domain
 LORA = {"model_name": "llama-7b", "method": "lora", "tokens_per_sample": 8192}
 L40S = {**LORA, "gpu_model": "L40S"}
 # Of a model each: ordinary, with learned positions, a mixture of experts, too large for most GPUs.
@@ -158,7 +149,7 @@ def test_headroom_is_what_is_usable_without_what_is_needed():
 
 @pytest.mark.parametrize("version", ["1.1.0", "2.0.0"])
 def test_the_ranking_is_what_recommend_says_of_each_type_by_cost(version):
-    domain, prices = versions.card(version).domain, read_prices()
+    domain, prices = registry.card(version).domain, read_prices()
     job = {**LORA, "batch_size": 16, "max_gpus": 4, "model_version": version}
     ranking = cheapest_gpu(pd.DataFrame([job], index=["mine"]))
     assert ranking.index.tolist() == ["mine"] * len(domain.gpus)
@@ -209,7 +200,7 @@ def test_where_no_type_fits_the_one_with_most_memory_tells_why():
 def test_every_default_price_is_of_a_type_of_the_newest_version_and_has_its_source():
     import yaml
 
-    from autoconf.prices import DEFAULT
+    from autoconf.planner.prices import DEFAULT
 
     listed = yaml.safe_load(DEFAULT.read_text(encoding="utf-8"))
     assert {*listed} <= {*NEWEST.gpus}

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner, Result
 
-from autoconf import Job, avoid_oom, cheapest_gpu, cli, estimate, largest_batch, largest_sample, show
-from autoconf.questions import AVOID_OOM, ESTIMATE, LARGEST_BATCH, LARGEST_SAMPLE
+from autoconf import Job, avoid_oom, cheapest_gpu, cli, estimate, largest_batch, largest_sample
+from autoconf.cli import console
+from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, LARGEST_BATCH, LARGEST_SAMPLE
 
 MODEL = {"model_name": "llama-7b", "method": "lora"}
 COMMANDS = {
@@ -150,8 +151,8 @@ def test_prices_of_a_file_replace_the_packages(run):
 
 
 def test_a_person_sees_the_job_and_its_answer(run, monkeypatch):
-    monkeypatch.setattr("autoconf.commands.recommend.is_terminal", lambda stream: True)
-    monkeypatch.setattr(show, "is_terminal", lambda stream: False)  # plain lines
+    monkeypatch.setattr("autoconf.cli.recommend.is_terminal", lambda stream: True)
+    monkeypatch.setattr(console, "is_terminal", lambda stream: False)  # plain lines
     assert run("estimate", *options(COMMANDS["estimate"][2])).stdout.split()[-2:] == [
         "training_stack", "reference",
     ]  # fmt: skip

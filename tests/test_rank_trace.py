@@ -13,20 +13,21 @@ import pytest
 for package in ("torch", "transformers", "peft", "bitsandbytes"):
     pytest.importorskip(package, reason="versions are traced with the extra [build], installed on Python 3.11")
 
-import torch  # noqa: E402 (after the guard)
-from recording import peak, recorded  # noqa: E402
-from small_jobs import small_job, small_rank  # noqa: E402
-from torch import nn  # noqa: E402
-from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
-from torch.utils.checkpoint import checkpoint  # noqa: E402
+import torch
+from recording import peak, recorded
+from small_jobs import small_job, small_rank
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
-from autoconf.build import rank_trace, trace_jobs, training  # noqa: E402
-from autoconf.build.architectures import architectures  # noqa: E402
-from autoconf.build.training import Job  # noqa: E402
-from autoconf.figures import read_figures  # noqa: E402
-from autoconf.memory import MemoryTable  # noqa: E402
-from autoconf.stack import Stack, optimizer_bytes  # noqa: E402
-from autoconf.versions import FIGURES, MODELS  # noqa: E402
+from autoconf.jobs.stack import Stack, optimizer_bytes
+from autoconf.memory.profile import read_figures
+from autoconf.memory.reserve import MemoryTable
+from autoconf.pipeline.catalog import architectures
+from autoconf.pipeline.tracing import model_setup
+from autoconf.pipeline.tracing.model_setup import Job
+from autoconf.pipeline.validation import rank_trace, trace_jobs
+from autoconf.predictor.registry import FIGURES, MODELS
 
 WIDTH = 128
 QLORA = {"quantization": "nf4", "mixed_precision": "bf16"}
@@ -71,7 +72,7 @@ def test_short_stacks_foretell_whole_ones_to_the_byte(method, gpus, settings):
         assert at_end == pytest.approx(traced.end_bytes, abs=64)
 
 
-PARAMETERS = sum(shape.elements for shape in training.trainable_shapes(small_job("full")))  # of two layers
+PARAMETERS = sum(shape.elements for shape in model_setup.trainable_shapes(small_job("full")))  # of two layers
 
 
 @pytest.mark.parametrize(("sharding", "gpus"), [("fsdp1", 2), ("fsdp2", 4)])
@@ -112,7 +113,7 @@ class Enclosed(nn.Module):
         return checkpoint(functools.partial(self.unit, **options), hidden, use_reentrant=self.reentrant)
 
 
-def enclosed_peak(method: training.Method, gpus: int, reentrant: bool, layers: int, tokens: int) -> int:
+def enclosed_peak(method: model_setup.Method, gpus: int, reentrant: bool, layers: int, tokens: int) -> int:
     """Peak of a second micro-batch whose checkpoints enclose FSDP's units."""
     way = "reentrant" if reentrant else "non-reentrant"
     job = small_job(method, gpus, layers, sharding="fsdp1", gradient_checkpointing=way, **AT_ONCE)
@@ -207,7 +208,7 @@ def test_layers_of_several_kinds_are_refused():
 def test_figures_hold_the_optimizer_of_the_stack():
     job = small_job("full", optim="adafactor")
     figures = rank_trace.figures(job)
-    assert (figures.states, figures.step) == optimizer_bytes("adafactor", training.trainable_shapes(job))
+    assert (figures.states, figures.step) == optimizer_bytes("adafactor", model_setup.trainable_shapes(job))
     assert figures.step > 0
 
 

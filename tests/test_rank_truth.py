@@ -9,7 +9,7 @@ import pytest
 for package in ("torch", "transformers", "peft", "bitsandbytes"):
     pytest.importorskip(package, reason="versions are traced with the extra [build], installed on Python 3.11")
 
-from autoconf.build import rank_truth  # noqa: E402 (after the guard)
+from autoconf.pipeline.validation import rank_truth
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from autoconf.build import environments, held_out, real_rows, reserve
-from autoconf.build.held_out import Way
-from autoconf.build.reserve import THRESHOLD, features, free_gib, learn, training_rows
 from autoconf.errors import AutoConfError
-from autoconf.tabular import LABEL, fit, load_tabular
+from autoconf.pipeline.calibration import held_out, real_rows, reserve
+from autoconf.pipeline.calibration.held_out import Way
+from autoconf.pipeline.calibration.reserve import THRESHOLD, features, free_gib, learn, training_rows
+from autoconf.pipeline.validation import environments
+from autoconf.predictor.autogluon import LABEL, fit, load_tabular
 
 ROWS = real_rows.read_rows()
 LEARNT = learn(ROWS)

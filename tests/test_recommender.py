@@ -4,10 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from autoconf import IgnoredColumnWarning, Recommendation, Workload, recommend, recommender, versions
+from autoconf import IgnoredColumnWarning, Recommendation, Workload, recommend
+from autoconf.jobs.job import REQUIRED, TRAINING_STACK
 from autoconf.min_gpu_recommender import min_gpu_recommender
-from autoconf.search import decide
-from autoconf.workload import REQUIRED, TRAINING_STACK
+from autoconf.planner import runner
+from autoconf.planner.search import decide
+from autoconf.predictor import registry
 
 
 def ask(job: dict, **changes) -> Recommendation:
@@ -112,7 +114,7 @@ def test_more_than_the_versions_gpus_are_considered_up_to_its_limit(job):
 
 def test_a_table_answers_as_single_jobs_do(job, monkeypatch):
     generator = np.random.default_rng(3)
-    domain = versions.card("1.1.0").domain
+    domain = registry.card("1.1.0").domain
     table = pd.DataFrame(
         {
             "model_name": generator.choice([*domain.models, "nonsense"], 300),
@@ -126,7 +128,7 @@ def test_a_table_answers_as_single_jobs_do(job, monkeypatch):
     )
     singles = [recommend(Workload.parse(**row)) for row in table.to_dict("records")]
     whole = recommend(table)
-    monkeypatch.setattr(recommender, "CHUNK", 7)
+    monkeypatch.setattr(runner, "CHUNK", 7)
     pd.testing.assert_frame_equal(recommend(table), whole)
     assert list(whole.index) == list(table.index)
     assert whole["can_recommend"].tolist() == [s.can_recommend for s in singles]
@@ -201,7 +203,7 @@ def test_the_batch_of_each_gpu_is_that_of_as_many_times_more_on_all(job):
 
 def _fits(job, gpus, **batch) -> bool:
     """Whether a job fits on just so many GPUs: its batch divided evenly over them, all in one worker."""
-    predictor = versions.load("1.1.0")
+    predictor = registry.load("1.1.0")
     table = pd.DataFrame([{**job, **batch, "number_gpus": gpus, "gradient_accumulation_steps": 4}])
     return bool(decide(predictor, predictor.candidates(table))[0])
 

@@ -7,20 +7,21 @@ import pandas as pd
 import pytest
 import yaml
 
-from autoconf import Workload, recommend, versions
-from autoconf.edges import most_tokens
-from autoconf.predictors import Predictor
-from autoconf.remedies import ALL_CHANGES, CHANGES, pick, remedies
-from autoconf.rules import Candidates
-from autoconf.search import answer, decide
+from autoconf import Workload, recommend
+from autoconf.planner.alternatives import ALL_CHANGES, CHANGES, pick, remedies
+from autoconf.planner.frontier import most_tokens
+from autoconf.planner.rules import Candidates
+from autoconf.planner.search import answer, decide
+from autoconf.predictor import registry
+from autoconf.predictor.predictor import Predictor
 
 SWEEP = Path(__file__).parents[1] / "sweep"
-DOMAIN = versions.card("1.1.0").domain
+DOMAIN = registry.card("1.1.0").domain
 
 
 @pytest.fixture(scope="module")
 def predictor():
-    return versions.load("1.1.0")
+    return registry.load("1.1.0")
 
 
 def random_columns(count: int, seed: int) -> dict:

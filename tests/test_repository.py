@@ -4,8 +4,8 @@ import os
 import subprocess
 from pathlib import Path
 
-from autoconf.cards import verified_card
-from autoconf.versions import MODELS, RELEASED
+from autoconf.predictor.cards import verified_card
+from autoconf.predictor.registry import MODELS, RELEASED
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,5 +22,5 @@ def test_a_clone_by_a_git_that_converts_line_ends_is_whole(tmp_path):
     )
     for version, digest in RELEASED.items():
         assert verified_card(clone / MODELS.relative_to(ROOT) / version, digest).version == version
-    for script in (".ci/run", "Makefile", "tests/matrix.sh", "autoconf/cli.py"):
+    for script in (".ci/run", "Makefile", "tests/matrix.sh", "autoconf/cli/main.py"):
         assert b"\r" not in (clone / script).read_bytes()

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autoconf.figures import Point, StackMoment, Units
-from autoconf.memory import GIB, Reserve
-from autoconf.sharding import Bytes, Held, held
-from autoconf.stack import OptimizerBytes
+from autoconf.jobs.stack import OptimizerBytes
+from autoconf.memory.profile import Point, StackMoment, Units
+from autoconf.memory.reserve import GIB, Reserve
+from autoconf.memory.sharding import Bytes, Held, held
 
 # 10 layers of 100 parameters, and a root of 50.
 UNITS = Units(

@@ -4,10 +4,10 @@ from typing import get_args
 
 import pytest
 
-from autoconf.memory import RankFigures
-from autoconf.presets import SETTINGS, presets, stack_name, training_stack
-from autoconf.stack import Optim, Shape, Sharding, Stack, optimizer_bytes
-from autoconf.workload import OPTIONAL, Workload, choices
+from autoconf.jobs.job import OPTIONAL, Workload, choices
+from autoconf.jobs.presets import SETTINGS, presets, stack_name, training_stack
+from autoconf.jobs.stack import Optim, Shape, Sharding, Stack, optimizer_bytes
+from autoconf.memory.reserve import RankFigures
 
 
 def test_the_defaults_are_the_reference_workload():

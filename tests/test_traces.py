@@ -10,9 +10,8 @@ import platformdirs
 import pytest
 from same_figures import assert_same_figures
 
-from autoconf.build import traces
-from autoconf.build.architectures import architectures
-from autoconf.figures import (
+from autoconf.jobs.stack import Shape
+from autoconf.memory.profile import (
     MOMENTS,
     HeadWay,
     LayerWay,
@@ -25,7 +24,8 @@ from autoconf.figures import (
     read_models,
     write_models,
 )
-from autoconf.stack import Shape
+from autoconf.pipeline.catalog import architectures
+from autoconf.pipeline.tracing import cache as trace_cache
 
 WAY = LayerWay("lora", "bfloat16", "no", "float32", True, "none", "all-linear")
 HEAD = HeadWay(False, "bfloat16", "no", "chunked")
@@ -82,17 +82,17 @@ def test_a_fingerprint_changes_with_the_model_and_with_the_tracer(monkeypatch):
     same = llama.model_copy(update={"source": "elsewhere", "aliases": []})
     deeper = llama.model_copy(update={"config": {**llama.config, "num_hidden_layers": 33}})
     adapted = llama.model_copy(update={"lora_targets": ["o_proj"]})
-    assert traces.fingerprint(same) == traces.fingerprint(llama)
-    assert len({traces.fingerprint(a) for a in (llama, deeper, adapted)}) == 3
-    before = traces.fingerprint(llama)
-    monkeypatch.setattr(traces, "TRACER", traces.TRACER + 1)
-    assert traces.fingerprint(llama) != before
+    assert trace_cache.fingerprint(same) == trace_cache.fingerprint(llama)
+    assert len({trace_cache.fingerprint(a) for a in (llama, deeper, adapted)}) == 3
+    before = trace_cache.fingerprint(llama)
+    monkeypatch.setattr(trace_cache, "TRACER", trace_cache.TRACER + 1)
+    assert trace_cache.fingerprint(llama) != before
 
 
 @pytest.fixture
 def traced(tmp_path, monkeypatch) -> list[str]:
     """The models that were traced; a real trace takes a minute."""
-    tracing = pytest.importorskip("autoconf.build.tracing", reason="traces need the extra [build]")
+    tracing = pytest.importorskip("autoconf.pipeline.tracing.trace_model", reason="traces need the extra [build]")
     names: list[str] = []
 
     def trace(architecture):
@@ -107,39 +107,39 @@ def traced(tmp_path, monkeypatch) -> list[str]:
 
 
 def test_a_model_is_traced_once(traced):
-    first, second = traces._cached("llama-7b"), traces._cached("llama-7b")
+    first, second = trace_cache._cached("llama-7b"), trace_cache._cached("llama-7b")
     assert traced == ["llama-7b"]
     assert_same(first, second)
-    assert first.made_of == traces.fingerprint(architectures()["llama-7b"])
+    assert first.made_of == trace_cache.fingerprint(architectures()["llama-7b"])
 
 
 def test_a_model_is_traced_again_when_the_tracer_is_another(traced, monkeypatch):
-    traces._cached("llama-7b")
-    monkeypatch.setattr(traces, "TRACER", traces.TRACER + 1)
-    traces._cached("llama-7b")
+    trace_cache._cached("llama-7b")
+    monkeypatch.setattr(trace_cache, "TRACER", trace_cache.TRACER + 1)
+    trace_cache._cached("llama-7b")
     assert traced == ["llama-7b"] * 2
 
 
 def test_a_run_that_was_ended_loses_only_the_model_that_it_was_at(traced):
     for name in ("llama-7b", "llama-13b"):
         try:
-            traces._cached(name)
+            trace_cache._cached(name)
         except KeyboardInterrupt:
             ended = name
     assert ended == "llama-13b"
-    traces._cached("llama-7b")
+    trace_cache._cached("llama-7b")
     with pytest.raises(KeyboardInterrupt):
-        traces._cached("llama-13b")  # nothing half done is taken for its figures
+        trace_cache._cached("llama-13b")  # nothing half done is taken for its figures
     assert traced == ["llama-7b", "llama-13b", "llama-13b"]
 
 
 def test_what_a_version_has_is_taken_from_it_and_only_if_it_is_up_to_date(tmp_path, traced):
     llama, mistral = ("llama-7b", "mistral-7b-v0.1")
-    up_to_date = replace(figures(llama, 2.5), made_of=traces.fingerprint(architectures()[llama]))
+    up_to_date = replace(figures(llama, 2.5), made_of=trace_cache.fingerprint(architectures()[llama]))
     released = tmp_path / "released"
     released.mkdir()
     write_models([up_to_date, figures(mistral)], released)
-    found = {f.model_name: f for f in traces.traces([mistral, llama], released)}
+    found = {f.model_name: f for f in trace_cache.traces([mistral, llama], released)}
     assert list(found) == [mistral, llama]
     assert_same(found[llama], up_to_date)
     assert found[mistral].layers[WAY][0, 2] == architectures()[mistral].layers  # traced, and not the released one

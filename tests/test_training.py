@@ -7,17 +7,18 @@ import pytest
 for package in ("torch", "transformers", "peft", "bitsandbytes"):
     pytest.importorskip(package, reason="versions are traced with the extra [build], installed on Python 3.11")
 
-import peft  # noqa: E402 (after the guard)
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-from accelerate.utils import DistributedDataParallelKwargs  # noqa: E402
-from small_jobs import small_job, small_rank  # noqa: E402
-from torch import nn  # noqa: E402
-from transformers import Adafactor  # noqa: E402
+import peft
+import torch
+import torch.distributed as dist
+from accelerate.utils import DistributedDataParallelKwargs
+from small_jobs import small_job, small_rank
+from torch import nn
+from transformers import Adafactor
 
-from autoconf.build import rank_trace, training  # noqa: E402
-from autoconf.build.architectures import architectures  # noqa: E402
-from autoconf.stack import Stack  # noqa: E402
+from autoconf.jobs.stack import Stack
+from autoconf.pipeline.catalog import architectures
+from autoconf.pipeline.tracing import model_setup
+from autoconf.pipeline.validation import rank_trace
 
 QLORA = {"quantization": "nf4", "mixed_precision": "bf16"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -46,17 +47,17 @@ def test_adafactor_is_refused_where_it_cannot_step():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize(("method", "settings"), [("lora", {}), ("qlora", QLORA)])
 def test_adapters_have_the_dtype_of_the_stack_and_the_base_its_own(method, settings, dtype):
-    model = training.build_model(small_job(method, adapter_dtype=dtype, **settings))
+    model = model_setup.build_model(small_job(method, adapter_dtype=dtype, **settings))
     trainable = {p.dtype for p in model.parameters() if p.requires_grad}
     frozen = {p.dtype for p in model.parameters() if not p.requires_grad}
-    assert trainable == {training.DTYPES[dtype]}
+    assert trainable == {model_setup.DTYPES[dtype]}
     assert frozen == ({torch.bfloat16, torch.uint8} if method == "qlora" else {torch.bfloat16})
 
 
 def test_a_model_is_loaded_in_the_dtype_of_the_stack():
     for dtype in ("bfloat16", "float32"):
-        model = training.build_model(small_job("full", torch_dtype=dtype))
-        assert {p.dtype for p in model.parameters()} == {training.DTYPES[dtype]}
+        model = model_setup.build_model(small_job("full", torch_dtype=dtype))
+        assert {p.dtype for p in model.parameters()} == {model_setup.DTYPES[dtype]}
         assert all(p.requires_grad for p in model.parameters())
 
 
@@ -74,13 +75,13 @@ def _dtypes(model: nn.Module, part: str) -> set[torch.dtype]:
     ],
 )
 def test_norms_become_float32_and_embeddings_stay_bfloat16_unless_gpus_shard(gpus, sharding, norms):
-    model = training.build_model(small_job("qlora", gpus, upcast_unquantized=True, sharding=sharding, **QLORA))
+    model = model_setup.build_model(small_job("qlora", gpus, upcast_unquantized=True, sharding=sharding, **QLORA))
     assert _dtypes(model, "norm") == {norms}
     assert _dtypes(model, "embed_tokens") == _dtypes(model, "lm_head") == {torch.bfloat16}
 
 
 def test_without_the_upcast_norms_stay_as_loaded():
-    assert _dtypes(training.build_model(small_job("qlora", **QLORA)), "norm") == {torch.bfloat16}
+    assert _dtypes(model_setup.build_model(small_job("qlora", **QLORA)), "norm") == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def _adapted(model: nn.Module) -> set[str]:
 )
 @pytest.mark.parametrize(("method", "settings"), [("lora", {}), ("qlora", QLORA)])
 def test_adapters_are_where_the_stack_puts_them(method, settings, targets, adapted):
-    model = training.build_model(small_job(method, lora_targets=targets, lora_r=8, lora_dropout=0.1, **settings))
+    model = model_setup.build_model(small_job(method, lora_targets=targets, lora_r=8, lora_dropout=0.1, **settings))
     assert _adapted(model) == adapted
     layers = [m for m in model.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
     assert {layer.r["default"] for layer in layers} == {8}
@@ -132,8 +133,8 @@ ONE_OF_EACH_TYPE = {a.config["model_type"]: a.name for a in architectures().valu
 @pytest.mark.parametrize("name", ONE_OF_EACH_TYPE.values(), ids=ONE_OF_EACH_TYPE)
 def test_attention_means_every_linear_layer_of_attention_and_no_other(name):
     architecture = architectures()[name]
-    job = training.Job(architecture, "lora", Stack(lora_targets="attention"))
-    model = training.build_model(job, layers=list(dict.fromkeys(architecture.kinds)))
+    job = model_setup.Job(architecture, "lora", Stack(lora_targets="attention"))
+    model = model_setup.build_model(job, layers=list(dict.fromkeys(architecture.kinds)))
     own = {path: m for path, m in model.get_base_model().named_modules() if ".lora_" not in path}
     adapted = {path for path, m in own.items() if isinstance(m, peft.tuners.lora.LoraLayer)}
     linear = {path.removesuffix(".base_layer") for path, m in own.items() if type(m).__name__ in ("Linear", "Conv1D")}
@@ -155,7 +156,7 @@ def test_attention_means_every_linear_layer_of_attention_and_no_other(name):
 )
 def test_the_optimizer_is_told_of_the_parameters_that_a_rank_trains(method, gpus, settings):
     job = small_job(method, gpus, **settings)
-    told = training.trainable_shapes(job)
+    told = model_setup.trainable_shapes(job)
     with small_rank(job) as rank:
         if settings.get("sharding") == "fsdp1" and settings.get("shard_adapters", True):
             assert {p.dim() for p in rank.trainable} == {len(shape.dimensions) for shape in told} == {1}
@@ -178,7 +179,7 @@ def test_the_optimizer_is_told_of_the_parameters_that_a_rank_trains(method, gpus
     ],
 )
 def test_sharded_mixed_precision_trains_float32(method, gpus, settings, itemsize):
-    assert {shape.itemsize for shape in training.trainable_shapes(small_job(method, gpus, **settings))} == {itemsize}
+    assert {shape.itemsize for shape in model_setup.trainable_shapes(small_job(method, gpus, **settings))} == {itemsize}
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_sharded_mixed_precision_trains_float32(method, gpus, settings, itemsize
 )
 def test_embeddings_are_told_apart_and_a_tied_head_is_one(name, large):
     architecture = architectures()[name]
-    shapes = training.trainable_shapes(training.Job(architecture, "full", Stack()))
+    shapes = model_setup.trainable_shapes(model_setup.Job(architecture, "full", Stack()))
     vocabulary = architecture.config["vocab_size"]
     assert [shape.embedding for shape in shapes if vocabulary in shape.dimensions] == large
 
@@ -205,13 +206,13 @@ def test_only_adapters_that_fsdp_ignores_are_whole_on_every_gpu():
             sizes[shard_adapters] = [
                 sum(p.numel() for p in parameters if p.requires_grad == trainable) for trainable in (True, False)
             ]
-    whole = sum(shape.elements for shape in training.trainable_shapes(small_job("lora")))
+    whole = sum(shape.elements for shape in model_setup.trainable_shapes(small_job("lora")))
     assert sizes[False][0] == whole
     assert sizes[True][0] == pytest.approx(whole / 2, rel=0.01)
     assert sizes[True][1] == sizes[False][1]
 
 
-def _resident_bytes(job: training.Job) -> int:
+def _resident_bytes(job: model_setup.Job) -> int:
     with small_rank(job) as rank:
         recorder = rank_trace._Recorder(tokens=-1)
         for tensor in rank.resident():
@@ -222,7 +223,7 @@ def _resident_bytes(job: training.Job) -> int:
 @pytest.mark.parametrize(("method", "settings"), [("lora", {}), ("full", {}), ("qlora", QLORA)])
 def test_replicas_hold_everything_and_a_bucket_for_every_gradient(method, settings):
     job = small_job(method, 2, sharding="ddp", **settings)
-    gradients = sum(shape.elements * shape.itemsize for shape in training.trainable_shapes(job))
+    gradients = sum(shape.elements * shape.itemsize for shape in model_setup.trainable_shapes(job))
     assert _resident_bytes(job) - _resident_bytes(small_job(method, 1, **settings)) == gradients
     more_gpus = small_job(method, 8, sharding="ddp", **settings)
     assert _resident_bytes(more_gpus) == _resident_bytes(job)

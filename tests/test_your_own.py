@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoconf.any_stack import gpu_figures
-from autoconf.build.trace_file import read_trace
-from autoconf.figures import ModelsTable
-from autoconf.presets import SETTINGS, presets, training_stack
-from autoconf.sharding import Held
-from autoconf.versions import DEFAULT, MODELS
+from autoconf.jobs.presets import SETTINGS, presets, training_stack
+from autoconf.memory.model import gpu_figures
+from autoconf.memory.profile import ModelsTable
+from autoconf.memory.sharding import Held
+from autoconf.pipeline.tracing.trace_file import read_trace
+from autoconf.predictor.registry import DEFAULT, MODELS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = (ROOT / "docs" / "your-own.md").read_text(encoding="utf-8")

@@ -1,1 +1,0 @@
-"""How a predictor version is made: tracing, virtual runs, training, evaluation. Needs the extra ``[build]``."""

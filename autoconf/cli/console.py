@@ -1,0 +1,233 @@
+"""What the command prints for people to read: one answer, and what a version answers for and how well."""
+
+from __future__ import annotations
+
+import io
+import shlex
+import shutil
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any, TextIO
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from autoconf.jobs.job import MIN_GPUS, TRAINING_STACK, Question, Workload
+from autoconf.jobs.names import families, listed
+from autoconf.jobs.presets import Preset
+from autoconf.predictor.cards import Card
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person watches a standard stream; there is none where the shell closed it (``>&-``)."""
+    return stream is not None and stream.isatty()
+
+
+def show_answer(answer: dict[str, Any], question: Question = MIN_GPUS) -> None:
+    """Print one job and its answer."""
+    table = Table(show_header=False, box=box.SIMPLE, pad_edge=False)
+    for field in _job_fields(answer, question):
+        table.add_row(field, escape(str(answer[field])))
+    table.add_section()
+    for field in (*question.answers, "training_stack"):
+        if answer[field] not in (None, ""):
+            table.add_row(field, escape(_text(answer[field])), style="bold")
+    _print(table)
+
+
+def show_answers(answers: list[dict[str, Any]], question: Question) -> None:
+    """Print one job and its several answers, the best of them first."""
+    fields = _job_fields(answers[0], question)
+    typer.echo(", ".join(f"{field} {answers[0][field]}" for field in (*fields, "training_stack")) + "\n")
+    _print(_table([{name: _text(answer[name]) for name in question.answers} for answer in answers]))
+
+
+def _job_fields(answer: dict[str, Any], question: Question) -> list[str]:
+    """The fields and numbers of a job in what was answered."""
+    fields = (*Workload.model_fields, *question.beside)
+    return [field for field in fields if field in answer and field not in question.answers]
+
+
+def _text(value: Any) -> str:
+    """What an answer has; of measures in GiB and of prices two decimals."""
+    if value is None:
+        return ""
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def show_summary(card: Card, default: bool) -> None:
+    """Print what a version answers for, in few lines; in one if it is not the default."""
+    domain, evaluation = card.domain, card.evaluation
+    if not default:
+        counts = f"{len(domain.models)} models, methods {listed(domain.methods)}, {len(domain.gpus)} GPU types"
+        typer.echo(f"version {card.version}, made {_made(card)}: {counts}\n")
+        return
+    by_number = sorted(families(domain.models).items(), key=lambda family: -len(family[1]))
+    models = (f"{len(names)} {family}" for family, names in by_number)
+    _show_heading(card, default)
+    for title, text in {
+        "models": f"{len(domain.models)}: {', '.join(models)}",
+        "methods": ", ".join(domain.methods),
+        "GPUs": ", ".join(domain.gpus),
+        "limits": f"up to {domain.max_tokens_per_sample:,} tokens per sample, batch size {domain.max_batch_size:,}, "
+        f"{domain.max_gpus} GPUs",
+        "stack": "what the job says; ado-autoconf stacks lists them",
+        "figures": "; ".join(f"{name}: {value:g} %" for name, value in [*evaluation.get("figures", {}).items()][:2]),
+    }.items():
+        _show_paragraph(f"{title:9}", text)
+    typer.echo(f"{'more':9}ado-autoconf versions {card.version} [--models]\n")
+
+
+def show_version(card: Card, default: bool) -> None:
+    """Print all about a version but its models' names."""
+    _show_heading(card, default)
+    _show_paragraph("", f"Answers hold for {TRAINING_STACK}.")
+    typer.echo()
+    domain = card.domain.model_dump()
+    limits = {key: value for key, value in domain.items() if key not in ("models", "gpus", "methods")}
+    for rows in (
+        [
+            {"GPU": gpu, "usable memory": f"{g['usable_gib']:g} GiB", "also known as": ", ".join(g["aliases"])}
+            for gpu, g in domain["gpus"].items()
+        ],
+        [{"method": method} for method in domain["methods"]],
+        [{"limit": limit, "": value} for limit, value in limits.items()],
+        *figure_tables(card.evaluation),
+    ):
+        _print(_table(rows))
+        typer.echo()
+
+
+def show_models(card: Card, default: bool) -> None:
+    """Print a version's models and their other names, each on a line of its own, to be copied."""
+    _show_heading(card, default)
+    for name, model in card.domain.models.items():
+        limit = model.max_tokens_per_sample
+        typer.echo(name if limit is None else f"{name} (up to {limit:,} tokens per sample)")
+        for alias in model.aliases:
+            typer.echo(f"    {alias}")
+
+
+def show_own_version(made: dict[str, Any]) -> None:
+    """Print a version that was made: where it is, what was learnt, how good it is, and how to use it."""
+    typer.echo(f"made version {made['version']} of {made['models']} models in {made['folder']}\n")
+    for rows in figure_tables({name: made[name] for name in ("learnt", "runs", "measured", "figures") if name in made}):
+        _print(_table(rows))
+        typer.echo()
+    typer.echo(f"sha256 of its card: {made['sha256']}")
+    typer.echo(f"to use it: export AUTOCONF_MODELS={shlex.quote(str(Path(made['folder']).resolve().parent))}")
+
+
+def show_stack(name: str, preset: Preset) -> None:
+    """Print a stack's settings, and where each of them stands."""
+    typer.echo(f"{name}: {preset.description}\n")
+    rows = [{"setting": setting, "value": it.value, "source": it.source} for setting, it in preset.settings.items()]
+    for case in preset.cases:
+        where = ", ".join(f"{field} {value}" for field, value in case.when.items())
+        rows += [
+            {"setting": setting, "value": f"{it.value} where {where}", "source": it.source}
+            for setting, it in case.settings.items()
+        ]
+    _print(_table(rows))
+    typer.echo()
+
+
+def show_own_model(summary: dict[str, Any]) -> None:
+    """Print what a model of one's own needs, and what to do with its figures."""
+    typer.echo(f"{summary['model_name']}: {summary['parameters']:,} parameters\n")
+    costs = summary["gib_per_1000_tokens"]
+    _print(
+        _table(
+            [
+                {"GiB per 1,000 tokens": stack, **{method: _or_dash(cost, ".3f") for method, cost in of_method.items()}}
+                for stack, of_method in costs.items()
+            ]
+        )
+    )
+    for stack in costs:
+        rows: dict[str, dict[str, str]] = {}
+        for job in summary["layouts"]:
+            if job["stack"] == stack:
+                layout = f"{job['workers']}x{job['gpus']}" if job["can_recommend"] else "-"
+                row = rows.setdefault(job["gpu_model"], {f"{stack}: workers x GPUs": job["gpu_model"]})
+                row[f"{job['method']} {job['tokens_per_sample']:,}"] = layout
+        typer.echo()
+        _print(_table(list(rows.values())))
+    job = summary["layouts"][0]
+    typer.echo(f"\nwith batch_size {job['batch_size']} and max_gpus {job['max_gpus']}; - is none")
+    typer.echo(f"\n{summary['file']} has the figures; a version with this model:\n{summary['next']}")
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _show_heading(card: Card, default: bool) -> None:
+    typer.echo(f"version {card.version}{', the default' if default else ''}, made {_made(card)}\n")
+
+
+def _made(card: Card) -> str:
+    return f"from {listed(card.made_from)}" if card.made_from else card.created
+
+
+def _show_paragraph(start: str, text: str) -> None:
+    """Print text below itself, in lines as wide as the terminal, broken at spaces and nowhere else."""
+    width = shutil.get_terminal_size().columns
+    wrapped = textwrap.wrap(
+        text, width, initial_indent=start, subsequent_indent=" " * len(start), break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
+    typer.echo("\n".join(wrapped))
+
+
+def _print(table: Table) -> None:
+    """Print to a terminal as wide and colourful as it is, elsewhere as plain lines of any length."""
+    if is_terminal(sys.stdout):
+        Console(highlight=False).print(table)
+        return
+    console = Console(file=io.StringIO(), force_terminal=False, width=100_000)
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        typer.echo(line.rstrip())
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    """A table of rows that have the same keys; the first column's names stay whole."""
+    table = Table(box=box.SIMPLE if is_terminal(sys.stdout) else None, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, column in enumerate(rows[0] if rows else ()):
+        table.add_column(escape(column), overflow="fold", no_wrap=index == 0)
+    for row in rows:
+        table.add_row(*(escape("" if value is None else str(value)) for value in row.values()))
+    return table
+
+
+def figure_tables(evaluation: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """A card's figures, whatever they are, as tables; a table is a list of rows with the same keys.
+
+    >>> figure_tables({"jobs": 3960, "figures": {"same decision": {"value": 0.99, "required": 0.97}}})
+    [[{'evaluation': 'jobs', '': 3960}], [{'figures': 'same decision', 'value': 0.99, 'required': 0.97}]]
+    >>> figure_tables({"measured": {"runs": 270}, "by family": [{"family": "llama", "wrong %": 0.0}]})
+    [[{'measured': 'runs', '': 270}], [{'family': 'llama', 'wrong %': 0.0}]]
+    """
+    alone = {key: value for key, value in evaluation.items() if not _is_table(value)}
+    tables = [[{"evaluation": key, "": value} for key, value in alone.items()]] if alone else []
+    for title, value in evaluation.items():
+        if title not in alone:
+            named = value.items() if isinstance(value, dict) else ((None, row) for row in value)
+            rows = [
+                ({} if key is None else {title: key}) | (inner if isinstance(inner, dict) else {"": inner})
+                for key, inner in named
+            ]
+            columns = dict.fromkeys(column for row in rows for column in row)
+            tables.append([{column: row.get(column) for column in columns} for row in rows])
+    return tables
+
+
+def _is_table(value: Any) -> bool:
+    """Whether a figure is a dict, or a list of them, that is not empty."""
+    return bool(value) and (isinstance(value, dict) or (isinstance(value, list) and isinstance(value[0], dict)))

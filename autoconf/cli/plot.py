@@ -1,0 +1,87 @@
+"""``ado-autoconf plot``: a picture of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+
+from autoconf.cli.options import exit_codes, note, picture_kind, with_options
+from autoconf.cli.plots import answer_grid, heatmap
+from autoconf.errors import BadInput
+from autoconf.jobs.tables import called, output, read_table
+from autoconf.jobs.values import is_empty
+
+
+def _setting_option(setting: str) -> Any:
+    return typer.Option(
+        answer_grid.option(setting),
+        help=f"Draw the answers with this {setting}.",
+        metavar="VALUE",
+        show_default=False,
+        rich_help_panel="Which answers",
+    )
+
+
+@with_options(_setting_option, answer_grid.SETTINGS)
+def plot_command(
+    context: typer.Context,
+    answers: Annotated[
+        str,
+        typer.Argument(
+            metavar="ANSWERS", show_default=False, help="Answers of recommend, or ado's CSV export; - is stdin."
+        ),
+    ],
+    picture: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE", show_default=False, help="The picture: .png, .svg or .pdf.")
+    ],
+    panels: Annotated[
+        str,
+        typer.Option(
+            "--panels", metavar="FIELD,...", help="What panels differ in: the last one within a group of them."
+        ),
+    ] = ",".join(answer_grid.PANELS),
+) -> None:
+    """Draw the minimum number of GPUs over tokens and batch, one panel for each model and method.
+
+    With --panels, one for each stack, optimizer or whatever else the answers differ in.
+    A picture is of one GPU type, version and so on.
+    Where the file has several, the first one is drawn, unless an option below names another.
+
+    $ ado-autoconf plot answers.csv -o picture.png --gpu-model L40S
+
+    $ ado-autoconf plot answers.csv -o picture.png --panels model_name,stack
+
+    $ ado show measurements space --use-latest -o csv --output-file measurements.csv
+
+    $ ado-autoconf plot measurements.csv -o picture.png
+    """
+    wanted = {
+        setting: context.params[setting] for setting in answer_grid.SETTINGS if not is_empty(context.params[setting])
+    }
+    with exit_codes():
+        kind = picture_kind(picture)
+        try:
+            panels_of = answer_grid.panels_of(panels)
+        except ValueError as error:
+            raise BadInput(str(error)) from None
+        table = read_table(answers)
+        locate: Callable[..., Any] = partial(_located, called(answers))
+        chosen, notes = locate(answer_grid.choose, locate(answer_grid.points, table), wanted, panels_of)
+        chart = locate(answer_grid.chart, chosen, panels_of)
+        for sentence in notes:
+            note(f"{called(answers)}: {sentence}")
+        figure = heatmap.draw(chart)
+        with output(picture) as stream:
+            figure.savefig(stream, format=kind)
+
+
+def _located(source: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of ``charts``, whose messages start with the line, and put the file before it."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        separator = ", " if str(error).startswith("line ") else ": "
+        raise BadInput(f"{source}{separator}{error}") from None

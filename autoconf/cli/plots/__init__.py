@@ -1,0 +1,1 @@
+"""Pictures: bars of memory, and heat maps of answers."""

@@ -1,0 +1,312 @@
+"""Many answers arranged for a picture: read from a table (``points``, ``choose``) and laid out (``chart``)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from autoconf.jobs.job import BATCHES, OPTIONAL, REQUIRED, read
+from autoconf.jobs.presets import SETTINGS as OF_STACK
+from autoconf.jobs.values import is_empty, name, whole_number
+from autoconf.predictor.registry import RELEASED, card
+
+NO_RECOMMENDATION = 0
+MISSING = -1  # a point that was not asked, or whose measurement failed
+
+# What one picture has a single value of, unless its panels are of several; a file may have several.
+EXPERIMENT = "experiment_id"  # ado's name for the column
+SETTINGS = (EXPERIMENT, "model_name", "method", "gpu_model", *(field for field in OPTIONAL if field not in BATCHES))
+PANELS = ("model_name", "method")
+POINT = (*REQUIRED, "batch_size")
+SEPARATOR = "  ·  "  # between the settings that a picture names
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def points(answers: pd.DataFrame) -> pd.DataFrame:
+    """Read answers: those of ``ado-autoconf recommend``, or ado's export in either of its property formats.
+
+    Args:
+        answers: cells as text, the index the number of each row's line in its file.
+
+    Returns:
+        Columns ``tokens_per_sample``, ``batch_size``, those of ``SETTINGS`` that there are or that have a default, and
+        ``total``: GPUs in total, ``NO_RECOMMENDATION`` or ``MISSING``.
+
+    Raises:
+        ValueError: a column is missing, or a cell cannot be read; the message starts with the line.
+
+    >>> row = {"model_name": "llama-7b", "method": "lora", "gpu_model": "L40S", "tokens_per_sample": "512",
+    ...        "batch_size": "16", "can_recommend": "1", "gpus": "8", "workers": "2"}
+    >>> points(pd.DataFrame([row], index=[2]))["total"].tolist()
+    [16]
+    """
+    table = _one_row_per_answer(answers)
+    missing = [column for column in (*POINT, "can_recommend") if column not in table]
+    if missing:
+        found = ", ".join(map(str, answers.columns))
+        raise ValueError(f"line 1: required column missing: {', '.join(missing)}; the table has {found}")
+    values = {
+        field: _cells(table, [field], _reader(field)) for field in dict.fromkeys(POINT + SETTINGS) if field in table
+    }
+    experiments = values.get(EXPERIMENT, [""] * len(table))
+    for field in SETTINGS:
+        if field not in values and field in OPTIONAL:
+            settings = [_set_by_experiment(field, experiment) or OPTIONAL[field] for experiment in experiments]
+            if any(settings):
+                values[field] = [setting or "" for setting in settings]
+    # Where nothing could be recommended, ado's export has no such columns.
+    outputs = table.reindex(columns=["can_recommend", "gpus", "workers"], fill_value="")
+    return pd.DataFrame({**values, "total": _cells(outputs, list(outputs), _total)}, index=table.index)
+
+
+def _set_by_experiment(field: str, experiment: str) -> Any:
+    """The value that a space gave to one of an experiment's optional fields, which ado keeps in its name alone.
+
+    >>> _set_by_experiment("max_gpus", "custom_experiments.min_gpu_recommender-gpus_per_worker.4-max_gpus.64")
+    64
+    >>> _set_by_experiment("stack", "custom_experiments.min_gpu_recommender-stack.fms-hf-tuning-max_gpus.64")
+    'fms-hf-tuning'
+    """
+    _, *found = re.split(rf"-({'|'.join(OPTIONAL)})\.", experiment)
+    text = dict(zip(found[::2], found[1::2], strict=True)).get(field)
+    return text and read(field, text)
+
+
+def _one_row_per_answer(answers: pd.DataFrame) -> pd.DataFrame:
+    """ado's "observed" format has a column for each experiment's property, ``<experiment>-gpus``: split into rows."""
+    suffix = "-can_recommend"
+    if "can_recommend" in answers or not any(column.endswith(suffix) for column in answers):
+        return answers
+    experiments = [column.removesuffix(suffix) for column in answers if column.endswith(suffix)]
+    return pd.concat(
+        answers.rename(
+            columns={f"{experiment}-{output}": output for output in ("can_recommend", "gpus", "workers")}
+        ).assign(**{EXPERIMENT: experiment})
+        for experiment in experiments
+    ).fillna("")  # an experiment that never recommended has no columns for gpus and workers
+
+
+def _cells(table: pd.DataFrame, columns: list[str], read: Callable[..., Any]) -> list[Any]:
+    """Read each row's cells of some columns; rows with the same text are read once."""
+    read = cache(read)
+    values = []
+    for line, *texts in table[columns].itertuples(name=None):
+        try:
+            values.append(read(*texts))
+        except ValueError as error:
+            raise ValueError(f"line {line}: {error}") from None
+    return values
+
+
+def _reader(field: str) -> Callable[[str], Any]:
+    """How a field's text is read, "" standing for what the file leaves open."""
+    if field == EXPERIMENT:
+        return lambda text: "" if is_empty(text) else name(field, text)
+    if field == "batch_size":
+        return lambda text: whole_number(field, text)
+    return lambda text: read(field, text) or ""
+
+
+def _total(can_recommend: str, gpus: str, workers: str) -> int:
+    """GPUs in total that one answer stands for."""
+    can_recommend, gpus, workers = map(_measured, (can_recommend, gpus, workers))
+    if not can_recommend:
+        return MISSING
+    if can_recommend in ("0", "0.0"):
+        return NO_RECOMMENDATION
+    if can_recommend not in ("1", "1.0"):
+        raise ValueError(f"can_recommend: must be 0 or 1, got {can_recommend[:80]!r}")
+    return whole_number("gpus x workers", whole_number("gpus", gpus) * whole_number("workers", workers))
+
+
+def _measured(text: str) -> str:
+    """The value in a cell of ado's export; a point measured several times has a list such as ``[1, 1]``."""
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        values = {value.strip() for value in text[1:-1].split(",")}
+        text = values.pop() if len(values) == 1 else text
+    return "" if text.lower() in ("nan", "none", "<na>") else text
+
+
+def panels_of(text: str) -> tuple[str, ...]:
+    """Read what the panels of a picture differ in.
+
+    Args:
+        text: some of ``SETTINGS``, at least one, with commas between them; empty text is ``PANELS``.
+
+    Raises:
+        ValueError: it is none of them, or is there twice.
+
+    >>> panels_of("model_name, stack")
+    ('model_name', 'stack')
+    """
+    fields = tuple(field.strip() for field in text.split(",")) if text.strip() else PANELS
+    for field in fields:
+        if field not in SETTINGS:
+            raise ValueError(f"panels: {field!r} is none of {', '.join(SETTINGS)}")
+    if len(set(fields)) < len(fields):
+        raise ValueError(f"panels: {text!r} has one of them twice")
+    return fields
+
+
+def choose(
+    points: pd.DataFrame, wanted: Mapping[str, str], panels: Sequence[str] = PANELS
+) -> tuple[pd.DataFrame, list[str]]:
+    """Keep the answers of one GPU type, version and so on: those wanted, otherwise the first that the file names.
+
+    Args:
+        points: as ``points`` gives them.
+        wanted: the value to keep for some of ``SETTINGS``, as text.
+        panels: those of ``SETTINGS`` that may keep several values.
+
+    Returns:
+        The answers that are kept, and a sentence for each setting that was chosen here.
+
+    Raises:
+        ValueError: the file has no answer with a wanted value.
+    """
+    notes = []
+    for setting in sorted(SETTINGS, key=lambda setting: setting not in wanted):  # what is wanted leaves fewer to choose
+        found = points[setting].drop_duplicates().tolist() if setting in points else []
+        if setting in wanted:
+            value = _reader(setting)(wanted[setting])
+            if value not in found:
+                raise ValueError(f"{setting}: no answer for {value!r}; there are answers for {_listed(found)}")
+        elif len(found) > 1 and setting not in panels:
+            value = found[0]
+            notes.append(f"{setting}: drawing {value!r}, the first of {_listed(found)}; choose with {option(setting)}")
+        else:
+            continue
+        points = points[points[setting] == value]
+    return points, notes
+
+
+def option(setting: str) -> str:
+    """The command's option for a setting.
+
+    >>> option("gpu_model")
+    '--gpu-model'
+    """
+    return "--experiment" if setting == EXPERIMENT else f"--{setting.replace('_', '-')}"
+
+
+def _listed(values: list[Any]) -> str:
+    shown = ", ".join(map(repr, values[:10]))
+    return shown if len(values) <= 10 else f"{shown} and {len(values) - 10} more"
+
+
+# --- arithmetic -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What is drawn: groups of panels, such as one for each method of a model, all over the same tokens and batches."""
+
+    subtitle: str
+    tokens: list[int]
+    batches: list[int]
+    groups: list[str]
+    members: list[str]
+    panels: dict[tuple[str, str], np.ndarray]  # (group, member) -> totals, shape (batches, tokens)
+
+
+def chart(points: pd.DataFrame, panels_of: Sequence[str] = PANELS) -> Chart:
+    """Arrange answers into panels.
+
+    Args:
+        points: as ``choose`` gives them: one value of each setting but for those of ``panels_of``.
+        panels_of: the settings that panels differ in: within a group in the last one, groups in those before it.
+
+    Raises:
+        ValueError: there is no answer, or there are two different ones for one point, or no answer has such a setting.
+    """
+    if points.empty:
+        raise ValueError("there are no answers to draw")
+    absent = [field for field in panels_of if field not in points]
+    if absent:
+        raise ValueError(f"panels: no answer says its {', '.join(absent)}")
+    tokens, batches = (sorted(set(points[field])) for field in ("tokens_per_sample", "batch_size"))
+    column, row = ({value: index for index, value in enumerate(values)} for values in (tokens, batches))
+    panels: dict[tuple[str, str], np.ndarray] = {}
+    lines: dict[tuple[Any, ...], int] = {}
+    axes = ["tokens_per_sample", "batch_size", "total"]
+    for line, *of, t, b, total in points[[*panels_of, *axes]].itertuples(name=None):
+        *before_last, member = (str(value) or f"{field} by default" for field, value in zip(panels_of, of, strict=True))
+        group = SEPARATOR.join(before_last)
+        totals = panels.setdefault((group, member), np.full((len(batches), len(tokens)), MISSING))
+        before = totals[row[b], column[t]]
+        if total == MISSING:
+            continue
+        if before not in (MISSING, total):
+            what, other = ", ".join(filter(None, (group, member))), lines[group, member, t, b]
+            raise ValueError(f"line {line}: {what}, {t} tokens, batch {b}: line {other} answers otherwise")
+        totals[row[b], column[t]] = total
+        lines[group, member, t, b] = line
+    groups, members = (sorted({key[part] for key in panels}, key=_natural) for part in (0, 1))
+    return Chart(_subtitle(points, panels_of), tokens, batches, groups, members, panels)
+
+
+def _natural(text: str) -> list[tuple[int, Any]]:
+    """A sort key that puts llama-7b before llama-13b."""
+    parts = re.split(r"(\d+)", text.lower())
+    return [(0, int(part)) if index % 2 else (1, part) for index, part in enumerate(parts)]
+
+
+def _subtitle(points: pd.DataFrame, panels_of: Sequence[str]) -> str:
+    """The settings that hold for the whole picture."""
+    words = {
+        "model_name": "{}",
+        "method": "{}",
+        "gpu_model": "{}",
+        "model_version": "version {}",
+        "gpus_per_worker": "{} GPUs per worker",
+        "max_gpus": "at most {} GPUs considered",
+        "gradient_accumulation_steps": "{} gradient accumulation steps",
+        "stack": "stack {}",
+        **{setting: f"{setting} {{}}" for setting in OF_STACK},
+    }
+    values = {setting: points[setting].iloc[0] for setting in words if setting in points and setting not in panels_of}
+    made_from = (values.get("model_version") or "").partition("+")[0]  # whose limits a version of a user's own has
+    if made_from in RELEASED:  # beyond its own limit a version does not look
+        values["max_gpus"] = min(values["max_gpus"], card(made_from).domain.max_gpus)
+    if values.get("stack") == OPTIONAL["stack"]:
+        del values["stack"]
+    return SEPARATOR.join(words[setting].format(value) for setting, value in values.items() if value != "")
+
+
+def step(total: int) -> int:
+    """The colour step of a number of GPUs: one for each doubling.
+
+    >>> [step(total) for total in (1, 2, 3, 4, 5, 8, 64)]
+    [0, 1, 2, 2, 3, 3, 6]
+    """
+    return (total - 1).bit_length()
+
+
+def steps(totals: Iterable[int]) -> dict[int, str]:
+    """The steps that occur among numbers of GPUs, with the numbers that each stands for.
+
+    >>> steps([1, 8, 5, 2])
+    {0: '1', 1: '2', 3: '5-8'}
+    """
+    present: dict[int, list[int]] = {}
+    for total in sorted(set(totals)):
+        present.setdefault(step(total), []).append(total)
+    return {s: f"{t[0]}" if len(t) == 1 else f"{t[0]}-{t[-1]}" for s, t in present.items()}
+
+
+def short(number: int) -> str:
+    """A number of tokens as a label.
+
+    >>> short(512), short(16384), short(5000)
+    ('512', '16k', '5000')
+    """
+    return f"{number // 1024}k" if number % 1024 == 0 else str(number)

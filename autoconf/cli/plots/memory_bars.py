@@ -1,0 +1,234 @@
+"""Draw an explanation: bars of what each GPU holds, as text and as a picture, and the changes that would help.
+
+Every part's bar begins where the one before it ends, so that the last one ends at what is needed; a line stands at the
+GPU's usable memory.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import textwrap
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from autoconf.cli.console import is_terminal
+from autoconf.cli.plots.answer_grid import SEPARATOR
+from autoconf.cli.plots.heatmap import FAINT, INK, check_matplotlib, empty_figure, is_dark, wrapped
+from autoconf.jobs.job import Job
+from autoconf.planner.estimate import Estimate
+from autoconf.planner.explanation import Explanation
+from autoconf.planner.rules import on_each
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Of Okabe and Ito, whose colours colour-blind people tell apart.
+COLOURS = {
+    "weights": "#0072B2",
+    "gradients": "#E69F00",
+    "optimizer": "#009E73",
+    "gathered": "#56B4E9",
+    "activations": "#CC79A7",
+    "reserve": "#999999",
+}
+_PLAIN_WIDTH = 80
+_LABEL, _FIGURES = max(map(len, COLOURS)), 8  # columns of text before a bar
+_SHORTEST_BAR = 8
+
+# Inches.
+_WIDTH, _LEFT, _RIGHT, _ROW, _BAR = 8.0, 0.85, 0.3, 0.7, 0.34
+_SUBTITLE, _LINE, _AXIS, _LETTERS_PER_INCH = 0.68, 0.19, 0.62, 14.5
+
+
+def parts(held: Estimate) -> dict[str, float]:
+    """The parts of what a GPU needs, in GiB."""
+    return {name: getattr(held, f"{name}_gib") for name in COLOURS}
+
+
+def drawn(explanation: Explanation) -> dict[int, Estimate]:
+    """What there is to draw: what the job holds, by GPUs in total."""
+    return {count: held for count, held in explanation.at.items() if held.fits is not None}
+
+
+def heading(count: int, held: Estimate) -> str:
+    """
+    >>> print(heading(2, Estimate(fits=1, probability=0.97, needed_memory_gib=72.76, usable_memory_gib=79.1)))
+    on each of 2 GPUs: needs 72.8 GiB of 79.1, fits (probability 0.97)
+    """
+    verdict = "fits" if held.fits else "does not fit"
+    needs = f"needs {held.needed_memory_gib:.1f} GiB of {held.usable_memory_gib:g}"
+    return f"{on_each(count)}: {needs}, {verdict} (probability {held.probability:.2f})"
+
+
+def what_would_help(explanation: Explanation) -> list[str]:
+    """The changes as lines below their heading; none of a job that takes one GPU or lies outside the domain."""
+    recommended = explanation.recommendation.can_recommend
+    would = "lead to fewer GPUs" if recommended else "would get a recommendation"
+    if explanation.changes:
+        return [f"Single changes that {would}, cheapest first:", *(f"  {change}" for change in explanation.changes)]
+    asked = bool(explanation.at) and not (recommended and max(explanation.at) == 1)
+    return [f"No single change of those that were asked {would.replace('lead', 'leads')}."] if asked else []
+
+
+# --- as text ----------------------------------------------------------------------------------------------------------
+
+
+def show_explanation(explanation: Explanation) -> None:
+    """Print to a terminal as wide and colourful as it is, elsewhere as plain text."""
+    if is_terminal(sys.stdout):
+        console = Console(highlight=False)
+        for line in as_text(explanation, console.width, plain=console.options.ascii_only):
+            console.print(line)
+        return
+    for line in as_text(explanation, _PLAIN_WIDTH, plain=True):
+        typer.echo(line.plain.rstrip())
+
+
+def as_text(explanation: Explanation, width: int, *, plain: bool) -> Iterator[Text]:
+    """The lines of an explanation.
+
+    Args:
+        explanation: what is drawn.
+        width: columns that bars may take; where that leaves too few for bars, numbers stand alone.
+        plain: whether bars are made of ASCII.
+    """
+    estimates = drawn(explanation)
+    for reason in dict.fromkeys(held.reason for held in explanation.at.values() if held.reason):
+        yield from (Text(reason), Text())
+    most = max((_extent(held) for held in estimates.values()), default=0.0)
+    room = width - _LABEL - _FIGURES - 1
+    for count, held in estimates.items():
+        yield Text(heading(count, held), style="bold")
+        usable = _usable(held)
+        start = 0.0
+        for name, part in parts(held).items():
+            yield _row(name, part, _bar(start, part, usable, most, room, plain), COLOURS[name])
+            start += part
+        yield _row("usable", usable, _bar(0, 0, usable, most, room, plain), "default")
+        yield Text()
+    yield from map(Text, what_would_help(explanation))
+
+
+def _usable(held: Estimate) -> float:
+    return held.usable_memory_gib or 0.0
+
+
+def _extent(held: Estimate) -> float:
+    """GiB that a drawing of an estimate reaches to."""
+    return max(_usable(held), held.needed_memory_gib or 0.0)
+
+
+def _bar(start: float, part: float, usable: float, most: float, room: int, plain: bool) -> str:
+    """A part's bar in its place, across it the line at usable memory."""
+    if room < _SHORTEST_BAR:
+        return ""
+    block, line = "#|" if plain else "█│"
+    scale = (room - 1) / most
+    first = int(start * scale)
+    length = max(int((start + part) * scale) - first, 1) if part else 0
+    cells = " " * first + block * length
+    at = int(usable * scale)
+    return f"{cells[:at]:{at}}{line}{cells[at + 1 :]}"
+
+
+def _row(name: str, gib: float, bar: str, colour: str) -> Text:
+    return Text.assemble(f"{name:{_LABEL}}{gib:{_FIGURES}.1f}", *((" ", (bar, colour)) if bar else ()), no_wrap=True)
+
+
+# --- as a picture -----------------------------------------------------------------------------------------------------
+
+
+def picture(job: Job, explanation: Explanation) -> Figure:
+    """Draw an explanation that has something to draw; save the result with its ``savefig``.
+
+    Raises:
+        AutoConfError: matplotlib does not import.
+    """
+    check_matplotlib()
+    estimates = drawn(explanation)
+    across = _WIDTH - _LEFT - _RIGHT
+    subtitle = wrapped(SEPARATOR.join(_settings(job)), across)
+    sentences = (explanation.why, *what_would_help(explanation))
+    letters = int(across * _LETTERS_PER_INCH)
+    below = [line for text in sentences for line in textwrap.wrap(text, letters, subsequent_indent="    ")]
+    top = _SUBTITLE + _LINE * len(subtitle) + 0.45  # the legend's
+    bottom = top + _ROW * len(estimates)
+    height = bottom + _AXIS + _LINE * len(below) + 0.15
+    figure = empty_figure(_WIDTH, height)
+
+    def write(inches: float, words: str, **style: Any) -> None:
+        style = {"color": FAINT, "fontsize": 9, **style}
+        # A name may have a dollar sign, which stands for itself and opens no formula.
+        figure.text(_LEFT / _WIDTH, 1 - inches / height, words, parse_math=False, va="baseline", **style)
+
+    write(0.42, _title(explanation), fontsize=15, fontweight="bold", color=INK)
+    for line, words in enumerate(subtitle):
+        write(_SUBTITLE + _LINE * line, words)
+    for line, words in enumerate(below):
+        write(bottom + _AXIS + _LINE * line, words, color=INK)
+    axes = figure.add_axes((_LEFT / _WIDTH, 1 - bottom / height, across / _WIDTH, (bottom - top) / height))
+    for row, (count, held) in enumerate(estimates.items()):
+        _draw_bar(axes, row, count, held)
+    _finish(axes, estimates)
+    return figure
+
+
+def _title(explanation: Explanation) -> str:
+    found = explanation.recommendation
+    if found.gpus is None or found.workers is None:
+        return "No recommendation: where the memory goes"
+    gpus = "1 GPU" if found.gpus == 1 else f"{found.gpus} GPUs"
+    layout = gpus if found.workers == 1 else f"{found.workers} workers of {gpus}"
+    return f"{layout}: where the memory goes"
+
+
+def _settings(job: Job) -> list[str]:
+    batch = job.batch_size or f"{job.per_device_train_batch_size} on each GPU"
+    steps = job.gradient_accumulation_steps
+    accumulation = "1 micro-batch" if steps == 1 else f"{steps} micro-batches"
+    return [
+        job.model_name, job.method, str(job.gpu_model), f"{job.tokens_per_sample} tokens per sample",
+        f"batch size {batch}", f"{accumulation} per step", job.stack_name(),
+    ]  # fmt: skip
+
+
+def _draw_bar(axes: Axes, row: int, count: int, held: Estimate) -> None:
+    start, room = 0.0, _extent(held) / (_WIDTH - _LEFT - _RIGHT)
+    for name, part in parts(held).items():
+        label = name if row == 0 else None
+        axes.barh(
+            row, part, _BAR / _ROW, left=start, color=COLOURS[name], edgecolor="white", linewidth=0.8, label=label
+        )
+        if part > 0.35 * room:  # a number needs about that many inches
+            ink = "white" if is_dark(_rgb(name)) else INK
+            axes.text(start + part / 2, row, f"{part:.1f}", ha="center", va="center", fontsize=7.5, color=ink)
+        start += part
+    axes.text(0, row - 0.3, heading(count, held), ha="left", va="bottom", fontsize=8.5, color=INK)
+    axes.vlines(_usable(held), row - 0.27, row + 0.4, color=INK, linewidth=1.6)
+
+
+def _rgb(name: str) -> tuple[float, ...]:
+    from matplotlib.colors import to_rgb
+
+    return to_rgb(COLOURS[name])
+
+
+def _finish(axes: Axes, estimates: dict[int, Estimate]) -> None:
+    most = max(map(_extent, estimates.values()))
+    axes.set_xlim(0, math.ceil(most * 1.02))
+    axes.set_ylim(len(estimates) - 0.5, -0.62)
+    axes.set_yticks(range(len(estimates)), ["1 GPU" if count == 1 else f"{count} GPUs" for count in estimates])
+    axes.set_xlabel("GiB of each GPU; the line is its usable memory", fontsize=8.5, color=FAINT, loc="left")
+    axes.tick_params(length=0, pad=3, labelsize=8, labelcolor=FAINT)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(COLOURS), fontsize=8, frameon=False, borderpad=0,
+        borderaxespad=0.3, handlelength=1.0, handleheight=0.9, columnspacing=1.2, labelcolor=INK,
+    )  # fmt: skip

@@ -1,0 +1,215 @@
+"""``ado-autoconf trace`` and ``train``: a model of one's own, and a version of one's own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import redirect_stdout
+from importlib.util import find_spec
+from pathlib import Path
+from shlex import quote
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from autoconf.cli.console import is_terminal, show_own_model, show_own_version
+from autoconf.cli.options import exit_codes, note
+from autoconf.errors import AutoConfError, BadInput
+from autoconf.jobs.job import read
+from autoconf.jobs.names import Names, listed, words
+from autoconf.jobs.tables import output
+from autoconf.predictor import registry, user_versions
+
+_EXTRA = ("accelerate", "bitsandbytes", "peft", "torch", "transformers")
+
+
+def trace_command(
+    config: Annotated[
+        str,
+        typer.Argument(metavar="CONFIG", show_default=False, help="A Hugging Face config.json, or a folder with one."),
+    ],
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", show_default=False, help="What jobs will call the model.")
+    ],
+    lora_targets: Annotated[
+        str | None,
+        typer.Option(
+            "--lora-targets",
+            metavar="MODULE,...",
+            show_default=False,
+            help="Linear modules that get LoRA's adapters; by default PEFT's own within attention.",
+        ),
+    ] = None,
+    aliases: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--alias", metavar="ID", show_default=False, help="Another name of the model; may be given repeatedly."
+        ),
+    ] = None,
+    folder: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Where NAME.traces.parquet goes.")] = ".",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    r"""Trace a model of your own: what every stack holds, from its config alone; needs ado-autoconf\[build].
+
+    Nothing is downloaded and no weights are read. It takes a minute or two.
+
+    Afterwards it prints what each further 1,000 tokens of a long micro-batch add to the peak on each of several GPUs,
+    and for a few jobs of batch size 16 the smallest layout on up to 64 GPUs: workers x GPUs of each.
+
+    $ ado-autoconf trace config.json --name my-model
+    """
+    with exit_codes():
+        name = _name(name)
+        path = Path(folder) / f"{name}.traces.parquet"
+        aliases = [_alias(alias) for alias in aliases or ()]
+        targets = [target.strip() for target in (lora_targets or "").split(",") if target.strip()]
+        with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):  # libraries print, and warn
+            own_model, trace_file, summary = _build()
+            if (published := own_model.hub_id(config)) and published not in aliases:
+                if known := _known(published):
+                    note(f"{config}: _name_or_path {published!r} is an alias of {known}, and becomes none of {name}")
+                else:
+                    aliases.append(published)
+            with output(str(path)) as stream:  # a folder that cannot be written to shows here, and not minutes later
+                architecture = own_model.own_architecture(config, name, targets, aliases)
+                if own_model.own_code(config):
+                    note(
+                        f"{config}: auto_map names code of its own; what is traced is transformers', which runs "
+                        "without trust_remote_code"
+                    )
+                figures = own_model.own_figures(architecture, _watched)
+                trace_file.write_trace(architecture, figures, stream)
+        if figures.problems:
+            first = next(iter(figures.problems.values()))
+            note(f"{config}: {len(figures.problems)} ways to train cannot be traced; the first because of {first}")
+        found = summary.summary(path)
+        found |= {"file": str(path), "next": _next(path, name)}
+        with output(None) as stream:
+            if as_json:
+                stream.write(f"{json.dumps(found, indent=2, ensure_ascii=False)}\n".encode())
+            else:
+                show_own_model(found)
+
+
+def _build() -> tuple[Any, Any, Any]:
+    """The modules that trace and read traces."""
+    missing = [package for package in _EXTRA if find_spec(package) is None]
+    if missing:
+        raise BadInput(
+            f"trace needs the extra [build]: pip install 'ado-autoconf[build]' ({listed(missing)} not found)"
+        )
+    try:
+        # It warns that a kernel for CPUs is missing; nothing is computed here.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        from autoconf.pipeline.tracing import hf_config, summary, trace_file
+    except Exception as error:  # a broken library can fail at import with anything
+        raise AutoConfError(
+            f"a library of the extra [build] does not import: {type(error).__name__}: {error}"
+        ) from None
+    return hf_config, trace_file, summary
+
+
+def _name(text: str) -> str:
+    try:
+        name = read("model_name", text)
+    except ValueError as error:
+        raise BadInput(f"--name: {str(error).partition(': ')[2] or error}") from None
+    if any(character.isspace() or character in "/\\" or not character.isprintable() for character in name):
+        raise BadInput(f"--name: must have no white space and no / or \\, got {name!r}")
+    if not words(name) or name[0] in ".-":
+        raise BadInput(f"--name: must have a letter from a to z or a digit, and begin with no . or -, got {name!r}")
+    if known := _known(name):
+        raise BadInput(f"--name: version {registry.DEFAULT} has {name!r} already, as {known}; choose another")
+    return name
+
+
+def _alias(text: str) -> str:
+    try:
+        alias = read("model_name", text)
+    except ValueError as error:
+        raise BadInput(f"--alias: {str(error).partition(': ')[2] or error}") from None
+    if known := _known(alias):
+        raise BadInput(f"--alias: in version {registry.DEFAULT} {alias!r} is {known}")
+    return alias
+
+
+def _known(name: str) -> str | None:
+    """The newest version's model that goes by a name."""
+    models = registry.card(registry.DEFAULT).domain.models
+    return Names({known: model.aliases for known, model in models.items()}).find(name)
+
+
+def _watched(ways: list[Any]) -> Iterable[Any]:
+    return _shown(ways) if is_terminal(sys.stderr) else ways
+
+
+def _shown(ways: list[Any]) -> Iterator[Any]:
+    columns = TextColumn("tracing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield from bar.track(ways, description="")
+
+
+def _next(path: Path, name: str) -> str:
+    own = f"{registry.DEFAULT}+{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-') or 'mine'}"
+    return (
+        f"ado-autoconf train --from {registry.DEFAULT} --traces {quote(str(path))} --version {own} "
+        f"--output {quote(str(path.parent))}"
+    )
+
+
+def train_command(
+    more_traces: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TRACES...", show_default=False, help="More files of trace, as shells expand names."),
+    ] = None,
+    base: Annotated[
+        str, typer.Option("--from", metavar="VERSION", help="The version to start from.")
+    ] = registry.DEFAULT,
+    traces: Annotated[
+        list[str] | None,
+        typer.Option("--traces", metavar="FILE", show_default=False, help="A file of trace: a model to add."),
+    ] = None,
+    measured: Annotated[
+        str | None,
+        typer.Option("--measured", metavar="FILE", show_default=False, help="CSV of runs on your cluster; - is stdin."),
+    ] = None,
+    version: Annotated[
+        str, typer.Option("--version", metavar="NAME", show_default=False, help="Its name, such as 2.0.0+mine.")
+    ] = "",
+    folder: Annotated[
+        str,
+        typer.Option("--output", "-o", metavar="DIR", envvar=user_versions.VARIABLE, help="Your versions."),
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Make a version of your own: more models, and what your cluster holds beside tensors.
+
+    A table of runs has the columns of a job and number_gpus, and of failed or is_valid, peak_allocated_gib and
+    gpu_memory_utilization_peak (percent) those that there are; ado's export of such a space fits as it is.
+    What runs teach is the memory that must stay free, and nothing else;
+    where they tell held-out runs no better, the version decides as the one that it starts from.
+
+    $ ado-autoconf train --from 2.0.0 --traces my-model.traces.parquet --version 2.0.0+mine --output models
+    """
+    with exit_codes():
+        for option, given in (("--version", version), ("--output", folder)):
+            if not given.strip():
+                raise BadInput(f"{option}: is required")
+        files = [*(traces or ()), *(more_traces or ())]
+        with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):  # libraries print, and warn
+            from autoconf.pipeline.release.user_version import train_own  # what makes versions is imported to make one
+
+            made = train_own(base, version, Path(folder), files, measured)
+        for sentence in made.notes:
+            note(sentence)
+        with output(None) as stream:
+            if as_json:
+                stream.write(f"{json.dumps(made.summary(), indent=2, ensure_ascii=False)}\n".encode())
+            else:
+                show_own_version(made.summary())

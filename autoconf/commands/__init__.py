@@ -1,1 +1,0 @@
-"""The commands of ``ado-autoconf``, one module for each kind."""

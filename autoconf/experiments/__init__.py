@@ -1,0 +1,170 @@
+"""The ado custom experiments beside the first: the questions next door, each a declaration and a call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from autoconf.experiments.declaration import experiment
+from autoconf.jobs.job import Job
+from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH, LARGEST_SAMPLE
+
+if TYPE_CHECKING:
+    from autoconf.planner.estimate import Estimate
+    from autoconf.planner.gpu_choice import GpuModel
+    from autoconf.planner.max_size import LargestBatch, LargestSample
+    from autoconf.planner.search import Recommendation
+    from autoconf.predictor.user_versions import Models
+
+
+@experiment(
+    AVOID_OOM,
+    "Keeps a request for GPUs on which a tuning job fits, and recommends the next larger number that fits at the "
+    "same per_device_train_batch_size where it does not. Outputs: can_recommend (1, or 0), gpus (per worker) and "
+    "workers, or the reason why there is no recommendation. What is recommended in place of a request splits evenly "
+    "over workers and has at most max_gpus GPUs; a request that fits is kept, however large.",
+)
+def avoid_oom_recommender(job: Job, number_gpus: int, models: Models = None) -> Recommendation:
+    """Keep a request for GPUs that fits, or recommend the next larger one that does.
+
+    Args:
+        job: by its fields, as ``min_gpu_recommender`` has them, with ``per_device_train_batch_size`` in place of
+            ``batch_size``; ``max_gpus`` is 64 by default.
+        number_gpus: GPUs that were requested in total, >= 1.
+
+    Returns:
+        ``can_recommend`` (0 or 1) and, if it is 1, ``gpus`` (per worker) and ``workers``; if it is 0, the ``reason``.
+
+    Raises:
+        ValueError: a value can never be right, or settings exclude each other; the message names the field or both.
+        AutoConfError: the installation is broken.
+
+    >>> avoid_oom_recommender(model_name="llama-7b", method="lora", gpu_model="L40S", tokens_per_sample=8192,
+    ...                       per_device_train_batch_size=6, number_gpus=2, model_version="2.0.0")
+    {'can_recommend': 1, 'gpus': 5, 'workers': 1}
+    """
+    from autoconf import avoid_oom
+
+    return avoid_oom(job, number_gpus, models=models)
+
+
+@experiment(
+    LARGEST_BATCH,
+    "Finds the largest batch with which a tuning job fits on a number of GPUs. Outputs: can_recommend (1, or 0), "
+    "per_device_train_batch_size (samples on each GPU) and batch_size (over all GPUs), or the reason why there is "
+    "none. No batch is larger than those of the version's domain.",
+)
+def largest_batch_recommender(job: Job, number_gpus: int, models: Models = None) -> LargestBatch:
+    """Find the largest batch with which a tuning job fits on a number of GPUs.
+
+    Args:
+        job: by its fields, as ``min_gpu_recommender`` has them, without ``batch_size``, ``gpus_per_worker`` and
+            ``max_gpus``.
+        number_gpus: GPUs in total, >= 1.
+
+    Returns:
+        ``can_recommend`` (0 or 1) and, if it is 1, ``per_device_train_batch_size`` and ``batch_size``; if it is 0, the
+        ``reason``.
+
+    Raises:
+        ValueError: a value can never be right, or settings exclude each other; the message names the field or both.
+        AutoConfError: the installation is broken.
+
+    >>> largest_batch_recommender(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe",
+    ...                           tokens_per_sample=8192, number_gpus=2, model_version="2.0.0")
+    {'can_recommend': 1, 'per_device_train_batch_size': 10, 'batch_size': 20}
+    """
+    from autoconf import largest_batch
+
+    return largest_batch(job, number_gpus, models=models)
+
+
+@experiment(
+    LARGEST_SAMPLE,
+    "Finds the longest samples with which a tuning job fits on a number of GPUs at a given batch. Outputs: "
+    "can_recommend (1, or 0) and tokens_per_sample, or the reason why there is none. No sample is longer than those "
+    "of the version's domain, or than the model's learned positions.",
+)
+def largest_sample_recommender(job: Job, number_gpus: int, models: Models = None) -> LargestSample:
+    """Find the longest samples with which a tuning job fits on a number of GPUs at a given batch.
+
+    Args:
+        job: by its fields, as ``min_gpu_recommender`` has them, without ``tokens_per_sample``, ``gpus_per_worker`` and
+            ``max_gpus``.
+        number_gpus: GPUs in total, >= 1; it divides ``batch_size``.
+
+    Returns:
+        ``can_recommend`` (0 or 1) and, if it is 1, ``tokens_per_sample``; if it is 0, the ``reason``.
+
+    Raises:
+        ValueError: a value can never be right, or settings exclude each other; the message names the field or both.
+        AutoConfError: the installation is broken.
+
+    >>> largest_sample_recommender(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe",
+    ...                            batch_size=16, number_gpus=2, model_version="2.0.0")
+    {'can_recommend': 1, 'tokens_per_sample': 11188}
+    """
+    from autoconf import largest_sample
+
+    return largest_sample(job, number_gpus, models=models)
+
+
+@experiment(
+    GPU_MODEL,
+    "Recommends the type of GPU on which the smallest layout that fits costs least per hour, by the list prices "
+    "that come with the package; how long the job takes is not asked. Outputs: can_recommend (1, or 0), gpu_model, "
+    "gpus (per worker), workers and cost_per_hour (US dollars, of all GPUs), or the reason why there is no "
+    "recommendation.",
+    outputs=[name for name in GPU_MODEL.answers if name != "rank"],
+)
+def gpu_model_recommender(job: Job, models: Models = None) -> GpuModel:
+    """Recommend the type of GPU on which the smallest layout that fits costs least per hour.
+
+    Args:
+        job: by its fields, as ``min_gpu_recommender`` has them, without ``gpu_model``.
+
+    Returns:
+        ``can_recommend`` (0 or 1) and, if it is 1, ``gpu_model``, ``gpus`` (per worker), ``workers`` and
+        ``cost_per_hour``, which is absent if no type with a price is large enough; if it is 0, the ``reason``.
+
+    Raises:
+        ValueError: a value can never be right, or settings exclude each other; the message names the field or both.
+        AutoConfError: the installation is broken.
+
+    >>> gpu_model_recommender(model_name="llama-7b", method="lora", tokens_per_sample=8192, batch_size=16,
+    ...                       model_version="2.0.0")
+    {'can_recommend': 1, 'gpu_model': 'NVIDIA-A40', 'gpus': 4, 'workers': 1, 'cost_per_hour': 1.76}
+    """
+    from autoconf import cheapest_gpu
+
+    return cheapest_gpu(job, models=models)
+
+
+@experiment(
+    ESTIMATE,
+    "Says whether a tuning job fits on a number of GPUs, how likely that is, and where each GPU's memory goes. "
+    "Outputs: fits (1 or 0), probability (of fitting), and in GiB the peak_memory_gib, the needed_memory_gib, which "
+    "is the sum of the parts (weights, gradients, optimizer, gathered, activations, reserve), the usable_memory_gib "
+    "of the GPU and the headroom_gib between the two; or the reason why there is no estimate.",
+)
+def memory_estimator(job: Job, number_gpus: int, models: Models = None) -> Estimate:
+    """Say what a tuning job holds on each of a number of GPUs, and whether it fits.
+
+    Args:
+        job: by its fields, as ``min_gpu_recommender`` has them, without ``gpus_per_worker`` and ``max_gpus``.
+        number_gpus: GPUs in total, >= 1; it divides ``batch_size``.
+
+    Returns:
+        The fields of ``autoconf.Estimate``; only the ``reason`` where there is no estimate.
+
+    Raises:
+        ValueError: a value can never be right, or settings exclude each other; the message names the field or both.
+        AutoConfError: the installation is broken.
+
+    >>> found = memory_estimator(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe",
+    ...                          tokens_per_sample=8192, batch_size=16, number_gpus=2, model_version="2.0.0")
+    >>> found["fits"], f"{found['headroom_gib']:.1f} GiB left"
+    (1, '18.7 GiB left')
+    """
+    from autoconf import estimate
+
+    return estimate(job, number_gpus, models=models)

@@ -1,0 +1,1 @@
+"""What a job is, however it is written down."""

@@ -1,0 +1,189 @@
+"""How a job trains: the training stack, in the terms of the Hugging Face libraries, as one value.
+
+"Does it fit?" has an answer only for a stated stack. What a setting does to memory stands in one place each: here where
+it only multiplies bytes (the optimizer), in ``autoconf.pipeline`` where it changes what the training code holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Dtype = Literal["bfloat16", "float32"]
+Optim = Literal["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor", "sgd"]
+Checkpointing = Literal["none", "reentrant", "non-reentrant"]
+MixedPrecision = Literal["no", "bf16"]
+Loss = Literal["full", "chunked"]
+Sharding = Literal["ddp", "fsdp1", "fsdp2"]
+LoraTargets = Literal["default", "attention", "all-linear"]
+# Modules of decoder layers with fused Triton kernels, as fms-acceleration's plugin "fast_kernels" names them.
+Kernel = Literal["fast_loss", "fast_rms_layernorm", "fast_rope_embeddings", "fused_lora"]
+
+
+class Stack(BaseModel):
+    """One way to train. The defaults are the reference workload, which version 1.1.0 answers for.
+
+    Settings that exclude each other raise a ``ValueError`` that names both.
+
+    >>> Stack().optim, Stack(mixed_precision="bf16").mixed_precision
+    ('adamw_torch', 'bf16')
+    >>> Stack(quantization="nf4", torch_dtype="float32")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    pydantic_core._pydantic_core.ValidationError: 1 validation error for Stack
+      Value error, quantization 'nf4' and torch_dtype 'float32' exclude each other [type=value_error, ...
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    optim: Optim = Field(
+        default="adamw_torch", description="the Trainer's name of the optimizer; adamw_torch is the foreach one"
+    )
+    torch_dtype: Dtype = Field(default="bfloat16", description="dtype of the loaded parameters")
+    mixed_precision: MixedPrecision = Field(default="no", description="the Trainer's flag bf16")
+    gradient_checkpointing: Checkpointing = Field(
+        default="non-reentrant",
+        description="recompute each decoder layer in the backward pass, and by which of torch's ways",
+    )
+    loss: Literal[Loss, "chunked_nll"] = Field(
+        default="full",
+        description="cross-entropy over all logits at once, or over chunks of tokens: fused with the head as Liger "
+        "does it, or as TRL's chunked_nll",
+    )
+    sharding: Sharding = Field(default="fsdp2", description="what several GPUs do: replicate, or shard fully")
+    gradient_accumulation: bool = Field(
+        default=True, description="whether an optimizer step takes several micro-batches"
+    )
+    adapter_dtype: Dtype = Field(
+        default="bfloat16", description="dtype of LoRA's adapters; PEFT's own default is float32"
+    )
+    lora_r: int = Field(default=4, ge=1, description="LoRA's rank")
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="LoRA's dropout")
+    lora_targets: tuple[str, ...] | LoraTargets = Field(
+        default="default", description="modules with adapters: the architecture's own pair, or a named group, or names"
+    )
+    quantization: Literal["none", "nf4"] = Field(
+        default="none", description="4-bit base of bitsandbytes, double quantised"
+    )
+    upcast_unquantized: bool = Field(
+        default=False,
+        description="PEFT's prepare_model_for_kbit_training: what is not quantised becomes float32, after which TRL "
+        "returns embeddings and head to bfloat16; not where several GPUs shard",
+    )
+    kernels: tuple[Kernel, ...] = Field(default=(), description="Triton kernels in place of plain ops")
+    shard_adapters: bool = Field(
+        default=True, description="False: every GPU holds whole adapters, and all-reduces their gradients"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for one, other, problem in (
+            ("quantization", "torch_dtype", self.quantization == "nf4" and self.torch_dtype != "bfloat16"),
+            ("upcast_unquantized", "quantization", self.upcast_unquantized and self.quantization == "none"),
+            ("loss", "kernels", self.loss != "full" and "fast_loss" in self.kernels),
+            ("kernels", "quantization", "fused_lora" in self.kernels and self.quantization == "none"),
+            ("shard_adapters", "sharding", not self.shard_adapters and self.sharding == "fsdp2"),
+        ):
+            if problem:
+                values = [repr(getattr(self, field)) for field in (one, other)]
+                raise ValueError(f"{one} {values[0]} and {other} {values[1]} exclude each other")
+        return self
+
+
+REFERENCE = Stack()
+
+
+class Shape(NamedTuple):
+    """Shape and bytes per element of a trainable parameter.
+
+    >>> Shape((1000, 8), itemsize=2).elements
+    8000
+    """
+
+    dimensions: tuple[int, ...]
+    itemsize: int
+    embedding: bool = False  # of an ``nn.Embedding``, a tied head included
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.dimensions)
+
+
+class OptimizerBytes(NamedTuple):
+    """What an optimizer holds beside parameters and gradients."""
+
+    states: float  # from the end of its first step on
+    step: float  # temporaries while it steps
+
+
+def _adamw_foreach(parameters: list[Shape]) -> OptimizerBytes:
+    # torch/optim/adamw.py: two states of the parameter's dtype; torch._foreach_sqrt of all second moments makes one
+    # more.
+    size = sum(p.elements * p.itemsize for p in parameters)
+    return OptimizerBytes(2 * size, size)
+
+
+def _adamw_fused(parameters: list[Shape]) -> OptimizerBytes:
+    # The same states; aten::_fused_adamw_ works in place.
+    return OptimizerBytes(2 * sum(p.elements * p.itemsize for p in parameters), 0)
+
+
+def _adamw_8bit(parameters: list[Shape]) -> OptimizerBytes:
+    # bitsandbytes/optim/optimizer.py, Optimizer2State.init_state: two states of one byte with a float32 maximum for
+    # each block of 256.
+    return OptimizerBytes(sum(p.elements * (2 * (1 + 4 / 256) if _in_8bit(p) else 8) for p in parameters), 0)
+
+
+def _in_8bit(parameter: Shape) -> bool:
+    # The same function: float32 states for tensors under 4,096 elements. transformers/trainer.py, create_optimizer:
+    # and for embeddings.
+    return parameter.elements >= 4096 and not parameter.embedding
+
+
+def _paged_adamw_8bit(parameters: list[Shape]) -> OptimizerBytes:
+    # bitsandbytes/optim/optimizer.py, get_state_buffer: states of 100,000 elements and more lie in managed memory,
+    # which leaves the GPU when other tensors need the room; their maxima stay.
+    small = [p for p in parameters if p.elements < 100_000]
+    maxima = sum(p.elements * 2 * 4 / 256 for p in parameters if p.elements >= 100_000 and _in_8bit(p))
+    return OptimizerBytes(_adamw_8bit(small).states + maxima, 0)
+
+
+def _adafactor(parameters: list[Shape]) -> OptimizerBytes:
+    # transformers/optimization.py, Adafactor (no first moment): float32 sums over rows and columns of what has two
+    # dimensions or more, else one float32 state. It steps parameter by parameter: squared gradient and its sum with
+    # eps, in float32, and for a bfloat16 parameter float32 copies of it and of its gradient; the float32 update of the
+    # parameter before is still there.
+    factored = (p for p in parameters if len(p.dimensions) >= 2)
+    states = sum(4 * (p.elements // p.dimensions[-1] + p.elements // p.dimensions[-2]) for p in factored)
+    states += sum(4 * p.elements for p in parameters if len(p.dimensions) < 2)
+    before = [0, *(p.elements for p in parameters)]
+    steps = (4 * b + p.elements * (16 if p.itemsize == 2 else 8) for b, p in zip(before, parameters, strict=False))
+    return OptimizerBytes(states, max(steps))
+
+
+def _sgd(parameters: list[Shape]) -> OptimizerBytes:
+    # The Trainer's sgd has no momentum, and torch._foreach_add_ works in place.
+    return OptimizerBytes(0, 0)
+
+
+_OPTIMIZERS: dict[str, Callable[[list[Shape]], OptimizerBytes]] = {
+    "adamw_torch": _adamw_foreach,
+    "adamw_torch_fused": _adamw_fused,
+    "adamw_bnb_8bit": _adamw_8bit,
+    "paged_adamw_8bit": _paged_adamw_8bit,
+    "adafactor": _adafactor,
+    "sgd": _sgd,
+}
+
+
+def optimizer_bytes(optim: Optim, parameters: Iterable[Shape]) -> OptimizerBytes:
+    """Bytes that an optimizer holds for trainable parameters, all on one GPU.
+
+    >>> optimizer_bytes("adamw_torch", [Shape((1000, 8), 2)])
+    OptimizerBytes(states=32000, step=16000)
+    >>> optimizer_bytes("sgd", [Shape((1000, 8), 2)])
+    OptimizerBytes(states=0, step=0)
+    """
+    return _OPTIMIZERS[optim](list(parameters))

@@ -1,0 +1,293 @@
+"""Tables of jobs and answers as files: read and checked as they stand, written whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import secrets
+import shutil
+import stat
+import sys
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pandas as pd
+
+from autoconf.errors import AutoConfError, BadInput
+from autoconf.jobs.job import MIN_GPUS, TOGETHER, Question, Workload, contradictions, missing_columns, read
+from autoconf.jobs.queries import BESIDE
+from autoconf.jobs.values import is_empty, whole_number
+
+STANDARD_STREAM = "-"
+_MOST_PROBLEMS = 20
+
+# Files and folders that are not complete: who ends the process without an exception has to remove them.
+unfinished: set[Path] = set()
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_table(path: str) -> pd.DataFrame:
+    """Read a CSV file as it stands.
+
+    Args:
+        path: a file in UTF-8, ``-`` for standard input.
+
+    Returns:
+        Cells as text; the index is the number of the line that each row starts on, counting the header's as 1.
+
+    Raises:
+        BadInput: there is no such file, or it is not a table; the message names the line.
+    """
+    try:
+        if path == STANDARD_STREAM:
+            if sys.stdin is None:
+                raise BadInput("standard input: cannot read it: it is closed")
+            return _parsed(sys.stdin.buffer, called(path))
+        with open(path, "rb") as file:
+            return _parsed(file, path)
+    except (OSError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
+        # ValueError: the path itself cannot be one
+        raise BadInput(f"{path}: cannot read it: {getattr(error, 'strerror', None) or error}") from None
+
+
+def called(path: str) -> str:
+    """What messages call a file."""
+    return "standard input" if path == STANDARD_STREAM else path
+
+
+def _parsed(file: BinaryIO, source: str) -> pd.DataFrame:
+    records = _records(file, source)
+    _, header = next(records, (1, None))
+    if header is None:
+        raise BadInput(f"{source}, line 1: the file is empty; its first line must name the columns")
+    header = [column.strip() for column in header]
+    twice = sorted({column for column in header if header.count(column) > 1})
+    if twice:
+        raise BadInput(f"{source}, line 1: column named more than once: {', '.join(map(repr, twice))}")
+    lines = array("q")
+    columns: list[list[str]] = [[] for _ in header]
+    # A table has few distinct names and numbers: one string object for each keeps a million rows small.
+    known: list[dict[str, str] | None] = [{} if column in Workload.model_fields else None for column in header]
+    for line, fields in records:
+        if len(fields) != len(header):
+            raise BadInput(f"{source}, line {line}: {len(fields)} fields, but line 1 names {len(header)} columns")
+        lines.append(line)
+        for values, text, seen in zip(columns, fields, known, strict=True):
+            values.append(text if seen is None else seen.setdefault(text, text))
+    data = dict(zip(header, columns, strict=True))
+    return pd.DataFrame(data, index=pd.Index(lines, dtype="int64", name="line"), dtype=object)
+
+
+def _records(file: BinaryIO, source: str) -> Iterator[tuple[int, list[str]]]:
+    """The records of a CSV file, each with the number of the line it starts on; empty lines are passed over."""
+    reader = csv.reader(_text_lines(file, source), strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise BadInput(f"{source}, line {line}: not CSV: {error}") from None
+        if fields:
+            yield line, fields
+
+
+def _text_lines(file: BinaryIO, source: str) -> Iterator[str]:
+    """Decode line by line, so that a byte that is not text is found on its line."""
+    header = ""
+    for number, raw in enumerate(file, 1):
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            byte = raw[error.start]
+            problem = f"not text in UTF-8: byte {error.start + 1} is 0x{byte:02x}"
+            raise BadInput(f"{source}, line {number}: {problem}") from None
+        if "\0" in line:
+            raise BadInput(f"{source}, line {number}: not text: byte {raw.index(0) + 1} is 0x00")
+        if not header:
+            header = line.strip()
+            _check_separator(header, f"{source}, line {number}")
+        yield line
+
+
+def _check_separator(header: str, where: str) -> None:
+    """Some spreadsheets write "CSV" with another separator, of which CSV's rules make one long column."""
+    other = next((separator for separator in ";\t|" if separator in header), None)
+    if other is not None and "," not in header:
+        raise BadInput(f"{where}: the separator seems to be {other!r}, but must be ','")
+
+
+def check_jobs(table: pd.DataFrame, source: str, question: Question = MIN_GPUS) -> None:
+    """Check every value of a table of jobs before any is answered.
+
+    Args:
+        table: as ``read_table`` gives it.
+        source: what messages call the file.
+        question: what is asked of the jobs.
+
+    Raises:
+        BadInput: a required column is missing, a column of the user's own is named as one of the answers', or values
+            can never be right or exclude each other; the message has a line for each bad row, up to 20.
+    """
+    missing = missing_columns(table, question)
+    if missing:
+        raise BadInput(
+            f"{source}, line 1: required column missing: {', '.join(missing)}; the table has {', '.join(table)}"
+        )
+    taken, answers = earlier_answers(table, question), question.answers
+    # "gpus" or "reason" alone may be anything, and no copy of it may be left; a field may be a job's own.
+    if taken and (answers[0] not in taken or (len(taken) < len(answers) and {*taken} & {*question.asked})):
+        raise BadInput(
+            f"{source}, line 1: the answers' columns {', '.join(answers)} are appended, but the table has "
+            f"{', '.join(taken)} already; rename or remove it"
+        )
+    problems: dict[int, list[str]] = {}
+    known: dict[str, dict[str, Any]] = {}
+    for field in (*Workload.model_fields, *question.beside):
+        if field in table and field not in answers:
+            known[field], wrong = _read_cells(question.reader(field), table[field].unique())
+            for line, text in table.loc[table[field].isin(wrong), field].items() if wrong else ():
+                problems.setdefault(line, []).append(wrong[text])
+    texts = table.loc[~table.index.isin(problems), [field for field in TOGETHER if field in known]]
+    columns = {field: [known[field][text] for text in texts[field]] for field in texts}
+    for line, problem in zip(texts.index, contradictions(columns, question), strict=True):
+        if problem:
+            problems[line] = [problem]
+    if problems:
+        first = sorted(problems)[:_MOST_PROBLEMS]
+        messages = [f"{source}, line {line}: {'; '.join(problems[line])}" for line in first]
+        if len(problems) > len(first):
+            messages.append(f"{source}: {len(problems) - len(first)} more bad lines")
+        raise BadInput("\n".join(messages))
+
+
+def earlier_answers(table: pd.DataFrame, question: Question = MIN_GPUS) -> list[str]:
+    """The answers' columns that a table has already."""
+    return [column for column in question.answers if column in table]
+
+
+def _read_cells(reader: Callable[[str], Any], texts: Iterable[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the cells of a column stand for, and why those that can never be right cannot."""
+    known: dict[str, Any] = {}
+    wrong: dict[str, str] = {}
+    for text in texts:
+        try:
+            known[text] = reader(text)
+        except ValueError as error:
+            wrong[text] = str(error)
+    return known, wrong
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def output(path: str | None) -> Iterator[BinaryIO]:
+    """Open what a result goes to: a file, which appears complete or not at all, or standard output.
+
+    Args:
+        path: ``None`` or ``-`` for standard output.
+
+    Raises:
+        BadInput: the path cannot be written to.
+        AutoConfError: writing failed, as on a full disk.
+    """
+    if path is None or path == STANDARD_STREAM:
+        if sys.stdout is None:
+            raise BadInput("standard output: cannot write it: it is closed")
+        with _writing("standard output"):
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        return
+    mode = _mode(path)
+    if mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a device or pipe is never replaced
+        with _writing(path), _opened(Path(path), "wb", path) as stream:
+            yield stream
+        return
+    target = Path(os.path.realpath(path))  # a link stays a link
+    if mode is not None and (stat.S_ISDIR(mode) or not os.access(target, os.W_OK)):
+        raise BadInput(f"{path}: cannot write it: {os.strerror(errno.EISDIR if stat.S_ISDIR(mode) else errno.EACCES)}")
+    scratch = target.with_name(f".ado-autoconf-{secrets.token_hex(8)}.tmp")
+    unfinished.add(scratch)
+    try:
+        with _writing(path), _opened(scratch, "xb", path) as stream:
+            yield stream
+            stream.flush()
+            if mode is not None:
+                shutil.copymode(target, scratch)
+            os.replace(scratch, target)
+    finally:
+        with suppress(OSError):
+            scratch.unlink()
+        unfinished.discard(scratch)
+
+
+def _mode(path: str) -> int | None:
+    """What a path leads to; None where there is nothing yet, unlike where that cannot be told (a loop of links)."""
+    try:
+        return os.stat(Path(path)).st_mode
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise _cannot_write(path, error) from None
+
+
+def _opened(file: Path, mode: str, path: str) -> Any:
+    try:
+        return open(file, mode)
+    except (OSError, ValueError) as error:
+        raise _cannot_write(path, error) from None
+
+
+def _cannot_write(path: str, error: Exception) -> BadInput:
+    return BadInput(f"{path}: cannot write it: {getattr(error, 'strerror', None) or error}")
+
+
+@contextmanager
+def _writing(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # whoever read our output has had enough, which is no failure
+            raise
+        raise AutoConfError(f"{path}: writing failed: {error.strerror or error}") from None
+
+
+def write_csv(pieces: Iterable[pd.DataFrame], stream: BinaryIO) -> None:
+    """Write answers as CSV in UTF-8, lines ended by a line feed."""
+    for number, piece in enumerate(pieces):
+        stream.write(piece.to_csv(index=False, header=number == 0, lineterminator="\n").encode("utf-8"))
+
+
+def write_json(pieces: Iterable[pd.DataFrame], stream: BinaryIO) -> None:
+    """Write answers as a JSON list with an object, on a line of its own, for each job."""
+    separator = "[\n"
+    for piece in pieces:
+        for row in json_rows(piece):
+            stream.write(f"{separator}{json.dumps(row, ensure_ascii=False)}".encode())
+            separator = ",\n"
+    stream.write(b"[]\n" if separator == "[\n" else b"\n]\n")
+
+
+def json_rows(piece: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Answered jobs as objects: numbers as numbers, what is absent as ``None``, columns of the user's own as text."""
+    for row in piece.astype(object).to_dict("records"):
+        yield {str(column): _json_value(str(column), value) for column, value in row.items()}
+
+
+def _json_value(column: str, value: Any) -> Any:
+    if column in Workload.model_fields:
+        return None if is_empty(value) else read(column, value)
+    if column in BESIDE:
+        return whole_number(column, value)
+    return None if pd.isna(value) else value

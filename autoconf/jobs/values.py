@@ -1,0 +1,148 @@
+"""Values as people give them: read as whole numbers, names and choices, or refused with a sentence."""
+
+from __future__ import annotations
+
+import numbers
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+from autoconf.jobs.names import key
+
+_LONGEST_NUMBER = 40  # characters; no number worth reading is longer
+# Beyond this no field is meaningful, and arithmetic in 64 bits stays exact.
+LARGEST_NUMBER = 2**53
+_LONGEST_NAME = 300
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a value is as if it had not been given: None, NaN, whatever else pandas takes for missing, blank text.
+
+    >>> is_empty(None), is_empty(" "), is_empty(float("nan")), is_empty(0)
+    (True, True, True, False)
+    """
+    if value is None or isinstance(value, str):
+        return not (value and value.strip())
+    if isinstance(value, Decimal):
+        return value.is_nan()  # of a signalling NaN even the comparison with itself fails
+    if isinstance(value, numbers.Number):
+        return bool(value != value)
+    import pandas as pd  # not before it is needed: ado loads this module into each of its processes
+
+    return pd.api.types.is_scalar(value) and bool(pd.isna(value))
+
+
+def whole_number(field: str, value: Any) -> int:
+    """Read a whole number >= 1.
+
+    Args:
+        field: name for the error message.
+        value: an int, a float, a ``Decimal``, a ``Fraction`` or one of numpy's scalars, or text that writes one (as CSV
+            files do). What it stands for is taken exactly: ``Fraction(10**30 + 1, 10**30)`` is not 1.
+
+    Raises:
+        ValueError: the value is anything else: zero, negative, fractional, NaN, infinite, a boolean, bytes, None, a
+            number beyond 2**53 ...
+
+    >>> whole_number("batch_size", "16"), whole_number("batch_size", 16.0)
+    (16, 16)
+    >>> whole_number("batch_size", 0)
+    Traceback (most recent call last):
+    ValueError: batch_size: must be a whole number >= 1, got 0
+    """
+    number = _number(value)
+    huge = number is not None and number > LARGEST_NUMBER
+    if number is None or huge or number < 1 or number != int(number):
+        limit = f"<= {LARGEST_NUMBER}" if huge else ">= 1"
+        raise ValueError(f"{field}: must be a whole number {limit}, got {_quoted(value)}")
+    return int(number)
+
+
+def positive_number(field: str, value: Any) -> float:
+    """Read a number > 0, given in one of the ways that ``whole_number`` takes.
+
+    Raises:
+        ValueError: the value is anything else.
+
+    >>> positive_number("price", "2.5")
+    2.5
+    >>> positive_number("price", -1)
+    Traceback (most recent call last):
+    ValueError: price: must be a number > 0, got -1
+    """
+    number = _number(value)
+    if number is None or not 0 < number <= LARGEST_NUMBER:
+        raise ValueError(f"{field}: must be a number > 0, got {_quoted(value)}")
+    return float(number)
+
+
+def _number(value: Any) -> int | Fraction | Decimal | None:
+    """The number that a value stands for, exactly; None where it stands for none, or for no finite one."""
+    if isinstance(value, str) and len(value) <= _LONGEST_NUMBER and value.isascii() and "_" not in value:
+        try:
+            value = Decimal(value)
+        except ArithmeticError:
+            return None
+    match value:
+        case bool():
+            return None
+        case Decimal():  # never as a fraction: 1e999999999 has that many digits
+            return value if value.is_finite() else None
+        case numbers.Integral():
+            return int(value)
+        case numbers.Real():
+            try:
+                return Fraction(*value.as_integer_ratio())  # type: ignore[attr-defined]
+            except (AttributeError, ValueError, OverflowError):  # another library's, NaN, infinite
+                return None
+    return None
+
+
+def name(field: str, value: Any) -> str:
+    """Read a name: non-empty text without surrounding white space.
+
+    Whether a version knows the name is the version's business; here only what can never be a name is refused.
+
+    Raises:
+        ValueError: the value is not text, is empty, is longer than 300 characters or cannot be written in UTF-8.
+    """
+    if not isinstance(value, str) or not value.strip() or len(value) > _LONGEST_NAME:
+        raise ValueError(
+            f"{field}: must be a non-empty text of at most {_LONGEST_NAME} characters, got {_quoted(value)}"
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # an option's bytes were no UTF-8; nothing that is written could hold the name
+        raise ValueError(f"{field}: must be text in UTF-8, got {_quoted(value)}") from None
+    return value.strip()
+
+
+def choice(field: str, value: Any, allowed: tuple[str, ...]) -> str:
+    """Read one of a few names, found whatever its case and separators.
+
+    Raises:
+        ValueError: it is none of them; the message lists them.
+
+    >>> choice("optim", "AdamW-torch", ("adamw_torch", "sgd"))
+    'adamw_torch'
+    >>> choice("optim", "adam2", ("adamw_torch", "sgd"))
+    Traceback (most recent call last):
+    ValueError: optim: must be adamw_torch or sgd, got 'adam2'
+    """
+    # YAML reads a "no" without quotes as False, which ado makes a 0.
+    text = "no" if isinstance(value, bool | int | float) and value == 0 else value
+    if isinstance(text, str) and len(text) <= _LONGEST_NAME:
+        for known in allowed:
+            if key(text) == key(known):
+                return known
+    *most, last = allowed
+    raise ValueError(f"{field}: must be {', '.join(most)} or {last}, got {_quoted(value)}")
+
+
+def _quoted(value: Any) -> str:
+    """The value as Python writes it, cut so that a message stays one line."""
+    try:
+        text = ascii(value)
+    except Exception as error:
+        text = f"<{type(value).__name__} without a repr: {type(error).__name__}>"
+    return text if len(text) <= 80 else f"{text[:77]}..."

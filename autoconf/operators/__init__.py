@@ -1,1 +1,0 @@
-"""Operators that this package adds to ado."""

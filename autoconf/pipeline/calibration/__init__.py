@@ -1,0 +1,1 @@
+"""Learn the safety margin from real runs."""

@@ -1,0 +1,347 @@
+"""What a cluster holds beside tensors, learnt from its user's own runs, beyond what other clusters' runs taught.
+
+A cluster is taken to differ from those of ``real_rows`` by a factor k >= 1 on all that a GPU needs, and by b GiB: its
+GPUs are as if they had (usable - b) / k. Every pair of a grid, under each explanation of the real rows, is as likely as
+it explains the user's runs, whose noise (jobs that failed for other reasons, settings that no column has) has rates
+that are learnt as well. It counts only where it decides runs that it was not learnt from better than the version does;
+tensors that were traced are there, so that physics and orderings stay as they are.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from autoconf.errors import BadInput
+from autoconf.memory.model import StackMemory
+from autoconf.memory.reserve import GIB, Floats, Integers, Reserve
+from autoconf.pipeline.calibration.real_rows import read_rows
+from autoconf.pipeline.calibration.reserve import VIRTUAL_ROWS, Learnt, learn, table_of
+from autoconf.pipeline.calibration.user_runs import Measured, read_measured
+from autoconf.pipeline.validation.compare_measured import CUBLAS_GIB
+from autoconf.planner.rules import Booleans, passing
+from autoconf.predictor.autogluon import LABEL
+from autoconf.predictor.predictor import Predictor
+
+FACTORS = 1 + np.concatenate([np.arange(0, 0.1, 0.005), np.arange(0.1, 0.301, 0.02)])  # k
+SHIFTS_GIB = np.arange(-3.0, 10.01, 0.5)  # b
+_NO_DIFFERENCE = 0.5  # before any run is seen: of k = 1, and of b = 0, each
+_TYPICAL_SHIFT_GIB, _TYPICAL_FACTOR = 3.0, 0.1  # larger differences are less likely, exponentially
+_EXPLANATIONS = 25  # of the real rows', evenly among them
+
+# Rates of noise: of jobs that fail though they fit, of those that finish though they do not, and of runs that needed
+# more than was ever seen in use, between two samples. Equally likely.
+_FAIL = np.array([0.003, 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3])
+_FINISH = np.array([0.003, 0.01, 0.03, 0.06, 0.1, 0.15])
+_UNSEEN = np.array([0.003, 0.03, 0.1, 0.3])
+# How far measured peaks lie from k times the traced ones: Student's t, in logarithms, of these scales.
+_SCALES = np.geomspace(0.002, 0.3, 12)
+_FREEDOM = 3.0
+
+_BIN = 0.5  # of log odds, beyond which runs are counted rather than kept
+_BINS = 25  # from -6 to 6
+_LIKELY = 1 / (1 + np.exp(-_BIN * (np.arange(_BINS) - _BINS // 2)))
+_FOLDS = 10
+_STANDARD_ERRORS = 2.0
+_DRAWS = 500
+_AT_ONCE = 2_000  # rows
+_SEED = 20261125
+
+
+Counts = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What was learnt of a cluster, and how well it says what became of runs that it was not learnt from."""
+
+    adopted: bool  # False: runs gave no reason to leave what the version holds
+    sentence: str  # which it was, and by how much
+    reserve: Reserve  # for the card: the version's own if nothing was adopted
+    training_table: pd.DataFrame | None  # for ``predictors.fit``; None: the version's own
+    learnt: dict[str, float]  # what runs say, adopted or not: k, b, probability of no difference, rates of noise
+    report: list[dict[str, Any]]  # rows (what became of them), count
+    ignored: list[str]  # columns
+    evaluation: list[dict[str, Any]]  # held-out measured rows before and after
+
+
+def learn_cluster(predictor: Predictor, table: pd.DataFrame, source: str) -> Cluster:
+    """Learn what a cluster holds beside tensors.
+
+    Args:
+        predictor: of the version to start from; it may have more models.
+        table: runs, as ``tables.read_table`` and ``read_measured`` have them.
+        source: what messages call the table.
+
+    Raises:
+        BadInput: the table is not one of runs, or none of them lies in the version's domain.
+    """
+    if predictor.card.reserve is None or not isinstance(predictor.memory, StackMemory):
+        raise BadInput(f"version {predictor.card.version} says nothing of what must stay free; 2.0.0 and later do")
+    measured = read_measured(predictor, table, source)
+    evidence = _Evidence(predictor, measured)
+    before, after = _held_out(predictor, measured, evidence)
+    gains = pd.Series(after.scores - before.scores).groupby(measured.runs["job"].to_numpy()).sum().to_numpy()
+    gain = float(gains.sum())
+    error = float(np.sqrt(len(gains)) * gains.std(ddof=1)) if len(gains) > 1 else np.inf
+    adopted = gain > _STANDARD_ERRORS * error
+    posterior = evidence.posterior(evidence.counts.sum(0), evidence.peaks.sum(0))
+    learnt = posterior.learnt(evidence)
+    sentence = (
+        f"{'adopted' if adopted else 'not adopted: the reserve stays as it is'}; held-out runs are told "
+        f"{abs(gain):.1f} nats {'better' if gain > 0 else 'worse'} in all, with a standard error of {error:.1f}, and "
+        f"{_STANDARD_ERRORS:g} of these are asked for"
+    )
+    return Cluster(
+        adopted=adopted,
+        sentence=sentence,
+        reserve=learnt.reserve() if adopted else predictor.card.reserve,
+        training_table=_training_table(learnt) if adopted else None,
+        learnt=posterior.summary(),
+        report=measured.report,
+        ignored=measured.ignored,
+        evaluation=[
+            before.row(f"before, version {predictor.card.version}", measured.runs),
+            after.row("after, learnt from the others", measured.runs),
+        ],
+    )
+
+
+def _training_table(learnt: Learnt) -> pd.DataFrame:
+    """Virtual rows alone: the noise of a user's runs is not the cluster's memory."""
+    return table_of(learnt, read_rows()[:0], np.random.default_rng(_SEED), VIRTUAL_ROWS)
+
+
+# --- what the runs say of every hypothesis ----------------------------------------------------------------------------
+
+
+class _Hypotheses(NamedTuple):
+    """Each of shape (factors, shifts, explanations), flat."""
+
+    factor: Floats
+    shift: Floats
+    explanation: Integers
+    log_prior: Floats
+
+
+class _Evidence:
+    """How many runs, of each kind and fold, every hypothesis gives which odds; kinds are failed, finished, and finished
+    with a share of the GPU that was never in use.
+    """
+
+    def __init__(self, predictor: Predictor, measured: Measured) -> None:
+        assert predictor.card.reserve is not None and isinstance(predictor.memory, StackMemory)
+        runs, candidates = measured.runs, measured.candidates
+        place = candidates.rows, candidates.gpus, candidates.tokens_per_gpu
+        self.held, self.activations = predictor.memory.deciding_gib(*place, predictor.card.reserve).T
+        self.several = candidates.gpus > 1
+        in_use = runs["in_use_share"].to_numpy()
+        self.usable = candidates.usable_gib * np.where(np.isnan(in_use), 1.0, in_use)
+        self.median_usable_gib = float(np.median(candidates.usable_gib))
+        kinds = np.where(runs[LABEL] == 0, 0, np.where(np.isnan(in_use), 1, 2))
+        self.folds = runs["job"].rank(method="dense").to_numpy(int) % _FOLDS
+        self.explanations = _thinned(learn(read_rows()))
+        self.hypotheses = self._hypotheses()
+        self.counts = self._counts(kinds)
+        peaks = predictor.memory.peak_bytes(*place) / GIB + CUBLAS_GIB
+        self.peak_ratios = np.log(runs["allocated_gib"].to_numpy() / peaks)
+        self.peak_terms = _student(self.peak_ratios)  # (rows, factors, scales)
+        self.peaks = np.stack([self.peak_terms[self.folds == fold].sum(0) for fold in range(_FOLDS)])
+
+    def _hypotheses(self) -> _Hypotheses:
+        """All of them; none lets less than nothing stay free."""
+        factor, shift, explanation = (
+            of.ravel() for of in np.meshgrid(FACTORS, SHIFTS_GIB, np.arange(_EXPLANATIONS), indexing="ij")
+        )
+        priors = []
+        for values, none, typical in ((FACTORS, 1.0, _TYPICAL_FACTOR), (SHIFTS_GIB, 0.0, _TYPICAL_SHIFT_GIB)):
+            others = np.where(values == none, 0.0, np.exp(-np.abs(values - none) / typical) * np.gradient(values))
+            others *= (1 - _NO_DIFFERENCE) / others.sum()
+            priors.append(np.log(np.where(values == none, _NO_DIFFERENCE, others)))
+        log_prior = np.add.outer(*priors).repeat(_EXPLANATIONS)
+        too_little = np.min([base[explanation] for base, _, _ in self.explanations.values()], axis=0) + shift < 0
+        return _Hypotheses(factor, shift, explanation, np.where(too_little, -np.inf, log_prior))
+
+    def _counts(self, kinds: Integers) -> Counts:
+        """Shape (folds, kinds, hypotheses, bins of log odds)."""
+        total = len(self.hypotheses.factor)
+        counts = np.zeros((_FOLDS, 3, total, _BINS), np.float32)
+        one_factor = len(SHIFTS_GIB) * _EXPLANATIONS
+        for fold, kind in itertools.product(range(_FOLDS), range(3)):
+            rows = np.flatnonzero((self.folds == fold) & (kinds == kind))
+            for some in np.array_split(rows, len(rows) // _AT_ONCE + 1):
+                base, share, width = self._of_rows(some)
+                wanted = base + share * self.activations[some] + self.held[some]  # (explanations, rows)
+                for index, factor in enumerate(FACTORS):
+                    has = (self.usable[some] - SHIFTS_GIB[:, None]) / factor  # (shifts, rows)
+                    odds = (has[:, None] - wanted) / (width * _BIN)
+                    bins = np.clip(np.rint(odds), -(_BINS // 2), _BINS // 2).astype(np.int64) + _BINS // 2
+                    places = bins.reshape(one_factor, -1) + _BINS * np.arange(one_factor)[:, None]
+                    found = np.bincount(places.ravel(), minlength=one_factor * _BINS)
+                    counts[fold, kind, index * one_factor : (index + 1) * one_factor] += found.reshape(-1, _BINS)
+        return counts
+
+    def _of_rows(self, rows: Integers) -> list[Floats]:
+        one, several = self.explanations[False], self.explanations[True]
+        return [np.where(self.several[rows], s[:, None], o[:, None]) for o, s in zip(one, several, strict=True)]
+
+    def posterior(self, counts: Counts, peaks: Floats) -> _Posterior:
+        """What runs teach: of counts, shape (kinds, hypotheses, bins), and terms of peaks, shape (factors, scales)."""
+        failed, finished, seen = counts
+        fail, finish, unseen = _FAIL[:, None], _FINISH[None, :], _UNSEEN[None, :]
+
+        def log_likelihood(of: Counts, if_fits: Floats, if_not: Floats) -> Floats:
+            terms = np.log(np.multiply.outer(if_fits, _LIKELY) + np.multiply.outer(if_not, 1 - _LIKELY))
+            return of @ terms.reshape(-1, _BINS).T
+
+        shape = len(_FAIL), len(_FINISH), len(_UNSEEN)
+        outcome = log_likelihood(failed, fail + 0 * finish, 1 - finish + 0 * fail)
+        outcome += log_likelihood(finished, 1 - fail + 0 * finish, finish + 0 * fail)
+        in_use = log_likelihood(seen, 1 - fail + 0 * unseen, unseen + 0 * fail)
+        both = outcome.reshape(-1, *shape[:2], 1) + in_use.reshape(-1, shape[0], 1, shape[2])
+        of_peaks = np.logaddexp.reduce(peaks, axis=1).repeat(len(SHIFTS_GIB) * _EXPLANATIONS)
+        log_weights = both + (self.hypotheses.log_prior + of_peaks)[:, None, None, None]
+        weights = np.exp(log_weights - log_weights.max())
+        return _Posterior(self.hypotheses, weights / weights.sum(), peaks)
+
+
+def _thinned(learnt: Learnt) -> dict[bool, tuple[Floats, Floats, Floats]]:
+    """Some explanations of real rows, evenly among all, which are in the order of their bases."""
+    count = len(learnt.explanations[True][0])
+    which = ((np.arange(_EXPLANATIONS) + 0.5) * count / _EXPLANATIONS).astype(int)
+    return {several: (of[0][which], of[1][which], of[2][which]) for several, of in learnt.explanations.items()}
+
+
+def _student(ratios: Floats) -> Floats:
+    """Log density of each run's measured peak over its traced one, in logarithms, but for a constant; 0 where there is
+    none. A run that held less than k times its trace speaks for a smaller k, of which the smallest is 1.
+    """
+    off = (ratios[:, None, None] - np.log(FACTORS)[:, None]) / _SCALES
+    terms = -np.log(_SCALES) - (_FREEDOM + 1) / 2 * np.log1p(off**2 / _FREEDOM)
+    return np.where(np.isnan(ratios)[:, None, None], 0.0, terms)
+
+
+@dataclass(frozen=True)
+class _Posterior:
+    """How likely hypotheses and rates are; ``weights`` has the shape (hypotheses, fail, finish, unseen)."""
+
+    hypotheses: _Hypotheses
+    weights: Floats
+    peaks: Floats
+
+    def learnt(self, evidence: _Evidence) -> Learnt:
+        """The hypotheses as explanations of what must stay free of a GPU with the median usable memory.
+
+        A job fits where (usable - b) / k - peak exceeds base + share x activations. With s the share of the peak that
+        must stay free on top, what is free is usable - (1 + s) x peak: so each hypothesis is a base, a share and a
+        width again, all of them times 1 + s.
+        """
+        of = self.hypotheses
+        weights = self.weights.sum((1, 2, 3))
+        on_top = float(weights @ of.factor) - 1
+        cumulative = np.cumsum(weights)
+        drawn = np.searchsorted(cumulative, cumulative[-1] * (np.arange(_DRAWS) + 0.5) / _DRAWS)
+        usable = evidence.median_usable_gib
+        moved = usable - (1 + on_top) * (usable - of.shift[drawn]) / of.factor[drawn]
+        found = {}
+        for several, (base, share, width) in evidence.explanations.items():
+            which = of.explanation[drawn]
+            found[several] = (
+                (1 + on_top) * base[which] + moved, (1 + on_top) * share[which], (1 + on_top) * width[which],
+            )  # fmt: skip
+        return Learnt(found, on_top)
+
+    def summary(self) -> dict[str, float]:
+        of, weights = self.hypotheses, self.weights.sum((1, 2, 3))
+        same = (of.factor == 1) & (of.shift == 0)
+        values = {
+            "factor on all that is needed": weights @ of.factor,
+            "GiB on top": weights @ of.shift,
+            "probability of no difference": weights[same].sum(),
+            "rate of failures for other reasons": self.weights.sum((0, 2, 3)) @ _FAIL,
+            "rate of finishes that should not": self.weights.sum((0, 1, 3)) @ _FINISH,
+            "rate of peaks between samples": self.weights.sum((0, 1, 2)) @ _UNSEEN,
+        }
+        return {name: round(float(value), 4) for name, value in values.items()}
+
+
+# --- held out ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What is said of held-out runs, and the log probability that it gives what became of them; shape (runs,)."""
+
+    said: Booleans
+    scores: Floats
+
+    def row(self, name: str, runs: pd.DataFrame) -> dict[str, Any]:
+        finished = runs[LABEL].to_numpy() == 1
+        return {
+            "held-out measured rows": name,
+            "rows": len(runs),
+            "said to fit, but failed": int((self.said & ~finished).sum()),
+            "said not to, but finished": int((~self.said & finished).sum()),
+            "log score": round(float(self.scores.mean()), 4),
+        }
+
+
+def _held_out(predictor: Predictor, measured: Measured, evidence: _Evidence) -> tuple[_Judged, _Judged]:
+    """The version as it is, and what is learnt from the other folds, on every run; no job stands on both sides.
+
+    What counts is decisions, since these are what a user gets: the outcome of a run has the probability that outcomes
+    of the other folds' runs have that are said the same.
+    """
+    assert predictor.card.reserve is not None
+    finished = measured.runs[LABEL].to_numpy() == 1
+    before = _said(predictor, measured, predictor.card.reserve)
+    after = before.copy()
+    scores = np.zeros((2, len(finished)))
+    same = np.concatenate([[0.0], np.full(len(FACTORS) - 1, -np.inf)])  # k = 1
+    counts, peaks = evidence.counts.sum(0), evidence.peaks.sum(0)
+    for fold in range(_FOLDS):
+        unseen = evidence.folds == fold
+        if not unseen.any():
+            continue
+        known_peaks = peaks - evidence.peaks[fold]
+        posterior = evidence.posterior(counts - evidence.counts[fold], known_peaks)
+        learnt = _said(predictor, measured, posterior.learnt(evidence).reserve())
+        after[unseen] = learnt[unseen]
+        of_factors = np.log(np.maximum(_marginal(posterior), 1e-300)) - np.logaddexp.reduce(known_peaks, axis=1)
+        for scored, said, log_factors in ((scores[0], before, same), (scores[1], learnt, of_factors)):
+            scored[unseen] = _log_score(said, finished, unseen) + _peak_score(
+                evidence.peak_terms[unseen], log_factors[:, None] + known_peaks
+            )
+    return _Judged(before, scores[0]), _Judged(after, scores[1])
+
+
+def _marginal(posterior: _Posterior) -> Floats:
+    return posterior.weights.reshape(len(FACTORS), -1).sum(1)
+
+
+def _said(predictor: Predictor, measured: Measured, reserve: Reserve) -> Booleans:
+    """Whether runs are said to fit under a reserve, at which predictors decide."""
+    card = predictor.card.model_copy(update={"reserve": reserve})
+    asked = Predictor(card, predictor.memory, None).features(measured.candidates)
+    return (asked["headroom_gib"].to_numpy() >= 0) & passing(measured.candidates)
+
+
+def _log_score(said: Booleans, finished: Booleans, unseen: Booleans) -> Floats:
+    """Of the unseen runs' outcomes, from how often known runs finish of which the same is said."""
+    chances = np.empty(2)
+    for answer in (False, True):
+        known = finished[~unseen & (said == answer)]
+        chances[int(answer)] = (known.sum() + 1) / (len(known) + 2)
+    chance = chances[said[unseen].astype(int)]
+    return np.log(np.where(finished[unseen], chance, 1 - chance))
+
+
+def _peak_score(terms: Floats, log_weights: Floats) -> Floats:
+    """Of each run's peak, under factors and scales of the given weights, which need not add up to 1."""
+    log_weights = log_weights - np.logaddexp.reduce(log_weights, axis=None)
+    return np.logaddexp.reduce((terms + log_weights).reshape(len(terms), -1), axis=1)

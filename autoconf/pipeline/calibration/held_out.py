@@ -1,0 +1,251 @@
+"""What is said of real runs that training never saw: a constant reserve and predictors, side by side.
+
+``python -m autoconf.pipeline.calibration.held_out`` prints both tables. Runs are held out by table and by model; whatever learns from
+runs learns from the others alone. (Some jobs stand in two tables; no run of a held-out model stands elsewhere.)
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from autoconf.memory.reserve import Floats
+from autoconf.pipeline.calibration.real_rows import read_rows
+from autoconf.pipeline.calibration.reserve import (
+    MONOTONE,
+    THRESHOLD,
+    Learnt,
+    features,
+    free_gib,
+    learn,
+    logistic,
+    table_of,
+    virtual_rows,
+)
+from autoconf.pipeline.report import markdown
+from autoconf.planner.rules import Booleans
+from autoconf.predictor import autogluon as autogluon_adapter
+from autoconf.predictor.autogluon import LABEL
+
+_SPLITS = ("table", "model")
+_NEAR_GIB = 5.0  # from the reserve, on either side: where it is not plain whether a run fits
+_VIRTUAL_ROWS = 30_000  # fewer than a version's: 56 predictors are trained
+_JOB = ["table", "model", "method", "stack", "usable_gib", "tokens"]
+
+# GiB that must stay free, and the share of activations that must, by whether there are several GPUs.
+_Constants = Mapping[bool, tuple[float, float]]
+VERSION_1_1_0: _Constants = {False: (1.5, 0.0), True: (3.1, 0.0)}
+READ_OFF: _Constants = {False: (3.0, 0.0), True: (3.1, 0.22)}
+
+Headroom = Callable[[pd.DataFrame], Floats]  # rows -> GiB beyond what must stay free
+
+
+class Fold(NamedTuple):
+    """Real rows to learn from, what they teach, and the rows to judge."""
+
+    known: pd.DataFrame
+    learnt: Learnt
+    unseen: pd.DataFrame
+
+
+class Way(NamedTuple):
+    """A way to say whether runs fit."""
+
+    name: str
+    probabilities: Callable[[Fold], Floats]  # of fitting, for each unseen row
+    threshold: float
+
+
+def _step(headroom: Headroom, fold: Fold) -> Floats:
+    """A step where headroom is 0. So that it has a log loss, it is as wide as the known rows find likely."""
+    widths = np.geomspace(0.05, 5, 20)[:, None]
+    beyond = headroom(fold.known) / widths
+    log_likelihood = -np.logaddexp(0, np.where(fold.known[LABEL] == 1, -beyond, beyond)).sum(1)
+    weights = np.exp(log_likelihood - log_likelihood.max())
+    return weights @ logistic(headroom(fold.unseen) / widths) / weights.sum()
+
+
+def constant(constants: _Constants) -> Callable[[Fold], Floats]:
+    """Constants that are given, and have seen the rows that judge them."""
+
+    def headroom(rows: pd.DataFrame) -> Floats:
+        base, share = (rows["number_gpus"].gt(1).map({s: c[i] for s, c in constants.items()}) for i in (0, 1))
+        return (free_gib(rows) - base - share * rows["activations_gib"]).to_numpy()
+
+    return functools.partial(_step, headroom)
+
+
+def learnt_constant(probability: float) -> Callable[[Fold], Floats]:
+    """The reserve that the known rows ask for at a probability, as a step."""
+
+    def probabilities(fold: Fold) -> Floats:
+        reserve = fold.learnt.reserve(probability)
+        return _step(lambda rows: features(rows, reserve)["headroom_gib"].to_numpy(), fold)
+
+    return probabilities
+
+
+def curve(fold: Fold) -> Floats:
+    """What virtual rows are labelled by, without a predictor."""
+    rows = fold.unseen
+    columns = (free_gib(rows), rows["activations_gib"], rows["number_gpus"])
+    return fold.learnt.probabilities(*(column.to_numpy() for column in columns))
+
+
+def _predictor(table: pd.DataFrame, monotone: Mapping[str, int], asked: pd.DataFrame) -> Floats:
+    with tempfile.TemporaryDirectory() as scratch:
+        autogluon_adapter.fit(table, Path(scratch) / "predictor", monotone)
+        loaded = autogluon_adapter.load_tabular(Path(scratch) / "predictor", "held out")
+        return loaded.predict_proba(asked[[*monotone]], as_pandas=False, as_multiclass=False)
+
+
+def as_trained(fold: Fold) -> Floats:
+    """The predictor as a version has it."""
+    table = table_of(fold.learnt, fold.known, np.random.default_rng(0), _VIRTUAL_ROWS)
+    return _predictor(table, MONOTONE, features(fold.unseen, fold.learnt.reserve()))
+
+
+def more_features(virtual: int, weight: int) -> Callable[[Fold], Floats]:
+    """A predictor that is told more of a job; every real row counts ``weight`` times."""
+    monotone = {**MONOTONE, "free_gib": 1, "activation_share": -1, "number_gpus": 0, "mixture_of_experts": -1}
+
+    def probabilities(fold: Fold) -> Floats:
+        reserve, generator = fold.learnt.reserve(), np.random.default_rng(0)
+
+        def told(rows: pd.DataFrame) -> pd.DataFrame:
+            return features(rows, reserve).assign(
+                free_gib=free_gib(rows).to_numpy(),
+                activation_share=(rows["activations_gib"] / rows["usable_gib"]).to_numpy(),
+                number_gpus=rows["number_gpus"].to_numpy(),
+                mixture_of_experts=rows["mixture_of_experts"].to_numpy(),
+            )
+
+        drawn = virtual_rows(fold.learnt, generator, virtual)
+        drawn = drawn.assign(mixture_of_experts=generator.integers(0, 2, virtual))
+        both = pd.concat([drawn, *[fold.known] * weight], ignore_index=True)
+        return _predictor(told(both).assign(**{LABEL: both[LABEL]}), monotone, told(fold.unseen))
+
+    return probabilities
+
+
+AS_TRAINED = Way("predictor: headroom, sharded", as_trained, THRESHOLD)
+WAYS = (
+    Way("constant of 1.1.0 *", constant(VERSION_1_1_0), 0.5),
+    Way("constant with 0.22 of activations *", constant(READ_OFF), 0.5),
+    Way("constant, in the middle of what runs allow", learnt_constant(0.5), 0.5),
+    Way("constant, where 9 in 10 explanations fit", learnt_constant(THRESHOLD), 0.5),
+    Way("curve of the explanations", curve, THRESHOLD),
+    AS_TRAINED,
+    Way("predictor: six features", more_features(_VIRTUAL_ROWS, 1), THRESHOLD),
+    Way("predictor: six features, real rows 20 times", more_features(_VIRTUAL_ROWS, 20), THRESHOLD),
+    Way("predictor: six features, real rows alone", more_features(0, 1), THRESHOLD),
+)
+
+
+@functools.cache
+def _fold(split: str, name: str) -> Fold:
+    rows = read_rows()
+    unseen = rows[split] == name
+    return Fold(rows[~unseen], learn(rows[~unseen]), rows[unseen])
+
+
+@functools.cache
+def held_out(way: Way, split: str) -> Floats:
+    """The probability that a way gives each real row, having learnt from other tables or models alone."""
+    rows = read_rows()
+    said = np.empty(len(rows))
+    for name in rows[split].unique():
+        said[(rows[split] == name).to_numpy()] = way.probabilities(_fold(split, name))
+    return said
+
+
+def side_by_side(ways: tuple[Way, ...] = WAYS) -> list[dict[str, Any]]:
+    """A row for each way and each way of holding out: log loss, wrong decisions, GPUs beyond need."""
+    rows = read_rows()
+    near = features(rows, learn(rows).reserve())["headroom_gib"].abs().to_numpy() <= _NEAR_GIB
+    found = []
+    for split, way in itertools.product(_SPLITS, ways):
+        probability = held_out(way, split)
+        loss = log_loss(rows[LABEL].to_numpy(), probability)
+        said = probability >= way.threshold
+        true = rows[LABEL].to_numpy() == 1
+        found.append(
+            {
+                "held out by": split,
+                "way": way.name,
+                f"log loss, {len(rows)} runs": round(float(loss.mean()), 4),
+                f"log loss, the {near.sum()} near the reserve": round(float(loss[near].mean()), 3),
+                "failed, said to fit": int((said & ~true).sum()),
+                "finished, said not to": int((~said & true).sum()),
+                **beyond_need(rows, said),
+            }
+        )
+    return found
+
+
+def log_loss(fits: Floats, probability: Floats) -> Floats:
+    """Of each run, in nats; a probability counts as at least one in 10,000.
+
+    >>> log_loss(np.array([1, 0]), np.array([0.5, 0.0])).round(4).tolist()
+    [0.6931, 0.0001]
+    """
+    sure = np.clip(probability, 1e-4, 1 - 1e-4)
+    return -np.where(fits == 1, np.log(sure), np.log(1 - sure))
+
+
+def beyond_need(rows: pd.DataFrame, said: Booleans) -> dict[str, int]:
+    """GPUs asked for beyond need, over jobs that ran on several numbers of GPUs and finished on one of them.
+
+    A job needs the smallest number on which it finished, and is asked for the smallest on which it is said to fit, of
+    those on which it ran; it is refused if that is none.
+    """
+    asked = rows.assign(said=said, tokens=rows["tokens_per_gpu"] * rows["number_gpus"])
+    extra = short = refused = 0
+    for _, job in asked.groupby(_JOB):
+        finished, fitting = job.loc[job[LABEL] == 1, "number_gpus"], job.loc[job["said"], "number_gpus"]
+        if job["number_gpus"].nunique() == 1 or finished.empty:
+            continue
+        if fitting.empty:
+            refused += 1
+        else:
+            extra += max(0, int(fitting.min() - finished.min()))
+            short += int(fitting.min() < finished.min())
+    return {"GPUs beyond need": extra, "jobs given too few": short, "jobs refused": refused}
+
+
+def real_calibration(way: Way = AS_TRAINED) -> list[dict[str, Any]]:
+    """Predicted probability beside the share of held-out runs that finished."""
+    rows = read_rows()
+    found = []
+    for split in _SPLITS:
+        probability = held_out(way, split)
+        for low, high in itertools.pairwise((0, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0000001)):
+            inside = (probability >= low) & (probability < high)
+            if inside.any():
+                found.append(
+                    {
+                        "held out by": split,
+                        "predicted": f"{low:g} to {min(high, 1):g}",
+                        "runs": int(inside.sum()),
+                        "mean prediction": round(float(probability[inside].mean()), 4),
+                        "share that finished": round(float(rows.loc[inside, LABEL].mean()), 4),
+                    }
+                )
+    return found
+
+
+def main() -> None:
+    """Print both tables."""
+    for table in (side_by_side(), real_calibration()):
+        print(markdown(table), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""The architectures and GPUs that versions are built from: typed views of the two YAML tables beside this file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from autoconf.predictor.cards import Gpu, Model
+
+_DEPTHS = ("n_layer", "num_layers", "n_layers", "num_hidden_layers")  # what configs call the number of layers
+# Where a config says for how many tokens positions were learned. Rotary positions have no such limit.
+_LEARNED_POSITIONS = {"gpt_bigcode": "n_positions", "opt": "max_position_embeddings"}
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # what configs call the number of routed experts
+
+
+@dataclass(frozen=True)
+class _Pattern:
+    """How a type of config says which of its layers is of which kind, and the settings that say so of other layers."""
+
+    kinds: Callable[[dict[str, Any], int], Sequence[str]]
+    settings: Callable[[Sequence[str]], dict[str, Any]]
+    keys: tuple[str, ...] = ()  # where the config says so
+
+
+def _hybrid(config: dict[str, Any], _: int) -> list[str]:
+    # transformers 5 writes the second names, and reads both.
+    same = {"full_attention": "attention", "linear_attention": "mamba"}
+    return [same.get(kind, kind) for kind in config["layer_types"]]
+
+
+def _dense_first(config: dict[str, Any], depth: int) -> list[str]:
+    dense = config["first_k_dense_replace"]
+    return ["dense"] * dense + ["moe"] * (depth - dense)
+
+
+def _rotated(config: dict[str, Any], depth: int) -> list[str]:
+    if "no_rope_layers" in config:
+        return ["rope" if rotates else "nope" for rotates in config["no_rope_layers"]]
+    every = config["no_rope_layer_interval"]  # configuration_smollm3.py: where no list says more
+    return ["nope" if (index + 1) % every == 0 else "rope" for index in range(depth)]
+
+
+# Configs whose layers hold different amounts. Sliding and full attention hold the same: FlashAttention keeps no mask.
+_PATTERNS = {
+    "granitemoehybrid": _Pattern(_hybrid, lambda kinds: {"layer_types": list(kinds)}, ("layer_types",)),
+    "deepseek_v2": _Pattern(
+        _dense_first, lambda kinds: {"first_k_dense_replace": kinds.count("dense")}, ("first_k_dense_replace",)
+    ),
+    "smollm3": _Pattern(
+        _rotated, lambda kinds: {"no_rope_layers": [int(kind == "rope") for kind in kinds]}, ("no_rope_layers",)
+    ),
+}
+_UNIFORM = _Pattern(lambda _, depth: ["layer"] * depth, lambda _: {})
+
+
+def deciding_keys(model_type: str) -> tuple[str, ...]:
+    """Settings that an ``Architecture`` of a type reads, and whose defaults it does not know.
+
+    >>> deciding_keys("smollm3")[-1]
+    'no_rope_layers'
+    """
+    return (*_EXPERTS, *_PATTERNS.get(model_type, _UNIFORM).keys)
+
+
+class Architecture(BaseModel):
+    """One model, of ``architectures.yaml`` or of one's own: what fixes its shapes, and where the figures come from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    family: str
+    config: dict[str, Any]
+    parameters: int
+    lora_targets: list[str]
+    source: str
+    assumption: str | None = None
+    aliases: list[str] = []
+    later_aliases: list[str] = []
+    learned_positions: int | None = None  # of a model of one's own; the table's say it in their configs
+
+    @property
+    def depth_key(self) -> str:
+        return next(key for key in _DEPTHS if key in self.config or key == _DEPTHS[-1])
+
+    @property
+    def layers(self) -> int:
+        return int(self.config[self.depth_key])
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """One name for each decoder layer, in order; layers of the same name hold the same memory.
+
+        >>> architectures()["deepseek-v2-lite"].kinds[:3]
+        ('dense', 'moe', 'moe')
+        """
+        return tuple(self._pattern.kinds(self.config, self.layers))
+
+    def shortened(self, kinds: Sequence[str]) -> dict[str, Any]:
+        """The config of a stack of other layers.
+
+        Args:
+            kinds: a name of ``self.kinds`` for each layer, in order; at least one.
+
+        Raises:
+            ValueError: there is no layer, this architecture has none of such a kind, or its config cannot say this
+                order.
+
+        >>> architectures()["granite-4.0-h-1b"].shortened(["mamba", "attention"])["layer_types"]
+        ['mamba', 'attention']
+        """
+        if not kinds or not set(kinds) <= set(self.kinds):
+            known = ", ".join(sorted(set(self.kinds)))
+            raise ValueError(f"kinds: {list(kinds)} is no stack of {self.name}, whose layers are of kind {known}")
+        depth = {self.depth_key: len(kinds), **self._of_each_layer(len(kinds))}
+        config = {**self.config, **depth, **self._pattern.settings(kinds)}
+        if self.model_copy(update={"config": config}).kinds != tuple(kinds):
+            raise ValueError(f"kinds: the config of {self.name} cannot say {list(kinds)}")
+        return config
+
+    def _of_each_layer(self, depth: int) -> dict[str, Any]:
+        """Lists of the config with the same entry for each layer, for so many layers."""
+        lists = {key: value for key, value in self.config.items() if isinstance(value, list)}
+        same = {key: value[0] for key, value in lists.items() if value and value == value[:1] * self.layers}
+        return {key: [entry] * depth for key, entry in same.items()}
+
+    @property
+    def _pattern(self) -> _Pattern:
+        return _PATTERNS.get(self.config["model_type"], _UNIFORM)
+
+    @property
+    def longest_sample(self) -> int | None:
+        """Tokens that learned positions allow; ``None`` for rotary positions, which have no such limit."""
+        return self.learned_positions or self.config.get(_LEARNED_POSITIONS.get(self.config["model_type"], ""))
+
+    def in_domain(self, *, later_aliases: bool = False) -> Model:
+        """The model as a version's domain knows it.
+
+        Args:
+            later_aliases: with the aliases that version 1.1.0 does not know.
+
+        >>> architectures()["opt-13b"].in_domain().max_tokens_per_sample
+        2048
+        """
+        return Model(aliases=_aliases(self, later_aliases), max_tokens_per_sample=self.longest_sample)
+
+    @property
+    def experts(self) -> int | None:
+        """Routed experts of each layer; ``None`` for a dense model."""
+        return next((self.config[key] for key in _EXPERTS if self.config.get(key)), None)
+
+    @property
+    def is_mixture_of_experts(self) -> bool:
+        return self.experts is not None
+
+
+class GpuType(BaseModel):
+    """One row of ``gpus.yaml``: usable memory, where the figure comes from, and the names that the type goes by."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    usable_gib: float
+    source: str
+    aliases: list[str] = []
+    later_aliases: list[str] = []
+
+
+def _table(name: str) -> dict[str, Any]:
+    return yaml.safe_load((files(__package__) / name).read_text(encoding="utf-8"))
+
+
+@cache
+def architectures() -> dict[str, Architecture]:
+    """All architectures by name.
+
+    >>> architectures()["llama-7b"].layers
+    32
+    """
+    return {name: Architecture(name=name, **entry) for name, entry in _table("architectures.yaml").items()}
+
+
+@cache
+def gpu_types() -> dict[str, GpuType]:
+    """All GPU types by name, with their sources.
+
+    >>> gpu_types()["L40S"].later_aliases
+    ['NVIDIA L40S']
+    """
+    return {name: GpuType(**entry) for name, entry in _table("gpus.yaml").items()}
+
+
+@cache
+def gpus(*, later_aliases: bool = False) -> dict[str, Gpu]:
+    """All GPU types as a version's domain knows them.
+
+    Args:
+        later_aliases: with the aliases that version 1.1.0 does not know.
+
+    >>> gpus()["L40S"].usable_gib
+    44.4
+    """
+    return {
+        name: Gpu(usable_gib=entry.usable_gib, aliases=_aliases(entry, later_aliases))
+        for name, entry in gpu_types().items()
+    }
+
+
+def models(names: list[str], *, later_aliases: bool = False) -> dict[str, Model]:
+    """The models of a version's domain.
+
+    Args:
+        names: entries of ``architectures.yaml``.
+        later_aliases: with the aliases that version 1.1.0 does not know.
+    """
+    known = architectures()
+    return {name: known[name].in_domain(later_aliases=later_aliases) for name in names}
+
+
+def _aliases(entry: Architecture | GpuType, later: bool) -> list[str]:
+    return entry.aliases + (entry.later_aliases if later else [])

@@ -1,0 +1,1 @@
+"""Fake kernels that allocate what the CUDA and Triton kernels allocate."""

@@ -1,0 +1,1 @@
+"""Train, evaluate and write predictor versions."""

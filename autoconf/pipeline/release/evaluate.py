@@ -1,0 +1,183 @@
+"""Measure a version; the figures go into its card, its section of ``AutoGluonModels/README.md`` and one picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from autoconf.pipeline.calibration.held_out import real_calibration, side_by_side
+from autoconf.pipeline.catalog import architectures, gpu_types
+from autoconf.pipeline.release.evaluation import NEAR, TARGETS, Judged, measured, sweep_space
+from autoconf.pipeline.release.train import LEFT_OUT, NEWEST, release
+from autoconf.pipeline.release.version_folder import write_card
+from autoconf.pipeline.report import markdown, write_section
+from autoconf.predictor import cards, registry
+from autoconf.predictor.cards import CARD, Card
+from autoconf.predictor.registry import MODELS, RELEASED
+
+
+def _meets(key: str, value: float, target: float) -> bool:
+    return value >= target if TARGETS[key][0] == ">=" else value <= target
+
+
+def _section(evaluation: dict[str, Any], version: str) -> str:
+    """The version's section of ``AutoGluonModels/README.md``."""
+    figures = [
+        {"figure": key, "required": f"{sign} {required:g} %", "aim": f"{sign} {aim:g} %", "measured": f"{value:g} %"}
+        for (key, (sign, required, aim)), value in zip(TARGETS.items(), evaluation["figures"].values(), strict=True)
+    ]
+    return "\n\n".join(
+        [
+            f"{evaluation['jobs']:,} jobs that training never saw, of all models, methods, GPU types and presets, more "
+            f"than a third with random settings, half within {NEAR:.0%} of usable memory from the edge:",
+            markdown(figures),
+            "Contradictions among pairs of these jobs:",
+            markdown(evaluation["contradictions"]),
+            "What the version promises, checked on the figures of the whole domain when it was made:",
+            markdown(evaluation["orderings"]),
+            "By stack:",
+            markdown(evaluation["by_stack"]),
+            "By family:",
+            markdown(evaluation["by_family"]),
+            "Decisions by distance from the edge, as a share of usable memory:",
+            markdown(evaluation["confusion"]),
+            f"![What the predictor gets wrong, and where](evaluation-{version}.png)",
+        ]
+    )
+
+
+def _real_runs(evaluation: dict[str, Any]) -> str:
+    """What is said of real runs that nothing was learnt from."""
+    return "\n\n".join(
+        [
+            markdown(evaluation["side_by_side"]),
+            "Predicted probability beside what happened, on runs that are held out:",
+            markdown(evaluation["calibration"]),
+        ]
+    )
+
+
+def _domain(card: Card) -> str:
+    """What the version answers for: its GPUs, its models with sources, and what is assumed of them."""
+    known = architectures()
+    gpus = [
+        {
+            "GPU": f"`{name}`",
+            "usable memory, GiB": f"{gpu.usable_gib:g}",
+            "also known as": _codes(gpu.aliases),
+            "source": gpu_types()[name].source,
+        }
+        for name, gpu in card.domain.gpus.items()
+    ]
+    models = [
+        {
+            "model": f"[{name}]({known[name].source.split()[0]})",
+            "parameters": f"{known[name].parameters:,}",
+            "LoRA targets": ", ".join(known[name].lora_targets),
+            "most tokens": model.max_tokens_per_sample or "",
+            "also known as": _codes(model.aliases),
+        }
+        for name, model in card.domain.models.items()
+    ]
+    assumed = [f"- **{name}**: {known[name].assumption}" for name in card.domain.models if known[name].assumption]
+    left_out = [f"- **{name}**: {why}" for name, why in LEFT_OUT.items()]
+    return "\n\n".join(
+        [
+            markdown(gpus),
+            markdown(models),
+            "Some entries rest on an assumption:",
+            "\n".join(assumed),
+            "In the table of architectures, but not answered for:",
+            "\n".join(left_out),
+        ]
+    )
+
+
+def _codes(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def draw_picture(judged: Judged, evaluation: dict[str, Any], path: Path) -> None:
+    """Two panels: decisions near the edge, and calibration on real runs."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    edge, calibrated = figure.subplots(1, 2)
+    relative = 100 * judged.headroom_gib / judged.candidates.usable_gib
+    bins = np.linspace(-10, 10, 81)
+    for says, color, text in ((True, "#0072B2", "said to fit"), (False, "#E69F00", "said not to fit")):
+        edge.hist(relative[judged.said == says], bins=bins, color=color, alpha=0.8, label=text)
+    edge.axvline(0, color="black", linewidth=1)
+    edge.set(xlabel="true headroom, % of usable memory", ylabel="jobs", title="Decisions near the edge")
+    edge.legend(frameon=False)
+    calibrated.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+    for held_out, color in (("table", "#0072B2"), ("model", "#E69F00")):
+        points = [p for p in evaluation["calibration"] if p["held out by"] == held_out]
+        means, shares = [p["mean prediction"] for p in points], [p["share that finished"] for p in points]
+        calibrated.scatter(means, shares, color=color, label=f"held out by {held_out}")
+        for p, mean, share in zip(points, means, shares, strict=True):
+            calibrated.annotate(p["runs"], (mean, share), fontsize=8, xytext=(4, -10), textcoords="offset points")
+    calibrated.set(xlabel="predicted probability of fitting", ylabel="share that finished", title="Real runs (number)")
+    calibrated.legend(frameon=False)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def evaluate(version: str) -> dict[str, Any]:
+    """Measure a version, released or just made, and write the figures down.
+
+    Returns:
+        The card's ``evaluation``. ``RELEASED`` has the card's digest from then on, in this process.
+    """
+    folder = MODELS / version
+    # Whoever makes a version believes what lies there: its digest cannot be in the code yet.
+    RELEASED[version] = cards.digest((folder / CARD).read_bytes())
+    predictor = registry.load(version)
+    families = {name: architecture.family for name, architecture in architectures().items()}
+    judged, figures = measured(predictor, families, space=sweep_space(predictor.card))
+    evaluation: dict[str, Any] = {
+        **figures,
+        "orderings": predictor.card.evaluation["orderings"],
+        "side_by_side": side_by_side(),
+        "calibration": real_calibration(),
+    }
+    RELEASED[version] = write_card(folder, predictor.card.model_copy(update={"evaluation": evaluation}))
+    for what, section in (
+        (f"evaluation {version}", _section(evaluation, version)),
+        (f"domain {version}", _domain(predictor.card)),
+        ("real runs", _real_runs(evaluation)),
+    ):
+        write_section(MODELS / "README.md", what, "make evaluate", section)
+    draw_picture(judged, evaluation, MODELS / f"evaluation-{version}.png")
+    return evaluation
+
+
+def main(version: Annotated[str, typer.Argument(help="version to evaluate")] = NEWEST) -> None:
+    """Measure a predictor version against the traces and real runs; exit with 1 if a required figure is missed."""
+    console = Console()
+    evaluation = evaluate(version)
+    missed = []
+    for key, value in evaluation["figures"].items():
+        sign, required, aim = TARGETS[key]
+        met = _meets(key, value, required)
+        missed += [] if met else [key]
+        console.print(
+            f"{key:45} {value:9.4f} %   required {sign} {required:g} %, aim {sign} {aim:g} %", "" if met else "MISSED"
+        )
+    for row in evaluation["contradictions"]:
+        missed += [row["pairs where"]] if row["found"] else []
+        console.print(f"{row['pairs where']:55} {row['found']} of {row['pairs']}", "MISSED" if row["found"] else "")
+    for row in (*evaluation["by_stack"], *evaluation["by_family"]):
+        missed += [str(row)] if row["same decision %"] < 99.5 or row["impossible %"] else []
+        console.print(*row.values())
+    console.print(f"written to {MODELS / version / CARD}")
+    print(release(version, RELEASED[version]))
+    if missed:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,236 @@
+"""Orderings that a version promises: those that physics gives, each checked over the whole domain when it is made.
+
+What a job needs is compared on its figures, not on samples of answers: a job fits where usable memory exceeds what it
+needs, and the predictor's probability of fitting cannot fall as the difference grows (a monotone constraint), so that
+answers are ordered wherever needs are.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.progress import track
+
+from autoconf.errors import AutoConfError
+from autoconf.jobs.presets import SETTINGS, presets, training_stack
+from autoconf.jobs.stack import Optim, Stack, optimizer_bytes
+from autoconf.memory.model import StackMemory, gpu_figures
+from autoconf.memory.profile import HeadWay, LayerWay, ModelsTable, Point, StackMoment
+from autoconf.memory.reserve import GIB, Floats, Outside, Reserve
+from autoconf.memory.sharding import Held
+from autoconf.predictor.predictor import Predictor
+
+_COUNTS = (1, 2, 3, 4, 8, 16, 64, 512)
+# Where the head trains, Liger copies its gradients for each chunk, and TRL its weights in any case; what that takes
+# does not grow with the tokens.
+_CHUNKED_FROM = [
+    ("LoRA and QLoRA", False, "chunked", 4_096),
+    ("full fine-tuning", True, "chunked", 32_768),
+    ("LoRA and QLoRA", False, "chunked_nll", 16_384),
+    ("full fine-tuning", True, "chunked_nll", 32_768),
+]
+_TOLERANCE = 1e-6  # figures are kept with seven digits
+
+
+class Checker:
+    """Compares what jobs need over all sizes of a version's domain."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        assert predictor.card.reserve is not None and isinstance(predictor.memory, StackMemory)
+        self.predictor = predictor
+        self.reserve: Reserve = predictor.card.reserve
+        self.table: ModelsTable = predictor.memory.table
+        self.edges_gib = [_edge_gib(predictor, sharded) for sharded in (0.0, 1.0)]
+        domain = predictor.domain
+        self.usable_gib = sorted({gpu.usable_gib for gpu in domain.gpus.values()})
+        self.tokens = np.unique(np.geomspace(1, domain.max_tokens_per_sample * domain.max_batch_size, 80).round())
+
+    def figures(self, model: str, method: str, stack: Stack, *, several: bool) -> Held | Outside:
+        return gpu_figures(self.table, model, method, stack, several=several)
+
+    def exceeds(self, one: Held, other: Held, counts: tuple[int, ...], tokens: Floats | None = None) -> bool:
+        """Whether one is refused anywhere where the other is not."""
+        tokens = self.tokens if tokens is None else tokens
+        for count in counts:
+            gpus = np.full(len(tokens), count)
+            needs = [held.needed_bytes(gpus, tokens, self.reserve) / GIB for held in (one, other)]
+            if self.contradicts(needs[0], needs[1], count):
+                return True
+        return False
+
+    def contradicts(self, one: Floats, other: Floats, gpus: int) -> bool:
+        """Whether on some type of GPU what needs the one is said not to fit, though what needs the other is."""
+        edge = self.edges_gib[gpus > 1]
+        return any(((other <= usable - edge) & (one > usable - edge)).any() for usable in self.usable_gib)
+
+
+def check(predictor: Predictor) -> list[dict[str, Any]]:
+    """Check what a version promises.
+
+    Returns:
+        Rows with ``never needs less`` (than what), ``holds for`` and ``pairs compared`` (of figures).
+
+    Raises:
+        AutoConfError: an ordering does not hold, or the predictor is not a step in headroom.
+    """
+    _check_step(predictor)
+    console = Console(stderr=True)
+    checker = Checker(predictor)
+    rows = []
+    for name, holds_for, violations in (
+        (
+            "more tokens or a larger batch, at as many GPUs, than fewer",
+            "every job",
+            _never_negative(checker, ("per_token", "per_token_per_rank")),
+        ),
+        (
+            "fewer GPUs, from two on, than more, at the same batch",
+            "every job",
+            _never_negative(checker, ("per_token", "per_token_per_rank", "done")),
+        ),
+        (
+            "one GPU than two, at the same batch",
+            "full and LoRA, the presets with FSDP that mix no precision",
+            _second_gpu(checker),
+        ),
+        ("full fine-tuning than LoRA", "the stack reference", _lora(checker)),
+        ("no gradient checkpointing than either way of it", "every job", _checkpointing(checker)),
+        ("adamw_torch than adamw_torch_fused", "every job", _optimizers(checker, "adamw_torch_fused", (2, 4))),
+        ("32-bit AdamW states than 8-bit ones", "what trains in float32", _optimizers(checker, "adamw_bnb_8bit", (4,))),
+        (
+            "a higher rank of adapters than a lower one",
+            "optimizers other than 8-bit ones",
+            _never_negative(checker, ("constant_per_rank", "per_token_per_rank", "own", "newborn", "done")),
+        ),
+        *(
+            (
+                f"all logits than chunks of them, from {tokens:,} tokens per GPU on",
+                f"{what}; loss {loss}",
+                _chunked(checker, trains, loss, tokens),
+            )
+            for what, trains, loss, tokens in _CHUNKED_FROM
+        ),
+    ):
+        found = list(track(violations, name, transient=True, console=console, disable=not console.is_terminal))
+        broken = [what for what in found if what]
+        if broken:
+            raise AutoConfError(
+                f"{name}, {holds_for}: broken by {len(broken)} of {len(found)}: {'; '.join(broken[:5])}"
+            )
+        rows.append({"never needs less": name, "holds for": holds_for, "pairs compared": len(found)})
+    return rows
+
+
+def _check_step(predictor: Predictor) -> None:
+    """Refuse a predictor that does not say "fits" from some headroom on, and nowhere before."""
+    headroom = np.linspace(-3, 3, 6001)
+    for sharded in (0.0, 1.0):
+        fits = predictor.answers(pd.DataFrame({"headroom_gib": headroom, "sharded": sharded}))
+        if fits[0] or not fits[-1] or (np.diff(fits.astype(int)) < 0).any():
+            raise AutoConfError(f"the predictor is not a step in headroom between -3 and 3 GiB (sharded: {sharded:g})")
+
+
+Violations = Iterator[str]  # empty text for a pair that is ordered
+
+
+def _never_negative(checker: Checker, columns: tuple[str, ...]) -> Violations:
+    """No term of any moment of any way is negative, so none of their sums falls as tokens, rank or 1 / GPUs grow."""
+    at = [StackMoment._fields.index(name) for name in columns]
+    for model, ways in _all_ways(checker.table):
+        for way in ways:
+            moments = checker.table.moments(model, way)
+            yield f"{model}, {way}" if moments is None or (moments[:, at] < 0).any() else ""
+
+
+def _all_ways(table: ModelsTable) -> Iterator[tuple[str, list[LayerWay | HeadWay]]]:
+    for model in table.models:
+        yield model, table.ways(model)
+
+
+def _presets(checker: Checker) -> Iterator[tuple[str, str, Stack]]:
+    for model, method, preset, accumulating in itertools.product(
+        checker.table.models, checker.predictor.domain.methods, presets(), (False, True)
+    ):
+        yield model, method, training_stack(method, accumulating, preset, *[None] * len(SETTINGS))
+
+
+def _second_gpu(checker: Checker) -> Violations:
+    for model, method, stack in _presets(checker):
+        if stack.sharding == "ddp" or stack.mixed_precision == "bf16" or method == "qlora":
+            continue
+        one, several = (checker.figures(model, method, stack, several=of) for of in (False, True))
+        if isinstance(one, Outside) or isinstance(several, Outside):
+            continue
+        tokens = checker.tokens
+        on_one = one.needed_bytes(np.ones(len(tokens), np.int64), tokens, checker.reserve) / GIB
+        on_two = several.needed_bytes(np.full(len(tokens), 2), tokens / 2, checker.reserve) / GIB
+        shift = checker.edges_gib[0] - checker.edges_gib[1]  # both against the edge on several
+        yield f"{model}, {method}" if checker.contradicts(on_two, on_one + shift, 2) else ""
+
+
+def _edge_gib(predictor: Predictor, sharded: float) -> float:
+    headroom = np.linspace(-3, 3, 6001)
+    return float(headroom[predictor.answers(pd.DataFrame({"headroom_gib": headroom, "sharded": sharded})).argmax()])
+
+
+def _lora(checker: Checker) -> Violations:
+    for model, accumulating in itertools.product(checker.table.models, (False, True)):
+        for several in (False, True):
+            lora, full = (
+                checker.figures(model, method, Stack(gradient_accumulation=accumulating), several=several)
+                for method in ("lora", "full")
+            )
+            if isinstance(lora, Held) and isinstance(full, Held):
+                yield model if checker.exceeds(lora, full, _COUNTS[1:] if several else (1,)) else ""
+
+
+def _checkpointing(checker: Checker) -> Violations:
+    """Moments with checkpoints are among those without; what the head finds kept has to be less."""
+    for model, ways in _all_ways(checker.table):
+        for way in ways:
+            if isinstance(way, LayerWay) and way.gradient_checkpointing != "none":
+                kept = [
+                    [rows[rows[:, 0] == point][0, 1:5] for point in (Point.KEPT, Point.KEPT_OVER)]
+                    for of in (way, way._replace(gradient_checkpointing="none"))
+                    if (rows := checker.table.moments(model, of)) is not None
+                ]
+                if len(kept) == 2:
+                    more = (np.array(kept[0]) > np.array(kept[1]) * (1 + _TOLERANCE)).any()
+                    yield f"{model}, {way}" if more else ""
+
+
+def _optimizers(checker: Checker, better: Optim, itemsizes: tuple[int, ...]) -> Violations:
+    """States and temporaries are all that optimizers differ by, and both are added to what else is held."""
+    for model in checker.table.models:
+        for method, targets in checker.table.trainables(model):
+            trainable = checker.table.trainable(model, method, targets)
+            assert trainable is not None
+            for itemsize in itemsizes:
+                shapes = [shape._replace(itemsize=itemsize) for shape, count in trainable.shapes for _ in range(count)]
+                less, more = optimizer_bytes(better, shapes), optimizer_bytes("adamw_torch", shapes)
+                broken = less.states > more.states or less.step > more.step
+                yield f"{model}, {method}, {targets}, {itemsize} bytes" if broken else ""
+
+
+def _chunked(checker: Checker, trains: bool, loss: str, tokens: int) -> Violations:
+    """At each point of the head, where gathered parameters are the same."""
+    for model, ways in _all_ways(checker.table):
+        for way in ways:
+            if isinstance(way, HeadWay) and (way.trains, way.loss) == (trains, loss):
+                heads = [checker.table.moments(model, of) for of in (way, way._replace(loss="full"))]
+                points = (Point.HEAD, Point.TURN, Point.LOSS)
+                yield f"{model}, {way}" if any(_exceeds_at(point, tokens, *heads) for point in points) else ""
+
+
+def _exceeds_at(point: Point, from_tokens: int, one: Any, other: Any) -> bool:
+    """Whether one head holds more than another at a point, from so many tokens on."""
+    tokens = np.geomspace(from_tokens, 2**30, 60)
+    points = (point, Point.HEAD_OVER) if point == Point.HEAD else (point,)
+    held = [rows[np.isin(rows[:, 0], points)] for rows in (one, other)]
+    most = [(rows[:, 1:2] + rows[:, 5:6] + rows[:, 2:3] * tokens).max(axis=0) for rows in held]
+    return bool((most[0] > most[1] * (1 + _TOLERANCE)).any())

@@ -1,0 +1,85 @@
+"""Random jobs of a version's domain, under random stacks, each with a number of GPUs that it may run on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+
+from autoconf.jobs.presets import SETTINGS, presets, training_stack
+from autoconf.jobs.stack import Checkpointing, Dtype, Loss, MixedPrecision, Optim, Sharding
+from autoconf.predictor.predictor import Predictor
+
+GPUS_PER_WORKER = 8
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "optim": get_args(Optim),
+    "torch_dtype": get_args(Dtype),
+    "adapter_dtype": get_args(Dtype),
+    "mixed_precision": get_args(MixedPrecision),
+    "gradient_checkpointing": get_args(Checkpointing),
+    "loss": get_args(Loss),
+    "sharding": get_args(Sharding),
+    "lora_r": (1, 2, 4, 8, 16, 32, 64, 128, 256),
+    "lora_targets": ("default", "attention", "all-linear"),
+}
+_CHANGED = 0.25  # how often a job says otherwise than its preset
+
+
+def random_stacks(predictor: Predictor, generator: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """Models, methods and stacks of the domain, without end: half of them presets as they are."""
+    domain = predictor.domain
+    names, methods = list(domain.models), domain.methods
+    while True:
+        job: dict[str, Any] = {
+            "model_name": names[generator.integers(len(names))],
+            "method": methods[generator.integers(len(methods))],
+            "stack": list(presets())[generator.integers(len(presets()))],
+            "gradient_accumulation_steps": int(generator.choice([1, 4])),
+        }
+        changes = generator.random(len(SETTINGS)) < _CHANGED * (generator.random() < 0.5)
+        settings = [
+            _CHOICES[name][generator.integers(len(_CHOICES[name]))] if changed else None
+            for name, changed in zip(SETTINGS, changes, strict=True)
+        ]
+        steps = job["gradient_accumulation_steps"] > 1
+        try:
+            stack = training_stack(job["method"], steps, job["stack"], *settings)
+        except ValueError:  # settings that exclude each other
+            continue
+        if not isinstance(predictor.row(job["model_name"], job["method"], stack), str):
+            yield job | dict(zip(SETTINGS, settings, strict=True))
+
+
+def random_jobs(predictor: Predictor, generator: np.random.Generator, count: int, sizes: int = 1) -> pd.DataFrame:
+    """Random jobs inside the domain, tokens and batches spread evenly over their orders of magnitude.
+
+    Args:
+        predictor: a version of any stack.
+        generator: of the jobs.
+        count: models with their stacks.
+        sizes: GPU types, numbers of GPUs, samples and batches tried for each of them; those that no number of workers
+            can have are left out.
+
+    Returns:
+        Columns ``model_name``, ``method``, ``stack``, the settings, ``gradient_accumulation_steps``, ``gpu_model``,
+        ``tokens_per_sample``, ``batch_size`` and ``number_gpus``.
+    """
+    domain = predictor.domain
+    stacks = random_stacks(predictor, generator)
+    jobs = pd.DataFrame([next(stacks) for _ in range(count)], dtype=object).loc[np.repeat(np.arange(count), sizes)]
+    total = len(jobs)
+
+    def orders(high: Any) -> np.ndarray:
+        return np.exp(generator.uniform(0, np.log(np.asarray(high) + 1.0), total)).astype(int)
+
+    gpus = orders(domain.max_gpus)
+    limits = {name: m.max_tokens_per_sample or domain.max_tokens_per_sample for name, m in domain.models.items()}
+    jobs = jobs.assign(
+        gpu_model=generator.choice(list(domain.gpus), total),
+        tokens_per_sample=orders(jobs["model_name"].map(limits).to_numpy(int)),
+        batch_size=gpus * orders(domain.max_batch_size // gpus),
+        number_gpus=gpus,
+    )
+    return jobs[gpus % -(-gpus // GPUS_PER_WORKER) == 0].reset_index(drop=True)

@@ -1,0 +1,150 @@
+"""A version of a user's own: a released one, with more models, and with what runs taught of a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from autoconf.errors import BadInput
+from autoconf.jobs.names import Names
+from autoconf.jobs.tables import called, read_table
+from autoconf.memory.model import StackMemory
+from autoconf.memory.profile import ModelsTable, read_models, write_models
+from autoconf.pipeline.calibration.cluster import Cluster, learn_cluster
+from autoconf.pipeline.catalog import architectures
+from autoconf.pipeline.release.evaluation import measured
+from autoconf.pipeline.release.version_folder import appearing, complete
+from autoconf.pipeline.tracing.trace_file import Trace, read_trace
+from autoconf.predictor import registry, user_versions
+from autoconf.predictor.cards import Card, Model, digest
+from autoconf.predictor.predictor import Predictor
+
+EVALUATION_JOBS = 2_000
+
+
+@dataclass(frozen=True)
+class OwnVersion:
+    """A version that was made: where it lies, its card, and what runs taught."""
+
+    folder: Path
+    sha256: str  # of the card
+    card: Card
+    cluster: Cluster | None
+
+    @property
+    def notes(self) -> list[str]:
+        """What to say of the runs' table."""
+        ignored = self.cluster.ignored if self.cluster else []
+        return [f"columns that are ignored: {', '.join(ignored)}"] if ignored else []
+
+    def summary(self) -> dict[str, Any]:
+        """What was made, and how good it is."""
+        evaluation = self.card.evaluation
+        return {
+            "version": self.card.version,
+            "folder": str(self.folder),
+            "sha256": self.sha256,
+            "models": len(self.card.domain.models),
+            **{name: evaluation[name] for name in ("learnt", "runs", "measured", "figures") if name in evaluation},
+        }
+
+
+def train_own(base: str, version: str, output: Path, traces: Sequence[str] = (), runs: str | None = None) -> OwnVersion:
+    """Make a version, and take it as it is whenever it is used on this machine.
+
+    Args:
+        base: the version that it starts from, 2.0.0 or a later one, or one of the user's own.
+        version: its name: the base's number, a + and a name.
+        output: folder of versions, made if there is none.
+        traces: files of ``ado-autoconf trace``.
+        runs: a table of measured runs, as ``learn_cluster`` takes them.
+
+    Raises:
+        BadInput: there is nothing to add, a name is taken or cannot be one, or a file is not what it should be.
+        AutoConfError: the base is broken, AutoGluon does not train, or the version would break an ordering.
+    """
+    folder = _new_folder(base, version, output, bool(traces or runs))
+    start = _base(base)
+    found = [read_trace(path) for path in traces]
+    table = None if runs is None else read_table(runs)
+    domain = start.domain.model_copy(update={"models": {**start.domain.models, **_more_models(start, found, traces)}})
+    card = start.card.model_copy(
+        update={
+            "version": version,
+            "created": "",
+            "domain": domain,
+            "made_from": _made_from(base, traces, runs, table),
+        }
+    )
+    with appearing(folder) as scratch:
+        place = registry.place(base).folder
+        write_models([*read_models(place), *(trace.figures for trace in found)], scratch)
+        teaches, cluster = pd.read_parquet(place / registry.TRAINING_TABLE), None
+        if table is not None:
+            asked = start.about(domain.models, StackMemory(ModelsTable(scratch)))
+            cluster = learn_cluster(asked, table, called(str(runs)))
+            card = card.model_copy(update={"reserve": cluster.reserve})
+            teaches = teaches if cluster.training_table is None else cluster.training_table
+        complete(scratch, card, teaches, lambda predictor: _evaluation(predictor, found, cluster))
+    sha256 = user_versions.trust(folder)
+    return OwnVersion(folder, sha256, registry.read_card(folder, sha256), cluster)
+
+
+def _new_folder(base: str, version: str, output: Path, adds: bool) -> Path:
+    number = base.partition("+")[0]
+    if not user_versions.NAME.fullmatch(version) or version.partition("+")[0] != number:
+        raise BadInput(
+            f"--version: must be {number}+ and a name of letters, digits and . _ - between them, as {number}+mine; got "
+            f"{version!r}"
+        )
+    if not adds:
+        raise BadInput(f"nothing to add to version {base}: give --traces, --measured or both")
+    if (output / version).exists():
+        raise BadInput(f"{output / version}: exists already; choose another --version, or remove it")
+    return output / version
+
+
+def _base(version: str) -> Predictor:
+    try:
+        predictor = registry.load(version)
+    except ValueError as error:
+        raise BadInput(f"--from: {error}") from None
+    if predictor.card.reserve is None:
+        raise BadInput(f"--from: version {version} answers for one stack only; take 2.0.0 or a later one")
+    return predictor
+
+
+def _more_models(base: Predictor, found: Sequence[Trace], paths: Sequence[str]) -> dict[str, Model]:
+    """The models of traces, as a domain has them; none may go by a name that another one has."""
+    models = dict(base.domain.models)
+    for trace, path in zip(found, paths, strict=True):
+        known = Names({name: model.aliases for name, model in models.items()})
+        model = trace.architecture.in_domain()
+        for name in (trace.architecture.name, *model.aliases):
+            if other := known.find(name):
+                raise BadInput(f"{path}: its model goes by {name!r}, as {other} does; trace it under another name")
+        models[trace.architecture.name] = model
+    return {name: model for name, model in models.items() if name not in base.domain.models}
+
+
+def _made_from(base: str, traces: Sequence[str], runs: str | None, table: pd.DataFrame | None) -> dict[str, str]:
+    made_from = {base: registry.place(base).sha256}
+    made_from |= {Path(trace).name: digest(Path(trace).read_bytes()) for trace in traces}
+    if table is not None:
+        made_from[Path(called(str(runs))).name] = digest(table.to_csv().encode())
+    return made_from
+
+
+def _evaluation(predictor: Predictor, found: Sequence[Trace], cluster: Cluster | None) -> dict[str, Any]:
+    """What the card of a released version says, of fewer jobs, and what became of runs that were held out."""
+    known = {**architectures(), **{trace.architecture.name: trace.architecture for trace in found}}
+    families = {name: known[name].family if name in known else "own" for name in predictor.domain.models}
+    _, figures = measured(predictor, families, EVALUATION_JOBS)
+    if cluster is None:
+        return figures
+    learnt = {"what was learnt": cluster.sentence, **cluster.learnt}
+    return {"measured": cluster.evaluation, "learnt": learnt, "runs": cluster.report, **figures}

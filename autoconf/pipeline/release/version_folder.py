@@ -1,0 +1,116 @@
+"""The folder of a version: predictor trained, promises checked, card written; there complete or not at all."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from autoconf.errors import BadInput
+from autoconf.jobs.tables import unfinished
+from autoconf.memory.model import StackMemory
+from autoconf.memory.profile import ModelsTable
+from autoconf.pipeline.release import orderings
+from autoconf.pipeline.release.random_jobs import random_jobs
+from autoconf.predictor import autogluon as autogluon_adapter
+from autoconf.predictor import cards
+from autoconf.predictor.autogluon import LABEL
+from autoconf.predictor.cards import Card
+from autoconf.predictor.predictor import MONOTONE, Predictor
+from autoconf.predictor.registry import CHECK_JOBS, PREDICTOR, TRAINING_TABLE
+
+SEED = 20261125  # of jobs that are drawn
+_CHECKS = 800  # drawn; about half of them can be spread over workers
+
+_TIME = re.compile(r"fit_time|predict_(child_)?time|predict_n_time_per_row|_time_\w+")  # where AutoGluon notes one
+
+Evaluate = Callable[[Predictor], dict[str, Any]]
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A scratch folder that becomes ``folder``, which it replaces, when all went well, and vanishes otherwise."""
+    scratch = folder.with_name(f".ado-autoconf-{secrets.token_hex(8)}.tmp")
+    unfinished.add(scratch)
+    try:
+        scratch.mkdir(parents=True)
+    except OSError as error:
+        raise BadInput(f"{folder.parent}: cannot write to it: {error.strerror or error}") from None
+    try:
+        yield scratch
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        unfinished.discard(scratch)
+
+
+def complete(scratch: Path, card: Card, table: pd.DataFrame, evaluate: Evaluate = lambda predictor: {}) -> str:
+    """Complete a folder that has the figures of a version's models.
+
+    Args:
+        scratch: the folder.
+        card: with all but libraries, files and evaluation.
+        table: what the predictor learns: the columns of ``MONOTONE`` and the label.
+        evaluate: what is to be measured beside the orderings, with the predictor as it is trained.
+
+    Returns:
+        The digest of the card.
+
+    Raises:
+        AutoConfError: AutoGluon does not import, or the trained predictor breaks an ordering that versions promise.
+    """
+    table.to_parquet(scratch / TRAINING_TABLE, compression="zstd", index=False)
+    autogluon_adapter.fit(table, scratch / PREDICTOR, MONOTONE)
+    _forget_place_and_time(scratch / PREDICTOR)
+    card = card.model_copy(update={"libraries": autogluon_adapter.installed_libraries()})
+    memory = StackMemory(ModelsTable(scratch))
+    predictor = Predictor(card, memory, autogluon_adapter.load_tabular(scratch / PREDICTOR, card.version))
+    promises = orderings.check(predictor)
+    checks = random_jobs(predictor, np.random.default_rng(SEED), _CHECKS)
+    fits = predictor.fits(predictor.candidates(checks))
+    checks.assign(**{LABEL: fits.astype(int)}).to_csv(scratch / CHECK_JOBS, index=False, lineterminator="\n")
+    evaluation = {**evaluate(predictor), "orderings": promises}
+    return write_card(scratch, card.model_copy(update={"files": cards.digests(scratch), "evaluation": evaluation}))
+
+
+def write_card(folder: Path, card: Card) -> str:
+    """Write a version's card and return its digest."""
+    content = (card.model_dump_json(indent=2) + "\n").encode()
+    (folder / cards.CARD).write_bytes(content)
+    return cards.digest(content)
+
+
+def _forget_place_and_time(predictor: Path) -> None:
+    """Take out of the pickles where AutoGluon trained, which it sets anew on loading, when, and for how long: the same
+    input shall give the same version."""
+    for file in predictor.rglob("*.pkl"):
+        pickled = pickle.loads(file.read_bytes())
+        for attribute, value in vars(pickled).items():
+            if isinstance(value, str) and Path(value).is_absolute():
+                setattr(pickled, attribute, Path(value).name)
+        _zero_times(pickled, set())
+        file.write_bytes(pickle.dumps(pickled, protocol=4))
+
+
+def _zero_times(value: Any, seen: set[int]) -> None:
+    """Set what AutoGluon notes of times and durations to 0, in objects, dicts and lists of them."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    inner = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+    for name, part in inner.items():
+        if isinstance(part, float) and _TIME.fullmatch(str(name)):
+            inner[name] = 0.0
+        else:
+            _zero_times(part, seen)
+    for part in value if isinstance(value, list | tuple) else ():
+        _zero_times(part, seen)

@@ -1,0 +1,59 @@
+"""Traced figures of models, from where they were written down already if what they were made of did not change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import platformdirs
+from rich.progress import track
+
+from autoconf.memory.profile import ModelFigures, read_models, write_models
+from autoconf.pipeline.catalog import Architecture, architectures
+
+TRACER = 2  # to be raised when a model's figures become others
+
+
+def fingerprint(architecture: Architecture) -> str:
+    """What a model's figures are made of."""
+    made_of = json.dumps([TRACER, architecture.config, architecture.lora_targets], sort_keys=True)
+    return hashlib.sha256(made_of.encode()).hexdigest()[:16]
+
+
+def traces(names: list[str], released: Path) -> list[ModelFigures]:
+    """Figures of models.
+
+    Args:
+        names: entries of ``architectures.yaml``.
+        released: folder with figures of a version, which need not exist: those that are up to date are taken from it.
+            Others are traced, a minute or two for each, two at a time, and kept in the user's cache folder.
+    """
+    known = {f.model_name: f for f in read_models(released)} if released.exists() else {}
+    wanted = {name: fingerprint(architectures()[name]) for name in names}
+    missing = [name for name in names if name not in known or known[name].made_of != wanted[name]]
+    with ProcessPoolExecutor(max_workers=min(os.cpu_count() or 1, max(len(missing), 1))) as pool:
+        for figures in track(pool.map(_cached, missing), description="tracing", total=len(missing)):
+            known[figures.model_name] = figures
+    return [known[name] for name in names]
+
+
+def _cached(name: str) -> ModelFigures:
+    """Trace a model, or read its trace: a run that was ended loses only the model that it was at."""
+    architecture = architectures()[name]
+    folder = platformdirs.user_cache_path("ado-autoconf") / "traces" / f"{name}-{fingerprint(architecture)}"
+    if not folder.exists():
+        from autoconf.pipeline.tracing.trace_model import traced  # torch and transformers take seconds to import
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch_name:
+            scratch = Path(scratch_name) / folder.name
+            scratch.mkdir()
+            write_models([traced(architecture)], scratch)
+            if not folder.exists():  # another process may have been faster
+                scratch.rename(folder)
+    return replace(read_models(folder)[0], made_of=fingerprint(architecture))

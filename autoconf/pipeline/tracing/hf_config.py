@@ -1,0 +1,280 @@
+"""A model of one's own: its Hugging Face config read into an architecture, or what in it is the obstacle."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig
+from transformers.pytorch_utils import Conv1D
+
+from autoconf.errors import BadInput
+from autoconf.jobs.names import listed
+from autoconf.jobs.stack import Stack
+from autoconf.memory.profile import HeadWay, LayerWay, ModelFigures
+from autoconf.pipeline.catalog import Architecture, architectures, deciding_keys
+from autoconf.pipeline.tracing.layer_kinds import attends_everywhere, check_kinds
+from autoconf.pipeline.tracing.ledger import rank_for, trace
+from autoconf.pipeline.tracing.model_setup import Job, Method, build_model, decoder_layers
+from autoconf.pipeline.tracing.trace_model import Ways, short_stack, traced
+
+CONFIG = "config.json"
+_MOST_LAYERS = 1024
+# What no tensor of a training step depends on: who saved the config, tokens' numbers, what inference does, factors,
+# dropout of attention (FlashAttention keeps no mask).
+_INERT = re.compile(
+    r"_.*|.*_token_ids?|architectures|auto_map|transformers_version|(torch_)?dtype|torchscript|use_cache"
+    r"|return_dict|use_return_dict|output_\w+|initializer_(range|factor)|\w*norm_eps(ilon)?|layer_norm_epsilon"
+    r"|rope_theta|attention_dropout|attn_pdrop|id2label|label2id|num_labels|problem_type|task_specific_params|summary_\w+|finetuning_task"
+    r"|do_sample|temperature|top_[kp]|max_length|min_length|num_beams|repetition_penalty|attn_implementation"
+)
+
+
+def read_config(path: str) -> tuple[Path, dict[str, Any]]:
+    """Read a config as it stands.
+
+    Args:
+        path: a file in JSON, or a folder with a ``config.json``.
+
+    Raises:
+        BadInput: there is no such file, or it holds no object in JSON; the message names line and column.
+    """
+    file = Path(path) / CONFIG if Path(path).is_dir() else Path(path)
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{file}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{file}: cannot read it: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(config, dict):
+        raise BadInput(f"{file}: must hold an object in JSON, but holds a {type(config).__name__}")
+    return file, config
+
+
+def own_architecture(
+    path: str, name: str, lora_targets: Sequence[str] = (), aliases: Sequence[str] = ()
+) -> Architecture:
+    """The architecture that a config describes.
+
+    Args:
+        path: a Hugging Face ``config.json``, or a folder with one.
+        name: of the model.
+        lora_targets: names of the linear modules that get LoRA's adapters; by default PEFT's own within attention.
+        aliases: other names of the model.
+
+    Raises:
+        BadInput: it cannot be traced; the message names what in the config is the obstacle.
+    """
+    file, published = read_config(path)
+    try:
+        _check_published(published)
+        config = _resolved(published)
+        architecture = Architecture(
+            name=name, family=config["model_type"], config=config, parameters=0, lora_targets=[], source=file.name,
+            aliases=[*aliases],
+        )  # fmt: skip
+        model = _built(architecture)
+        check_kinds(architecture, published)
+        if not attends_everywhere(architecture, model):
+            raise BadInput(
+                f"model_type {config['model_type']!r}: its layers do more than attention and products of matrices, "
+                "and what the kernels for that hold on a GPU is not known"
+            )
+        architecture = architecture.model_copy(
+            update={
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "lora_targets": _lora_targets(config["model_type"], model, lora_targets),
+                "learned_positions": _learned_positions(model),
+            }
+        )
+        _check_traceable(architecture)
+    except BadInput as error:
+        raise BadInput(f"{file}: {error}") from None
+    except Exception as error:  # a file may hold anything, and so may what it makes transformers raise
+        raise BadInput(f"{file}: no model can be traced of it: {_sentence(error)}") from None
+    return architecture
+
+
+def own_figures(architecture: Architecture, watched: Callable[[Ways], Iterable[LayerWay | HeadWay]]) -> ModelFigures:
+    """Figures of a model of one's own; arguments as ``tracing.traced`` has them.
+
+    Raises:
+        BadInput: it cannot be traced.
+    """
+    try:
+        return traced(architecture, watched)
+    except Exception as error:  # code that we do not know can fail with anything
+        raise _untraceable(architecture, error) from None
+
+
+def hub_id(path: str) -> str | None:
+    """The Hugging Face id of the checkpoint that a config says it is of; ``None`` where that is none."""
+    _, config = read_config(path)
+    named = config.get("_name_or_path")
+    return named if isinstance(named, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", named) else None
+
+
+def own_code(path: str) -> bool:
+    """Whether a config names modelling code of its own beside transformers'."""
+    return "auto_map" in read_config(path)[1]
+
+
+# --- the config -------------------------------------------------------------------------------------------------------
+
+
+def _check_published(config: dict[str, Any]) -> None:
+    """Refuse what can be told from the config as it stands."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise BadInput("model_type: is missing, which says what kind of model it is")
+    if model_type not in CONFIG_MAPPING:
+        if "auto_map" in config:
+            raise BadInput(
+                f"auto_map: model_type {model_type!r} comes with code of its own, which is not run; transformers "
+                f"{transformers.__version__} has none for it"
+            )
+        raise BadInput(f"model_type: transformers {transformers.__version__} does not know {model_type!r}")
+    if "quantization_config" in config:
+        raise BadInput(
+            "quantization_config: the checkpoint is quantised already; give the config of the one it was made from"
+        )
+    kind = CONFIG_MAPPING[model_type]
+    inner = [key for key in ("text_config", "language_config", "llm_config") if key in config]
+    inner += [key for key in kind.sub_configs if key not in inner]
+    if inner:
+        raise BadInput(
+            f"{inner[0]}: a model of several parts, as of text and images, is not traced; give the config of its "
+            "language model alone"
+        )
+    reads_both_ways = kind in MODEL_FOR_MASKED_LM_MAPPING or config.get("is_encoder_decoder")
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING or reads_both_ways or getattr(kind, "is_encoder_decoder", False):
+        raise BadInput(f"model_type: {model_type!r} is no causal language model in transformers")
+
+
+def _resolved(published: dict[str, Any]) -> dict[str, Any]:
+    """What of a config matters, and defaults of what an architecture asks it."""
+    config = {key: value for key, value in published.items() if not _INERT.fullmatch(key)}
+    for key in ("rope_scaling", "rope_parameters"):  # which angles: no matter; of how much of a head, it is one
+        if "partial_rotary_factor" not in (config.get(key) or ()):
+            config.pop(key, None)
+    full = _for_model(config)
+    for key in deciding_keys(config["model_type"]):
+        if key not in config and getattr(full, key, None) is not None:
+            config[key] = getattr(full, key)
+    padding, vocabulary = getattr(full, "pad_token_id", None), getattr(full, "vocab_size", None)
+    if isinstance(padding, int) and isinstance(vocabulary, int) and padding >= vocabulary:
+        config["pad_token_id"] = None  # the type's default, which needs a larger vocabulary
+    depth = getattr(full, "num_hidden_layers", None)
+    own_name = type(full).attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    if not isinstance(depth, int) or not 2 <= depth <= _MOST_LAYERS:
+        raise BadInput(f"{own_name}: must be a whole number from 2 to {_MOST_LAYERS}, got {depth!r}")
+    config.pop("num_hidden_layers", None)
+    config[own_name] = depth
+    if attends_only(config) and "layer_types" not in deciding_keys(config["model_type"]):
+        # Where attention sees all tokens, and where a window of them, matters nothing if ``check_kinds`` agrees.
+        without = {key: value for key, value in config.items() if key != "layer_types"}
+        if attends_only({"layer_types": getattr(_for_model(without), "layer_types", None) or ["full_attention"]}):
+            return without
+        config["layer_types"] = ["full_attention"] * depth
+    return config
+
+
+def attends_only(config: dict[str, Any]) -> bool:
+    """Whether a config lists what its layers are, and they all attend."""
+    return set(config.get("layer_types") or ("?",)) <= {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+def _for_model(config: dict[str, Any]) -> Any:
+    try:
+        return AutoConfig.for_model(**config)
+    except Exception as error:  # configs check themselves, each in its own way
+        raise BadInput(f"transformers refuses it: {_sentence(error)}") from None
+
+
+def _built(architecture: Architecture) -> Any:
+    try:
+        return build_model(Job(architecture, "full", Stack()))
+    except Exception as error:  # shapes that do not go together fail with anything
+        if isinstance(error, KeyError) and error.args == ("attention_on_cuda",):
+            raise BadInput(
+                f"model_type {architecture.family!r}: transformers has its attention in classes of its own, which "
+                "are not traced"
+            ) from None
+        raise BadInput(f"no model can be built of it: {_sentence(error)}") from None
+
+
+def _check_traceable(architecture: Architecture) -> None:
+    """Trace once what else would fail in every way, after minutes."""
+    try:
+        short = short_stack(architecture)
+        rank = rank_for(architecture, short)
+        methods: tuple[Method, ...] = ("full", "lora")
+        for method in methods:
+            trace(Job(architecture, method, Stack()), short, rank)
+    except Exception as error:  # likewise
+        raise _untraceable(architecture, error) from None
+
+
+def _untraceable(architecture: Architecture, error: Exception) -> BadInput:
+    return BadInput(f"model_type {architecture.family!r} cannot be traced: {_sentence(error)}")
+
+
+def _sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:300]
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+def _learned_positions(model: Any) -> int | None:
+    """Tokens that learned positions allow: an embedding beside that of tokens, as long as the config says."""
+    longest = getattr(model.config, "max_position_embeddings", None)
+    inside = {id(m) for layer in decoder_layers(model) for m in layer.modules()}
+    tokens = model.get_input_embeddings()
+    for module in model.modules():
+        outside = isinstance(module, nn.Embedding) and module is not tokens and id(module) not in inside
+        # OPT and BioGPT have two more, for what is padded.
+        if outside and longest is not None and longest <= module.num_embeddings <= longest + 2:
+            return longest
+    return None
+
+
+def _lora_targets(model_type: str, model: Any, given: Sequence[str]) -> list[str]:
+    """The modules that get adapters: those that were given, PEFT's own within attention, or those of known models."""
+    names = [
+        name for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and re.search(r"\.\d+\.", name)
+    ]  # fmt: skip
+    linear = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+    for target in given:
+        if target not in linear:
+            raise BadInput(
+                f"--lora-targets: no linear module of a layer is named {target!r}; there are {listed(linear)}"
+            )
+    if given:
+        return list(dict.fromkeys(given))
+    attention = {name.rpartition(".")[2] for name in names if re.search(r"(attn|attention)[^.]*\.", name)}
+    for targets in _defaults(model_type):
+        if found := [target for target in targets if target in attention]:
+            return found
+    raise BadInput(
+        f"which modules get LoRA's adapters by default is not known of model_type {model_type!r}: name some by "
+        f"--lora-targets; there are {listed(linear)}"
+    )
+
+
+def _defaults(model_type: str) -> Iterable[list[str]]:
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as OF_PEFT
+
+    if isinstance(OF_PEFT.get(model_type), list):
+        yield list(OF_PEFT[model_type])
+    for known in architectures().values():
+        if known.config["model_type"] == model_type:
+            yield known.lora_targets
+    yield ["q_proj", "v_proj"]

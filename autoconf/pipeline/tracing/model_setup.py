@@ -1,0 +1,400 @@
+"""Fine-tuning jobs as the libraries run them, on fake tensors: the model under a stack, sharded, and its
+micro-batches.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+from unittest import mock
+
+import peft
+import torch
+import torch.distributed as dist
+import transformers
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    BackwardPrefetch,
+    FSDPModule,
+    FullyShardedDataParallel,
+    MixedPrecision,
+    MixedPrecisionPolicy,
+    ShardingStrategy,
+    fully_shard,
+)
+from torch.distributed.fsdp.wrap import _or_policy, lambda_auto_wrap_policy, transformer_auto_wrap_policy
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TrainingArguments
+from transformers.pytorch_utils import Conv1D
+
+from autoconf.jobs.stack import Shape, Stack
+from autoconf.pipeline.catalog import Architecture
+from autoconf.pipeline.kernels import cuda as cuda_kernels
+
+Method = Literal["full", "lora", "qlora"]
+_TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+# Linear layers of attention by their names in transformers' models; others' MLPs have a c_proj or a dense, too.
+ATTENTION = r".*(attn|attention)\.([qkvo]_proj|out_proj|qkv_proj|kv_[ab]_proj\w*|c_attn|c_proj|query_key_value|dense)"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model, how it is tuned, and on how many GPUs.
+
+    Raises:
+        ValueError: the method is qlora and the stack does not quantise, or the reverse; or Adafactor would have to step
+            over what FSDP2 shards.
+
+    >>> from autoconf.pipeline.catalog import architectures
+    >>> Job(architectures()["mistral-7b-v0.1"], "lora", Stack(sharding="ddp"), gpus=2).shards
+    False
+    """
+
+    architecture: Architecture
+    method: Method
+    stack: Stack
+    gpus: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.method == "qlora") != (self.stack.quantization == "nf4"):
+            raise ValueError(f"method {self.method!r} and quantization {self.stack.quantization!r} exclude each other")
+        if self.gpus > 1 and self.stack.optim == "adafactor" and self.stack.sharding == "fsdp2":
+            # transformers/optimization.py, Adafactor.step mixes its plain states with FSDP2's distributed tensors.
+            raise ValueError("optim 'adafactor' and sharding 'fsdp2' exclude each other")
+
+    def with_rank(self, rank: int) -> Job:
+        """The same job with adapters of another rank."""
+        return replace(self, stack=self.stack.model_copy(update={"lora_r": rank}))
+
+    @property
+    def shards(self) -> bool:
+        """Whether a GPU holds less than all parameters."""
+        return self.gpus > 1 and self.stack.sharding != "ddp"
+
+    @property
+    def upcasts(self) -> bool:
+        """Whether accelerate makes trainable parameters float32 that were loaded in bfloat16."""
+        # accelerate/accelerator.py, prepare_model: FSDP1's flat parameters, hence none that FSDP leaves whole;
+        # accelerate/utils/fsdp_utils.py, fsdp2_prepare_model: not in a model with 4-bit layers.
+        mixed = self.shards and self.stack.mixed_precision == "bf16"
+        return mixed and (self.stack.shard_adapters if self.stack.sharding == "fsdp1" else self.method != "qlora")
+
+
+def build_model(job: Job, layers: int | Sequence[str] | None = None) -> nn.Module:
+    """Build, on the ``meta`` device, the model that a job trains, not yet sharded.
+
+    Args:
+        job: what to train and how.
+        layers: other decoder layers than the architecture's own: their kinds in order, or how many of its own, from
+            the first one and again from the first after the last.
+
+    Raises:
+        ValueError: the architecture's config cannot say these layers.
+    """
+    stack = job.stack
+    model: Any = _base_model(job.architecture, DTYPES[stack.torch_dtype], layers)
+    reentrant = stack.gradient_checkpointing == "reentrant"
+    if stack.gradient_checkpointing != "none":
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    if job.method == "full":
+        return model.train()
+    if stack.quantization == "nf4":
+        _quantize(job, model)
+        if stack.upcast_unquantized and not job.shards:  # TRL leaves it out where a 4-bit model is sharded
+            model = peft.prepare_model_for_kbit_training(
+                model, stack.gradient_checkpointing != "none", {"use_reentrant": reentrant}
+            )
+    if reentrant:
+        model.enable_input_require_grads()
+    lora = peft.LoraConfig(
+        r=stack.lora_r,
+        lora_alpha=stack.lora_r,
+        lora_dropout=stack.lora_dropout,
+        target_modules=lora_targets(job.architecture, stack),
+        task_type="CAUSAL_LM",
+    )
+    keeps_dtype = stack.adapter_dtype == "bfloat16"
+    model = peft.get_peft_model(model, lora, autocast_adapter_dtype=not keeps_dtype, low_cpu_mem_usage=True)
+    if keeps_dtype:
+        # peft/tuners/tuners_utils.py, _move_adapter_to_device_of_base_layer: adapters take their base's dtype, but not
+        # on the meta device.
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(DTYPES[stack.torch_dtype])
+    if stack.upcast_unquantized and not job.shards:
+        _return_to_bfloat16(model)
+    return model.train()
+
+
+def trainable_shapes(job: Job) -> list[Shape]:
+    """Trainable parameters of the whole model, in the dtype and the dimensions in which the optimizer has them.
+
+    >>> from autoconf.pipeline.catalog import architectures
+    >>> trainable_shapes(Job(architectures()["mistral-7b-v0.1"], "lora", Stack(lora_r=16)))[0]
+    Shape(dimensions=(16, 4096), itemsize=2, embedding=False)
+    """
+    model = build_model(job)
+    embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    # torch/distributed/fsdp/_flat_param.py, _use_sharded_views: what a rank has of a parameter is a piece of the flat
+    # one.
+    flat = job.shards and job.stack.sharding == "fsdp1" and job.stack.shard_adapters
+    return [
+        Shape((p.numel(),) if flat else tuple(p.shape), 4 if job.upcasts else p.itemsize, p in embeddings)
+        for p in model.parameters()
+        if p.requires_grad
+    ]
+
+
+def lora_targets(architecture: Architecture, stack: Stack) -> list[str] | str:
+    """What PEFT's ``target_modules`` is given.
+
+    >>> from autoconf.pipeline.catalog import architectures
+    >>> lora_targets(architectures()["mistral-7b-v0.1"], Stack(lora_targets=("q_proj", "up_proj")))
+    ['q_proj', 'up_proj']
+    """
+    if stack.lora_targets == "default":
+        return list(architecture.lora_targets)
+    if stack.lora_targets == "attention":
+        return ATTENTION
+    return stack.lora_targets if isinstance(stack.lora_targets, str) else list(stack.lora_targets)
+
+
+def _base_model(architecture: Architecture, dtype: torch.dtype, layers: int | Sequence[str] | None) -> PreTrainedModel:
+    if isinstance(layers, int):
+        layers = list(itertools.islice(itertools.cycle(architecture.kinds), layers))
+    settings = architecture.config if layers is None else architecture.shortened(layers)
+    config = AutoConfig.for_model(**settings)
+    # transformers/trainer.py, Trainer.__init__: from release 5 on it decides, and not the model.
+    config.use_cache = getattr(TrainingArguments, "use_cache", config.use_cache)
+    if hasattr(transformers, "AttentionInterface"):
+        from transformers.integrations import flash_attention
+
+        transformers.AttentionInterface.register("attention_on_cuda", flash_attention.flash_attention_forward)
+        transformers.AttentionMaskInterface.register("attention_on_cuda", lambda *_, **__: None)
+        available: Any = nullcontext()
+        options: dict[str, Any] = {"attn_implementation": "attention_on_cuda"}
+        if architecture.is_mixture_of_experts and _TRANSFORMERS_5:
+            # Balanced routing: one grouped matrix product over tokens * top_k rows, whatever the router decides.
+            options["experts_implementation"] = "grouped_mm"
+    else:  # releases before 4.51 take only FlashAttention's own name, and look for its package
+        available = mock.patch.object(
+            PreTrainedModel, "_check_and_enable_flash_attn_2", classmethod(_enable_flash_attention)
+        )
+        options = {"attn_implementation": "flash_attention_2"}
+    options["dtype" if _TRANSFORMERS_5 else "torch_dtype"] = dtype
+    with available, torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, **options)
+
+
+def _enable_flash_attention(cls: Any, config: Any, *_: Any, hard_check_only: bool = False, **__: Any) -> Any:
+    if not hard_check_only:
+        config._attn_implementation = "flash_attention_2"
+    return config
+
+
+def _quantize(job: Job, model: Any) -> None:
+    """Give a model 4-bit linear layers but for its head, as transformers' integration of bitsandbytes does, and but for
+    those whose weights a fused kernel reads.
+    """
+    # https://huggingface.co/docs/bitsandbytes/fsdp_qlora: under FSDP the packed weights are stored in the others'
+    # dtype.
+    storage = DTYPES[job.stack.torch_dtype] if job.gpus > 1 else torch.uint8
+    head = model.get_output_embeddings()
+    for parent in list(model.modules()):
+        # A Mamba layer hands its output projection's weight to a kernel that takes no 4-bit one:
+        # https://github.com/axolotl-ai-cloud/axolotl/issues/3951.
+        whole = {head, parent.out_proj} if hasattr(parent, "conv1d") else {head}
+        for name, child in list(parent.named_children()):
+            if (type(child) is nn.Linear or isinstance(child, Conv1D)) and child not in whole:
+                setattr(parent, name, cuda_kernels.Linear4bit(_as_linear(child), storage))
+    model.is_loaded_in_4bit = True  # what PEFT and TRL ask
+
+
+def _as_linear(layer: nn.Linear | Conv1D) -> nn.Linear:
+    # transformers/integrations/bitsandbytes.py: GPT-2's layers become linear ones.
+    if isinstance(layer, nn.Linear):
+        return layer
+    return nn.Linear(layer.nx, layer.nf, dtype=layer.weight.dtype, device="meta")
+
+
+def _return_to_bfloat16(model: nn.Module) -> None:
+    # trl/trainer/utils.py, peft_module_casting_to_bf16, which SFTTrainer calls for 4-bit models if precision is mixed.
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        embeds = any(part in name for part in ("lm_head", "embed_tokens", "wte", "wpe"))
+        if embeds and isinstance(weight, nn.Parameter) and weight.dtype == torch.float32:
+            module.to(torch.bfloat16)
+
+
+def materialize(model: nn.Module) -> None:
+    """Replace meta tensors by uninitialised ones on the CPU, tied ones by the same: fake ones under
+    ``FakeTensorMode``.
+    """
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                if parameter not in made:
+                    empty = torch.empty(parameter.shape, dtype=parameter.dtype)
+                    made[parameter] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+                module._parameters[name] = made[parameter]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+        if isinstance(module, cuda_kernels.Linear4bit):
+            module.allocate_maxima()
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The model's stack of decoder layers: the outermost ``ModuleList`` as long as the model is deep.
+
+    Raises:
+        ValueError: there is none.
+    """
+    depth = model.config.num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise ValueError(f"{type(model).__name__}: no list of {depth} decoder layers")
+
+
+@contextmanager
+def rank_of(job: Job) -> Iterator[DeviceMesh | None]:
+    """Be rank 0 of a job whose other ranks, and whose collectives, do nothing; or the rank that this process is
+    already.
+
+    Yields:
+        The mesh of a job's GPUs; ``None`` for one GPU.
+    """
+    if job.gpus == 1:
+        yield None
+    elif dist.is_initialized():
+        yield init_device_mesh("cpu", (job.gpus,))
+    else:
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=job.gpus)
+        try:
+            yield init_device_mesh("cpu", (job.gpus,))
+        finally:
+            dist.destroy_process_group()
+
+
+class Rank:
+    """One GPU's part of a job: its model, sharded as the stack says, ready for micro-batches."""
+
+    def __init__(self, job: Job, model: nn.Module, mesh: DeviceMesh | None) -> None:
+        """Shard a model of fake tensors; call it inside ``rank_of`` and ``FakeTensorMode``."""
+        self.job = job
+        self.layers = decoder_layers(model)
+        self._mixed = job.stack.mixed_precision == "bf16"
+        if self._mixed:
+            _run_under_autocast(model)
+        self.model = model if mesh is None else self._sharded(model, mesh)
+        # torch/csrc/distributed/c10d/reducer.cpp: DDP copies gradients into buckets that it flattened at the start,
+        # unless they are views of these (gradient_as_bucket_view), which accelerate's DistributedDataParallelKwargs and
+        # the Trainer leave off. DDP itself does not run in a fake process group.
+        replicates = job.gpus > 1 and not job.shards
+        self._buckets = [torch.empty_like(p) for p in self.trainable] if replicates else []
+
+    def _sharded(self, model: nn.Module, mesh: DeviceMesh) -> nn.Module:
+        sharding = self.job.stack.sharding
+        if sharding == "ddp":
+            return model
+        if self.job.upcasts:
+            for parameter in model.parameters():
+                if parameter.requires_grad and parameter.dtype != torch.float32:
+                    parameter.data = parameter.data.float()
+        if sharding == "fsdp2":
+            return _fsdp2(model, self.layers, self._mixed, mesh)
+        whole = [] if self.job.stack.shard_adapters else [p for p in model.parameters() if p.requires_grad]
+        return _fsdp1(model, self.layers, self._mixed, whole)
+
+    @property
+    def trainable(self) -> list[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def resident(self) -> list[torch.Tensor]:
+        """Tensors that exist before the first micro-batch."""
+        maxima = [t for m in self.model.modules() if isinstance(m, cuda_kernels.Linear4bit) for t in m.maxima]
+        return [*self.model.parameters(), *self.model.buffers(), *maxima, *self._buckets]
+
+    def micro_batch(self, samples: int, tokens_per_sample: int, *, reduce: bool) -> None:
+        """Forward and backward pass; with ``reduce`` FSDP shards the gradients, as in the last one of an update."""
+        input_ids = torch.zeros((samples, tokens_per_sample), dtype=torch.long)
+        # The collator's mask exists, but no token is padded, and models ask only that: with FlashAttention they drop
+        # it.
+        _attention_mask = torch.empty_like(input_ids)
+        with self._gradient_sync(reduce):
+            # The outputs go out of scope before backward, as in the Trainer: logits are a third of a peak.
+            loss = self.model(input_ids=input_ids, labels=torch.zeros_like(input_ids))["loss"]
+            loss.backward()
+
+    def _gradient_sync(self, reduce: bool) -> Any:
+        if isinstance(self.model, FullyShardedDataParallel) and not reduce:
+            return self.model.no_sync()
+        if isinstance(self.model, FSDPModule):
+            self.model.set_requires_gradient_sync(reduce)
+        return nullcontext()
+
+
+def _run_under_autocast(model: nn.Module) -> None:
+    """What accelerate's ``prepare_model`` does where precision is mixed."""
+    from accelerate.utils.operations import convert_to_fp32
+
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def autocast(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16), torch.autocast("cuda", torch.bfloat16):
+            outputs = forward(*args, **kwargs)
+        return convert_to_fp32(outputs)
+
+    model.forward = autocast
+
+
+def _fsdp1(model: nn.Module, layers: nn.ModuleList, mixed: bool, whole: list[nn.Parameter]) -> nn.Module:
+    """FULL_SHARD as accelerate sets it up: one unit per decoder layer, the root, and one per adapter."""
+    layer = type(layers[0])
+    if isinstance(model, peft.PeftModel) and not whole:
+        # peft/utils/other.py, fsdp_auto_wrap_policy: trainable leaves are units of their own
+        policies = [
+            functools.partial(lambda_auto_wrap_policy, lambda_fn=_is_trainable_leaf),
+            functools.partial(transformer_auto_wrap_policy, transformer_layer_cls={layer}),
+        ]
+        policy = functools.partial(_or_policy, policies=policies)
+    else:
+        policy = functools.partial(transformer_auto_wrap_policy, transformer_layer_cls={layer})
+    bfloat16 = MixedPrecision(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16, buffer_dtype=torch.bfloat16)
+    return FullyShardedDataParallel(
+        model,
+        auto_wrap_policy=policy,
+        sharding_strategy=ShardingStrategy.FULL_SHARD,
+        backward_prefetch=BackwardPrefetch.BACKWARD_PRE,
+        mixed_precision=bfloat16 if mixed else None,
+        ignored_states=whole,
+        use_orig_params=True,  # the default of accelerate launch
+        device_id=torch.device("cpu"),
+    )
+
+
+def _is_trainable_leaf(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return weight is not None and weight.requires_grad and not list(module.named_children())
+
+
+def _fsdp2(model: nn.Module, layers: nn.ModuleList, mixed: bool, mesh: DeviceMesh) -> nn.Module:
+    """``fully_shard``, one unit per decoder layer plus the root."""
+    policy = (
+        MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16)
+        if mixed
+        else MixedPrecisionPolicy()
+    )
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+    return model

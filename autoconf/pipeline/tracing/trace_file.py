@@ -1,0 +1,64 @@
+"""The file of a model of one's own: its figures and what they were traced from. Reading it takes no torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from autoconf.errors import BadInput
+from autoconf.memory.profile import ModelFigures, metadata, read_models, write_model
+from autoconf.pipeline.catalog import Architecture
+from autoconf.pipeline.tracing.cache import fingerprint
+
+SUFFIX = ".traces.parquet"
+_ARCHITECTURE = "architecture"
+
+
+class Trace(NamedTuple):
+    """A model of one's own and its figures."""
+
+    architecture: Architecture
+    figures: ModelFigures
+
+
+def write_trace(architecture: Architecture, figures: ModelFigures, stream: BinaryIO) -> None:
+    """Write a model's figures; the same ones give the same bytes.
+
+    Args:
+        architecture: what they were traced from.
+        figures: as ``tracing.traced`` gives them.
+        stream: where they go.
+    """
+    made = replace(figures, made_of=fingerprint(architecture))
+    write_model(made, stream, {_ARCHITECTURE: architecture.model_dump_json()})
+
+
+def read_trace(path: str | Path) -> Trace:
+    """Read what ``write_trace`` wrote.
+
+    Args:
+        path: a file of ``ado-autoconf trace``.
+
+    Raises:
+        BadInput: it cannot be read, is no such file, or was traced by another release.
+    """
+    try:
+        text = metadata(Path(path), _ARCHITECTURE)
+        if text is None:
+            raise ValueError("it holds no model")
+    except (OSError, ValueError) as error:
+        number = getattr(error, "errno", None)
+        problem = os.strerror(number) if number else "it is no file of ado-autoconf trace"
+        raise BadInput(f"{path}: cannot read it: {problem}") from None
+    try:
+        architecture = Architecture.model_validate_json(text)
+        (figures,) = read_models(Path(path))
+        if figures.made_of != fingerprint(architecture) or figures.model_name != architecture.name:
+            raise ValueError("other figures")
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(
+            f"{path}: another release of ado-autoconf traced it, or it was altered; trace the model again"
+        ) from None
+    return Trace(architecture, figures)

@@ -1,0 +1,200 @@
+"""All figures of a model: every way in which its layers and its head can run, each traced once.
+
+What a setting does to memory stands in one of three places: it changes what the layers hold, or what the head holds
+(both are traced here), or it multiplies bytes and is arithmetic (``autoconf.memory.sharding``, ``autoconf.jobs.stack``).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import cast
+
+import numpy as np
+from peft.tuners.lora.layer import ParamWrapper
+from torch import nn
+
+from autoconf.jobs.stack import LoraTargets, Shape, Stack
+from autoconf.memory.profile import HeadWay, LayerWay, ModelFigures, Trainable, Units
+from autoconf.pipeline.catalog import Architecture
+from autoconf.pipeline.kernels import cuda as cuda_kernels
+from autoconf.pipeline.tracing.extrapolate import head_moments, layer_moments
+from autoconf.pipeline.tracing.ledger import TraceError, rank_for, trace
+from autoconf.pipeline.tracing.model_setup import Job, Method, build_model, decoder_layers
+
+_ADAPTING: tuple[Method, ...] = ("lora", "qlora")
+_TARGETS: tuple[LoraTargets, ...] = ("default", "attention", "all-linear")
+_CHECKPOINTING = ("none", "reentrant", "non-reentrant")
+_LOSSES = ("full", "chunked", "chunked_nll")
+_DROPOUT = 0.05  # any; a mask has a byte for each element
+# dtype of parameters, and mixed precision; for adapters their own dtype too: PEFT makes them in that of their base, or
+# else in float32.
+_FULL = [("bfloat16", "no"), ("bfloat16", "bf16"), ("float32", "no"), ("float32", "bf16")]
+_LORA = [(*regime, "float32") for regime in _FULL] + [(*regime, "bfloat16") for regime in _FULL[:2]]
+
+
+def layer_ways() -> Iterator[LayerWay]:
+    """Every way in which layers can run."""
+    for (dtype, mixed), checkpointing in itertools.product(_FULL, _CHECKPOINTING):
+        yield LayerWay("full", dtype, mixed, dtype, False, checkpointing, "default")
+    for method, regime, dropout, checkpointing, targets in itertools.product(
+        _ADAPTING, _LORA, (False, True), _CHECKPOINTING, _TARGETS
+    ):
+        # No preset comes near dropout in bfloat16 adapters without mixed precision: it is left out.
+        asked_for = not dropout or regime != ("bfloat16", "no", "bfloat16")
+        if asked_for and (method == "lora" or regime[0] == "bfloat16"):
+            yield LayerWay(method, *regime, dropout, checkpointing, targets)
+
+
+def head_ways() -> Iterator[HeadWay]:
+    """Every way in which head and loss can run."""
+    for trains, (dtype, mixed), loss in itertools.product((True, False), _FULL, _LOSSES):
+        yield HeadWay(trains, dtype, mixed, loss)
+
+
+Ways = list[LayerWay | HeadWay]
+
+
+def traced(architecture: Architecture, watched: Callable[[Ways], Iterable[LayerWay | HeadWay]] = iter) -> ModelFigures:
+    """Figures of a model for all ways; those that cannot be traced are there with the reason.
+
+    Args:
+        architecture: the model.
+        watched: passes the ways on, one by one, and sees when each is done.
+    """
+    found = ModelFigures(architecture.name)
+    short = short_stack(architecture)
+    rank = rank_for(architecture, short)
+    for way in watched([*layer_ways(), *head_ways()]):
+        try:
+            if isinstance(way, LayerWay):
+                moments = layer_moments(trace(_layer_job(architecture, way), short, rank), short, architecture.kinds)
+                found.layers[way] = np.array(moments)
+            else:
+                moments = head_moments(trace(_head_job(architecture, way), short, rank), short, rank)
+                found.heads[way] = np.array(moments)
+        except _UNTRACEABLE as error:
+            found.problems[way] = _sentence(error)
+    methods: list[tuple[Method, LoraTargets]] = [("full", "default"), *itertools.product(_ADAPTING, _TARGETS)]
+    for method, targets in methods:
+        try:
+            found.units[method, targets] = units(architecture, method, targets)
+            if _adapts_parameters(architecture, method, targets):
+                # peft/tuners/lora/layer.py, ParamWrapper: what FSDP1 has sharded there is read outside of its forward.
+                found.problems[method, targets, "fsdp1"] = "PEFT's adapters of experts do not run under FSDP1"
+        except _UNTRACEABLE as error:
+            found.problems[method, targets] = _sentence(error)
+    return found
+
+
+# What libraries refuse, and what our own checks do. Some refuse by what their code fails with: transformers' own around
+# FlashAttention by StopIteration, where parameters are float32 and a model has no linear layers (GPT-2).
+_UNTRACEABLE = (TraceError, ValueError, RuntimeError, AttributeError, LookupError, StopIteration, TypeError)
+
+
+def _sentence(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200].removesuffix(": ")
+
+
+def short_stack(architecture: Architecture) -> tuple[str, ...]:
+    """Kinds of a short stack: the model's first and last layer, and one of each kind between them.
+
+    Attention comes first of these: before the first layer with adapters nothing may be kept for a backward pass, and
+    attention has them whichever the targets are.
+    """
+    first, *between, last = architecture.kinds
+    return (first, *sorted(dict.fromkeys(between), key=lambda kind: kind != "attention"), last)
+
+
+def _layer_job(architecture: Architecture, way: LayerWay) -> Job:
+    settings = {
+        "torch_dtype": way.torch_dtype,
+        "mixed_precision": way.mixed_precision,
+        "adapter_dtype": way.adapter_dtype,
+        "lora_dropout": _DROPOUT if way.dropout else 0.0,
+        "gradient_checkpointing": way.gradient_checkpointing,
+        "lora_targets": way.lora_targets,
+        "quantization": "nf4" if way.method == "qlora" else "none",
+        "gradient_accumulation": False,
+    }
+    return Job(architecture, cast(Method, way.method), Stack.model_validate(settings))
+
+
+def _head_job(architecture: Architecture, way: HeadWay) -> Job:
+    settings = {
+        "torch_dtype": way.torch_dtype,
+        "mixed_precision": way.mixed_precision,
+        "adapter_dtype": way.torch_dtype,
+        "loss": way.loss,
+        "gradient_accumulation": False,
+    }
+    return Job(architecture, "full" if way.trains else "lora", Stack.model_validate(settings))
+
+
+def units(architecture: Architecture, method: Method, targets: LoraTargets) -> Trainable:
+    """Parameters by FSDP's units, and what trains; of adapters per rank."""
+    short = short_stack(architecture)
+    stack = Stack(lora_targets=targets, lora_r=1, quantization="nf4" if method == "qlora" else "none")
+    model = build_model(Job(architecture, method, stack), short)
+    layers = decoder_layers(model)
+    times = {id(layer): 0 for layer in layers}
+    by_kind = dict(zip(short, layers, strict=True))
+    for kind in architecture.kinds:
+        times[id(by_kind[kind])] += 1
+    every = [_count(layer) for layer in by_kind.values()]
+    all_layers = [
+        sum(times[id(layer)] * count[i] for layer, count in zip(by_kind.values(), every, strict=True)) for i in range(3)
+    ]
+    whole, short_layers = _count(model), [sum(_count(layer)[i] for layer in layers) for i in range(3)]
+    root = [whole[i] - short_layers[i] for i in range(3)]
+    largest = max(every, key=lambda count: count[0] + count[1] + count[2] / 4)
+    maxima = sum(times[id(layer)] * _maxima(layer) for layer in by_kind.values())
+    buffers = _buffers(model) + sum((times[id(layer)] - 1) * _buffers(layer) for layer in layers)
+    sizes = Units(
+        frozen=root[0] + all_layers[0], trainable=root[1] + all_layers[1], quantized=root[2] + all_layers[2],
+        layer_frozen=largest[0], layer_trainable=largest[1], layer_quantized=largest[2],
+        root_frozen=root[0], root_trainable=root[1], maxima_bytes=maxima, buffer_bytes=buffers,
+    )  # fmt: skip
+    embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    in_layers = {p for layer in layers for p in layer.parameters()}
+    shapes: dict[Shape, int] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter not in in_layers:
+            shape = Shape(tuple(parameter.shape), 1, parameter in embeddings)
+            shapes[shape] = shapes.get(shape, 0) + 1
+    for layer in by_kind.values():
+        for parameter in layer.parameters():
+            if parameter.requires_grad:
+                shape = Shape(tuple(parameter.shape), 1)
+                shapes[shape] = shapes.get(shape, 0) + times[id(layer)]
+    return Trainable(sizes, tuple(shapes.items()))
+
+
+def _adapts_parameters(architecture: Architecture, method: Method, targets: LoraTargets) -> bool:
+    """Whether adapters are put on parameters, as of experts that are one tensor each, and not only on linear layers."""
+    stack = Stack(lora_targets=targets, quantization="nf4" if method == "qlora" else "none")
+    model = build_model(Job(architecture, method, stack), short_stack(architecture))
+    return any(isinstance(module, ParamWrapper) for module in model.modules())
+
+
+def _count(module: nn.Module) -> tuple[int, int, int]:
+    """Frozen, trainable and quantised parameters."""
+    frozen = trainable = quantized = 0
+    for parameter in module.parameters():
+        if isinstance(parameter, cuda_kernels.bitsandbytes.nn.Params4bit):
+            quantized += 2 * parameter.numel() * parameter.itemsize
+        elif parameter.requires_grad:
+            trainable += parameter.numel()
+        else:
+            frozen += parameter.numel()
+    return frozen, trainable, quantized
+
+
+def _buffers(module: nn.Module) -> int:
+    return sum(buffer.nbytes for buffer in module.buffers())
+
+
+def _maxima(module: nn.Module) -> int:
+    quantized = [m for m in module.modules() if isinstance(m, cuda_kernels.Linear4bit)]
+    return sum(cuda_kernels.maxima_bytes(m.shape) for m in quantized)

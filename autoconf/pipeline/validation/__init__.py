@@ -1,0 +1,1 @@
+"""Hold composed memory against whole traces, real processes and GPU measurements."""

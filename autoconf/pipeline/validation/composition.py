@@ -1,0 +1,246 @@
+"""The check on composed figures: random jobs, put together from short runs on one GPU, against traces of whole ranks.
+
+What a version answers with is composed: a ledger of one GPU without sharding, deepened to the whole model, with FSDP's
+schedule on top (``autoconf.memory.model``). Here the same jobs run under PyTorch's own wrappers (``rank_trace``): short
+stacks that foretell any number of tokens and GPUs, and the whole model where these do not apply.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import numpy as np
+import pandas as pd
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from autoconf.jobs.stack import Stack, optimizer_bytes
+from autoconf.memory.model import gpu_figures
+from autoconf.memory.profile import ModelsTable
+from autoconf.memory.reserve import GIB, RankFigures
+from autoconf.memory.sharding import Held
+from autoconf.pipeline.catalog import architectures
+from autoconf.pipeline.release.train import NEWEST
+from autoconf.pipeline.report import markdown, write_section
+from autoconf.pipeline.tracing.model_setup import Job, Method, trainable_shapes
+from autoconf.pipeline.validation import rank_trace
+from autoconf.predictor.registry import MODELS
+
+OUTPUT = Path(__file__).with_name("composition.csv")
+LIMIT_PERCENT = 4.0  # FSDP1 holds up to 3.4 % more than its schedule says where LoRA runs without checkpoints
+PER_FAMILY = 6
+GPUS = (2, 8)
+# Tokens of each of ``rank_trace.SAMPLES`` samples: primes, none of which the figures were traced with.
+TOKENS = (509, 4099, 32771)
+_SEED = 20261125
+# Each setting is drawn on its own, as often as it stands here.
+_SETTINGS: dict[str, tuple[Any, ...]] = {
+    "sharding": ("fsdp1", "fsdp1", "fsdp2", "fsdp2", "ddp"),
+    "optim": ("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor", "sgd"),
+    "torch_dtype": ("bfloat16", "bfloat16", "float32"),
+    "mixed_precision": ("no", "bf16"),
+    "gradient_checkpointing": ("none", "reentrant", "non-reentrant"),
+    "loss": ("full", "full", "full", "chunked", "chunked", "chunked_nll"),
+    "gradient_accumulation": (False, True),
+    "adapter_dtype": ("bfloat16", "float32"),
+    "lora_r": (4, 16, 64),
+    "lora_dropout": (0.0, 0.1),
+    "lora_targets": ("default", "attention", "all-linear"),
+}
+_OF_ADAPTERS = ("adapter_dtype", "lora_r", "lora_dropout", "lora_targets")
+_COMMAND, _WHAT = "make ground-truth", "composed figures"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Peaks per GPU of one job, in bytes."""
+
+    job: Job
+    tokens: int  # per GPU and micro-batch
+    composed: float
+    whole: float
+
+    @property
+    def difference_percent(self) -> float:
+        return 100 * (self.composed / self.whole - 1)
+
+
+def sample(table: ModelsTable, per_family: int, seed: int = _SEED) -> Iterator[Job]:
+    """Draw jobs of which the table has figures, as many of each family of models; on one GPU, or on several."""
+    chance = np.random.default_rng(seed)
+    families = defaultdict(list)
+    for name in table.models:
+        families[architectures()[name].family].append(name)
+    for names in families.values():
+        found = 0
+        while found < per_family:
+            job = _draw(names, chance)
+            if job is not None and isinstance(_composed(table, job), Held):
+                yield job
+                found += 1
+
+
+def _draw(names: Sequence[str], chance: np.random.Generator) -> Job | None:
+    """A random job; None where its settings exclude each other."""
+    method = cast(Method, str(chance.choice(["full", "lora", "qlora"])))
+    settings = {name: choices[chance.integers(len(choices))] for name, choices in _SETTINGS.items()}
+    if method == "full":
+        settings = {name: value for name, value in settings.items() if name not in _OF_ADAPTERS}
+    if method == "qlora":
+        settings["quantization"] = "nf4"
+    gpus = int(chance.choice([1, *[max(GPUS)] * 2]))
+    architecture = architectures()[names[int(chance.integers(len(names)))]]
+    try:
+        return Job(architecture, method, Stack.model_validate(settings), gpus)
+    except ValueError:
+        return None
+
+
+def _composed(table: ModelsTable, job: Job) -> Any:
+    return gpu_figures(table, job.architecture.name, job.method, job.stack, several=job.gpus > 1)
+
+
+def compare(table: ModelsTable, jobs: Sequence[Job]) -> Iterator[list[Comparison]]:
+    """Compare jobs, each at several numbers of tokens and of GPUs; seconds for each, two at a time."""
+    processes = multiprocessing.get_context("spawn")  # a forked torch may hang
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(jobs)), processes) as pool:
+        for job, peaks in zip(jobs, pool.map(whole_peaks, jobs), strict=True):
+            held = _composed(table, job)
+            yield [
+                Comparison(
+                    replace(job, gpus=gpus),
+                    tokens,
+                    float(held.peak_bytes(np.array([gpus]), np.array([tokens]))[0]),
+                    whole,
+                )
+                for (gpus, tokens), whole in peaks.items()
+            ]
+
+
+def whole_peaks(job: Job) -> dict[tuple[int, int], float]:
+    """Peaks of a job under PyTorch's own wrappers, by GPUs and tokens per GPU.
+
+    Short stacks foretell them, unless layers are of several kinds, or what runs depends on the tokens: the loss
+    chunked_nll runs once for so many of them. There the whole model runs, at two numbers of tokens.
+    """
+    tokens = [rank_trace.SAMPLES * t for t in TOKENS]
+    try:
+        figures = rank_trace.figures(job)
+    except rank_trace.TraceError:
+        return {(job.gpus, t): _run(job, t).peak_bytes(t, job.gpus) for t in tokens[:2]}
+    return {(gpus, t): figures.peak_bytes(t, gpus) for gpus in (GPUS if job.gpus > 1 else (1,)) for t in tokens}
+
+
+def _run(job: Job, tokens: int) -> RankFigures:
+    """Figures of a whole model at one number of tokens."""
+    trace = rank_trace.run(job, layers=None, tokens=tokens // rank_trace.SAMPLES)
+    optimizer = optimizer_bytes(job.stack.optim, trainable_shapes(job))
+    return RankFigures(
+        moments=((trace.peak_bytes, 0, 0),),
+        end=(trace.end_bytes, 0, 0),
+        states=optimizer.states,
+        step=optimizer.step,
+        shards_states=job.shards,
+    )
+
+
+def row(comparison: Comparison) -> dict[str, Any]:
+    """A line of the table; settings are those that are not the reference stack's."""
+    job = comparison.job
+    settings = {name: value for name, value in job.stack if value != getattr(Stack(), name) and name != "quantization"}
+    return {
+        "model": job.architecture.name,
+        "method": job.method,
+        "settings": ", ".join(f"{name}={value}" for name, value in settings.items()),
+        "gpus": job.gpus,
+        "tokens_per_gpu": comparison.tokens,
+        "composed_gib": round(comparison.composed / GIB, 3),
+        "whole_gib": round(comparison.whole / GIB, 3),
+        "difference_percent": round(comparison.difference_percent, 3),
+    }
+
+
+def summary(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """How far composed peaks are from whole ones, by how GPUs share the work."""
+    groups: defaultdict[tuple[str, str], list[Comparison]] = defaultdict(list)
+    for comparison in comparisons:
+        job = comparison.job
+        adapters = "full" if job.method == "full" else "LoRA and QLoRA"
+        groups[job.stack.sharding if job.gpus > 1 else "one GPU", adapters].append(comparison)
+        groups["all", ""].append(comparison)
+    return [
+        {
+            "sharding": sharding,
+            "method": method,
+            "jobs": len({_without_gpus(c.job) for c in found}),
+            "comparisons": len(found),
+            **_spread(found),
+        }
+        for (sharding, method), found in sorted(groups.items(), key=lambda group: (group[0][0] == "all", group[0]))
+    ]
+
+
+def _without_gpus(job: Job) -> tuple[str, str, Stack]:
+    return job.architecture.name, job.method, job.stack
+
+
+def _spread(comparisons: Iterable[Comparison]) -> dict[str, str]:
+    differences = [c.difference_percent for c in comparisons]
+    absolute = np.abs(differences)
+    return {
+        "median": f"{np.median(absolute):.3f} %",
+        "95th percentile": f"{np.percentile(absolute, 95):.3f} %",
+        "lowest": f"{min(differences):+.2f} %",
+        "highest": f"{max(differences):+.2f} %",
+    }
+
+
+def worst(comparisons: Sequence[Comparison], count: int) -> list[dict[str, Any]]:
+    """The jobs that differ most, each where it does."""
+    by_job: dict[tuple[str, str, Stack], Comparison] = {}
+    for comparison in sorted(comparisons, key=lambda c: abs(c.difference_percent)):
+        by_job[_without_gpus(comparison.job)] = comparison
+    return [row(c) for c in sorted(by_job.values(), key=lambda c: -abs(c.difference_percent))[:count]]
+
+
+def main(
+    figures: Annotated[Path, typer.Option(help="folder with the figures of a version")] = MODELS / NEWEST,
+    per_family: Annotated[int, typer.Option(help="jobs of each family of models", min=1)] = PER_FAMILY,
+) -> None:
+    """Compare a random sample of jobs; write the table beside this file and a section of the versions' README."""
+    console = Console()
+    table = ModelsTable(figures)
+    jobs = list(sample(table, per_family))
+    comparisons = [c for found in track(compare(table, jobs), "tracing", len(jobs), console=console) for c in found]
+    rows = pd.DataFrame([row(c) for c in comparisons])
+    rows.to_csv(OUTPUT, index=False, lineterminator="\n")
+    write_section(MODELS / "README.md", _WHAT, _COMMAND, _section(comparisons))
+    console.print(pd.DataFrame(summary(comparisons)).to_string(index=False), soft_wrap=True)
+    console.print(pd.DataFrame(worst(comparisons, 10)).to_string(index=False), soft_wrap=True)
+    missed = sum(abs(c.difference_percent) > LIMIT_PERCENT for c in comparisons)
+    console.print(f"{len(comparisons) - missed} of {len(comparisons)} comparisons are within {LIMIT_PERCENT:g} %")
+    sys.exit(int(missed > 0))
+
+
+def _section(comparisons: Sequence[Comparison]) -> str:
+    jobs = len({_without_gpus(c.job) for c in comparisons})
+    families = len({c.job.architecture.family for c in comparisons})
+    models = len({c.job.architecture.name for c in comparisons})
+    return (
+        f"{jobs} random jobs of {models} models of {families} families, each at several numbers of tokens and of GPUs "
+        f"([the table](../build/{OUTPUT.name})):\n\n{markdown(summary(comparisons))}\n\n"
+        f"The jobs that differ most:\n\n{markdown(worst(comparisons, 5))}"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

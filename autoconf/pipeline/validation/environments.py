@@ -1,0 +1,89 @@
+"""Environments with other versions of the training libraries, made on demand, and traces that run in them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from autoconf.errors import AutoConfError
+
+_ROOT = Path(__file__).parents[3]  # the checkout: environments are made beside its own
+_NEEDED = ("numpy", "pandas", "pydantic", "pyyaml", "rich", "filelock", "platformdirs")  # by autoconf.pipeline itself
+
+
+@dataclass(frozen=True)
+class Libraries:
+    """Versions of what decides what training holds; torch is 2.13.0 everywhere, which traces FSDP on fake tensors.
+
+    >>> Libraries("4.48.1", "0.13.2", "1.0.1", "0.43.3").name
+    'transformers-4.48.1-peft-0.13.2-accelerate-1.0.1-bitsandbytes-0.43.3'
+    """
+
+    transformers: str
+    peft: str
+    accelerate: str
+    bitsandbytes: str
+
+    @property
+    def name(self) -> str:
+        return "-".join(f"{library}-{version}" for library, version in vars(self).items())
+
+
+def python_of(libraries: Libraries) -> Path:
+    """The interpreter of an environment with these libraries, which is made first if need be: a minute.
+
+    Raises:
+        AutoConfError: it cannot be installed.
+    """
+    folder = _ROOT / ".venv-measured" / libraries.name
+    python, done = folder / "bin" / "python", folder / "installed"
+    folder.parent.mkdir(exist_ok=True)
+    with filelock.FileLock(f"{folder}.lock"):
+        if not done.exists():
+            print(f"making an environment: {libraries.name}", file=sys.stderr)
+            pins = [f"{name}=={version}" for name, version in vars(libraries).items()]
+            _call([sys.executable, "-m", "venv", "--clear", str(folder)])
+            _call([str(python), "-m", "pip", "install", "--quiet", "torch==2.13.0"])
+            _call([str(python), "-m", "pip", "install", "--quiet", "torch==2.13.0", *pins, *_NEEDED])
+            done.touch()
+    return python
+
+
+def _call(command: list[str]) -> None:
+    finished = subprocess.run(command, capture_output=True, text=True)
+    if finished.returncode:
+        last = (finished.stderr.strip().splitlines() or [f"exit {finished.returncode}"])[-1]
+        raise AutoConfError(f"{' '.join(command)} failed: {last}")
+
+
+def traced(libraries: Libraries | None, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Trace jobs with given libraries, or with this environment's own for ``None``.
+
+    Args:
+        jobs: what ``autoconf.pipeline.validation.trace_jobs`` reads.
+
+    Returns:
+        For each job its ``RankFigures`` as a dict, or ``{"problem": text}`` where it cannot be traced.
+
+    Raises:
+        AutoConfError: the environment cannot be made, or the process fails.
+    """
+    python = sys.executable if libraries is None else str(python_of(libraries))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(_ROOT),
+        "TRANSFORMERS_VERBOSITY": "error",
+        "PYTHONWARNINGS": "ignore",
+    }
+    command = [python, "-m", "autoconf.pipeline.validation.trace_jobs"]
+    finished = subprocess.run(command, input=json.dumps(jobs), env=environment, stdout=subprocess.PIPE, text=True)
+    if finished.returncode:
+        raise AutoConfError(f"traces with {libraries or 'the installed libraries'} failed (exit {finished.returncode})")
+    return json.loads(finished.stdout)

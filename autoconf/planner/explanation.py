@@ -1,0 +1,96 @@
+"""Why a job takes as many GPUs as it does: what it holds on them and on fewer, and which single changes would help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autoconf.jobs.job import MIN_GPUS, Job
+from autoconf.planner.alternatives import ALL_CHANGES, remedies
+from autoconf.planner.estimate import Estimate, estimate
+from autoconf.planner.runner import recommend, valid_jobs
+from autoconf.planner.search import Columns, Recommendation, Remedy, even_counts, inside
+from autoconf.predictor import registry
+from autoconf.predictor.predictor import Predictor
+from autoconf.predictor.user_versions import Models
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """An answer, and what speaks for it."""
+
+    recommendation: Recommendation
+    # By GPUs in total: the recommended number and the next smaller one that was considered, or without a recommendation
+    # the largest one. None of a job outside the version's domain.
+    at: dict[int, Estimate]
+    # Cheapest first: with a recommendation those that lead to fewer GPUs, otherwise those that get one.
+    changes: tuple[Remedy, ...]
+
+    @property
+    def why(self) -> str:
+        """The recommendation's reason without the changes that it names."""
+        named = "".join(f"; {change}" for change in self.recommendation.changes)
+        return self.recommendation.reason.removesuffix(named)
+
+
+def explain(job: Job, model_version: str | None = None, models: Models = None) -> Explanation:
+    """Recommend the smallest number of GPUs, and say why it is that one and what would change it.
+
+    Args:
+        job: the job.
+        model_version: predictor version for a job that names none; the newest by default. Of versions before 2.0.0
+            every ``Estimate`` says that there are none.
+        models: folder of versions of your own; by default what the environment variable ``AUTOCONF_MODELS`` names.
+
+    Returns:
+        An ``Explanation``: what ``recommend`` says of the job, what ``estimate`` says of it on that number of GPUs and
+        on the next smaller one, and the single changes that would help. Each change was asked: with it ``recommend``
+        gives the layout that it names.
+
+    Raises:
+        TypeError: ``job`` is no ``Job``.
+        ValueError: ``model_version`` cannot be one.
+        AutoConfError: the installation is broken.
+
+    >>> from autoconf import Workload
+    >>> job = Workload(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe",
+    ...                tokens_per_sample=8192, batch_size=16)
+    >>> found = explain(job)
+    >>> {gpus: f"{held.needed_memory_gib:.1f} of {held.usable_memory_gib} GiB" for gpus, held in found.at.items()}
+    {1: '101.4 of 79.15 GiB', 2: '60.5 of 79.15 GiB'}
+    >>> print(found.changes[0])
+    loss=chunked would do, on 1 GPU
+    """
+    if not isinstance(job, Job):
+        raise TypeError(f"job: must be a Workload, got {type(job).__name__}")
+    found = recommend(job, model_version, models)
+    fields = {field: [value] for field, value in MIN_GPUS.fields_of(job).items()}
+    columns, (problem,) = valid_jobs(fields, model_version, models=models)
+    if problem:
+        return Explanation(found, {}, ())
+    predictor = registry.load(columns["model_version"][0], models)
+    total = None if found.gpus is None or found.workers is None else found.gpus * found.workers
+    counts = _considered(predictor, columns)
+    shown = counts[-1:] if total is None else [count for count in counts if count <= total][-2:]
+    at = {count: estimate(job, count, model_version, models) for count in shown}
+    return Explanation(found, at, _changes(predictor, columns, total))
+
+
+def _considered(predictor: Predictor, columns: Columns) -> list[int]:
+    """The candidates of one job, ascending; none outside the domain."""
+    jobs, (problem,) = inside(predictor, columns)
+    if problem:
+        return []
+    counts, even = even_counts(predictor, jobs)
+    return counts[(even & jobs.takes(counts, predictor.domain.max_batch_size))[0]].tolist()
+
+
+def _changes(predictor: Predictor, columns: Columns, total: int | None) -> tuple[Remedy, ...]:
+    """The changes that get one job a recommendation, or one for fewer than ``total`` GPUs."""
+    if total is None:
+        return tuple(remedies(predictor, columns, ALL_CHANGES)[0])
+    if total == 1:
+        return ()
+    # With fewer GPUs than it takes a job has no recommendation, and what gets it one leads to fewer.
+    fewer = {**columns, "max_gpus": [total - 1]}
+    changes = tuple(change for change in ALL_CHANGES if change[0] != "max_gpus")
+    return tuple(remedies(predictor, fewer, changes)[0])

@@ -1,0 +1,63 @@
+"""How much fits: the most tokens of a micro-batch that each GPU can take, found by asking.
+
+More tokens never turn "does not fit" into "fits": which batches and which samples fit follows from that edge.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from autoconf.memory.reserve import Floats, Integers
+from autoconf.planner.rules import Candidates
+from autoconf.planner.search import Jobs, decide
+from autoconf.predictor.predictor import Predictor
+
+# A predictor's call costs as much as some hundred of its answers: a search over few edges asks many points at once.
+_POINTS, _ANSWERS = 16, 512
+
+
+def most_tokens(predictor: Predictor, rows: Integers, usable_gib: Floats, gpus: Integers) -> Integers:
+    """The most tokens that fit on each GPU.
+
+    Args:
+        rows: figures in the version's memory table; all arrays have shape (candidates,).
+        usable_gib: usable memory of one GPU.
+        gpus: number of GPUs, >= 1.
+
+    Returns:
+        Tokens, at most as many as the domain's largest job has; 0 where not one fits.
+    """
+    fitting = np.zeros(len(rows), np.int64)
+    at_most = np.full(len(rows), predictor.domain.max_tokens_per_sample * predictor.domain.max_batch_size)
+    while len(open_ := np.flatnonzero(fitting < at_most)):
+        points = min(max(_ANSWERS // len(open_), 1), _POINTS)
+        low, high = fitting[open_, None], at_most[open_, None]
+        step = -((low - high) // (points + 1))  # rounded up
+        tokens = np.minimum(low + step * np.arange(1, points + 1), high)
+        asked = np.repeat(open_, points)
+        candidates = Candidates(predictor.memory, rows[asked], gpus[asked], tokens.ravel() * 1.0, usable_gib[asked])
+        fits = decide(predictor, candidates).reshape(tokens.shape).sum(axis=1)
+        bounds = np.concatenate([low, tokens, high + 1], axis=1)  # the first is known to fit, the last is not
+        places = np.arange(len(open_))
+        fitting[open_], at_most[open_] = bounds[places, fits], bounds[places, fits + 1] - 1
+    return fitting
+
+
+def edges(predictor: Predictor, jobs: Jobs, most_gpus: int) -> Integers:
+    """``most_tokens`` of each job on 1 to ``most_gpus`` GPUs, shape (jobs, GPUs)."""
+    known = _known(predictor)
+    alike = zip(jobs.rows.tolist(), jobs.usable_gib.tolist(), strict=True)
+    keys = [(row, usable, most_gpus) for row, usable in alike]
+    if new := [key for key in dict.fromkeys(keys) if key not in known]:
+        rows, usable_gib, _ = (np.repeat(values, most_gpus) for values in zip(*new, strict=True))
+        gpus = np.tile(np.arange(1, most_gpus + 1), len(new))
+        known.update(zip(new, most_tokens(predictor, rows, usable_gib, gpus).reshape(len(new), -1), strict=True))
+    return np.array([known[key] for key in keys], np.int64).reshape(len(keys), most_gpus)
+
+
+@lru_cache(maxsize=8)
+def _known(predictor: Predictor) -> dict[tuple[int, float, int], Integers]:
+    """The edges of a version that were asked for: a table's jobs, and those of the next call, share them."""
+    return {}

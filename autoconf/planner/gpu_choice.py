@@ -1,0 +1,138 @@
+"""Which type of GPU a job costs least on: the recommendation for each type, ranked by price."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, overload
+
+import pandas as pd
+
+from autoconf.jobs.job import Job
+from autoconf.jobs.queries import GPU_MODEL
+from autoconf.planner.prices import Prices, of_domain, read_prices
+from autoconf.planner.runner import CHUNK, answer_of_one, answers_of_table, checked_table, frame
+from autoconf.planner.search import Columns, answer
+from autoconf.predictor import registry
+from autoconf.predictor.predictor import Predictor
+from autoconf.predictor.user_versions import Models
+
+PriceSource = Mapping[str, Any] | str | os.PathLike[str] | None
+
+
+@dataclass(frozen=True)
+class GpuModel:
+    """A type of GPU for a job, with the smallest layout that fits; or why there is none."""
+
+    can_recommend: int = 0  # or 1
+    gpu_model: str | None = None
+    gpus: int | None = None  # per worker
+    workers: int | None = None
+    cost_per_hour: float | None = None  # of all GPUs, in the prices' currency; None where the type has no price
+    rank: int | None = None  # 1 is the recommendation
+    reason: str = ""
+
+
+@overload
+def cheapest_gpu(
+    jobs: Job, model_version: str | None = None, prices: PriceSource = None, models: Models = None
+) -> GpuModel: ...
+@overload
+def cheapest_gpu(
+    jobs: pd.DataFrame, model_version: str | None = None, prices: PriceSource = None, models: Models = None
+) -> pd.DataFrame: ...
+def cheapest_gpu(
+    jobs: Job | pd.DataFrame,
+    model_version: str | None = None,
+    prices: PriceSource = None,
+    models: Models = None,
+) -> GpuModel | pd.DataFrame:
+    """Find the type of GPU on which the smallest layout that fits costs least per hour.
+
+    That is price per GPU and hour times the number of GPUs; how long a job takes on them is not asked. Ties go to fewer
+    GPUs, then to the name. A type without a price comes behind all that have one.
+
+    Args:
+        jobs: a ``Job`` without ``gpu_model``, or a DataFrame with its fields as columns.
+        model_version: version for jobs that name none; the newest released one by default.
+        prices: GPU types with their prices per hour, or the path of a YAML file with them, in place of ``prices.yaml``;
+            names are found as everywhere. Only proportions count.
+        models: folder of versions of your own; by default what the environment variable ``AUTOCONF_MODELS`` names.
+
+    Returns:
+        For a ``Job`` the cheapest ``GpuModel``. For a DataFrame one with the fields of ``GpuModel`` as columns, and for
+        each job as many rows as its version has GPU types, under the job's index: the types on which it fits by cost,
+        those of them without a price, those on which it does not fit, with the reason. A row with a problem of its own
+        gets one row.
+
+    Raises:
+        TypeError: ``jobs`` is neither.
+        ValueError: a field or a column is missing, can never be right or is ``gpu_model``; a price cannot be one.
+        AutoConfError: the installation is broken.
+
+    >>> job = Job(model_name="llama-7b", method="lora", tokens_per_sample=8192, batch_size=16, max_gpus=16)
+    >>> cheapest_gpu(job, prices={"H100": 2, "L40S": 0.9})
+    GpuModel(can_recommend=1, gpu_model='L40S', gpus=4, workers=1, cost_per_hour=3.6, rank=1, reason='')
+    >>> cheapest_gpu(job, prices={"H100": 2, "L40S": 1}).gpu_model  # 2 of them for what 4 of the others cost
+    'NVIDIA-H100-80GB-HBM3'
+    """
+    of_version = partial(_of_version, read_prices(prices))
+    if isinstance(jobs, Job):
+        return _best(answer_of_one(GPU_MODEL, jobs, model_version, of_version, _none, models))
+    table = checked_table(jobs, GPU_MODEL)
+    types = max(len(registry.card(version).domain.gpus) for version in registry.RELEASED)
+    chunks = []
+    start = 0
+    for rankings in answers_of_table(GPU_MODEL, table, model_version, of_version, _none, models, chunk=CHUNK // types):
+        index = table.index[start : start + len(rankings)].repeat([len(ranking) for ranking in rankings])
+        chunks.append(frame([one for ranking in rankings for one in ranking], GpuModel, GPU_MODEL).set_axis(index))
+        start += len(rankings)
+    return pd.concat(chunks)
+
+
+def _none(problem: str) -> list[GpuModel]:
+    return [GpuModel(rank=1, reason=problem)]
+
+
+def _of_version(prices: Prices, predictor: Predictor, columns: Columns) -> list[list[GpuModel]]:
+    """Each job's GPU types, ranked."""
+    types, count = list(predictor.domain.gpus), len(columns["model_name"])
+    newest = registry.card(registry.DEFAULT).domain
+    price = of_domain(prices, predictor.domain, predictor.card.version, newest)
+    on_each = {field: [value for value in values for _ in types] for field, values in columns.items()}
+    answers = answer(predictor, {**on_each, "gpu_model": types * count})
+    found = [
+        GpuModel(said.can_recommend, gpu, said.gpus, said.workers, _cost(price.get(gpu), said), reason=said.reason)
+        for gpu, said in zip(types * count, answers, strict=True)
+    ]
+    usable = {gpu: it.usable_gib for gpu, it in predictor.domain.gpus.items()}
+    return [_ranked(found[start : start + len(types)], usable) for start in range(0, len(found), len(types))]
+
+
+def _cost(price: float | None, said: Any) -> float | None:
+    if price is None or said.gpus is None:
+        return None
+    return round(price * said.gpus * said.workers, 9)  # 3 x 0.1 is a tie with 1 x 0.3
+
+
+def _ranked(found: list[GpuModel], usable_gib: Mapping[str, float]) -> list[GpuModel]:
+    def order(one: GpuModel) -> tuple[Any, ...]:
+        if not one.can_recommend:  # first the type that comes nearest
+            return 2, -usable_gib[str(one.gpu_model)], one.gpu_model
+        total = (one.gpus or 0) * (one.workers or 0)
+        return int(one.cost_per_hour is None), one.cost_per_hour or 0.0, total, one.gpu_model
+
+    return [replace(one, rank=rank) for rank, one in enumerate(sorted(found, key=order), 1)]
+
+
+def _best(ranking: list[GpuModel]) -> GpuModel:
+    """The first of a ranking; where no type is large enough, one reason for them all."""
+    first = ranking[0]
+    if first.can_recommend:
+        return first
+    if len({one.reason for one in ranking}) == 1:
+        return GpuModel(reason=first.reason)
+    most = f"on {first.gpu_model}, which has most memory, {first.reason}"
+    return GpuModel(reason=f"it fits on none of {len(ranking)} GPU types: {most}")

@@ -1,0 +1,110 @@
+"""Prices of GPU types per hour: read from a mapping or a YAML file, and found by the names of a version's domain."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autoconf.errors import BadInput
+from autoconf.jobs.names import Names
+from autoconf.jobs.values import name, positive_number
+from autoconf.predictor.cards import Domain
+
+DEFAULT = Path(__file__).with_name("prices.yaml")
+PRICE = "price_per_hour"
+
+Prices = Mapping[str, float]
+
+
+def read_prices(source: Mapping[str, Any] | str | os.PathLike[str] | None = None) -> Prices:
+    """Read prices per GPU and hour.
+
+    Args:
+        source: GPU types with their prices, each a number > 0, in whatever currency; or the path of a YAML file that
+            says the same, where a price may also be a mapping with ``price_per_hour``; by default ``prices.yaml``.
+
+    Raises:
+        ValueError: a name or a price cannot be one; the message names the type, and of a file the line.
+
+    >>> read_prices({"H100": "2.5"})
+    {'H100': 2.5}
+    >>> read_prices()["NVIDIA-H100-80GB-HBM3"]
+    2.69
+    """
+    if source is None:
+        return _default()
+    if not isinstance(source, Mapping):
+        return _read_file(os.fspath(source))
+    if not source:
+        raise ValueError("prices: must have at least one GPU type")
+    return {name("prices", gpu): positive_number(f"prices, {gpu}", price) for gpu, price in source.items()}
+
+
+@lru_cache(maxsize=1)
+def _default() -> Prices:
+    return _read_file(str(DEFAULT))
+
+
+def _read_file(path: str) -> Prices:
+    try:
+        node = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise BadInput(f"{path}, line {line}: not YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise BadInput(f"{path}: not YAML: {error}") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: cannot read it: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(node, yaml.MappingNode) or not node.value:
+        raise BadInput(f"{path}, line 1: must have lines such as 'H100: 2.5', a GPU type and its price per hour")
+    prices: dict[str, float] = {}
+    for key, value in node.value:
+        where = f"{path}, line {key.start_mark.line + 1}"
+        if not isinstance(key, yaml.ScalarNode):
+            raise BadInput(f"{where}: must be the name of a GPU type")
+        if key.value in prices:
+            raise BadInput(f"{where}: {key.value}: named more than once")
+        try:
+            prices[name("GPU type", key.value)] = positive_number(f"{key.value}: {PRICE}", _price_of(value))
+        except ValueError as error:
+            raise BadInput(f"{where}: {error}") from None
+    return prices
+
+
+def _price_of(node: yaml.Node) -> Any:
+    """What a file says of a GPU type's price; None where it says nothing that could be one."""
+    if isinstance(node, yaml.MappingNode):
+        node = next((value for key, value in node.value if key.value == PRICE), yaml.ScalarNode("", ""))
+    return node.value if isinstance(node, yaml.ScalarNode) else None
+
+
+def of_domain(prices: Prices, domain: Domain, version: str, elsewhere: Domain) -> dict[str, float]:
+    """The prices of a version's GPU types.
+
+    Args:
+        prices: by whatever names the types go.
+        domain: the version's.
+        version: its name.
+        elsewhere: another domain, whose types may have a price as well.
+
+    Raises:
+        ValueError: a type is in neither domain, or has two prices; the message names it.
+    """
+    names, others = (Names({gpu: it.aliases for gpu, it in d.gpus.items()}) for d in (domain, elsewhere))
+    found: dict[str, float] = {}
+    for called, price in prices.items():
+        gpu = names.find(called)
+        if gpu is None and others.find(called) is None:
+            raise BadInput(
+                f"prices: {called!r} is not in the domain of version {version}, which has {names.known_like(called)}"
+            )
+        if gpu in found:
+            raise BadInput(f"prices: {called!r} has another price as {gpu}")
+        if gpu is not None:
+            found[gpu] = price
+    return found

@@ -1,0 +1,95 @@
+"""Rule-based filters: what no predictor is needed for. Each takes candidates and returns which pass, as booleans.
+
+A candidate is one job on one number of GPUs. Every rule comes with the sentence that explains a candidate's failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from autoconf.memory.model import StackMemory
+from autoconf.memory.reserve import GIB, Floats, Integers, MemoryTable
+
+Booleans = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Jobs on numbers of GPUs; all arrays have shape (candidates,)."""
+
+    memory: MemoryTable | StackMemory
+    rows: Integers  # each candidate's figures in ``memory``
+    gpus: Integers
+    tokens_per_gpu: Floats  # of one micro-batch
+    usable_gib: Floats
+
+    def subset(self, keep: Booleans | Integers) -> Candidates:
+        return Candidates(
+            self.memory, self.rows[keep], self.gpus[keep], self.tokens_per_gpu[keep], self.usable_gib[keep]
+        )
+
+
+def gradients_fit(candidates: Candidates) -> Booleans:
+    """Between accumulated micro-batches FSDP keeps whole gradients on every GPU, beside the sharded rest."""
+    memory, rows = candidates.memory, candidates.rows
+    sharded = memory.resident_bytes(rows, candidates.gpus)
+    shard_of_gradients = memory.gradient_bytes(rows) / candidates.gpus
+    whole = np.where(candidates.gpus > 1, memory.gradient_bytes(rows) - shard_of_gradients, 0.0)
+    return sharded + whole <= candidates.usable_gib * GIB
+
+
+def resident_state_fits(candidates: Candidates) -> Booleans:
+    """Weights, gradients and optimizer state must fit even when all of them are sharded."""
+    resident = candidates.memory.resident_bytes(candidates.rows, candidates.gpus)
+    return resident <= candidates.usable_gib * GIB
+
+
+def on_each(gpus: int) -> str:
+    """
+    >>> on_each(1), on_each(4)
+    ('on 1 GPU', 'on each of 4 GPUs')
+    """
+    return "on 1 GPU" if gpus == 1 else f"on each of {gpus} GPUs"
+
+
+def _why_resident_state(candidates: Candidates) -> list[str]:
+    resident = candidates.memory.resident_bytes(candidates.rows, candidates.gpus) / GIB
+    return [
+        f"weights, gradients and optimizer state alone take {needed:.1f} GiB {on_each(gpus)}, "
+        f"and one has {usable:g} GiB"
+        for needed, gpus, usable in zip(resident, candidates.gpus, candidates.usable_gib, strict=True)
+    ]
+
+
+def _why_gradients(candidates: Candidates) -> list[str]:
+    gradients = candidates.memory.gradient_bytes(candidates.rows) / GIB
+    return [
+        f"gradient accumulation keeps {needed:.1f} GiB of unsharded gradients on every GPU, and one has {usable:g} GiB"
+        for needed, usable in zip(gradients, candidates.usable_gib, strict=True)
+    ]
+
+
+# In the order in which they are tried; the first that a candidate fails gives the reason.
+RULES: tuple[tuple[Callable[[Candidates], Booleans], Callable[[Candidates], list[str]]], ...] = (
+    (resident_state_fits, _why_resident_state),
+    (gradients_fit, _why_gradients),
+)
+
+
+def passing(candidates: Candidates) -> Booleans:
+    """Which candidates pass every rule."""
+    return np.logical_and.reduce([rule(candidates) for rule, _ in RULES])
+
+
+def reasons(candidates: Candidates) -> list[str]:
+    """Why each candidate fails the rules; empty text for one that passes."""
+    sentences = [""] * len(candidates.rows)
+    for rule, why in reversed(RULES):
+        failing = np.flatnonzero(~rule(candidates))
+        for index, sentence in zip(failing, why(candidates.subset(failing)), strict=True):
+            sentences[index] = sentence
+    return sentences

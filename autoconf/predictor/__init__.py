@@ -1,0 +1,1 @@
+"""A released predictor version: its card, its integrity, and its AutoGluon predictor."""

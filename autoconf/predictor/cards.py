@@ -1,0 +1,125 @@
+"""What a version is, as its card says it, and whether its files are those that the card names.
+
+A card holds the domain, how the version decides, what made it, and the digest of every other file. The card's own
+digest has to be known from elsewhere: nothing is believed, let alone unpickled, before it was checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from autoconf.errors import AutoConfError
+from autoconf.memory.reserve import Reserve
+
+CARD = "card.json"
+
+
+class _Typed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Gpu(_Typed):
+    """A GPU type: memory that CUDA reports as usable, and the other names it goes by."""
+
+    usable_gib: float
+    aliases: list[str] = []
+
+
+class Model(_Typed):
+    """A model: its aliases, and the longest sample where learned positions limit it."""
+
+    aliases: list[str] = []
+    max_tokens_per_sample: int | None = None
+
+
+class Domain(_Typed):
+    """The jobs that a version answers."""
+
+    models: dict[str, Model]
+    methods: list[str]
+    gpus: dict[str, Gpu]
+    max_tokens_per_sample: int
+    max_batch_size: int
+    max_gpus: int
+
+
+class Card(_Typed):
+    """What a version is: its domain, how it decides, what made it, the digests of its files, how good it is."""
+
+    version: str
+    created: str = ""  # the day, of a released version
+    domain: Domain
+    threshold: float  # a job is said to fit where the predicted probability reaches this
+    reserve: Reserve | None = None  # what must stay free for that, read off real runs; None: the predictor learnt it
+    libraries: dict[str, str]
+    files: dict[str, str]  # path in the version's folder -> SHA-256
+    evaluation: dict[str, Any] = {}
+    made_from: dict[str, str] = {}  # of a user's own version: what it was made from -> SHA-256
+
+
+RELEASED_AGAIN = "reinstall ado-autoconf"  # what helps where a released version is not whole
+
+
+def read_card(folder: Path, sha256: str, remedy: str = RELEASED_AGAIN) -> Card:
+    """Read a version's card, which must have the given digest.
+
+    Args:
+        folder: of the version.
+        sha256: digest of the card.
+        remedy: what the user may do if the card is another.
+
+    Raises:
+        AutoConfError: the card is missing, altered or not one.
+    """
+    try:
+        content = (folder / CARD).read_bytes()
+        if digest(content) != sha256:
+            raise AutoConfError(f"version {folder.name}: {CARD} was altered (in {folder}); {remedy}")
+        return Card.model_validate_json(content)
+    except (OSError, ValidationError) as error:
+        raise AutoConfError(f"version {folder.name}: cannot read {CARD}: {error}") from error
+
+
+def verified_card(folder: Path, sha256: str, remedy: str = RELEASED_AGAIN) -> Card:
+    """Check every file of a version, on nothing but the digest of its card, and read the card.
+
+    Raises:
+        AutoConfError: a file is missing, altered or extra; the message names it.
+    """
+    card = read_card(folder, sha256, remedy)
+    verify(folder, card.files, f"version {card.version}", remedy)
+    return card
+
+
+def digest(content: bytes) -> str:
+    """The SHA-256 of a file's content."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, except the card (which holds them) and caches of Python."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != CARD)
+    return {p.relative_to(folder).as_posix(): digest(p.read_bytes()) for p in files}
+
+
+def verify(folder: Path, expected: dict[str, str], what: str, remedy: str = RELEASED_AGAIN) -> None:
+    """Check that a folder holds exactly the files that it should.
+
+    Raises:
+        AutoConfError: a file is missing, altered or extra; the message names it.
+    """
+    try:
+        found = digests(folder)
+    except OSError as error:
+        raise AutoConfError(f"{what}: cannot read its files: {error}") from error
+    for problem, names in (
+        ("is missing", expected.keys() - found.keys()),
+        ("does not belong to it", found.keys() - expected.keys()),
+        ("was altered", {name for name in expected.keys() & found.keys() if expected[name] != found[name]}),
+    ):
+        if names:
+            raise AutoConfError(f"{what}: {', '.join(sorted(names))} {problem} (in {folder}); {remedy}")
