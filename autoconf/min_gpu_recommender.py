@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from autoconf.experiments.declaration import experiment
-from autoconf.jobs.job import MIN_GPUS, Job
+from autoconf.jobs.job import Job
+from autoconf.jobs.queries import MIN_GPUS
 
 if TYPE_CHECKING:
-    from autoconf.planner.search import Recommendation
+    from autoconf.planner.results import Recommendation
     from autoconf.predictor.user_versions import Models
 
 

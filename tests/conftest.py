@@ -6,17 +6,9 @@ import os
 os.environ["RAY_ADDRESS"] = "local"
 
 import pytest
+from example_job import EXAMPLE
 
 from ado_context import ado_context, toy_experiment  # noqa: F401 - fixtures
-
-EXAMPLE = {
-    "model_name": "llama-7b",
-    "method": "lora",
-    "gpu_model": "NVIDIA-A100-80GB-PCIe",
-    "tokens_per_sample": 8192,
-    "batch_size": 16,
-    "model_version": "1.1.0",
-}
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ ado-2.3.0               3.11    ado-core==2.3.0
 wheel                   3.11
 "
 drift=autogluon-1.5.0  # the one that CI runs
-tests="tests/test_drift.py tests/test_predictors.py"
-ado_tests="tests/test_ado_versions.py"  # a minute that the AutoGluons do without: their ado is the lock's
+tests="tests/predictor/test_drift.py tests/predictor/test_released.py"
+ado_tests="tests/experiments/test_ado_versions.py"  # a minute that the AutoGluons do without: their ado is the lock's
 
 usage() {
   echo "usage: tests/matrix.sh all | drift | NAME..."
@@ -62,7 +62,7 @@ run() {
     "$bin/ado-autoconf" stacks
   else
     [[ $name == autogluon-* ]] || tests+=" $ado_tests"
-    "$bin/python" -m pytest -q --color=no -p no:cacheprovider $tests
+    "$bin/python" -m pytest -q --color=no -p no:cacheprovider --import-mode=importlib -o pythonpath=tests/helpers $tests
   fi
 }
 

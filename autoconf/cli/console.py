@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from autoconf.jobs.job import MIN_GPUS, TRAINING_STACK, Question, Workload
+from autoconf.jobs.job import TRAINING_STACK, Workload
 from autoconf.jobs.names import families, listed
 from autoconf.jobs.presets import Preset
+from autoconf.jobs.queries import MIN_GPUS, Query
 from autoconf.predictor.cards import Card
 
 
@@ -27,7 +28,7 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
-def show_answer(answer: dict[str, Any], question: Question = MIN_GPUS) -> None:
+def show_answer(answer: dict[str, Any], question: Query = MIN_GPUS) -> None:
     """Print one job and its answer."""
     table = Table(show_header=False, box=box.SIMPLE, pad_edge=False)
     for field in _job_fields(answer, question):
@@ -39,14 +40,14 @@ def show_answer(answer: dict[str, Any], question: Question = MIN_GPUS) -> None:
     _print(table)
 
 
-def show_answers(answers: list[dict[str, Any]], question: Question) -> None:
+def show_answers(answers: list[dict[str, Any]], question: Query) -> None:
     """Print one job and its several answers, the best of them first."""
     fields = _job_fields(answers[0], question)
     typer.echo(", ".join(f"{field} {answers[0][field]}" for field in (*fields, "training_stack")) + "\n")
     _print(_table([{name: _text(answer[name]) for name in question.answers} for answer in answers]))
 
 
-def _job_fields(answer: dict[str, Any], question: Question) -> list[str]:
+def _job_fields(answer: dict[str, Any], question: Query) -> list[str]:
     """The fields and numbers of a job in what was answered."""
     fields = (*Workload.model_fields, *question.beside)
     return [field for field in fields if field in answer and field not in question.answers]

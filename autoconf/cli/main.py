@@ -29,8 +29,8 @@ from autoconf.cli.queries import (
 from autoconf.cli.recommend import recommend_command
 from autoconf.cli.user_versions import trace_command, train_command
 from autoconf.cli.versions import stacks_command, versions_command
+from autoconf.files import unfinished
 from autoconf.jobs.job import TRAINING_STACK
-from autoconf.jobs.tables import unfinished
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},

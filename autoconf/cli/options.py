@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from autoconf.errors import AutoConfError, BadInput
+from autoconf.files import STANDARD_STREAM
 from autoconf.jobs.job import read
-from autoconf.jobs.tables import STANDARD_STREAM
 
 
 @contextmanager

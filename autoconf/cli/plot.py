@@ -9,9 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from autoconf.cli.options import exit_codes, note, picture_kind, with_options
+from autoconf.cli.output import output
 from autoconf.cli.plots import answer_grid, heatmap
 from autoconf.errors import BadInput
-from autoconf.jobs.tables import called, output, read_table
+from autoconf.files import called
+from autoconf.jobs.tables import read_table
 from autoconf.jobs.values import is_empty
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from autoconf.cli.ask import AsJson, Asking, CsvFile, OutputFile, answer, job_option
 from autoconf.cli.options import exit_codes, with_options
-from autoconf.cli.recommend import AsJson, Asking, CsvFile, OutputFile, answer, job_option
 from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH, LARGEST_SAMPLE
 from autoconf.planner.avoid_oom import avoid_oom
 from autoconf.planner.estimate import estimate

@@ -20,10 +20,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from autoconf.cli.console import is_terminal, show_own_model, show_own_version
 from autoconf.cli.options import exit_codes, note
+from autoconf.cli.output import output
 from autoconf.errors import AutoConfError, BadInput
 from autoconf.jobs.job import read
 from autoconf.jobs.names import Names, listed, words
-from autoconf.jobs.tables import output
 from autoconf.predictor import registry, user_versions
 
 _EXTRA = ("accelerate", "bitsandbytes", "peft", "torch", "transformers")

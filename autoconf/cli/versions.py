@@ -9,9 +9,9 @@ import typer
 
 from autoconf.cli.console import show_models, show_stack, show_summary, show_version
 from autoconf.cli.options import exit_codes, note, version_named
+from autoconf.cli.output import output
 from autoconf.errors import BadInput
 from autoconf.jobs.presets import presets
-from autoconf.jobs.tables import output
 from autoconf.predictor import registry, user_versions
 
 

@@ -9,10 +9,7 @@ from autoconf.jobs.job import Job
 from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH, LARGEST_SAMPLE
 
 if TYPE_CHECKING:
-    from autoconf.planner.estimate import Estimate
-    from autoconf.planner.gpu_choice import GpuModel
-    from autoconf.planner.max_size import LargestBatch, LargestSample
-    from autoconf.planner.search import Recommendation
+    from autoconf.planner.results import Estimate, GpuModel, LargestBatch, LargestSample, Recommendation
     from autoconf.predictor.user_versions import Models
 
 

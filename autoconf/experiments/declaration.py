@@ -8,9 +8,9 @@ from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Any
 
 import autoconf.experiments.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
-from autoconf.jobs.job import BATCHES, NAMES, NUMBERS, REQUIRED, TRAINING_STACK, Question, Workload
+from autoconf.jobs.job import BATCHES, NAMES, NUMBERS, REQUIRED, TRAINING_STACK, Workload
 from autoconf.jobs.presets import SETTINGS
-from autoconf.jobs.queries import BESIDE
+from autoconf.jobs.queries import BESIDE, Query
 from autoconf.jobs.values import is_empty
 
 from ado.modules.actuators.custom_experiments import custom_experiment
@@ -31,13 +31,13 @@ _OPEN = (*NAMES, "stack", *SETTINGS)
 Outputs = dict[str, int | float | str]
 
 
-def required_fields(question: Question) -> tuple[str, ...]:
+def required_fields(question: Query) -> tuple[str, ...]:
     """The properties that an experiment requires, in order: in ado a job has one kind of batch, and names a version."""
     fields = [field for field in REQUIRED if field in question.required]
     return (*fields, *question.batches[:1], *question.beside, "model_version")
 
 
-def optional_fields(question: Question) -> dict[str, int | str]:
+def optional_fields(question: Query) -> dict[str, int | str]:
     """The properties that may be left out, with their defaults, in order."""
     fields = [field for field in question.fields if field not in (*required_fields(question), *BATCHES)]
     defaults = {field: question.optional[field] for field in fields}
@@ -45,7 +45,7 @@ def optional_fields(question: Question) -> dict[str, int | str]:
 
 
 def experiment(
-    question: Question, description: str, outputs: Iterable[str] | None = None
+    question: Query, description: str, outputs: Iterable[str] | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Outputs]]:
     """Declare a function of a job, and of the question's numbers, as an ado custom experiment.
 
@@ -84,7 +84,7 @@ def experiment(
 
 
 def _checked(
-    question: Question, declared: Callable[..., Any], answered: Callable[..., Outputs], required: tuple[str, ...],
+    question: Query, declared: Callable[..., Any], answered: Callable[..., Outputs], required: tuple[str, ...],
     parameters: tuple[str, ...],
 ) -> Callable[..., Outputs]:  # fmt: skip
     """Check the arguments before ado does, so that a bad one is named, and pass them on as what they stand for."""

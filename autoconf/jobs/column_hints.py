@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from autoconf.jobs.job import MIN_GPUS, TRAINING_STACK, Question, Workload
+from autoconf.jobs.job import TRAINING_STACK, Workload
+from autoconf.jobs.queries import MIN_GPUS, Query
 
 _WORD = re.compile(r"[a-z0-9]+")
 # Words of transformers, TRL, PEFT, accelerate and axolotl for what a field says here under another name.
@@ -25,7 +26,7 @@ _ALIKE = 0.75  # of difflib's ratio: as "max_gpu" and "gpus_per_node" are, but n
 _SHORT = 6  # letters; words like "optimal" would be as near to shorter names
 
 
-def doubts(columns: Iterable[Any], question: Question = MIN_GPUS) -> list[str]:
+def doubts(columns: Iterable[Any], question: Query = MIN_GPUS) -> list[str]:
     """What to say of columns that are ignored, but look like a field misspelt or like a setting of the training stack.
 
     Args:

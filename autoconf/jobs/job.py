@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -210,93 +208,13 @@ def stack_of(fields: Mapping[str, Any]) -> Stack:
     return training_stack(method, steps > 1, *settings)
 
 
-@dataclass(frozen=True)
-class Question:
-    """What is asked of jobs, which decides the fields that they have.
+def check_together(fields: Mapping[str, Any], batches: Sequence[str] = BATCHES, asked: Sequence[str] = ()) -> None:
+    """Check whether the fields of a job, each valid by itself, go together.
 
-    >>> largest_batch = Question(("can_recommend", "batch_size", "reason"), batches=())
-    >>> largest_batch.asked
-    ('batch_size',)
-    """
-
-    answers: tuple[str, ...] = ("can_recommend", "gpus", "workers", "reason")  # in order, as columns and outputs
-    batches: tuple[str, ...] = BATCHES  # of which a job has one
-    beside: tuple[str, ...] = ()  # numbers that are asked about and are no field of a job
-    max_gpus: int = 8  # of jobs that do not say
-
-    @cached_property
-    def asked(self) -> tuple[str, ...]:
-        """The fields that the answer tells, which a job leaves out."""
-        return tuple(field for field in self.answers if field in Workload.model_fields)
-
-    @cached_property
-    def fields(self) -> tuple[str, ...]:
-        """The fields that make a difference to the answer, and the numbers beside them, in order."""
-        without = {*self.asked, *BATCHES} - {*self.batches}
-        if "workers" not in self.answers:
-            without |= {"gpus_per_worker", "max_gpus"}
-        return (*(field for field in Workload.model_fields if field not in without), *self.beside)
-
-    @cached_property
-    def required(self) -> tuple[str, ...]:
-        """The fields and numbers that no job may leave out, whatever its batch."""
-        return (*(field for field in REQUIRED if field not in self.asked), *self.beside)
-
-    @cached_property
-    def optional(self) -> dict[str, Any]:
-        """The fields that a job may leave out, with their defaults."""
-        return {**OPTIONAL, "max_gpus": self.max_gpus, **dict.fromkeys(self.asked)}
-
-    def reader(self, field: str) -> Callable[[Any], Any]:
-        """What reads the values of a field or a number of this question's jobs."""
-        return partial(whole_number, field) if field in self.beside else partial(read, field, optional=self.optional)
-
-    def parse(self, fields: Mapping[str, Any]) -> tuple[Job, dict[str, int]]:
-        """Validate the fields of one of this question's jobs, and the numbers beside it.
-
-        Raises:
-            ValueError: any is missing, unknown, can never be right or is what is asked, or fields exclude each other;
-                the message names every such field.
-        """
-        numbers: dict[str, int] = {}
-        problems = []
-        try:
-            job = Job.parse(**{field: value for field, value in fields.items() if field not in self.beside})
-        except ValueError as error:
-            problems.append(str(error))
-        for field in self.required:
-            if is_empty(fields.get(field)):
-                if field not in _OF_EVERY_JOB:  # which ``Job`` has named
-                    problems.append(f"{field}: is required")
-            elif field in self.beside:
-                try:
-                    numbers[field] = whole_number(field, fields[field])
-                except ValueError as error:
-                    problems.append(str(error))
-        if problems:
-            raise ValueError("; ".join(problems))
-        self.fields_of(job)
-        return job, numbers
-
-    def fields_of(self, job: Job) -> dict[str, Any]:
-        """The fields of a job, which must be one of whom this can be asked.
-
-        Raises:
-            ValueError: a field is missing, or is one that is asked; the message names it.
-        """
-        fields = {**self.optional, **{field: getattr(job, field) for field in job.model_fields_set}}
-        missing = [f"{field}: is required" for field in self.required if field not in (*fields, *self.beside)]
-        if missing:
-            raise ValueError("; ".join(missing))
-        check_together(fields, self)
-        return fields
-
-
-MIN_GPUS = Question()
-
-
-def check_together(fields: Mapping[str, Any], question: Question = MIN_GPUS) -> None:
-    """Check whether the fields of a job, each right by itself, go together.
+    Args:
+        fields: values that were read.
+        batches: the fields that may hold the batch; a job has exactly one of them, or none where this is empty.
+        asked: fields that the query answers, which a job must leave out.
 
     Raises:
         ValueError: they do not; the message names both.
@@ -305,48 +223,19 @@ def check_together(fields: Mapping[str, Any], question: Question = MIN_GPUS) -> 
     Traceback (most recent call last):
     ValueError: batch_size: is required, or per_device_train_batch_size in its place
     """
-    for field in question.asked:
+    for field in asked:
         if fields.get(field) is not None:
             raise ValueError(f"{field}: is what is asked: leave it out")
     given = [field for field in BATCHES if fields.get(field) is not None]
-    if question.batches and not given:
-        first, *others = question.batches
+    if batches and not given:
+        first, *others = batches
         raise ValueError(", or ".join([f"{first}: is required", *(f"{other} in its place" for other in others)]))
     if len(given) > 1:
         raise ValueError("batch_size and per_device_train_batch_size exclude each other: give one of them")
     for field in given:
-        if field not in question.batches:
-            raise ValueError(f"{field}: give {' or '.join(question.batches)} in its place")
+        if field not in batches:
+            raise ValueError(f"{field}: give {' or '.join(batches)} in its place")
     stack_of(fields)
-
-
-def contradictions(columns: Mapping[str, Sequence[Any]], question: Question = MIN_GPUS) -> list[str]:
-    """Why the fields of each of some jobs do not go together, as ``check_together`` has it; empty text if they do."""
-    present = [field for field in dict.fromkeys((*TOGETHER, *question.asked)) if field in columns]
-    only_whether = {*BATCHES, *question.asked}
-
-    @lru_cache(maxsize=65_536)  # a table has few distinct stacks; of a batch it counts only whether there is one
-    def problem(*values: Any) -> str:
-        try:
-            check_together(dict(zip(present, values, strict=True)), question)
-        except ValueError as error:
-            return str(error)
-        return ""
-
-    values = ([v is not None or None for v in columns[f]] if f in only_whether else columns[f] for f in present)
-    return [problem(*job) for job in zip(*values, strict=True)]
-
-
-def missing_columns(columns: Container[Any], question: Question = MIN_GPUS) -> list[str]:
-    """The columns that a table of jobs needs and lacks.
-
-    >>> missing_columns(["model_name", "method", "gpu_model", "batch_size"])
-    ['tokens_per_sample']
-    """
-    missing = [field for field in question.required if field not in columns]
-    if not question.batches or any(field in columns for field in question.batches):
-        return missing
-    return [*missing, " or ".join(question.batches)]
 
 
 def _sentence(detail: Any) -> str:

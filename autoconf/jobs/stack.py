@@ -6,9 +6,7 @@ it only multiplies bytes (the optimizer), in ``autoconf.pipeline`` where it chan
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from typing import Literal, NamedTuple, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -93,97 +91,3 @@ class Stack(BaseModel):
 
 
 REFERENCE = Stack()
-
-
-class Shape(NamedTuple):
-    """Shape and bytes per element of a trainable parameter.
-
-    >>> Shape((1000, 8), itemsize=2).elements
-    8000
-    """
-
-    dimensions: tuple[int, ...]
-    itemsize: int
-    embedding: bool = False  # of an ``nn.Embedding``, a tied head included
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.dimensions)
-
-
-class OptimizerBytes(NamedTuple):
-    """What an optimizer holds beside parameters and gradients."""
-
-    states: float  # from the end of its first step on
-    step: float  # temporaries while it steps
-
-
-def _adamw_foreach(parameters: list[Shape]) -> OptimizerBytes:
-    # torch/optim/adamw.py: two states of the parameter's dtype; torch._foreach_sqrt of all second moments makes one
-    # more.
-    size = sum(p.elements * p.itemsize for p in parameters)
-    return OptimizerBytes(2 * size, size)
-
-
-def _adamw_fused(parameters: list[Shape]) -> OptimizerBytes:
-    # The same states; aten::_fused_adamw_ works in place.
-    return OptimizerBytes(2 * sum(p.elements * p.itemsize for p in parameters), 0)
-
-
-def _adamw_8bit(parameters: list[Shape]) -> OptimizerBytes:
-    # bitsandbytes/optim/optimizer.py, Optimizer2State.init_state: two states of one byte with a float32 maximum for
-    # each block of 256.
-    return OptimizerBytes(sum(p.elements * (2 * (1 + 4 / 256) if _in_8bit(p) else 8) for p in parameters), 0)
-
-
-def _in_8bit(parameter: Shape) -> bool:
-    # The same function: float32 states for tensors under 4,096 elements. transformers/trainer.py, create_optimizer:
-    # and for embeddings.
-    return parameter.elements >= 4096 and not parameter.embedding
-
-
-def _paged_adamw_8bit(parameters: list[Shape]) -> OptimizerBytes:
-    # bitsandbytes/optim/optimizer.py, get_state_buffer: states of 100,000 elements and more lie in managed memory,
-    # which leaves the GPU when other tensors need the room; their maxima stay.
-    small = [p for p in parameters if p.elements < 100_000]
-    maxima = sum(p.elements * 2 * 4 / 256 for p in parameters if p.elements >= 100_000 and _in_8bit(p))
-    return OptimizerBytes(_adamw_8bit(small).states + maxima, 0)
-
-
-def _adafactor(parameters: list[Shape]) -> OptimizerBytes:
-    # transformers/optimization.py, Adafactor (no first moment): float32 sums over rows and columns of what has two
-    # dimensions or more, else one float32 state. It steps parameter by parameter: squared gradient and its sum with
-    # eps, in float32, and for a bfloat16 parameter float32 copies of it and of its gradient; the float32 update of the
-    # parameter before is still there.
-    factored = (p for p in parameters if len(p.dimensions) >= 2)
-    states = sum(4 * (p.elements // p.dimensions[-1] + p.elements // p.dimensions[-2]) for p in factored)
-    states += sum(4 * p.elements for p in parameters if len(p.dimensions) < 2)
-    before = [0, *(p.elements for p in parameters)]
-    steps = (4 * b + p.elements * (16 if p.itemsize == 2 else 8) for b, p in zip(before, parameters, strict=False))
-    return OptimizerBytes(states, max(steps))
-
-
-def _sgd(parameters: list[Shape]) -> OptimizerBytes:
-    # The Trainer's sgd has no momentum, and torch._foreach_add_ works in place.
-    return OptimizerBytes(0, 0)
-
-
-_OPTIMIZERS: dict[str, Callable[[list[Shape]], OptimizerBytes]] = {
-    "adamw_torch": _adamw_foreach,
-    "adamw_torch_fused": _adamw_fused,
-    "adamw_bnb_8bit": _adamw_8bit,
-    "paged_adamw_8bit": _paged_adamw_8bit,
-    "adafactor": _adafactor,
-    "sgd": _sgd,
-}
-
-
-def optimizer_bytes(optim: Optim, parameters: Iterable[Shape]) -> OptimizerBytes:
-    """Bytes that an optimizer holds for trainable parameters, all on one GPU.
-
-    >>> optimizer_bytes("adamw_torch", [Shape((1000, 8), 2)])
-    OptimizerBytes(states=32000, step=16000)
-    >>> optimizer_bytes("sgd", [Shape((1000, 8), 2)])
-    OptimizerBytes(states=0, step=0)
-    """
-    return _OPTIMIZERS[optim](list(parameters))

@@ -9,10 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autoconf.jobs.stack import Shape, Stack, optimizer_bytes
-from autoconf.memory.profile import HeadWay, LayerWay, ModelsTable, Point, Trainable
-from autoconf.memory.reserve import GIB, Floats, Integers, Outside, Reserve
+from autoconf.jobs.stack import Stack
+from autoconf.memory.optimizers import Shape, optimizer_bytes
+from autoconf.memory.profile import HeadWay, LayerWay, Point, Trainable
+from autoconf.memory.reserve import Reserve
 from autoconf.memory.sharding import Bytes, Held, Way, held
+from autoconf.memory.store import ModelsTable
+from autoconf.memory.units import GIB, Floats, Integers, Outside
 
 _SIZES = {"bfloat16": 2, "float32": 4}
 

@@ -14,9 +14,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from autoconf.jobs.stack import OptimizerBytes
+from autoconf.memory.optimizers import OptimizerBytes
 from autoconf.memory.profile import Point, Units
-from autoconf.memory.reserve import GIB, Floats, Integers, Reserve
+from autoconf.memory.reserve import Reserve
+from autoconf.memory.units import GIB, Floats, Integers
 
 Way = Literal["none", "ddp", "fsdp1", "fsdp2"]
 

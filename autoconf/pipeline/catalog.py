@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from autoconf.predictor.cards import Gpu, Model
 
+NEWEST = "2.0.0"  # the predictor version that `make predictor` makes
 _DEPTHS = ("n_layer", "num_layers", "n_layers", "num_hidden_layers")  # what configs call the number of layers
 # Where a config says for how many tokens positions were learned. Rotary positions have no such limit.
 _LEARNED_POSITIONS = {"gpt_bigcode": "n_positions", "opt": "max_position_embeddings"}

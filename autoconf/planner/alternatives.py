@@ -14,9 +14,11 @@ import numpy as np
 from autoconf.jobs.job import STACK_FIELDS, stack_of
 from autoconf.jobs.names import key
 from autoconf.jobs.presets import SETTINGS
-from autoconf.memory.reserve import Integers
+from autoconf.memory.units import Integers
+from autoconf.planner.domain import Columns, column, inside, pick
 from autoconf.planner.frontier import edges
-from autoconf.planner.search import Columns, Remedy, answer, column, even_counts, inside, pick
+from autoconf.planner.results import Remedy
+from autoconf.planner.search import answer, even_counts
 from autoconf.predictor.predictor import Predictor
 
 # For each job the values to try; none where there is nothing to try.

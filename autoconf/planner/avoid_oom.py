@@ -10,8 +10,10 @@ import pandas as pd
 
 from autoconf.jobs.job import Job
 from autoconf.jobs.queries import AVOID_OOM, NUMBER_GPUS
+from autoconf.planner.domain import Columns, on_counts
+from autoconf.planner.results import Recommendation
 from autoconf.planner.runner import ask
-from autoconf.planner.search import Columns, Recommendation, even_counts, on_counts, smallest
+from autoconf.planner.search import even_counts, smallest
 from autoconf.predictor.predictor import Predictor
 from autoconf.predictor.user_versions import Models
 

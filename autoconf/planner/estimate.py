@@ -5,7 +5,6 @@ The same road as ``recommend``, which ends before the search for the smallest nu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
@@ -13,39 +12,17 @@ import pandas as pd
 
 from autoconf.jobs.job import Job
 from autoconf.jobs.queries import ESTIMATE, NUMBER_GPUS
+from autoconf.memory.candidates import Candidates
 from autoconf.memory.model import StackMemory
-from autoconf.memory.reserve import GIB, Integers
-from autoconf.planner.rules import Candidates, passing
+from autoconf.memory.units import GIB, Integers
+from autoconf.planner.domain import Columns, on_counts
+from autoconf.planner.results import Estimate
+from autoconf.planner.rules import passing
 from autoconf.planner.runner import ask
-from autoconf.planner.search import Columns, decide, on_counts
+from autoconf.planner.search import decide
 from autoconf.predictor import registry
 from autoconf.predictor.predictor import Predictor
 from autoconf.predictor.user_versions import Models
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Memory of each GPU of a job, in GiB.
-
-    The parts are those of the moment that decides, and add up to ``needed_memory_gib``: a job fits where that does not
-    exceed usable memory, but for what the predictor's threshold asks beside. All are None where ``reason`` says why.
-    """
-
-    fits: int | None = None  # 1 or 0
-    probability: float | None = None  # of fitting; 0 where a rule forbids it
-    peak_memory_gib: float | None = (
-        None  # most that is allocated at a time, as torch.cuda.max_memory_allocated counts it
-    )
-    needed_memory_gib: float | None = None
-    usable_memory_gib: float | None = None  # of the GPU, as CUDA reports it
-    headroom_gib: float | None = None  # usable memory without what is needed; negative where that is more
-    weights_gib: float | None = None
-    gradients_gib: float | None = None
-    optimizer_gib: float | None = None
-    gathered_gib: float | None = None  # parameters that FSDP has whole at that moment
-    activations_gib: float | None = None
-    reserve_gib: float | None = None  # CUDA context, workspaces, NCCL, fragmentation
-    reason: str = ""
 
 
 @overload

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autoconf.jobs.job import MIN_GPUS, Job
+from autoconf.jobs.job import Job
+from autoconf.jobs.queries import MIN_GPUS
 from autoconf.planner.alternatives import ALL_CHANGES, remedies
-from autoconf.planner.estimate import Estimate, estimate
-from autoconf.planner.runner import recommend, valid_jobs
-from autoconf.planner.search import Columns, Recommendation, Remedy, even_counts, inside
+from autoconf.planner.domain import Columns, inside
+from autoconf.planner.estimate import estimate
+from autoconf.planner.min_gpus import recommend
+from autoconf.planner.results import Estimate, Recommendation, Remedy
+from autoconf.planner.runner import valid_jobs
+from autoconf.planner.search import even_counts
 from autoconf.predictor import registry
 from autoconf.predictor.predictor import Predictor
 from autoconf.predictor.user_versions import Models

@@ -9,9 +9,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from autoconf.memory.reserve import Floats, Integers
-from autoconf.planner.rules import Candidates
-from autoconf.planner.search import Jobs, decide
+from autoconf.memory.candidates import Candidates
+from autoconf.memory.units import Floats, Integers
+from autoconf.planner.domain import Jobs
+from autoconf.planner.search import decide
 from autoconf.predictor.predictor import Predictor
 
 # A predictor's call costs as much as some hundred of its answers: a search over few edges asks many points at once.

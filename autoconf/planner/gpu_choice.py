@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, overload
 
@@ -12,27 +11,14 @@ import pandas as pd
 
 from autoconf.jobs.job import Job
 from autoconf.jobs.queries import GPU_MODEL
+from autoconf.planner.domain import Columns
 from autoconf.planner.prices import Prices, of_domain, read_prices
+from autoconf.planner.results import GpuModel, PriceSource
 from autoconf.planner.runner import CHUNK, answer_of_one, answers_of_table, checked_table, frame
-from autoconf.planner.search import Columns, answer
+from autoconf.planner.search import answer
 from autoconf.predictor import registry
 from autoconf.predictor.predictor import Predictor
 from autoconf.predictor.user_versions import Models
-
-PriceSource = Mapping[str, Any] | str | os.PathLike[str] | None
-
-
-@dataclass(frozen=True)
-class GpuModel:
-    """A type of GPU for a job, with the smallest layout that fits; or why there is none."""
-
-    can_recommend: int = 0  # or 1
-    gpu_model: str | None = None
-    gpus: int | None = None  # per worker
-    workers: int | None = None
-    cost_per_hour: float | None = None  # of all GPUs, in the prices' currency; None where the type has no price
-    rank: int | None = None  # 1 is the recommendation
-    reason: str = ""
 
 
 @overload

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
@@ -10,32 +9,15 @@ import pandas as pd
 
 from autoconf.jobs.job import Job
 from autoconf.jobs.queries import LARGEST_BATCH, LARGEST_SAMPLE, NUMBER_GPUS
-from autoconf.memory.reserve import Integers
+from autoconf.memory.candidates import Candidates
+from autoconf.memory.units import Integers
+from autoconf.planner.domain import Columns, Jobs, on_counts
 from autoconf.planner.frontier import most_tokens
-from autoconf.planner.rules import Candidates
+from autoconf.planner.results import LargestBatch, LargestSample
 from autoconf.planner.runner import ask
-from autoconf.planner.search import Columns, Jobs, causes, on_counts
+from autoconf.planner.search import causes
 from autoconf.predictor.predictor import Predictor
 from autoconf.predictor.user_versions import Models
-
-
-@dataclass(frozen=True)
-class LargestBatch:
-    """The largest batch that fits, or why not a single sample on each GPU does."""
-
-    can_recommend: int = 0  # or 1
-    per_device_train_batch_size: int | None = None
-    batch_size: int | None = None  # over all GPUs
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class LargestSample:
-    """The most tokens of a sample that fit, or why not a single one does."""
-
-    can_recommend: int = 0  # or 1
-    tokens_per_sample: int | None = None
-    reason: str = ""
 
 
 @overload

@@ -6,31 +6,11 @@ A candidate is one job on one number of GPUs. Every rule comes with the sentence
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from autoconf.memory.model import StackMemory
-from autoconf.memory.reserve import GIB, Floats, Integers, MemoryTable
-
-Booleans = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Jobs on numbers of GPUs; all arrays have shape (candidates,)."""
-
-    memory: MemoryTable | StackMemory
-    rows: Integers  # each candidate's figures in ``memory``
-    gpus: Integers
-    tokens_per_gpu: Floats  # of one micro-batch
-    usable_gib: Floats
-
-    def subset(self, keep: Booleans | Integers) -> Candidates:
-        return Candidates(
-            self.memory, self.rows[keep], self.gpus[keep], self.tokens_per_gpu[keep], self.usable_gib[keep]
-        )
+from autoconf.memory.candidates import Candidates
+from autoconf.memory.units import GIB, Booleans
 
 
 def gradients_fit(candidates: Candidates) -> Booleans:

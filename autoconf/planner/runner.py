@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any, get_type_hints, overload
+from typing import Any, get_type_hints
 
 import numpy as np
 import pandas as pd
 
 from autoconf.errors import IgnoredColumnWarning
 from autoconf.jobs.column_hints import doubts
-from autoconf.jobs.job import MIN_GPUS, REQUIRED, Job, Question, Workload, contradictions, missing_columns, read
+from autoconf.jobs.job import REQUIRED, Job, Workload, read
+from autoconf.jobs.queries import MIN_GPUS, Query, contradictions, missing_columns
 from autoconf.jobs.values import whole_number
-from autoconf.planner.alternatives import CHANGES, remedies
-from autoconf.planner.search import Columns, Recommendation, answer, column, pick
+from autoconf.planner.domain import Columns, column, pick
 from autoconf.predictor import registry, user_versions
 from autoconf.predictor.predictor import Predictor
 from autoconf.predictor.registry import DEFAULT
@@ -25,54 +24,13 @@ from autoconf.predictor.user_versions import Models
 CHUNK = 50_000
 
 
-@overload
-def recommend(workloads: Job, model_version: str | None = None, models: Models = None) -> Recommendation: ...
-@overload
-def recommend(workloads: pd.DataFrame, model_version: str | None = None, models: Models = None) -> pd.DataFrame: ...
-def recommend(
-    workloads: Job | pd.DataFrame, model_version: str | None = None, models: Models = None
-) -> Recommendation | pd.DataFrame:
-    """Recommend the smallest number of GPUs, for one job or for a table of jobs.
-
-    Args:
-        workloads: a ``Workload``, or a DataFrame with its fields as columns. Optional columns may be absent and their
-            cells empty (None, NaN, NA, blank text); other columns are ignored, with an ``IgnoredColumnWarning`` for
-            those that look like a field misspelt or like a setting of the training stack.
-        model_version: predictor version for jobs that name none; the newest released one by default.
-        models: folder of versions of your own; by default what the environment variable ``AUTOCONF_MODELS`` names.
-
-    Returns:
-        A ``Recommendation`` for a ``Workload``; it names the training stack that it is for. For a DataFrame, one with
-        the same index and the columns ``can_recommend`` (0 or 1), ``gpus`` (per worker) and ``workers`` (nullable
-        integers) and ``reason`` (text, empty when recommended). A row with a value that can never be right gets that
-        reason. With "no" go the single changes of the job that would get it a recommendation, and what it then takes.
-
-    Raises:
-        TypeError: ``workloads`` is neither.
-        ValueError: a required column is missing (``batch_size`` and ``per_device_train_batch_size`` both), a column of
-            the job is there twice, the columns have several levels, ``model_version`` cannot be one, or ``models`` is
-            no folder.
-        AutoConfError: the installation is broken.
-
-    >>> job = Workload(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe",
-    ...                tokens_per_sample=8192, batch_size=16)
-    >>> recommend(job)
-    Recommendation(can_recommend=1, gpus=2, workers=1, reason='', stack='reference')
-    >>> recommend(pd.DataFrame([job.model_dump()])).drop(columns="reason")
-       can_recommend  gpus  workers
-    0              1     2        1
-    """
-    found = ask(MIN_GPUS, Recommendation, workloads, model_version, _recommend, models)
-    return replace(found, stack=workloads.stack_name()) if isinstance(workloads, Job) else found
-
-
 # What a version says of valid jobs, and what stands for an answer where there is only a problem.
 OfVersion = Callable[[Predictor, Columns], Sequence[Any]]
 NoAnswer = Callable[[str], Any]
 
 
 def ask(
-    question: Question, kind: Any, jobs: Any, model_version: str | None, of_version: OfVersion, models: Models = None,
+    question: Query, kind: Any, jobs: Any, model_version: str | None, of_version: OfVersion, models: Models = None,
     **beside: Any,
 ) -> Any:  # fmt: skip
     """Answer a question about one job or a table of jobs: the one road that all of them take.
@@ -103,7 +61,7 @@ def ask(
 
 
 def answer_of_one(
-    question: Question, job: Job, model_version: str | None, of_version: OfVersion, none: NoAnswer,
+    question: Query, job: Job, model_version: str | None, of_version: OfVersion, none: NoAnswer,
     models: Models = None, **beside: Any,
 ) -> Any:  # fmt: skip
     """The answer about one job; arguments as ``ask`` has them, and ``none`` makes an answer of a problem."""
@@ -113,7 +71,7 @@ def answer_of_one(
 
 
 def answers_of_table(
-    question: Question, table: pd.DataFrame, model_version: str | None, of_version: OfVersion, none: NoAnswer,
+    question: Query, table: pd.DataFrame, model_version: str | None, of_version: OfVersion, none: NoAnswer,
     models: Models = None, chunk: int = CHUNK,
 ) -> Iterator[list[Any]]:  # fmt: skip
     """The answers about a checked table of jobs, for at most ``chunk`` jobs at a time; at least one list."""
@@ -125,7 +83,7 @@ def answers_of_table(
 
 
 def _answers(
-    question: Question, columns: Columns, default_version: str | None, of_version: OfVersion, none: NoAnswer,
+    question: Query, columns: Columns, default_version: str | None, of_version: OfVersion, none: NoAnswer,
     models: Models,
 ) -> list[Any]:  # fmt: skip
     """Answer jobs given as lists of raw values per field."""
@@ -138,7 +96,7 @@ def _answers(
     return answers
 
 
-def checked_table(workloads: Any, question: Question = MIN_GPUS, *, stacklevel: int = 3, **beside: Any) -> pd.DataFrame:
+def checked_table(workloads: Any, question: Query = MIN_GPUS, *, stacklevel: int = 3, **beside: Any) -> pd.DataFrame:
     """A table of jobs with one level of columns, all that jobs need among them.
 
     Args:
@@ -178,7 +136,7 @@ def checked_table(workloads: Any, question: Question = MIN_GPUS, *, stacklevel: 
 _DTYPES: dict[Any, Any] = {int: np.int64, int | None: "Int64", float | None: np.float64}
 
 
-def frame(answers: Sequence[Any], kind: type, question: Question) -> pd.DataFrame:
+def frame(answers: Sequence[Any], kind: type, question: Query) -> pd.DataFrame:
     """Answers of one kind as a table, with the columns that the question's answers have."""
     types = get_type_hints(kind)
     columns = {name: ([getattr(one, name) for one in answers], _DTYPES.get(types[name])) for name in question.answers}
@@ -191,7 +149,7 @@ def frame(answers: Sequence[Any], kind: type, question: Question) -> pd.DataFram
 
 
 def valid_jobs(
-    columns: dict[str, list[Any]], default_version: str | None, question: Question = MIN_GPUS, models: Models = None
+    columns: dict[str, list[Any]], default_version: str | None, question: Query = MIN_GPUS, models: Models = None
 ) -> tuple[Columns, list[str]]:
     """Read the fields of jobs given as raw values; and for each job why it can have no answer, or empty text."""
     newest = read("model_version", default_version) or DEFAULT
@@ -254,15 +212,3 @@ def _key(value: Any) -> Hashable:
     except Exception:  # a value may be anything, and so may what it raises
         return type(value), id(value)
     return type(value), value
-
-
-def _recommend(predictor: Predictor, columns: Columns) -> list[Recommendation]:
-    """Answer valid jobs by one version; with "no" go the changes that would help."""
-    answers = answer(predictor, columns)
-    without = [index for index, found in enumerate(answers) if not found.can_recommend]
-    if not without:
-        return answers
-    for index, changes in zip(without, remedies(predictor, pick(columns, without), CHANGES), strict=True):
-        sentences = [answers[index].reason, *map(str, changes)]
-        answers[index] = Recommendation(0, reason="; ".join(sentences), changes=tuple(changes))
-    return answers

@@ -12,9 +12,10 @@ from autoconf.jobs.job import read
 from autoconf.jobs.names import listed
 from autoconf.jobs.presets import SETTINGS, training_stack
 from autoconf.jobs.stack import Stack
+from autoconf.memory.candidates import Candidates
 from autoconf.memory.model import StackMemory
-from autoconf.memory.reserve import GIB, Floats, MemoryTable, Outside
-from autoconf.planner.rules import Booleans, Candidates
+from autoconf.memory.units import GIB, Booleans, Floats, Outside
+from autoconf.memory.version_1 import MemoryTable
 from autoconf.predictor.cards import Card, Domain, Model
 
 _STACK = ("stack", *SETTINGS)

@@ -20,8 +20,8 @@ from autoconf.cli.console import is_terminal
 from autoconf.cli.plots.answer_grid import SEPARATOR
 from autoconf.cli.plots.heatmap import FAINT, INK, check_matplotlib, empty_figure, is_dark, wrapped
 from autoconf.jobs.job import Job
-from autoconf.planner.estimate import Estimate
 from autoconf.planner.explanation import Explanation
+from autoconf.planner.results import Estimate
 from autoconf.planner.rules import on_each
 
 if TYPE_CHECKING:

@@ -19,12 +19,13 @@ import pandas as pd
 
 from autoconf.errors import BadInput
 from autoconf.memory.model import StackMemory
-from autoconf.memory.reserve import GIB, Floats, Integers, Reserve
+from autoconf.memory.reserve import Reserve
+from autoconf.memory.units import GIB, Booleans, Floats, Integers
 from autoconf.pipeline.calibration.real_rows import read_rows
 from autoconf.pipeline.calibration.reserve import VIRTUAL_ROWS, Learnt, learn, table_of
 from autoconf.pipeline.calibration.user_runs import Measured, read_measured
 from autoconf.pipeline.validation.compare_measured import CUBLAS_GIB
-from autoconf.planner.rules import Booleans, passing
+from autoconf.planner.rules import passing
 from autoconf.predictor.autogluon import LABEL
 from autoconf.predictor.predictor import Predictor
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from autoconf.memory.reserve import Floats
+from autoconf.memory.units import Booleans, Floats
 from autoconf.pipeline.calibration.real_rows import read_rows
 from autoconf.pipeline.calibration.reserve import (
     MONOTONE,
@@ -30,7 +30,6 @@ from autoconf.pipeline.calibration.reserve import (
     virtual_rows,
 )
 from autoconf.pipeline.report import markdown
-from autoconf.planner.rules import Booleans
 from autoconf.predictor import autogluon as autogluon_adapter
 from autoconf.predictor.autogluon import LABEL
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from autoconf.memory.reserve import Floats, Integers, Reserve
+from autoconf.memory.reserve import Reserve
+from autoconf.memory.units import Floats, Integers
 from autoconf.pipeline.calibration.real_rows import read_rows
 from autoconf.predictor.autogluon import LABEL
 

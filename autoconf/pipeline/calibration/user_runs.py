@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 
 from autoconf.errors import BadInput
-from autoconf.jobs.job import NUMBERS, OPTIONAL, Workload, check_together, is_empty, missing_columns, read, whole_number
+from autoconf.jobs.job import NUMBERS, OPTIONAL, Workload, check_together, is_empty, read, whole_number
+from autoconf.jobs.queries import missing_columns
+from autoconf.memory.candidates import Candidates
 from autoconf.planner.estimate import NUMBER_GPUS, placed
-from autoconf.planner.rules import Candidates
 from autoconf.predictor.autogluon import LABEL
 from autoconf.predictor.predictor import Predictor
 

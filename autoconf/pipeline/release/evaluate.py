@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 
 from autoconf.pipeline.calibration.held_out import real_calibration, side_by_side
-from autoconf.pipeline.catalog import architectures, gpu_types
+from autoconf.pipeline.catalog import NEWEST, architectures, gpu_types
 from autoconf.pipeline.release.evaluation import NEAR, TARGETS, Judged, measured, sweep_space
-from autoconf.pipeline.release.train import LEFT_OUT, NEWEST, release
+from autoconf.pipeline.release.train import LEFT_OUT, release
 from autoconf.pipeline.release.version_folder import write_card
 from autoconf.pipeline.report import markdown, write_section
 from autoconf.predictor import cards, registry

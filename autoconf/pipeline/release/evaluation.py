@@ -12,9 +12,12 @@ import numpy as np
 import pandas as pd
 
 from autoconf.jobs.presets import SETTINGS
+from autoconf.memory.candidates import Candidates
+from autoconf.memory.units import Booleans
 from autoconf.pipeline.release.random_jobs import GPUS_PER_WORKER, random_jobs
-from autoconf.planner.rules import Booleans, Candidates, resident_state_fits
-from autoconf.planner.search import Jobs, decide, smallest
+from autoconf.planner.domain import Jobs
+from autoconf.planner.rules import resident_state_fits
+from autoconf.planner.search import decide, smallest
 from autoconf.predictor.cards import Card
 from autoconf.predictor.predictor import Predictor
 

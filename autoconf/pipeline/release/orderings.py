@@ -18,11 +18,14 @@ from rich.progress import track
 
 from autoconf.errors import AutoConfError
 from autoconf.jobs.presets import SETTINGS, presets, training_stack
-from autoconf.jobs.stack import Optim, Stack, optimizer_bytes
+from autoconf.jobs.stack import Optim, Stack
 from autoconf.memory.model import StackMemory, gpu_figures
-from autoconf.memory.profile import HeadWay, LayerWay, ModelsTable, Point, StackMoment
-from autoconf.memory.reserve import GIB, Floats, Outside, Reserve
+from autoconf.memory.optimizers import optimizer_bytes
+from autoconf.memory.profile import HeadWay, LayerWay, Point, StackMoment
+from autoconf.memory.reserve import Reserve
 from autoconf.memory.sharding import Held
+from autoconf.memory.store import ModelsTable
+from autoconf.memory.units import GIB, Floats, Outside
 from autoconf.predictor.predictor import Predictor
 
 _COUNTS = (1, 2, 3, 4, 8, 16, 64, 512)

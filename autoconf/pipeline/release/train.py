@@ -9,16 +9,16 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from autoconf.memory.profile import write_models
+from autoconf.files import appearing
+from autoconf.memory.store import write_models
 from autoconf.pipeline.calibration import reserve
 from autoconf.pipeline.calibration.real_rows import read_rows
-from autoconf.pipeline.catalog import architectures, gpus, models
-from autoconf.pipeline.release.version_folder import SEED, appearing, complete
+from autoconf.pipeline.catalog import NEWEST, architectures, gpus, models
+from autoconf.pipeline.release.version_folder import SEED, complete
 from autoconf.pipeline.tracing.cache import traces
 from autoconf.predictor import registry
 from autoconf.predictor.cards import Card, Domain
 
-NEWEST = "2.0.0"
 # Architectures that are in the table, and that the version does not answer for.
 _LATER = "older or less asked for; nothing but its traces, of a minute, is missing"
 LEFT_OUT = {

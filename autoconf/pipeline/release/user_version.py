@@ -10,16 +10,17 @@ from typing import Any
 import pandas as pd
 
 from autoconf.errors import BadInput
+from autoconf.files import appearing, called
 from autoconf.jobs.names import Names
-from autoconf.jobs.tables import called, read_table
+from autoconf.jobs.tables import read_table
 from autoconf.memory.model import StackMemory
-from autoconf.memory.profile import ModelsTable, read_models, write_models
+from autoconf.memory.store import ModelsTable, read_models, write_models
 from autoconf.pipeline.calibration.cluster import Cluster, learn_cluster
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.release.evaluation import measured
-from autoconf.pipeline.release.version_folder import appearing, complete
+from autoconf.pipeline.release.version_folder import complete
 from autoconf.pipeline.tracing.trace_file import Trace, read_trace
-from autoconf.predictor import registry, user_versions
+from autoconf.predictor import rebuild, registry, user_versions
 from autoconf.predictor.cards import Card, Model, digest
 from autoconf.predictor.predictor import Predictor
 
@@ -83,7 +84,7 @@ def train_own(base: str, version: str, output: Path, traces: Sequence[str] = (),
     with appearing(folder) as scratch:
         place = registry.place(base).folder
         write_models([*read_models(place), *(trace.figures for trace in found)], scratch)
-        teaches, cluster = pd.read_parquet(place / registry.TRAINING_TABLE), None
+        teaches, cluster = pd.read_parquet(place / rebuild.TRAINING_TABLE), None
         if table is not None:
             asked = start.about(domain.models, StackMemory(ModelsTable(scratch)))
             cluster = learn_cluster(asked, table, called(str(runs)))

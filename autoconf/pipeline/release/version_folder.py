@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import pickle
 import re
-import secrets
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from autoconf.errors import BadInput
-from autoconf.jobs.tables import unfinished
 from autoconf.memory.model import StackMemory
-from autoconf.memory.profile import ModelsTable
+from autoconf.memory.store import ModelsTable
 from autoconf.pipeline.release import orderings
 from autoconf.pipeline.release.random_jobs import random_jobs
 from autoconf.predictor import autogluon as autogluon_adapter
@@ -25,7 +20,7 @@ from autoconf.predictor import cards
 from autoconf.predictor.autogluon import LABEL
 from autoconf.predictor.cards import Card
 from autoconf.predictor.predictor import MONOTONE, Predictor
-from autoconf.predictor.registry import CHECK_JOBS, PREDICTOR, TRAINING_TABLE
+from autoconf.predictor.rebuild import CHECK_JOBS, PREDICTOR, TRAINING_TABLE
 
 SEED = 20261125  # of jobs that are drawn
 _CHECKS = 800  # drawn; about half of them can be spread over workers
@@ -33,24 +28,6 @@ _CHECKS = 800  # drawn; about half of them can be spread over workers
 _TIME = re.compile(r"fit_time|predict_(child_)?time|predict_n_time_per_row|_time_\w+")  # where AutoGluon notes one
 
 Evaluate = Callable[[Predictor], dict[str, Any]]
-
-
-@contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
-    """A scratch folder that becomes ``folder``, which it replaces, when all went well, and vanishes otherwise."""
-    scratch = folder.with_name(f".ado-autoconf-{secrets.token_hex(8)}.tmp")
-    unfinished.add(scratch)
-    try:
-        scratch.mkdir(parents=True)
-    except OSError as error:
-        raise BadInput(f"{folder.parent}: cannot write to it: {error.strerror or error}") from None
-    try:
-        yield scratch
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        unfinished.discard(scratch)
 
 
 def complete(scratch: Path, card: Card, table: pd.DataFrame, evaluate: Evaluate = lambda predictor: {}) -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 import platformdirs
 from rich.progress import track
 
-from autoconf.memory.profile import ModelFigures, read_models, write_models
+from autoconf.memory.profile import ModelFigures
+from autoconf.memory.store import read_models, write_models
 from autoconf.pipeline.catalog import Architecture, architectures
 
 TRACER = 2  # to be raised when a model's figures become others

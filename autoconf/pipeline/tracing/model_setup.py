@@ -32,7 +32,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
-from autoconf.jobs.stack import Shape, Stack
+from autoconf.jobs.stack import Stack
+from autoconf.memory.optimizers import Shape
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 

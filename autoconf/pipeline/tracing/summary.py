@@ -11,8 +11,8 @@ import numpy as np
 from autoconf.jobs.job import OPTIONAL
 from autoconf.jobs.presets import SETTINGS, training_stack
 from autoconf.memory.model import StackMemory
-from autoconf.memory.profile import ModelsTable
-from autoconf.memory.reserve import GIB
+from autoconf.memory.store import ModelsTable
+from autoconf.memory.units import GIB
 from autoconf.pipeline.tracing.trace_file import read_trace
 from autoconf.planner.search import answer
 from autoconf.predictor import registry

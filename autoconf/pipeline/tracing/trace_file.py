@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from autoconf.errors import BadInput
-from autoconf.memory.profile import ModelFigures, metadata, read_models, write_model
+from autoconf.memory.profile import ModelFigures
+from autoconf.memory.store import metadata, read_models, write_model
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.tracing.cache import fingerprint
 

@@ -14,7 +14,8 @@ import numpy as np
 from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 
-from autoconf.jobs.stack import LoraTargets, Shape, Stack
+from autoconf.jobs.stack import LoraTargets, Stack
+from autoconf.memory.optimizers import Shape
 from autoconf.memory.profile import HeadWay, LayerWay, ModelFigures, Trainable, Units
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.kernels import cuda as cuda_kernels

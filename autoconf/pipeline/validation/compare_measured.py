@@ -21,10 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from autoconf.errors import AutoConfError, BadInput
-from autoconf.memory.reserve import GIB, RankFigures
+from autoconf.memory.units import GIB
 from autoconf.pipeline.report import markdown, require_section, write_section
 from autoconf.pipeline.validation import environments
 from autoconf.pipeline.validation.benchmark_runs import Run, read_runs
+from autoconf.pipeline.validation.rank_figures import RankFigures
 from autoconf.predictor.registry import MODELS
 
 # aten/src/ATen/cuda/CublasHandlePool.cpp: :4096:2:16:8 KiB for each handle and stream on an A100, that is for the main

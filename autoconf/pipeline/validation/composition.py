@@ -23,16 +23,17 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from autoconf.jobs.stack import Stack, optimizer_bytes
+from autoconf.jobs.stack import Stack
 from autoconf.memory.model import gpu_figures
-from autoconf.memory.profile import ModelsTable
-from autoconf.memory.reserve import GIB, RankFigures
+from autoconf.memory.optimizers import optimizer_bytes
 from autoconf.memory.sharding import Held
-from autoconf.pipeline.catalog import architectures
-from autoconf.pipeline.release.train import NEWEST
+from autoconf.memory.store import ModelsTable
+from autoconf.memory.units import GIB
+from autoconf.pipeline.catalog import NEWEST, architectures
 from autoconf.pipeline.report import markdown, write_section
 from autoconf.pipeline.tracing.model_setup import Job, Method, trainable_shapes
 from autoconf.pipeline.validation import rank_trace
+from autoconf.pipeline.validation.rank_figures import RankFigures
 from autoconf.predictor.registry import MODELS
 
 OUTPUT = Path(__file__).with_name("composition.csv")

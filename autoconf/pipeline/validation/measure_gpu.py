@@ -26,11 +26,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from autoconf.errors import AutoConfError
 from autoconf.jobs.stack import REFERENCE
 from autoconf.memory.model import gpu_figures
-from autoconf.memory.profile import ModelsTable
-from autoconf.memory.reserve import GIB
 from autoconf.memory.sharding import Held
-from autoconf.pipeline.catalog import architectures
-from autoconf.pipeline.release.train import NEWEST
+from autoconf.memory.store import ModelsTable
+from autoconf.memory.units import GIB
+from autoconf.pipeline.catalog import NEWEST, architectures
 from autoconf.pipeline.tracing.model_setup import Job, Method, build_model, decoder_layers
 from autoconf.predictor.registry import MODELS
 

@@ -27,11 +27,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from autoconf.jobs.stack import optimizer_bytes
-from autoconf.memory.reserve import RankFigures
+from autoconf.memory.optimizers import optimizer_bytes
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.kernels import triton as triton_kernels
 from autoconf.pipeline.tracing.model_setup import Job, Rank, build_model, materialize, rank_of, trainable_shapes
+from autoconf.pipeline.validation.rank_figures import RankFigures
 
 HEAD = -1  # segment of ops outside the decoder layers
 TAIL = -2  # segment of ops after the backward pass of the first decoder layer: the embeddings' gradient, reductions

@@ -1,0 +1,32 @@
+from ._version import __version__
+from .errors import AutoConfError, IgnoredColumnWarning
+from .jobs.job import Job, Workload
+from .planner.avoid_oom import avoid_oom
+from .planner.estimate import estimate
+from .planner.explanation import Explanation, explain
+from .planner.gpu_choice import cheapest_gpu
+from .planner.max_size import largest_batch, largest_sample
+from .planner.min_gpus import recommend
+from .planner.results import Estimate, GpuModel, LargestBatch, LargestSample, Recommendation, Remedy
+
+__all__ = [
+    "AutoConfError",
+    "Estimate",
+    "Explanation",
+    "GpuModel",
+    "IgnoredColumnWarning",
+    "Job",
+    "LargestBatch",
+    "LargestSample",
+    "Recommendation",
+    "Remedy",
+    "Workload",
+    "__version__",
+    "avoid_oom",
+    "cheapest_gpu",
+    "estimate",
+    "explain",
+    "largest_batch",
+    "largest_sample",
+    "recommend",
+]

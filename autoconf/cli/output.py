@@ -1,0 +1,124 @@
+"""Write answers: CSV, JSON, and files that appear complete or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pandas as pd
+
+from autoconf.errors import AutoConfError, BadInput
+from autoconf.files import STANDARD_STREAM, scratch_path, unfinished
+from autoconf.jobs.job import Workload, read
+from autoconf.jobs.queries import BESIDE
+from autoconf.jobs.values import is_empty, whole_number
+
+
+@contextmanager
+def output(path: str | None) -> Iterator[BinaryIO]:
+    """Open what a result goes to: a file, which appears complete or not at all, or standard output.
+
+    Args:
+        path: ``None`` or ``-`` for standard output.
+
+    Raises:
+        BadInput: the path cannot be written to.
+        AutoConfError: writing failed, as on a full disk.
+    """
+    if path is None or path == STANDARD_STREAM:
+        if sys.stdout is None:
+            raise BadInput("standard output: cannot write it: it is closed")
+        with _writing("standard output"):
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        return
+    mode = _mode(path)
+    if mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a device or pipe is never replaced
+        with _writing(path), _opened(Path(path), "wb", path) as stream:
+            yield stream
+        return
+    target = Path(os.path.realpath(path))  # a link stays a link
+    if mode is not None and (stat.S_ISDIR(mode) or not os.access(target, os.W_OK)):
+        raise BadInput(f"{path}: cannot write it: {os.strerror(errno.EISDIR if stat.S_ISDIR(mode) else errno.EACCES)}")
+    scratch = scratch_path(target)
+    unfinished.add(scratch)
+    try:
+        with _writing(path), _opened(scratch, "xb", path) as stream:
+            yield stream
+            stream.flush()
+            if mode is not None:
+                shutil.copymode(target, scratch)
+            os.replace(scratch, target)
+    finally:
+        with suppress(OSError):
+            scratch.unlink()
+        unfinished.discard(scratch)
+
+
+def _mode(path: str) -> int | None:
+    """What a path leads to; None where there is nothing yet, unlike where that cannot be told (a loop of links)."""
+    try:
+        return os.stat(Path(path)).st_mode
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise _cannot_write(path, error) from None
+
+
+def _opened(file: Path, mode: str, path: str) -> Any:
+    try:
+        return open(file, mode)
+    except (OSError, ValueError) as error:
+        raise _cannot_write(path, error) from None
+
+
+def _cannot_write(path: str, error: Exception) -> BadInput:
+    return BadInput(f"{path}: cannot write it: {getattr(error, 'strerror', None) or error}")
+
+
+@contextmanager
+def _writing(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # whoever read our output has had enough, which is no failure
+            raise
+        raise AutoConfError(f"{path}: writing failed: {error.strerror or error}") from None
+
+
+def write_csv(pieces: Iterable[pd.DataFrame], stream: BinaryIO) -> None:
+    """Write answers as CSV in UTF-8, lines ended by a line feed."""
+    for number, piece in enumerate(pieces):
+        stream.write(piece.to_csv(index=False, header=number == 0, lineterminator="\n").encode("utf-8"))
+
+
+def write_json(pieces: Iterable[pd.DataFrame], stream: BinaryIO) -> None:
+    """Write answers as a JSON list with an object, on a line of its own, for each job."""
+    separator = "[\n"
+    for piece in pieces:
+        for row in json_rows(piece):
+            stream.write(f"{separator}{json.dumps(row, ensure_ascii=False)}".encode())
+            separator = ",\n"
+    stream.write(b"[]\n" if separator == "[\n" else b"\n]\n")
+
+
+def json_rows(piece: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Answered jobs as objects: numbers as numbers, what is absent as ``None``, columns of the user's own as text."""
+    for row in piece.astype(object).to_dict("records"):
+        yield {str(column): _json_value(str(column), value) for column, value in row.items()}
+
+
+def _json_value(column: str, value: Any) -> Any:
+    if column in Workload.model_fields:
+        return None if is_empty(value) else read(column, value)
+    if column in BESIDE:
+        return whole_number(column, value)
+    return None if pd.isna(value) else value

@@ -1,0 +1,530 @@
+"""A job is read from the files that people have: all that matters, or an error that names file, key and value."""
+
+import copy
+import json
+import random
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoconf import Workload
+from autoconf.errors import BadInput
+from autoconf.jobs.importers.key_table import job_keys
+from autoconf.jobs.importers.patch import Layout, patched
+from autoconf.jobs.importers.reader import read_job
+from autoconf.jobs.job import read
+from autoconf.jobs.presets import presets
+from autoconf.jobs.stack import Stack
+
+JOBS = Path(__file__).parents[1] / "data" / "job_files"
+TRL = yaml.safe_load((JOBS / "trl_lora.yaml").read_text())
+
+
+def fields(*names: str, **options) -> dict:
+    return read_job([str(JOBS / name) for name in names], options).fields
+
+
+def stack_of(*names: str, **options) -> Stack:
+    """How the job of some files trains, once what they lack is given."""
+    return Workload.parse(
+        **{"gpu_model": "NVIDIA-A100-SXM4-80GB", **fields(*names, **options), **options}
+    ).training_stack()
+
+
+@pytest.fixture
+def read_text(tmp_path: Path):
+    """Read a job from a text, in a file whose name says nothing of its format."""
+
+    def read_it(content, **options):
+        text = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / "job").write_text(text)
+        return read_job([str(tmp_path / "job")], options)
+
+    return read_it
+
+
+# --- each format ------------------------------------------------------------------------------------------------------
+
+
+def test_arguments_of_trl_are_read() -> None:
+    assert fields("trl_lora.yaml") == {
+        "model_name": "meta-llama/Llama-3.1-8B", "method": "lora", "tokens_per_sample": 2048, "stack": "trl",
+        "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "lora_r": 32, "lora_targets": "all-linear",
+        "torch_dtype": "bfloat16", "gradient_checkpointing": "non-reentrant", "mixed_precision": "bf16",
+    }  # fmt: skip
+
+
+def test_what_is_said_of_arguments_covers_every_key() -> None:
+    job = read_job([str(JOBS / "trl_lora.yaml")], {})
+    place = f"{JOBS / 'trl_lora.yaml'}, "
+    assert f"{place}lora_r: 32 -> lora_r = 32" in job.read
+    assert "samples are packed: each has as many tokens as the longest may have" in job.read
+    assert set(job.ignored) == {
+        f"{place}{key}" for key in ("dataset_name", "report_to", "learning_rate", "lr_scheduler_type")
+    }
+    assert job.unknown == ()
+    assert any("optim = adamw_torch_fused" in line and "stack trl" in line for line in job.assumed)
+
+
+def test_accelerate_and_trl_are_read_together() -> None:
+    together = fields("accelerate_fsdp2.yaml", "trl_lora.yaml")
+    assert together == {**fields("trl_lora.yaml"), "sharding": "fsdp2"}
+    # TRL turns bf16 on by itself, whatever the launcher says.
+    assert together["mixed_precision"] == "bf16"
+
+
+def test_accelerate_alone_says_how_to_shard() -> None:
+    job = read_job([str(JOBS / "accelerate_fsdp1.yaml")], {})
+    assert job.fields == {"sharding": "fsdp1", "mixed_precision": "no"}
+    assert any("as the stack reference comes" in line for line in job.assumed)
+
+
+def test_arguments_of_the_trainer_are_read_on_the_nearest_preset() -> None:
+    options = {"model_name": "llama3.1-8b", "method": "lora", "tokens_per_sample": 1024}
+    stack = stack_of("trainer_arguments.json", **options)
+    assert stack == Stack(
+        optim="adafactor", gradient_checkpointing="reentrant", mixed_precision="bf16", sharding="fsdp2", lora_r=8,
+        adapter_dtype="float32",
+    )  # fmt: skip
+    assumed = read_job([str(JOBS / "trainer_arguments.json")], options).assumed
+    assert any("without a sign of TRL" in line for line in assumed)
+
+
+def test_arguments_of_the_trainer_leave_the_method_to_the_user() -> None:
+    with pytest.raises(ValueError, match="method: is required"):
+        stack_of("trainer_arguments.json", model_name="llama3.1-8b", tokens_per_sample=1024)
+
+
+def test_an_axolotl_config_is_read() -> None:
+    assert stack_of("axolotl_qlora.yaml") == Stack(
+        optim="adamw_bnb_8bit", mixed_precision="bf16", gradient_checkpointing="reentrant", sharding="ddp", lora_r=16,
+        adapter_dtype="float32", lora_dropout=0.05, lora_targets="all-linear", quantization="nf4",
+    )  # fmt: skip
+    job = read_job([str(JOBS / "axolotl_qlora.yaml")], {})
+    assert {
+        "method": "qlora",
+        "tokens_per_sample": 2048,
+        "per_device_train_batch_size": 2,
+    }.items() <= job.fields.items()
+    assert any("no preset is axolotl's own" in line for line in job.assumed)
+    assert not job.unknown
+
+
+def test_axolotl_fills_in_what_a_config_leaves_open(read_text) -> None:
+    """axolotl v0.18.0, src/axolotl/utils/config/__init__.py: bf16 where there is any, reentrant checkpoints."""
+    config = {"base_model": "llama3.1-8b", "sequence_len": 2048, "gradient_checkpointing": True}
+    found = read_text(config).fields
+    assert (found["mixed_precision"], found["torch_dtype"]) == ("bf16", "bfloat16")
+    assert found["gradient_checkpointing"] == "reentrant"
+
+
+@pytest.mark.parametrize(
+    ("adapters", "message"),
+    [({"lora_target_linear": True}, "lora_r: is missing"), ({"lora_r": 8}, "lora_target_modules: is missing")],
+)
+def test_adapters_that_an_axolotl_config_leaves_open_are_asked_for(read_text, adapters: dict, message: str) -> None:
+    config = {"base_model": "llama3.1-8b", "sequence_len": 2048, "adapter": "lora", **adapters}
+    with pytest.raises(BadInput, match=message):
+        read_text(config)
+
+
+def test_trls_own_chunked_loss_and_ligers_exclude_each_other(read_text) -> None:
+    with pytest.raises(BadInput, match="chunked_nll and Liger's kernel exclude each other"):
+        read_text({**TRL, "use_liger_kernel": True, "loss_type": "chunked_nll"})
+
+
+def test_ligers_loss_is_not_trls() -> None:
+    assert stack_of("axolotl_full_liger.yaml").loss == "chunked"
+    assert stack_of("trl_lora.yaml").loss == "chunked_nll"
+    assumed = read_job([str(JOBS / "axolotl_full_liger.yaml")], {}).assumed
+    assert any("are counted as plain ones" in line for line in assumed)
+
+
+def test_ligers_loss_in_trl_keeps_trls_other_settings(read_text) -> None:
+    gpu = {"gpu_model": "NVIDIA-A100-SXM4-80GB"}
+    plain, liger = (
+        Workload.parse(**read_text({**TRL, "use_liger_kernel": liger}).fields, **gpu).training_stack()
+        for liger in (False, True)
+    )
+    assert liger == plain.model_copy(update={"loss": "chunked"})
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_loras_dropout_chooses_the_preset(read_text, dropout: float) -> None:
+    job = read_text({**TRL, "lora_dropout": dropout, "loss_type": "nll"}).fields
+    stack = Workload.parse(**job, gpu_model="NVIDIA-A100-SXM4-80GB").training_stack()
+    assert (stack.lora_dropout > 0) == (dropout > 0)
+    assert (stack.optim, stack.adapter_dtype, stack.lora_r) == ("adamw_torch_fused", "float32", 32)
+
+
+def test_dropout_that_no_preset_has_beside_trls_loss_is_said(read_text) -> None:
+    job = read_text({**TRL, "lora_dropout": 0})
+    assert (job.fields["stack"], "loss" in job.fields) == ("trl", False)
+    assert any("dropout is counted as the stack trl has it" in line for line in job.assumed)
+
+
+def test_a_command_line_of_fms_hf_tuning_is_read_with_the_config_beside_it() -> None:
+    assert stack_of("fms_lora.sh") == Stack(
+        gradient_checkpointing="reentrant", sharding="fsdp1", lora_r=8, lora_targets="attention",
+        adapter_dtype="float32", lora_dropout=0.05,
+    )  # fmt: skip
+    job = fields("fms_lora.sh")
+    assert (job["model_name"], job["tokens_per_sample"], job["stack"]) == (
+        "meta-llama/Llama-3.1-8B",
+        4096,
+        "fms-hf-tuning",
+    )
+
+
+def test_a_command_line_of_trl_wins_over_the_files_that_it_names() -> None:
+    job = fields("trl_sft.sh")
+    assert job == {
+        **fields("trl_lora.yaml"), "tokens_per_sample": 4096, "gradient_checkpointing": "none", "sharding": "fsdp2",
+    }  # fmt: skip
+
+
+def test_a_pytorchjob_is_read_with_its_variables_and_type_of_gpu() -> None:
+    assert fields("pytorchjob.yaml") == {
+        "model_name": "meta-llama/Llama-3.1-8B", "method": "lora", "gpu_model": "NVIDIA-A100-SXM4-80GB",
+        "tokens_per_sample": 4096, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
+        "optim": "adamw_torch", "gradient_checkpointing": "none", "sharding": "fsdp1", "stack": "fms-hf-tuning",
+    }  # fmt: skip
+
+
+def test_a_pytorchjob_is_read_with_the_configmap_of_its_image() -> None:
+    job = fields("pytorchjob_configmap.yaml")
+    assert (job["model_name"], job["method"], job["stack"]) == (
+        "ibm-granite/granite-3.1-8b-base",
+        "full",
+        "fms-hf-tuning",
+    )
+    assert (job["gpu_model"], job["tokens_per_sample"]) == ("NVIDIA-A100-SXM4-80GB", 1024)
+
+
+def test_several_types_of_gpu_are_left_to_the_user(read_text) -> None:
+    text = (JOBS / "pytorchjob_configmap.yaml").read_text()
+    item = "                          - NVIDIA-A100-SXM4-80GB\n"
+    both = text.replace(item, item + item.replace("A100-SXM4", "H100"))
+    with pytest.raises(BadInput, match=r"matchExpressions\[0\]\.nvidia\.com/gpu\.product: .*gpu_model: must be"):
+        read_text(both)
+    assert read_text(both, gpu_model="L40S").fields["tokens_per_sample"] == 1024
+    with pytest.raises(BadInput, match="gpu_model: must be"):
+        read_text(text.replace("operator: In", "operator: NotIn"))
+
+
+def test_a_trainjob_is_read_through_its_shell(read_text) -> None:
+    job = fields("trainjob.yaml")
+    assert (job["sharding"], job["tokens_per_sample"], job["stack"], job["method"]) == (
+        "fsdp2",
+        2048,
+        "trl",
+        "full",
+    )
+    with pytest.raises(BadInput, match=r"job, spec\.trainer\.args: --optim: 'lomo'"):
+        read_text((JOBS / "trainjob.yaml").read_text().replace("--learning_rate 1e-5", "--optim lomo"))
+
+
+@pytest.mark.parametrize("program", ["torchrun --nproc_per_node 8", "accelerate launch --multi_gpu", "python3 -u"])
+def test_launchers_are_told_apart_from_the_script(read_text, program: str) -> None:
+    job = read_text(f"{program} train.py --model_name_or_path m/x --bf16 --optim=sgd --lora_r 4 --use_peft")
+    assert (job.fields["model_name"], job.fields["optim"], job.fields["method"]) == ("m/x", "sgd", "lora")
+    assert job.fields.get("sharding") == (None if "python" in program else "ddp")
+
+
+def test_the_environment_of_a_command_is_read(read_text) -> None:
+    command = "sft.py --model_name_or_path m --max_length 8"
+    launched = f"export ACCELERATE_USE_FSDP=true\nFSDP_VERSION=2 accelerate launch {command}"
+    assert read_text(launched).fields["sharding"] == "fsdp2"
+    with pytest.raises(BadInput, match="ACCELERATE_USE_DEEPSPEED: 'true'"):
+        read_text(f"ACCELERATE_USE_DEEPSPEED=true accelerate launch {command}")
+
+
+def test_the_launchers_settings_in_fms_hf_tunings_configuration_are_read(read_text) -> None:
+    text = (JOBS / "pytorchjob_configmap.yaml").read_text()
+    launcher = '"accelerate_launch_args": {"use_fsdp": true, "fsdp_version": 2}, "max_seq_length"'
+    assert read_text(text.replace('"max_seq_length"', launcher)).fields["sharding"] == "fsdp2"
+    with pytest.raises(BadInput, match=r"accelerate_launch_args\.fsdp_sharding_strategy: 2"):
+        read_text(text.replace('"max_seq_length"', launcher.replace("version", "sharding_strategy")))
+
+
+def test_what_output_goes_to_is_no_argument(read_text) -> None:
+    job = read_text("trl sft --model_name_or_path m --use_peft --optim sgd > log.txt 2>&1; echo done")
+    assert (job.fields["optim"], job.fields["method"]) == ("sgd", "lora")
+
+
+def test_a_stack_that_an_option_names_says_what_files_leave_open(read_text) -> None:
+    options = {"stack": "reference", "gpu_model": "A"}
+    job = read_text({"model_name_or_path": "m", "max_length": 8, "use_peft": True}, **options)
+    stack = Workload.parse(**job.fields, **options).training_stack()
+    assert stack == Stack(gradient_accumulation=False)
+
+
+def test_a_4_bit_base_without_double_quantisation_is_said(read_text) -> None:
+    job = read_text({**TRL, "load_in_4bit": True})
+    assert job.fields["method"] == "qlora"
+    assert any("nested" in line and "counted as yes" in line for line in job.assumed)
+    job = read_text({**TRL, "load_in_4bit": True, "use_bnb_nested_quant": True})
+    assert not any("nested" in line for line in job.assumed)
+
+
+def test_what_only_adapters_have_is_ignored_without_them(read_text) -> None:
+    job = read_text({**TRL, "use_peft": False})
+    assert (job.fields["method"], "lora_r" in job.fields) == ("full", False)
+    assert "lora_r: no adapters are trained" in job.ignored
+
+
+def test_empty_settings_say_nothing(read_text) -> None:
+    empty = {"deepspeed_config": {}, "megatron_lm_config": {}, "fsdp_config": {}, "dynamo_config": None}
+    assert read_text({"distributed_type": "MULTI_GPU", **empty}).fields == {"sharding": "ddp"}
+
+
+# --- several sources --------------------------------------------------------------------------------------------------
+
+
+def test_files_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text('{"lora_r": 8}')
+    with pytest.raises(
+        BadInput, match=rf"{other}, lora_r: lora_r = 8 contradicts .*trl_lora.yaml, lora_r, which says 32"
+    ):
+        read_job([str(JOBS / "trl_lora.yaml"), str(other)], {})
+
+
+def test_options_win_also_over_what_cannot_be_read(read_text) -> None:
+    text = {**TRL, "optim": "lomo", "max_length": None, "dtype": "auto"}
+    with pytest.raises(BadInput) as refused:
+        read_text(text)
+    assert [line.split(", ")[1].split(":")[0] for line in str(refused.value).splitlines()] == [
+        "max_length",
+        "dtype",
+        "optim",
+    ]
+    options = {"optim": "sgd", "tokens_per_sample": "512", "torch_dtype": "float32", "lora_r": 4}
+    job = read_text(text, **options)
+    assert not set(options) & set(job.fields)
+    assert any("optim: an option says it" in line for line in job.ignored)
+    stack = Workload.parse(**job.fields, **options, gpu_model="A").training_stack()
+    assert (stack.optim, stack.torch_dtype, stack.lora_r) == ("sgd", "float32", 4)
+
+
+def test_a_global_batch_as_an_option_takes_the_place_of_the_files(read_text) -> None:
+    assert "per_device_train_batch_size" not in read_text(TRL, batch_size=16).fields
+
+
+def test_a_config_that_a_command_names_must_be_there(read_text, tmp_path: Path) -> None:
+    command = "accelerate launch --config_file fsdp.yaml sft.py --model_name_or_path m --max_length 8"
+    with pytest.raises(BadInput, match=r"--config_file: 'fsdp\.yaml': no such file beside"):
+        read_text(command)
+    (tmp_path / "command.sh").write_text(command)
+    both = read_job([str(tmp_path / "command.sh"), str(JOBS / "accelerate_fsdp2.yaml")], {})
+    assert both.fields["sharding"] == "fsdp2"
+
+
+# --- what cannot be read ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optim", "lion_32bit"), ("deepspeed", "ds_config.json"), ("fp16", True), ("load_in_8bit", True),
+        ("attn_implementation", "eager"), ("max_length", None), ("activation_offloading", True), ("dtype", "float16"),
+        ("fsdp", "shard_grad_op"), ("fsdp", "full_shard offload"), ("fsdp", "hybrid_shard auto_wrap"),
+        ("parallelism_config", {"cp_size": 2}), ("lora_modules_to_save", ["lm_head"]), ("loss_type", "dft"),
+        ("lora_target_modules", ["q_proj", "k_proj"]), ("accelerate_config", "zero3"), ("torch_compile", True),
+        ("bnb_4bit_quant_type", "fp4"), ("lora_dropout", "much"), ("per_device_train_batch_size", 0),
+        ("fast_kernels", ["True", "True", "True"]), ("finetuning_type", "lora"), ("model_name_or_path", "$MODEL"),
+    ],
+)  # fmt: skip
+def test_an_argument_that_matters_and_is_not_covered_is_refused(read_text, tmp_path: Path, key: str, value) -> None:
+    with pytest.raises(BadInput) as refused:
+        read_text({**{k: v for k, v in TRL.items() if k != key}, key: value})
+    assert str(refused.value).startswith(f"{tmp_path / 'job'}, {key}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("distributed_type", "DEEPSPEED"), ("deepspeed_config", {"zero_stage": 2}), ("mixed_precision", "fp16"),
+        ("mixed_precision", "fp8"), ("fsdp_config", {"fsdp_offload_params": True}), ("use_cpu", True),
+        ("fsdp_config", {"fsdp_sharding_strategy": "HYBRID_SHARD"}), ("fsdp_config", {"fsdp_sharding_strategy": 2}),
+        ("fsdp_config", {"fsdp_reshard_after_forward": False}), ("fsdp_config", {"fsdp_version": 3}),
+        ("fsdp_config", {"fsdp_auto_wrap_policy": "NO_WRAP"}), ("dynamo_config", {"dynamo_backend": "INDUCTOR"}),
+        ("parallelism_config", {"parallelism_config_tp_size": 2}),
+        ("parallelism_config", {"parallelism_config_cp_size": 2}),
+    ],
+)  # fmt: skip
+def test_a_setting_of_accelerate_that_is_not_covered_is_refused(read_text, tmp_path: Path, key: str, value) -> None:
+    with pytest.raises(BadInput) as refused:
+        read_text({"distributed_type": "FSDP", key: value})
+    place = f"{key}.{next(iter(value))}" if isinstance(value, dict) else key
+    assert str(refused.value).startswith(f"{tmp_path / 'job'}, {place}: ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("plugins", ["axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"]), ("load_in_8bit", True),
+        ("deepspeed", "deepspeed_configs/zero2.json"), ("optimizer", "muon"), ("gradient_checkpointing", "offload"),
+        ("context_parallel_size", 2), ("eager_attention", True), ("lora_mlp_kernel", True), ("rl", "dpo"),
+        ("fsdp_config", {"offload_params": True}), ("adapter", "llama-adapter"), ("fp16", True),
+        ("gptq", True), ("flash_attn_cross_entropy", True), ("peft", {"loftq_config": {"loftq_bits": 4}}),
+        ("cut_cross_entropy", True),
+    ],
+)  # fmt: skip
+def test_a_setting_of_axolotl_that_is_not_covered_is_refused(read_text, tmp_path: Path, key: str, value) -> None:
+    with pytest.raises(BadInput) as refused:
+        read_text({**yaml.safe_load((JOBS / "axolotl_qlora.yaml").read_text()), key: value})
+    assert str(refused.value).startswith(f"{tmp_path / 'job'}, {key}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "neither settings nor a command"), ("echo hello", "neither settings nor a command"),
+        ("a: [", "as YAML"), ("optim: sgd\noptim: adafactor\n", "key named more than once: optim"),
+        ("trl sft --optim sgd\ntrl sft --optim sgd\n", "2 commands start a training"),
+        ("trl sft --optim 'sgd", "not a command line"), ("deepspeed train.py --model_name_or_path m", "DeepSpeed"),
+        ('{"optim": "sgd", "optim": "adafactor"}', "key named more than once: optim"),
+        ("optim: &a {b: *a}\n", "nested too deeply"), ("optim: 2024-99-99\n", "neither settings nor a command"),
+        ("accelerate launch --new_flag train.py --optim sgd", "which script is launched cannot be told"),
+        ("trl sft --use_peft \\ # why\n--optim sgd", "--optim: an option without a command"),
+        ("zero_optimization: {stage: 3}\n", "DeepSpeed is not covered"),
+        ("load_in_4bit: true\nuse_peft: false\n", "a 4-bit base without adapters"),
+        ("kind: Pod\napiVersion: v1\n", "must have one PyTorchJob or TrainJob, has Pod"),
+        ("kind: TrainJob\napiVersion: trainer.kubeflow.org/v2\n", "apiVersion: 'trainer.kubeflow.org/v2'"),
+        ("kind: TrainJob\napiVersion: trainer.kubeflow.org/v1alpha1\n", "no container has a command"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_job_is_refused(read_text, text: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        read_text(text)
+
+
+def test_a_sequence_length_that_nobody_gives_is_asked_for() -> None:
+    with pytest.raises(ValueError, match="tokens_per_sample: is required"):
+        stack_of("trainer_arguments.json", model_name="llama3.1-8b", method="full")
+
+
+# --- whatever the order -----------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.randoms(use_true_random=False), st.sampled_from(["trl_lora.yaml", "axolotl_qlora.yaml", "accelerate_fsdp2.yaml"])
+)
+def test_the_order_of_keys_changes_nothing(tmp_path_factory, shuffle: random.Random, name: str) -> None:
+    items = list(yaml.safe_load((JOBS / name).read_text()).items())
+    shuffle.shuffle(items)
+    path = tmp_path_factory.mktemp("order") / "job"
+    path.write_text(yaml.safe_dump(dict(items), sort_keys=False))
+    assert read_job([str(path)], {}).fields == fields(name)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.randoms(use_true_random=False))
+def test_the_order_of_arguments_changes_nothing(tmp_path_factory, shuffle: random.Random) -> None:
+    options = [f"--{key} {value}" for key, value in TRL.items()]
+    shuffle.shuffle(options)
+    path = tmp_path_factory.mktemp("order") / "job"
+    path.write_text(f"trl sft {' '.join(options)}\n")
+    assert read_job([str(path)], {}).fields == fields("trl_lora.yaml")
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text(min_size=1) | st.sampled_from(["adamw_torch_8bit", "lion_8bit", "adamw", "sgd_", "paged_adamw_32bit"]))
+def test_an_optimizer_that_is_not_in_the_table_never_passes(tmp_path_factory, optimizer: str) -> None:
+    known = job_keys().dialects["arguments"].keys["optim"].values
+    if " ".join(optimizer.casefold().replace(",", " ").split()) in known:
+        return
+    path = tmp_path_factory.mktemp("optim") / "job"
+    path.write_text(json.dumps({**TRL, "optim": optimizer}))
+    with pytest.raises(BadInput, match="job, optim: "):
+        read_job([str(path)], {})
+
+
+WORDS = [
+    "accelerate", "launch", "trl", "sft", "torchrun", "python", "-m", "tuning.sft_trainer", "train.py", "--optim",
+    "sgd", "--model_name_or_path", "m", "--max_length", "8", "--use_peft", "--use_fsdp", "'", "\n", ";", "&&", "> x",
+    "$X", "\\\n", "A=b", "bash", "-c", "'trl sft --optim sgd'", "--gradient_checkpointing_kwargs", "'{'",
+    "--no_packing", "=", "--", "-",
+]  # fmt: skip
+ANY_VALUE = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["auto", "$X", "{"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+ANY_KEY = st.text(max_size=8) | st.sampled_from(
+    [key for dialect in job_keys().dialects.values() for key in dialect.keys]
+    + ["kind", "apiVersion", "spec", "fsdp_config"]
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.dictionaries(ANY_KEY, ANY_VALUE, max_size=5))
+def test_whatever_settings_say_is_read_or_refused(tmp_path_factory, document: dict) -> None:
+    path = tmp_path_factory.mktemp("any") / "job"
+    path.write_text(json.dumps(document))
+    try:
+        job = read_job([str(path)], {})
+    except BadInput as error:
+        assert str(path) in str(error) or "4-bit base" in str(error) or "gradient_checkpointing" in str(error)
+    else:
+        assert set(job.fields) <= set(Workload.model_fields)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join) | st.text(max_size=40))
+def test_whatever_a_command_says_is_read_or_refused(tmp_path_factory, command: str) -> None:
+    path = tmp_path_factory.mktemp("any") / "job"
+    path.write_text(command, encoding="utf-8")
+    with suppress(BadInput):
+        assert set(read_job([str(path)], {}).fields) <= set(Workload.model_fields)
+
+
+def paths_in(value, path: tuple = ()):
+    """The places in nested settings."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from paths_in(inner, (*path, key))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from(["pytorchjob.yaml", "pytorchjob_configmap.yaml", "trainjob.yaml"]), st.data())
+def test_a_manifest_with_anything_anywhere_is_read_or_refused(tmp_path_factory, name: str, data: st.DataObject) -> None:
+    *others, job = yaml.safe_load_all((JOBS / name).read_text())
+    *path, last = data.draw(st.sampled_from([path for path in paths_in(job) if path]))
+    place = copy.deepcopy(job)
+    job = place
+    for key in path:
+        place = place[key]
+    place[last] = data.draw(ANY_VALUE)
+    text = yaml.safe_dump_all([*others, job])
+    file = tmp_path_factory.mktemp("any") / "job"
+    file.write_text(text)
+    with suppress(BadInput):
+        assert set(read_job([str(file)], {}).fields) <= set(Workload.model_fields)
+    with suppress(BadInput):
+        assert patched([(str(file), text)], Layout(2, 2)) != text
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_table_says_are_values_of_fields() -> None:
+    for dialect in job_keys().dialects.values():
+        for key in dialect.keys.values():
+            for facts in key.values.values():
+                for field, value in facts.items():
+                    if field in Workload.model_fields:
+                        assert read(field, value) == value
+    assert {framework.preset for framework in job_keys().frameworks.values()} <= set(presets())

@@ -1,0 +1,200 @@
+"""Stacks as values, and the closed form over what is traced of them."""
+
+from typing import get_args
+
+import pytest
+
+from autoconf.jobs.job import OPTIONAL, Workload, choices
+from autoconf.jobs.presets import SETTINGS, presets, stack_name, training_stack
+from autoconf.jobs.stack import Optim, Sharding, Stack
+from autoconf.memory.optimizers import Shape, optimizer_bytes
+from autoconf.pipeline.validation.rank_figures import RankFigures
+
+
+def test_the_defaults_are_the_reference_workload():
+    assert Stack().model_dump() == {
+        "optim": "adamw_torch",
+        "torch_dtype": "bfloat16",
+        "mixed_precision": "no",
+        "gradient_checkpointing": "non-reentrant",
+        "loss": "full",
+        "sharding": "fsdp2",
+        "gradient_accumulation": True,
+        "adapter_dtype": "bfloat16",
+        "lora_r": 4,
+        "lora_dropout": 0.0,
+        "lora_targets": "default",
+        "quantization": "none",
+        "upcast_unquantized": False,
+        "kernels": (),
+        "shard_adapters": True,
+    }
+
+
+def test_every_setting_says_what_it_is():
+    undescribed = [name for name, field in Stack.model_fields.items() if not field.description]
+    assert not undescribed
+
+
+@pytest.mark.parametrize(
+    ("settings", "quoted"),
+    [
+        ({"quantization": "nf4", "torch_dtype": "float32"}, ["quantization 'nf4'", "torch_dtype 'float32'"]),
+        ({"upcast_unquantized": True}, ["upcast_unquantized True", "quantization 'none'"]),
+        ({"loss": "chunked", "kernels": ["fast_loss"]}, ["loss 'chunked'", "kernels ('fast_loss',)"]),
+        ({"kernels": ["fused_lora"]}, ["kernels ('fused_lora',)", "quantization 'none'"]),
+        ({"shard_adapters": False, "sharding": "fsdp2"}, ["shard_adapters False", "sharding 'fsdp2'"]),
+    ],
+)
+def test_settings_that_exclude_each_other_are_named_with_their_values(settings, quoted):
+    with pytest.raises(ValueError, match="exclude each other") as raised:
+        Stack(**settings)
+    for text in quoted:
+        assert text in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quantization": "nf4", "torch_dtype": "bfloat16"},
+        {"quantization": "nf4", "upcast_unquantized": True},
+        {"loss": "chunked", "kernels": ["fast_rms_layernorm"]},
+        {"quantization": "nf4", "kernels": ["fused_lora"]},
+        {"shard_adapters": False, "sharding": "fsdp1"},
+    ],
+)
+def test_each_setting_of_an_exclusion_is_allowed_without_the_other(settings):
+    assert Stack(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"optim": "adamw"}, {"lora_r": 0}, {"lora_dropout": 1.0}, {"kernels": ["fast"]}, {"sharding": "zero3"}],
+)
+def test_a_value_that_is_not_allowed_is_refused_by_the_name_of_its_setting(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        Stack(**settings)
+
+
+def test_an_unknown_setting_is_refused():
+    with pytest.raises(ValueError, match="optimizer"):
+        Stack(optimizer="sgd")
+
+
+def test_a_stack_cannot_be_changed():
+    stack = Stack()
+    with pytest.raises(ValueError, match="frozen"):
+        stack.optim = "sgd"
+
+
+# --- presets ----------------------------------------------------------------------------------------------------------
+
+
+def stack_for(method: str = "lora", stack: str = "reference", steps: int = 4, **settings) -> Stack:
+    return training_stack(method, steps > 1, stack, *(settings.get(field) for field in SETTINGS))
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("name", list(presets()))
+def test_a_preset_states_every_setting_with_its_source_and_makes_a_stack(name, method):
+    preset = presets()[name]
+    for settings in (preset.settings, *(case.settings for case in preset.cases)):
+        assert all(setting.source.strip() for setting in settings.values())
+    assert {*SETTINGS, "lora_dropout"} <= preset.settings.keys() <= Stack.model_fields.keys()
+    for sharding in (None, *get_args(Sharding)):
+        stack = stack_for(method, name, sharding=sharding)
+        assert stack.quantization == ("nf4" if method == "qlora" else "none")
+        assert stack.sharding == (sharding or preset.settings["sharding"].value)
+
+
+def test_the_reference_is_the_stacks_defaults_for_every_method():
+    assert stack_for("full") == stack_for("lora") == Stack()
+    assert stack_for("Q-LoRA", steps=1) == Stack(quantization="nf4", gradient_accumulation=False)
+
+
+def test_a_jobs_own_setting_wins_over_the_preset():
+    assert stack_for(stack="trl").loss == stack_for(stack="trl", loss="chunked").loss == "chunked_nll"
+    changed = stack_for(stack="trl", loss="full", lora_r=64, sharding="fsdp1")
+    assert (changed.loss, changed.lora_r, changed.sharding, changed.optim) == ("full", 64, "fsdp1", "adamw_torch_fused")
+    assert stack_for(stack="llama-factory", sharding="fsdp2").gradient_checkpointing == "non-reentrant"
+    own = stack_for(stack="llama-factory", sharding="fsdp2", gradient_checkpointing="reentrant")
+    assert own.gradient_checkpointing == "reentrant"
+
+
+def test_a_presets_adapters_follow_the_dtype_that_the_job_loads():
+    assert stack_for(torch_dtype="float32").adapter_dtype == "float32"
+    assert stack_for(stack="trl", torch_dtype="bfloat16").adapter_dtype == "float32"
+    assert stack_for("qlora", "trl").adapter_dtype == "bfloat16"
+
+
+def test_full_fine_tuning_has_no_settings_of_adapters():
+    names = ("adapter_dtype", "lora_r", "lora_dropout", "lora_targets")
+    for name in presets():
+        assert all(getattr(stack_for("full", name), setting) == getattr(Stack(), setting) for setting in names)
+
+
+@pytest.mark.parametrize(
+    ("method", "stack", "settings", "says"),
+    [
+        ("full", "reference", {"lora_r": 8}, "method 'full' and lora_r 8"),
+        ("Full", "trl", {"lora_targets": "attention"}, "method 'full' and lora_targets 'attention'"),
+        ("full", "trl", {"adapter_dtype": "float32"}, "method 'full' and adapter_dtype 'float32'"),
+        ("qlora", "trl", {"torch_dtype": "float32"}, "method 'qlora' and torch_dtype 'float32'"),
+        ("lora", "reference", {"adapter_dtype": "bfloat16", "torch_dtype": "float32"},
+         "adapter_dtype 'bfloat16' and torch_dtype 'float32'"),
+        ("lora", "trl", {"adapter_dtype": "bfloat16"},
+         "adapter_dtype 'bfloat16' and torch_dtype 'float32' (of the stack trl)"),
+    ],
+)  # fmt: skip
+def test_settings_of_a_job_that_exclude_each_other_are_named(method, stack, settings, says):
+    with pytest.raises(ValueError) as raised:
+        stack_for(method, stack, **settings)
+    assert str(raised.value) == f"{says} exclude each other"
+
+
+def test_a_stack_is_named_by_what_the_job_changes():
+    def name(stack, **settings):
+        return stack_name("lora", stack, *(settings.get(field) for field in SETTINGS))
+
+    assert name("trl") == name("trl", loss="chunked", lora_r=16) == "trl"
+    assert name("trl", sharding="fsdp2", optim="sgd") == "trl with optim=sgd, sharding=fsdp2"
+
+
+def test_choices_of_a_job_are_those_of_the_stack_and_are_told_apart():
+    for field in SETTINGS:
+        assert Workload.model_fields[field].default is OPTIONAL[field] is None
+        for value in choices(field):
+            assert getattr(Stack(**{field: value}), field) == value
+            read = {found for found in choices(field) if found.replace("-", "").lower() == value.replace("-", "")}
+            assert read == {value}
+
+
+@pytest.mark.parametrize("optim", get_args(Optim))
+def test_every_optimizer_has_its_bytes(optim):
+    states, step = optimizer_bytes(optim, [Shape((1000, 500), 2), Shape((100,), 2)])
+    assert 0 <= states <= 8 * 500_100  # AdamW with float32 states holds most
+    assert 0 <= step <= 20 * 500_000
+
+
+FIGURES = RankFigures(
+    moments=((1000, 0, 0), (100, 8, 400), (0, 10, 0)), end=(50, 1, 400), states=300, step=900, shards_states=True
+)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "gpus", "peak"),
+    [
+        (10, 1, 300 + 50 + 10 + 400 + 900),  # the optimizer steps
+        (10, 100, 3 + 1000),  # what neither tokens nor GPUs change
+        (100, 2, 150 + 100 + 800 + 200),
+        (1000, 4, 75 + 10_000),
+    ],
+)
+def test_the_peak_is_the_highest_moment(tokens, gpus, peak):
+    assert FIGURES.peak_bytes(tokens, gpus) == peak
+
+
+def test_states_that_are_not_sharded_are_whole_on_every_gpu():
+    whole = RankFigures(FIGURES.moments, FIGURES.end, FIGURES.states, FIGURES.step, shards_states=False)
+    assert whole.peak_bytes(10, 4) == 300 + 50 + 10 + 100 + 900
+    assert FIGURES.peak_bytes(10, 4) == 75 + 1000

@@ -1,0 +1,140 @@
+"""Figures composed of one GPU's ledger and FSDP's schedule, against ranks under PyTorch's own wrappers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+for package in ("torch", "transformers", "peft", "bitsandbytes"):
+    pytest.importorskip(package, reason="versions are traced with the extra [build], installed on Python 3.11")
+
+from on_demand import OnDemand
+from small_jobs import small_job
+
+from autoconf.jobs.stack import Stack
+from autoconf.memory import model as memory_model
+from autoconf.memory.units import Outside
+from autoconf.pipeline.catalog import architectures
+from autoconf.pipeline.tracing import (
+    model_setup,
+    trace_model,
+)
+from autoconf.pipeline.tracing.model_setup import Job
+from autoconf.pipeline.validation import composition, rank_trace
+
+LAYERS = 7
+AT_ONCE = {"gradient_accumulation": False}
+FLOAT32 = {"adapter_dtype": "float32"}
+
+
+@pytest.fixture(scope="module")
+def table() -> OnDemand:
+    return OnDemand(small_job("full", layers=LAYERS, vocabulary=8192).architecture)
+
+
+EXACT = 0.002  # of a model so small; of one of its size everything here is less
+STACKS = [
+    # Without checkpoints the moments of those with checkpoints count as well.
+    ("full", 1, {"gradient_checkpointing": "none", "loss": "chunked", **AT_ONCE}, 0.01),
+    ("lora", 1, {"lora_targets": "all-linear", "lora_dropout": 0.1, **FLOAT32}, EXACT),
+    ("full", 2, {"sharding": "ddp", "torch_dtype": "float32", "mixed_precision": "bf16"}, EXACT),
+    ("full", 2, {"sharding": "fsdp2", **AT_ONCE}, EXACT),
+    ("full", 2, {"sharding": "fsdp2", "mixed_precision": "bf16", "gradient_checkpointing": "reentrant"}, EXACT),
+    ("full", 2, {"sharding": "fsdp1"}, EXACT),
+    # Adapters are units of FSDP1 of their own, whose gathering is not counted.
+    ("lora", 2, {"sharding": "fsdp1", "gradient_checkpointing": "reentrant", **AT_ONCE}, 0.04),
+    ("qlora", 2, {"sharding": "fsdp2", "quantization": "nf4", "mixed_precision": "bf16", **FLOAT32}, EXACT),
+]
+
+
+@pytest.mark.parametrize(("method", "gpus", "settings", "allowed"), STACKS)
+def test_composed_figures_are_those_of_whole_traces(table, method, gpus, settings, allowed):
+    job = small_job(method, gpus, layers=LAYERS, vocabulary=8192, **settings)
+    whole = rank_trace.figures(job)
+    for count in (1,) if gpus == 1 else (2, 8):
+        for tokens in (128, 4096, 262_144):
+            composed = table.peak_bytes(replace(job, gpus=count), tokens)
+            assert composed == pytest.approx(whole.peak_bytes(tokens, count), rel=allowed), (count, tokens)
+
+
+@pytest.mark.parametrize("rank", [3, 64])
+def test_one_trace_foretells_every_rank_of_adapters(table, rank):
+    job = small_job("lora", layers=LAYERS, vocabulary=8192, lora_r=rank, lora_dropout=0.1, **FLOAT32)
+    for tokens in (256, 65_536):
+        whole = rank_trace.figures(job).peak_bytes(tokens, 1)
+        assert table.peak_bytes(job, tokens) == pytest.approx(whole, rel=0.001)
+
+
+@pytest.mark.parametrize("name", ["mixtral-8x7b-instruct-v0.1", "smollm2-135m"])
+@pytest.mark.parametrize("rank", [1, 16])
+def test_the_optimizer_has_adapters_of_every_rank_those_of_experts_too(name, rank):
+    model = architectures()[name]
+    architecture = model.model_copy(update={"config": model.shortened(["layer"] * 3)})
+    trainable = trace_model.units(architecture, "lora", "all-linear")
+    job = Job(architecture, "lora", Stack(lora_targets="all-linear", lora_r=rank))
+    found = memory_model._shapes(trainable, rank, 2, flat=False)
+    assert sorted(shape.dimensions for shape in found) == sorted(
+        s.dimensions for s in model_setup.trainable_shapes(job)
+    )
+
+
+def test_adapters_in_float32_hold_more_than_in_bfloat16(table):
+    """Inputs of adapted layers are cast to the adapters' dtype, and kept."""
+    small, large = (small_job("lora", layers=LAYERS, vocabulary=8192, adapter_dtype=d) for d in ("bfloat16", "float32"))
+    stack = {"gradient_checkpointing": "none"}
+    few, many = (
+        table.peak_bytes(replace(job, stack=job.stack.model_copy(update=stack)), 65_536) for job in (small, large)
+    )
+    assert many > 1.03 * few
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_whole_models_of_several_kinds_of_layers_are_composed(method):
+    architecture = architectures()["granite-4.0-h-350m"]
+    kinds = ["mamba", "mamba", "attention", "mamba", "mamba", "mamba", "attention", "mamba"]
+    short = architecture.model_copy(update={"config": architecture.shortened(kinds)})
+    table, tokens = OnDemand(short), 1018
+    for job in (Job(short, method, Stack(**AT_ONCE)), Job(short, method, Stack(sharding="fsdp1", **AT_ONCE), gpus=2)):
+        whole = composition._run(job, tokens).peak_bytes(tokens, job.gpus)
+        assert table.peak_bytes(job, tokens) == pytest.approx(whole, rel=0.01)
+
+
+def test_replicas_hold_one_more_set_of_gradients_on_any_number_of_gpus(table):
+    tokens = 1 << 20
+    alone = table.peak_bytes(small_job("full", layers=LAYERS, vocabulary=8192), tokens)
+    replicas = [
+        table.peak_bytes(small_job("full", gpus, layers=LAYERS, vocabulary=8192, sharding="ddp"), tokens)
+        for gpus in (2, 8)
+    ]
+    parameters = table.trainable("", "full", "default").units.trainable
+    assert replicas == [alone + 2 * parameters] * 2
+
+
+def test_what_a_model_has_no_figures_for_says_which_settings_and_why(table, monkeypatch):
+    stack = Stack(loss="chunked", lora_targets="attention", sharding="fsdp1")
+    monkeypatch.setattr(table, "moments", lambda model, way: None)
+    monkeypatch.setattr(table, "problem", lambda model, key: "TraceError: it cannot be")
+    (asked,), why = _outside(table, "lora", stack)
+    assert "lora_targets 'attention'" in asked and why == ": TraceError: it cannot be"
+
+
+def test_a_sharding_that_adapters_do_not_run_under_is_outside(table, monkeypatch):
+    problems = {("lora", "all-linear", "fsdp1"): "they do not run"}
+    monkeypatch.setattr(table, "problem", lambda model, key: problems.get(tuple(key), ""))
+    (asked,), why = _outside(table, "lora", Stack(lora_targets="all-linear", sharding="fsdp1"))
+    assert (
+        asked == f"sharding 'fsdp1' with lora_targets 'all-linear' of {table.architecture.name}"
+        and why == ": they do not run"
+    )
+
+
+def test_adafactor_does_not_step_over_fsdp2(table):
+    (asked,), _ = _outside(table, "full", Stack(optim="adafactor", sharding="fsdp2"))
+    assert asked == "optim 'adafactor' with sharding 'fsdp2'"
+
+
+def _outside(table: OnDemand, method: str, stack: Stack) -> Outside:
+    found = composition.gpu_figures(table, table.architecture.name, method, stack, several=True)
+    assert isinstance(found, Outside)
+    return found

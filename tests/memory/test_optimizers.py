@@ -1,0 +1,101 @@
+"""What optimizers are said to hold, against their own code on fake tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+for package in ("torch", "transformers", "bitsandbytes"):
+    pytest.importorskip(package, reason="versions are traced with the extra [build], installed on Python 3.11")
+
+import bitsandbytes
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.optimization import Adafactor
+
+from autoconf.jobs.stack import Optim
+from autoconf.memory.optimizers import OptimizerBytes, Shape, optimizer_bytes
+from autoconf.pipeline.validation import rank_trace
+
+# Matrices, a vector, and a large parameter after another: Adafactor steps one by one.
+SHAPES = [(700, 400), (300,), (400, 700), (500, 600), (7, 60, 50)]
+# As the Trainer calls them.
+MAKERS: dict[Optim, Callable] = {
+    "adamw_torch": lambda parameters: torch.optim.AdamW(parameters, foreach=True),
+    "adamw_torch_fused": lambda parameters: torch.optim.AdamW(parameters, fused=True),
+    "adafactor": lambda parameters: Adafactor(parameters, lr=1e-3, scale_parameter=False, relative_step=False),
+    "sgd": lambda parameters: torch.optim.SGD(parameters, foreach=True),
+}
+
+
+def traced(make: Callable, shapes: list[tuple[int, ...]], dtype: torch.dtype) -> OptimizerBytes:
+    """Bytes that stay after a first step, and the most that a second one adds."""
+    with FakeTensorMode():
+        parameters = [torch.nn.Parameter(torch.empty(shape, dtype=dtype)) for shape in shapes]
+        optimizer = make(parameters)
+        recorder = rank_trace._Recorder(tokens=-1)
+        for parameter in parameters:
+            parameter.grad = torch.empty_like(parameter)
+            recorder.see(parameter, "resident")
+            recorder.see(parameter.grad, "resident")
+        resident = recorder.live
+        with recorder:
+            optimizer.step()
+            with_states = recorder.live
+            recorder.moments.clear()
+            optimizer.step()
+        peak = max((live for _, live, _ in recorder.moments), default=with_states)
+    return OptimizerBytes(with_states - resident, peak - with_states)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shapes", [SHAPES, [(900, 800)], [(5000,), (4000,)]])
+@pytest.mark.parametrize("optim", MAKERS)
+def test_an_optimizer_holds_what_its_own_code_holds(optim, shapes, dtype):
+    said = optimizer_bytes(optim, [Shape(shape, dtype.itemsize) for shape in shapes])
+    states, step = traced(MAKERS[optim], shapes, dtype)
+    # Scalars such as the count of steps, and what Adafactor computes of rows and columns, are left out.
+    assert said.states == pytest.approx(states, abs=4 * len(shapes) + 4)
+    assert said.step == pytest.approx(step, rel=0.005, abs=4)
+
+
+def eight_bit_states(parameters: list[torch.nn.Parameter], embedding: torch.nn.Module | None = None) -> list[dict]:
+    """Tensors of bitsandbytes' own states, for each parameter, without the tables that all share."""
+    optimizer = bitsandbytes.optim.AdamW(parameters, optim_bits=8)
+    if embedding is not None:  # what the Trainer does in create_optimizer
+        manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+        manager.register_module_override(embedding, "weight", {"optim_bits": 32})
+        optimizer.check_overrides()
+    for index, parameter in enumerate(parameters):
+        optimizer.init_state(optimizer.param_groups[0], parameter, 0, index)
+    shared = ("qmap1", "qmap2")
+    states = [optimizer.state[parameter] for parameter in parameters]
+    return [{k: t for k, t in state.items() if torch.is_tensor(t) and k not in shared} for state in states]
+
+
+@pytest.mark.parametrize("shape", [(63, 65), (64, 64), (400, 256), (1000, 1024)])
+def test_8_bit_states_are_those_of_bitsandbytes(shape):
+    (state,) = eight_bit_states([torch.nn.Parameter(torch.zeros(shape, dtype=torch.bfloat16))])
+    said = optimizer_bytes("adamw_bnb_8bit", [Shape(shape, 2)])
+    assert said.states == pytest.approx(sum(t.nbytes for t in state.values()), abs=8)
+
+
+@pytest.mark.parametrize(("shape", "leaves"), [((999, 100), False), ((1000, 100), True)])
+def test_large_8_bit_states_are_paged_out_and_their_maxima_are_not(shape, leaves):
+    # Which buffers are paged is read in Optimizer8bit.get_state_buffer: managed memory needs a GPU.
+    (state,) = eight_bit_states([torch.nn.Parameter(torch.zeros(shape, dtype=torch.bfloat16))])
+    on_gpu = sum(t.nbytes for name, t in state.items() if not (leaves and name in ("state1", "state2")))
+    said = optimizer_bytes("paged_adamw_8bit", [Shape(shape, 2)])
+    assert said.states == pytest.approx(on_gpu, abs=8)
+
+
+def test_an_embedding_keeps_32_bit_states_as_the_trainer_asks():
+    embedding = torch.nn.Embedding(1000, 64, dtype=torch.bfloat16)
+    linear = torch.nn.Linear(1000, 64, bias=False, dtype=torch.bfloat16)
+    states = eight_bit_states([embedding.weight, linear.weight], embedding)
+    held = sum(t.nbytes for state in states for t in state.values())
+    shapes = [Shape((1000, 64), 2, embedding=True), Shape((64, 1000), 2)]
+    assert optimizer_bytes("adamw_bnb_8bit", shapes).states == pytest.approx(held, abs=8)
+    large = [Shape((100_000, 64), 2, embedding=True)]
+    assert optimizer_bytes("paged_adamw_8bit", large).states == 0  # paged whole: such states have no maxima

@@ -1,0 +1,134 @@
+"""Figures of models on disk: written and read, and traced again only where what they were made of changed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import platformdirs
+import pytest
+from same_figures import assert_same_figures
+
+from autoconf.memory.optimizers import Shape
+from autoconf.memory.profile import HeadWay, LayerWay, ModelFigures, Point, StackMoment, Trainable, Units
+from autoconf.memory.store import MOMENTS, ModelsTable, read_models, write_models
+from autoconf.pipeline.catalog import architectures
+from autoconf.pipeline.tracing import cache as trace_cache
+
+WAY = LayerWay("lora", "bfloat16", "no", "float32", True, "none", "all-linear")
+HEAD = HeadWay(False, "bfloat16", "no", "chunked")
+
+
+def figures(name: str, size: float = 1.0) -> ModelFigures:
+    """Figures as a trace has them; numbers that float32 holds."""
+    units = Units(10, 20, 30, 4, 5, 6, 7, 8, 9, 10)
+    moments = [StackMoment(point, *(size * k for k in range(8))) for point in (Point.KEPT, Point.FORWARD)]
+    return ModelFigures(
+        name,
+        made_of="a digest",
+        layers={WAY: np.array(moments), WAY._replace(dropout=False): np.array(moments[:1])},
+        heads={HEAD: np.array(moments[1:])},
+        units={("lora", "all-linear"): Trainable(units, ((Shape((1, 64), 1), 14), (Shape((9,), 1, True), 2)))},
+        problems={("qlora", "default"): "ValueError: no", HEAD._replace(trains=True): "TraceError: neither"},
+    )
+
+
+def assert_same(one: ModelFigures, other: ModelFigures) -> None:
+    assert (one.model_name, one.made_of) == (other.model_name, other.made_of)
+    assert_same_figures(one, other)
+
+
+def test_figures_are_read_as_they_were_written(tmp_path):
+    models = [figures("one"), figures("two", 3.5)]
+    write_models(models, tmp_path)
+    for found, expected in zip(read_models(tmp_path), models, strict=True):
+        assert_same(found, expected)
+
+
+def test_a_table_says_what_it_has_and_why_it_lacks_the_rest(tmp_path):
+    write_models([figures("one"), replace(figures("two"), layers={WAY: figures("two").layers[WAY]})], tmp_path)
+    table = ModelsTable(tmp_path)
+    assert table.models == ["one", "two"]
+    assert table.moments("one", WAY._replace(dropout=False)) is not None
+    assert table.moments("two", WAY._replace(dropout=False)) is None
+    assert table.moments("two", WAY._replace(method="full")) is None
+    assert table.trainable("one", "qlora", "default") is None
+    assert table.problem("one", ("qlora", "default")) == "ValueError: no"
+    assert table.problem("one", ("full", "default")) == ""
+    assert set(table.ways("two")) == {WAY, HEAD}
+
+
+def test_a_table_with_other_columns_is_refused(tmp_path):
+    write_models([figures("one")], tmp_path)
+    pd.read_parquet(tmp_path / MOMENTS).drop(columns="rest").to_parquet(tmp_path / MOMENTS)
+    with pytest.raises(ValueError, match=f"{MOMENTS} has the columns way, point, .*, done$"):
+        ModelsTable(tmp_path)
+
+
+def test_a_fingerprint_changes_with_the_model_and_with_the_tracer(monkeypatch):
+    llama = architectures()["llama-7b"]
+    same = llama.model_copy(update={"source": "elsewhere", "aliases": []})
+    deeper = llama.model_copy(update={"config": {**llama.config, "num_hidden_layers": 33}})
+    adapted = llama.model_copy(update={"lora_targets": ["o_proj"]})
+    assert trace_cache.fingerprint(same) == trace_cache.fingerprint(llama)
+    assert len({trace_cache.fingerprint(a) for a in (llama, deeper, adapted)}) == 3
+    before = trace_cache.fingerprint(llama)
+    monkeypatch.setattr(trace_cache, "TRACER", trace_cache.TRACER + 1)
+    assert trace_cache.fingerprint(llama) != before
+
+
+@pytest.fixture
+def traced(tmp_path, monkeypatch) -> list[str]:
+    """The models that were traced; a real trace takes a minute."""
+    tracing = pytest.importorskip("autoconf.pipeline.tracing.trace_model", reason="traces need the extra [build]")
+    names: list[str] = []
+
+    def trace(architecture):
+        names.append(architecture.name)
+        if architecture.name == "llama-13b":
+            raise KeyboardInterrupt
+        return figures(architecture.name, architecture.layers)
+
+    monkeypatch.setattr(tracing, "traced", trace)
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda _: tmp_path / "cache")
+    return names
+
+
+def test_a_model_is_traced_once(traced):
+    first, second = trace_cache._cached("llama-7b"), trace_cache._cached("llama-7b")
+    assert traced == ["llama-7b"]
+    assert_same(first, second)
+    assert first.made_of == trace_cache.fingerprint(architectures()["llama-7b"])
+
+
+def test_a_model_is_traced_again_when_the_tracer_is_another(traced, monkeypatch):
+    trace_cache._cached("llama-7b")
+    monkeypatch.setattr(trace_cache, "TRACER", trace_cache.TRACER + 1)
+    trace_cache._cached("llama-7b")
+    assert traced == ["llama-7b"] * 2
+
+
+def test_a_run_that_was_ended_loses_only_the_model_that_it_was_at(traced):
+    for name in ("llama-7b", "llama-13b"):
+        try:
+            trace_cache._cached(name)
+        except KeyboardInterrupt:
+            ended = name
+    assert ended == "llama-13b"
+    trace_cache._cached("llama-7b")
+    with pytest.raises(KeyboardInterrupt):
+        trace_cache._cached("llama-13b")  # nothing half done is taken for its figures
+    assert traced == ["llama-7b", "llama-13b", "llama-13b"]
+
+
+def test_what_a_version_has_is_taken_from_it_and_only_if_it_is_up_to_date(tmp_path, traced):
+    llama, mistral = ("llama-7b", "mistral-7b-v0.1")
+    up_to_date = replace(figures(llama, 2.5), made_of=trace_cache.fingerprint(architectures()[llama]))
+    released = tmp_path / "released"
+    released.mkdir()
+    write_models([up_to_date, figures(mistral)], released)
+    found = {f.model_name: f for f in trace_cache.traces([mistral, llama], released)}
+    assert list(found) == [mistral, llama]
+    assert_same(found[llama], up_to_date)
+    assert found[mistral].layers[WAY][0, 2] == architectures()[mistral].layers  # traced, and not the released one

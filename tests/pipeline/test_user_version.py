@@ -1,0 +1,135 @@
+"""``ado-autoconf train``: a version of a user's own, made of a released one, or of another of the user's."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from autoconf import Workload, files, recommend
+from autoconf.cli.main import app
+from autoconf.memory.store import ModelsTable, write_models
+from autoconf.pipeline.catalog import architectures
+from autoconf.pipeline.release import version_folder
+from autoconf.pipeline.tracing.trace_file import write_trace
+from autoconf.predictor import cards, rebuild, registry, user_versions
+
+BASE, OWN = "2.0.0+small", "2.0.0+mine"
+JOB = {"method": "lora", "gpu_model": "L40S", "tokens_per_sample": 4096, "batch_size": 8, "model_version": OWN}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a version of two models, the fewest that take seconds, and a trace of a third one."""
+    folder = tmp_path_factory.mktemp("made")
+    released = registry.card("2.0.0")
+    table = ModelsTable(registry.MODELS / "2.0.0")
+    names = ["qwen2.5-0.5b", "llama-7b"]
+    domain = released.domain.model_copy(update={"models": {name: released.domain.models[name] for name in names}})
+    card = released.model_copy(update={"version": BASE, "domain": domain, "evaluation": {}})
+    with files.appearing(folder / "models" / BASE) as scratch:
+        write_models([table.figures(name) for name in names], scratch)
+        runs = pd.read_parquet(registry.MODELS / "2.0.0" / rebuild.TRAINING_TABLE)
+        version_folder.complete(scratch, card, runs)
+    architecture = architectures()["mistral-7b-v0.1"].model_copy(
+        update={"name": "my-model", "aliases": ["me/My-Model"], "later_aliases": []}
+    )
+    with (folder / "my-model.traces.parquet").open("wb") as stream:
+        write_trace(architecture, replace(table.figures("mistral-7b-v0.1"), model_name="my-model"), stream)
+    return folder
+
+
+@pytest.fixture
+def place(made, tmp_path, monkeypatch):
+    """A copy of it, which is the working directory."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv(user_versions.VARIABLE, str(tmp_path / "models"))
+    monkeypatch.setattr(registry, "_loaded", {})
+    registry._card.cache_clear()
+    return tmp_path
+
+
+def train(*options):
+    return CliRunner().invoke(app, ["train", "--from", BASE, *map(str, options)])
+
+
+def test_a_traced_model_is_answered_for_beside_the_others(place):
+    done = train("--traces", "my-model.traces.parquet", "--version", OWN, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["version"], found["models"]) == (OWN, 3)
+    for name, like in (("my-model", "mistral-7b-v0.1"), ("me/my-model", "mistral-7b-v0.1"), ("llama-7b", "llama-7b")):
+        own = recommend(Workload.parse(**JOB, model_name=name))
+        released = recommend(Workload.parse(**{**JOB, "model_version": "2.0.0"}, model_name=like))
+        assert own.can_recommend and own == released
+    card = registry.card(OWN)
+    assert set(card.made_from) == {BASE, "my-model.traces.parquet"}
+    assert card.evaluation["figures"] and card.evaluation["orderings"] and card.evaluation["by_family"]
+    assert cards.verified_card(place / "models" / OWN, found["sha256"]) == card
+
+
+def test_the_same_input_gives_the_same_version(place):
+    digests = []
+    for folder in ("one", "another"):
+        done = train("--traces", "my-model.traces.parquet", "--version", OWN, "--output", folder, "--json")
+        digests.append(json.loads(done.stdout)["sha256"])
+    assert digests[0] == digests[1]
+
+
+def test_a_shell_may_expand_the_traces(place):
+    shutil.copy("my-model.traces.parquet", "my-model.copy")
+    done = train("--version", OWN, "--traces", "my-model.copy", "my-model.traces.parquet")
+    assert done.exit_code == 2
+    assert "my-model.traces.parquet: its model goes by 'my-model', as my-model does" in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--version", OWN], f"nothing to add to version {BASE}: give --traces, --measured or both"),
+        (["--traces", "my-model.traces.parquet"], "--version: is required"),
+        (["--traces", "my-model.traces.parquet", "--version", "2.0.1"], "--version: must be 2.0.0+ and a name"),
+        (["--traces", "my-model.traces.parquet", "--version", "3.0.0+mine"], "--version: must be 2.0.0+ and a name"),
+        (["--traces", "my-model.traces.parquet", "--version", "2.0.0+../mine"], "--version: must be 2.0.0+ and a name"),
+        (["--traces", "my-model.traces.parquet", "--version", BASE], "exists already; choose another --version"),
+        (["--traces", "none", "--version", OWN], "none: cannot read it: No such file or directory"),
+        (["--measured", "none.csv", "--version", OWN], "none.csv: cannot read it: No such file or directory"),
+        (["--from", "1.1.0", "--measured", "runs.csv", "--version", "1.1.0+mine"], "--from: version 1.1.0 answers"),
+        (["--from", "9.0.0", "--measured", "runs.csv", "--version", "9.0.0+mine"], "--from: model_version '9.0.0' is"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_made_is_refused_and_leaves_nothing(place, options, message):
+    done = train(*options)
+    assert done.exit_code == 2
+    assert message in done.output
+    assert os.listdir("models") == [BASE]
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(place):
+    (place / "file").write_text("")
+    done = train("--traces", "my-model.traces.parquet", "--version", OWN, "--output", "file/models")
+    assert (done.exit_code, done.output) == (2, "file/models: cannot write to it: Not a directory\n")
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_training_leaves_no_version(place, ending):
+    command = [str(Path(sys.executable).with_name("ado-autoconf")), "train", "--from", BASE, "--version", OWN]
+    process = subprocess.Popen([*command, "--traces", "my-model.traces.parquet"], stdout=subprocess.DEVNULL)
+    models = place / "models"
+    while not list(models.glob(".*.tmp/predictor*")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(ending)
+    assert process.wait() == -ending
+    assert user_versions.listed_in(models) == [BASE]
+    if ending != signal.SIGKILL:
+        assert os.listdir(models) == [BASE]

@@ -1,0 +1,233 @@
+"""What is said with "no": only what was asked, and the layout that it leads to."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from autoconf import Workload, recommend
+from autoconf.memory.candidates import Candidates
+from autoconf.planner.alternatives import ALL_CHANGES, CHANGES, pick, remedies
+from autoconf.planner.frontier import most_tokens
+from autoconf.planner.search import answer, decide
+from autoconf.predictor import registry
+from autoconf.predictor.predictor import Predictor
+
+SWEEP = Path(__file__).parents[2] / "sweep"
+DOMAIN = registry.card("1.1.0").domain
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return registry.load("1.1.0")
+
+
+def random_columns(count: int, seed: int) -> dict:
+    """Jobs of the whole domain, those with a small batch on many GPUs among them."""
+    generator = np.random.default_rng(seed)
+    return {
+        "model_name": generator.choice(list(DOMAIN.models), count).tolist(),
+        "method": generator.choice(DOMAIN.methods, count).tolist(),
+        "gpu_model": generator.choice(list(DOMAIN.gpus), count).tolist(),
+        "tokens_per_sample": np.exp2(generator.uniform(0, 14, count)).astype(int).tolist(),
+        "batch_size": np.exp2(generator.uniform(0, 7, count)).astype(int).tolist(),
+        "gpus_per_worker": generator.choice([1, 3, 8], count).tolist(),
+        "max_gpus": generator.choice([1, 5, 8, 64, 100], count).tolist(),
+        "gradient_accumulation_steps": generator.choice([1, 4], count).tolist(),
+    }
+
+
+def without_recommendation(predictor, count: int, seed: int) -> dict:
+    columns = random_columns(count, seed)
+    answers = answer(predictor, columns)
+    return pick(columns, [index for index, found in enumerate(answers) if not found.can_recommend])
+
+
+def test_a_remedy_is_the_answer_to_the_same_job_with_that_one_change(predictor):
+    columns = without_recommendation(predictor, 400, seed=1)
+    helped = set()
+    for index, found in enumerate(remedies(predictor, columns, ALL_CHANGES)):
+        job = {field: values[index] for field, values in columns.items()}
+        for remedy in found:
+            changed = recommend(Workload.parse(**{**job, remedy.field: remedy.value}), "1.1.0")
+            assert remedy.before == job[remedy.field] != remedy.value
+            assert (changed.gpus, changed.workers) == (remedy.gpus, remedy.workers)
+            helped.add(remedy.field)
+        accumulating = job["gradient_accumulation_steps"] > 1
+        one_step = recommend(Workload.parse(**{**job, "gradient_accumulation_steps": 1}), "1.1.0").can_recommend
+        assert any(r.field == "gradient_accumulation_steps" for r in found) == bool(accumulating and one_step)
+    assert helped == {"gradient_accumulation_steps", "batch_size", "method", "max_gpus", "gpu_model"}
+
+
+def test_the_batch_that_is_named_is_the_nearest_of_all_that_would_do(predictor):
+    columns = without_recommendation(predictor, 150, seed=2)
+    directions = set()
+    for index, found in enumerate(remedies(predictor, columns, CHANGES)):
+        (job,) = [pick(columns, [index])]
+        batch = job["batch_size"][0]
+        batches = list(range(1, batch + DOMAIN.max_gpus + 1))
+        every = {field: values * len(batches) for field, values in job.items()} | {"batch_size": batches}
+        would_do = [size for size, said in zip(batches, answer(predictor, every), strict=True) if said.can_recommend]
+        named = next((remedy.value for remedy in found if remedy.field == "batch_size"), None)
+        assert named == min(would_do, key=lambda size: (abs(size - batch), -size), default=None)
+        directions.add(None if named is None else named > batch)
+    assert directions == {None, True, False}
+
+
+def test_no_batch_beyond_the_domain_is_named(predictor, job):
+    del job["model_version"]
+    small = {**job, "gpu_model": "L40S", "tokens_per_sample": 128, "batch_size": 1021, "gradient_accumulation_steps": 4}
+    named = {}
+    for most in (3, 4, 5, 64):
+        columns = {field: [value] for field, value in {**small, "gpus_per_worker": 8, "max_gpus": most}.items()}
+        ((remedy,),) = remedies(predictor, columns, CHANGES)
+        named[most] = remedy.value
+    assert named == {3: 1020, 4: 1020, 5: 1020, 64: 1022}
+
+
+@pytest.mark.parametrize("count", [1, 40, 700])
+def test_the_edge_is_the_last_number_of_tokens_that_fits(predictor, count):
+    """However many are searched at once, which decides how many points a round asks."""
+    generator = np.random.default_rng(count)
+    rows = generator.integers(0, len(predictor.memory.rows), count)
+    usable, gpus = generator.choice([44.4, 79.15], count), generator.integers(1, 65, count)
+    most = most_tokens(predictor, rows, usable, gpus)
+    assert (most < DOMAIN.max_tokens_per_sample * DOMAIN.max_batch_size).all()
+
+    def fits(tokens):
+        return decide(predictor, Candidates(predictor.memory, rows, gpus, tokens.astype(float), usable))
+
+    assert fits(most)[most > 0].all()
+    assert not fits(most + 1).any()
+
+
+@pytest.fixture(scope="module")
+def sweep() -> pd.DataFrame:
+    """The jobs of the sweep with their answers."""
+    space = yaml.safe_load((SWEEP / "examples" / "space.yaml").read_text(encoding="utf-8"))["entitySpace"]
+    values = {dimension["identifier"]: dimension["propertyDomain"]["values"] for dimension in space}
+    jobs = pd.MultiIndex.from_product(values.values(), names=values).to_frame(index=False)
+    return pd.concat([jobs, recommend(jobs)], axis=1)
+
+
+def test_over_the_whole_sweep_a_change_is_named_exactly_where_it_helps(sweep):
+    no = sweep[sweep["can_recommend"] == 0].drop(columns=["can_recommend", "gpus", "workers"])
+    reasons, jobs = no["reason"], no.drop(columns="reason")
+    one_step = recommend(jobs.assign(gradient_accumulation_steps=1))["can_recommend"] == 1
+    assert (reasons.str.contains("gradient_accumulation_steps=1 would do, on ", regex=False) == one_step).all()
+    at_eight = recommend(jobs.assign(batch_size=8))["can_recommend"] == 1
+    assert reasons[at_eight].str.contains("batch_size=[0-9]+ would do, on ").all()
+    assert 0 < one_step.sum() < len(no) and 0 < at_eight.sum() < len(no)
+
+
+def test_the_readme_of_the_sweep_says_how_many_a_change_helps(sweep):
+    no = sweep[sweep["can_recommend"] == 0]
+    batch = no["reason"].str.extract(r"batch_size=(\d+) would do")[0].astype(float)
+    one_step = no["reason"].str.contains("gradient_accumulation_steps=1 would do")
+    larger, smaller = (batch > no["batch_size"]).sum(), (batch < no["batch_size"]).sum()
+    text = " ".join((SWEEP / "README.md").read_text(encoding="utf-8").split())
+    assert f"{len(sweep) - len(no):,} of the {len(sweep):,} jobs get a recommendation" in text
+    assert f"Of the {len(no):,} jobs without a recommendation {(one_step | batch.notna()).sum()} get one" in text
+    assert (
+        f"{larger} by a larger batch, which more GPUs divide, {smaller} by a smaller one, {one_step.sum()} by" in text
+    )
+
+
+def test_a_larger_batch_may_need_fewer_gpus_where_the_divisors_change(job):
+    job = {**job, "model_name": "llama2-70b", "tokens_per_sample": 4096}
+    needed = [recommend(Workload.parse(**{**job, "batch_size": batch})).gpus for batch in (6, 7, 8)]
+    assert needed == [3, 7, 4]  # as sweep/README.md says
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"batch_size": 7, "max_gpus": 6}, ["that divides batch_size 7 is enough (the largest is 1): ", " on 1 GPU",
+         "; batch_size=8 would do, on 4 GPUs (4 does not divide 7)"]),
+        ({"batch_size": 35, "gpus_per_worker": 4}, ["that divides batch_size 35 and splits evenly over workers of 4 is "
+         "enough (the largest is 1): ", "; batch_size=36 would do, on 4 GPUs (4 does not divide 35)"]),
+        ({"batch_size": 512}, ["no number of GPUs up to 8 that divides batch_size 512 is enough: training peaks near ",
+         " on each of 8 GPUs", "; batch_size=128 would do, on 8 GPUs"]),
+    ],
+)  # fmt: skip
+def test_the_nearest_batch_is_told_and_whether_the_division_was_in_the_way(job, changes, says):
+    job = {**job, "model_name": "llama2-70b", "tokens_per_sample": 2048}
+    reason = recommend(Workload.parse(**{**job, **changes})).reason
+    for words in says:
+        assert words in reason, reason
+    assert reason.endswith(says[-1])
+
+
+def test_the_readme_quotes_a_reason_as_it_is(job):
+    job = {**job, "model_name": "llama2-70b", "tokens_per_sample": 2048, "batch_size": 7, "max_gpus": 6}
+    text = " ".join((SWEEP.parent / "README.md").read_text(encoding="utf-8").split())
+    assert f"*{recommend(Workload.parse(**job)).reason}*" in text
+
+
+def test_what_helps_only_together_is_not_told(job):
+    """One change at a time: with accumulation no batch does, and without it this batch does not."""
+    large = {**job, "model_name": "llama3.1-70b", "method": "full", "tokens_per_sample": 512, "max_gpus": 64}
+    answer = recommend(Workload.parse(**{**large, "batch_size": 7}))
+    assert answer.can_recommend == 0
+    assert "would do" not in answer.reason
+    both = recommend(Workload.parse(**{**large, "batch_size": 16, "gradient_accumulation_steps": 1}))
+    assert both.can_recommend == 1
+
+
+def test_a_setting_outside_the_domain_is_told_where_it_alone_is_in_the_way(job):
+    answer = recommend(Workload.parse(**job, gradient_checkpointing="none"))
+    assert answer.reason.endswith("; gradient_checkpointing=non-reentrant would do, on 2 GPUs")
+    both = recommend(Workload.parse(**job, gradient_checkpointing="none", optim="sgd"))
+    assert "would do" not in both.reason
+
+
+class KnowsOneMore(Predictor):
+    """Version 1.1.0, but for one value of a setting, with which it takes a job's figures without accumulation."""
+
+    def __init__(self, known: Predictor, field: str, value: str) -> None:
+        super().__init__(known.card, known.memory, known._tabular)
+        self.changed = (field, value)
+
+    def row(self, model, method, stack):
+        field, value = self.changed
+        return self.memory.rows[model, method, getattr(stack, field) != value]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "settings"),
+    [
+        ("loss", "chunked", {}),
+        ("gradient_checkpointing", "non-reentrant", {"gradient_checkpointing": "none"}),
+        ("optim", "adamw_torch_fused", {}),
+        ("optim", "adamw_bnb_8bit", {"optim": "adamw_torch_fused"}),
+        ("sharding", "fsdp2", {"stack": "trl", "loss": "full"}),
+    ],
+)
+def test_a_change_of_the_stack_is_told_where_it_helps(predictor, job, field, value, settings):
+    large = {**job, "model_name": "llama3.1-70b", "method": "full", "tokens_per_sample": 512, "max_gpus": 64}
+    workload = Workload.parse(**large, **settings)
+    columns = {name: [setting] for name, setting in dict(workload).items()}
+    (found,) = remedies(KnowsOneMore(predictor, field, value), columns, CHANGES)
+    (told,) = [remedy for remedy in found if remedy.field == field]
+    assert (told.before, told.value) == (getattr(workload.training_stack(), field), value)
+    assert told.gpus * told.workers == 16
+
+
+def test_the_nearest_batch_of_each_gpu_is_the_largest_smaller_one_that_does(predictor, job):
+    del job["batch_size"], job["model_version"]
+    job = {**job, "model_name": "llama2-70b", "tokens_per_sample": 2048}
+    for each, most in ((512, 8), (100, 8), (3, 1), (200, 64)):
+        asked = {**job, "max_gpus": most}
+        columns = {f: [v] for f, v in {**asked, "per_device_train_batch_size": each}.items()}
+        (found,) = remedies(predictor, columns, CHANGES)
+        smaller = [Workload.parse(**asked, per_device_train_batch_size=size) for size in range(each, 0, -1)]
+        would_do = next((w.per_device_train_batch_size for w in smaller if recommend(w, "1.1.0").can_recommend), None)
+        named = [remedy.value for remedy in found if remedy.field == "per_device_train_batch_size"]
+        assert named == ([] if would_do is None else [would_do])
+
+
+def test_outside_the_domain_no_change_is_told(job):
+    answer = recommend(Workload.parse(**{**job, "model_name": "gpt-9", "batch_size": 7}))
+    assert "would do" not in answer.reason
