@@ -14,6 +14,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 
+from autoconf.distribution import check_installation
 from autoconf.errors import AutoConfError
 from autoconf.memory.model import StackMemory
 from autoconf.memory.store import MOMENTS, ModelsTable
@@ -86,6 +87,7 @@ def load(version: str, models: Models = None) -> Predictor:
     if found not in _loaded:
         with _loading:
             if found not in _loaded:
+                check_installation()
                 _loaded[found] = _open(*found)
     return _loaded[found]
 

@@ -1,0 +1,30 @@
+"""The installed distribution: its version, and another one that installs a package of the same name."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from autoconf.errors import AutoConfError
+
+NAME = "autoconf-gpus"
+# Another project on the package index, and the name of this one before 2.1.0: it, too, installs a package `autoconf`
+# and a command `ado-autoconf`, so that one overwrites files of the other.
+CLASHING = "ado-autoconf"
+
+__version__ = version(NAME)
+
+
+def check_installation() -> None:
+    """Check that no other distribution installs a package of this name.
+
+    Raises:
+        AutoConfError: one does; the message names both, and how to get rid of it.
+
+    >>> check_installation()
+    """
+    try:
+        other = version(CLASHING)
+    except PackageNotFoundError:
+        return
+    raise AutoConfError(
+        f"two installed distributions have a package named autoconf: {NAME} {__version__} and {CLASHING} {other}, which "
+        f"overwrite each other's files; run: pip uninstall {CLASHING} {NAME}, then install {NAME} again"
+    )
