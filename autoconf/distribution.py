@@ -25,6 +25,6 @@ def check_installation() -> None:
     except PackageNotFoundError:
         return
     raise AutoConfError(
-        f"two installed distributions have a package named autoconf: {NAME} {__version__} and {CLASHING} {other}, which "
-        f"overwrite each other's files; run: pip uninstall {CLASHING} {NAME}, then install {NAME} again"
+        f"two installed distributions have a package named autoconf: {NAME} {__version__} and {CLASHING} {other}, "
+        f"which overwrite each other's files; run: pip uninstall {CLASHING} {NAME}, then install {NAME} again"
     )
