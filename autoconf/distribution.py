@@ -9,7 +9,12 @@ NAME = "autoconf-gpus"
 # and a command `ado-autoconf`, so that one overwrites files of the other.
 CLASHING = "ado-autoconf"
 
-__version__ = version(NAME)
+
+def __getattr__(name: str) -> str:
+    """Look ``__version__`` up when it is asked for: a source tree that is not installed has none."""
+    if name == "__version__":
+        return version(NAME)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def check_installation() -> None:
@@ -25,6 +30,6 @@ def check_installation() -> None:
     except PackageNotFoundError:
         return
     raise AutoConfError(
-        f"two installed distributions have a package named autoconf: {NAME} {__version__} and {CLASHING} {other}, "
+        f"two installed distributions have a package named autoconf: {NAME} {version(NAME)} and {CLASHING} {other}, "
         f"which overwrite each other's files; run: pip uninstall {CLASHING} {NAME}, then install {NAME} again"
     )
