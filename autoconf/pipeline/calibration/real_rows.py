@@ -1,7 +1,9 @@
 """Real runs as rows: what their traces leave free on the GPU, and whether they ran.
 
-``python -m autoconf.pipeline.calibration.real_rows RUNS.csv ...`` traces tables of runs, each run with its own stack and libraries
-(``autoconf.pipeline.validation.compare_measured``), and writes ``real_rows.csv`` beside this file. The tables themselves are not shipped.
+``python -m autoconf.pipeline.calibration.real_rows RUNS.csv ...`` traces tables of runs, each run with its own stack
+and libraries
+(``autoconf.pipeline.validation.compare_measured``), and writes ``real_rows.csv`` beside this file. The tables
+themselves are not shipped.
 """
 
 from __future__ import annotations
