@@ -1,7 +1,7 @@
 """Real runs of fms-acceleration's benchmarks as a user's table of runs: each as the job that comes nearest to it.
 
-``python -m autoconf.pipeline.validation.runs_as_jobs RUNS.csv OUTPUT.csv`` writes the fields of jobs, ``number_gpus``, ``failed`` and
-``peak_allocated_gib``. What no field can say is lost, as it is in any such table: fused kernels other than the loss,
+``python -m autoconf.pipeline.validation.runs_as_jobs RUNS.csv OUTPUT.csv`` writes the fields of jobs, ``number_gpus``,
+``failed`` and ``peak_allocated_gib``. What no field can say is lost, as it is in any such table: fused kernels other than the loss,
 adapters that every GPU holds whole, the libraries' versions, tokens that were added to a vocabulary, dropout of LoRA.
 GPTQ stands as QLoRA, whose packed weights are as large.
 """
