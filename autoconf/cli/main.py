@@ -16,7 +16,6 @@ from typing import Annotated, Any
 
 import typer
 
-from autoconf import __version__
 from autoconf.cli.console import is_terminal
 from autoconf.cli.plot import plot_command
 from autoconf.cli.queries import (
@@ -29,6 +28,7 @@ from autoconf.cli.queries import (
 from autoconf.cli.recommend import recommend_command
 from autoconf.cli.user_versions import trace_command, train_command
 from autoconf.cli.versions import stacks_command, versions_command
+from autoconf.distribution import __version__
 from autoconf.files import unfinished
 from autoconf.jobs.job import TRAINING_STACK
 
