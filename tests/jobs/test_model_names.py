@@ -1,4 +1,4 @@
-"""A model is found by its name or by its checkpoint's shapes; an unknown name leads to the known one that it is like."""
+"""A model is found by its name or its checkpoint's shapes; an unknown name leads to the known one that it is like."""
 
 import json
 
