@@ -60,25 +60,25 @@ def test_json_has_no_half_of_a_surrogate_pair() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: 2\na: 1\n", "job, line 3: the key 'a' is repeated"),
-        ('{"b": {\n "a": 1,\n\t"a": 2}}', "job, line 3: the key 'a' is repeated"),
-        ("a: &a [*a]", "job, line 1: the alias *a is inside of what it refers to"),
-        ("a: *b", "job, line 1: the alias *b has no anchor"),
-        ("a: &b 1\n---\nb: *b", "job, line 3: the alias *b has no anchor"),
-        ("a: 1\nb: !!bool foo", "job, line 2: 'foo' is not a value of the tag !!bool"),
-        ("!!int ''", "job, line 1: '' is not a value of the tag !!int"),
-        ("a: !!python/object:os.x b", "job, line 1: the tag 'tag:yaml.org,2002:python/object:os.x' is not read"),
-        ("!!timestamp 2024-01-01", "job, line 1: the tag 'tag:yaml.org,2002:timestamp' is not read"),
-        ("!!binary aGk=", "job, line 1: the tag 'tag:yaml.org,2002:binary' is not read"),
-        ("!mine {a: 1}", "job, line 1: the tag '!mine' is not read"),
-        ("\n? [a]\n: b", "job, line 2: a key must be text"),
-        ("a: 1\n<<: 3", "job, line 2: cannot merge: expected a mapping or list of mappings for merging, "
+        ("a: 1\nb: 2\na: 1\n", "job:3: the key 'a' is repeated"),
+        ('{"b": {\n "a": 1,\n\t"a": 2}}', "job:3: the key 'a' is repeated"),
+        ("a: &a [*a]", "job:1: the alias *a is inside of what it refers to"),
+        ("a: *b", "job:1: the alias *b has no anchor"),
+        ("a: &b 1\n---\nb: *b", "job:3: the alias *b has no anchor"),
+        ("a: 1\nb: !!bool foo", "job:2: 'foo' is not a value of the tag !!bool"),
+        ("!!int ''", "job:1: '' is not a value of the tag !!int"),
+        ("a: !!python/object:os.x b", "job:1: the tag 'tag:yaml.org,2002:python/object:os.x' is not read"),
+        ("!!timestamp 2024-01-01", "job:1: the tag 'tag:yaml.org,2002:timestamp' is not read"),
+        ("!!binary aGk=", "job:1: the tag 'tag:yaml.org,2002:binary' is not read"),
+        ("!mine {a: 1}", "job:1: the tag '!mine' is not read"),
+        ("\n? [a]\n: b", "job:2: a key must be text"),
+        ("a: 1\n<<: 3", "job:2: cannot merge: expected a mapping or list of mappings for merging, "
          "but found scalar"),
-        ("a: [", "job, line 2: not YAML: did not find expected node content"),
+        ("a: [", "job:2: not YAML: did not find expected node content"),
         ("a: \0", "job: not YAML: it has a character that YAML does not allow"),
         ("a: \ud800", "job: not YAML: it has a character that YAML does not allow"),
-        (f"a: {'9' * 5000}", "job, line 1: a number of 5,000 characters; at most 100 are read"),
-        (f'{{"a": {"9" * 5000}}}', "job, line 1: a number of 5,000 characters; at most 100 are read"),
+        (f"a: {'9' * 5000}", "job:1: a number of 5,000 characters; at most 100 are read"),
+        (f'{{"a": {"9" * 5000}}}', "job:1: a number of 5,000 characters; at most 100 are read"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_loaded_is_refused_with_its_line(text: str, message: str) -> None:
@@ -96,7 +96,7 @@ def test_an_alias_has_the_position_of_the_alias() -> None:
 
 
 def test_files_that_are_no_text_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="job, line 2: not UTF-8 text: byte 0xff"):
+    with pytest.raises(BadInput, match="job:2: not UTF-8 text: byte 0xff"):
         decode(b"a: 1\nb: \xff", "job")
     assert decode("\ufeffa: ü".encode(), "job") == "a: ü"
     (tmp_path / "large").write_bytes(b"#" * (MAX_BYTES + 1))

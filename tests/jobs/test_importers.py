@@ -385,10 +385,10 @@ def test_a_setting_of_axolotl_that_is_not_covered_is_refused(read_text, tmp_path
     ("text", "message"),
     [
         ("", "neither settings nor a command"), ("echo hello", "neither settings nor a command"),
-        ("a: [", "line 2: not YAML"), ("optim: sgd\noptim: adafactor\n", "job, line 2: the key 'optim' is repeated"),
+        ("a: [", "job:2: not YAML"), ("optim: sgd\noptim: adafactor\n", "job:2: the key 'optim' is repeated"),
         ("trl sft --optim sgd\ntrl sft --optim sgd\n", "2 commands start a training"),
         ("trl sft --optim 'sgd", "not a command line"), ("deepspeed train.py --model_name_or_path m", "DeepSpeed"),
-        ('{"optim": "sgd", "optim": "adafactor"}', "job, line 1: the key 'optim' is repeated"),
+        ('{"optim": "sgd", "optim": "adafactor"}', "job:1: the key 'optim' is repeated"),
         ("optim: &a {b: *a}\n", r"alias \*a is inside of what it refers to"),
         ("optim: 2024-99-99\n", "job, optim: '2024-99-99'"),
         ("accelerate launch --new_flag train.py --optim sgd", "which script is launched cannot be told"),

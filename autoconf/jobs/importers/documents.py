@@ -94,7 +94,7 @@ def decode(data: bytes, file: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise BadInput(f"{file}, line {line}: not UTF-8 text: byte 0x{data[error.start]:02x}") from None
+        raise BadInput(f"{file}:{line}: not UTF-8 text: byte 0x{data[error.start]:02x}") from None
 
 
 def shortened(text: object, longest: int = 80) -> str:
@@ -126,7 +126,7 @@ def load_documents(text: str, file: str) -> list[Document]:
     [{'a': [1, '2024-01-01']}, {'on': [0.5], 'b': None}]
     >>> load_documents("a: 1\\nb: 2\\na: 3", "job.yaml")
     Traceback (most recent call last):
-    autoconf.errors.BadInput: job.yaml, line 3: the key 'a' is repeated
+    autoconf.errors.BadInput: job.yaml:3: the key 'a' is repeated
     """
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_int=_json_int)
@@ -184,7 +184,7 @@ def _load_yaml(text: str, file: str) -> Iterator[Document]:
             yield Document(_value(node, values, file), node)
         except yaml.constructor.ConstructorError as error:  # what << merges is no mapping
             line = error.problem_mark.line + 1 if error.problem_mark else _line(node)
-            raise BadInput(f"{file}, line {line}: cannot merge: {error.problem}") from None
+            raise BadInput(f"{file}:{line}: cannot merge: {error.problem}") from None
 
 
 def _value(node: yaml.Node, values: yaml.constructor.SafeConstructor, file: str) -> Any:
@@ -193,7 +193,7 @@ def _value(node: yaml.Node, values: yaml.constructor.SafeConstructor, file: str)
     if isinstance(node, yaml.MappingNode):
         values.flatten_mapping(node)
         return {key.value: _value(value, values, file) for key, value in node.value}
-    where = f"{file}, line {_line(node)}"
+    where = f"{file}:{_line(node)}"
     if node.tag in _NUMBERS and len(node.value) > MAX_DIGITS:
         raise BadInput(f"{where}: a number of {len(node.value):,} characters; at most {MAX_DIGITS} are read")
     try:
@@ -263,7 +263,7 @@ class _Composer:
                     yield root.node
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise NotDocuments(f"{self._file}, line {line}: not YAML: {error.problem}") from None
+            raise NotDocuments(f"{self._file}:{line}: not YAML: {error.problem}") from None
         except (yaml.YAMLError, UnicodeEncodeError):
             raise NotDocuments(f"{self._file}: not YAML: it has a character that YAML does not allow") from None
 
@@ -297,7 +297,7 @@ class _Composer:
         return str(tag)
 
     def _where(self, event: Any) -> str:
-        return f"{self._file}, line {event.start_mark.line + 1}"
+        return f"{self._file}:{event.start_mark.line + 1}"
 
     def _opened(self, event: Any, node: yaml.Node) -> _Part:
         self._grow(event, 1, 1)
@@ -336,7 +336,7 @@ class _Composer:
         pairs = list(zip(part.children[::2], part.children[1::2], strict=True))
         seen = set()
         for key, _ in pairs:
-            where = f"{self._file}, line {_line(key)}"
+            where = f"{self._file}:{_line(key)}"
             if not isinstance(key, yaml.ScalarNode):
                 raise BadInput(f"{where}: a key must be text")
             if key.value in seen and key.tag != _MERGE:

@@ -62,7 +62,7 @@ def _content_of(text: str, path: str) -> _Content:
     try:
         documents = [document.value for document in load_documents(text, path)]
     except NotDocuments as error:
-        documents, problem = [], f"{problem} ({str(error).removeprefix(path).lstrip(':, ')})"
+        documents, problem = [], f"{problem} ({error})"
     if is_manifest(documents):
         manifest = read_manifest(documents, path)
         said = [*manifest.said, *(thing for launch in manifest.launches for thing in launch.said)]
