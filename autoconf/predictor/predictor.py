@@ -51,20 +51,6 @@ class Predictor:
         domain = self.domain.model_copy(update={"models": models})
         return Predictor(self.card.model_copy(update={"domain": domain}), memory, self._tabular)
 
-    def row(self, model: str, method: str, stack: Stack) -> int | str:
-        """The row of a job's figures, or the sentence that says why the version has none.
-
-        Args:
-            model: one of the domain's models.
-            method: one of the domain's methods.
-            stack: how the job trains.
-        """
-        found = self.memory.row(model, method, stack)
-        if isinstance(found, Outside):
-            are = "are" if len(found.asked) > 1 else "is"
-            return f"{listed(found.asked)} {are} not in the domain of version {self.card.version}{found.why}"
-        return found
-
     def probabilities(self, table: pd.DataFrame) -> Floats:
         """Predicted probability of fitting for a table of ``features``, shape (rows,)."""
         if table.empty:
@@ -90,38 +76,5 @@ class Predictor:
             assert self.card.reserve is not None
             headroom = candidates.usable_gib - candidates.memory.needed_gib(*place, self.card.reserve)
             return pd.DataFrame({"headroom_gib": headroom, "sharded": sharded})
-        free = candidates.usable_gib - candidates.memory.peak_bytes(*place) / GIB
+        free = candidates.memory.free_gib(*place, candidates.usable_gib)
         return pd.DataFrame({"free_gib": free, "sharded": sharded})
-
-    def candidates(self, runs: pd.DataFrame) -> Candidates:
-        """Candidates of a table of runs inside the domain: each line one job on ``number_gpus`` GPUs.
-
-        Raises:
-            ValueError: a job is outside the domain.
-        """
-        rows = self._rows(runs)
-        outside = next((row for row in rows if isinstance(row, str)), None)
-        if outside is not None:
-            raise ValueError(outside)
-        gpus = runs["number_gpus"].to_numpy(np.int64)
-        tokens = runs["batch_size"].to_numpy(float) / gpus * runs["tokens_per_sample"].to_numpy(float)
-        usable = runs["gpu_model"].map({name: gpu.usable_gib for name, gpu in self.domain.gpus.items()}).to_numpy(float)
-        return Candidates(self.memory, np.array(rows, np.int64), gpus, tokens, usable)
-
-    def problems(self, runs: pd.DataFrame) -> list[str]:
-        """Why the version has no figures for each of some runs; empty text where it has."""
-        return [row if isinstance(row, str) else "" for row in self._rows(runs)]
-
-    def _rows(self, runs: pd.DataFrame) -> list[int | str]:
-        accumulating = runs["gradient_accumulation_steps"] > 1
-        columns = [runs[name] if name in runs else [None] * len(runs) for name in _STACK]
-        keys = list(zip(runs["model_name"], runs["method"], accumulating, *columns, strict=True))
-        found = {key: self._row(*key) for key in dict.fromkeys(keys)}
-        return [found[key] for key in keys]
-
-    def _row(self, model: str, method: str, accumulating: bool, *stack: Any) -> int | str:
-        try:
-            settings = [read(name, value) for name, value in zip(_STACK, stack, strict=True)]
-            return self.row(model, method, training_stack(method, accumulating, *settings))
-        except ValueError as error:  # settings that exclude each other
-            return str(error)
