@@ -41,7 +41,7 @@ def write_patched(paths: Sequence[str], answer: Mapping[str, Any], output_file: 
     if not answer["can_recommend"]:
         note(f"no recommendation: {answer['reason']}")
         return NOTHING_TO_PATCH
-    text = patched([(path, read_text(path)) for path in paths], Layout(answer["gpus"], answer["workers"]))
+    text = patched([(path, read_text(path)) for path in paths], Layout(answer["gpus"], answer["workers"])).text
     with output(output_file) as stream:
         stream.write(text.encode("utf-8"))
     return 0
