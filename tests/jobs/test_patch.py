@@ -284,6 +284,18 @@ def test_the_command_prints_the_manifest_for_its_answer() -> None:
     text = (JOBS / "pytorchjob.yaml").read_text()
     assert result.stdout == patched([("job", text)], Layout(int(row["gpus"]), int(row["workers"]))).text
     assert result.exit_code == 0
+    gpus = int(row["gpus"]) * int(row["workers"])
+    assert f"pytorchjob.yaml: 32 -> {gpus} GPUs; the global batch changes from 32 to {gpus} samples" in result.stderr
+
+
+def test_a_byte_order_mark_and_line_ends_stay(tmp_path: Path) -> None:
+    data = b"\xef\xbb\xbfdistributed_type: FSDP\r\nnum_processes: 8\r\n"
+    (tmp_path / "a.yaml").write_bytes(data)
+    job = ["--model-name=llama-7b", "--method=lora", "--gpu-model=L40S", "--tokens-per-sample=512",
+           "--per-device-train-batch-size=1", "--job", str(tmp_path / "a.yaml"), "--patch"]  # fmt: skip
+    assert run(*job).stdout_bytes == data.replace(b"8\r", b"1\r")
+    assert run(*job, "--output", str(tmp_path / "b.yaml")).stdout_bytes == b""
+    assert (tmp_path / "b.yaml").read_bytes() == data.replace(b"8\r", b"1\r")
 
 
 def test_without_a_recommendation_nothing_is_patched() -> None:

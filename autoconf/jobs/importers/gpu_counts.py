@@ -115,8 +115,8 @@ class Plan:
         self._set_unless_default((*config, "num_machines"), self.layout.workers)
         ids = self.get((*config, "gpu_ids"))
         if ids is not None and ids != "all":
-            if not isinstance(ids, int | str):
-                self.refuse((*config, "gpu_ids"), "must be all, or numbers with commas between them")
+            if not re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", str(ids)):
+                self.refuse((*config, "gpu_ids"), f"{shortened(ids)!r}: must be all, or numbers separated by commas")
             self._gpu_ids((*config, "gpu_ids"), str(ids).replace(" ", "").split(","))
             if str(self.get((*config, "distributed_type"))).startswith("MULTI_") and self.layout == Layout(1, 1):
                 self.refuse((*config, "gpu_ids"), "accelerate refuses one GPU under distributed_type MULTI_GPU")

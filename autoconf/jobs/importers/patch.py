@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import yaml
 
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.documents import Document, NotDocuments, child, load_documents, shortened
+from autoconf.jobs.importers.documents import (
+    Document,
+    NotDocuments,
+    child,
+    decode,
+    load_documents,
+    read_bytes,
+    shortened,
+)
 from autoconf.jobs.importers.gpu_counts import Layout, Path, Plan, leaves, other_counts, place, script_count
 from autoconf.jobs.importers.kubernetes import KINDS
 
-__all__ = ["Layout", "Patched", "patched"]
+__all__ = ["Layout", "Patched", "patch_files", "patched"]
 
 
 class Patched(NamedTuple):
@@ -28,11 +37,28 @@ class Patched(NamedTuple):
     text: str
     gpus_before: int
 
+    @property
+    def data(self) -> bytes:
+        """The text in UTF-8."""
+        return self.text.encode()
+
 
 class _File(NamedTuple):
     name: str
     text: str
     documents: list[Document]  # none of a shell script
+
+
+def patch_files(paths: Sequence[str], layout: Layout) -> Patched:
+    """Read files and change the counts of one; a byte order mark stays.
+
+    Raises:
+        BadInput: As ``patched``, or a file cannot be read.
+    """
+    contents = {path: read_bytes(path) for path in paths}
+    patch = patched([(path, decode(data, path)) for path, data in contents.items()], layout)
+    mark = "\ufeff" if contents[patch.file].startswith(codecs.BOM_UTF8) else ""
+    return patch._replace(text=mark + patch.text)
 
 
 def patched(texts: Sequence[tuple[str, str]], layout: Layout) -> Patched:
