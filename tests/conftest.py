@@ -3,6 +3,8 @@
 import pytest
 from example_job import EXAMPLE
 
+collect_ignore = ["data"]  # other people's scripts among them
+
 
 @pytest.fixture
 def job() -> dict:
