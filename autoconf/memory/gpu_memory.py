@@ -17,7 +17,7 @@ from autoconf.memory.units import GIB, Floats, Integers
 
 @dataclass(frozen=True)
 class Moments:
-    """Bytes of each part at some moments. A part has bytes that every GPU holds, and bytes that GPUs divide (``sharded``).
+    """Bytes of each part at some moments: bytes that every GPU holds, and bytes that GPUs divide (``sharded``).
 
     Attributes:
         activations: shape (moments, 2): bytes whatever the tokens, and bytes per token of a GPU.
@@ -113,7 +113,10 @@ class GpuMemory:
         return np.stack([bytes_, self._total[at, 1] * tokens], axis=1)
 
     def parts(self, gpus: int, tokens: float, reserve: Reserve) -> dict[str, float]:
-        """Bytes of each part, and of the margin (``reserve``), at the moment that decides. Their sum is ``needed_bytes``."""
+        """Bytes of each part, and of the margin (``reserve``), at the moment that decides.
+
+        Their sum is ``needed_bytes``.
+        """
         one, those = np.array([gpus]), np.array([tokens], float)
         at = int(self._needs(one, those, reserve).argmax())
         variables = _variables(one, those)[:, 0]

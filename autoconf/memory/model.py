@@ -70,7 +70,9 @@ class StackMemory:
             self._rows.setdefault(key, row)
         return self._rows[key]
 
-    def _each(self, rows: Integers, gpus: Integers, ask: Callable[[GpuMemory, Integers], Floats], *shape: int) -> Floats:
+    def _each(
+        self, rows: Integers, gpus: Integers, ask: Callable[[GpuMemory, Integers], Floats], *shape: int
+    ) -> Floats:
         """Ask the memory of each row about its candidates, given as indices; an answer has the given shape."""
         answers = np.empty((len(rows), *shape))
         kinds = 2 * rows + (gpus > 1)
@@ -99,9 +101,7 @@ class StackMemory:
 
     def needed_gib(self, rows: Integers, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
         """GiB that a GPU must have, safety margin included, shape (candidates,)."""
-        needed = self._each(
-            rows, gpus, lambda memory, which: memory.needed_bytes(gpus[which], tokens[which], reserve)
-        )
+        needed = self._each(rows, gpus, lambda memory, which: memory.needed_bytes(gpus[which], tokens[which], reserve))
         return needed / GIB
 
     def deciding_gib(self, rows: Integers, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
@@ -136,7 +136,8 @@ def gpu_memory(table: ModelsTable, model: str, method: str, stack: Stack, *, sev
     _check_sharding(table, model, method, stack, strategy)
     rank = None if method == "full" else stack.lora_r
     per_parameter = _bytes_per_parameter(stack, method, strategy)
-    optimizer = optimizer_bytes(stack.optim, _shapes(trainable, rank, per_parameter.trainable, flat=strategy == "fsdp1"))
+    shapes = _shapes(trainable, rank, per_parameter.trainable, flat=strategy == "fsdp1")
+    optimizer = optimizer_bytes(stack.optim, shapes)
     job = UnshardedJob(moments, trainable.units, per_parameter, stack.gradient_accumulation, rank, optimizer)
     return sharded(job, strategy)
 
@@ -254,9 +255,7 @@ def _check_sharding(table: ModelsTable, model: str, method: str, stack: Stack, s
         raise Unsupported([f"sharding {strategy!r} with lora_targets {targets!r} of {model}"], f": {problem}")
     if stack.optim == "adafactor" and strategy == "fsdp2":
         # transformers/optimization.py, Adafactor.step mixes its plain states with FSDP2's distributed tensors.
-        raise Unsupported(
-            ["optim 'adafactor' with sharding 'fsdp2'"], ": it does not step over distributed tensors"
-        )
+        raise Unsupported(["optim 'adafactor' with sharding 'fsdp2'"], ": it does not step over distributed tensors")
 
 
 def _bytes_per_parameter(stack: Stack, method: str, strategy: Strategy) -> BytesPerParameter:

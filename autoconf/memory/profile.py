@@ -69,7 +69,7 @@ class StackMoment(NamedTuple):
 
 @dataclass(frozen=True)
 class Units:
-    """Numbers of parameters by FSDP's units: the whole model, one decoder layer (the largest), the root unit (the rest).
+    """Numbers of parameters by FSDP's units: the whole model, its largest decoder layer, and the root unit (the rest).
 
     ``trainable`` parameters of adapters are per rank; ``quantized`` ones have 4 bits.
     """

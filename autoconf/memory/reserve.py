@@ -13,8 +13,8 @@ from autoconf.memory.units import Floats, Integers
 class Reserve:
     """GiB of a GPU that must stay free. They grow with activations, on several GPUs faster than on one.
 
-    Learned from real runs when a version is made. Where a cluster was measured to hold more than the traces say, a share
-    of the peak must stay free on top.
+    Learned from real runs when a version is made. Where a cluster was measured to hold more than the traces say, a
+    share of the peak must stay free on top.
 
     Attributes:
         activations_gib: grid of activations in GiB, ascending from 0 to more than any GPU can hold.

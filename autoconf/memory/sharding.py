@@ -1,4 +1,4 @@
-"""Memory of each GPU of a job, from the memory of one GPU without sharding: FSDP's gathering and reducing in closed form.
+"""Memory of each GPU of a job, from its memory on one GPU: FSDP's gathering and reducing in closed form.
 
 FSDP gathers, frees and reduces units (each decoder layer, and the root: embeddings, final norm and head) where one of
 them begins or ends, and leaves the code in between alone. So the bytes of a GPU at any moment are those of the same
@@ -8,7 +8,6 @@ read off traces of PyTorch's own wrappers, and are tested against them (``make g
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -16,8 +15,8 @@ import numpy as np
 
 from autoconf.memory.gpu_memory import GpuMemory, Moments, Resident
 from autoconf.memory.optimizers import OptimizerBytes
-from autoconf.memory.profile import Point, StackMoment, Units
-from autoconf.memory.units import Floats
+from autoconf.memory.profile import Point, Units
+from autoconf.memory.units import Floats, Integers
 
 # What several GPUs do; ``none`` is one GPU.
 Strategy = Literal["none", "ddp", "fsdp1", "fsdp2"]
@@ -34,10 +33,12 @@ class _Gathered(NamedTuple):
     layer_cast: int = 0  # a layer's shards in the dtype of computation
 
 
+_Schedule = dict[int, tuple[_Gathered, ...]]  # by the value of a ``Point``
+
 # A point may have several phases, of which the largest counts. FSDP1: torch/distributed/fsdp/_runtime_utils.py and
 # _flat_param.py; a layer's views lie in its flat parameter, and backward prefetch gathers the next unit before a
 # layer's backward pass begins.
-_FSDP1: dict[Point, tuple[_Gathered, ...]] = {
+_FSDP1: _Schedule = {
     Point.EMBEDDING: (_Gathered(root=1), _Gathered(root=1, root_cast=1)),
     Point.FIRST_GATHER: (_Gathered(root=1, layer=1, layer_cast=1),),
     Point.GATHER: (_Gathered(root=1, layer=1, layer_cast=1),),
@@ -70,7 +71,7 @@ _FSDP1_ADAPTERS = _FSDP1 | {
 # torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py and _fsdp_collectives.py: a unit is gathered into one buffer
 # and copied out of it, and the buffer lives until the next unit is needed; the input of a reduction lives until the
 # next one.
-_FSDP2: dict[Point, tuple[_Gathered, ...]] = {
+_FSDP2: _Schedule = {
     Point.EMBEDDING: (_Gathered(root=2),),
     Point.FIRST_GATHER: (_Gathered(root=2, layer=2),),
     Point.GATHER: (_Gathered(root=1, layer=3),),
@@ -159,30 +160,33 @@ class UnshardedJob:
 class _UnshardedMoments(NamedTuple):
     """Columns of ``StackMoment`` for a job; all but ``activations`` have shape (moments,)."""
 
-    points: np.ndarray[tuple[int], np.dtype[np.int64]]
+    points: Integers
     activations: Floats  # shape (moments, 2): constant, and per token
     layer_gradients: Floats
     newest_gradient: Floats
     finished_gradients: Floats
     root_gradients: Floats
 
-    def at(self, moments: np.ndarray[tuple[int], np.dtype[np.int64]]) -> _UnshardedMoments:
+    def at(self, moments: Integers) -> _UnshardedMoments:
         """Some of the moments, by index."""
-        return _UnshardedMoments(*(column[moments] for column in self))
+        points, *others = self
+        return _UnshardedMoments(points[moments], *(column[moments] for column in others))
 
 
 def sharded(job: UnshardedJob, strategy: Strategy) -> GpuMemory:
     """Memory of a GPU of a job under a strategy.
 
+    >>> from autoconf.memory.profile import StackMoment
     >>> units = Units(frozen=0, trainable=1050, quantized=0, layer_frozen=0, layer_trainable=100, layer_quantized=0,
     ...               root_frozen=0, root_trainable=50, absmax_bytes=0)
     >>> moment = StackMoment(Point.MIDDLE, constant=7, per_token=30, constant_per_rank=0, per_token_per_rank=0,
     ...                      layer_gradients=200, newest_gradient=200, finished_gradients=1000, root_gradients=100)
-    >>> job = UnshardedJob(np.array([moment], float), units, BytesPerParameter(2, 2, 2, 2), accumulating=False, rank=None,
-    ...                    optimizer=OptimizerBytes(states=4200, step=0))
-    >>> gpus, tokens = np.array([1, 2]), np.array([1000, 500])
-    >>> sharded(job, "none").peak_bytes(gpus, tokens).tolist(), sharded(job, "fsdp2").peak_bytes(gpus, tokens).tolist()
-    ([37607.0, 22607.0], [38307.0, 19657.0])
+    >>> job = UnshardedJob(np.array([moment], float), units, BytesPerParameter(2, 2, 2, 2), accumulating=False,
+    ...                    rank=None, optimizer=OptimizerBytes(states=4200, step=0))
+    >>> sharded(job, "none").peak_bytes(gpus=np.array([1]), tokens=np.array([1000])).tolist()
+    [37607.0]
+    >>> sharded(job, "fsdp2").peak_bytes(gpus=np.array([2, 4]), tokens=np.array([500, 250])).tolist()
+    [19657.0, 10332.0]
     """
     if strategy == "fsdp1":
         return _fsdp1(job)
@@ -286,19 +290,18 @@ class _Gathering(NamedTuple):
         )  # fmt: skip
 
 
-def _gathering(
-    job: UnshardedJob, schedule: Mapping[Point, tuple[_Gathered, ...]], *, trainable_of_layers: bool = True
-) -> _Gathering:
+def _gathering(job: UnshardedJob, schedule: _Schedule, *, trainable_of_layers: bool = True) -> _Gathering:
     moments = job.moments()
     phases = [(index, phase) for index, point in enumerate(moments.points.tolist()) for phase in schedule[point]]
-    copies = _Gathered(*np.array([phase for _, phase in phases], float).T)
+    columns = np.array([phase for _, phase in phases], float).T
+    copies: dict[str, Floats] = dict(zip(_Gathered._fields, columns, strict=True))
     root, layer = _root_bytes(job), _layer_bytes(job, gathers_trainable=trainable_of_layers)
     return _Gathering(
         moments.at(np.array([index for index, _ in phases])),
         root,
-        gathered=copies.root * root.gathered + copies.layer * layer.gathered,
-        cast=copies.root_cast * root.cast + copies.layer_cast * layer.cast,
-        reduced=copies.reduced * layer.gradients + copies.root_reduced * root.gradients,
+        gathered=copies["root"] * root.gathered + copies["layer"] * layer.gathered,
+        cast=copies["root_cast"] * root.cast + copies["layer_cast"] * layer.cast,
+        reduced=copies["reduced"] * layer.gradients + copies["root_reduced"] * root.gradients,
     )
 
 

@@ -1,11 +1,13 @@
 """Memory profiles on disk: moments as Parquet, everything else as JSON.
 
 The format is frozen with version 2.0.0. In it, the key of a profile is one text: its fields with a space between them,
-7 of a ``LayerWay`` or 4 of a ``HeadWay``. Some names on disk are not those of the code; see ``_COLUMNS`` and ``_ABSMAX``.
+7 of a ``LayerWay`` or 4 of a ``HeadWay``. Some names on disk differ from those of the code; see ``_COLUMNS`` and
+``_ABSMAX``.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -18,13 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autoconf.memory.optimizers import Shape
-from autoconf.memory.profile import HeadWay, LayerWay, ModelFigures, Trainable, Units
+from autoconf.memory.profile import HeadWay, LayerWay, ModelFigures, StackMoment, Trainable, Units
 from autoconf.memory.units import Floats
 
 MOMENTS, MODELS = "moments.parquet", "models.json"
 
 # The columns of ``StackMoment`` on disk.
-_COLUMNS = ("point", "constant", "per_token", "constant_per_rank", "per_token_per_rank", "own", "newborn", "done", "rest")
+_COLUMNS = (*StackMoment._fields[:5], "own", "newborn", "done", "rest")
 _ABSMAX = "maxima_bytes"  # ``Units.absmax_bytes`` on disk
 
 
@@ -92,7 +94,7 @@ def _trainable_from_json(found: Mapping[str, Any]) -> Trainable:
 
 
 def _write_moments(models: Iterable[ModelFigures], stream: BinaryIO, about: Mapping[str, str] | None = None) -> None:
-    tables = [_moments_table({**model.layers, **model.heads}) for model in models]
+    tables = [_moments_table(dict(itertools.chain(model.layers.items(), model.heads.items()))) for model in models]
     with pq.ParquetWriter(
         stream,
         tables[0].schema.with_metadata(about),
@@ -105,7 +107,7 @@ def _write_moments(models: Iterable[ModelFigures], stream: BinaryIO, about: Mapp
             writer.write_table(table.replace_schema_metadata(about), row_group_size=len(table))
 
 
-def _moments_table(moments: Mapping[LayerWay | HeadWay, Floats]) -> pa.Table:
+def _moments_table(moments: Mapping[Any, Floats]) -> pa.Table:
     ways = [_text(way) for way, rows in moments.items() for _ in range(len(rows))]
     values = np.concatenate(list(moments.values()))
     seven_digits = values.astype(np.float32)

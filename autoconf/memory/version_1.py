@@ -68,10 +68,11 @@ def read_figures(file: Path | BytesIO) -> list[MemoryFigures]:
     if list(table) != [*_SCALARS, *_UNUSED, *Moment._fields]:
         raise ValueError(f"{FIGURES} has the columns {', '.join(table)}")
     rows = table.drop(columns=_UNUSED).itertuples(index=False, name=None)
-    return [
-        MemoryFigures(*scalars, moments=tuple(Moment(*row[len(_SCALARS) :]) for row in of_one))
-        for scalars, of_one in groupby(rows, key=lambda row: row[: len(_SCALARS)])
-    ]
+    figures = []
+    for (name, method, accumulating, total, trainable), of_one in groupby(rows, key=lambda row: row[: len(_SCALARS)]):
+        moments = tuple(Moment(*row[len(_SCALARS) :]) for row in of_one)
+        figures.append(MemoryFigures(name, method, accumulating, total, trainable, moments))
+    return figures
 
 
 class MemoryTable:
@@ -117,7 +118,7 @@ class MemoryTable:
         return np.asarray(BYTES_PER_PARAMETER * (self.parameters[rows] + 3 * self.trainable[rows]) / gpus)
 
     def gradient_bytes(self, rows: Integers) -> Floats:
-        """Bytes of gradients that stay whole on every GPU between micro-batches (``no_sync``); 0 without accumulation."""
+        """Bytes of gradients that stay whole on every GPU between micro-batches; 0 without accumulation."""
         return np.where(self.accumulating[rows], BYTES_PER_PARAMETER * self.trainable[rows], 0.0)
 
     def peak_bytes(self, rows: Integers, gpus: Integers, tokens: Floats | Integers) -> Floats:
