@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A Ray cluster that happens to run on this machine is not ours to use.
 export RAY_ADDRESS := local
 
-.PHONY: help run test lint predictor evaluate ground-truth measured measure benchmark test-matrix test-drift lock clean
+.PHONY: help run test lint docs predictor evaluate ground-truth measured measure benchmark test-matrix test-drift lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -30,6 +30,9 @@ lint: $(VENV)/tested
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/deptry .
+
+docs: $(VENV)/documented  ## build the documentation into build/site
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 predictor: $(VENV)/build  ## rebuild the newest predictor version from the architectures, then evaluate it
 	$(BIN)/python -m autoconf.pipeline.release.train
@@ -79,6 +82,10 @@ $(VENV)/installed: $(BIN)/python requirements.lock pyproject.toml
 # Versions are traced on Python 3.11; on later ones the suite skips the tests that need torch.
 $(VENV)/tested: $(VENV)/installed
 	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then $(MAKE) --no-print-directory $(VENV)/build; fi
+	@touch $@
+
+$(VENV)/documented: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -c requirements.lock -e '.[docs]'
 	@touch $@
 
 $(VENV)/build: $(VENV)/installed
