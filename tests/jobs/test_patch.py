@@ -285,7 +285,7 @@ def test_the_command_prints_the_manifest_for_its_answer() -> None:
     assert result.stdout == patched([("job", text)], Layout(int(row["gpus"]), int(row["workers"]))).text
     assert result.exit_code == 0
     gpus = int(row["gpus"]) * int(row["workers"])
-    assert f"pytorchjob.yaml: 32 -> {gpus} GPUs; the global batch changes from 32 to {gpus} samples" in result.stderr
+    assert f"pytorchjob.yaml: 32 -> {gpus} GPUs: the global batch changes from 32 to {gpus} samples" in result.stderr
 
 
 def test_a_byte_order_mark_and_line_ends_stay(tmp_path: Path) -> None:
