@@ -110,6 +110,7 @@ def test_files_that_are_no_text_are_refused(tmp_path: Path) -> None:
 LEVELS = [f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 10)}]" for i in range(1, 9)]
 BOMBS = {
     "aliases": "\n".join(["l0: &l0 [x, x, x]", *LEVELS]),
+    "a long text": "a: &a " + "x" * 500_000 + "\nb: [" + "*a," * 19_000 + "]",
     "merges": "\n".join(["l0: &l0 {a: 1}", *(level.replace("[", "{<<: [").replace("]", "]}") for level in LEVELS)]),
     "deep aliases": "\n".join(["a0: &a0 [x]", *(f"a{i}: &a{i} {'[' * 50}*a{i - 1}{']' * 50}" for i in range(1, 9))]),
     "60,000 keys": "\n".join(f"key{i}: {i}" for i in range(60_000)),
