@@ -216,7 +216,7 @@ def commands(source: Path) -> Iterator[str]:
     """The commands of a document's code, of an example's comments, and of the help's examples, in their order."""
     text = source.read_text(encoding="utf-8")
     if source.suffix == ".md":
-        for block, inline in re.findall(rf"```bash\n(.*?)```|`((?:{PROGRAMS})\s[^`]+)`", text, re.DOTALL):
+        for block, inline in re.findall(rf"```bash\n(.*?)```|(?<!`)`((?:{PROGRAMS})\s[^`]+)`", text, re.DOTALL):
             yield from [line for line in block.splitlines() if line.strip()] or [" ".join(inline.split())]
     else:
         yield from re.findall(rf"^ *[#$] +((?:{PROGRAMS}) .+)$", text, re.MULTILINE)
