@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.key_table import Said, settings
+from autoconf.jobs.importers.key_table import Place, Setting, settings
 from autoconf.jobs.importers.shell import Launch, launch_of
 
 KINDS = {"PyTorchJob": "kubeflow.org/v1", "TrainJob": "trainer.kubeflow.org/v1alpha1"}
@@ -19,7 +19,7 @@ _CONFIG_VARIABLE = "SFT_TRAINER_CONFIG_JSON_ENV_VAR"  # a pickle in base64
 class Manifest(NamedTuple):
     """What a manifest says, and the training that it starts."""
 
-    said: list[Said]
+    settings: list[Setting]
     launches: list[Launch]
 
 
@@ -36,8 +36,8 @@ def read_manifest(documents: Sequence[Any], file: str) -> Manifest:
 
     >>> trainer = {"command": ["trl", "sft"], "args": ["--optim", "sgd"]}
     >>> job = {"apiVersion": KINDS["TrainJob"], "kind": "TrainJob", "spec": {"trainer": trainer}}
-    >>> [thing.where for thing in read_manifest([job], "job.yaml").launches[0].said]
-    ['job.yaml, spec.trainer.command: trl', 'job.yaml, spec.trainer.args: --optim']
+    >>> [str(setting.place) for setting in read_manifest([job], "job.yaml").launches[0].settings]
+    ['job.yaml spec.trainer.command: trl', 'job.yaml spec.trainer.args: --optim']
     """
     objects = [document for document in documents if isinstance(document, Mapping)]
     jobs = [document for document in objects if str(document.get("kind")) in KINDS]
@@ -49,20 +49,20 @@ def read_manifest(documents: Sequence[Any], file: str) -> Manifest:
         raise BadInput(
             f"{file}, apiVersion: {job.get('apiVersion')!r}: of a {job['kind']} {KINDS[job['kind']]} is read"
         )
-    said = list(_gpu_types(job, f"{file}, "))
+    gpu_types = list(_gpu_types(job, file, ""))
     launches = []
     for path, container in containers(job):
-        where = f"{file}, {path}"
         variables = _variables(container)
         if _CONFIG_VARIABLE in variables:
-            raise BadInput(f"{where}.env: {_CONFIG_VARIABLE}: a pickled configuration is not read")
+            raise BadInput(f"{file} {path}.env: {_CONFIG_VARIABLE}: a pickled configuration is not read")
         if _CONFIG_PATH in variables:
-            launches.append(_mounted(variables[_CONFIG_PATH], objects, f"{where}.env: {_CONFIG_PATH}"))
-        elif launch := _started(container, where, variables):
+            place = Place(file, None, f"{path}.env: {_CONFIG_PATH}")
+            launches.append(_mounted(variables[_CONFIG_PATH], objects, place))
+        elif launch := _started(container, Place(file, None, path), variables):
             launches.append(launch)
     if not launches:
         raise BadInput(f"{file}, spec: no container has a command that starts a training")
-    return Manifest(said, launches)
+    return Manifest(gpu_types, launches)
 
 
 def containers(job: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -90,18 +90,18 @@ def _variables(container: Mapping[str, Any]) -> dict[str, str]:
     return {str(entry.get("name")): str(entry["value"]) for entry in entries}
 
 
-def _started(container: Mapping[str, Any], where: str, variables: Mapping[str, str]) -> Launch | None:
+def _started(container: Mapping[str, Any], place: Place, variables: Mapping[str, str]) -> Launch | None:
     args = [str(word) for word in _list(container.get("args"))]
     command = [str(word) for word in _list(container.get("command"))]
 
-    def place(option: str) -> str:
+    def place_of(option: str) -> Place:
         inside = "args" if any(option in word for word in args) else "command"
-        return f"{where}.{inside}: {option}" if option else f"{where}.{inside}"
+        return place._replace(key=f"{place.key}.{inside}: {option}" if option else f"{place.key}.{inside}")
 
-    return launch_of([*command, *args], place, variables)
+    return launch_of([*command, *args], place_of, variables)
 
 
-def _mounted(path: str, objects: Sequence[Mapping[str, Any]], where: str) -> Launch:
+def _mounted(path: str, objects: Sequence[Mapping[str, Any]], place: Place) -> Launch:
     """The configuration of fms-hf-tuning's image, out of a ``ConfigMap`` in the same file."""
     name = path.rpartition("/")[2]
     texts = [
@@ -110,29 +110,31 @@ def _mounted(path: str, objects: Sequence[Mapping[str, Any]], where: str) -> Lau
         if o.get("kind") == "ConfigMap" and name in _mapping(o.get("data"))
     ]
     if len(texts) != 1:
-        raise BadInput(f"{where}: {path!r}: {len(texts)} ConfigMaps in this file have a {name}; one is needed")
+        raise BadInput(f"{place}: {path!r}: {len(texts)} ConfigMaps in this file have a {name}; one is needed")
     try:
         config = json.loads(texts[0])
     except (TypeError, ValueError) as error:
-        raise BadInput(f"{where}: {path!r}: not JSON: {error}") from None
+        raise BadInput(f"{place}: {path!r}: not JSON: {error}") from None
     if not isinstance(config, dict):
-        raise BadInput(f"{where}: {path!r}: must be a JSON object")
-    return Launch("fms-hf-tuning", list(settings(f"{where}, {name}: ", "arguments", config)))
+        raise BadInput(f"{place}: {path!r}: must be a JSON object")
+    found = settings("arguments", config, lambda key: place._replace(key=f"{place.key}, {name}: {key}"))
+    return Launch("fms-hf-tuning", list(found))
 
 
-def _gpu_types(value: Any, path: str) -> Iterator[Said]:
+def _gpu_types(value: Any, file: str, path: str) -> Iterator[Setting]:
     """The types of GPU that node selectors and affinities anywhere in a manifest name."""
     if isinstance(value, list):
         for i, item in enumerate(value):
-            yield from _gpu_types(item, f"{path.removesuffix('.')}[{i}].")
+            yield from _gpu_types(item, file, f"{path.removesuffix('.')}[{i}].")
     if not isinstance(value, Mapping):
         return
+    place = Place(file, None, f"{path}{_PRODUCT}")
     if _PRODUCT in value:
-        yield Said(f"{path}{_PRODUCT}", "kubernetes", _PRODUCT, value[_PRODUCT])
+        yield Setting(place, "kubernetes", _PRODUCT, value[_PRODUCT])
     if value.get("key") == _PRODUCT:
         names: Any = _list(value.get("values"))
         if value.get("operator") == "In" and len(names) == 1:
             names = names[0]
-        yield Said(f"{path}{_PRODUCT}", "kubernetes", _PRODUCT, names)
+        yield Setting(place, "kubernetes", _PRODUCT, names)
     for name, item in value.items():
-        yield from _gpu_types(item, f"{path}{name}.")
+        yield from _gpu_types(item, file, f"{path}{name}.")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.key_table import Said, job_keys, settings
+from autoconf.jobs.importers.key_table import Place, Setting, job_keys, settings
 from autoconf.jobs.importers.kubernetes import is_manifest, read_manifest
 from autoconf.jobs.importers.shell import launch_in_script
 from autoconf.jobs.importers.translate import JobFile, job_of
@@ -29,7 +30,7 @@ _NAMING = {
 class _Content(NamedTuple):
     """What one file says, and what trains, where it tells."""
 
-    said: list[Said]
+    said: list[Setting]
     frameworks: tuple[str, ...] = ()
 
 
@@ -121,15 +122,17 @@ def _content_of(text: str, path: str) -> _Content:
         documents, problem = [], f"{problem} (as YAML: {' '.join(str(error).split())})"
     if is_manifest(documents):
         manifest = read_manifest(documents, path)
-        said = [*manifest.said, *(thing for launch in manifest.launches for thing in launch.said)]
+        said = [*manifest.settings, *(thing for launch in manifest.launches for thing in launch.settings)]
         return _Content(said, tuple(launch.framework for launch in manifest.launches if launch.framework))
     if len(documents) == 1 and isinstance(documents[0], dict):
         dialect = _dialect(documents[0])
-        return _Content(list(settings(f"{path}, ", dialect, documents[0])), ("axolotl",) * (dialect == "axolotl"))
-    launch = launch_in_script(text, lambda option: f"{path}: {option}" if option else path, {})
+        return _Content(
+            list(settings(dialect, documents[0], partial(Place, path, None))), ("axolotl",) * (dialect == "axolotl")
+        )
+    launch = launch_in_script(text, partial(Place, path, None), {})
     if launch is None:
         raise BadInput(f"{path}: {problem}")
-    return _Content(launch.said, (launch.framework,) if launch.framework else ())
+    return _Content(launch.settings, (launch.framework,) if launch.framework else ())
 
 
 def _dialect(document: Mapping[Any, Any]) -> str:
@@ -145,7 +148,7 @@ def _dialect(document: Mapping[Any, Any]) -> str:
     return "accelerate" if any(sign in nested for sign in job_keys().dialects["accelerate"].signs) else "arguments"
 
 
-def _with_named_files(said: Sequence[Said], path: str, others: Sequence[Said]) -> Iterator[Said]:
+def _with_named_files(said: Sequence[Setting], path: str, others: Sequence[Setting]) -> Iterator[Setting]:
     """What a file says, and what files say that it names; where both say something, the naming one is right."""
     spoken = {(thing.dialect, thing.key) for thing in said}
     for thing in said:
@@ -156,15 +159,15 @@ def _with_named_files(said: Sequence[Said], path: str, others: Sequence[Said]) -
         beside = Path(path).parent / Path(thing.value).name
         if not beside.is_file():
             if not any(other.dialect in dialects for other in others):
-                raise BadInput(f"{thing.where}: {thing.value!r}: no such file beside {path}; give it by --job")
+                raise BadInput(f"{thing.place}: {thing.value!r}: no such file beside {path}; give it by --job")
             continue
         named = _content(str(beside)).said
         if wrong := next((other for other in named if other.dialect not in dialects), None):
-            raise BadInput(f"{thing.where}: {thing.value!r}: must be {dialects[0]} settings, has {wrong.key}")
+            raise BadInput(f"{thing.place}: {thing.value!r}: must be {dialects[0]} settings, has {wrong.key}")
         yield from (other for other in named if (other.dialect, other.key) not in spoken)
 
 
-def _framework(said: Sequence[Said], told: set[str]) -> str | None:
+def _framework(said: Sequence[Setting], told: set[str]) -> str | None:
     """What trains: by a command or a kind of file, or by the signs among the arguments."""
     if len(told) > 1:
         raise BadInput(f"these files are of {' and '.join(sorted(told))}; one job trains with one")
