@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from autoconf.errors import BadInput
+from autoconf.jobs.importers.documents import NotDocuments, load_documents, read_text
 from autoconf.jobs.importers.key_table import Place, Setting, job_keys, settings
-from autoconf.jobs.importers.kubernetes import is_manifest, read_manifest
+from autoconf.jobs.importers.kubernetes import is_manifest, missing_options, read_manifest
 from autoconf.jobs.importers.shell import launch_in_script
 from autoconf.jobs.importers.translate import JobFile, job_of
 from autoconf.jobs.job import read
 
-_LARGEST_BYTES = 1 << 20  # no file of settings is that large
 # Keys whose value is another file, which lies beside the one that names it, and the dialects that it may have.
 _NAMING = {
     ("accelerate", "config_file"): ("accelerate", "fsdp"),
@@ -49,86 +46,44 @@ def read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
         options = {field: read(field, value) for field, value in options.items()}
     except ValueError as error:
         raise BadInput(str(error)) from None
-    contents = [_content(path) for path in paths]
+    contents = [_content(path, options) for path in paths]
     said = []
+    described = not missing_options(options)
+    unread: list[Setting] = []
     for path, content in zip(paths, contents, strict=True):
         others = [thing for other in contents if other is not content for thing in other.said]
-        said += list(_with_named_files(content.said, path, others))
-    return job_of(said, _framework(said, {name for content in contents for name in content.frameworks}), options)
+        said += list(_with_named_files(content.said, path, others, unread if described else None))
+    frameworks = {name for content in contents for name in content.frameworks}
+    if any(thing.dialect == "axolotl" for thing in unread):  # its command has no settings, the config has all
+        frameworks.discard("axolotl")
+    job = job_of(said, _framework(said, frameworks), options)
+    return job._replace(assumed=(*job.assumed, *(f"{thing.place}: not read: options give the job" for thing in unread)))
 
 
-def read_text(path: str) -> str:
-    """The text of a file.
-
-    Raises:
-        BadInput: there is no such file, it is too large, or is no text in UTF-8.
-    """
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_LARGEST_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: the path itself cannot be one
-        raise BadInput(f"{path}: cannot read it: {getattr(error, 'strerror', None) or error}") from None
-    if len(data) > _LARGEST_BYTES:
-        raise BadInput(f"{path}: cannot read it: larger than {_LARGEST_BYTES} bytes, as no job is")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not text in UTF-8: byte {error.start + 1} is 0x{data[error.start]:02x}") from None
+def _content(path: str, options: Mapping[str, Any]) -> _Content:
+    return _content_of(read_text(path), path, options)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key stands once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key named more than once: {twice[0]}", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError  # the YAML loader says which
-    return dict(pairs)
-
-
-def documents_of(text: str) -> list[Any]:
-    """The documents of a YAML or JSON text.
-
-    Raises:
-        yaml.YAMLError, ValueError: it is neither.
-    """
-    try:
-        return [json.loads(text, object_pairs_hook=_once)]  # YAML has no tabs between its tokens, JSON may
-    except ValueError:
-        return [document for document in yaml.load_all(text, _Loader) if document is not None]
-
-
-def _content(path: str) -> _Content:
-    try:
-        return _content_of(read_text(path), path)
-    except RecursionError:
-        raise BadInput(f"{path}: nested too deeply") from None
-
-
-def _content_of(text: str, path: str) -> _Content:
+def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
     problem = "neither settings nor a command that starts a training"
     try:
-        documents = documents_of(text)
-    except (yaml.YAMLError, ValueError) as error:
-        documents, problem = [], f"{problem} (as YAML: {' '.join(str(error).split())})"
+        documents = load_documents(text, path)
+    except NotDocuments as error:
+        documents, problem = [], f"{problem} ({error})"
     if is_manifest(documents):
-        manifest = read_manifest(documents, path)
+        manifest = read_manifest(documents, path, options)
         said = [*manifest.settings, *(thing for launch in manifest.launches for thing in launch.settings)]
         return _Content(said, tuple(launch.framework for launch in manifest.launches if launch.framework))
-    if len(documents) == 1 and isinstance(documents[0], dict):
-        dialect = _dialect(documents[0])
-        return _Content(
-            list(settings(dialect, documents[0], partial(Place, path, None))), ("axolotl",) * (dialect == "axolotl")
-        )
+    if len(documents) == 1 and isinstance(documents[0].value, dict):
+        document = documents[0].value
+        dialect = _dialect(document)
+
+        def place(key: str) -> Place:
+            parts = key.partition("[")[0].split(".")
+            lines = (documents[0].line(*parts[:end]) for end in range(len(parts), 0, -1))
+            return Place(path, next((line for line in lines if line is not None), None), key)
+
+        return _Content(list(settings(dialect, document, place)), ("axolotl",) * (dialect == "axolotl"))
     launch = launch_in_script(text, partial(Place, path, None), {})
     if launch is None:
         raise BadInput(f"{path}: {problem}")
@@ -148,8 +103,13 @@ def _dialect(document: Mapping[Any, Any]) -> str:
     return "accelerate" if any(sign in nested for sign in job_keys().dialects["accelerate"].signs) else "arguments"
 
 
-def _with_named_files(said: Sequence[Setting], path: str, others: Sequence[Setting]) -> Iterator[Setting]:
-    """What a file says, and what files say that it names; where both say something, the naming one is right."""
+def _with_named_files(
+    said: Sequence[Setting], path: str, others: Sequence[Setting], unread: list[Setting] | None
+) -> Iterator[Setting]:
+    """What a file says, and what files say that it names; where both say something, the naming one is right.
+
+    A file that is not there is an error, or one of ``unread``.
+    """
     spoken = {(thing.dialect, thing.key) for thing in said}
     for thing in said:
         dialects = _NAMING.get((thing.dialect, thing.key), ())
@@ -158,10 +118,12 @@ def _with_named_files(said: Sequence[Setting], path: str, others: Sequence[Setti
             continue
         beside = Path(path).parent / Path(thing.value).name
         if not beside.is_file():
-            if not any(other.dialect in dialects for other in others):
+            if not any(other.dialect in dialects for other in others) and unread is not None:
+                unread.append(thing)
+            elif not any(other.dialect in dialects for other in others):
                 raise BadInput(f"{thing.place}: {thing.value!r}: no such file beside {path}; give it by --job")
             continue
-        named = _content(str(beside)).said
+        named = _content(str(beside), {}).said
         if wrong := next((other for other in named if other.dialect not in dialects), None):
             raise BadInput(f"{thing.place}: {thing.value!r}: must be {dialects[0]} settings, has {wrong.key}")
         yield from (other for other in named if (other.dialect, other.key) not in spoken)

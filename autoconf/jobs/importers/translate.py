@@ -51,6 +51,7 @@ def job_of(said: Iterable[Setting], framework: str | None, options: Mapping[str,
     Raises:
         BadInput: something that matters cannot be read, or contradicts another; the message has a line for each.
 
+    >>> from autoconf.jobs.importers.key_table import Place
     >>> said = [Setting(Place("job.yaml", 3, "optim"), "arguments", "optim", "sgd")]
     >>> job_of(said, "trl", {}).fields["optim"]
     'sgd'
