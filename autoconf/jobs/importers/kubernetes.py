@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.documents import Document, NotDocuments, load_documents, shortened
-from autoconf.jobs.importers.key_table import Said, settings
+from autoconf.jobs.importers.key_table import Place, Setting, settings
 from autoconf.jobs.importers.shell import Launch, launch_of
 from autoconf.jobs.job import BATCHES
 
@@ -24,7 +24,7 @@ _OTHER_OBJECTIVE = re.compile(
 class Manifest(NamedTuple):
     """The settings of a manifest, and the commands in it that start a training."""
 
-    said: list[Said]
+    settings: list[Setting]
     launches: list[Launch]
 
 
@@ -48,27 +48,28 @@ def read_manifest(documents: Sequence[Document], file: str, options: Mapping[str
     >>> text = "{apiVersion: trainer.kubeflow.org/v1alpha1, kind: TrainJob, spec: {trainer: {"
     >>> documents = load_documents(f"{text}command: [trl, sft], args: [--optim, sgd]}}}}}}", "job.yaml")
     >>> (launch,) = read_manifest(documents, "job.yaml", {}).launches
-    >>> [thing.where for thing in launch.said]
-    ['job.yaml, spec.trainer.command: trl', 'job.yaml, spec.trainer.args: --optim']
+    >>> [str(setting.place) for setting in launch.settings]
+    ['job.yaml spec.trainer.command: trl', 'job.yaml spec.trainer.args: --optim']
     """
     objects = [document.value for document in documents if isinstance(document.value, dict)]
     job = _job(objects, file)
     launches = []
     commands = []
     for path, container in containers(job):
-        where = f"{file}, {path}"
+        where = Place(file, None, path)
         variables = _variables(container)
         if _CONFIG_VARIABLE in variables:
             raise BadInput(f"{where}.env: {_CONFIG_VARIABLE}: a pickled configuration is not read")
         if _CONFIG_PATH in variables:
-            launches.append(_mounted(variables[_CONFIG_PATH], objects, f"{where}.env: {_CONFIG_PATH}"))
+            place = where._replace(key=f"{path}.env: {_CONFIG_PATH}")
+            launches.append(_mounted(variables[_CONFIG_PATH], objects, place))
         elif launch := _started(container, where, variables):
             launches.append(launch)
         else:
             commands.append((where, _words(container, "command") + _words(container, "args")))
     if not launches:
         _check_described(commands, options, file)
-    return Manifest(list(_gpu_types(job, f"{file}, ")), launches)
+    return Manifest(list(_gpu_types(job, file, "")), launches)
 
 
 def _job(objects: Sequence[Mapping[str, Any]], file: str) -> Mapping[str, Any]:
@@ -85,7 +86,7 @@ def _job(objects: Sequence[Mapping[str, Any]], file: str) -> Mapping[str, Any]:
     return jobs[0]
 
 
-def _check_described(commands: Sequence[tuple[str, list[str]]], options: Mapping[str, Any], file: str) -> None:
+def _check_described(commands: Sequence[tuple[Place, list[str]]], options: Mapping[str, Any], file: str) -> None:
     """Refuse a job of which no command is read, unless options describe it."""
     for where, words in commands:
         split = " ".join(words).lower().split()
@@ -93,7 +94,7 @@ def _check_described(commands: Sequence[tuple[str, list[str]]], options: Mapping
         if other := _OTHER_OBJECTIVE.search(" ".join(programs)):
             raise BadInput(f"{where}: {other[0]} is not supervised fine-tuning, the only objective that is answered")
     if missing := missing_options(options):
-        where, words = commands[0] if commands else (f"{file}, spec", [])
+        where, words = commands[0] if commands else (Place(file, None, "spec"), [])
         command = f"the command {shortened(' '.join(words))!r} is not read" if words else "it has no command"
         raise BadInput(f"{where}: {command}; give {', '.join(missing)}")
 
@@ -145,22 +146,22 @@ def _variables(container: Mapping[str, Any]) -> dict[str, str]:
     return {str(entry.get("name")): str(entry["value"]) for entry in entries}
 
 
-def _started(container: Mapping[str, Any], where: str, variables: Mapping[str, str]) -> Launch | None:
+def _started(container: Mapping[str, Any], where: Place, variables: Mapping[str, str]) -> Launch | None:
     args, command = _words(container, "args"), _words(container, "command")
 
-    def place(option: str) -> str:
-        inside = "args" if any(option in word for word in args) else "command"
-        return f"{where}.{inside}: {shortened(option)}" if option else f"{where}.{inside}"
+    def place(option: str) -> Place:
+        inside = f"{where.key}.{'args' if any(option in word for word in args) else 'command'}"
+        return where._replace(key=f"{inside}: {shortened(option)}" if option else inside)
 
     return launch_of([*command, *args], place, variables)
 
 
-def _mounted(path: str, objects: Sequence[Mapping[str, Any]], where: str) -> Launch:
+def _mounted(path: str, objects: Sequence[Mapping[str, Any]], place: Place) -> Launch:
     """Read the configuration of fms-hf-tuning's image from a ``ConfigMap`` in the same file."""
     name = path.rpartition("/")[2]
     maps = [_mapping(thing.get("data")) for thing in objects if thing.get("kind") == "ConfigMap"]
     texts = [data[name] for data in maps if name in data]
-    where = f"{where}: {shortened(path)!r}"
+    where = f"{place}: {shortened(path)!r}"
     if len(texts) != 1:
         raise BadInput(f"{where}: {len(texts)} ConfigMaps in this file have a {shortened(name)}; one is needed")
     try:
@@ -169,22 +170,24 @@ def _mounted(path: str, objects: Sequence[Mapping[str, Any]], where: str) -> Lau
         raise BadInput(str(error)) from None
     if len(found) != 1 or not isinstance(found[0].value, dict):
         raise BadInput(f"{where}: must be a JSON object")
-    return Launch("fms-hf-tuning", list(settings(f"{where}, {name}: ", "arguments", found[0].value)))
+    inside = settings("arguments", found[0].value, lambda key: place._replace(key=f"{place.key}, {name}: {key}"))
+    return Launch("fms-hf-tuning", list(inside))
 
 
-def _gpu_types(value: Any, path: str) -> Iterator[Said]:
+def _gpu_types(value: Any, file: str, path: str) -> Iterator[Setting]:
     """The types of GPU that node selectors and affinities anywhere in a manifest name."""
     if isinstance(value, list):
         for i, item in enumerate(value):
-            yield from _gpu_types(item, f"{path.removesuffix('.')}[{i}].")
+            yield from _gpu_types(item, file, f"{path.removesuffix('.')}[{i}].")
     if not isinstance(value, Mapping):
         return
+    place = Place(file, None, f"{path}{_PRODUCT}")
     if _PRODUCT in value:
-        yield Said(f"{path}{_PRODUCT}", "kubernetes", _PRODUCT, value[_PRODUCT])
+        yield Setting(place, "kubernetes", _PRODUCT, value[_PRODUCT])
     if value.get("key") == _PRODUCT:
         names: Any = _list(value.get("values"))
         if value.get("operator") == "In" and len(names) == 1:
             names = names[0]
-        yield Said(f"{path}{_PRODUCT}", "kubernetes", _PRODUCT, names)
+        yield Setting(place, "kubernetes", _PRODUCT, names)
     for name, item in value.items():
-        yield from _gpu_types(item, f"{path}{name}.")
+        yield from _gpu_types(item, file, f"{path}{name}.")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.documents import NotDocuments, load_documents, read_text
-from autoconf.jobs.importers.key_table import Said, job_keys, settings
+from autoconf.jobs.importers.key_table import Place, Setting, job_keys, settings
 from autoconf.jobs.importers.kubernetes import is_manifest, missing_options, read_manifest
 from autoconf.jobs.importers.shell import launch_in_script
 from autoconf.jobs.importers.translate import JobFile, job_of
@@ -26,7 +27,7 @@ _NAMING = {
 class _Content(NamedTuple):
     """What one file says, and what trains, where it tells."""
 
-    said: list[Said]
+    said: list[Setting]
     frameworks: tuple[str, ...] = ()
 
 
@@ -48,7 +49,7 @@ def read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
     contents = [_content(path, options) for path in paths]
     said = []
     described = not missing_options(options)
-    unread: list[Said] = []
+    unread: list[Setting] = []
     for path, content in zip(paths, contents, strict=True):
         others = [thing for other in contents if other is not content for thing in other.said]
         said += list(_with_named_files(content.said, path, others, unread if described else None))
@@ -56,7 +57,7 @@ def read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
     if any(thing.dialect == "axolotl" for thing in unread):  # its command has no settings, the config has all
         frameworks.discard("axolotl")
     job = job_of(said, _framework(said, frameworks), options)
-    return job._replace(assumed=(*job.assumed, *(f"{thing.where}: not read: options give the job" for thing in unread)))
+    return job._replace(assumed=(*job.assumed, *(f"{thing.place}: not read: options give the job" for thing in unread)))
 
 
 def _content(path: str, options: Mapping[str, Any]) -> _Content:
@@ -71,16 +72,22 @@ def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
         documents, problem = [], f"{problem} ({error})"
     if is_manifest(documents):
         manifest = read_manifest(documents, path, options)
-        said = [*manifest.said, *(thing for launch in manifest.launches for thing in launch.said)]
+        said = [*manifest.settings, *(thing for launch in manifest.launches for thing in launch.settings)]
         return _Content(said, tuple(launch.framework for launch in manifest.launches if launch.framework))
     if len(documents) == 1 and isinstance(documents[0].value, dict):
         document = documents[0].value
         dialect = _dialect(document)
-        return _Content(list(settings(f"{path}, ", dialect, document)), ("axolotl",) * (dialect == "axolotl"))
-    launch = launch_in_script(text, lambda option: f"{path}: {option}" if option else path, {})
+
+        def place(key: str) -> Place:
+            parts = key.partition("[")[0].split(".")
+            lines = (documents[0].line(*parts[:end]) for end in range(len(parts), 0, -1))
+            return Place(path, next((line for line in lines if line is not None), None), key)
+
+        return _Content(list(settings(dialect, document, place)), ("axolotl",) * (dialect == "axolotl"))
+    launch = launch_in_script(text, partial(Place, path, None), {})
     if launch is None:
         raise BadInput(f"{path}: {problem}")
-    return _Content(launch.said, (launch.framework,) if launch.framework else ())
+    return _Content(launch.settings, (launch.framework,) if launch.framework else ())
 
 
 def _dialect(document: Mapping[Any, Any]) -> str:
@@ -97,8 +104,8 @@ def _dialect(document: Mapping[Any, Any]) -> str:
 
 
 def _with_named_files(
-    said: Sequence[Said], path: str, others: Sequence[Said], unread: list[Said] | None
-) -> Iterator[Said]:
+    said: Sequence[Setting], path: str, others: Sequence[Setting], unread: list[Setting] | None
+) -> Iterator[Setting]:
     """What a file says, and what files say that it names; where both say something, the naming one is right.
 
     A file that is not there is an error, or one of ``unread``.
@@ -114,15 +121,15 @@ def _with_named_files(
             if not any(other.dialect in dialects for other in others) and unread is not None:
                 unread.append(thing)
             elif not any(other.dialect in dialects for other in others):
-                raise BadInput(f"{thing.where}: {thing.value!r}: no such file beside {path}; give it by --job")
+                raise BadInput(f"{thing.place}: {thing.value!r}: no such file beside {path}; give it by --job")
             continue
         named = _content(str(beside), {}).said
         if wrong := next((other for other in named if other.dialect not in dialects), None):
-            raise BadInput(f"{thing.where}: {thing.value!r}: must be {dialects[0]} settings, has {wrong.key}")
+            raise BadInput(f"{thing.place}: {thing.value!r}: must be {dialects[0]} settings, has {wrong.key}")
         yield from (other for other in named if (other.dialect, other.key) not in spoken)
 
 
-def _framework(said: Sequence[Said], told: set[str]) -> str | None:
+def _framework(said: Sequence[Setting], told: set[str]) -> str | None:
     """What trains: by a command or a kind of file, or by the signs among the arguments."""
     if len(told) > 1:
         raise BadInput(f"these files are of {' and '.join(sorted(told))}; one job trains with one")
