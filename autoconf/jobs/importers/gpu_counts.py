@@ -33,8 +33,8 @@ _VARIABLE = (
 _COUNTING_VARIABLE = re.compile(_VARIABLE, re.IGNORECASE)
 # Ways to count GPUs that are recognized in a command, and refused.
 _REFUSED = re.compile(
-    rf"(?<![\w$-])(?:{_VARIABLE}=[\"']?\d[\d,]*|mpi(?:run|exec)\b|--gpu[-_]ids[=\s]+[\"']?\d[\d,]*"
-    r"|--(?:n[-_]?|num[-_])?gpus?(?:[-_]per[-_]node)?[=\s]+[\"']?\d+|--(?:devices|world[-_]size)[=\s]+[\"']?\d+)",
+    rf"(?<![\w$-])(?:{_VARIABLE}=[\"']?\d[\d,]*|mpi(?:run|exec)\b|(?:--)?gpu[-_]ids[:=\s]+[\"']?\d[\d,]*"
+    r"|--(?:n[-_]?)?gpus?(?:[-_]per[-_]node)?[=\s]+[\"']?\d+|--(?:devices|world[-_]size)[=\s]+[\"']?\d+)",
     re.IGNORECASE,
 )
 _CONFIG = re.compile(r"--(config[-_]file|accelerate[-_]config)\b")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.key_table import Framework, Key, Said, job_keys, text
+from autoconf.jobs.importers.key_table import Framework, Key, Setting, job_keys, text
 from autoconf.jobs.job import BATCHES, OPTIONAL, Workload, read
 from autoconf.jobs.names import key
 from autoconf.jobs.presets import SETTINGS, Preset, presets
@@ -40,7 +40,7 @@ class JobFile(NamedTuple):
     unknown: tuple[str, ...]
 
 
-def job_of(said: Iterable[Said], framework: str | None, options: Mapping[str, Any]) -> JobFile:
+def job_of(said: Iterable[Setting], framework: str | None, options: Mapping[str, Any]) -> JobFile:
     """The job that files describe.
 
     Args:
@@ -51,7 +51,8 @@ def job_of(said: Iterable[Said], framework: str | None, options: Mapping[str, An
     Raises:
         BadInput: something that matters cannot be read, or contradicts another; the message has a line for each.
 
-    >>> said = [Said("job.yaml, optim", "arguments", "optim", "sgd")]
+    >>> from autoconf.jobs.importers.key_table import Place
+    >>> said = [Setting(Place("job.yaml", 3, "optim"), "arguments", "optim", "sgd")]
     >>> job_of(said, "trl", {}).fields["optim"]
     'sgd'
     """
@@ -80,8 +81,8 @@ class _Reading:
         self.assumed: list[str] = []
         self.problems: list[str] = []
 
-    def take(self, thing: Said) -> None:
-        where, value = thing.where, thing.value
+    def take(self, thing: Setting) -> None:
+        where, value = str(thing.place), thing.value
         dialect = job_keys().dialects[thing.dialect]
         meaning = dialect.find(thing.key)
         if meaning is None:
