@@ -93,7 +93,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: $(BIN)/python requirements.lock pyproject.toml
-	@echo "Installing ado, Ray, AutoGluon and what they need into $(VENV): 1.1 GB, about two minutes ..."
+	@echo "Installing ado, Ray, AutoGluon and what they need into $(VENV): 1.2 GB, one to three minutes ..."
 	$(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps -e .
 	@touch $@
@@ -108,7 +108,7 @@ $(VENV)/documented: $(VENV)/installed
 	@touch $@
 
 $(VENV)/build: $(VENV)/installed
-	@echo "Installing PyTorch (CPU), transformers and PEFT into $(VENV): 1 GB more, about a minute ..."
+	@echo "Installing PyTorch (CPU), transformers and PEFT into $(VENV): 1.2 GB more, about a minute ..."
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet -c requirements.lock -e '.[build]'
 	@touch $@
