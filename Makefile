@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A Ray cluster that happens to run on this machine is not ours to use.
 export RAY_ADDRESS := local
 
-.PHONY: help run test lint predictor evaluate ground-truth measured measure benchmark test-matrix test-drift lock clean
+.PHONY: help run test lint predictor evaluate ground-truth measured measured-sample measure benchmark test-matrix test-drift lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -45,6 +45,9 @@ ground-truth: $(VENV)/build  ## check composed figures against traces of FSDP ra
 measured: $(VENV)/build  ## trace the runs of MEASURED=runs.csv with their own stacks and libraries, beside what GPUs measured
 	@test -n "$(MEASURED)" || { echo "say which runs: make measured MEASURED=runs.csv" >&2; exit 2; }
 	$(BIN)/python -m autoconf.pipeline.validation.compare_measured $(MEASURED)
+
+measured-sample: $(VENV)/build  ## trace one run of each library environment anew, and compare with the published peaks
+	$(BIN)/python -m autoconf.pipeline.calibration.real_rows --check $(wildcard autoconf/pipeline/validation/one_run_per_environment/*.csv)
 
 measure: $(VENV)/build  ## on a machine with a CUDA GPU: run the reference workload near the edge of memory
 	$(BIN)/python -m autoconf.pipeline.validation.measure_gpu

@@ -1,4 +1,4 @@
-from ._version import __version__
+from .distribution import __version__
 from .errors import AutoConfError, IgnoredColumnWarning
 from .jobs.job import Job, Workload
 from .planner.avoid_oom import avoid_oom

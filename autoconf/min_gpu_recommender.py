@@ -33,8 +33,8 @@ def min_gpu_recommender(job: Job, models: Models = None) -> Recommendation:
         gpus_per_worker: GPUs of one node, >= 1.
         max_gpus: most GPUs to consider in total, >= 1.
         gradient_accumulation_steps: micro-batches per optimizer step, >= 1. With 1, FSDP shards gradients at once.
-        stack: how the job trains: one of ``autoconf.jobs.presets.presets()``. What follows is what the stack says, where
-            it is empty.
+        stack: how the job trains: one of ``autoconf.jobs.presets.presets()``. What follows is what the stack says,
+            where it is empty.
         optim: ``adamw_torch``, ``adamw_torch_fused``, ``adamw_bnb_8bit``, ``paged_adamw_8bit``, ``adafactor`` or
             ``sgd``.
         torch_dtype: ``bfloat16`` or ``float32``, of the loaded parameters.

@@ -7,8 +7,9 @@ from typing import Any
 
 from autoconf.cli.options import note
 from autoconf.cli.output import output
+from autoconf.jobs.importers.documents import read_text
 from autoconf.jobs.importers.patch import Layout, patched
-from autoconf.jobs.importers.reader import read_job, read_text
+from autoconf.jobs.importers.reader import read_job
 
 NOTHING_TO_PATCH = 3  # the exit code where there is no recommendation, so that no pipe applies an empty manifest
 

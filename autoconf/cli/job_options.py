@@ -65,16 +65,22 @@ def query_command(query: Query) -> type[Command]:
 def _field_option(query: Query, field: str) -> Any:
     default = query.optional.get(field) or ("the newest" if field == "model_version" else None)
     panel = "How it trains" if field in ("stack", *SETTINGS) else "One job" if field != "model_version" else None
-    description = str(BESIDE.get(field) or Workload.model_fields[field].description)
     option = typer.Option(
         *names(field),
-        help=escape(f"{description}{f' (default: {default})' if default else ''}."),
+        help=escape(f"{_description(field)}{f' (default: {default})' if default else ''}."),
         metavar="CHOICE" if _choices(field) else "INTEGER" if field in (*NUMBERS, *BESIDE) else "TEXT",
         show_default=False,
         rich_help_panel=panel,
         autocompletion=_completion(field),
     )
     return Annotated[str | None, option]
+
+
+def _description(field: str) -> str:
+    """What a field is, with all of its choices."""
+    description = str(BESIDE.get(field) or Workload.model_fields[field].description)
+    listed = all(choice in description for choice in _choices(field))
+    return description if listed else f"{description}: {', '.join(_choices(field))}"
 
 
 def _choices(field: str) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import typer
 
-from autoconf import __version__
 from autoconf.cli.command import Command, plain
 from autoconf.cli.console import is_terminal
 from autoconf.cli.job_options import EPILOG, query_command
@@ -29,14 +28,14 @@ from autoconf.cli.queries import (
 from autoconf.cli.recommend import recommend_command
 from autoconf.cli.user_versions import trace_command, train_command
 from autoconf.cli.versions import stacks_command, versions_command
+from autoconf.distribution import __version__
 from autoconf.files import unfinished
 from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH, LARGEST_SAMPLE, MIN_GPUS
 
-_EXIT_CODES = """
-Exit codes: 0 answered ("no recommendation" is an answer), 1 broken environment, 2 bad input,
-3 no recommendation to patch a manifest with (recommend --patch), 4 the answer is no (--fail-on-no),
-128 + n ended by signal n.
-"""
+_EXIT_CODES = (
+    'Exit codes: 0 answered ("no recommendation" is an answer), 1 broken environment, 2 bad input, 3 no recommendation '
+    "to patch a manifest with (recommend --patch), 4 the answer is no (--fail-on-no), 128 + n ended by signal n."
+)
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": plain},

@@ -102,7 +102,8 @@ def _build() -> tuple[Any, Any, Any]:
     missing = [package for package in _EXTRA if find_spec(package) is None]
     if missing:
         raise BadInput(
-            f"trace needs the extra [build]: pip install 'ado-autoconf[build]' ({listed(missing)} not found)"
+            f"trace needs the extra [build]: in a clone of the project run pip install torch==2.13.0 and "
+            f"pip install '.[build]' ({listed(missing)} not found)"
         )
     try:
         # It warns that a kernel for CPUs is missing; nothing is computed here.

@@ -1,4 +1,4 @@
-"""Tables in the versions' README that commands write, each between two markers."""
+"""Tables in the documentation that commands write, each between two markers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from autoconf.errors import BadInput
+
+# Of a checkout: the documentation is not part of the wheel.
+PAGES = Path(__file__).parents[2] / "docs" / "versions"
+VALIDATION = PAGES / "validation.md"
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:

@@ -29,7 +29,7 @@ def installed_libraries() -> dict[str, str]:
     try:
         return {library: importlib.metadata.version(library) for library in _MUST_AGREE}
     except importlib.metadata.PackageNotFoundError as error:
-        raise AutoConfError(f"{error.name} is not installed; reinstall ado-autoconf") from error
+        raise AutoConfError(f"{error.name} is not installed; reinstall autoconf-gpus") from error
 
 
 def libraries_agree(card: Card) -> bool:

@@ -61,7 +61,7 @@ class Card(_Typed):
     made_from: dict[str, str] = {}  # of a user's own version: what it was made from -> SHA-256
 
 
-RELEASED_AGAIN = "reinstall ado-autoconf"  # what helps where a released version is not whole
+RELEASED_AGAIN = "reinstall autoconf-gpus"  # what helps where a released version is not whole
 
 
 def read_card(folder: Path, sha256: str, remedy: str = RELEASED_AGAIN) -> Card:

@@ -1,7 +1,8 @@
 """Predictor versions: which there are, loading them, and rebuilding them where libraries differ.
 
 A version is a folder of ``AutoGluonModels``: an AutoGluon predictor, the table it was trained on, the memory figures of
-its models, a set of jobs with the released answers, and a card (``autoconf.predictor.cards``), whose digest stands here. Where
+its models, a set of jobs with the released answers, and a card (``autoconf.predictor.cards``), whose digest stands
+here. Where
 the installed libraries do not match the card, the predictor is trained again from the shipped table, once, in the
 user's cache folder, and must give the released answers.
 """
@@ -14,6 +15,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 
+from autoconf.distribution import check_installation
 from autoconf.errors import AutoConfError
 from autoconf.memory.model import StackMemory
 from autoconf.memory.store import MOMENTS, ModelsTable
@@ -86,6 +88,7 @@ def load(version: str, models: Models = None) -> Predictor:
     if found not in _loaded:
         with _loading:
             if found not in _loaded:
+                check_installation()
                 _loaded[found] = _open(*found)
     return _loaded[found]
 

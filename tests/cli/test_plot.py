@@ -390,7 +390,7 @@ def test_drawing_leaves_the_host_alone() -> None:
     draw(grid()).draw_without_rendering()
     assert dict(matplotlib.rcParams) == before
     code = (
-        "import sys, autoconf.cli, autoconf.cli.plots.heatmap; assert 'matplotlib' not in sys.modules; import test_plot as t\n"
+        "import sys, autoconf.cli.plots.heatmap; assert 'matplotlib' not in sys.modules; import test_plot as t\n"
         "autoconf.cli.plots.heatmap.draw(t.grid()); assert 'matplotlib.pyplot' not in sys.modules"
     )
     code = code.replace(

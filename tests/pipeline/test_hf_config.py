@@ -268,7 +268,7 @@ def test_without_the_extra_the_command_names_it(written):
     )
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("trace needs the extra [build]: pip install 'ado-autoconf[build]' (") and "torch" in line
+    assert line.startswith("trace needs the extra [build]: in a clone of the project") and "torch" in line
 
 
 def test_a_refused_config_and_a_folder_that_is_not_there_leave_no_file(own_model, written, tmp_path):

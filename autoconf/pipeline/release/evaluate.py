@@ -1,4 +1,4 @@
-"""Measure a version; the figures go into its card, its section of ``AutoGluonModels/README.md`` and one picture."""
+"""Measure a version; the figures go into its card, its pages in ``docs/versions`` and one picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from autoconf.pipeline.catalog import NEWEST, architectures, gpu_types
 from autoconf.pipeline.release.evaluation import NEAR, TARGETS, Judged, measured, sweep_space
 from autoconf.pipeline.release.train import LEFT_OUT, release
 from autoconf.pipeline.release.version_folder import write_card
-from autoconf.pipeline.report import markdown, write_section
+from autoconf.pipeline.report import PAGES, VALIDATION, markdown, write_section
 from autoconf.predictor import cards, registry
 from autoconf.predictor.cards import CARD, Card
 from autoconf.predictor.registry import MODELS, RELEASED
@@ -25,7 +25,7 @@ def _meets(key: str, value: float, target: float) -> bool:
 
 
 def _section(evaluation: dict[str, Any], version: str) -> str:
-    """The version's section of ``AutoGluonModels/README.md``."""
+    """The section of the version's page ``docs/versions/evaluation-VERSION.md``."""
     figures = [
         {"figure": key, "required": f"{sign} {required:g} %", "aim": f"{sign} {aim:g} %", "measured": f"{value:g} %"}
         for (key, (sign, required, aim)), value in zip(TARGETS.items(), evaluation["figures"].values(), strict=True)
@@ -145,13 +145,13 @@ def evaluate(version: str) -> dict[str, Any]:
         "calibration": real_calibration(),
     }
     RELEASED[version] = write_card(folder, predictor.card.model_copy(update={"evaluation": evaluation}))
-    for what, section in (
-        (f"evaluation {version}", _section(evaluation, version)),
-        (f"domain {version}", _domain(predictor.card)),
-        ("real runs", _real_runs(evaluation)),
+    for page, what, section in (
+        (PAGES / f"evaluation-{version}.md", f"evaluation {version}", _section(evaluation, version)),
+        (PAGES / f"domain-{version}.md", f"domain {version}", _domain(predictor.card)),
+        (VALIDATION, "real runs", _real_runs(evaluation)),
     ):
-        write_section(MODELS / "README.md", what, "make evaluate", section)
-    draw_picture(judged, evaluation, MODELS / f"evaluation-{version}.png")
+        write_section(page, what, "make evaluate", section)
+    draw_picture(judged, evaluation, PAGES / f"evaluation-{version}.png")
     return evaluation
 
 

@@ -1,9 +1,16 @@
-"""Real GPUs against traces: each row of a table of runs, traced with its own stack and its own libraries.
+"""Compare traced peaks with measured ones: each row of a table of runs, traced with its own stack and libraries.
 
-``python -m autoconf.pipeline.validation.compare_measured RUNS.csv`` prints, for each group of stacks, how far the traced peak lies from what
+``python -m autoconf.pipeline.validation.compare_measured RUNS.csv`` prints, for each group of stacks, how far the
+<<<<<<< HEAD
+traced peak is from the measured one, the rows that disagree most, and whether failed and finished runs are decided as
+they happened. ``--today`` traces the same rows with the installed libraries instead. Environments with the runs'
+libraries are made on demand.
+=======
+traced peak lies from what
 the GPU measured, the rows that disagree most, and whether failed and finished runs are decided as they happened.
 ``--today`` traces the same rows with the installed libraries instead. Environments with the runs' libraries are made on
 demand.
+>>>>>>> main
 """
 
 from __future__ import annotations
@@ -22,11 +29,10 @@ from rich.table import Table
 
 from autoconf.errors import AutoConfError, BadInput
 from autoconf.memory.units import GIB
-from autoconf.pipeline.report import markdown, require_section, write_section
+from autoconf.pipeline.report import PAGES, VALIDATION, markdown, require_section, write_section
 from autoconf.pipeline.validation import environments
 from autoconf.pipeline.validation.benchmark_runs import Run, read_runs
 from autoconf.pipeline.validation.rank_figures import RankFigures
-from autoconf.predictor.registry import MODELS
 
 # aten/src/ATen/cuda/CublasHandlePool.cpp: :4096:2:16:8 KiB for each handle and stream on an A100, that is for the main
 # thread's and autograd's; PyTorch's allocator counts them.
@@ -34,8 +40,8 @@ CUBLAS_GIB = 2 * (2 * 4096 + 8 * 16) * 1024 / GIB
 _WORTH_A_CAUSE = 2.0  # percent, between libraries of two times
 
 # GiB that must stay free beside what is traced, by whether there are several GPUs: as such, and as a share of
-# activations, between whose blocks PyTorch's allocator leaves gaps. The versions' README derives them and says what the
-# runs allow.
+# activations, between whose blocks PyTorch's allocator leaves gaps. docs/how-it-works/calibration.md derives them and
+# says what the runs allow.
 RESERVE = {False: (3.0, 0.0), True: (3.1, 0.22)}
 
 
@@ -236,7 +242,7 @@ def draw(comparisons: Sequence[Comparison], path: Path) -> None:
 
 
 def section(comparisons: Sequence[Comparison], picture: str | None, *, today: bool) -> str:
-    """What the versions' README says of a table of runs."""
+    """The section of ``docs/versions/validation.md`` about a table of runs."""
     parts = []
     if groups := group_table(comparisons):
         parts += ["Absolute difference of traced and measured peaks:", markdown(groups)]
@@ -258,13 +264,13 @@ def section(comparisons: Sequence[Comparison], picture: str | None, *, today: bo
 
 
 def write(comparisons: Sequence[Comparison], name: str, *, today: bool) -> None:
-    """Write a table's section of the versions' README, and its picture."""
+    """Write a table's section of ``docs/versions/validation.md``, and its picture."""
     picture = None
     if not today and any(c.run.peak_gib is not None for c in comparisons):
         picture = f"{name}.png"
-        draw(comparisons, MODELS / picture)
+        draw(comparisons, PAGES / picture)
     what = _section_name(name, today)
-    write_section(MODELS / "README.md", what, "make measured", section(comparisons, picture, today=today))
+    write_section(VALIDATION, what, "make measured", section(comparisons, picture, today=today))
 
 
 def _section_name(name: str, today: bool) -> str:
@@ -290,12 +296,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="CSV of fms-acceleration's benchmarks, as autoconf/pipeline/validation/benchmark_runs.py reads it",
     )
     parser.add_argument("--today", action="store_true", help="trace with the installed libraries, not with the runs'")
-    parser.add_argument("--write", action="store_true", help="write tables and picture into the versions' README")
+    parser.add_argument("--write", action="store_true", help="write tables and picture into docs/versions")
     options = parser.parse_args(arguments)
     console = Console()
     try:
         if options.write:  # before minutes of traces
-            require_section(MODELS / "README.md", _section_name(options.runs.stem, options.today), "make measured")
+            require_section(VALIDATION, _section_name(options.runs.stem, options.today), "make measured")
         comparisons = compare(read_runs(options.runs), today=options.today)
     except BadInput as error:
         print(error, file=sys.stderr)

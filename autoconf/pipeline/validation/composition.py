@@ -30,7 +30,7 @@ from autoconf.memory.sharding import Held
 from autoconf.memory.store import ModelsTable
 from autoconf.memory.units import GIB
 from autoconf.pipeline.catalog import NEWEST, architectures
-from autoconf.pipeline.report import markdown, write_section
+from autoconf.pipeline.report import VALIDATION, markdown, write_section
 from autoconf.pipeline.tracing.model_setup import Job, Method, trainable_shapes
 from autoconf.pipeline.validation import rank_trace
 from autoconf.pipeline.validation.rank_figures import RankFigures
@@ -217,14 +217,14 @@ def main(
     figures: Annotated[Path, typer.Option(help="folder with the figures of a version")] = MODELS / NEWEST,
     per_family: Annotated[int, typer.Option(help="jobs of each family of models", min=1)] = PER_FAMILY,
 ) -> None:
-    """Compare a random sample of jobs; write the table beside this file and a section of the versions' README."""
+    """Compare a random sample of jobs; write the table beside this file and its section of the documentation."""
     console = Console()
     table = ModelsTable(figures)
     jobs = list(sample(table, per_family))
     comparisons = [c for found in track(compare(table, jobs), "tracing", len(jobs), console=console) for c in found]
     rows = pd.DataFrame([row(c) for c in comparisons])
     rows.to_csv(OUTPUT, index=False, lineterminator="\n")
-    write_section(MODELS / "README.md", _WHAT, _COMMAND, _section(comparisons))
+    write_section(VALIDATION, _WHAT, _COMMAND, _section(comparisons))
     console.print(pd.DataFrame(summary(comparisons)).to_string(index=False), soft_wrap=True)
     console.print(pd.DataFrame(worst(comparisons, 10)).to_string(index=False), soft_wrap=True)
     missed = sum(abs(c.difference_percent) > LIMIT_PERCENT for c in comparisons)
@@ -238,7 +238,7 @@ def _section(comparisons: Sequence[Comparison]) -> str:
     models = len({c.job.architecture.name for c in comparisons})
     return (
         f"{jobs} random jobs of {models} models of {families} families, each at several numbers of tokens and of GPUs "
-        f"([the table](../build/{OUTPUT.name})):\n\n{markdown(summary(comparisons))}\n\n"
+        f"([the table](../../autoconf/pipeline/validation/{OUTPUT.name})):\n\n{markdown(summary(comparisons))}\n\n"
         f"The jobs that differ most:\n\n{markdown(worst(comparisons, 5))}"
     )
 
