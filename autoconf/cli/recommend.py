@@ -95,7 +95,7 @@ def recommend_command(
 def _patch(job_files: list[str], fields: dict[str, Any], to: Writing) -> None:
     """Write the manifest with the counts of the answer."""
     _, _, (shown,) = _answered_one(RECOMMEND, fields)
-    code = write_patched(job_files, shown, to.file)
+    code = write_patched(job_files, fields, shown, to.file)
     to.end(code == ExitCode.NOTHING_TO_PATCH)
     raise typer.Exit(code)
 

@@ -395,9 +395,9 @@ def test_a_setting_of_axolotl_that_is_not_covered_is_refused(read_text, tmp_path
         ("trl sft --use_peft \\ # why\n--optim sgd", "--optim: an option without a command"),
         ("zero_optimization: {stage: 3}\n", "DeepSpeed is not covered"),
         ("load_in_4bit: true\nuse_peft: false\n", "a 4-bit base without adapters"),
-        ("kind: Pod\napiVersion: v1\n", "must have one PyTorchJob or TrainJob, has Pod"),
+        ("kind: Pod\napiVersion: v1\n", "must have one PyTorchJob, TrainJob, Job, has Pod"),
         ("kind: TrainJob\napiVersion: trainer.kubeflow.org/v2\n", "apiVersion: 'trainer.kubeflow.org/v2'"),
-        ("kind: TrainJob\napiVersion: trainer.kubeflow.org/v1alpha1\n", "no container has a command"),
+        ("kind: TrainJob\napiVersion: trainer.kubeflow.org/v1alpha1\n", "it has no command; give --model-name,"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_no_job_is_refused(read_text, text: str, message: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.documents import NotDocuments, load_documents, read_text
 from autoconf.jobs.importers.key_table import Said, job_keys, settings
-from autoconf.jobs.importers.kubernetes import is_manifest, read_manifest
+from autoconf.jobs.importers.kubernetes import is_manifest, missing_options, read_manifest
 from autoconf.jobs.importers.shell import launch_in_script
 from autoconf.jobs.importers.translate import JobFile, job_of
 from autoconf.jobs.job import read
@@ -45,31 +45,38 @@ def read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
         options = {field: read(field, value) for field, value in options.items()}
     except ValueError as error:
         raise BadInput(str(error)) from None
-    contents = [_content(path) for path in paths]
+    contents = [_content(path, options) for path in paths]
     said = []
+    described = not missing_options(options)
+    unread: list[Said] = []
     for path, content in zip(paths, contents, strict=True):
         others = [thing for other in contents if other is not content for thing in other.said]
-        said += list(_with_named_files(content.said, path, others))
-    return job_of(said, _framework(said, {name for content in contents for name in content.frameworks}), options)
+        said += list(_with_named_files(content.said, path, others, unread if described else None))
+    frameworks = {name for content in contents for name in content.frameworks}
+    if any(thing.dialect == "axolotl" for thing in unread):  # its command has no settings, the config has all
+        frameworks.discard("axolotl")
+    job = job_of(said, _framework(said, frameworks), options)
+    return job._replace(assumed=(*job.assumed, *(f"{thing.where}: not read: options give the job" for thing in unread)))
 
 
-def _content(path: str) -> _Content:
-    return _content_of(read_text(path), path)
+def _content(path: str, options: Mapping[str, Any]) -> _Content:
+    return _content_of(read_text(path), path, options)
 
 
-def _content_of(text: str, path: str) -> _Content:
+def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
     problem = "neither settings nor a command that starts a training"
     try:
-        documents = [document.value for document in load_documents(text, path)]
+        documents = load_documents(text, path)
     except NotDocuments as error:
         documents, problem = [], f"{problem} ({error})"
     if is_manifest(documents):
-        manifest = read_manifest(documents, path)
+        manifest = read_manifest(documents, path, options)
         said = [*manifest.said, *(thing for launch in manifest.launches for thing in launch.said)]
         return _Content(said, tuple(launch.framework for launch in manifest.launches if launch.framework))
-    if len(documents) == 1 and isinstance(documents[0], dict):
-        dialect = _dialect(documents[0])
-        return _Content(list(settings(f"{path}, ", dialect, documents[0])), ("axolotl",) * (dialect == "axolotl"))
+    if len(documents) == 1 and isinstance(documents[0].value, dict):
+        document = documents[0].value
+        dialect = _dialect(document)
+        return _Content(list(settings(f"{path}, ", dialect, document)), ("axolotl",) * (dialect == "axolotl"))
     launch = launch_in_script(text, lambda option: f"{path}: {option}" if option else path, {})
     if launch is None:
         raise BadInput(f"{path}: {problem}")
@@ -89,8 +96,13 @@ def _dialect(document: Mapping[Any, Any]) -> str:
     return "accelerate" if any(sign in nested for sign in job_keys().dialects["accelerate"].signs) else "arguments"
 
 
-def _with_named_files(said: Sequence[Said], path: str, others: Sequence[Said]) -> Iterator[Said]:
-    """What a file says, and what files say that it names; where both say something, the naming one is right."""
+def _with_named_files(
+    said: Sequence[Said], path: str, others: Sequence[Said], unread: list[Said] | None
+) -> Iterator[Said]:
+    """What a file says, and what files say that it names; where both say something, the naming one is right.
+
+    A file that is not there is an error, or one of ``unread``.
+    """
     spoken = {(thing.dialect, thing.key) for thing in said}
     for thing in said:
         dialects = _NAMING.get((thing.dialect, thing.key), ())
@@ -99,10 +111,12 @@ def _with_named_files(said: Sequence[Said], path: str, others: Sequence[Said]) -
             continue
         beside = Path(path).parent / Path(thing.value).name
         if not beside.is_file():
-            if not any(other.dialect in dialects for other in others):
+            if not any(other.dialect in dialects for other in others) and unread is not None:
+                unread.append(thing)
+            elif not any(other.dialect in dialects for other in others):
                 raise BadInput(f"{thing.where}: {thing.value!r}: no such file beside {path}; give it by --job")
             continue
-        named = _content(str(beside)).said
+        named = _content(str(beside), {}).said
         if wrong := next((other for other in named if other.dialect not in dialects), None):
             raise BadInput(f"{thing.where}: {thing.value!r}: must be {dialects[0]} settings, has {wrong.key}")
         yield from (other for other in named if (other.dialect, other.key) not in spoken)

@@ -1,16 +1,10 @@
 """Real runs as rows: what their traces leave free on the GPU, and whether they ran.
 
 ``python -m autoconf.pipeline.calibration.real_rows RUNS.csv ...`` traces tables of runs, each run with its own stack
-<<<<<<< HEAD
 and libraries (``autoconf.pipeline.validation.compare_measured``), and writes ``real_rows.csv`` in this folder. The
 tables themselves are not shipped. With ``--check`` it writes nothing and compares the peaks with those that
 ``real_rows.csv`` has already: ``make measured-sample`` does so with one run of each library environment (the tables in
 ``pipeline/validation/one_run_per_environment``).
-=======
-and libraries
-(``autoconf.pipeline.validation.compare_measured``), and writes ``real_rows.csv`` beside this file. The tables
-themselves are not shipped.
->>>>>>> main
 """
 
 from __future__ import annotations
