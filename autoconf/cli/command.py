@@ -54,7 +54,7 @@ def _options(args: list[str]) -> list[str]:
 
 def _csv_without_file(args: list[str]) -> Iterator[str]:
     """Arguments in which ``--csv``, where no file follows, is the option for CSV as output."""
-    for arg, following in zip(args, [*args[1:], "--"], strict=True):
+    for arg, following in zip(args, [*args[1:], "--"], strict=False):
         alone = arg == "--csv" and following != "-" and following.startswith("-")
         yield AS_CSV if alone else arg
 

@@ -16,7 +16,7 @@ from autoconf.jobs.presets import SETTINGS
 from autoconf.jobs.queries import BESIDE, Query
 from autoconf.predictor import registry
 
-EPILOG = (
+OTHER_NAMES = (
     "Options also go by the names that trainers give them, such as --model (-m), --gpu (-g), --seq-len, --batch (-b), "
     "--gas, --dtype, --optimizer and --lora-rank (-r), and may be written with _ for -."
 )
@@ -38,7 +38,10 @@ _OF_EVERY_QUERY: dict[str, Any] = {
     ],
     "as_json": Annotated[bool, typer.Option("--json", help="Write JSON.")],
     "fail_on_no": Annotated[
-        bool, typer.Option("--fail-on-no", help=f"Exit with {ExitCode.ANSWERED_NO} if the answer, or any answer of a table, is no.")
+        bool,
+        typer.Option(
+            "--fail-on-no", help=f"Exit with {ExitCode.ANSWERED_NO} if the answer, or any answer of a table, is no."
+        ),
     ],
 }
 
@@ -91,10 +94,10 @@ def _choices(field: str) -> tuple[str, ...]:
 
 
 def _completion(field: str) -> Callable[[str], list[str]]:
-    """What a shell completes a value of a field to, whatever its case."""
+    """What a shell completes a value of a field to."""
 
     def complete(incomplete: str) -> list[str]:
-        return [value for value in _values(field) if value.lower().startswith(incomplete.lower())]
+        return [value for value in _values(field) if value.startswith(incomplete)]
 
     return complete
 

@@ -16,7 +16,7 @@ import typer
 
 from autoconf.cli.command import Command, plain
 from autoconf.cli.console import is_terminal
-from autoconf.cli.job_options import EPILOG, query_command
+from autoconf.cli.job_options import OTHER_NAMES, query_command
 from autoconf.cli.plot import plot_command
 from autoconf.cli.queries import (
     avoid_oom_command,
@@ -30,12 +30,15 @@ from autoconf.cli.user_versions import trace_command, train_command
 from autoconf.cli.versions import stacks_command, versions_command
 from autoconf.distribution import __version__
 from autoconf.files import unfinished
+from autoconf.jobs.job import TRAINING_STACK
 from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH, LARGEST_SAMPLE, MIN_GPUS
 
 _EXIT_CODES = (
     'Exit codes: 0 answered ("no recommendation" is an answer), 1 broken environment, 2 bad input, 3 no recommendation '
     "to patch a manifest with (recommend --patch), 4 the answer is no (--fail-on-no), 128 + n ended by signal n."
 )
+
+_QUERY_EPILOG = f"{OTHER_NAMES}\n\nAnswers hold for {TRAINING_STACK}."
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": plain},
@@ -77,7 +80,7 @@ for name, query, command in (
     ("gpu-model", GPU_MODEL, gpu_model_command),
     ("estimate", ESTIMATE, estimate_command),
 ):
-    app.command(name, cls=query_command(query), epilog=EPILOG, rich_help_panel=_ASK)(command)
+    app.command(name, cls=query_command(query), epilog=_QUERY_EPILOG, rich_help_panel=_ASK)(command)
 app.command("versions", cls=Command, rich_help_panel=_ABOUT)(versions_command)
 app.command("stacks", cls=Command, rich_help_panel=_ABOUT)(stacks_command)
 app.command("plot", cls=Command, rich_help_panel=_ABOUT)(plot_command)

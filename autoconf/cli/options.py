@@ -52,7 +52,9 @@ def with_options(options: Mapping[str, Any]) -> Callable[[Callable[..., None]], 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = signature(command, eval_str=True)
         more = [
-            Parameter(name, Parameter.KEYWORD_ONLY, default=False if get_args(kind)[0] is bool else None, annotation=kind)
+            Parameter(
+                name, Parameter.KEYWORD_ONLY, default=False if get_args(kind)[0] is bool else None, annotation=kind
+            )
             for name, kind in options.items()
         ]
 

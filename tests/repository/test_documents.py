@@ -123,7 +123,7 @@ def test_links_between_documents_lead_somewhere(document):
 ADO_1_ALONE = "ado show entities space --use-latest -o csv --output-file measurements.csv"  # test_ado_versions.py
 PROGRAMS = "ado|ado-autoconf|make|pip|run_experiment"
 EXAMPLES = [*ROOT.glob("examples/*.yaml"), *ROOT.glob("sweep/examples/*.yaml")]
-SOURCES = [*DOCUMENTS, *EXAMPLES, *(ROOT / "autoconf" / "commands").glob("*.py")]
+SOURCES = [*DOCUMENTS, *EXAMPLES, *(ROOT / "autoconf" / "cli").glob("*.py")]
 
 
 def commands(source: Path) -> Iterator[str]:
