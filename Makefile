@@ -39,6 +39,9 @@ lint: $(VENV)/tested typecheck  ## check style, imports, types and declared depe
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 
+docs: $(VENV)/documented  ## build the documentation into build/site
+	$(BIN)/python -m mkdocs build --strict --quiet
+
 typecheck: $(VENV)/tested  ## check types
 	$(BIN)/mypy
 
@@ -98,6 +101,10 @@ $(VENV)/installed: $(BIN)/python requirements.lock pyproject.toml
 # Versions are traced on Python 3.11; on later ones the suite skips the tests that need torch.
 $(VENV)/tested: $(VENV)/installed
 	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then $(MAKE) --no-print-directory $(VENV)/build; fi
+	@touch $@
+
+$(VENV)/documented: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -c requirements.lock -e '.[docs]'
 	@touch $@
 
 $(VENV)/build: $(VENV)/installed

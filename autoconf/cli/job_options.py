@@ -106,6 +106,8 @@ def _values(field: str) -> list[str]:
     """The values that can be listed: choices, and the names of the newest version."""
     if field == "model_version":
         return registry.known()
+    if field not in ("model_name", "gpu_model"):
+        return [*_choices(field)]
     domain = registry.card(registry.DEFAULT).domain
-    named = {"model_name": domain.models, "gpu_model": domain.gpus}.get(field, {})
-    return [*_choices(field), *(name for own, more in named.items() for name in (own, *more.aliases))]
+    named = domain.models if field == "model_name" else domain.gpus
+    return [name for own, more in named.items() for name in (own, *more.aliases)]

@@ -1,4 +1,4 @@
-"""``docs/your-own.md``, word for word: every command and every line of Python in it, and what it says they print."""
+"""``docs/guides/your-model-and-cluster.md``, word for word: its commands, its Python, and what it says they print."""
 
 import ast
 import os
@@ -20,7 +20,7 @@ from autoconf.pipeline.tracing.trace_file import read_trace
 from autoconf.predictor.registry import DEFAULT, MODELS
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = (ROOT / "docs" / "your-own.md").read_text(encoding="utf-8")
+DOCUMENT = (ROOT / "docs" / "guides" / "your-model-and-cluster.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

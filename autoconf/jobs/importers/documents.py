@@ -14,6 +14,7 @@ from autoconf.errors import BadInput
 
 MAX_BYTES = 1 << 20
 MAX_VALUES = 20_000  # with aliases expanded; a large Kubernetes manifest has a few thousand
+_LONG_TEXT = 1_000  # a text counts once more for each of so many characters, so that aliases cannot multiply it
 MAX_DEPTH = 100
 MAX_DIGITS = 100
 MAX_DIRECTIVES = 100  # libyaml compares each %TAG with all earlier ones
@@ -300,10 +301,13 @@ class _Composer:
         return f"{self._file}:{event.start_mark.line + 1}"
 
     def _opened(self, event: Any, node: yaml.Node) -> _Part:
-        self._grow(event, 1, 1)
+        part = _Part(node, anchor=event.anchor)
+        if isinstance(node, yaml.ScalarNode):
+            part.size += len(node.value) // _LONG_TEXT
+        self._grow(event, part.size, 1)
         if event.anchor is not None:
             self._anchors[event.anchor] = None
-        return _Part(node, anchor=event.anchor)
+        return part
 
     def _grow(self, event: yaml.Event, size: int, height: int) -> None:
         self._size += size
