@@ -25,7 +25,13 @@ _HEADINGS = {
     "fits, said no": "false negative",
     "does not fit, said no": "true negative",
     "does not fit, said fits": "false positive",
+    "failed, said to fit": "false positives",
+    "finished, said not to": "false negatives",
 }
+
+
+def _in_words(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{_HEADINGS.get(key, key): cell for key, cell in row.items()} for row in rows]
 
 
 def _meets(key: str, value: float, target: float) -> bool:
@@ -57,7 +63,7 @@ def _section(evaluation: dict[str, Any], version: str) -> str:
             "By family:",
             markdown(evaluation["by_family"]),
             "Decisions by distance from the edge, as a share of usable memory (positive: the job fits):",
-            markdown([{_HEADINGS.get(key, key): cell for key, cell in row.items()} for row in evaluation["confusion"]]),
+            markdown(_in_words(evaluation["confusion"])),
             f"![What the predictor gets wrong, and where](evaluation-{version}.png)",
         ]
     )
@@ -67,8 +73,8 @@ def _real_runs(evaluation: dict[str, Any]) -> str:
     """What is said of real runs that nothing was learnt from."""
     return "\n\n".join(
         [
-            markdown(evaluation["side_by_side"]),
-            "Predicted probability beside what happened, on runs that are held out:",
+            markdown(_in_words(evaluation["side_by_side"])),
+            "Predicted probability, and what happened, on held-out runs:",
             markdown(evaluation["calibration"]),
         ]
     )
