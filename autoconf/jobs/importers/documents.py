@@ -27,6 +27,9 @@ _RESOLVER: Any = yaml.resolver.Resolver()
 _NUMBERS = (f"{_PREFIX}int", f"{_PREFIX}float")
 
 
+Path = tuple[str | int, ...]  # keys and indices
+
+
 class NotDocuments(BadInput):
     """A text is neither YAML nor JSON."""
 
@@ -58,6 +61,24 @@ class Document(NamedTuple):
                 return None
             line = _line(key)
         return line
+
+    def closest_line(self, *path: str | int) -> int | None:
+        """The line of a value, or of the closest one around it that has a line.
+
+        >>> load_documents("a: {b: 1}", "job.yaml")[0].closest_line("a", "b", "c")
+        1
+        """
+        lines = (self.line(*path[:end]) for end in range(len(path), 0, -1))
+        return next((line for line in lines if line is not None), None)
+
+
+def dotted(path: Path) -> str:
+    """A path as messages write it.
+
+    >>> dotted(("spec", "trainer", "args", 2))
+    'spec.trainer.args[2]'
+    """
+    return "".join(f"[{name}]" if isinstance(name, int) else f".{shortened(name)}" for name in path).removeprefix(".")
 
 
 def read_text(path: str) -> str:
