@@ -98,7 +98,7 @@ def check(predictor: Predictor) -> list[dict[str, Any]]:
         (
             "fewer GPUs, from two on, than more, at the same batch",
             "every job",
-            _never_negative(checker, ("per_token", "per_token_per_rank", "done")),
+            _never_negative(checker, ("per_token", "per_token_per_rank", "finished_gradients")),
         ),
         (
             "one GPU than two, at the same batch",
