@@ -71,12 +71,15 @@ class Dialect(_Typed):
     ignored: tuple[str, ...] = ()
 
     def find(self, key: str) -> Key | None:
-        """What a key means, by its name before any pattern; ``None`` if the table does not have it."""
-        found = [key] if key in self.keys else [pattern for pattern in self.keys if fnmatchcase(key, pattern)]
-        return self.keys[found[0]] if found else None
+        """The meaning of a key, by its name before any pattern; ``None`` if the table does not have it."""
+        if key in self.keys:
+            return self.keys[key]
+        found = (pattern for pattern in self.keys if "*" in pattern and fnmatchcase(key, pattern))
+        return self.keys.get(next(found, ""))
 
     def ignores(self, key: str) -> bool:
-        return any(fnmatchcase(key, pattern) for pattern in self.ignored)
+        """Whether a key changes no memory."""
+        return key in self.ignored or any("*" in pattern and fnmatchcase(key, pattern) for pattern in self.ignored)
 
 
 class Default(_Typed):
@@ -85,10 +88,11 @@ class Default(_Typed):
 
 
 class Framework(_Typed):
-    """What trains: its preset, what it is told by, and what it does where its files say nothing."""
+    """A trainer: its preset, what shows it, and its defaults."""
 
     preset: str
-    scripts: tuple[str, ...]
+    scripts: tuple[str, ...]  # by which the framework is certain
+    script_hints: tuple[str, ...] = ()  # names that others have as well: evidence only together with a sign
     signs: tuple[str, ...]
     defaults: dict[str, Default]
     needs: dict[str, str] = {}  # facts of adapters that files must state, with what to say where they do not
@@ -112,6 +116,18 @@ def job_keys() -> JobKeys:
     import yaml
 
     return JobKeys.model_validate(yaml.safe_load(JOB_KEYS.read_text(encoding="utf-8")))
+
+
+def known_key(dialect: Dialect, key: str, value: Any) -> bool:
+    """Whether the table has a key, or for a section any key in it."""
+    if dialect.find(key) or dialect.ignores(key) or key in ("fsdp_config", "accelerate_launch_args"):
+        return True
+    if key.startswith("fsdp_") and job_keys().dialects["fsdp"].find(key.removeprefix("fsdp_")):
+        return True
+    if isinstance(value, list):
+        return f"{key}[]" in dialect.keys
+    inside = _flat(value, f"{key}.") if isinstance(value, Mapping) else ()
+    return any(dialect.find(inner) or dialect.ignores(inner) for inner, _ in inside)
 
 
 def text(value: Any) -> str:

@@ -29,6 +29,7 @@ class Launch(NamedTuple):
 
     framework: str | None  # of ``job_keys.yaml``, if the command tells
     settings: list[Setting]
+    script: str = ""
 
 
 def launch_in_script(script: str, place: Callable[[str], Place], variables: Mapping[str, str]) -> Launch | None:
@@ -177,7 +178,7 @@ def _script_launch(
     if framework == "axolotl":
         said += [Setting(place(words[0]), "axolotl", "config", words[0])] if words and words[0][:1] != "-" else []
         return Launch(framework, [*said, *_said(arguments, "axolotl", place)])
-    return Launch(framework, [*said, *_said(arguments, "arguments", place)])
+    return Launch(framework, [*said, *_said(arguments, "arguments", place)], script)
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, Any]]:

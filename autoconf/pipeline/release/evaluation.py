@@ -30,7 +30,7 @@ _JOBS_A_STACK = 20 / 3
 _SIZES = 100  # drawn of each stack, to choose from
 _SLICES = 100  # on each side of the edge
 
-# Required of a version, and aimed at; a figure is a percentage of the jobs or pairs it is measured on.
+# Required of a version, and the target; a figure is a percentage of the jobs or pairs it is measured on.
 SAME_DECISION = "same decision (fits on n GPUs or not)"
 SAME_MINIMUM = "same minimum number of GPUs"
 HARMFUL_FITS = "wrong 'fits' by more than 2 % of memory"
