@@ -23,6 +23,7 @@ from autoconf.jobs.stack import Stack
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.tracing import model_setup
+from autoconf.pipeline.tracing.recorder import TraceError
 from autoconf.pipeline.validation import rank_trace
 
 QLORA = {"quantization": "nf4", "mixed_precision": "bf16"}
@@ -61,7 +62,7 @@ def test_only_attention_by_a_kernel_passes_the_recorder():
     """Whoever holds tokens x tokens is refused, so every trace shows that its attention does not."""
     with FakeTensorMode():
         query, key, value = (t.transpose(1, 2) for t in projections(HEADS))
-        with recorded(TOKENS, query, key, value), pytest.raises(rank_trace.TraceError, match="tokens x tokens"):
+        with recorded(TOKENS, query, key, value), pytest.raises(TraceError, match="tokens x tokens"):
             torch.softmax(query @ key.transpose(2, 3), -1) @ value
 
 
