@@ -14,7 +14,7 @@ from autoconf.jobs.job import OPTIONAL, REQUIRED
 from autoconf.jobs.names import Names
 from autoconf.jobs.presets import SETTINGS, training_stack
 from autoconf.jobs.values import LARGEST_NUMBER
-from autoconf.memory.units import Booleans, Floats, Integers
+from autoconf.memory.units import Booleans, Floats, Integers, Unsupported
 from autoconf.predictor.predictor import Predictor
 
 Columns = dict[str, list[Any]]  # a field of valid jobs -> its value for each; one that is absent has its default
@@ -104,7 +104,10 @@ class _Lookup:
         # A table has few models and ways to train them, however long it is.
         @lru_cache(maxsize=65_536)
         def row(model: str, method: str, *stack: Any) -> int | str:
-            return predictor.row(model, method, training_stack(method, *stack))
+            try:
+                return predictor.row(model, method, training_stack(method, *stack))
+            except Unsupported as error:
+                return error.reason(self.version)
 
         self.row = row
 

@@ -46,10 +46,10 @@ def random_stacks(predictor: Predictor, generator: np.random.Generator) -> Itera
         steps = job["gradient_accumulation_steps"] > 1
         try:
             stack = training_stack(job["method"], steps, job["stack"], *settings)
-        except ValueError:  # settings that exclude each other
+            predictor.row(job["model_name"], job["method"], stack)
+        except ValueError:  # settings that exclude each other, or Unsupported
             continue
-        if not isinstance(predictor.row(job["model_name"], job["method"], stack), str):
-            yield job | dict(zip(SETTINGS, settings, strict=True))
+        yield job | dict(zip(SETTINGS, settings, strict=True))
 
 
 def random_jobs(predictor: Predictor, generator: np.random.Generator, count: int, sizes: int = 1) -> pd.DataFrame:
