@@ -234,8 +234,8 @@ def test_a_4_bit_product_saves_nothing_but_its_packed_weight():
             out.backward(gradient)
         assert recorder.live == hidden.nbytes  # its gradient; the weight has none
         assert peak(recorder) == WEIGHT + hidden.nbytes
-        # Before the weight come its maxima in float32, one for 64 parameters.
-        assert recorder.moments[0][1] == 4 * 128 * 448 // 64
+        # Before the weight come its absmax in float32, one for 64 parameters.
+        assert recorder.changes[0].live == 4 * 128 * 448 // 64
 
 
 def test_a_float32_input_asks_for_a_float32_copy_of_the_weight():
