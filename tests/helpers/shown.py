@@ -11,8 +11,10 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
 from typer.testing import CliRunner
@@ -33,10 +35,14 @@ def documents() -> list[Path]:
 
 
 def printed(command: str) -> str:
-    """What a command prints, without blank lines around it."""
-    result = CliRunner().invoke(cli.app, shlex.split(command)[1:], env={"COLUMNS": str(_WIDTH), "TERM": "dumb"})
+    """What a command prints on a terminal, without colors and without blank lines around it."""
+    with ExitStack() as stack:
+        for name, module in [*sys.modules.items()]:
+            if name.startswith("autoconf.cli") and hasattr(module, "is_terminal"):
+                stack.enter_context(patch.object(module, "is_terminal", lambda stream: True))
+        result = CliRunner().invoke(cli.app, shlex.split(command)[1:], env={"COLUMNS": str(_WIDTH), "TERM": "dumb"})
     assert result.exit_code == 0, f"{command}: {result.output}"
-    lines = [line.rstrip() for line in result.stdout.splitlines()]
+    lines = [line.rstrip() for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", result.stdout).splitlines()]
     return "\n".join(lines).strip("\n") + "\n"
 
 
