@@ -20,8 +20,9 @@ from autoconf.memory.profile import HeadWay, LayerWay, ModelFigures, Trainable, 
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.tracing.extrapolate import head_moments, layer_moments
-from autoconf.pipeline.tracing.ledger import TraceError, rank_for, trace
+from autoconf.pipeline.tracing.ledger import rank_for, trace
 from autoconf.pipeline.tracing.model_setup import Job, Method, build_model, decoder_layers
+from autoconf.pipeline.tracing.recorder import TraceError
 
 _ADAPTING: tuple[Method, ...] = ("lora", "qlora")
 _TARGETS: tuple[LoraTargets, ...] = ("default", "attention", "all-linear")

@@ -32,6 +32,7 @@ from autoconf.memory.units import GIB, Unsupported
 from autoconf.pipeline.catalog import NEWEST, architectures
 from autoconf.pipeline.report import VALIDATION, markdown, write_section
 from autoconf.pipeline.tracing.model_setup import Job, Method, trainable_shapes
+from autoconf.pipeline.tracing.recorder import TraceError
 from autoconf.pipeline.validation import rank_trace
 from autoconf.pipeline.validation.rank_figures import RankFigures
 from autoconf.predictor.registry import MODELS
@@ -144,7 +145,7 @@ def whole_peaks(job: Job) -> dict[tuple[int, int], float]:
     tokens = [rank_trace.SAMPLES * t for t in TOKENS]
     try:
         figures = rank_trace.figures(job)
-    except rank_trace.TraceError:
+    except TraceError:
         return {(job.gpus, t): _run(job, t).peak_bytes(t, job.gpus) for t in tokens[:2]}
     return {(gpus, t): figures.peak_bytes(t, gpus) for gpus in (GPUS if job.gpus > 1 else (1,)) for t in tokens}
 
