@@ -276,11 +276,11 @@ def answer(result: Result) -> dict[str, str]:
 
 
 def test_the_command_says_what_it_read_and_answers_as_for_options() -> None:
-    result = run("--job", str(JOBS / "trl_lora.yaml"), "--gpu-model=NVIDIA-A100-SXM4-80GB", "--lora-r=8")
+    result = run("--job", str(JOBS / "trl_lora.yaml"), "--gpu-model=NVIDIA-A100-SXM4-80GB", "--lora-r=8", "--as-csv")
     by_options = run(
         "--model-name=meta-llama/Llama-3.1-8B", "--method=lora", "--gpu-model=NVIDIA-A100-SXM4-80GB", "--stack=trl",
         "--tokens-per-sample=2048", "--per-device-train-batch-size=4", "--gradient-accumulation-steps=2", "--lora-r=8",
-        "--lora-targets=all-linear", "--torch-dtype=bfloat16",
+        "--lora-targets=all-linear", "--torch-dtype=bfloat16", "--as-csv",
     )  # fmt: skip
     assert result.exit_code == 0
     assert answer(result) == answer(by_options)
@@ -291,7 +291,7 @@ def test_the_command_says_what_it_read_and_answers_as_for_options() -> None:
 def test_the_command_prints_the_manifest_for_its_answer() -> None:
     job = ["--job", str(JOBS / "pytorchjob.yaml"), "--method=full", "--per-device-train-batch-size=1", *SEVERAL_WORKERS]
     result = run(*job, "--patch")
-    row = answer(run(*job))
+    row = answer(run(*job, "--as-csv"))
     assert int(row["workers"]) > 1
     text = (JOBS / "pytorchjob.yaml").read_text()
     assert result.stdout == patched([("job", text)], Layout(int(row["gpus"]), int(row["workers"]))).text
