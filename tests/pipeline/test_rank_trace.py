@@ -58,7 +58,7 @@ def bytes_per_token_and_layer(peak_bytes: Callable[[int, int], float]) -> float:
         ("full", 2, {"sharding": "fsdp1", "gradient_checkpointing": "reentrant", **AT_ONCE}),
     ],
 )
-def test_short_stacks_foretell_whole_ones_to_the_byte(method, gpus, settings):
+def test_short_stacks_predict_whole_ones_to_the_byte(method, gpus, settings):
     job = small_job(method, gpus, layers=7, **settings)
     figures = replace(rank_trace.figures(job), states=0, step=0)
     sharded = any(share for _, _, share in [*figures.moments, figures.end])
