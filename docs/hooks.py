@@ -48,6 +48,7 @@ def _code(value: Any) -> str:
 
 def inputs() -> str:
     """The fields of a job."""
+    from autoconf.cli.spellings import names
     from autoconf.jobs.job import OPTIONAL, REQUIRED, Workload
 
     rows = []
@@ -57,7 +58,8 @@ def inputs() -> str:
             default = "required"
         elif field in ("batch_size", "per_device_train_batch_size"):
             default = "one of the two"
-        rows.append({"input": _code(field), "default": default, "meaning": info.description})
+        others = " ".join(map(_code, names(field)[1:]))
+        rows.append({"input": _code(field), "default": default, "meaning": info.description, "other options": others})
     return _table(rows)
 
 
@@ -149,6 +151,21 @@ def job_keys() -> str:
     return "\n\n".join(parts)
 
 
+def other_files() -> str:
+    """Files of other tools, which are refused by name."""
+    import yaml
+
+    import autoconf.jobs.importers
+
+    file = Path(autoconf.jobs.importers.__file__).with_name("other_files.yaml")
+    tools = yaml.safe_load(file.read_text(encoding="utf-8"))["tools"]
+    rows = [
+        {"file": tool, "keys": " or ".join(" with ".join(map(_code, keys)) for keys in several)}
+        for tool, several in tools.items()
+    ]
+    return _table(rows)
+
+
 def command() -> str:
     """Every command with its options, by typer's own documentation of an app."""
     words = [sys.executable, "-m", "typer", "autoconf.cli.main", "utils", "docs", "--name", "ado-autoconf"]
@@ -183,6 +200,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "experiments": experiments,
     "stacks": stacks,
     "job-keys": job_keys,
+    "other-files": other_files,
     "cli": command,
     "errors": errors,
 }

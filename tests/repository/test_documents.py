@@ -132,6 +132,13 @@ def test_links_between_documents_lead_somewhere(document):
             assert anchor.removeprefix("#") in anchors(path), f"{document.name} links to {target}{anchor}"
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_files_that_documents_name_exist(document):
+    text = document.read_text(encoding="utf-8")
+    named = re.findall(r"`((?:autoconf|benchmarks|docs|examples|sweep|tests)/[\w./-]+)`", text)
+    assert [path for path in named if "NUMBER" not in path and not (ROOT / path).exists()] == []
+
+
 def anchors(document: Path) -> set[str]:
     """What the headings of a document are called in links."""
     headings = re.findall(r"^#+ +(.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
@@ -337,9 +344,9 @@ def test_the_python_of_the_documents_gives_what_is_shown_below_it(document, bloc
 
 
 @pytest.mark.parametrize(("document", "command", "text"), PRINTED, ids=[name(document) for document, *_ in PRINTED])
-def test_the_documents_show_what_a_command_prints(document, command, text, context, tmp_path) -> None:
+def test_the_documents_show_what_a_command_prints(document, command, text, context) -> None:
     """``python tests/helpers/shown.py`` writes what is printed today."""
-    assert text == shown.shortened(text, shown.printed(command, tmp_path))
+    assert text == shown.shortened(text, shown.printed(command))
 
 
 def test_the_documents_show_answers() -> None:
