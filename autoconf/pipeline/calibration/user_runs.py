@@ -17,10 +17,11 @@ import numpy as np
 import pandas as pd
 
 from autoconf.errors import BadInput
-from autoconf.jobs.job import NUMBERS, OPTIONAL, Workload, check_together, is_empty, read, whole_number
-from autoconf.jobs.queries import missing_columns
+from autoconf.jobs.job import NUMBERS, OPTIONAL, Workload, check_together, read
+from autoconf.jobs.queries import NUMBER_GPUS, missing_columns
+from autoconf.jobs.values import is_empty, whole_number
 from autoconf.memory.candidates import Candidates
-from autoconf.planner.estimate import NUMBER_GPUS, placed
+from autoconf.planner.estimate import placed
 from autoconf.predictor.autogluon import LABEL
 from autoconf.predictor.predictor import Predictor
 
