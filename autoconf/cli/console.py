@@ -49,7 +49,7 @@ def show_answers(answers: list[dict[str, Any]], question: Query) -> None:
 
 def _job_fields(answer: dict[str, Any], question: Query) -> list[str]:
     """The fields and numbers of a job in what was answered."""
-    fields = (*Workload.model_fields, *question.beside)
+    fields = question.all_fields
     return [field for field in fields if field in answer and field not in question.answers]
 
 

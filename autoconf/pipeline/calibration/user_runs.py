@@ -18,7 +18,7 @@ import pandas as pd
 
 from autoconf.errors import BadInput
 from autoconf.jobs.job import NUMBERS, OPTIONAL, Workload, check_together, is_empty, read, whole_number
-from autoconf.jobs.queries import missing_columns
+from autoconf.jobs.queries import MIN_GPUS
 from autoconf.memory.candidates import Candidates
 from autoconf.planner.estimate import NUMBER_GPUS, placed
 from autoconf.predictor.autogluon import LABEL
@@ -131,7 +131,7 @@ def _check_columns(table: pd.DataFrame, source: str) -> set[str]:
     ado = "experiment_id" in table and any(_settings_of(str(e)) for e in table["experiment_id"].unique())
     known = {*Workload.model_fields, NUMBER_GPUS, *_SEEN, *_ANY_TABLE, *({"experiment_id", *_ADO} if ado else ())}
     has = {*table, *(_ANY_TABLE[column] for column in table if column in _ANY_TABLE), *({"method"} if ado else ())}
-    missing = missing_columns(has) + [NUMBER_GPUS] * (NUMBER_GPUS not in has)
+    missing = MIN_GPUS.missing_columns(has) + [NUMBER_GPUS] * (NUMBER_GPUS not in has)
     if has.isdisjoint(_SEEN):
         missing.append(f"one of {', '.join(_SEEN)}")
     if missing:
