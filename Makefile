@@ -10,26 +10,41 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A Ray cluster that happens to run on this machine is not ours to use.
 export RAY_ADDRESS := local
 
-.PHONY: help run test lint predictor evaluate ground-truth measured measure benchmark test-matrix test-drift lock clean
+.PHONY: help run test test-fast test-slow lint typecheck format docs predictor evaluate ground-truth measured \
+  measured-sample measure benchmark test-matrix test-drift lock clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
-# ado's result stands amid lines of its own and of Ray, so its answer is said once more at the end.
+# ado prints the result between lines of its own and of Ray, so the answer is repeated at the end.
 run: SHELL := bash
 run: $(VENV)/installed  ## create the environment and answer the first example
-	set -o pipefail; $(BIN)/run_experiment examples/simple.yaml | tee $(VENV)/answer.txt
+	@echo "Asking examples/qwen.yaml through ado; starting Ray takes some seconds ..."
+	set -o pipefail; $(BIN)/run_experiment examples/qwen.yaml | tee $(VENV)/answer.txt
 	@awk '$$1 ~ /^(can_recommend|gpus|workers)$$/ { answer = answer (answer ? ", " : "") $$1 " " $$2 } \
 	  END { print answer ? answer : "no answer"; exit !answer }' $(VENV)/answer.txt
 
-test: lint  ## create the environment and run everything that guards main
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: lint  ## create the environment and run lint and all tests but the slow ones
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-lint: $(VENV)/tested
+test-fast: $(VENV)/installed  ## the tests that need neither PyTorch nor Ray
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not torch and not ray and not slow"
+
+test-slow: $(VENV)/tested  ## the tests that take minutes
+	$(BIN)/python -m pytest -n 2 -m slow
+
+lint: $(VENV)/tested typecheck  ## check style, imports, types and declared dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/deptry .
+
+typecheck: $(VENV)/tested  ## check types
+	$(BIN)/mypy
+
+format: $(VENV)/installed  ## format the code and mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 predictor: $(VENV)/build  ## rebuild the newest predictor version from the architectures, then evaluate it
 	$(BIN)/python -m autoconf.pipeline.release.train
@@ -45,6 +60,9 @@ ground-truth: $(VENV)/build  ## check composed figures against traces of FSDP ra
 measured: $(VENV)/build  ## trace the runs of MEASURED=runs.csv with their own stacks and libraries, beside what GPUs measured
 	@test -n "$(MEASURED)" || { echo "say which runs: make measured MEASURED=runs.csv" >&2; exit 2; }
 	$(BIN)/python -m autoconf.pipeline.validation.compare_measured $(MEASURED)
+
+measured-sample: $(VENV)/build  ## trace one run of each library environment anew, and compare with the published peaks
+	$(BIN)/python -m autoconf.pipeline.calibration.real_rows --check $(wildcard autoconf/pipeline/validation/one_run_per_environment/*.csv)
 
 measure: $(VENV)/build  ## on a machine with a CUDA GPU: run the reference workload near the edge of memory
 	$(BIN)/python -m autoconf.pipeline.validation.measure_gpu
@@ -72,6 +90,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: $(BIN)/python requirements.lock pyproject.toml
+	@echo "Installing ado, Ray, AutoGluon and what they need into $(VENV): 1.1 GB, about two minutes ..."
 	$(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps -e .
 	@touch $@
@@ -82,6 +101,7 @@ $(VENV)/tested: $(VENV)/installed
 	@touch $@
 
 $(VENV)/build: $(VENV)/installed
+	@echo "Installing PyTorch (CPU), transformers and PEFT into $(VENV): 1 GB more, about a minute ..."
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet -c requirements.lock -e '.[build]'
 	@touch $@

@@ -11,12 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-TESTS = Path(__file__).parents[1] / "tests" / "helpers"
-sys.path.insert(0, str(TESTS))  # its ado context, so that the user's store stays untouched, and its toy experiment
-
-#: What ado's processes run with: they find the toy experiment, and start a Ray of their own.
-ENVIRONMENT = {"PYTHONPATH": str(TESTS / "toy_experiment"), "PYTHONDONTWRITEBYTECODE": "", "RAY_ADDRESS": "local"}
+from environment import ENVIRONMENT
 
 _LISTEN = """
 import json, sys

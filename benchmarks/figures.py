@@ -15,11 +15,10 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ENVIRONMENT, TESTS
+from environment import ENVIRONMENT, ROOT, TOY_EXPERIMENT
 from jobs import EXAMPLES, LONG, SMALL, points, space
 
-sys.path.insert(0, ENVIRONMENT["PYTHONPATH"])
-ROOT = TESTS.parent
+sys.path.insert(0, str(TOY_EXPERIMENT))
 DECORATOR = "import ado.modules.actuators.custom_experiments"
 RECOMMENDER = "from autoconf.min_gpu_recommender import min_gpu_recommender"
 JOB = yaml.safe_load((ROOT / "examples" / "simple.yaml").read_text(encoding="utf-8"))["entity"]

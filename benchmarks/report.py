@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ["ado-autoconf", "ado-core", "ray", "autogluon.tabular", "lightgbm", "numpy", "pandas", "scipy"]
+LIBRARIES = ["autoconf-gpus", "ado-core", "ray", "autogluon.tabular", "lightgbm", "numpy", "pandas", "scipy"]
 HEADER = ["Figure", "Measured", "Baseline", "Ratio", "Required", "Aim", "Met?"]
 NONE = "–"  # noqa: RUF001 - an empty cell
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from autoconf.cli.options import note
 from autoconf.cli.output import output
-from autoconf.jobs.importers.patch import Layout, patched
-from autoconf.jobs.importers.reader import read_job, read_text
+from autoconf.jobs.importers.patch import Layout, patch_files
+from autoconf.jobs.importers.reader import read_job
 
 NOTHING_TO_PATCH = 3  # the exit code where there is no recommendation, so that no pipe applies an empty manifest
 
@@ -29,18 +29,59 @@ def job_from_files(paths: Sequence[str], options: Mapping[str, Any]) -> dict[str
 
 
 def write_patched(paths: Sequence[str], answer: Mapping[str, Any], output_file: str | None) -> int:
-    """Write the one file among those of a job that counts GPUs, with the counts of the answer.
+    """Write the file that counts GPUs with the counts of the answer; note what that does to the global batch.
+
+    Args:
+        paths: Files of the job.
+        answer: One row of ``recommend``, with the fields of the job.
+        output_file: Where the file is written; by default to standard output.
 
     Returns:
-        The exit code: 0, or 3 where there is no recommendation, of which the reason is noted and nothing written.
+        The exit code: 0, or 3 without a recommendation; then the reason is noted and nothing is written.
 
     Raises:
-        BadInput: there is no such file, or a count in it cannot be changed.
+        BadInput: No file counts GPUs, or a count in it cannot be changed.
     """
     if not answer["can_recommend"]:
         note(f"no recommendation: {answer['reason']}")
         return NOTHING_TO_PATCH
-    text = patched([(path, read_text(path)) for path in paths], Layout(answer["gpus"], answer["workers"]))
+    layout = Layout(int(answer["gpus"]), int(answer["workers"]))
+    patch = patch_files(paths, layout)
+    note(f"{patch.file}: {gpu_change(patch.gpus_before, layout.gpus * layout.workers, answer)}")
     with output(output_file) as stream:
-        stream.write(text.encode("utf-8"))
+        stream.write(patch.data)
     return 0
+
+
+def gpu_change(before: int, after: int, job: Mapping[str, Any]) -> str:
+    """A sentence about another number of GPUs, the global batch that follows, and what keeps the batch.
+
+    >>> gpu_change(8, 1, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2})
+    '8 -> 1 GPUs; the global batch changes from 64 to 8 samples; gradient_accumulation_steps=16 keeps it at 64'
+    >>> print(gpu_change(8, 3, {"per_device_train_batch_size": 1}).replace("; ", ";\\n"))
+    8 -> 3 GPUs;
+    the global batch changes from 8 to 3 samples;
+    gradient_accumulation_steps=2 makes it 6 and 3 makes it 9;
+    more than 1 step needs more memory, so ask again with it
+    >>> gpu_change(8, 2, {"batch_size": 16})
+    '8 -> 2 GPUs; the batch of 16 samples needs per_device_train_batch_size=8'
+    """
+    if not job.get("per_device_train_batch_size"):
+        needed = int(job["batch_size"]) // after
+        kept = f"the batch of {job['batch_size']} samples needs per_device_train_batch_size={needed}"
+        return f"{before} -> {after} GPUs; {kept}"
+    each, steps = int(job["per_device_train_batch_size"]), int(job.get("gradient_accumulation_steps") or 1)
+    batch = before * each * steps
+    if before == after:
+        return f"{before} -> {after} GPUs; the global batch stays at {batch} samples"
+    fewer, rest = divmod(before * steps, after)
+    choices = [fewer, fewer + 1] if rest else [fewer]
+    effects = [f"{n} {'makes' if rest else 'keeps'} it {'' if rest else 'at '}{after * each * n}" for n in choices if n]
+    parts = [
+        f"{before} -> {after} GPUs",
+        f"the global batch changes from {batch} to {after * each * steps} samples",
+        f"gradient_accumulation_steps={' and '.join(effects)}",
+    ]
+    if steps == 1 and before > after:
+        parts.append("more than 1 step needs more memory, so ask again with it")
+    return "; ".join(parts)

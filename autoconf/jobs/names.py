@@ -52,13 +52,14 @@ def families(names: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def listed(items: Iterable[str]) -> str:
-    """
-    >>> listed(["full"]), listed(["full", "lora", "qlora"])
-    ('full', 'full, lora and qlora')
+def listed(items: Iterable[str], conjunction: str = "and") -> str:
+    """Items as a sentence lists them.
+
+    >>> listed(["full"]), listed(["full", "lora", "qlora"]), listed(["full", "lora"], "or")
+    ('full', 'full, lora and qlora', 'full or lora')
     """
     *most, last = items
-    return f"{', '.join(most)} and {last}" if most else last
+    return f"{', '.join(most)} {conjunction} {last}" if most else last
 
 
 class Names:

@@ -74,7 +74,8 @@ class StackMemory:
 
     def gradient_bytes(self, rows: Integers) -> Floats:
         """Gradients that stay whole on every GPU between micro-batches of FSDP; 0 without accumulation."""
-        return np.array([self._figures[row].several.whole_gradients for row in rows.tolist()])
+        distinct, places = np.unique(rows, return_inverse=True)
+        return np.array([self._figures[row].several.whole_gradients for row in distinct.tolist()], float)[places]
 
     def peak_bytes(self, rows: Integers, gpus: Integers, tokens: Floats | Integers) -> Floats:
         """Peak bytes per GPU, without what must stay free; arguments as ``MemoryTable.peak_bytes`` has them."""

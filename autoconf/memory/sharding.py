@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from autoconf.memory.envelope import undominated
 from autoconf.memory.optimizers import OptimizerBytes
 from autoconf.memory.profile import Point, Units
 from autoconf.memory.reserve import Reserve
@@ -124,7 +125,7 @@ class Held:
         self.resident, self.whole_gradients = resident, whole_gradients
         parts = np.concatenate([phase.parts() for phase in phases], axis=1)
         total = parts.sum(axis=0)
-        kept = _undominated(total)
+        kept = undominated(total, decimals=0)
         self._parts, self._total = parts[:, kept], total[kept]
 
     def peak_bytes(self, gpus: Integers, tokens: Floats | Integers) -> Floats:
@@ -167,14 +168,6 @@ class Held:
 
 def _variables(gpus: Integers, tokens: Floats | Integers) -> Floats:
     return np.stack([np.ones(len(gpus)), tokens, 1 / gpus])
-
-
-def _undominated(terms: Floats) -> Integers:
-    """Rows that no other one exceeds in every term."""
-    _, unique = np.unique(np.round(terms), axis=0, return_index=True)
-    rows = terms[unique]
-    dominated = np.any((rows[None] >= rows[:, None]).all(2) & (rows[None] > rows[:, None]).any(2), axis=1)
-    return unique[~dominated]
 
 
 def held(

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ LAYOUTS = st.builds(Layout, st.integers(1, 16), st.integers(1, 200))
 def changes(name: str, layout: Layout) -> dict[int, str]:
     """The lines that a patch changes, by their numbers."""
     before = (JOBS / name).read_text()
-    after = patched([(name, before)], layout)
+    after = patched([(name, before)], layout).text
     pairs = list(zip(before.splitlines(keepends=True), after.splitlines(keepends=True), strict=True))
     for old, new in pairs:
         assert re.sub(r"\d+", "", old) == re.sub(r"\d+", "", new)  # comments, quotes and order stay
@@ -71,8 +72,8 @@ def test_an_accelerate_config_gets_processes_and_machines() -> None:
 
 def test_an_accelerate_config_without_machines_has_one() -> None:
     text = "distributed_type: FSDP\nnum_processes: 2\n"
-    assert patched([("a", text)], Layout(4, 1)) == "distributed_type: FSDP\nnum_processes: 4\n"
-    with pytest.raises(BadInput, match="a, num_machines: is not there to be changed"):
+    assert patched([("a", text)], Layout(4, 1)).text == "distributed_type: FSDP\nnum_processes: 4\n"
+    with pytest.raises(BadInput, match="a num_machines: is missing"):
         patched([("a", text)], Layout(4, 2))
 
 
@@ -80,25 +81,34 @@ def test_an_accelerate_config_without_machines_has_one() -> None:
 @given(st.sampled_from(["pytorchjob.yaml", "trainjob.yaml", "accelerate_fsdp1.yaml"]), LAYOUTS, LAYOUTS)
 def test_patching_twice_is_patching_once(name: str, first: Layout, second: Layout) -> None:
     text = (JOBS / name).read_text()
-    once = patched([(name, text)], second)
-    assert patched([(name, patched([(name, text)], first))], second) == once
+    once = patched([(name, text)], second).text
+    assert patched([(name, patched([(name, text)], first).text)], second).text == once
     assert len(list(yaml.safe_load_all(once))) == len(list(yaml.safe_load_all(text)))
 
 
 @pytest.mark.parametrize(
     ("name", "old", "new", "message"),
     [
-        ("pytorchjob.yaml", '"--nproc_per_node", "8"', '"--nproc_per_node", "$(GPUS)"', "only a number can be changed"),
-        ("pytorchjob.yaml", "--nnodes=4", "--nnodes=1:4", "'1:4': only a number can be changed"),
+        (
+            "pytorchjob.yaml",
+            '"--nproc_per_node", "8"',
+            '"--nproc_per_node", "$(GPUS)"',
+            "--patch changes only a number",
+        ),
+        ("pytorchjob.yaml", "--nnodes=4", "--nnodes=1:4", "'1:4': --patch changes only a number"),
         ("pytorchjob.yaml", "  nprocPerNode", "  elasticPolicy: {}\n  nprocPerNode", "spec.elasticPolicy"),
-        ("trainjob.yaml", "--num_processes 12", "--num_processes $N", "'[$]N': only a number can be changed"),
+        ("trainjob.yaml", "--num_processes 12", "--num_processes $N", "'[$]N': --patch changes only a number"),
         ("trainjob.yaml", "--num_processes 12", "--num_processes", "has no number to change"),
         ("trainjob.yaml", "nvidia.com/gpu", "amd.com/gpu", "resourcesPerNode: has no nvidia.com/gpu"),
-        ("trainjob.yaml", "    numNodes: 3\n", "", "spec.trainer.numNodes: is not there"),
-        ("pytorchjob_configmap.yaml", "replicas: 1", "replicas: 1", "pytorchReplicaSpecs.Worker: is needed"),
-        ("pytorchjob_configmap.yaml", '"max_seq_length"', '"num_processes"', "a ConfigMap counts processes"),
+        ("trainjob.yaml", "    numNodes: 3\n", "", "spec.trainer.numNodes: is missing"),
+        (
+            "pytorchjob_configmap.yaml",
+            "replicas: 1",
+            "replicas: 1",
+            "pytorchReplicaSpecs.Worker: is missing, and 5 workers need it",
+        ),
         ("trainjob.yaml", "--num_machines 3", "", "several workers need accelerate's --num_machines"),
-        ("trainjob.yaml", "--num_processes 12", "--config_file a.yaml", "say --num_processes as well"),
+        ("trainjob.yaml", "--num_processes 12", "--config_file a.yaml", "add --num_processes"),
         ("trl_lora.yaml", "", "", "0 of trl_lora.yaml are"),
     ],
 )
@@ -108,16 +118,137 @@ def test_a_count_that_cannot_be_changed_is_refused(name: str, old: str, new: str
         patched([(name, text)], Layout(2, 5))
 
 
+def values_in(text: str) -> dict[tuple, object]:
+    """The values of a YAML text by their paths, as PyYAML itself reads them."""
+
+    def below(value: object, path: tuple) -> Iterator[tuple[tuple, object]]:
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        yield from ((path, value),) if not isinstance(value, dict | list) else ()
+        for name, item in items:
+            yield from below(item, (*path, name))
+
+    return dict(below(list(yaml.safe_load_all(text)), ()))
+
+
+def changed_values(text: str, layout: Layout) -> dict[object, object]:
+    """The values that a patch changes, by the last part of their paths."""
+    before, after = values_in(text), values_in(patched([("job", text)], layout).text)
+    assert before.keys() == after.keys()
+    return {path[-1]: after[path] for path in before if before[path] != after[path]}
+
+
+def with_change(name: str, old: str, new: str) -> str:
+    text = (JOBS / name).read_text()
+    assert old in text
+    return text.replace(old, new, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("pytorchjob_configmap.yaml", '"max_seq_length"', '"num_processes"', "num_processes counts GPUs as well"),
+        ("pytorchjob.yaml", "spec:", "spec:\n  runPolicy: {schedulingPolicy: {minResources: {nvidia.com/gpu: 32}}}",
+         "minResources.nvidia.com/gpu: also counts GPUs"),
+        ("pytorchjob.yaml", "- name: MODEL", "- {name: NUM_GPUS, value: '8'}\n                - name: MODEL",
+         "NUM_GPUS counts GPUs"),
+        ("pytorchjob.yaml", "tuning/sft_trainer.py", "--devices 8", "'--devices 8' counts GPUs"),
+        ("pytorchjob.yaml", "- name: log", "- name: log\n              resources: {limits: {nvidia.com/gpu: 1}}",
+         "2 containers have resources of nvidia.com/gpu"),
+        ("trainjob.yaml", "numNodes: 3", "numNodes: 0x3", "numNodes would not change"),
+        ("trainjob.yaml", "cd /work", "CUDA_VISIBLE_DEVICES=0,1", "'CUDA_VISIBLE_DEVICES=0,1' counts GPUs"),
+        ("trainjob.yaml", "--use_fsdp", "--gpu_ids=0,1", "'--gpu_ids=0,1' counts GPUs"),
+        ("trainjob.yaml", "accelerate", "mpirun -np 4 accelerate", "'mpirun' counts GPUs"),
+        ("trainjob.yaml", "--use_fsdp", "--multi_gpu", "accelerate refuses --multi_gpu on one GPU"),
+        ("trainjob.yaml", "numNodes: 3", "numNodes: three", "numNodes: 'three': --patch changes only a number"),
+    ],
+)  # fmt: skip
+def test_every_count_of_a_manifest_changes_or_none_does(name: str, old: str, new: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        patched([("job", with_change(name, old, new))], Layout(1, 1))
+
+
+def test_one_worker_is_needed_for_torchruns_standalone() -> None:
+    text = with_change("pytorchjob.yaml", "--nnodes=4", "--standalone")
+    assert changed_values(text, Layout(2, 1))["replicas"] == 0
+    with pytest.raises(BadInput, match="torchrun's --standalone is for one worker"):
+        patched([("job", text)], Layout(2, 2))
+
+
+def test_gang_scheduling_waits_for_as_many_pods_as_there_are() -> None:
+    text = with_change("pytorchjob.yaml", "spec:", "spec:\n  runPolicy: {schedulingPolicy: {minAvailable: 4}}")
+    assert changed_values(text, Layout(8, 2))["minAvailable"] == 2
+
+
+@pytest.mark.parametrize("option", ["--nproc", "--nproc-per", "--np"])
+def test_torchruns_abbreviated_options_count(option: str) -> None:
+    text = with_change("pytorchjob.yaml", "--nproc_per_node", option)
+    assert 4 not in changed_values(text, Layout(8, 4)) and changed_values(text, Layout(2, 4))[3] == "2"
+
+
+@pytest.mark.parametrize(
+    ("ids", "gpus", "after"),
+    [("0,1,2,3", 2, "0,1"), ("0,1", 1, "0"), ("0,1", 4, "0,1,2,3"), ("4,5", 1, "4"), ("all", 4, "all"),
+     ("0", 2, "0,1")],
+)  # fmt: skip
+def test_gpu_ids_change_with_the_processes(ids: str, gpus: int, after: str) -> None:
+    text = f"distributed_type: FSDP\nnum_machines: 1\nnum_processes: {len(ids.split(','))}\ngpu_ids: {ids}\n"
+    assert yaml.safe_load(patched([("a", text)], Layout(gpus, 1)).text)["gpu_ids"] == after
+
+
+def test_gpus_that_nobody_named_are_asked_for() -> None:
+    config = "distributed_type: {}\nnum_processes: 2\ngpu_ids: 4,5\n"
+    with pytest.raises(BadInput, match="gpu_ids: '4,5' names fewer than 4 GPUs; name them, or all"):
+        patched([("a", config.format("FSDP"))], Layout(4, 1))
+    with pytest.raises(BadInput, match="accelerate refuses one GPU under distributed_type MULTI_GPU"):
+        patched([("a", config.format("MULTI_GPU"))], Layout(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("script", "word"),
+    [
+        ("accelerate launch --num_processes 8 sft.py", "--num_processes"),
+        ("# --num_processes\nCUDA_VISIBLE_DEVICES=0,1 accelerate launch sft.py", "CUDA_VISIBLE_DEVICES=0,1"),
+        ("#!/bin/bash\n#SBATCH --gres=gpu:8\naccelerate launch sft.py", "--gres"),
+        ("torchrun --nproc-per-node=$N sft.py", "--nproc-per-node"),
+    ],
+)
+def test_a_script_that_counts_is_not_left_beside_a_config(script: str, word: str) -> None:
+    config = (JOBS / "accelerate_fsdp2.yaml").read_text()
+    with pytest.raises(BadInput, match=f"^run.sh:{script.count(chr(10)) + 1}|2: {word} counts GPUs in a script"):
+        patched([("run.sh", script), ("a.yaml", config)], Layout(1, 1))
+    assert patched([("run.sh", "accelerate launch sft.py"), ("a.yaml", config)], Layout(1, 1)).file == "a.yaml"
+
+
+def test_two_files_that_count_are_refused_unless_the_command_overrides_one() -> None:
+    config = (JOBS / "accelerate_fsdp2.yaml").read_text()
+    manifest = (JOBS / "trainjob.yaml").read_text()
+    assert patched([("job", manifest), ("a.yaml", config)], Layout(2, 2)).file == "job"
+    with pytest.raises(BadInput, match=r"a\.yaml:14 gpu_ids: gpu_ids counts GPUs as well"):
+        patched([("job", manifest), ("a.yaml", config + "gpu_ids: 0,1\n")], Layout(2, 2))
+    with pytest.raises(BadInput, match=r"a\.yaml:4 num_machines: num_machines counts GPUs as well"):
+        patched([("job", (JOBS / "pytorchjob.yaml").read_text()), ("a.yaml", config)], Layout(2, 2))
+
+
+def test_json_with_tabs_is_patched_in_place() -> None:
+    text = '{\n\t"num_machines":\t1,\n\t"num_processes": 8,\t"name": "\\u00fc 8"\n}\n'
+    assert patched([("a", text)], Layout(2, 1)).text == text.replace("8,", "2,")
+
+
+def test_gpus_before_are_those_of_all_workers() -> None:
+    for name, gpus in (("pytorchjob.yaml", 32), ("trainjob.yaml", 12), ("pytorchjob_configmap.yaml", 2)):
+        assert patched([(name, (JOBS / name).read_text())], Layout(4, 1)).gpus_before == gpus
+
+
 def test_characters_of_several_bytes_and_line_ends_stay() -> None:
     text = "# 🚀 ü\r\nnum_processes: 8\r\nnum_machines: 1 # é\r\n"
-    assert patched([("a", text)], Layout(16, 2)) == text.replace("8", "32").replace("1 #", "2 #")
+    assert patched([("a", text)], Layout(16, 2)).text == text.replace("8", "32").replace("1 #", "2 #")
 
 
 def test_a_launcher_that_counts_by_itself_is_left_alone() -> None:
     text = (JOBS / "pytorchjob.yaml").read_text().replace('"--nproc_per_node", "8"', '"--nproc_per_node", auto')
-    assert '"--nproc_per_node", auto' in patched([("job", text)], Layout(2, 2))
+    assert '"--nproc_per_node", auto' in patched([("job", text)], Layout(2, 2)).text
     text = (JOBS / "trainjob.yaml").read_text().replace("accelerate launch", "torchrun --nproc-per-node=gpu")
-    assert "--nproc-per-node=gpu" in patched([("job", text)], Layout(2, 2))
+    assert "--nproc-per-node=gpu" in patched([("job", text)], Layout(2, 2)).text
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -151,8 +282,20 @@ def test_the_command_prints_the_manifest_for_its_answer() -> None:
     row = answer(run(*job))
     assert int(row["workers"]) > 1
     text = (JOBS / "pytorchjob.yaml").read_text()
-    assert result.stdout == patched([("job", text)], Layout(int(row["gpus"]), int(row["workers"])))
+    assert result.stdout == patched([("job", text)], Layout(int(row["gpus"]), int(row["workers"]))).text
     assert result.exit_code == 0
+    gpus = int(row["gpus"]) * int(row["workers"])
+    assert f"pytorchjob.yaml: 32 -> {gpus} GPUs; the global batch changes from 32 to {gpus} samples" in result.stderr
+
+
+def test_a_byte_order_mark_and_line_ends_stay(tmp_path: Path) -> None:
+    data = b"\xef\xbb\xbfdistributed_type: FSDP\r\nnum_processes: 8\r\n"
+    (tmp_path / "a.yaml").write_bytes(data)
+    job = ["--model-name=llama-7b", "--method=lora", "--gpu-model=L40S", "--tokens-per-sample=512",
+           "--per-device-train-batch-size=1", "--job", str(tmp_path / "a.yaml"), "--patch"]  # fmt: skip
+    assert run(*job).stdout_bytes == data.replace(b"8\r", b"1\r")
+    assert run(*job, "--output", str(tmp_path / "b.yaml")).stdout_bytes == b""
+    assert (tmp_path / "b.yaml").read_bytes() == data.replace(b"8\r", b"1\r")
 
 
 def test_without_a_recommendation_nothing_is_patched() -> None:

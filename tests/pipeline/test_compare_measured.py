@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import csv
+import json
+import subprocess
+import sys
 from dataclasses import replace
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -385,11 +390,40 @@ def test_an_environment_that_cannot_be_made_is_an_error_each_time(broken_python)
             environments.python_of(LIBRARIES)
 
 
-def test_an_environment_is_made_once(broken_python):
+def test_an_environment_is_made_once_for_a_list_of_packages(broken_python, monkeypatch):
     folder = broken_python / ".venv-measured" / LIBRARIES.name
     folder.mkdir(parents=True)
-    (folder / "installed").touch()
+    pins = [f"{name}=={version}" for name, version in vars(LIBRARIES).items()]
+    (folder / "installed").write_text("\n".join([*pins, *environments.NEEDED]))
     assert environments.python_of(LIBRARIES) == folder / "bin" / "python"
+    monkeypatch.setattr(environments, "NEEDED", (*environments.NEEDED, "one-more"))
+    with pytest.raises(AutoConfError, match=r"-m venv .* failed"):
+        environments.python_of(LIBRARIES)
+
+
+def test_environments_have_what_a_trace_imports():
+    """So that a module which gains an import does not break the environments of other libraries without a word."""
+    pytest.importorskip("torch", reason="versions are traced with the extra [build], installed on Python 3.11")
+    code = (
+        "import json, sys, autoconf.pipeline.validation.trace_jobs\n"
+        "json.dump([m.__file__ for name, m in sys.modules.items() if name.startswith('autoconf')], sys.stdout)"
+    )
+    files = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
+    imported = {name for file in files for name in _imports(Path(file))} - sys.stdlib_module_names - {"autoconf"}
+    distributions = {packages_distributions()[name][0].lower().replace("_", "-") for name in imported}
+    assert {"numpy", "peft", "pydantic", "torch"} < distributions
+    assert distributions <= {"torch", *vars(LIBRARIES), *environments.NEEDED}
+
+
+def _imports(file: Path) -> set[str]:
+    """Packages that a module imports when it is imported itself."""
+    found = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
 
 
 def test_a_run_is_traced_in_a_process_of_its_own(table):

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import csv
+from importlib.resources import files
 
 import numpy as np
 import pandas as pd
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from autoconf.errors import AutoConfError
 from autoconf.pipeline.calibration import held_out, real_rows, reserve
 from autoconf.pipeline.calibration.held_out import Way
 from autoconf.pipeline.calibration.reserve import THRESHOLD, features, free_gib, learn, training_rows
-from autoconf.pipeline.validation import environments
+from autoconf.pipeline.validation import benchmark_runs, environments
+from autoconf.pipeline.validation.benchmark_runs import read_runs
+from autoconf.pipeline.validation.environments import Libraries
 from autoconf.predictor.autogluon import LABEL, fit, load_tabular
 
 ROWS = real_rows.read_rows()
 LEARNT = learn(ROWS)
+APP = typer.Typer()
+APP.command()(real_rows.main)
 CAMPAIGN = {
     "model_name": "granite-3.1-2b", "method": "lora", "gpu_model": "NVIDIA-A100-SXM4-80GB", "number_gpus": 4,
     "tokens_per_sample": 1024, "batch_size": 16, "failed": 0,
@@ -52,13 +59,13 @@ def traced(libraries, jobs):
     return [{"moments": [moment], "end": [0, 0, 0], "states": 0, "step": 0, "shards_states": True} for _ in jobs]
 
 
-def test_a_run_becomes_a_row_of_what_its_trace_leaves_free(runs, tmp_path, monkeypatch, capsys):
+def test_a_run_becomes_a_row_of_what_its_trace_leaves_free(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(environments, "traced", traced)
     output = tmp_path / "rows.csv"
     unknown_shapes = {**CAMPAIGN, "model_name": "granite-8b-japanese"}
     experts = {**CAMPAIGN, "model_name": "granite-3.1-3b-a800m-instruct", "failed": 1}
-    assert real_rows.main([str(runs(CAMPAIGN, unknown_shapes, experts)), "--output", str(output)]) == 0
-    assert capsys.readouterr().out.startswith("3 rows, 1 of them left out, ")
+    found = CliRunner().invoke(APP, [str(runs(CAMPAIGN, unknown_shapes, experts)), "--output", str(output)])
+    assert found.exit_code == 0 and found.stdout.startswith("3 rows, 1 of them left out, ")
     dense, sparse = real_rows.read_rows(output).to_dict("records")
     assert (dense["table"], dense["line"], dense["model"], dense["method"]) == ("campaign", 2, "granite-3.1-2b", "lora")
     assert (dense["number_gpus"], dense["tokens_per_gpu"], dense["usable_gib"]) == (4, 4096, 79.15)
@@ -67,17 +74,48 @@ def test_a_run_becomes_a_row_of_what_its_trace_leaves_free(runs, tmp_path, monke
     assert (sparse["line"], sparse["mixture_of_experts"], sparse[LABEL]) == (4, 1, 0)
 
 
-def test_a_run_that_cannot_be_traced_is_named_and_nothing_written(runs, tmp_path, monkeypatch, capsys):
+def test_a_run_that_cannot_be_traced_is_named_and_nothing_written(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(environments, "traced", lambda libraries, jobs: [{"problem": "no such op"}] * len(jobs))
     output = tmp_path / "rows.csv"
-    assert real_rows.main([str(runs(CAMPAIGN)), "--output", str(output)]) == 1
-    assert "campaign.csv, line 2: cannot be traced: no such op" in capsys.readouterr().err
+    found = CliRunner().invoke(APP, [str(runs(CAMPAIGN)), "--output", str(output)])
+    assert found.exit_code == 1
+    assert "campaign.csv, line 2: cannot be traced: no such op" in found.stderr
     assert not output.exists()
 
 
-def test_a_table_that_is_none_is_refused(runs, capsys):
-    assert real_rows.main([str(runs({**CAMPAIGN, "batch_size": "x"}))]) == 2
-    assert "line 2: batch_size: must be a whole number >= 1, got 'x'" in capsys.readouterr().err
+def test_a_table_that_is_none_is_refused(runs):
+    found = CliRunner().invoke(APP, [str(runs({**CAMPAIGN, "batch_size": "x"}))])
+    assert found.exit_code == 2
+    assert "line 2: batch_size: must be a whole number >= 1, got 'x'" in found.stderr
+
+
+# --- one run of each library environment, traced anew -----------------------------------------------------------------
+
+SAMPLE = sorted((files("autoconf.pipeline.validation") / "one_run_per_environment").iterdir())
+
+
+def test_every_library_environment_has_a_run_and_every_run_a_published_row():
+    sample = [run for path in SAMPLE for run in read_runs(path)]
+    campaign = {Libraries(*of) for of in benchmark_runs._sources()["campaign"]["libraries"].values()}
+    assert campaign <= {run.libraries for run in sample}
+    published = set(ROWS[["model", "method", "stack", "number_gpus"]].itertuples(index=False, name=None))
+    assert {(run.architecture.name, run.method, run.stack_name, run.gpus) for run in sample} <= published
+    assert len({run.libraries for run in sample}) == len(sample)  # minutes each
+
+
+def test_a_peak_that_is_not_the_published_one_fails_the_check(monkeypatch):
+    """With the peaks of ``traced`` in place of traces: those take an environment for each run."""
+    monkeypatch.setattr(environments, "traced", traced)
+    found = CliRunner().invoke(APP, ["--check", str(SAMPLE[0])])
+    assert found.exit_code == 1
+    assert "mistral-7b-v0.1, lora, fms-hf-tuning 2.8.2, 1 GPU: 8.016 GiB traced, 14.794 published" in found.stdout
+    assert "0 of 3 runs have the published peak" in found.stdout
+
+
+def test_published_peaks_pass_the_check():
+    assert real_rows.differing(ROWS, ROWS) == []
+    off = ROWS.assign(peak_gib=ROWS["peak_gib"] + 2 * real_rows.TOLERANCE_GIB)
+    assert len(real_rows.differing(off.head(3), ROWS)) == 3
 
 
 def test_missing_rows_are_an_error(tmp_path):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from autoconf.predictor.registry import DEFAULT
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -21,7 +23,7 @@ def test_the_last_line_is_the_answer():
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert "Result:" in lines
-    assert lines[-1] == "can_recommend 1, gpus 2, workers 1"
+    assert lines[-1] == "can_recommend 1, gpus 4, workers 1"
 
 
 @pytest.fixture
@@ -49,3 +51,8 @@ def test_the_answer_and_the_failure_are_those_of_run_experiment(environment, scr
     done = make_run(environment)
     assert done.stdout.splitlines()[-1] == last_line
     assert (done.returncode == 0) is succeeds
+
+
+def test_the_first_example_asks_the_newest_version():
+    text = (ROOT / "examples" / "qwen.yaml").read_text(encoding="utf-8")
+    assert f"model_version: {DEFAULT}\n" in text and "stack: trl\n" in text

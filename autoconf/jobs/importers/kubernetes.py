@@ -10,7 +10,7 @@ from autoconf.errors import BadInput
 from autoconf.jobs.importers.key_table import Said, settings
 from autoconf.jobs.importers.shell import Launch, launch_of
 
-KINDS = {"PyTorchJob": "kubeflow.org/v1", "TrainJob": "trainer.kubeflow.org/v1alpha1"}
+KINDS = {"PyTorchJob": "kubeflow.org/v1", "TrainJob": "trainer.kubeflow.org/v1alpha1", "Job": "batch/v1"}
 _PRODUCT = "nvidia.com/gpu.product"
 _CONFIG_PATH = "SFT_TRAINER_CONFIG_JSON_PATH"  # fms-hf-tuning v3.1.0, tuning/utils/config_utils.py
 _CONFIG_VARIABLE = "SFT_TRAINER_CONFIG_JSON_ENV_VAR"  # a pickle in base64
@@ -43,7 +43,7 @@ def read_manifest(documents: Sequence[Any], file: str) -> Manifest:
     jobs = [document for document in objects if str(document.get("kind")) in KINDS]
     if len(jobs) != 1:
         kinds = ", ".join(str(document.get("kind")) for document in objects)
-        raise BadInput(f"{file}: must have one {' or '.join(KINDS)}, has {kinds}")
+        raise BadInput(f"{file}: must have one {', '.join(KINDS)}, has {kinds}")
     job = jobs[0]
     if job.get("apiVersion") != KINDS[job["kind"]]:
         raise BadInput(
@@ -71,10 +71,12 @@ def containers(job: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
     if job.get("kind") == "TrainJob":
         yield "spec.trainer", _mapping(spec.get("trainer"))
         return
-    for role, replicas in _mapping(spec.get("pytorchReplicaSpecs")).items():
+    roles = _mapping(spec.get("pytorchReplicaSpecs")).items()
+    pods = [(f"spec.pytorchReplicaSpecs.{role}", replicas) for role, replicas in roles]
+    for path, replicas in [("spec", spec)] if job.get("kind") == "Job" else pods:
         pod = _mapping(_mapping(_mapping(replicas).get("template")).get("spec"))
         for i, container in enumerate(_list(pod.get("containers"))):
-            yield f"spec.pytorchReplicaSpecs.{role}.template.spec.containers[{i}]", _mapping(container)
+            yield f"{path}.template.spec.containers[{i}]", _mapping(container)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

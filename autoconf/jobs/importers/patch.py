@@ -1,223 +1,192 @@
-"""A manifest or an accelerate config with other counts of GPUs: numbers replaced in the text, all else as it stands."""
+"""Change the GPU counts of a manifest or an accelerate config, and nothing else in its text."""
 
 from __future__ import annotations
 
-import re
+import codecs
 from collections.abc import Sequence
-from itertools import zip_longest
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
 from autoconf.errors import BadInput
+from autoconf.jobs.importers.documents import (
+    Document,
+    NotDocuments,
+    child,
+    decode,
+    load_documents,
+    read_bytes,
+    shortened,
+)
+from autoconf.jobs.importers.gpu_counts import Layout, Path, Plan, leaves, other_counts, place, script_count
 from autoconf.jobs.importers.kubernetes import KINDS
 
-_GPU = "nvidia.com/gpu"
-_OPTION = re.compile(r"--(num[-_]processes|num[-_]machines|nproc[-_]per[-_]node|nnodes)(?![\w-])")
-_COUNT = re.compile(_OPTION.pattern + r"([=\s]+[\"']?)([^\s\"'\\;,]+)")
-_CONFIG = re.compile(r"--(config[-_]file|accelerate[-_]config)\b")
-_ACCELERATE = re.compile(r"(^|[\s/])(accelerate|trl)(\s|$)")
-_BY_ITSELF = ("auto", "gpu")  # as many processes as a node has GPUs
+__all__ = ["Layout", "Patched", "patch_files", "patched"]
 
 
-class Layout(NamedTuple):
-    """How many GPUs a job gets."""
+class Patched(NamedTuple):
+    """A file with other GPU counts.
 
-    gpus: int  # per worker
-    workers: int
+    Attributes:
+        file: Its name.
+        text: Its text, in which only the counts differ.
+        gpus_before: The GPUs that the counts gave before, over all workers.
+    """
 
-    def count(self, option: str) -> int:
-        """What an option of a launcher that counts is to say.
+    file: str
+    text: str
+    gpus_before: int
 
-        >>> Layout(8, 2).count("num-processes"), Layout(8, 2).count("nnodes")
-        (16, 2)
-        """
-        match option.replace("-", "_"):
-            case "num_processes":
-                return self.gpus * self.workers
-            case "nproc_per_node":
-                return self.gpus
-            case _:
-                return self.workers
+    @property
+    def data(self) -> bytes:
+        """The text in UTF-8."""
+        return self.text.encode()
 
 
-def patched(texts: Sequence[tuple[str, str]], layout: Layout) -> str:
-    """The one among some files that counts GPUs, with the counts of a layout.
+class _File(NamedTuple):
+    name: str
+    text: str
+    documents: list[Document]  # none of a shell script
 
-    Args:
-        texts: names and texts of files. A manifest goes before accelerate's configs.
-        layout: the counts.
+
+def patch_files(paths: Sequence[str], layout: Layout) -> Patched:
+    """Read files and change the counts of one; a byte order mark stays.
 
     Raises:
-        BadInput: no file counts GPUs, or more than one does, or a count cannot be changed; the message names it.
+        BadInput: As ``patched``, or a file cannot be read.
+    """
+    contents = {path: read_bytes(path) for path in paths}
+    patch = patched([(path, decode(data, path)) for path, data in contents.items()], layout)
+    mark = "\ufeff" if contents[patch.file].startswith(codecs.BOM_UTF8) else ""
+    return patch._replace(text=mark + patch.text)
 
-    >>> print(patched([("a.yaml", "num_processes: 8  # all\\nnum_machines: 1\\n")], Layout(4, 2)), end="")
+
+def patched(texts: Sequence[tuple[str, str]], layout: Layout) -> Patched:
+    """Change the counts of the one file that counts GPUs.
+
+    The new text is parsed again. It is returned only if nothing but the counts differs.
+
+    Args:
+        texts: Names and texts of the files of one job. A manifest takes precedence over accelerate configs.
+        layout: The counts.
+
+    Raises:
+        BadInput: No file counts GPUs, or several do, or a count cannot be changed alone; the message says why.
+
+    >>> print(patched([("a.yaml", "num_processes: 8  # all\\nnum_machines: 1\\n")], Layout(4, 2)).text, end="")
     num_processes: 8  # all
     num_machines: 2
     """
-    jobs = [(_Patch(file, text, layout), node) for file, text in texts for node in _nodes(text) if _kind(node) in KINDS]
-    configs = [
-        (_Patch(file, text, layout), node)
-        for file, text in texts
-        for node in _nodes(text)
-        if _get(node, "num_processes") is not None and _kind(node) is None
-    ]
-    found = jobs or configs
+    files = [_File(name, text, _documents(text, name)) for name, text in texts]
+    found = [(file, (i,)) for file in files for i, d in enumerate(file.documents) if _kind(d) in KINDS]
+    is_manifest = bool(found)
+    if not is_manifest:
+        found = [(file, (i,)) for file in files for i, d in enumerate(file.documents) if _is_config(d)]
+    _check_scripts(files)
     if len(found) != 1:
         raise BadInput(
-            f"--patch: one file must be a {' or '.join(KINDS)}, or an accelerate config with num_processes; "
-            f"{len(found)} of {', '.join(file for file, _ in texts)} are"
+            f"--patch: one file must be a {', '.join(KINDS)} or an accelerate config with num_processes; "
+            f"{len(found)} of {', '.join(file.name for file in files)} are"
         )
-    patch, node = found[0]
-    if jobs:
-        for other in _nodes(patch.text):
-            data = _get(other, "data")
-            values = [str(value.value) for _, value in data.value] if isinstance(data, yaml.MappingNode) else []
-            if _kind(other) == "ConfigMap" and any('"num_processes"' in value for value in values):
-                raise BadInput(f"{patch.file}: a ConfigMap counts processes, which cannot be changed")
-        patch.manifest(node)
+    file, path = found[0]
+    plan = Plan(file.name, file.documents, layout)
+    if is_manifest:
+        plan.manifest(path)
     else:
-        patch.config(node)
-    return patch.result()
+        plan.accelerate_config(path)
+    _check_others(files, file, path, plan)
+    return Patched(file.name, _verified(file, plan), plan.gpus_before)
 
 
-def _nodes(text: str) -> list[yaml.Node]:
+def _documents(text: str, name: str) -> list[Document]:
     try:
-        return list(yaml.compose_all(text, yaml.SafeLoader))
-    except yaml.YAMLError:  # a command line
+        return load_documents(text, name)
+    except NotDocuments:  # a command line
         return []
 
 
-def _get(node: yaml.Node | None, *path: str) -> yaml.Node | None:
-    for name in path:
-        if not isinstance(node, yaml.MappingNode):
-            return None
-        node = next((value for key, value in node.value if key.value == name), None)
-    return node
+def _kind(document: Document) -> str | None:
+    kind = document.value.get("kind") if isinstance(document.value, dict) else None
+    return kind if isinstance(kind, str) else None
 
 
-def _items(node: yaml.Node | None) -> list[yaml.Node]:
-    return node.value if isinstance(node, yaml.SequenceNode) else []
+def _is_config(document: Document) -> bool:
+    return isinstance(document.value, dict) and "num_processes" in document.value and "kind" not in document.value
 
 
-def _kind(node: yaml.Node) -> str | None:
-    kind = _get(node, "kind")
-    return kind.value if isinstance(kind, yaml.ScalarNode) else None
-
-
-class _Patch:
-    """Replacements in one text, each by where it starts; what YAML's aliases repeat is replaced once."""
-
-    def __init__(self, file: str, text: str, layout: Layout) -> None:
-        self.file = file
-        self.text = text
-        self._layout = layout
-        self._edits: dict[int, tuple[int, str]] = {}
-
-    def result(self) -> str:
-        text = self.text
-        for start, (end, new) in sorted(self._edits.items(), reverse=True):
-            text = text[:start] + new + text[end:]
-        return text
-
-    def config(self, node: yaml.Node) -> None:
-        self._set(_get(node, "num_processes"), self._layout.count("num_processes"), "num_processes")
-        machines = _get(node, "num_machines")
-        if machines is not None or self._layout.workers > 1:  # 1 is what it is by default
-            self._set(machines, self._layout.workers, "num_machines")
-
-    def manifest(self, node: yaml.Node) -> None:
-        spec = _get(node, "spec")
-        if _kind(node) == "TrainJob":
-            self._set(_get(spec, "trainer", "numNodes"), self._layout.workers, "spec.trainer.numNodes")
-            self._processes(_get(spec, "trainer", "numProcPerNode"), "spec.trainer.numProcPerNode")
-            trainer = _get(spec, "trainer")
-            self._container(trainer, _get(trainer, "resourcesPerNode"), "spec.trainer.resourcesPerNode")
-            return
-        if _get(spec, "elasticPolicy") is not None:
-            raise BadInput(f"{self.file}, spec.elasticPolicy: the number of workers changes while the job runs")
-        self._processes(_get(spec, "nprocPerNode"), "spec.nprocPerNode")
-        master = _get(spec, "pytorchReplicaSpecs", "Master")
-        self._replicas("Master", master, 1 if master is not None else 0)
-        worker = _get(spec, "pytorchReplicaSpecs", "Worker")
-        self._replicas("Worker", worker, self._layout.workers - (master is not None))
-
-    def _replicas(self, role: str, node: yaml.Node | None, count: int) -> None:
-        path = f"spec.pytorchReplicaSpecs.{role}"
-        if node is None:
-            if count:
-                raise BadInput(f"{self.file}, {path}: is needed for {self._layout.workers} workers, and is not there")
-            return
-        replicas = _get(node, "replicas")
-        if replicas is not None or count != 1:  # 1 is what it is by default
-            self._set(replicas, count, f"{path}.replicas")
-        containers = _items(_get(node, "template", "spec", "containers"))
-        training = [c for c in containers if self._gpus(_get(c, "resources"))]
-        if not training:
-            raise BadInput(f"{self.file}, {path}.template.spec.containers: none has resources of {_GPU} to change")
-        for container in training:
-            self._container(container, _get(container, "resources"), f"{path}.template.spec.containers")
-
-    def _gpus(self, resources: yaml.Node | None) -> list[yaml.Node]:
-        found = (_get(resources, part, _GPU) for part in ("limits", "requests"))
-        return [node for node in found if node is not None]
-
-    def _container(self, container: yaml.Node | None, resources: yaml.Node | None, path: str) -> None:
-        counts = self._gpus(resources)
-        if not counts:
-            raise BadInput(f"{self.file}, {path}: has no {_GPU} to change")
-        for node in counts:
-            self._set(node, self._layout.gpus, f"{path}: {_GPU}")
-        self._check_launcher(container, path)
-        for part in ("command", "args"):
-            words = _items(_get(container, part))
-            for word, following in zip_longest(words, words[1:]):
-                self._word(word, following, part)
-
-    def _check_launcher(self, container: yaml.Node | None, path: str) -> None:
-        """Refuse where other counts would need options that are not there."""
-        words = [str(word.value) for part in ("command", "args") for word in _items(_get(container, part))]
-        options = {found[1].replace("-", "_") for word in words for found in _OPTION.finditer(word)}
-        if "num_processes" not in options and any(_CONFIG.search(word) for word in words):
+def _check_scripts(files: Sequence[_File]) -> None:
+    for file in files:
+        text_alone = not any(isinstance(document.value, dict | list) for document in file.documents)
+        if text_alone and (count := script_count(file.text)):
+            line, word = count
             raise BadInput(
-                f"{self.file}, {path}: the config that is named counts processes; say --num_processes as well"
+                f"{file.name}:{line}: {shortened(word)} counts GPUs in a script, which --patch does not change; "
+                "take it out, so that an accelerate config or a manifest gives the count"
             )
-        if (
-            self._layout.workers > 1
-            and "num_machines" not in options
-            and any(_ACCELERATE.search(word) for word in words)
-        ):
-            raise BadInput(f"{self.file}, {path}: several workers need accelerate's --num_machines, which is not there")
 
-    def _word(self, word: yaml.Node, following: yaml.Node | None, part: str) -> None:
-        """An argument of its own with its value in the next one, or a text with any number of both."""
-        if alone := _OPTION.fullmatch(str(word.value)):
-            name = f"{part}: {word.value}"
-            if following is None or following.value not in _BY_ITSELF:
-                self._set(following, self._layout.count(alone[1]), name)
-            return
-        start, end = word.start_mark.index, word.end_mark.index
-        raw = self.text[start:end]
-        if len(_OPTION.findall(raw)) != len(_COUNT.findall(raw)):
-            raise BadInput(f"{self.file}, {part}: an option that counts GPUs has no number to change")
-        if (new := _COUNT.sub(self._counted, raw)) != raw:
-            self._edits[start] = (end, new)
 
-    def _counted(self, found: re.Match[str]) -> str:
-        if found[3] in _BY_ITSELF:
-            return found[0]
-        if not found[3].isdecimal():
-            raise BadInput(f"{self.file}: --{found[1]}: {found[3]!r}: only a number can be changed")
-        return f"--{found[1]}{found[2]}{self._layout.count(found[1])}"
+def _check_others(files: Sequence[_File], target: _File, target_path: Path, plan: Plan) -> None:
+    """Refuse where a document that is not changed counts GPUs, too."""
+    for file in files:
+        for path, name in other_counts(file.documents):
+            overridden = plan.counts_processes and file is not target and name in ("num_processes", "num_machines")
+            if (file is not target or path[:1] != target_path) and not overridden:
+                where = place(file.name, file.documents, path)
+                raise BadInput(f"{where}: {name} counts GPUs as well, and --patch changes one place only")
 
-    def _processes(self, node: yaml.Node | None, path: str) -> None:
-        if node is not None and node.value not in _BY_ITSELF:
-            self._set(node, self._layout.gpus, path)
 
-    def _set(self, node: yaml.Node | None, number: int, path: str) -> None:
+def _verified(file: _File, plan: Plan) -> str:
+    """The changed text, if nothing else changes with it: an anchor's value is also that of its aliases."""
+    wanted = dict(leaves([document.value for document in file.documents])) | plan.changes
+    problem = ""
+    for write_aliases in (False, True):
+        text = _edited(file, plan, write_aliases)
+        try:
+            after = dict(leaves([document.value for document in load_documents(text, file.name)]))
+        except BadInput as error:
+            problem = f"the changed text cannot be read: {error}"
+            continue
+        wrong = [path for path in {**wanted, **after} if _differ(wanted, after, path)]
+        if not wrong:
+            return text
+        fate = "would not change" if wrong[0] in plan.changes else "would change with the counts"
+        problem = f"{place(file.name, file.documents, wrong[0])} {fate}"
+    raise BadInput(f"{problem}; --patch needs each count written out, without anchors, aliases and <<")
+
+
+def _differ(wanted: dict[Path, Any], after: dict[Path, Any], path: Path) -> bool:
+    pair = [(type(values[path]), repr(values[path])) if path in values else None for values in (wanted, after)]
+    return pair[0] != pair[1]  # by repr, for NaN equals nothing
+
+
+def _edited(file: _File, plan: Plan, write_aliases: bool) -> str:
+    """The text with each change at its place; an alias is left, or replaced by a value of its own."""
+    edits: dict[int, tuple[int, str]] = {}
+    for path, new in plan.changes.items():
+        node = child(file.documents[int(path[0])].node, *path[1:])
         if node is None:
-            raise BadInput(f"{self.file}, {path}: is not there to be changed")
-        if not isinstance(node, yaml.ScalarNode) or not node.value.isdecimal():
-            raise BadInput(f"{self.file}, {path}: {node.value!r}: only a number can be changed")
+            plan.refuse(path, "its place in the text cannot be told")
         start, end = node.start_mark.index, node.end_mark.index
-        self._edits[start] = (end, self.text[start:end].replace(node.value, str(number)))
+        raw = file.text[start:end]
+        if not raw.startswith("*"):
+            replacement = _rewritten(raw, node, new, plan, path)
+        elif write_aliases:
+            replacement = f'"{new}"' if isinstance(new, str) else str(new)
+        else:
+            continue
+        if edits.setdefault(start, (end, replacement)) != (end, replacement):
+            plan.refuse(path, "shares its value with another count by an alias or <<; write it out")
+    text = file.text
+    for start, (end, replacement) in sorted(edits.items(), reverse=True):
+        text = text[:start] + replacement + text[end:]
+    return text
+
+
+def _rewritten(raw: str, node: yaml.Node, new: int | str, plan: Plan, path: Path) -> str:
+    """The text of one value, with quotes, tags and anchors as they were."""
+    if path[-1] != "gpu_ids" and not node.value.isdecimal():
+        return plan.new_text(raw, path)
+    head, old, tail = raw.rpartition(node.value)
+    if path[-1] == "gpu_ids" and not tail and old:
+        return f"{head}'{new}'"  # else one id would be a number, which accelerate does not take
+    return f"{head}{new}{tail}"

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from autoconf.errors import BadInput
+from autoconf.jobs.importers.documents import NotDocuments, load_documents, read_text
 from autoconf.jobs.importers.key_table import Said, job_keys, settings
 from autoconf.jobs.importers.kubernetes import is_manifest, read_manifest
 from autoconf.jobs.importers.shell import launch_in_script
 from autoconf.jobs.importers.translate import JobFile, job_of
 from autoconf.jobs.job import read
 
-_LARGEST_BYTES = 1 << 20  # no file of settings is that large
 # Keys whose value is another file, which lies beside the one that names it, and the dialects that it may have.
 _NAMING = {
     ("accelerate", "config_file"): ("accelerate", "fsdp"),
@@ -56,69 +53,16 @@ def read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
     return job_of(said, _framework(said, {name for content in contents for name in content.frameworks}), options)
 
 
-def read_text(path: str) -> str:
-    """The text of a file.
-
-    Raises:
-        BadInput: there is no such file, it is too large, or is no text in UTF-8.
-    """
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_LARGEST_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: the path itself cannot be one
-        raise BadInput(f"{path}: cannot read it: {getattr(error, 'strerror', None) or error}") from None
-    if len(data) > _LARGEST_BYTES:
-        raise BadInput(f"{path}: cannot read it: larger than {_LARGEST_BYTES} bytes, as no job is")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not text in UTF-8: byte {error.start + 1} is 0x{data[error.start]:02x}") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key stands once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key named more than once: {twice[0]}", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError  # the YAML loader says which
-    return dict(pairs)
-
-
-def documents_of(text: str) -> list[Any]:
-    """The documents of a YAML or JSON text.
-
-    Raises:
-        yaml.YAMLError, ValueError: it is neither.
-    """
-    try:
-        return [json.loads(text, object_pairs_hook=_once)]  # YAML has no tabs between its tokens, JSON may
-    except ValueError:
-        return [document for document in yaml.load_all(text, _Loader) if document is not None]
-
-
 def _content(path: str) -> _Content:
-    try:
-        return _content_of(read_text(path), path)
-    except RecursionError:
-        raise BadInput(f"{path}: nested too deeply") from None
+    return _content_of(read_text(path), path)
 
 
 def _content_of(text: str, path: str) -> _Content:
     problem = "neither settings nor a command that starts a training"
     try:
-        documents = documents_of(text)
-    except (yaml.YAMLError, ValueError) as error:
-        documents, problem = [], f"{problem} (as YAML: {' '.join(str(error).split())})"
+        documents = [document.value for document in load_documents(text, path)]
+    except NotDocuments as error:
+        documents, problem = [], f"{problem} ({error})"
     if is_manifest(documents):
         manifest = read_manifest(documents, path)
         said = [*manifest.said, *(thing for launch in manifest.launches for thing in launch.said)]

@@ -1,8 +1,8 @@
 """What is said of real runs that training never saw: a constant reserve and predictors, side by side.
 
 ``python -m autoconf.pipeline.calibration.held_out`` prints both tables. Runs are held out by table and by model;
-whatever learns from runs learns from the others alone. (Some jobs stand in two tables; no run of a held-out model
-stands elsewhere.)
+whatever learns from runs learns from the others alone. (Some jobs are in two tables; no run of a held-out model is
+among the others.)
 """
 
 from __future__ import annotations

@@ -1,24 +1,27 @@
 """Real runs as rows: what their traces leave free on the GPU, and whether they ran.
 
 ``python -m autoconf.pipeline.calibration.real_rows RUNS.csv ...`` traces tables of runs, each run with its own stack
-and libraries
-(``autoconf.pipeline.validation.compare_measured``), and writes ``real_rows.csv`` beside this file. The tables
-themselves are not shipped.
+and libraries (``autoconf.pipeline.validation.compare_measured``), and writes ``real_rows.csv`` in this folder. The
+tables themselves are not shipped. With ``--check`` it writes nothing and compares the peaks with those that
+``real_rows.csv`` has already: ``make measured-sample`` does so with one run of each library environment (the tables in
+``pipeline/validation/one_run_per_environment``).
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
+import typer
 
 from autoconf.errors import AutoConfError, BadInput
 from autoconf.predictor.autogluon import LABEL
 
 ROWS = Path(__file__).with_name("real_rows.csv")
+TOLERANCE_GIB = 0.002  # rows are rounded to 0.001
+_KEYS = ("model", "method", "stack", "number_gpus", "tokens_per_gpu")  # of two runs that hold the same
 
 # Runs that say nothing of what must stay free: by table and line (the header's is 1), and by model.
 _SCATTER_MOE = "ran with fast_moe, whose layers are not the traced ones"
@@ -86,23 +89,53 @@ def traced_rows(path: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Trace tables of runs and write their rows; 2 for bad input, 1 if something cannot be traced, else 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "runs", type=Path, nargs="+", help="CSV of runs, as autoconf/pipeline/validation/benchmark_runs.py reads it"
-    )
-    parser.add_argument("--output", type=Path, default=ROWS, help="where to write the rows (default: beside this file)")
-    options = parser.parse_args(arguments)
+def differing(rows: pd.DataFrame, published: pd.DataFrame) -> list[str]:
+    """The runs whose peaks are not, or no longer, those of the published table.
+
+    Args:
+        rows: as ``traced_rows`` gives them; lines need not be those of the published table.
+        published: as ``read_rows`` gives it.
+
+    Returns:
+        One sentence for each run that differs, or that is not in the published table.
+
+    >>> published = read_rows()
+    >>> differing(published.tail(2).assign(peak_gib=1.0), published.head(3))[0]
+    'mistral-7b-v0.1, lora, fms-hf-tuning 2.8.2, 8 GPUs: is not in the published table'
+    """
+    known = published.groupby(list(_KEYS))["peak_gib"].agg(list).to_dict()
+    sentences = []
+    for key, peak in zip(rows[list(_KEYS)].itertuples(index=False, name=None), rows["peak_gib"], strict=True):
+        model, method, stack, gpus, _ = key
+        peaks = known.get(key, [])  # several where runs differ in what rows do not have, as in accumulation
+        if not any(abs(peak - other) <= TOLERANCE_GIB for other in peaks):
+            problem = f"{peak} GiB traced, {peaks[0]} published" if peaks else "is not in the published table"
+            sentences.append(f"{model}, {method}, {stack}, {gpus} GPU{'s' * (gpus > 1)}: {problem}")
+    return sentences
+
+
+def main(
+    runs: Annotated[list[Path], typer.Argument(help="CSV of runs, as pipeline/validation/benchmark_runs.py reads it")],
+    output: Annotated[Path, typer.Option(help="where to write the rows")] = ROWS,
+    check: Annotated[
+        bool, typer.Option("--check", help="write nothing; compare peaks with the published rows")
+    ] = False,
+) -> None:
+    """Trace tables of runs and write their rows; exit code 2 for bad input, 1 for a run that cannot be traced or, with
+    --check, has another peak than the published one.
+    """
     try:
-        rows = pd.concat([traced_rows(path) for path in options.runs], ignore_index=True)
+        rows = pd.concat([traced_rows(path) for path in runs], ignore_index=True)
     except (BadInput, AutoConfError) as error:
         print(error, file=sys.stderr)
-        return 2 if isinstance(error, BadInput) else 1
-    rows.to_csv(options.output, index=False, lineterminator="\n")
-    print(f"{len(rows)} rows, {(rows['left_out'] != '').sum()} of them left out, written to {options.output}")
-    return 0
+        raise typer.Exit(2 if isinstance(error, BadInput) else 1) from None
+    if check:
+        problems = differing(rows, read_rows())
+        print("\n".join([*problems, f"{len(rows) - len(problems)} of {len(rows)} runs have the published peak"]))
+        raise typer.Exit(int(bool(problems)))
+    rows.to_csv(output, index=False, lineterminator="\n")
+    print(f"{len(rows)} rows, {(rows['left_out'] != '').sum()} of them left out, written to {output}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

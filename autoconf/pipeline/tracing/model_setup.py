@@ -121,7 +121,8 @@ def build_model(job: Job, layers: int | Sequence[str] | None = None) -> nn.Modul
         task_type="CAUSAL_LM",
     )
     keeps_dtype = stack.adapter_dtype == "bfloat16"
-    model = peft.get_peft_model(model, lora, autocast_adapter_dtype=not keeps_dtype, low_cpu_mem_usage=True)
+    with torch.device("meta"):  # releases of PEFT before 0.14 have no argument for it
+        model = peft.get_peft_model(model, lora, autocast_adapter_dtype=not keeps_dtype)
     if keeps_dtype:
         # peft/tuners/tuners_utils.py, _move_adapter_to_device_of_base_layer: adapters take their base's dtype, but not
         # on the meta device.

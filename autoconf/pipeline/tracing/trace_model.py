@@ -1,8 +1,7 @@
 """All figures of a model: every way in which its layers and its head can run, each traced once.
 
-What a setting does to memory stands in one of three places: it changes what the layers hold, or what the head holds
-(both are traced here), or it multiplies bytes and is arithmetic (``autoconf.memory.sharding``,
-``autoconf.jobs.stack``).
+A setting affects memory in one of three ways: it changes what the layers hold, or what the head holds (both are traced
+here), or it multiplies bytes and is arithmetic (``autoconf.memory.sharding``, ``autoconf.memory.optimizers``).
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Real GPUs against traces: each row of a table of runs, traced with its own stack and its own libraries.
+"""Compare traced peaks with measured ones: each row of a table of runs, traced with its own stack and libraries.
 
 ``python -m autoconf.pipeline.validation.compare_measured RUNS.csv`` prints, for each group of stacks, how far the
-traced peak lies from what
-the GPU measured, the rows that disagree most, and whether failed and finished runs are decided as they happened.
-``--today`` traces the same rows with the installed libraries instead. Environments with the runs' libraries are made on
-demand.
+traced peak is from the measured one, the rows that disagree most, and whether failed and finished runs are decided as
+they happened. ``--today`` traces the same rows with the installed libraries instead. Environments with the runs'
+libraries are made on demand.
 """
 
 from __future__ import annotations

@@ -14,8 +14,10 @@ import filelock
 
 from autoconf.errors import AutoConfError
 
-_ROOT = Path(__file__).parents[3]  # the checkout: environments are made beside its own
-_NEEDED = ("numpy", "pandas", "pydantic", "pyyaml", "rich", "filelock", "platformdirs")  # by autoconf.pipeline itself
+_ROOT = Path(__file__).parents[3]  # the checkout: environments are made in its folder
+_TORCH = "torch==2.13.0"
+# What ``trace_jobs`` imports in addition to the libraries; a test checks that nothing is missing.
+NEEDED = ("filelock", "lazy-loader", "numpy", "pydantic", "pyyaml", "rich")
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,16 @@ def python_of(libraries: Libraries) -> Path:
         AutoConfError: it cannot be installed.
     """
     folder = _ROOT / ".venv-measured" / libraries.name
-    python, done = folder / "bin" / "python", folder / "installed"
+    python, installed = folder / "bin" / "python", folder / "installed"
+    packages = [*(f"{name}=={version}" for name, version in vars(libraries).items()), *NEEDED]
     folder.parent.mkdir(exist_ok=True)
     with filelock.FileLock(f"{folder}.lock"):
-        if not done.exists():
+        if not (installed.exists() and installed.read_text().split() == packages):
             print(f"making an environment: {libraries.name}", file=sys.stderr)
-            pins = [f"{name}=={version}" for name, version in vars(libraries).items()]
             _call([sys.executable, "-m", "venv", "--clear", str(folder)])
-            _call([str(python), "-m", "pip", "install", "--quiet", "torch==2.13.0"])
-            _call([str(python), "-m", "pip", "install", "--quiet", "torch==2.13.0", *pins, *_NEEDED])
-            done.touch()
+            _call([str(python), "-m", "pip", "install", "--quiet", _TORCH])
+            _call([str(python), "-m", "pip", "install", "--quiet", _TORCH, *packages])
+            installed.write_text("\n".join(packages))
     return python
 
 

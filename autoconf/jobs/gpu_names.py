@@ -1,0 +1,147 @@
+"""Find GPU types by the names that people use: a name that fits one type is taken, one that fits several is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
+
+from autoconf.jobs.names import Names, key, listed
+
+# The memory, in GB, that GPUs are sold with. CUDA reports less, and no other size lies between the two.
+_SOLD_GB = (16, 24, 32, 40, 48, 80, 94, 96, 141, 180, 288)
+_MEMORY = re.compile(r"(?<![a-z0-9.])(\d+)[\s_-]*(?:gib|gb|g)(?![a-z0-9])")
+_SIZE = re.compile(r"\d+gb")
+_PCI_EXPRESS = re.compile(r"pci[\s_-]*e(?![a-z])")
+# Words that may be written together with a chip's name: brands before it; its board and its generation after it.
+_BRANDS = "nvidia|tesla|geforce|quadro|rtx|gtx"
+_BOARDS = r"sxm\d*|pcie|nvl|hbm\d+e?|ada"
+_WORD = re.compile(rf"{_BRANDS}|{_BOARDS}|[a-z]*\d+[a-z]*?(?=(?:{_BOARDS})|[^a-z0-9]|$)|[a-z]+|\d+")
+_NAMES_NO_TYPE = frozenset({"nvidia", "gpu"})
+_CONSUMER = frozenset({"geforce", "rtx"})  # brands of their own; all other types may be called a Tesla
+
+
+class GpuNames(Names):
+    """The GPU types of a version's domain.
+
+    A name is taken for a type if it is the type's own name or alias, however it is written, or if everything that it
+    says is true of that type and of no other.
+
+    >>> gpus = GpuNames({"NVIDIA-A100-SXM4-80GB": 79.15, "NVIDIA-A100-SXM4-40GB": 39.4, "Tesla-V100-SXM2-32GB": 31.7,
+    ...                  "NVIDIA-GeForce-RTX-4090": 23.5, "NVIDIA-L4": 22.0})
+    >>> gpus.find("v100"), gpus.find("RTX4090 24 GB"), gpus.find("a100-80g"), gpus.find("Tesla V100 32GB")
+    ('Tesla-V100-SXM2-32GB', 'NVIDIA-GeForce-RTX-4090', 'NVIDIA-A100-SXM4-80GB', 'Tesla-V100-SXM2-32GB')
+    >>> gpus.find("A100"), gpus.fitting("A100")
+    (None, ['NVIDIA-A100-SXM4-80GB', 'NVIDIA-A100-SXM4-40GB'])
+    >>> gpus.find("L40"), gpus.find("V100 16GB"), gpus.find("RTX 4090 Laptop")
+    (None, None, None)
+
+    Args:
+        usable_gib: each type with the memory that CUDA reports, in GiB.
+        aliases: the other names of some types.
+    """
+
+    def __init__(self, usable_gib: Mapping[str, float], aliases: Mapping[str, Iterable[str]] | None = None) -> None:
+        super().__init__({name: (aliases or {}).get(name, ()) for name in usable_gib})
+        self._types = {
+            name: {sold_with(usable), *(word for spelling in self._spellings[name] for word in gpu_words(spelling))}
+            for name, usable in usable_gib.items()
+        }
+        self._by_words: dict[frozenset[str], set[str]] = {}
+        for spelling, name in self._exact.items():
+            self._by_words.setdefault(_telling(gpu_words(spelling)), set()).add(name)
+        # A table may ask for one name a million times.
+        self.fitting = lru_cache(maxsize=1024)(self._fitting)
+        self._found = lru_cache(maxsize=1024)(self._find)
+
+    def find(self, name: str) -> str | None:
+        """The type that a name is taken for; ``None`` if there is none, or more than one."""
+        return self._found(name)
+
+    def _find(self, name: str) -> str | None:
+        words = gpu_words(name)
+        found = super().find(name) or _only(self._by_words.get(_telling(words), ()))
+        if found is not None:
+            return found
+        fits = _only(self.fitting(name))
+        return fits if fits and all(_is_said(word, self._types[fits]) for word in words) else None
+
+    def _fitting(self, name: str) -> list[str]:
+        """The types that a name may stand for: all that it says is true of them."""
+        words = gpu_words(name)
+        if not any(_is_chip(word) for word in words):
+            return []
+        return [known for known, said in self._types.items() if all(_may_be_said(word, said) for word in words)]
+
+    def note(self, name: str) -> str:
+        """Which type a name was taken for; empty text where the name says it, or is unknown.
+
+        >>> GpuNames({"Tesla-V100-SXM2-32GB": 31.7}).note("v100")
+        "gpu_model 'v100' was taken for Tesla-V100-SXM2-32GB"
+        """
+        found = self.find(name)
+        if found is None or key(name) == key(found):
+            return ""
+        others = [known for known in self.fitting(name) if known != found]
+        also = f"; it also fits {listed(others)}" if others else ""
+        return f"gpu_model {name!r} was taken for {found}{also}"
+
+    def refusal(self, name: str, version: str) -> str:
+        """Why a name is not taken."""
+        fits = self.fitting(name)
+        if len(fits) > 1:
+            return f"gpu_model {name!r} fits several GPU types of version {version}; give one of {listed(fits, 'or')}"
+        return f"gpu_model {name!r} is not in the domain of version {version}, which has {self.known_like(name)}"
+
+    def _known_like(self, name: str) -> str:
+        return listed(self.fitting(name) or self._spellings)
+
+
+def gpu_words(name: str) -> list[str]:
+    """What a GPU's name says, word by word; memory in GB.
+
+    >>> gpu_words("NVIDIA A100-SXM4 (80 GB)"), gpu_words("GeForceRTX4090"), gpu_words("V100-32")
+    (['nvidia', 'a100', 'sxm4', '80gb'], ['geforce', 'rtx', '4090'], ['v100', '32gb'])
+    """
+    text = _PCI_EXPRESS.sub("pcie", _MEMORY.sub(r"\1gb", name.casefold()))
+    words = [word for part in re.split(r"[\W_]+", text) for word in _WORD.findall(part)]
+    return [f"{word}gb" if word in map(str, _SOLD_GB) else word for word in words]
+
+
+def sold_with(usable_gib: float) -> str:
+    """The memory that a GPU is sold with.
+
+    >>> sold_with(79.15), sold_with(14.5)
+    ('80gb', '16gb')
+    """
+    return f"{next((size for size in _SOLD_GB if size >= usable_gib), round(usable_gib))}gb"
+
+
+def _telling(words: Iterable[str]) -> frozenset[str]:
+    """The words that tell a name from others."""
+    said = frozenset(words) - _NAMES_NO_TYPE
+    return said if said & _CONSUMER else said - {"tesla"}
+
+
+def _is_chip(word: str) -> bool:
+    return any(letter.isdecimal() for letter in word) and not _SIZE.fullmatch(word) and not re.fullmatch(_BOARDS, word)
+
+
+def _is_said(word: str, of_type: Collection[str]) -> bool:
+    """Whether a word is true of a type."""
+    if word == "tesla":
+        return not _CONSUMER & set(of_type)
+    if word == "sxm":
+        return any(known.startswith("sxm") for known in of_type)
+    return word in _NAMES_NO_TYPE or word in of_type
+
+
+def _may_be_said(word: str, of_type: Collection[str]) -> bool:
+    """Whether a word may be true of a type: "6000" is short for an A6000 to some, and for a 6000 Ada to others."""
+    if _is_said(word, of_type):
+        return True
+    return word.isdecimal() and any(re.fullmatch(rf"[a-z]+{word}", known) for known in of_type)
+
+
+def _only(found: Collection[str]) -> str | None:
+    return next(iter(found)) if len(found) == 1 else None

@@ -1,0 +1,334 @@
+"""Find the values that count GPUs in a manifest or an accelerate config, and what another layout makes of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from typing import Any, NamedTuple, NoReturn
+
+from autoconf.errors import BadInput
+from autoconf.jobs.importers.documents import Document, shortened
+
+Path = tuple[str | int, ...]  # the index of a document, then keys and indices
+
+GPU = "nvidia.com/gpu"
+_PER_JOB, _PER_WORKER, _WORKERS = range(3)
+_OPTIONS = {
+    "num_processes": _PER_JOB,  # accelerate launch, trl
+    "num_machines": _WORKERS,
+    "nproc_per_node": _PER_WORKER,  # torchrun
+    "nnodes": _WORKERS,
+    "num_gpus": _PER_WORKER,  # deepspeed
+    "num_nodes": _WORKERS,
+}
+_ABBREVIATED = ("nproc_per_node", "nnodes")  # torchrun takes unique prefixes, accelerate does not
+_OPTION = re.compile(r"(?<![\w-])--(n[\w-]+)(?:([=\s]+[\"']?)([^\s\"'\\;,)]+))?")
+_BY_ITSELF = ("auto", "gpu")  # as many processes as a node has GPUs
+
+_VARIABLE = (
+    r"(?:\w+_)?(?:NPROC(?:_PER_NODE)?|NNODES|NUM_(?:PROCESSES|GPUS|NODES|MACHINES)|N?_?GPUS?(?:_PER_NODE)?"
+    r"|WORLD_SIZE|VISIBLE_DEVICES)"
+)
+_COUNTING_VARIABLE = re.compile(_VARIABLE, re.IGNORECASE)
+# Ways to count GPUs that are recognized in a command, and refused.
+_REFUSED = re.compile(
+    rf"(?<![\w$-])(?:{_VARIABLE}=[\"']?\d[\d,]*|mpi(?:run|exec)\b|--gpu[-_]ids[=\s]+[\"']?\d[\d,]*"
+    r"|--(?:n[-_]?|num[-_])?gpus?(?:[-_]per[-_]node)?[=\s]+[\"']?\d+|--(?:devices|world[-_]size)[=\s]+[\"']?\d+)",
+    re.IGNORECASE,
+)
+_CONFIG = re.compile(r"--(config[-_]file|accelerate[-_]config)\b")
+_ACCELERATE = re.compile(r"(^|[\s/])(accelerate|trl)(\s|$)")
+_EMBEDDED = re.compile(r"\b(num_processes|num_machines|gpu_ids|nproc_per_node|nnodes)\b")
+_SLURM = re.compile(r"\s*#SBATCH\s+(--(?:gres|gpus|nodes|ntasks)[\w-]*|-[NGn]\b)")
+
+
+class Layout(NamedTuple):
+    """The number of GPUs of each worker, and the number of workers."""
+
+    gpus: int
+    workers: int
+
+    def of_option(self, option: str) -> int | None:
+        """The value of a launcher's option, ``None`` if the option does not count GPUs.
+
+        >>> [Layout(8, 2).of_option(name) for name in ("num-processes", "nproc", "nnodes", "neftune_noise_alpha")]
+        [16, 8, 2, None]
+        """
+        name = option.replace("-", "_")
+        if name not in _OPTIONS:
+            name = next((full for full in _ABBREVIATED if len(name) > 1 and full.startswith(name)), "")
+        if name not in _OPTIONS:
+            return None
+        return (self.gpus * self.workers, self.gpus, self.workers)[_OPTIONS[name]]
+
+
+class Plan:
+    """The values of one file that another layout changes.
+
+    Attributes:
+        changes: The new value of each path, of the same type as the old one.
+        gpus_before: The GPUs that the file counts now, over all workers.
+    """
+
+    def __init__(self, file: str, documents: Sequence[Document], layout: Layout) -> None:
+        self.file = file
+        self.documents = documents
+        self.layout = layout
+        self.changes: dict[Path, int | str] = {}
+        self.gpus_before = 0
+        self.counts_processes = False  # whether a command overrides the count of an accelerate config
+
+    def get(self, path: Path) -> Any:
+        value: Any = self.documents[int(path[0])].value
+        for name in path[1:]:
+            if isinstance(value, dict):
+                value = value.get(name)
+            elif isinstance(value, list) and isinstance(name, int) and name < len(value):
+                value = value[name]
+            else:
+                return None
+        return value
+
+    def where(self, path: Path) -> str:
+        return place(self.file, self.documents, path)
+
+    def refuse(self, path: Path, problem: str) -> NoReturn:
+        raise BadInput(f"{self.where(path)}: {problem}")
+
+    def number(self, path: Path) -> int:
+        old = self.get(path)
+        if old is None:
+            self.refuse(path, "is missing; --patch changes a number that is there")
+        if isinstance(old, bool) or not re.fullmatch(r"[0-9]{1,18}", str(old)):
+            self.refuse(path, f"{shortened(old)!r}: --patch changes only a number")
+        return int(old)
+
+    def set(self, path: Path, count: int) -> None:
+        self.number(path)
+        self.changes[path] = count if isinstance(self.get(path), int) else str(count)
+
+    def accelerate_config(self, config: Path) -> None:
+        """Plan the changes of an accelerate config."""
+        self.gpus_before = self.number((*config, "num_processes"))
+        self.set((*config, "num_processes"), self.layout.gpus * self.layout.workers)
+        self._set_unless_default((*config, "num_machines"), self.layout.workers)
+        ids = self.get((*config, "gpu_ids"))
+        if ids is not None and ids != "all":
+            if not re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", str(ids)):
+                self.refuse((*config, "gpu_ids"), f"{shortened(ids)!r}: must be all, or numbers separated by commas")
+            self._gpu_ids((*config, "gpu_ids"), str(ids).replace(" ", "").split(","))
+            if str(self.get((*config, "distributed_type"))).startswith("MULTI_") and self.layout == Layout(1, 1):
+                self.refuse((*config, "gpu_ids"), "accelerate refuses one GPU under distributed_type MULTI_GPU")
+
+    def _gpu_ids(self, path: Path, ids: list[str]) -> None:
+        if self.layout.gpus <= len(ids):
+            ids = ids[: self.layout.gpus]
+        elif ids == [str(i) for i in range(len(ids))]:
+            ids = [str(i) for i in range(self.layout.gpus)]
+        else:
+            self.refuse(
+                path, f"{shortened(','.join(ids))!r} names fewer than {self.layout.gpus} GPUs; name them, or all"
+            )
+        self.changes[path] = ",".join(ids)  # always text: accelerate splits it
+
+    def _set_unless_default(self, path: Path, count: int) -> None:
+        if count != 1 or self.get(path) is not None:
+            self.set(path, count)
+
+    def manifest(self, job: Path) -> None:
+        """Plan the changes of a Kubernetes job."""
+        spec = (*job, "spec")
+        match self.get((*job, "kind")):
+            case "TrainJob":
+                self._trainjob((*spec, "trainer"))
+            case "PyTorchJob":
+                self._pytorchjob(spec)
+            case "Job":
+                self._job(spec)
+        for path, _ in leaves(self.get(job), job):
+            if path[-1] == GPU and path not in self.changes:
+                self.refuse(path, "also counts GPUs, which --patch does not change")
+
+    def _trainjob(self, trainer: Path) -> None:
+        nodes = (*trainer, "numNodes")
+        self.set(nodes, self.layout.workers)
+        self._processes((*trainer, "numProcPerNode"))
+        self.gpus_before = self.number(nodes) * self._container(trainer, (*trainer, "resourcesPerNode"))
+
+    def _pytorchjob(self, spec: Path) -> None:
+        if self.get((*spec, "elasticPolicy")) is not None:
+            self.refuse((*spec, "elasticPolicy"), "the number of workers changes while the job runs")
+        self._processes((*spec, "nprocPerNode"))
+        pods = (*spec, "runPolicy", "schedulingPolicy", "minAvailable")
+        if self.get(pods) is not None:
+            self.set(pods, self.layout.workers)
+        roles = (*spec, "pytorchReplicaSpecs")
+        master = self.get((*roles, "Master")) is not None
+        for role, count in (("Master", int(master)), ("Worker", self.layout.workers - master)):
+            path = (*roles, role)
+            if self.get(path) is None:
+                if count:
+                    self.refuse(path, f"is missing, and {self.layout.workers} workers need it")
+                continue
+            replicas = (*path, "replicas")
+            self._set_unless_default(replicas, count)
+            before = 1 if self.get(replicas) is None else self.number(replicas)
+            self.gpus_before += before * self._pod((*path, "template", "spec"))
+
+    def _job(self, spec: Path) -> None:
+        for name in ("parallelism", "completions"):
+            if self.get((*spec, name)) not in (None, 1):
+                self.refuse((*spec, name), "a Job of several pods is not changed")
+        if self.layout.workers > 1:
+            problem = f"a Job has one pod, and the answer has {self.layout.workers} workers; lower --max-gpus"
+            self.refuse(spec, problem)
+        self.gpus_before = self._pod((*spec, "template", "spec"))
+
+    def _pod(self, pod: Path) -> int:
+        """Plan the changes of the container that has GPUs; return how many it has now."""
+        containers = self.get((*pod, "containers"))
+        paths = [(*pod, "containers", i) for i in range(len(containers if isinstance(containers, list) else []))]
+        training = [path for path in paths if self._gpus((*path, "resources"))]
+        if len(training) != 1:
+            self.refuse((*pod, "containers"), f"{len(training)} containers have resources of {GPU}; one must have")
+        return self._container(training[0], (*training[0], "resources"))
+
+    def _gpus(self, resources: Path) -> list[Path]:
+        paths = [(*resources, part, GPU) for part in ("limits", "requests")]
+        return [path for path in paths if self.get(path) is not None]
+
+    def _container(self, container: Path, resources: Path) -> int:
+        counts = self._gpus(resources)
+        if not counts:
+            self.refuse(resources, f"has no {GPU} to change")
+        for path in counts:
+            self.set(path, self.layout.gpus)
+        words = [
+            ((*container, part, i), str(word))
+            for part in ("command", "args")
+            for i, word in enumerate(_list(self.get((*container, part))))
+        ]
+        self._check_variables(container)
+        self._words(words)
+        self._check_launcher(container, words)
+        return self.number(counts[0])
+
+    def _processes(self, path: Path) -> None:
+        if self.get(path) is not None and self.get(path) not in _BY_ITSELF:
+            self.set(path, self.layout.gpus)
+
+    def _check_variables(self, container: Path) -> None:
+        for i, entry in enumerate(_list(self.get((*container, "env")))):
+            name, value = (entry.get("name"), entry.get("value")) if isinstance(entry, dict) else (None, None)
+            if _COUNTING_VARIABLE.fullmatch(str(name)) and re.fullmatch(r"\d[\d,\s]*", str(value)):
+                path = (*container, "env", i, "value")
+                self.refuse(path, f"{shortened(name)} counts GPUs, and --patch changes no variable")
+
+    def _words(self, words: list[tuple[Path, str]]) -> None:
+        """Plan the changes of options that have their value in the next word, or in a text of any length."""
+        for (path, word), following in zip_longest(words, words[1:]):
+            alone = _OPTION.fullmatch(word)
+            count = self.layout.of_option(alone[1]) if alone and alone[3] is None else None
+            if count is None:
+                new = self.new_text(word, path)
+                if new != word:
+                    self.changes[path] = new
+            elif following is None:
+                self.refuse(path, f"{word} has no number to change")
+            elif following[1] not in _BY_ITSELF:
+                self.set(following[0], count)
+
+    def new_text(self, text: str, path: Path) -> str:
+        """A command with the counts of the layout."""
+
+        def counted(found: re.Match[str]) -> str:
+            option, between, value = found.groups()
+            count = self.layout.of_option(option)
+            if count is None or value in _BY_ITSELF:
+                return found[0]
+            if value is None:
+                self.refuse(path, f"--{option} has no number to change")
+            if not re.fullmatch("[0-9]+", value):
+                self.refuse(path, f"--{option}: {shortened(value)!r}: --patch changes only a number")
+            return f"--{option}{between}{count}"
+
+        return _OPTION.sub(counted, text)
+
+    def _check_launcher(self, container: Path, words: list[tuple[Path, str]]) -> None:
+        """Refuse a command that the new counts would break, or that counts GPUs in another way."""
+        text = " ".join(word for _, word in words)
+        options = {found[1].replace("-", "_") for found in _OPTION.finditer(text)}
+        self.counts_processes |= "num_processes" in options
+        several = self.layout.workers > 1
+        if other := _REFUSED.search(text):
+            self.refuse(container, f"{shortened(other[0])!r} counts GPUs, and --patch does not change it")
+        if _CONFIG.search(text) and "num_processes" not in options:
+            self.refuse(container, "the accelerate config that is named counts processes; add --num_processes")
+        if several and _ACCELERATE.search(text) and "num_machines" not in options:
+            self.refuse(container, "several workers need accelerate's --num_machines, which is missing")
+        if several and re.search(r"--standalone\b", text):
+            self.refuse(container, "torchrun's --standalone is for one worker")
+        if self.layout == Layout(1, 1) and re.search(r"--multi[-_]gpu\b", text):
+            self.refuse(container, "accelerate refuses --multi_gpu on one GPU")
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def dotted(path: Path) -> str:
+    """A path as messages write it.
+
+    >>> dotted(("spec", "trainer", "args", 2))
+    'spec.trainer.args[2]'
+    """
+    return "".join(f"[{name}]" if isinstance(name, int) else f".{shortened(name)}" for name in path).removeprefix(".")
+
+
+def place(file: str, documents: Sequence[Document], path: Path) -> str:
+    """File, line and key of a value, or of the closest one around it."""
+    document = documents[int(path[0])]
+    lines = (document.line(*path[1:end]) for end in range(len(path), 1, -1))
+    line = next((line for line in lines if line is not None), None)
+    return f"{file}{'' if line is None else f':{line}'} {dotted(path[1:])}".rstrip()
+
+
+def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """The values below a value that hold no other values, each with its path.
+
+    >>> list(leaves({"a": [1, {}]}))
+    [(('a', 0), 1), (('a', 1), {})]
+    """
+    if isinstance(value, dict | list) and value:
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(item, (*path, name))
+    else:
+        yield path, value
+
+
+def other_counts(documents: Sequence[Document]) -> Iterator[tuple[Path, str]]:
+    """The settings of documents that count GPUs, and texts in them that have such settings."""
+    for i, document in enumerate(documents):
+        for path, value in leaves(document.value, (i,)):
+            if value is None or value == "all":
+                continue
+            found = _EMBEDDED.fullmatch(str(path[-1])) or _EMBEDDED.search(value if isinstance(value, str) else "")
+            if found:
+                yield path, found[1]
+
+
+def script_count(text: str) -> tuple[int, str] | None:
+    """The line, from 1, and the word with which a script counts GPUs; ``None`` if it does not."""
+    layout = Layout(1, 1)
+    for number, line in enumerate(text.splitlines(), 1):
+        if found := _SLURM.match(line):
+            return number, found[1]
+        if line.lstrip().startswith("#"):
+            continue
+        if found := _REFUSED.search(line):
+            return number, found[0]
+        for found in _OPTION.finditer(line):
+            if layout.of_option(found[1]) is not None:
+                return number, f"--{found[1]}"
+    return None

@@ -1,0 +1,199 @@
+"""Recognize a checkpoint by its ``config.json``: a model whose shapes are the same takes the same memory.
+
+The known shapes lie in ``model_shapes.json``, which ``autoconf.pipeline.tracing.shape_table`` writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from autoconf.errors import BadInput
+
+TABLE = Path(__file__).with_name("model_shapes.json")
+CONFIG = "config.json"
+_LARGEST_BYTES = 1 << 20  # configs have some kilobytes
+_SAME_FUNCTION = {"gelu_pytorch_tanh": "gelu", "swish": "silu"}  # of activations: the same kernel, the same memory
+_SAME_LAYER = {"full_attention": "attention", "linear_attention": "mamba"}  # as transformers 5 calls them
+_SEVERAL_PARTS = ("text_config", "language_config", "llm_config", "vision_config", "audio_config")
+
+
+class Difference(NamedTuple):
+    """A setting in which a config differs from a known model."""
+
+    setting: str
+    has: Any
+    known_has: Any
+
+    def __str__(self) -> str:
+        return f"{self.setting} is {_short(self.has)}, not {_short(self.known_has)}"
+
+
+def config_file(model_name: str) -> Path | None:
+    """The config that a model's name leads to: a folder with a ``config.json``, or a file in JSON.
+
+    >>> config_file("meta-llama/Llama-3.1-8B") is None
+    True
+    """
+    try:
+        path = Path(model_name).expanduser()
+        if path.is_dir():
+            path = path / CONFIG
+        elif path.suffix.lower() != ".json":
+            return None
+        return path if path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long for a path, a null byte, no such user
+        return None
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Read a config: as data in JSON, and nothing else.
+
+    Raises:
+        BadInput: it is no regular file of at most 1 MiB, or holds no object in JSON; the message names the file.
+    """
+    try:
+        # Without blocking, so that a pipe in the place of the file is refused and not waited for.
+        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(descriptor, "rb") as stream:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise BadInput(f"{file}: is not a regular file")
+            content = stream.read(_LARGEST_BYTES + 1)
+        if len(content) > _LARGEST_BYTES:
+            raise BadInput(f"{file}: is larger than 1 MiB, which no config is")
+        config = json.loads(content)
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{file}: cannot read it as JSON: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(config, dict):
+        raise BadInput(f"{file}: must hold an object in JSON, but holds a {type(config).__name__}")
+    return config
+
+
+def hub_name(config: Mapping[str, Any]) -> str:
+    """The checkpoint that a config says it was made from; empty text where it says none."""
+    name = config.get("_name_or_path")
+    return name if isinstance(name, str) else ""
+
+
+def same_shapes(config: Mapping[str, Any], models: Iterable[str]) -> list[str]:
+    """Those of some models that take the same memory as the one that a config describes.
+
+    Args:
+        config: as ``config.json`` has it; settings that are absent have the defaults of their type.
+        models: names of models; those that the table does not know are passed over.
+
+    >>> llama = {"model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+    ...          "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
+    >>> same_shapes(llama, ["llama-7b", "llama3.1-8b"])
+    ['llama3.1-8b']
+    >>> same_shapes({**llama, "vocab_size": 128258}, ["llama-7b", "llama3.1-8b"])
+    []
+    """
+    asked = _resolved(config)
+    return [name for name in models if name in _known() and _known()[name] == asked]
+
+
+def nearest(config: Mapping[str, Any], models: Iterable[str]) -> tuple[str, list[Difference]] | None:
+    """Of some models of the same type the one that differs least, and in what; ``None`` where none has that type."""
+    asked = _resolved(config)
+    found = [
+        (name, [Difference(key, asked[key], value) for key, value in _known()[name].items() if asked[key] != value])
+        for name in models
+        if name in _known() and _known()[name]["model_type"] == asked["model_type"]
+    ]
+    return min(found, key=lambda other: len(other[1]), default=None)
+
+
+def obstacle(config: Mapping[str, Any]) -> str:
+    """Why a config cannot be compared by its shapes; empty text where it can.
+
+    >>> obstacle({"model_type": "llama"}), obstacle({})
+    ('', 'model_type: is missing, which says what kind of model it is')
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        return "model_type: is missing, which says what kind of model it is"
+    if parts := [key for key in _SEVERAL_PARTS if key in config]:
+        return f"{parts[0]}: a model of several parts, as of text and images, is not supported"
+    return ""
+
+
+@cache
+def _table() -> dict[str, Any]:
+    table: dict[str, Any] = json.loads(TABLE.read_text(encoding="utf-8"))
+    return table
+
+
+@cache
+def _known() -> dict[str, dict[str, Any]]:
+    return {name: _resolved(config) for name, config in _table()["models"].items()}
+
+
+def _resolved(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a model's memory, with what a config leaves to the defaults of its type."""
+    model_type = config["model_type"]
+    kind = _table()["types"].get(model_type)
+    if kind is None:
+        return {"model_type": model_type}
+    values = dict(kind["defaults"])
+    values |= {name: config[other] for other, name in kind["other_names"].items() if other in config}
+    values |= {name: config[name] for name in values if name in config}
+    _follow(values, config)
+    return {"model_type": model_type, **values}
+
+
+def _follow(values: dict[str, Any], config: Mapping[str, Any]) -> None:
+    """Fill in the settings that follow from others, as transformers' configs do."""
+    width: Any = values.get("hidden_size", values.get("n_embd"))
+    heads: Any = values.get("num_attention_heads")
+    follows: dict[str, Callable[[], Any]] = {
+        "num_key_value_heads": lambda: heads,
+        "head_dim": lambda: width // heads,
+        "n_inner": lambda: 4 * width,
+        "word_embed_proj_dim": lambda: width,
+        "no_rope_layers": lambda: _rotating_layers(values),
+        "layer_types": lambda: ["mamba"] * values["num_hidden_layers"],
+    }
+    try:
+        for name, value in follows.items():
+            if name in values and values[name] is None:
+                values[name] = value()
+        if values.get("mamba_d_head") == "auto":
+            values["mamba_d_head"] = values["mamba_expand"] * width // values["mamba_n_heads"]
+    except (TypeError, ZeroDivisionError):
+        pass  # a setting that no model has, which differs from all
+    for name in ("hidden_act", "activation_function", "hidden_activation"):
+        if isinstance(values.get(name), str):
+            values[name] = _SAME_FUNCTION.get(values[name], values[name])
+    if values.get("mlp_only_layers") == []:
+        values["mlp_only_layers"] = None
+    if isinstance(values.get("layer_types"), list):
+        values["layer_types"] = [_SAME_LAYER.get(str(kind), kind) for kind in values["layer_types"]]
+    values.pop("no_rope_layer_interval", None)  # which the list of layers follows from
+    if "partial_rotary_factor" in values:
+        values["partial_rotary_factor"] = _rotated_part(config, values["partial_rotary_factor"])
+
+
+def _rotating_layers(values: Mapping[str, Any]) -> list[int]:
+    interval = values["no_rope_layer_interval"]
+    return [int((layer + 1) % interval != 0) for layer in range(min(values["num_hidden_layers"], _LARGEST_BYTES))]
+
+
+def _rotated_part(config: Mapping[str, Any], default: Any) -> Any:
+    """The part of a head that positions rotate, under whichever name a config has it."""
+    places = [config, config.get("rope_parameters"), config.get("rope_scaling")]
+    for place in places:
+        for name in ("partial_rotary_factor", "rotary_pct"):
+            if isinstance(place, Mapping) and place.get(name) is not None:
+                return place[name]
+    return default
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:36]} ..."

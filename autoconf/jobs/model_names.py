@@ -1,0 +1,138 @@
+"""Find models by name, or by the shapes in a checkpoint's ``config.json``; never guess."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from autoconf.errors import BadInput
+from autoconf.jobs import model_config
+from autoconf.jobs.names import Names, listed, words
+
+_SIZE = re.compile(r"\d+(\.\d+)?[bm]")
+_MOST_DIFFERENCES = 3  # that a refusal names
+
+
+class _Recognized(NamedTuple):
+    """What a config was recognized as: a model with a note, or no model with the reason."""
+
+    model: str | None
+    says: str
+
+
+class ModelNames(Names):
+    """The models of a version's domain.
+
+    >>> models = ModelNames({"qwen2.5-7b": ["Qwen/Qwen2.5-7B-Instruct"]})
+    >>> models.find("qwen2.5-7b-instruct"), models.find("acme/Qwen2.5-7B-Instruct")
+    ('qwen2.5-7b', None)
+    >>> models.refusal("acme/Qwen2.5-7B-Instruct", "2.0.0")  # doctest: +ELLIPSIS
+    "model_name 'acme/Qwen2.5-7B-Instruct' is not in ... version 2.0.0. It ends like qwen2.5-7b: if it has the same ..."
+
+    Args:
+        aliases: each model with the other names that it goes by.
+    """
+
+    def __init__(self, aliases: Mapping[str, Iterable[str]]) -> None:
+        super().__init__(aliases, families=True)
+        self._words = {name: [words(spelling) for spelling in found] for name, found in self._spellings.items()}
+        # A file may change while a process runs, and a table may name one file a million times.
+        self._recognized = lru_cache(maxsize=1024)(self._recognize)
+
+    def find(self, name: str) -> str | None:
+        """The model that a name, a folder or a ``config.json`` is for; ``None`` if there is none, or more than one."""
+        found = super().find(name)
+        return found if found is not None else self._of_file(name).model
+
+    def note(self, name: str) -> str:
+        """What a model was recognized by; empty text where its name says it, or none was found."""
+        if super().find(name) is not None:
+            return ""
+        found = self._of_file(name)
+        return found.says if found.model is not None else ""
+
+    def refusal(self, name: str, version: str) -> str:
+        """Why a name is not taken, and the way out."""
+        if says := self._of_file(name).says:
+            return f"model_name {name!r}: {says}"
+        outside = f"model_name {name!r} is not in the domain of version {version}"
+        like, how = self._like(name)
+        if like is None:
+            return f"{outside}, which has {self.known_like(name)}"
+        return (
+            f"{outside}. It {how} {like}: if it has the same shapes, give --model-name {like}, or the folder of its "
+            f"config.json; ado-autoconf trace adds other models"
+        )
+
+    def _like(self, name: str) -> tuple[str | None, str]:
+        """The model whose name is part of an unknown name with an organization or a folder, and which part it is."""
+        last = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+        if (found := super().find(last)) is not None:
+            return found, "ends like"
+        said = words(last)
+        parts = [
+            (len(known), model)
+            for model, spellings in self._words.items()
+            for known in spellings
+            if _within(known, said) and _sizes(known) == _sizes(said) != []
+        ]
+        return (max(parts)[1], "contains the name") if parts else (None, "")
+
+    def _of_file(self, name: str) -> _Recognized:
+        file = model_config.config_file(name)
+        if file is None:
+            return _Recognized(None, "")
+        try:
+            state = file.stat()
+        except OSError as error:
+            return _Recognized(None, f"{file}: cannot read it: {error.strerror or error}")
+        return self._recognized(file, name, state.st_mtime_ns, state.st_size)
+
+    def _recognize(self, file: Path, name: str, *_: int) -> _Recognized:
+        try:
+            config = model_config.read_config(file)
+        except BadInput as error:
+            return _Recognized(None, str(error))
+        if problem := model_config.obstacle(config):
+            return _Recognized(None, f"{file}: {problem}")
+        same = model_config.same_shapes(config, self._spellings)
+        if not same:
+            return _Recognized(None, f"{file}: {self._differs(config)}")
+        model = self._likeliest(same, model_config.hub_name(config), Path(name).name)
+        if "quantization_config" in config:
+            return _Recognized(
+                None,
+                f"{file}: quantization_config: the checkpoint is quantized already, which no version answers for; its "
+                f"shapes are those of {model}: give --model-name {model} for the checkpoint that it was made from",
+            )
+        others = [other for other in same if other != model]
+        also = f", which {listed(others)} {'has' if len(others) == 1 else 'have'} too" if others else ""
+        own_code = "; the code that comes with it (auto_map) was not considered" if "auto_map" in config else ""
+        return _Recognized(model, f"model_name {name!r} was taken for {model} by the shapes in {file}{also}{own_code}")
+
+    def _likeliest(self, same: list[str], *hints: str) -> str:
+        """Of models with the same shapes the one that a hint names, or else the one with most names."""
+        named = [super(ModelNames, self).find(hint) for hint in hints if hint]
+        return next((model for model in named if model in same), max(same, key=lambda one: len(self._spellings[one])))
+
+    def _differs(self, config: Mapping[str, Any]) -> str:
+        trace = "ado-autoconf trace adds it to a version of your own"
+        nearest = model_config.nearest(config, self._spellings)
+        if nearest is None:
+            return f"no model of this version has model_type {config['model_type']!r}; {trace}"
+        model, differences = nearest
+        more = len(differences) - _MOST_DIFFERENCES
+        said = [*map(str, differences[:_MOST_DIFFERENCES]), *([f"{more} more settings differ"] if more > 0 else [])]
+        return f"its shapes are those of no model of this version ({model} comes nearest: {listed(said)}); {trace}"
+
+
+def _within(part: list[str], whole: list[str]) -> bool:
+    """Whether words follow one another in others."""
+    return bool(part) and any(whole[start : start + len(part)] == part for start in range(len(whole) - len(part) + 1))
+
+
+def _sizes(said: list[str]) -> list[str]:
+    return [word for word in said if _SIZE.fullmatch(word)]

@@ -1,0 +1,37 @@
+"""What all tests and doctests share: the markers that `make test-fast` and `make test-slow` choose by."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+# A Ray cluster that happens to run on this machine is not the tests' to use. Ray reads this when it starts.
+os.environ["RAY_ADDRESS"] = "local"
+
+_ROOT = Path(__file__).parent
+# Paths, and what every test below them needs. A test that takes long for another reason is marked where it is.
+_NEEDS = {
+    "autoconf/pipeline": "torch",
+    "tests/pipeline": "torch",
+    "tests/memory/test_model.py": "torch",
+    "tests/memory/test_optimizers.py": "torch",
+    "tests/repository/test_your_own.py": "torch",
+    "tests/cli/test_plot.py": "ray",
+    "tests/experiments": "ray",
+    "tests/jobs/test_bad_input.py": "ray",
+    "tests/repository/test_documents.py": "ray",
+    "tests/repository/test_make_run.py": "ray",
+}
+# Versions are traced on Python 3.11, where make installs torch. Elsewhere modules that need it cannot be imported.
+collect_ignore = [] if find_spec("torch") else ["autoconf/pipeline"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by their place, and put the file that takes longest first."""
+    for item in items:
+        place = item.path.relative_to(_ROOT).as_posix() if item.path.is_relative_to(_ROOT) else ""
+        for path, needed in _NEEDS.items():
+            if place == path or place.startswith(f"{path}/"):
+                item.add_marker(needed)
+    items.sort(key=lambda item: item.path.name != "test_your_own.py")
