@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from autoconf.jobs.job import TRAINING_STACK, Workload
+from autoconf.jobs.job import TRAINING_STACK
 from autoconf.jobs.names import families, listed
 from autoconf.jobs.presets import Preset
 from autoconf.jobs.queries import MIN_GPUS, Query

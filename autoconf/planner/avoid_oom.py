@@ -68,8 +68,8 @@ def _uneven(predictor: Predictor, requests: JobArrays, index: int) -> Problem:
     most = min(requests.max_gpus[index], predictor.domain.max_gpus)
     return Problem(
         "fits_nowhere",
-        f"{request} GPUs do not split evenly over workers of {per_worker}, and no larger number up to {most} does with a "
-        f"batch inside the domain",
+        f"{request} GPUs do not split evenly over workers of {per_worker}, and no larger number up to {most} does with "
+        f"a batch inside the domain",
     )
 
 

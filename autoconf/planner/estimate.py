@@ -22,9 +22,6 @@ from autoconf.predictor.user_versions import ModelsFolder
 
 @on_gpus(Estimate)
 def estimate(
-    workloads: pd.DataFrame, number_gpus: None = None, model_version: str | None = None, models: ModelsFolder = None
-) -> pd.DataFrame: ...
-def estimate(
     workloads: Job | pd.DataFrame,
     number_gpus: int | None = None,
     model_version: str | None = None,
@@ -104,8 +101,13 @@ def _of_candidates(predictor: Predictor, candidates: Candidates) -> list[Estimat
                 needed_memory_gib=needed,
                 usable_memory_gib=usable,
                 headroom_gib=usable - needed,
+                weights_gib=parts["weights"],
+                gradients_gib=parts["gradients"],
+                optimizer_gib=parts["optimizer"],
+                gathered_gib=parts["gathered"],
+                activations_gib=parts["activations"],
+                reserve_gib=parts["reserve"],
                 outcome="ok" if fits[index] else "fits_nowhere",
-                **{f"{part}_gib": gib for part, gib in parts.items()},
             )
         )
     return found

@@ -39,7 +39,7 @@ class Solver(Generic[Answer]):
     """
 
     query: Query
-    answer_type: Callable[..., Any]
+    answer_type: Callable[..., Answer]
     solve: Callable[[Predictor, JobColumns], list[Answer]]
 
     def refuse(self, problem: Problem) -> Answer:
