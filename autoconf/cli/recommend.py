@@ -94,7 +94,7 @@ def recommend_command(
                 _explain_one(fields, output_file, as_json)
             elif patch:
                 _, _, (shown,) = _answered_one(RECOMMEND, fields)
-                raise typer.Exit(write_patched(job_files or [], shown, output_file))
+                raise typer.Exit(write_patched(job_files or [], fields, shown, output_file))
             else:
                 _answer_one(RECOMMEND, fields, output_file, as_json)
         return

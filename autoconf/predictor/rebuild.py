@@ -13,49 +13,25 @@ from pathlib import Path
 import pandas as pd
 
 from autoconf.errors import AutoConfError
+from autoconf.memory import version_1
 from autoconf.memory.model import StackMemory
 from autoconf.memory.version_1 import MemoryTable
 from autoconf.predictor.autogluon import LABEL, fit, installed_libraries, load_tabular
 from autoconf.predictor.cards import CARD, Card, digests, verify
-from autoconf.predictor.predictor import MONOTONE, MONOTONE_1_1_0, Predictor
+from autoconf.predictor.check_jobs import CHECK_JOBS, candidates, check_answers
+from autoconf.predictor.predictor import MONOTONE, Predictor
 
 logger = logging.getLogger(__name__)
 
 
-PREDICTOR, FIGURES, TRAINING_TABLE, CHECK_JOBS = (
-    "predictor",
-    "figures.csv",
-    "virtual_runs.parquet",
-    "check_jobs.csv",
-)
-
-
-def _check_answers(predictor: Predictor, folder: Path) -> None:
-    """Raise if the predictor does not answer the version's fixed set of jobs as the released one did."""
-    try:
-        jobs = pd.read_csv(folder / CHECK_JOBS)
-    except (OSError, ValueError) as error:
-        raise AutoConfError(f"version {folder.name}: cannot read {CHECK_JOBS}: {error}") from error
-    try:
-        answers = predictor.fits(predictor.candidates(jobs))
-    except Exception as error:  # libraries that do not go together can fail at the first prediction, with anything
-        raise AutoConfError(
-            f"version {folder.name}: the predictor does not answer: {type(error).__name__}: {error}; "
-            f"installed libraries: {installed_libraries()}"
-        ) from error
-    wrong = int((answers != jobs[LABEL].to_numpy(bool)).sum())
-    if wrong:
-        raise AutoConfError(
-            f"version {folder.name}: the predictor answers {wrong} of {len(jobs)} check jobs otherwise than the "
-            f"released one; installed libraries: {installed_libraries()}"
-        )
+PREDICTOR, TRAINING_TABLE = "predictor", "virtual_runs.parquet"  # in the version's folder
 
 
 def training_table(runs: pd.DataFrame, predictor: Predictor) -> pd.DataFrame:
     """The features and the label of a version's training table: of 1.1.0's, which names jobs, from its figures."""
     if predictor.card.reserve is not None:
         return runs
-    return predictor.features(predictor.candidates(runs)).assign(**{LABEL: runs[LABEL].to_numpy(int)})
+    return predictor.features(candidates(predictor, runs)).assign(**{LABEL: runs[LABEL].to_numpy(int)})
 
 
 def _rebuilt(folder: Path, card: Card, memory: MemoryTable | StackMemory) -> Path:
@@ -90,10 +66,10 @@ def _rebuild(folder: Path, card: Card, memory: MemoryTable | StackMemory, target
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.name}."))
     try:
         runs = pd.read_parquet(folder / TRAINING_TABLE)
-        monotone = MONOTONE if card.reserve else MONOTONE_1_1_0
+        monotone = MONOTONE if card.reserve else version_1.MONOTONE
         fit(training_table(runs, Predictor(card, memory, None)), scratch / PREDICTOR, monotone)
         tabular = load_tabular(scratch / PREDICTOR, card.version)
-        _check_answers(Predictor(card, memory, tabular), folder)
+        check_answers(Predictor(card, memory, tabular), (folder / CHECK_JOBS).read_bytes())
         (scratch / CARD).write_text(json.dumps(digests(scratch), indent=2), encoding="utf-8")
         scratch.rename(target)
     except BaseException:

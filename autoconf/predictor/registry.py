@@ -19,17 +19,13 @@ from autoconf.distribution import check_installation
 from autoconf.errors import AutoConfError
 from autoconf.memory.model import StackMemory
 from autoconf.memory.store import MOMENTS, ModelsTable
-from autoconf.memory.version_1 import MemoryTable, read_figures
+from autoconf.memory.version_1 import FIGURES, MemoryTable, read_figures
 from autoconf.predictor import user_versions
 from autoconf.predictor.autogluon import libraries_agree, load_tabular
 from autoconf.predictor.cards import RELEASED_AGAIN, Card, read_card, verified_card
+from autoconf.predictor.check_jobs import CHECK_JOBS, check_answers
 from autoconf.predictor.predictor import Predictor
-from autoconf.predictor.rebuild import (
-    FIGURES,
-    PREDICTOR,
-    _check_answers,
-    _rebuilt,
-)
+from autoconf.predictor.rebuild import PREDICTOR, _rebuilt
 from autoconf.predictor.user_versions import ModelsFolder, Place
 
 MODELS = Path(__file__).parents[1] / "AutoGluonModels"
@@ -140,14 +136,14 @@ def _opened(folder: Path, sha256: str) -> Predictor:
     memory = _memory(folder, card)
     path = folder / PREDICTOR if libraries_agree(card) else _rebuilt(folder, card, memory)
     predictor = Predictor(card, memory, load_tabular(path, card.version))
-    _check_answers(predictor, folder)
+    check_answers(predictor, (folder / CHECK_JOBS).read_bytes())
     return predictor
 
 
 def _memory(folder: Path, card: Card) -> MemoryTable | StackMemory:
     name = MOMENTS if card.reserve else FIGURES
     try:
-        return StackMemory(ModelsTable(folder)) if card.reserve else MemoryTable(read_figures(folder / FIGURES))
+        return StackMemory(ModelsTable.read(folder)) if card.reserve else MemoryTable(read_figures(folder / FIGURES))
     except (OSError, ValueError, KeyError) as error:
         raise AutoConfError(f"version {card.version}: cannot read {name}: {error}") from error
 

@@ -6,9 +6,8 @@ from functools import cache
 
 import numpy as np
 
-from autoconf.memory.model import gpu_figures
+from autoconf.memory.model import gpu_memory
 from autoconf.memory.profile import HeadWay, LayerWay, Trainable
-from autoconf.memory.sharding import Held
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.tracing import trace_model
 from autoconf.pipeline.tracing.extrapolate import head_moments, layer_moments
@@ -43,6 +42,5 @@ class OnDemand:
 
     def peak_bytes(self, job: Job, tokens: int) -> float:
         """The composed peak of a job of this model."""
-        held = gpu_figures(self, job.architecture.name, job.method, job.stack, several=job.gpus > 1)
-        assert isinstance(held, Held), held
-        return float(held.peak_bytes(np.array([job.gpus]), np.array([tokens]))[0])
+        memory = gpu_memory(self, job.architecture.name, job.method, job.stack, several=job.gpus > 1)
+        return float(memory.peak_bytes(np.array([job.gpus]), np.array([tokens]))[0])

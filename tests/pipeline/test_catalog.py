@@ -4,10 +4,9 @@ import re
 
 import pytest
 
-from autoconf.memory.version_1 import read_figures
+from autoconf.memory.version_1 import FIGURES, read_figures
 from autoconf.pipeline.catalog import architectures, gpu_types, gpus, models
 from autoconf.predictor import registry
-from autoconf.predictor.rebuild import FIGURES
 from autoconf.predictor.registry import MODELS
 
 # Published totals: exact where the safetensors index or the model card gives the number, else as the card rounds it.

@@ -15,7 +15,7 @@ from autoconf.pipeline.calibration.cluster import learn_cluster
 from autoconf.pipeline.calibration.user_runs import contradicting, read_measured
 from autoconf.pipeline.release.random_jobs import random_jobs
 from autoconf.planner.rules import passing
-from autoconf.predictor import registry
+from autoconf.predictor import check_jobs, registry
 from autoconf.predictor.autogluon import LABEL, fit, load_tabular
 from autoconf.predictor.predictor import MONOTONE, Predictor
 
@@ -58,7 +58,7 @@ def pool() -> pd.DataFrame:
 
 
 def needs_and_has(jobs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    candidates = predictor().candidates(jobs)
+    candidates = check_jobs.candidates(predictor(), jobs)
     return candidates.usable_gib - predictor().features(candidates)["headroom_gib"].to_numpy(), candidates.usable_gib
 
 
@@ -90,7 +90,7 @@ def as_seen(jobs: pd.DataFrame, factor: float, generator: np.random.Generator) -
         }.items()
     ):
         other.loc[which == number, setting] = generator.choice(values, (which == number).sum())
-    hidden = (generator.random(len(jobs)) < 0.15) & np.array([not p for p in predictor().problems(other)])
+    hidden = (generator.random(len(jobs)) < 0.15) & check_jobs.supported(predictor(), other)
     real = jobs.copy()
     real.loc[hidden] = other.loc[hidden]
     return ~fits(real, factor) | (generator.random(len(jobs)) < 0.1)
@@ -107,7 +107,7 @@ def as_table(jobs: pd.DataFrame, failed: np.ndarray) -> pd.DataFrame:
 
 def decisions(reserve, jobs: pd.DataFrame) -> np.ndarray:
     card = predictor().card.model_copy(update={"reserve": reserve})
-    candidates = predictor().candidates(jobs)
+    candidates = check_jobs.candidates(predictor(), jobs)
     headroom = Predictor(card, predictor().memory, None).features(candidates)["headroom_gib"]
     return (headroom.to_numpy() >= 0) & passing(candidates)
 
@@ -163,7 +163,7 @@ def test_measured_peaks_alone_teach_the_factor(pool):
     generator = np.random.default_rng(13)
     jobs = some(pool, 1.0, 200, generator)
     jobs = jobs[fits(jobs, 1.2)].reset_index(drop=True)
-    candidates = predictor().candidates(jobs)
+    candidates = check_jobs.candidates(predictor(), jobs)
     peaks = predictor().memory.peak_bytes(candidates.rows, candidates.gpus, candidates.tokens_per_gpu) / 2**30
     measured = as_table(jobs, np.zeros(len(jobs))).drop(columns="failed")
     measured["peak_allocated_gib"] = [f"{p:.4f}" for p in 1.08 * peaks * np.exp(generator.normal(0, 0.01, len(peaks)))]
@@ -177,7 +177,7 @@ def test_measured_peaks_alone_teach_the_factor(pool):
 def test_memory_that_was_never_in_use_speaks_for_less_and_cache_for_nothing(pool):
     jobs = some(pool, 1.0, 200, np.random.default_rng(15))
     jobs = jobs[fits(jobs, 1.05)].reset_index(drop=True)
-    candidates = predictor().candidates(jobs)
+    candidates = check_jobs.candidates(predictor(), jobs)
     peaks = predictor().memory.peak_bytes(candidates.rows, candidates.gpus, candidates.tokens_per_gpu) / 2**30
     finished = as_table(jobs, np.zeros(len(jobs)))
     tight = 100 * np.minimum((1.0 + 1.02 * peaks) / candidates.usable_gib, 1)

@@ -236,11 +236,11 @@ def test_groups_show_median_95th_percentile_and_worst_of_absolute_differences(ru
     assert rows[0] == {
         "rows": "full and LoRA, plain transformers",
         "traced": "21 of 22",
-        "median": "0.2 % (required 0.5, aim 0.1)",
-        "95th percentile": "3 % (required 2, aim 0.5)",
-        "worst": "3.5 % (required 4, aim 1)",
+        "median": "0.2 % (required 0.5, target 0.1)",
+        "95th percentile": "3 % (required 2, target 0.5)",
+        "worst": "3.5 % (required 4, target 1)",
     }
-    assert rows[1]["worst"] == "5 % (required 12, aim 6)"
+    assert rows[1]["worst"] == "5 % (required 12, target 6)"
     assert compare_measured.group_table([unmeasured]) == []
 
 
@@ -300,7 +300,7 @@ def test_the_command_fails_if_a_required_figure_is_missed(table, run, monkeypatc
     assert asked == [bool(options)]
     printed = " ".join(capsys.readouterr().out.split())
     assert f"{percent:.2g} % (required" in printed
-    assert "Decided otherwise than it happened: 0 of 1: none" in printed
+    assert "Decided wrongly: 0 of 1: none" in printed
 
 
 def test_the_command_says_what_keeps_it_from_tracing(table, monkeypatch, capsys):
@@ -316,10 +316,10 @@ def test_the_command_says_what_keeps_it_from_tracing(table, monkeypatch, capsys)
 @pytest.mark.parametrize("percent", [0.1, 4.5])
 def test_a_section_of_the_readme_has_the_tables(run, today, percent):
     text = compare_measured.section([off_by(run, percent)], None, today=today)
-    assert f"| full and LoRA, plain transformers | 1 of 1 | {percent:.2g} % (required 0.5, aim 0.1) |" in text
+    assert f"| full and LoRA, plain transformers | 1 of 1 | {percent:.2g} % (required 0.5, target 0.1) |" in text
     assert ("+4.5 %" in text) == (percent == 4.5 and today)
     assert ("No stack differs by more than 2 %." in text) == (percent == 0.1 and today)
-    assert ("runs are decided otherwise than it happened" in text) == (not today)
+    assert ("runs are decided wrongly" in text) == (not today)
 
 
 def test_a_section_is_written_between_its_markers_and_nothing_else(tmp_path):

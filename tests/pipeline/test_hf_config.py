@@ -62,7 +62,7 @@ def command(*arguments: str) -> Any:
 
 
 def shipped(name: str) -> ModelFigures:
-    return ModelsTable(registry.MODELS / registry.DEFAULT).figures(name)
+    return ModelsTable.read(registry.MODELS / registry.DEFAULT).figures(name)
 
 
 def of_ones_own(name: str, known: str = KNOWN) -> tuple[Architecture, ModelFigures]:

@@ -22,12 +22,11 @@ from torch.utils.checkpoint import checkpoint
 
 from autoconf.jobs.stack import Stack
 from autoconf.memory.optimizers import optimizer_bytes
-from autoconf.memory.version_1 import MemoryTable, read_figures
+from autoconf.memory.version_1 import FIGURES, MemoryTable, read_figures
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.tracing import model_setup
 from autoconf.pipeline.tracing.model_setup import Job
 from autoconf.pipeline.validation import rank_trace, trace_jobs
-from autoconf.predictor.rebuild import FIGURES
 from autoconf.predictor.registry import MODELS
 
 WIDTH = 128

@@ -162,9 +162,9 @@ def test_the_nearest_batch_is_told_and_whether_the_division_was_in_the_way(job, 
     assert reason.endswith(says[-1])
 
 
-def test_the_readme_quotes_a_reason_as_it_is(job):
+def test_the_page_of_outputs_quotes_a_reason_as_it_is(job):
     job = {**job, "model_name": "llama2-70b", "tokens_per_sample": 2048, "batch_size": 7, "max_gpus": 6}
-    text = " ".join((SWEEP.parent / "README.md").read_text(encoding="utf-8").split())
+    text = " ".join((SWEEP.parent / "docs" / "reference" / "outputs.md").read_text(encoding="utf-8").split())
     assert f"*{recommend(Workload.parse(**job)).reason}*" in text
 
 

@@ -12,7 +12,7 @@ import pytest
 from autoconf import AutoConfError, Workload, recommend
 from autoconf.predictor import cards, registry
 from autoconf.predictor.cards import CARD
-from autoconf.predictor.rebuild import CHECK_JOBS
+from autoconf.predictor.check_jobs import CHECK_JOBS, candidates
 from autoconf.predictor.registry import MODELS, RELEASED
 
 VERSION = "1.1.0"  # of the fixture ``job``
@@ -121,7 +121,7 @@ def test_a_library_that_does_not_import_is_an_error(copied, job, monkeypatch):
 def test_the_predictor_gives_the_released_answers(version):
     predictor = registry.load(version)
     jobs = pd.read_csv(MODELS / version / CHECK_JOBS)
-    fits = predictor.fits(predictor.candidates(jobs))
+    fits = predictor.fits(candidates(predictor, jobs))
     assert len(jobs) >= 300
     assert set(jobs["fits"]) == {0, 1}
     assert fits.tolist() == jobs["fits"].astype(bool).tolist()

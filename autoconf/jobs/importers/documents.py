@@ -14,6 +14,7 @@ from autoconf.errors import BadInput
 
 MAX_BYTES = 1 << 20
 MAX_VALUES = 20_000  # with aliases expanded; a large Kubernetes manifest has a few thousand
+_LONG_TEXT = 1_000  # a text counts once more for each of so many characters, so that aliases cannot multiply it
 MAX_DEPTH = 100
 MAX_DIGITS = 100
 MAX_DIRECTIVES = 100  # libyaml compares each %TAG with all earlier ones
@@ -24,6 +25,9 @@ _MERGE = f"{_PREFIX}merge"
 _DATE = f"{_PREFIX}timestamp"
 _RESOLVER: Any = yaml.resolver.Resolver()
 _NUMBERS = (f"{_PREFIX}int", f"{_PREFIX}float")
+
+
+Path = tuple[str | int, ...]  # keys and indices
 
 
 class NotDocuments(BadInput):
@@ -57,6 +61,24 @@ class Document(NamedTuple):
                 return None
             line = _line(key)
         return line
+
+    def closest_line(self, *path: str | int) -> int | None:
+        """The line of a value, or of the closest one around it that has a line.
+
+        >>> load_documents("a: {b: 1}", "job.yaml")[0].closest_line("a", "b", "c")
+        1
+        """
+        lines = (self.line(*path[:end]) for end in range(len(path), 0, -1))
+        return next((line for line in lines if line is not None), None)
+
+
+def dotted(path: Path) -> str:
+    """A path as messages write it.
+
+    >>> dotted(("spec", "trainer", "args", 2))
+    'spec.trainer.args[2]'
+    """
+    return "".join(f"[{name}]" if isinstance(name, int) else f".{shortened(name)}" for name in path).removeprefix(".")
 
 
 def read_text(path: str) -> str:
@@ -300,10 +322,13 @@ class _Composer:
         return f"{self._file}:{event.start_mark.line + 1}"
 
     def _opened(self, event: Any, node: yaml.Node) -> _Part:
-        self._grow(event, 1, 1)
+        part = _Part(node, anchor=event.anchor)
+        if isinstance(node, yaml.ScalarNode):
+            part.size += len(node.value) // _LONG_TEXT
+        self._grow(event, part.size, 1)
         if event.anchor is not None:
             self._anchors[event.anchor] = None
-        return _Part(node, anchor=event.anchor)
+        return part
 
     def _grow(self, event: yaml.Event, size: int, height: int) -> None:
         self._size += size

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.documents import NotDocuments, load_documents, read_text
-from autoconf.jobs.importers.key_table import Said, job_keys, settings
-from autoconf.jobs.importers.kubernetes import is_manifest, read_manifest
+from autoconf.jobs.importers.documents import Document, NotDocuments, load_documents, read_text
+from autoconf.jobs.importers.evidence import Command, dialect_of, evidence_of
+from autoconf.jobs.importers.key_table import Place, Setting
+from autoconf.jobs.importers.key_table import settings as settings_of
+from autoconf.jobs.importers.kubernetes import is_manifest, missing_options, read_manifest
+from autoconf.jobs.importers.other_files import check_objective
 from autoconf.jobs.importers.shell import launch_in_script
 from autoconf.jobs.importers.translate import JobFile, job_of
 from autoconf.jobs.job import read
@@ -24,10 +28,10 @@ _NAMING = {
 
 
 class _Content(NamedTuple):
-    """What one file says, and what trains, where it tells."""
+    """The settings of one file, and the commands in it that start a training."""
 
-    said: list[Said]
-    frameworks: tuple[str, ...] = ()
+    settings: list[Setting]
+    commands: tuple[Command, ...] = ()
 
 
 def read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
@@ -45,52 +49,61 @@ def read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
         options = {field: read(field, value) for field, value in options.items()}
     except ValueError as error:
         raise BadInput(str(error)) from None
-    contents = [_content(path) for path in paths]
-    said = []
+    contents = [_content(path, options) for path in paths]
+    found: list[Setting] = []
+    unread: list[Setting] | None = [] if not missing_options(options) else None
     for path, content in zip(paths, contents, strict=True):
-        others = [thing for other in contents if other is not content for thing in other.said]
-        said += list(_with_named_files(content.said, path, others))
-    return job_of(said, _framework(said, {name for content in contents for name in content.frameworks}), options)
+        others = [setting for other in contents if other is not content for setting in other.settings]
+        found += list(_with_named_files(content.settings, path, others, unread))
+    commands = [command for content in contents for command in content.commands]
+    if any(setting.dialect == "axolotl" for setting in unread or ()):  # its command has no settings, the config has all
+        commands = [command for command in commands if command.framework != "axolotl"]
+    check_objective(found, paths)
+    job = job_of(found, evidence_of(found, commands), options)
+    not_read = (f"{setting.place}: not read: options give the job" for setting in unread or ())
+    return job._replace(assumed=(*job.assumed, *not_read))
 
 
-def _content(path: str) -> _Content:
-    return _content_of(read_text(path), path)
+def _content(path: str, options: Mapping[str, Any]) -> _Content:
+    return _content_of(read_text(path), path, options)
 
 
-def _content_of(text: str, path: str) -> _Content:
+def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
     problem = "neither settings nor a command that starts a training"
     try:
-        documents = [document.value for document in load_documents(text, path)]
+        documents = load_documents(text, path)
     except NotDocuments as error:
         documents, problem = [], f"{problem} ({error})"
     if is_manifest(documents):
-        manifest = read_manifest(documents, path)
-        said = [*manifest.said, *(thing for launch in manifest.launches for thing in launch.said)]
-        return _Content(said, tuple(launch.framework for launch in manifest.launches if launch.framework))
-    if len(documents) == 1 and isinstance(documents[0], dict):
-        dialect = _dialect(documents[0])
-        return _Content(list(settings(f"{path}, ", dialect, documents[0])), ("axolotl",) * (dialect == "axolotl"))
-    launch = launch_in_script(text, lambda option: f"{path}: {option}" if option else path, {})
+        manifest = read_manifest(documents, path, options)
+        settings = [*manifest.settings, *(s for launch in manifest.launches for s in launch.settings)]
+        return _Content(settings, tuple(Command(launch.framework, launch.script) for launch in manifest.launches))
+    if len(documents) == 1 and isinstance(documents[0].value, dict):
+        return _mapping(documents[0], path)
+    launch = launch_in_script(text, partial(Place, path, None), {})
     if launch is None:
         raise BadInput(f"{path}: {problem}")
-    return _Content(launch.said, (launch.framework,) if launch.framework else ())
+    return _Content(launch.settings, (Command(launch.framework, launch.script),))
 
 
-def _dialect(document: Mapping[Any, Any]) -> str:
-    """Whose settings these are."""
-    keys = {str(key) for key in document}
-    nested = {f"{key}.{inner}" for key, value in document.items() if isinstance(value, Mapping) for inner in value}
-    for name, dialect in job_keys().dialects.items():
-        if any(sign in keys for sign in dialect.signs):
-            return name
-    known = job_keys().dialects["arguments"]
-    if any(known.find(key) or known.ignores(key) for key in keys):
-        return "arguments"
-    return "accelerate" if any(sign in nested for sign in job_keys().dialects["accelerate"].signs) else "arguments"
+def _mapping(document: Document, path: str) -> _Content:
+    def place(key: str) -> Place:
+        parts = key.partition("[")[0].split(".")
+        lines = (document.line(*parts[:end]) for end in range(len(parts), 0, -1))
+        return Place(path, next((line for line in lines if line is not None), None), key)
+
+    dialect = dialect_of(document.value, path)
+    commands = (Command("axolotl", ""),) if dialect == "axolotl" else ()
+    return _Content(list(settings_of(dialect, document.value, place)), commands)
 
 
-def _with_named_files(said: Sequence[Said], path: str, others: Sequence[Said]) -> Iterator[Said]:
-    """What a file says, and what files say that it names; where both say something, the naming one is right."""
+def _with_named_files(
+    said: Sequence[Setting], path: str, others: Sequence[Setting], unread: list[Setting] | None
+) -> Iterator[Setting]:
+    """What a file says, and what files say that it names; where both say something, the naming one is right.
+
+    A file that is not there is an error, or one of ``unread``.
+    """
     spoken = {(thing.dialect, thing.key) for thing in said}
     for thing in said:
         dialects = _NAMING.get((thing.dialect, thing.key), ())
@@ -99,26 +112,12 @@ def _with_named_files(said: Sequence[Said], path: str, others: Sequence[Said]) -
             continue
         beside = Path(path).parent / Path(thing.value).name
         if not beside.is_file():
-            if not any(other.dialect in dialects for other in others):
-                raise BadInput(f"{thing.where}: {thing.value!r}: no such file beside {path}; give it by --job")
+            if not any(other.dialect in dialects for other in others) and unread is not None:
+                unread.append(thing)
+            elif not any(other.dialect in dialects for other in others):
+                raise BadInput(f"{thing.place}: {thing.value!r}: no such file beside {path}; give it by --job")
             continue
-        named = _content(str(beside)).said
+        named = _content(str(beside), {}).settings
         if wrong := next((other for other in named if other.dialect not in dialects), None):
-            raise BadInput(f"{thing.where}: {thing.value!r}: must be {dialects[0]} settings, has {wrong.key}")
+            raise BadInput(f"{thing.place}: {thing.value!r}: must be {dialects[0]} settings, has {wrong.key}")
         yield from (other for other in named if (other.dialect, other.key) not in spoken)
-
-
-def _framework(said: Sequence[Said], told: set[str]) -> str | None:
-    """What trains: by a command or a kind of file, or by the signs among the arguments."""
-    if len(told) > 1:
-        raise BadInput(f"these files are of {' and '.join(sorted(told))}; one job trains with one")
-    if told:
-        return next(iter(told))
-    keys = {thing.key for thing in said if thing.dialect == "arguments"}
-    if not keys:
-        return None
-    frameworks = job_keys().frameworks
-    signs = {name: sum(sign in keys for sign in known.signs) for name, known in frameworks.items()}
-    # Arguments of fms-hf-tuning have some of TRL's, not the reverse.
-    first = "fms-hf-tuning" if signs["fms-hf-tuning"] else max(signs, key=lambda name: signs[name])
-    return first if signs[first] else "transformers"

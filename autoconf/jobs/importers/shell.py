@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.key_table import Said, job_keys, settings
+from autoconf.jobs.importers.key_table import Place, Setting, job_keys, settings
 
 # Options of the launchers that take no value: accelerate v1.14.0, commands/launch.py; torch 2.13, distributed/run.py.
 _FLAGS = (
@@ -27,43 +27,45 @@ _TELLING = ("model_name_or_path", "per_device_train_batch_size")  # of a script 
 class Launch(NamedTuple):
     """A command that starts a training."""
 
-    framework: str | None  # of ``job_keys.yaml``, where the command tells
-    said: list[Said]
+    framework: str | None  # of ``job_keys.yaml``, if the command tells
+    settings: list[Setting]
+    script: str = ""
 
 
-def launch_in_script(script: str, where: Callable[[str], str], variables: Mapping[str, str]) -> Launch | None:
+def launch_in_script(script: str, place: Callable[[str], Place], variables: Mapping[str, str]) -> Launch | None:
     """The training that a shell script starts; ``None`` if it starts none.
 
     Args:
         script: its text.
-        where: what messages call the place of an option.
+        place: the place of an option.
         variables: the environment; assignments in the script come on top.
 
     Raises:
         BadInput: it starts more than one, or a quotation does not end.
 
-    >>> launch = launch_in_script("LR=1e-5\\ntrl sft --optim sgd \\\\\\n --learning_rate $LR", str, {})
-    >>> launch.framework, [(thing.key, thing.value) for thing in launch.said]
+    >>> script = "LR=1e-5\\ntrl sft --optim sgd \\\\\\n --learning_rate $LR"
+    >>> launch = launch_in_script(script, lambda option: Place("run.sh", None, option), {})
+    >>> launch.framework, [(s.key, s.value) for s in launch.settings]
     ('trl', [('program', 'trl'), ('optim', 'sgd'), ('learning_rate', '1e-5')])
     """
     known = dict(variables)
     found = []
-    for words in _commands(script, where):
+    for words in _commands(script, place):
         words = [_expanded(word, known) for word in words]
         while words and (words[0] in _PREFIXES or _ASSIGNMENT.fullmatch(words[0])):
             if assignment := _ASSIGNMENT.fullmatch(words[0]):
                 known[assignment[1]] = assignment[2]
             words = words[1:]
         if words and re.match(r"--[A-Za-z]", words[0]):
-            raise BadInput(f"{where(words[0])}: an option without a command; is the line before it continued?")
-        if launch := launch_of(words, where, known):
+            raise BadInput(f"{place(words[0])}: an option without a command; is the line before it continued?")
+        if launch := launch_of(words, place, known):
             found.append(launch)
     if len(found) > 1:
-        raise BadInput(f"{where('')}: {len(found)} commands start a training; one is a job")
+        raise BadInput(f"{place('')}: {len(found)} commands start a training; one is a job")
     return found[0] if found else None
 
 
-def _commands(script: str, where: Callable[[str], str]) -> Iterator[list[str]]:
+def _commands(script: str, place: Callable[[str], Place]) -> Iterator[list[str]]:
     """The simple commands of a script, each as its words."""
     lines = ""
     unfinished = None
@@ -89,21 +91,21 @@ def _commands(script: str, where: Callable[[str], str]) -> Iterator[list[str]]:
             to_file = redirection is not None and not redirection[1]
         yield command
     if unfinished is not None:
-        raise BadInput(f"{where('')}: not a command line: {unfinished}")
+        raise BadInput(f"{place('')}: not a command line: {unfinished}")
 
 
 def _expanded(word: str, variables: Mapping[str, str]) -> str:
     return _VARIABLE.sub(lambda m: variables.get(m[1] or m[2] or m[3], m[0]), word)
 
 
-def launch_of(words: Sequence[str], where: Callable[[str], str], variables: Mapping[str, str]) -> Launch | None:
+def launch_of(words: Sequence[str], place: Callable[[str], Place], variables: Mapping[str, str]) -> Launch | None:
     """The training that one command starts; ``None`` if it starts none. Arguments as ``launch_in_script`` has them."""
     words = [_expanded(word, variables) for word in words]
     if not words:
         return None
     program, rest = words[0].rpartition("/")[2], words[1:]
     if program in ("sh", "bash") and len(rest) > 1 and re.fullmatch(r"-\w*c", rest[0]):
-        return launch_in_script(rest[1], where, variables)
+        return launch_in_script(rest[1], place, variables)
     if re.fullmatch(r"python[\d.]*", program):
         program = "python"
         rest = [word for word in rest if word != "-u"]
@@ -113,7 +115,7 @@ def launch_of(words: Sequence[str], where: Callable[[str], str], variables: Mapp
         program, rest = "accelerate-launch", rest[1:]
     if program in ("trl", "axolotl"):
         wanted = "sft" if program == "trl" else "train"
-        return _framework_launch(program, rest[1:], where) if rest[:1] == [wanted] else None
+        return _framework_launch(program, rest[1:], place) if rest[:1] == [wanted] else None
     if program not in ("accelerate-launch", "torchrun", "python", "deepspeed"):
         return None
     launcher = program.removesuffix("-launch")
@@ -121,23 +123,23 @@ def launch_of(words: Sequence[str], where: Callable[[str], str], variables: Mapp
     if not script.endswith(".py") and not any(_key(name) in ("m", "module") for name, _ in options):
         if launcher in ("python", "torchrun"):
             return None
-        raise BadInput(f"{where(launcher)}: which script is launched cannot be told")
-    launch = _script_launch(launcher, options, script, arguments, where)
-    return launch and launch._replace(said=[*launch.said, *_environment(variables, where)])
+        raise BadInput(f"{place(launcher)}: which script is launched cannot be told")
+    launch = _script_launch(launcher, options, script, arguments, place)
+    return launch and launch._replace(settings=[*launch.settings, *_environment(variables, place)])
 
 
-def _environment(variables: Mapping[str, str], where: Callable[[str], str]) -> Iterator[Said]:
+def _environment(variables: Mapping[str, str], place: Callable[[str], Place]) -> Iterator[Setting]:
     table = job_keys().dialects["environment"]
-    return (Said(where(name), "environment", name, value) for name, value in variables.items() if table.find(name))
+    return (Setting(place(name), "environment", name, value) for name, value in variables.items() if table.find(name))
 
 
-def _framework_launch(program: str, words: Sequence[str], where: Callable[[str], str]) -> Launch:
+def _framework_launch(program: str, words: Sequence[str], place: Callable[[str], Place]) -> Launch:
     """``trl sft`` takes accelerate's options beside its own, ``axolotl train`` a file."""
     dialect = "arguments" if program == "trl" else "axolotl"
-    said = [Said(where(program), "launcher", "program", program)]
+    said = [Setting(place(program), "launcher", "program", program)]
     if program == "axolotl" and words and not words[0].startswith("-"):
-        said.append(Said(where(words[0]), "axolotl", "config", words[0]))
-    return Launch(program, [*said, *_said(_options(words), dialect, where)])
+        said.append(Setting(place(words[0]), "axolotl", "config", words[0]))
+    return Launch(program, [*said, *_said(_options(words), dialect, place)])
 
 
 def _launcher(words: Sequence[str]) -> tuple[list[tuple[str, Any]], str, Sequence[str]]:
@@ -156,7 +158,7 @@ def _launcher(words: Sequence[str]) -> tuple[list[tuple[str, Any]], str, Sequenc
 
 
 def _script_launch(
-    launcher: str, options: list[tuple[str, Any]], script: str, words: Sequence[str], where: Callable[[str], str]
+    launcher: str, options: list[tuple[str, Any]], script: str, words: Sequence[str], place: Callable[[str], Place]
 ) -> Launch | None:
     framework = next(
         (
@@ -170,13 +172,13 @@ def _script_launch(
     names = [_key(name) for name, _ in arguments]
     if framework is None and not any(name in names for name in _TELLING) and launcher in ("python", "torchrun"):
         return None
-    said = [Said(where(launcher), "launcher", "program", launcher)]
+    said = [Setting(place(launcher), "launcher", "program", launcher)]
     if launcher != "python":
-        said += _said(options, "accelerate", where)
+        said += _said(options, "accelerate", place)
     if framework == "axolotl":
-        said += [Said(where(words[0]), "axolotl", "config", words[0])] if words and words[0][:1] != "-" else []
-        return Launch(framework, [*said, *_said(arguments, "axolotl", where)])
-    return Launch(framework, [*said, *_said(arguments, "arguments", where)])
+        said += [Setting(place(words[0]), "axolotl", "config", words[0])] if words and words[0][:1] != "-" else []
+        return Launch(framework, [*said, *_said(arguments, "axolotl", place)])
+    return Launch(framework, [*said, *_said(arguments, "arguments", place)], script)
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -203,18 +205,18 @@ def _key(name: str) -> str:
 
 
 def _said(
-    options: Sequence[tuple[str, Any]] | Iterator[tuple[str, Any]], dialect: str, where: Callable[[str], str]
-) -> Iterator[Said]:
+    options: Sequence[tuple[str, Any]] | Iterator[tuple[str, Any]], dialect: str, place: Callable[[str], Place]
+) -> Iterator[Setting]:
     dialects = job_keys().dialects
     for name, value in options:
-        key, place = _key(name), where(name)
+        key, where = _key(name), place(name)
         if key.startswith("no_") and dialects[dialect].find(key) is None and dialects[dialect].find(key[3:]):
             key, value = key[3:], False  # as transformers' HfArgumentParser writes a flag that is on by default
         if isinstance(value, str) and value.startswith("{"):
             try:
                 value = json.loads(value)
             except ValueError:
-                raise BadInput(f"{place}: {value!r}: not JSON") from None
+                raise BadInput(f"{where}: {value!r}: not JSON") from None
         launchers = (
             dialect == "arguments" and dialects[dialect].find(key) is None and not dialects[dialect].ignores(key)
         )
@@ -223,5 +225,4 @@ def _said(
             if launchers and (dialects["accelerate"].find(key) or dialects["accelerate"].ignores(key))
             else dialect
         )
-        for thing in settings("", of, {key: value}):
-            yield thing._replace(where=place)
+        yield from (setting._replace(place=where) for setting in settings(of, {key: value}, place))

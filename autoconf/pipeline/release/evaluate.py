@@ -19,6 +19,20 @@ from autoconf.predictor import cards, registry
 from autoconf.predictor.cards import CARD, Card
 from autoconf.predictor.registry import MODELS, RELEASED
 
+# Of the cards' decisions, which keep the names that they were released with.
+_HEADINGS = {
+    "fits, said so": "true positive",
+    "fits, said no": "false negative",
+    "does not fit, said no": "true negative",
+    "does not fit, said fits": "false positive",
+    "failed, said to fit": "false positives",
+    "finished, said not to": "false negatives",
+}
+
+
+def _in_words(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{_HEADINGS.get(key, key): cell for key, cell in row.items()} for row in rows]
+
 
 def _meets(key: str, value: float, target: float) -> bool:
     return value >= target if TARGETS[key][0] == ">=" else value <= target
@@ -27,8 +41,13 @@ def _meets(key: str, value: float, target: float) -> bool:
 def _section(evaluation: dict[str, Any], version: str) -> str:
     """The section of the version's page ``docs/versions/evaluation-VERSION.md``."""
     figures = [
-        {"figure": key, "required": f"{sign} {required:g} %", "aim": f"{sign} {aim:g} %", "measured": f"{value:g} %"}
-        for (key, (sign, required, aim)), value in zip(TARGETS.items(), evaluation["figures"].values(), strict=True)
+        {
+            "figure": key,
+            "required": f"{sign} {required:g} %",
+            "target": f"{sign} {target:g} %",
+            "measured": f"{value:g} %",
+        }
+        for (key, (sign, required, target)), value in zip(TARGETS.items(), evaluation["figures"].values(), strict=True)
     ]
     return "\n\n".join(
         [
@@ -43,8 +62,8 @@ def _section(evaluation: dict[str, Any], version: str) -> str:
             markdown(evaluation["by_stack"]),
             "By family:",
             markdown(evaluation["by_family"]),
-            "Decisions by distance from the edge, as a share of usable memory:",
-            markdown(evaluation["confusion"]),
+            "Decisions by distance from the edge, as a share of usable memory (positive: the job fits):",
+            markdown(_in_words(evaluation["confusion"])),
             f"![What the predictor gets wrong, and where](evaluation-{version}.png)",
         ]
     )
@@ -54,8 +73,8 @@ def _real_runs(evaluation: dict[str, Any]) -> str:
     """What is said of real runs that nothing was learnt from."""
     return "\n\n".join(
         [
-            markdown(evaluation["side_by_side"]),
-            "Predicted probability beside what happened, on runs that are held out:",
+            markdown(_in_words(evaluation["side_by_side"])),
+            "Predicted probability, and what happened, on held-out runs:",
             markdown(evaluation["calibration"]),
         ]
     )
@@ -161,11 +180,12 @@ def main(version: Annotated[str, typer.Argument(help="version to evaluate")] = N
     evaluation = evaluate(version)
     missed = []
     for key, value in evaluation["figures"].items():
-        sign, required, aim = TARGETS[key]
+        sign, required, target = TARGETS[key]
         met = _meets(key, value, required)
         missed += [] if met else [key]
         console.print(
-            f"{key:45} {value:9.4f} %   required {sign} {required:g} %, aim {sign} {aim:g} %", "" if met else "MISSED"
+            f"{key:45} {value:9.4f} %   required {sign} {required:g} %, target {sign} {target:g} %",
+            "" if met else "MISSED",
         )
     for row in evaluation["contradictions"]:
         missed += [row["pairs where"]] if row["found"] else []

@@ -19,8 +19,9 @@ from autoconf.predictor import autogluon as autogluon_adapter
 from autoconf.predictor import cards
 from autoconf.predictor.autogluon import LABEL
 from autoconf.predictor.cards import Card
+from autoconf.predictor.check_jobs import CHECK_JOBS, candidates
 from autoconf.predictor.predictor import MONOTONE, Predictor
-from autoconf.predictor.rebuild import CHECK_JOBS, PREDICTOR, TRAINING_TABLE
+from autoconf.predictor.rebuild import PREDICTOR, TRAINING_TABLE
 
 SEED = 20261125  # of jobs that are drawn
 _CHECKS = 800  # drawn; about half of them can be spread over workers
@@ -49,11 +50,11 @@ def complete(scratch: Path, card: Card, table: pd.DataFrame, evaluate: Evaluate 
     autogluon_adapter.fit(table, scratch / PREDICTOR, MONOTONE)
     _forget_place_and_time(scratch / PREDICTOR)
     card = card.model_copy(update={"libraries": autogluon_adapter.installed_libraries()})
-    memory = StackMemory(ModelsTable(scratch))
+    memory = StackMemory(ModelsTable.read(scratch))
     predictor = Predictor(card, memory, autogluon_adapter.load_tabular(scratch / PREDICTOR, card.version))
     promises = orderings.check(predictor)
     checks = random_jobs(predictor, np.random.default_rng(SEED), _CHECKS)
-    fits = predictor.fits(predictor.candidates(checks))
+    fits = predictor.fits(candidates(predictor, checks))
     checks.assign(**{LABEL: fits.astype(int)}).to_csv(scratch / CHECK_JOBS, index=False, lineterminator="\n")
     evaluation = {**evaluate(predictor), "orderings": promises}
     return write_card(scratch, card.model_copy(update={"files": cards.digests(scratch), "evaluation": evaluation}))

@@ -155,7 +155,7 @@ def units(architecture: Architecture, method: Method, targets: LoraTargets) -> T
     sizes = Units(
         frozen=root[0] + all_layers[0], trainable=root[1] + all_layers[1], quantized=root[2] + all_layers[2],
         layer_frozen=largest[0], layer_trainable=largest[1], layer_quantized=largest[2],
-        root_frozen=root[0], root_trainable=root[1], maxima_bytes=maxima, buffer_bytes=buffers,
+        root_frozen=root[0], root_trainable=root[1], absmax_bytes=maxima, buffer_bytes=buffers,
     )  # fmt: skip
     embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
     in_layers = {p for layer in layers for p in layer.parameters()}

@@ -54,7 +54,7 @@ class Group:
 
     name: str
     frameworks: tuple[str, ...]
-    median: tuple[float, float]  # required, aim
+    median: tuple[float, float]  # required, target
     percentile_95: tuple[float, float]
     worst: tuple[float, float]
 
@@ -148,8 +148,8 @@ def group_table(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
                 "rows": group.name,
                 "traced": f"{len(off)} of {len(found)}",
                 **{
-                    name: f"{figure:.{2 if figure < 10 else 3}g} % (required {required:g}, aim {aim:g})"
-                    for name, figure, (required, aim) in zip(
+                    name: f"{figure:.{2 if figure < 10 else 3}g} % (required {required:g}, target {target:g})"
+                    for name, figure, (required, target) in zip(
                         ("median", "95th percentile", "worst"), figures, asked, strict=True
                     )
                 },
@@ -250,9 +250,7 @@ def section(comparisons: Sequence[Comparison], picture: str | None, *, today: bo
     if worst := worst_rows(comparisons):
         parts += ["The rows that disagree most:", markdown(worst)]
     wrong = wrong_decisions(comparisons)
-    parts.append(
-        f"{len(wrong)} of {len(comparisons)} runs are decided otherwise than it happened{':' if wrong else '.'}"
-    )
+    parts.append(f"{len(wrong)} of {len(comparisons)} runs are decided wrongly{':' if wrong else '.'}")
     return "\n\n".join([*parts, *([markdown(wrong)] if wrong else [])])
 
 
@@ -308,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         show("Rows that disagree most", worst_rows(comparisons), console)
     wrong = wrong_decisions(comparisons)
-    show(f"Decided otherwise than it happened: {len(wrong)} of {len(comparisons)}", wrong, console)
+    show(f"Decided wrongly: {len(wrong)} of {len(comparisons)}", wrong, console)
     if options.write:
         write(comparisons, options.runs.stem, today=options.today)
     return 0 if options.today or required_is_met(comparisons) else 1

@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.progress import track
 
 from autoconf.jobs.stack import Stack
-from autoconf.memory.model import gpu_figures
+from autoconf.memory.gpu_memory import GpuMemory
+from autoconf.memory.model import gpu_memory
 from autoconf.memory.optimizers import optimizer_bytes
-from autoconf.memory.sharding import Held
 from autoconf.memory.store import ModelsTable
-from autoconf.memory.units import GIB
+from autoconf.memory.units import GIB, Unsupported
 from autoconf.pipeline.catalog import NEWEST, architectures
 from autoconf.pipeline.report import VALIDATION, markdown, write_section
 from autoconf.pipeline.tracing.model_setup import Job, Method, trainable_shapes
@@ -85,7 +85,7 @@ def sample(table: ModelsTable, per_family: int, seed: int = _SEED) -> Iterator[J
         found = 0
         while found < per_family:
             job = _draw(names, chance)
-            if job is not None and isinstance(_composed(table, job), Held):
+            if job is not None and _is_supported(table, job):
                 yield job
                 found += 1
 
@@ -106,8 +106,16 @@ def _draw(names: Sequence[str], chance: np.random.Generator) -> Job | None:
         return None
 
 
-def _composed(table: ModelsTable, job: Job) -> Any:
-    return gpu_figures(table, job.architecture.name, job.method, job.stack, several=job.gpus > 1)
+def _is_supported(table: ModelsTable, job: Job) -> bool:
+    try:
+        _composed(table, job)
+    except Unsupported:
+        return False
+    return True
+
+
+def _composed(table: ModelsTable, job: Job) -> GpuMemory:
+    return gpu_memory(table, job.architecture.name, job.method, job.stack, several=job.gpus > 1)
 
 
 def compare(table: ModelsTable, jobs: Sequence[Job]) -> Iterator[list[Comparison]]:
@@ -115,12 +123,12 @@ def compare(table: ModelsTable, jobs: Sequence[Job]) -> Iterator[list[Comparison
     processes = multiprocessing.get_context("spawn")  # a forked torch may hang
     with ProcessPoolExecutor(min(os.cpu_count() or 1, len(jobs)), processes) as pool:
         for job, peaks in zip(jobs, pool.map(whole_peaks, jobs), strict=True):
-            held = _composed(table, job)
+            composed = _composed(table, job)
             yield [
                 Comparison(
                     replace(job, gpus=gpus),
                     tokens,
-                    float(held.peak_bytes(np.array([gpus]), np.array([tokens]))[0]),
+                    float(composed.peak_bytes(np.array([gpus]), np.array([tokens]))[0]),
                     whole,
                 )
                 for (gpus, tokens), whole in peaks.items()
@@ -219,7 +227,7 @@ def main(
 ) -> None:
     """Compare a random sample of jobs; write the table beside this file and its section of the documentation."""
     console = Console()
-    table = ModelsTable(figures)
+    table = ModelsTable.read(figures)
     jobs = list(sample(table, per_family))
     comparisons = [c for found in track(compare(table, jobs), "tracing", len(jobs), console=console) for c in found]
     rows = pd.DataFrame([row(c) for c in comparisons])
