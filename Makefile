@@ -40,7 +40,8 @@ lint: $(VENV)/tested typecheck  ## check style, imports, types and declared depe
 	$(BIN)/deptry .
 
 docs: $(VENV)/documented  ## build the documentation into build/site
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The documentation is in build/site/index.html"
 
 typecheck: $(VENV)/tested  ## check types
 	$(BIN)/mypy

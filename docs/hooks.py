@@ -149,6 +149,21 @@ def job_keys() -> str:
     return "\n\n".join(parts)
 
 
+def other_files() -> str:
+    """Files of other tools, which are refused by name."""
+    import yaml
+
+    import autoconf.jobs.importers
+
+    file = Path(autoconf.jobs.importers.__file__).with_name("other_files.yaml")
+    tools = yaml.safe_load(file.read_text(encoding="utf-8"))["tools"]
+    rows = [
+        {"file": tool, "keys": " or ".join(" with ".join(map(_code, keys)) for keys in several)}
+        for tool, several in tools.items()
+    ]
+    return _table(rows)
+
+
 def command() -> str:
     """Every command with its options, by typer's own documentation of an app."""
     words = [sys.executable, "-m", "typer", "autoconf.cli.main", "utils", "docs", "--name", "ado-autoconf"]
@@ -183,6 +198,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "experiments": experiments,
     "stacks": stacks,
     "job-keys": job_keys,
+    "other-files": other_files,
     "cli": command,
     "errors": errors,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from autoconf.memory.units import Booleans, Floats
 from autoconf.memory.version_1 import MemoryTable
 from autoconf.predictor.autogluon import installed_libraries
 from autoconf.predictor.cards import Card, Domain, Model
+from autoconf.predictor.locks import PREDICTING
 
 # The features of versions since 2.0.0, each with the direction in which it may move the probability of fitting.
 # ``headroom_gib`` is usable memory less the peak and its safety margin; ``sharded`` is 1 on several GPUs.
@@ -38,7 +38,6 @@ class Predictor:
         import threadpoolctl  # sets an environment variable, which the registry takes back
 
         self._openmp = threadpoolctl.ThreadpoolController().select(user_api="openmp")
-        self._lock = threading.Lock()
 
     @property
     def domain(self) -> Domain:
@@ -79,7 +78,7 @@ class Predictor:
         # Neither AutoGluon nor LightGBM promises that prediction is thread-safe. One OpenMP thread: on a busy machine a
         # second one costs 20 ms of waiting for what takes a tenth of one.
         try:
-            with self._lock, self._openmp.limit(limits=1):
+            with PREDICTING, self._openmp.limit(limits=1):
                 found = self._tabular.predict_proba(table, as_pandas=False, as_multiclass=False)
         except Exception as error:  # libraries that do not go together can fail at the first prediction, with anything
             raise AutoConfError(

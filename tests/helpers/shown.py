@@ -6,15 +6,20 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
+from typer.testing import CliRunner
+
+from autoconf import cli
 
 ROOT = Path(__file__).parents[2]
 # A command alone in a block, and what it prints in the block below; a first line ``...`` leaves out what comes before.
@@ -29,12 +34,15 @@ def documents() -> list[Path]:
     return sorted([*found, *ROOT.glob("sweep/*.md"), *ROOT.glob("examples/*/*.md")])
 
 
-def printed(command: str, folder: Path) -> str:
+def printed(command: str) -> str:
     """What a command prints on a terminal, without colors and without blank lines around it."""
-    from terminal import on_a_terminal
-
-    text = on_a_terminal("stdout", shlex.split(command)[1:], folder, _WIDTH)
-    lines = [line.rstrip() for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).splitlines()]
+    with ExitStack() as stack:
+        for name, module in [*sys.modules.items()]:
+            if name.startswith("autoconf.cli") and hasattr(module, "is_terminal"):
+                stack.enter_context(patch.object(module, "is_terminal", lambda stream: True))
+        result = CliRunner().invoke(cli.app, shlex.split(command)[1:], env={"COLUMNS": str(_WIDTH), "TERM": "dumb"})
+    assert result.exit_code == 0, f"{command}: {result.output}"
+    lines = [line.rstrip() for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", result.stdout).splitlines()]
     return "\n".join(lines).strip("\n") + "\n"
 
 
@@ -76,9 +84,9 @@ def value(block: str, names: dict[str, Any]) -> str:
     return re.sub(r"\d+\.\d+", lambda number: f"{float(number[0]):.2f}", repr(given))
 
 
-def _rewritten(text: str, folder: Path) -> str:
+def _rewritten(text: str) -> str:
     def command(match: re.Match[str]) -> str:
-        output = shortened(match[2], printed(match[1], folder))
+        output = shortened(match[2], printed(match[1]))
         return f"```bash\n{match[1]}\n```\n\n```text\n{output}```"
 
     def block(match: re.Match[str]) -> str:
@@ -107,15 +115,12 @@ def _comment(given: str) -> list[str]:
 
 def main() -> None:
     """Write into all documents what is printed today."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for entry in ("examples", "sweep"):
-            (folder / entry).symlink_to(ROOT / entry)
-        for document in documents():
-            text = document.read_text(encoding="utf-8")
-            if document.name != "your-model-and-cluster.md" and (new := _rewritten(text, folder)) != text:
-                document.write_text(new, encoding="utf-8")
-                print(f"changed {document.relative_to(ROOT)}", file=sys.stderr)
+    os.chdir(ROOT)
+    for document in documents():
+        text = document.read_text(encoding="utf-8")
+        if document.name != "your-model-and-cluster.md" and (new := _rewritten(text)) != text:
+            document.write_text(new, encoding="utf-8")
+            print(f"changed {document.relative_to(ROOT)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ def test_json_has_no_half_of_a_surrogate_pair() -> None:
         ("a: !!python/object:os.x b", "job:1: the tag 'tag:yaml.org,2002:python/object:os.x' is not read"),
         ("!!timestamp 2024-01-01", "job:1: the tag 'tag:yaml.org,2002:timestamp' is not read"),
         ("!!binary aGk=", "job:1: the tag 'tag:yaml.org,2002:binary' is not read"),
+        ("!!map [a]", "job:1: the tag 'tag:yaml.org,2002:map' is not read"),
         ("!mine {a: 1}", "job:1: the tag '!mine' is not read"),
         ("\n? [a]\n: b", "job:2: a key must be text"),
         ("a: 1\n<<: 3", "job:2: cannot merge: expected a mapping or list of mappings for merging, "

@@ -128,11 +128,11 @@ def test_what_a_killed_rebuild_left_is_removed_by_the_next(drifted):
     code = """
 import os, signal, sys
 from pathlib import Path
-from autoconf import cards, tabular, versions
-versions.MODELS = Path(sys.argv[1])
-versions.RELEASED[versions.DEFAULT] = sys.argv[2]
-versions._check_answers = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-versions.load(versions.DEFAULT)
+from autoconf.predictor import rebuild, registry
+registry.MODELS = Path(sys.argv[1])
+registry.RELEASED[registry.DEFAULT] = sys.argv[2]
+rebuild.check_answers = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+registry.load(registry.DEFAULT)
 """
     arguments = [str(registry.MODELS), registry.RELEASED[VERSION]]
     assert subprocess.run([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL).returncode == -9
@@ -146,14 +146,15 @@ _ASK = """
 import json, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from autoconf import cards, recommend, tabular, versions, Workload
-versions.MODELS = Path(sys.argv[1])
-versions.RELEASED[versions.DEFAULT] = sys.argv[2]
+from autoconf import recommend, Workload
+from autoconf.predictor import registry
+registry.MODELS = Path(sys.argv[1])
+registry.RELEASED[registry.DEFAULT] = sys.argv[2]
 jobs = [Workload(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe",
                  tokens_per_sample=2048 * (1 + i % 8), batch_size=16) for i in range(32)]
 loads = []
-opened = versions._open
-versions._open = lambda *version: loads.append(version) or opened(*version)
+opened = registry._open
+registry._open = lambda *version: loads.append(version) or opened(*version)
 with ThreadPoolExecutor(32) as pool:
     answers = list(pool.map(recommend, jobs))
 print(json.dumps({"answers": [[a.can_recommend, a.gpus, a.workers] for a in answers], "loads": len(loads)}))

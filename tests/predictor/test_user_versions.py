@@ -162,8 +162,8 @@ def test_a_missing_folder_is_no_missing_recommendation(models, tmp_path, monkeyp
     with pytest.raises(AutoConfError, match="AUTOCONF_MODELS names no folder"):
         recommend(job)
     monkeypatch.setenv(user_versions.VARIABLE, str(tmp_path / "gone"))
-    with pytest.raises(AutoConfError, match=r"AUTOCONF_MODELS: .*gone' is no folder"):
+    with pytest.raises(AutoConfError, match=r"AUTOCONF_MODELS: .*gone' is not a directory"):
         recommend(job)
     assert recommend(Workload.parse(**{**JOB, "model_name": "llama-7b"})).gpus == 2  # which needs none
-    with pytest.raises(ValueError, match=r"models: .*gone' is no folder"):
+    with pytest.raises(ValueError, match=r"models: .*gone' is not a directory"):
         recommend(job, models=tmp_path / "gone")

@@ -337,9 +337,9 @@ def test_the_python_of_the_documents_gives_what_is_shown_below_it(document, bloc
 
 
 @pytest.mark.parametrize(("document", "command", "text"), PRINTED, ids=[name(document) for document, *_ in PRINTED])
-def test_the_documents_show_what_a_command_prints(document, command, text, context, tmp_path) -> None:
+def test_the_documents_show_what_a_command_prints(document, command, text, context) -> None:
     """``python tests/helpers/shown.py`` writes what is printed today."""
-    assert text == shown.shortened(text, shown.printed(command, tmp_path))
+    assert text == shown.shortened(text, shown.printed(command))
 
 
 def test_the_documents_show_answers() -> None:

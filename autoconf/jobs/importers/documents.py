@@ -20,7 +20,11 @@ MAX_DIGITS = 100
 MAX_DIRECTIVES = 100  # libyaml compares each %TAG with all earlier ones
 
 _PREFIX = "tag:yaml.org,2002:"
-_TAGS = {f"{_PREFIX}{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge", "value")}
+_TAGS: dict[type, set[str]] = {
+    yaml.ScalarNode: {f"{_PREFIX}{name}" for name in ("null", "bool", "int", "float", "str", "merge", "value")},
+    yaml.SequenceNode: {f"{_PREFIX}seq"},
+    yaml.MappingNode: {f"{_PREFIX}map"},
+}
 _MERGE = f"{_PREFIX}merge"
 _DATE = f"{_PREFIX}timestamp"
 _RESOLVER: Any = yaml.resolver.Resolver()
@@ -314,7 +318,7 @@ class _Composer:
         tag = event.tag
         if tag is None or tag == "!":
             tag = _RESOLVER.resolve(kind, value, implicit).replace(_DATE, f"{_PREFIX}str")
-        if tag not in _TAGS:
+        if tag not in _TAGS[kind]:
             raise BadInput(f"{self._where(event)}: the tag {shortened(tag)!r} is not read")
         return str(tag)
 
