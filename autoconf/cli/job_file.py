@@ -51,7 +51,7 @@ def write_patched(
         return NOTHING_TO_PATCH
     layout = Layout(int(answer["gpus"]), int(answer["workers"]))
     patch = patch_files(paths, layout)
-    note(f"{patch.file}: {gpu_change(patch.gpus_before, layout.gpus * layout.workers, job)}")
+    note(f"{patch.file}: {gpu_change(patch.gpus_before, layout.gpus * layout.workers, job)}", first=True)
     with output(output_file) as stream:
         stream.write(patch.data)
     return 0

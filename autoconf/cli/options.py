@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from enum import IntEnum
 from functools import wraps
 from inspect import Parameter, signature
@@ -38,8 +39,29 @@ def exit_codes() -> Iterator[None]:
         raise typer.Exit(ExitCode.BAD_INPUT if bad_input else ExitCode.BROKEN_ENVIRONMENT) from None
 
 
-def note(message: str) -> None:
-    typer.secho(message, err=True, fg="yellow")
+_held: ContextVar[list[str] | None] = ContextVar("held", default=None)
+
+
+def note(message: str, first: bool = False) -> None:
+    """Write a line to standard error; while ``notes_held`` holds notes back, keep it, ``first`` before all others."""
+    held = _held.get()
+    if held is None:
+        typer.secho(message, err=True, fg="yellow")
+    else:
+        held.insert(0 if first else len(held), message)
+
+
+@contextmanager
+def notes_held() -> Iterator[None]:
+    """Hold notes back, so that the last one can be written first; all are written at the end, whatever happens."""
+    held: list[str] = []
+    token = _held.set(held)
+    try:
+        yield
+    finally:
+        _held.reset(token)
+        for message in held:
+            note(message)
 
 
 def with_options(options: Mapping[str, Any]) -> Callable[[Callable[..., None]], Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -11,7 +11,7 @@ from autoconf.cli.ask import Asking, Writing, _answered_one, answer, answer_one,
 from autoconf.cli.console import show_answer
 from autoconf.cli.job_file import job_from_files, write_patched
 from autoconf.cli.job_options import query_options
-from autoconf.cli.options import ExitCode, exit_codes, note, picture_kind
+from autoconf.cli.options import ExitCode, exit_codes, note, notes_held, picture_kind
 from autoconf.cli.output import output, write_object
 from autoconf.cli.plots import memory_bars
 from autoconf.errors import BadInput
@@ -82,20 +82,22 @@ def recommend_command(
             raise BadInput("--patch: needs --job")
         if explained and patch:
             raise BadInput("--explain and --patch exclude each other")
+        if patch:
+            _patch(job_files or [], fields, to)
         if job_files:
             fields = job_from_files(job_files, fields)
         if explained:
             _explain_one(fields, to)
-        elif patch:
-            _patch(job_files or [], fields, to)
         else:
             answer_one(RECOMMEND, fields, to)
 
 
-def _patch(job_files: list[str], fields: dict[str, Any], to: Writing) -> None:
-    """Write the manifest with the counts of the answer."""
-    _, _, (shown,) = _answered_one(RECOMMEND, fields)
-    code = write_patched(job_files, fields, shown, to.file)
+def _patch(job_files: list[str], fields: dict[str, Any], to: Writing) -> NoReturn:
+    """Write the manifest with the counts of the answer; its change of GPUs is the first note."""
+    with notes_held():
+        fields = job_from_files(job_files, fields)
+        _, _, (shown,) = _answered_one(RECOMMEND, fields)
+        code = write_patched(job_files, fields, shown, to.file)
     to.end(code == ExitCode.NOTHING_TO_PATCH)
     raise typer.Exit(code)
 

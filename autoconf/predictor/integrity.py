@@ -64,10 +64,10 @@ def read_files(folder: Path, expected: Mapping[str, str], what: str, remedy: str
     try:
         found = _names(folder, {*expected, also})
         problems: dict[str, list[str]] = {
-            "is missing": sorted(expected.keys() - found.keys()),
             "is a link": sorted(name for name, kind in found.items() if kind == "link"),
             "does not belong to it": sorted(found.keys() - {*expected, also}),
-            "is not a regular file": sorted(name for name, kind in found.items() if kind == "other"),
+            "is missing": sorted(expected.keys() - found.keys()),
+            "is not a regular file": sorted(name for name, kind in found.items() if kind != "file"),
         }
         contents = {} if any(problems.values()) else {name: read_file(folder / name) for name in sorted(expected)}
     except OSError as error:

@@ -26,9 +26,9 @@ class OnDemand:
 
     def _traced(self, way: LayerWay | HeadWay) -> np.ndarray:
         if isinstance(way, LayerWay):
-            storages = trace(trace_model._layer_job(self.architecture, way), self.short, self.rank)
+            storages = trace(trace_model.layer_job(self.architecture, way), self.short, self.rank)
             return np.array(layer_moments(storages, self.short, self.architecture.kinds))
-        storages = trace(trace_model._head_job(self.architecture, way), self.short, self.rank)
+        storages = trace(trace_model.head_job(self.architecture, way), self.short, self.rank)
         return np.array(head_moments(storages, self.short, self.rank))
 
     def moments(self, model: str, way: LayerWay | HeadWay) -> np.ndarray:

@@ -389,7 +389,7 @@ def test_a_setting_of_axolotl_that_is_not_covered_is_refused(read_text, tmp_path
     [
         ("", "neither settings nor a command"), ("echo hello", "neither settings nor a command"),
         ("a: [", "job:2: not YAML"), ("optim: sgd\noptim: adafactor\n", "job:2: the key 'optim' is repeated"),
-        ("trl sft --optim sgd\ntrl sft --optim sgd\n", "2 commands start a training"),
+        ("trl sft --optim sgd\ntrl sft --optim adafactor\n", r"2 commands start a training \(lines 1, 2\)"),
         ("trl sft --optim 'sgd", "not a command line"), ("deepspeed train.py --model_name_or_path m", "DeepSpeed"),
         ('{"optim": "sgd", "optim": "adafactor"}', "job:1: the key 'optim' is repeated"),
         ("optim: &a {b: *a}\n", r"alias \*a is inside of what it refers to"),

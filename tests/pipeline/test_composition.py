@@ -62,7 +62,7 @@ def test_what_depends_on_the_number_of_tokens_is_compared_with_whole_models():
         assert table.peak_bytes(job, tokens) == pytest.approx(whole, rel=0.02)
 
 
-def test_others_are_foretold_at_every_number_of_tokens_and_gpus():
+def test_others_are_predicted_at_every_number_of_tokens_and_gpus():
     job = small_job("full", gpus=8, layers=5, sharding="ddp")
     peaks = composition.whole_peaks(job)
     assert list(peaks) == [(g, rank_trace.SAMPLES * t) for g in composition.GPUS for t in composition.TOKENS]

@@ -23,6 +23,7 @@ from autoconf.jobs.stack import Stack
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.tracing import model_setup
+from autoconf.pipeline.tracing.recorder import TraceError
 from autoconf.pipeline.validation import rank_trace
 
 QLORA = {"quantization": "nf4", "mixed_precision": "bf16"}
@@ -61,7 +62,7 @@ def test_only_attention_by_a_kernel_passes_the_recorder():
     """Whoever holds tokens x tokens is refused, so every trace shows that its attention does not."""
     with FakeTensorMode():
         query, key, value = (t.transpose(1, 2) for t in projections(HEADS))
-        with recorded(TOKENS, query, key, value), pytest.raises(rank_trace.TraceError, match="tokens x tokens"):
+        with recorded(TOKENS, query, key, value), pytest.raises(TraceError, match="tokens x tokens"):
             torch.softmax(query @ key.transpose(2, 3), -1) @ value
 
 
@@ -233,8 +234,8 @@ def test_a_4_bit_product_saves_nothing_but_its_packed_weight():
             out.backward(gradient)
         assert recorder.live == hidden.nbytes  # its gradient; the weight has none
         assert peak(recorder) == WEIGHT + hidden.nbytes
-        # Before the weight come its maxima in float32, one for 64 parameters.
-        assert recorder.moments[0][1] == 4 * 128 * 448 // 64
+        # Before the weight come its absmax in float32, one for 64 parameters.
+        assert recorder.changes[0].live == 4 * 128 * 448 // 64
 
 
 def test_a_float32_input_asks_for_a_float32_copy_of_the_weight():

@@ -16,8 +16,9 @@ from autoconf.jobs.stack import Stack
 from autoconf.memory.profile import Point, StackMoment
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.tracing.extrapolate import _envelope, head_moments, layer_moments
-from autoconf.pipeline.tracing.ledger import EMBEDDING, HEAD, LOSS, Part, Storages, TraceError, trace
+from autoconf.pipeline.tracing.ledger import Storages, trace
 from autoconf.pipeline.tracing.model_setup import Job
+from autoconf.pipeline.tracing.recorder import EMBEDDING, HEAD, LOSS, Part, TraceError
 from autoconf.pipeline.tracing.trace_model import short_stack
 
 RANK = 29

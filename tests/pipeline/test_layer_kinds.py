@@ -32,7 +32,7 @@ def kinds(name: str) -> list[str]:
     return list(dict.fromkeys(architectures()[name].kinds))
 
 
-def profiles(trace: rank_trace.Trace) -> dict[int, list[list[tuple[str, float]]]]:
+def profiles(trace: rank_trace.LiveBytes) -> dict[int, list[list[tuple[str, float]]]]:
     """What each layer's passes run, and what is alive then beyond the bytes at their begin."""
     found: dict[int, list[list[tuple[str, float]]]] = {}
     for segment, moments in itertools.groupby(range(len(trace.ops)), key=lambda moment: int(trace.segments[moment])):

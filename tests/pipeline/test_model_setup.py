@@ -18,7 +18,7 @@ from transformers import Adafactor
 from autoconf.jobs.stack import Stack
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.tracing import model_setup
-from autoconf.pipeline.validation import rank_trace
+from autoconf.pipeline.tracing.recorder import Recorder
 
 QLORA = {"quantization": "nf4", "mixed_precision": "bf16"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -214,9 +214,9 @@ def test_only_adapters_that_fsdp_ignores_are_whole_on_every_gpu():
 
 def _resident_bytes(job: model_setup.Job) -> int:
     with small_rank(job) as rank:
-        recorder = rank_trace._Recorder(tokens=-1)
+        recorder = Recorder()
         for tensor in rank.resident():
-            recorder.see(tensor, "resident")
+            recorder.see(tensor)
         return recorder.live
 
 
@@ -236,7 +236,7 @@ def test_the_real_wrapper_has_buckets_as_large_as_all_gradients(tmp_path):
     model[0].requires_grad_(False)
     everything = sum(p.nbytes for p in model.parameters())
     trainable = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    recorder = rank_trace._Recorder(tokens=-1)
+    recorder = Recorder()
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     try:
         with recorder:

@@ -9,6 +9,7 @@ from autoconf.jobs.importers.documents import shortened
 from autoconf.jobs.importers.key_table import Dialect, Key, Setting, job_keys, text
 from autoconf.jobs.importers.other_files import is_off
 from autoconf.jobs.importers.unknown_keys import concern
+from autoconf.jobs.importers.words import described, is_unknown
 from autoconf.jobs.job import BATCHES, Workload, read
 
 # The facts that a field follows from, beside one of its own name.
@@ -72,8 +73,11 @@ class Reading:
             if meaning.empty:
                 self.problems.append(f"{where}: {meaning.empty}")
             return
+        if unknown_parts := [part for part in (value if isinstance(value, list) else [value]) if is_unknown(part)]:
+            self.problems.append(f"{where}: {described(unknown_parts[0])} is not certain{_way_out(meaning)}")
+            return
         if isinstance(value, str) and "$" in value:
-            self.problems.append(f"{where}: {value!r}: the variable is not set in the file")
+            self.problems.append(f"{where}: {_quoted(value)}: the variable is not set in the file{_way_out(meaning)}")
             return
         try:
             facts = _facts(meaning, value)
@@ -95,6 +99,9 @@ class Reading:
         where = str(setting.place)
         if dialect.ignores(setting.key):
             self.ignored.append(where)
+            return
+        if is_unknown(setting.key):
+            self.problems.append(f"{setting.place.file}: {described(setting.key)} may be any option; write it out")
             return
         about = concern(setting.key)
         if about is None or setting.value is None or (about.options != ("method",) and is_off(setting.value)):
@@ -139,7 +146,8 @@ def options_of(fields: Sequence[str]) -> str:
 def _way_out(meaning: Key) -> str:
     """The option that settles a key, if one does."""
     facts = meaning.facts()
-    fields = [field for field in Workload.model_fields if facts and facts <= {field, *FACTS_OF.get(field, ())}]
+    possible = [*(field for field in Workload.model_fields if field in facts), *Workload.model_fields]
+    fields = [field for field in possible if facts and facts <= {field, *FACTS_OF.get(field, ())}]
     return f"; or give {options_of(fields[:1])}" if fields else ""
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.documents import Document, NotDocuments, Path, dotted, load_documents, shortened
 from autoconf.jobs.importers.key_table import Place, Setting, settings
-from autoconf.jobs.importers.shell import Launch, launch_of
+from autoconf.jobs.importers.launchers import Launch, launch_of
 from autoconf.jobs.job import BATCHES
 
 KINDS = {"PyTorchJob": "kubeflow.org/v1", "TrainJob": "trainer.kubeflow.org/v1alpha1", "Job": "batch/v1"}

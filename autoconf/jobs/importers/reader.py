@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
@@ -13,18 +12,11 @@ from autoconf.jobs.importers.evidence import Command, dialect_of, evidence_of
 from autoconf.jobs.importers.key_table import Place, Setting
 from autoconf.jobs.importers.key_table import settings as settings_of
 from autoconf.jobs.importers.kubernetes import is_manifest, missing_options, read_manifest
+from autoconf.jobs.importers.launchers import launch_in_script
+from autoconf.jobs.importers.named_files import Sources, places_in, with_named_files
 from autoconf.jobs.importers.other_files import check_objective
-from autoconf.jobs.importers.shell import launch_in_script
 from autoconf.jobs.importers.translate import JobFile, job_of
 from autoconf.jobs.job import read
-
-# Keys whose value is another file, which lies beside the one that names it, and the dialects that it may have.
-_NAMING = {
-    ("accelerate", "config_file"): ("accelerate", "fsdp"),
-    ("arguments", "accelerate_config"): ("accelerate", "fsdp"),
-    ("arguments", "config"): ("arguments",),
-    ("axolotl", "config"): ("axolotl",),
-}
 
 
 class _Content(NamedTuple):
@@ -32,6 +24,8 @@ class _Content(NamedTuple):
 
     settings: list[Setting]
     commands: tuple[Command, ...] = ()
+    files: Mapping[str, str] = {}
+    assumed: tuple[str, ...] = ()
 
 
 def read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
@@ -51,17 +45,19 @@ def read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
         raise BadInput(str(error)) from None
     contents = [_content(path, options) for path in paths]
     found: list[Setting] = []
-    unread: list[Setting] | None = [] if not missing_options(options) else None
+    unread: list[Setting] = []
+    missing = missing_options(options)
     for path, content in zip(paths, contents, strict=True):
         others = [setting for other in contents if other is not content for setting in other.settings]
-        found += list(_with_named_files(content.settings, path, others, unread))
+        found += with_named_files(content.settings, Sources(path, content.files, others, missing, unread))
     commands = [command for content in contents for command in content.commands]
-    if any(setting.dialect == "axolotl" for setting in unread or ()):  # its command has no settings, the config has all
+    if any(setting.dialect == "axolotl" for setting in unread):  # its command has no settings, the config has all
         commands = [command for command in commands if command.framework != "axolotl"]
     check_objective(found, paths)
     job = job_of(found, evidence_of(found, commands), options)
-    not_read = (f"{setting.place}: not read: options give the job" for setting in unread or ())
-    return job._replace(assumed=(*job.assumed, *not_read))
+    not_read = (f"{setting.place}: not read: options give the job" for setting in unread)
+    of_scripts = (f"{path}: {line}" for path, content in zip(paths, contents, strict=True) for line in content.assumed)
+    return job._replace(assumed=(*job.assumed, *of_scripts, *not_read))
 
 
 def _content(path: str, options: Mapping[str, Any]) -> _Content:
@@ -80,44 +76,13 @@ def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
         return _Content(settings, tuple(Command(launch.framework, launch.script) for launch in manifest.launches))
     if len(documents) == 1 and isinstance(documents[0].value, dict):
         return _mapping(documents[0], path)
-    launch = launch_in_script(text, partial(Place, path, None), {})
+    launch = launch_in_script(text, partial(Place, path, None), {}, 1)
     if launch is None:
         raise BadInput(f"{path}: {problem}")
-    return _Content(launch.settings, (Command(launch.framework, launch.script),))
+    return _Content(launch.settings, (Command(launch.framework, launch.script),), launch.files, launch.assumed)
 
 
 def _mapping(document: Document, path: str) -> _Content:
-    def place(key: str) -> Place:
-        parts = key.partition("[")[0].split(".")
-        lines = (document.line(*parts[:end]) for end in range(len(parts), 0, -1))
-        return Place(path, next((line for line in lines if line is not None), None), key)
-
     dialect = dialect_of(document.value, path)
     commands = (Command("axolotl", ""),) if dialect == "axolotl" else ()
-    return _Content(list(settings_of(dialect, document.value, place)), commands)
-
-
-def _with_named_files(
-    said: Sequence[Setting], path: str, others: Sequence[Setting], unread: list[Setting] | None
-) -> Iterator[Setting]:
-    """What a file says, and what files say that it names; where both say something, the naming one is right.
-
-    A file that is not there is an error, or one of ``unread``.
-    """
-    spoken = {(thing.dialect, thing.key) for thing in said}
-    for thing in said:
-        dialects = _NAMING.get((thing.dialect, thing.key), ())
-        if not dialects or not isinstance(thing.value, str) or not Path(thing.value).suffix:
-            yield thing  # a name without a suffix is of something that the project brings
-            continue
-        beside = Path(path).parent / Path(thing.value).name
-        if not beside.is_file():
-            if not any(other.dialect in dialects for other in others) and unread is not None:
-                unread.append(thing)
-            elif not any(other.dialect in dialects for other in others):
-                raise BadInput(f"{thing.place}: {thing.value!r}: no such file beside {path}; give it by --job")
-            continue
-        named = _content(str(beside), {}).settings
-        if wrong := next((other for other in named if other.dialect not in dialects), None):
-            raise BadInput(f"{thing.place}: {thing.value!r}: must be {dialects[0]} settings, has {wrong.key}")
-        yield from (other for other in named if (other.dialect, other.key) not in spoken)
+    return _Content(list(settings_of(dialect, document.value, places_in(document, path))), commands)

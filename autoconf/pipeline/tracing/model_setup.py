@@ -391,11 +391,8 @@ def _is_trainable_leaf(module: nn.Module) -> bool:
 
 def _fsdp2(model: nn.Module, layers: nn.ModuleList, mixed: bool, mesh: DeviceMesh) -> nn.Module:
     """``fully_shard``, one unit per decoder layer plus the root."""
-    policy = (
-        MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16)
-        if mixed
-        else MixedPrecisionPolicy()
-    )
+    dtype = torch.bfloat16 if mixed else None
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype)
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
     fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=policy)

@@ -20,8 +20,9 @@ from autoconf.memory.profile import HeadWay, LayerWay, ModelFigures, Trainable, 
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.tracing.extrapolate import head_moments, layer_moments
-from autoconf.pipeline.tracing.ledger import TraceError, rank_for, trace
+from autoconf.pipeline.tracing.ledger import rank_for, trace
 from autoconf.pipeline.tracing.model_setup import Job, Method, build_model, decoder_layers
+from autoconf.pipeline.tracing.recorder import TraceError
 
 _ADAPTING: tuple[Method, ...] = ("lora", "qlora")
 _TARGETS: tuple[LoraTargets, ...] = ("default", "attention", "all-linear")
@@ -69,10 +70,10 @@ def traced(architecture: Architecture, watched: Callable[[Ways], Iterable[LayerW
     for way in watched([*layer_ways(), *head_ways()]):
         try:
             if isinstance(way, LayerWay):
-                moments = layer_moments(trace(_layer_job(architecture, way), short, rank), short, architecture.kinds)
+                moments = layer_moments(trace(layer_job(architecture, way), short, rank), short, architecture.kinds)
                 found.layers[way] = np.array(moments)
             else:
-                moments = head_moments(trace(_head_job(architecture, way), short, rank), short, rank)
+                moments = head_moments(trace(head_job(architecture, way), short, rank), short, rank)
                 found.heads[way] = np.array(moments)
         except _UNTRACEABLE as error:
             found.problems[way] = _sentence(error)
@@ -108,7 +109,8 @@ def short_stack(architecture: Architecture) -> tuple[str, ...]:
     return (first, *sorted(dict.fromkeys(between), key=lambda kind: kind != "attention"), last)
 
 
-def _layer_job(architecture: Architecture, way: LayerWay) -> Job:
+def layer_job(architecture: Architecture, way: LayerWay) -> Job:
+    """A job on one GPU whose layers run in a way: the inverse of ``autoconf.memory.model.layer_way``."""
     settings = {
         "torch_dtype": way.torch_dtype,
         "mixed_precision": way.mixed_precision,
@@ -122,7 +124,8 @@ def _layer_job(architecture: Architecture, way: LayerWay) -> Job:
     return Job(architecture, cast(Method, way.method), Stack.model_validate(settings))
 
 
-def _head_job(architecture: Architecture, way: HeadWay) -> Job:
+def head_job(architecture: Architecture, way: HeadWay) -> Job:
+    """A job on one GPU whose head and loss run in a way: the inverse of ``autoconf.memory.model.head_way``."""
     settings = {
         "torch_dtype": way.torch_dtype,
         "mixed_precision": way.mixed_precision,

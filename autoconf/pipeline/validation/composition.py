@@ -2,7 +2,7 @@
 
 What a version answers with is composed: a ledger of one GPU without sharding, deepened to the whole model, with FSDP's
 schedule on top (``autoconf.memory.model``). Here the same jobs run under PyTorch's own wrappers (``rank_trace``): short
-stacks that foretell any number of tokens and GPUs, and the whole model where these do not apply.
+stacks that predict any number of tokens and GPUs, and the whole model where these do not apply.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from autoconf.memory.units import GIB, Unsupported
 from autoconf.pipeline.catalog import NEWEST, architectures
 from autoconf.pipeline.report import VALIDATION, markdown, write_section
 from autoconf.pipeline.tracing.model_setup import Job, Method, trainable_shapes
+from autoconf.pipeline.tracing.recorder import TraceError
 from autoconf.pipeline.validation import rank_trace
 from autoconf.pipeline.validation.rank_figures import RankFigures
 from autoconf.predictor.registry import MODELS
@@ -138,13 +139,13 @@ def compare(table: ModelsTable, jobs: Sequence[Job]) -> Iterator[list[Comparison
 def whole_peaks(job: Job) -> dict[tuple[int, int], float]:
     """Peaks of a job under PyTorch's own wrappers, by GPUs and tokens per GPU.
 
-    Short stacks foretell them, unless layers are of several kinds, or what runs depends on the tokens: the loss
+    Short stacks predict them, unless layers are of several kinds, or what runs depends on the tokens: the loss
     chunked_nll runs once for so many of them. There the whole model runs, at two numbers of tokens.
     """
     tokens = [rank_trace.SAMPLES * t for t in TOKENS]
     try:
         figures = rank_trace.figures(job)
-    except rank_trace.TraceError:
+    except TraceError:
         return {(job.gpus, t): _run(job, t).peak_bytes(t, job.gpus) for t in tokens[:2]}
     return {(gpus, t): figures.peak_bytes(t, gpus) for gpus in (GPUS if job.gpus > 1 else (1,)) for t in tokens}
 

@@ -2,7 +2,7 @@
 
 - ``processes``: the same rank with real tensors on the CPU, one of two processes that talk through gloo, under the real
   FSDP wrappers: a small model, since everything is allocated;
-- ``whole``: a trace of the whole stack at another number of tokens and of GPUs, against what short stacks foretell.
+- ``whole``: a trace of the whole stack at another number of tokens and of GPUs, against what short stacks predict.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class Result:
     """Peaks per GPU of one check, in bytes, without the optimizer."""
 
     check: Check
-    foretold: float
-    truth: float
+    predicted: float
+    measured: float
 
     @property
     def difference_percent(self) -> float:
-        return 100 * (self.foretold / self.truth - 1)
+        return 100 * (self.predicted / self.measured - 1)
 
     @property
     def within_limit(self) -> bool:
@@ -118,15 +118,15 @@ def _whole_checks() -> Iterator[Check]:
 
 
 def compare(checks: Sequence[Check]) -> Iterator[Result]:
-    """Compare what traces foretell with the truth; a second to a minute for each check."""
+    """Compare what traces predict with what is measured; a second to a minute for each check."""
     in_processes = [check for check in checks if check.check == "processes"]
-    for check, truth in zip(in_processes, _peaks_of_processes(in_processes), strict=True):
-        yield Result(check, rank_trace.run(check.job, layers=check.layers, tokens=check.tokens).peak_bytes, truth)
+    for check, measured in zip(in_processes, _peaks_of_processes(in_processes), strict=True):
+        yield Result(check, rank_trace.run(check.job, layers=check.layers, tokens=check.tokens).peak_bytes, measured)
     for check in checks:
         if check.check == "whole":
             figures = replace(rank_trace.figures(check.job), states=0, step=0)
-            foretold = figures.peak_bytes(rank_trace.SAMPLES * check.tokens, check.job.gpus)
-            yield Result(check, foretold, rank_trace.run(check.job, layers=None, tokens=check.tokens).peak_bytes)
+            predicted = figures.peak_bytes(rank_trace.SAMPLES * check.tokens, check.job.gpus)
+            yield Result(check, predicted, rank_trace.run(check.job, layers=None, tokens=check.tokens).peak_bytes)
 
 
 def _peaks_of_processes(checks: Sequence[Check]) -> list[int]:
@@ -161,8 +161,8 @@ def row(result: Result) -> dict[str, Any]:
         "accumulating": stack.gradient_accumulation,
         "gpus": job.gpus,
         "tokens_per_gpu": rank_trace.SAMPLES * result.check.tokens,
-        "foretold_kib": round(result.foretold / 1024),
-        "truth_kib": round(result.truth / 1024),
+        "predicted_kib": round(result.predicted / 1024),
+        "measured_kib": round(result.measured / 1024),
         "difference_percent": f"{result.difference_percent:.2f}",
         "limit_percent": f"{LIMIT_PERCENT[result.check.check]:g}",
     }

@@ -16,6 +16,7 @@ from rich.progress import track
 from autoconf.jobs.stack import Stack
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.tracing.model_setup import Job
+from autoconf.pipeline.tracing.recorder import TraceError
 from autoconf.pipeline.validation import rank_trace
 
 
@@ -24,7 +25,7 @@ def traced(job: dict[str, Any]) -> dict[str, Any]:
     parsed = Job(Architecture(**job["architecture"]), job["method"], Stack(**job["stack"]), job["gpus"])
     try:
         return asdict(rank_trace.figures(parsed))
-    except (rank_trace.TraceError, ValueError, AttributeError, RuntimeError) as error:
+    except (TraceError, ValueError, AttributeError, RuntimeError) as error:
         # Models, libraries and their combinations can fail in any of these ways; the table says which did.
         return {"problem": f"{type(error).__name__}: {error}"}
 
