@@ -128,8 +128,8 @@ def check_jobs(table: pd.DataFrame, source: str, query: Query = MIN_GPUS) -> Non
             f"{source}, line 1: required column missing: {', '.join(missing)}; the table has {', '.join(table)}"
         )
     taken, answers = earlier_answers(table, query), query.answers
-    # "gpus" or "reason" alone may be the user's own column, which must not be lost, and so may an answered field. Answers
-    # of earlier releases have no outcome.
+    # "gpus" or "reason" alone may be the user's own column, and so may an answered field: they must not be lost.
+    # Answers of earlier releases have no outcome.
     complete = {*answers} - {"outcome"} <= {*taken}
     if taken and (answers[0] not in taken or (not complete and {*taken} & {*query.answered})):
         raise BadInput(
