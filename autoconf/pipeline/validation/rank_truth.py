@@ -25,7 +25,7 @@ from rich.progress import track
 
 from autoconf.jobs.stack import Stack
 from autoconf.pipeline.catalog import Architecture, architectures
-from autoconf.pipeline.tracing.model_setup import Job
+from autoconf.pipeline.tracing.model_setup import TrainingSetup
 from autoconf.pipeline.validation import rank_trace
 
 LIMIT_PERCENT = {"processes": 0.5, "whole": 0.5}
@@ -37,7 +37,7 @@ class Check:
     """One comparison of a job's peak per GPU."""
 
     check: Literal["processes", "whole"]
-    job: Job
+    job: TrainingSetup
     layers: int  # that are traced
     tokens: int  # of each of ``rank_trace.SAMPLES`` samples
 
@@ -100,7 +100,7 @@ def _process_checks() -> Iterator[Check]:
     architecture = small(architectures()["mistral-7b-v0.1"], layers=4)
     for stack in _stacks():
         for method in ("lora", "full"):
-            yield Check("processes", Job(architecture, method, stack, _PROCESSES), layers=4, tokens=509)
+            yield Check("processes", TrainingSetup(architecture, method, stack, _PROCESSES), layers=4, tokens=509)
 
 
 def _whole_checks() -> Iterator[Check]:
@@ -113,7 +113,7 @@ def _whole_checks() -> Iterator[Check]:
             if method == "qlora":
                 stack = stack.model_copy(update={"quantization": "nf4", "mixed_precision": "bf16"})
             for gpus in (1, 8):
-                job = Job(architecture, method, stack, gpus)  # type: ignore[arg-type]
+                job = TrainingSetup(architecture, method, stack, gpus)  # type: ignore[arg-type]
                 yield Check("whole", job, architecture.layers, tokens=1511)
 
 
