@@ -48,6 +48,7 @@ def _code(value: Any) -> str:
 
 def inputs() -> str:
     """The fields of a job."""
+    from autoconf.cli.spellings import names
     from autoconf.jobs.job import OPTIONAL, REQUIRED, Workload
 
     rows = []
@@ -57,7 +58,8 @@ def inputs() -> str:
             default = "required"
         elif field in ("batch_size", "per_device_train_batch_size"):
             default = "one of the two"
-        rows.append({"input": _code(field), "default": default, "meaning": info.description})
+        others = " ".join(map(_code, names(field)[1:]))
+        rows.append({"input": _code(field), "default": default, "meaning": info.description, "other options": others})
     return _table(rows)
 
 

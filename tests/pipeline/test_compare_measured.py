@@ -429,13 +429,13 @@ def _imports(file: Path) -> set[str]:
 def test_a_run_is_traced_in_a_process_of_its_own(table):
     for package in ("torch", "transformers", "peft", "bitsandbytes"):
         pytest.importorskip(package, reason="versions are traced with the extra [build], installed on Python 3.11")
-    from autoconf.pipeline.tracing.model_setup import Job
+    from autoconf.pipeline.tracing.model_setup import TrainingSetup
     from autoconf.pipeline.validation import rank_trace
 
     (run,) = read_runs(table(BENCHMARK))
     (comparison,) = compare_measured.compare([run], today=True)
     assert comparison.problem == ""
-    peak = rank_trace.figures(Job(run.architecture, "full", run.stack)).peak_bytes(4 * 2048, 1)
+    peak = rank_trace.figures(TrainingSetup(run.architecture, "full", run.stack)).peak_bytes(4 * 2048, 1)
     # And two workspaces of cuBLAS.
     assert comparison.traced_gib == (peak + 2 * 8_519_680) / GIB
     assert comparison.said_to_fit

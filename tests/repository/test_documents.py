@@ -132,6 +132,13 @@ def test_links_between_documents_lead_somewhere(document):
             assert anchor.removeprefix("#") in anchors(path), f"{document.name} links to {target}{anchor}"
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_files_that_documents_name_exist(document):
+    text = document.read_text(encoding="utf-8")
+    named = re.findall(r"`((?:autoconf|benchmarks|docs|examples|sweep|tests)/[\w./-]+)`", text)
+    assert [path for path in named if "NUMBER" not in path and not (ROOT / path).exists()] == []
+
+
 def anchors(document: Path) -> set[str]:
     """What the headings of a document are called in links."""
     headings = re.findall(r"^#+ +(.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)

@@ -14,7 +14,7 @@ from autoconf.jobs.importers.key_table import settings as settings_of
 from autoconf.jobs.importers.kubernetes import is_manifest, missing_options, read_manifest
 from autoconf.jobs.importers.launchers import launch_in_script
 from autoconf.jobs.importers.named_files import Sources, places_in, with_named_files
-from autoconf.jobs.importers.other_files import check_objective
+from autoconf.jobs.importers.other_files import check_objective, text_kind
 from autoconf.jobs.importers.translate import JobFile, job_of
 from autoconf.jobs.job import read
 
@@ -85,6 +85,8 @@ def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
         return _Content(settings, tuple(Command(launch.framework, launch.script) for launch in manifest.launches))
     if len(documents) == 1 and isinstance(documents[0].value, dict):
         return _mapping(documents[0], path)
+    if kind := text_kind(text, path):
+        raise BadInput(f"{path}: looks like {kind}, which is not read; give the job by options instead of --job")
     launch = launch_in_script(text, partial(Place, path, None), {}, 1)
     if launch is None:
         raise BadInput(f"{path}: {problem}")

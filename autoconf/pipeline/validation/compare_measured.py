@@ -213,7 +213,7 @@ def _row(comparison: Comparison) -> dict[str, Any]:
 
 
 def draw(comparisons: Sequence[Comparison], path: Path) -> None:
-    """Draw the difference of every row with a measured peak, coloured by group; PNG."""
+    """Draw the difference of every row with a measured peak, colored by group; PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4), layout="constrained")

@@ -2,7 +2,7 @@
 
 - ``processes``: the same rank with real tensors on the CPU, one of two processes that talk through gloo, under the real
   FSDP wrappers: a small model, since everything is allocated;
-- ``whole``: a trace of the whole stack at another number of tokens and of GPUs, against what short stacks foretell.
+- ``whole``: a trace of the whole stack at another number of tokens and of GPUs, against what short stacks predict.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rich.progress import track
 
 from autoconf.jobs.stack import Stack
 from autoconf.pipeline.catalog import Architecture, architectures
-from autoconf.pipeline.tracing.model_setup import Job
+from autoconf.pipeline.tracing.model_setup import TrainingSetup
 from autoconf.pipeline.validation import rank_trace
 
 LIMIT_PERCENT = {"processes": 0.5, "whole": 0.5}
@@ -37,7 +37,7 @@ class Check:
     """One comparison of a job's peak per GPU."""
 
     check: Literal["processes", "whole"]
-    job: Job
+    job: TrainingSetup
     layers: int  # that are traced
     tokens: int  # of each of ``rank_trace.SAMPLES`` samples
 
@@ -47,12 +47,12 @@ class Result:
     """Peaks per GPU of one check, in bytes, without the optimizer."""
 
     check: Check
-    foretold: float
-    truth: float
+    predicted: float
+    measured: float
 
     @property
     def difference_percent(self) -> float:
-        return 100 * (self.foretold / self.truth - 1)
+        return 100 * (self.predicted / self.measured - 1)
 
     @property
     def within_limit(self) -> bool:
@@ -100,7 +100,7 @@ def _process_checks() -> Iterator[Check]:
     architecture = small(architectures()["mistral-7b-v0.1"], layers=4)
     for stack in _stacks():
         for method in ("lora", "full"):
-            yield Check("processes", Job(architecture, method, stack, _PROCESSES), layers=4, tokens=509)
+            yield Check("processes", TrainingSetup(architecture, method, stack, _PROCESSES), layers=4, tokens=509)
 
 
 def _whole_checks() -> Iterator[Check]:
@@ -113,20 +113,20 @@ def _whole_checks() -> Iterator[Check]:
             if method == "qlora":
                 stack = stack.model_copy(update={"quantization": "nf4", "mixed_precision": "bf16"})
             for gpus in (1, 8):
-                job = Job(architecture, method, stack, gpus)  # type: ignore[arg-type]
+                job = TrainingSetup(architecture, method, stack, gpus)  # type: ignore[arg-type]
                 yield Check("whole", job, architecture.layers, tokens=1511)
 
 
 def compare(checks: Sequence[Check]) -> Iterator[Result]:
-    """Compare what traces foretell with the truth; a second to a minute for each check."""
+    """Compare what traces predict with what is measured; a second to a minute for each check."""
     in_processes = [check for check in checks if check.check == "processes"]
-    for check, truth in zip(in_processes, _peaks_of_processes(in_processes), strict=True):
-        yield Result(check, rank_trace.run(check.job, layers=check.layers, tokens=check.tokens).peak_bytes, truth)
+    for check, measured in zip(in_processes, _peaks_of_processes(in_processes), strict=True):
+        yield Result(check, rank_trace.run(check.job, layers=check.layers, tokens=check.tokens).peak_bytes, measured)
     for check in checks:
         if check.check == "whole":
             figures = replace(rank_trace.figures(check.job), states=0, step=0)
-            foretold = figures.peak_bytes(rank_trace.SAMPLES * check.tokens, check.job.gpus)
-            yield Result(check, foretold, rank_trace.run(check.job, layers=None, tokens=check.tokens).peak_bytes)
+            predicted = figures.peak_bytes(rank_trace.SAMPLES * check.tokens, check.job.gpus)
+            yield Result(check, predicted, rank_trace.run(check.job, layers=None, tokens=check.tokens).peak_bytes)
 
 
 def _peaks_of_processes(checks: Sequence[Check]) -> list[int]:
@@ -161,8 +161,8 @@ def row(result: Result) -> dict[str, Any]:
         "accumulating": stack.gradient_accumulation,
         "gpus": job.gpus,
         "tokens_per_gpu": rank_trace.SAMPLES * result.check.tokens,
-        "foretold_kib": round(result.foretold / 1024),
-        "truth_kib": round(result.truth / 1024),
+        "predicted_kib": round(result.predicted / 1024),
+        "measured_kib": round(result.measured / 1024),
         "difference_percent": f"{result.difference_percent:.2f}",
         "limit_percent": f"{LIMIT_PERCENT[result.check.check]:g}",
     }
