@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.documents import Document, NotDocuments, load_documents, read_text
+from autoconf.jobs.importers.documents import Document, NotDocuments, load_documents, read_text, shortened
 from autoconf.jobs.importers.evidence import Command, dialect_of, evidence_of
 from autoconf.jobs.importers.key_table import Place, Setting
 from autoconf.jobs.importers.key_table import settings as settings_of
@@ -18,6 +18,8 @@ from autoconf.jobs.importers.other_files import check_objective, text_kind
 from autoconf.jobs.importers.slurm import requested
 from autoconf.jobs.importers.translate import JobFile, job_of
 from autoconf.jobs.job import read
+
+_LONGEST_LINE = 1_000  # of a message, in characters: names in files may be of any length
 
 
 class _Content(NamedTuple):
@@ -45,6 +47,13 @@ def read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
         options = {field: read(field, value) for field, value in options.items()}
     except ValueError as error:
         raise BadInput(str(error)) from None
+    try:
+        return _read_job(paths, options)
+    except BadInput as error:
+        raise BadInput("\n".join(shortened(line, _LONGEST_LINE) for line in str(error).split("\n"))) from None
+
+
+def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
     contents = [_content(path, options) for path in paths]
     found: list[Setting] = []
     unread: list[Setting] = []
