@@ -21,7 +21,7 @@ from autoconf.cli.spellings import own_name
 from autoconf.errors import BadInput
 from autoconf.files import STANDARD_STREAM, called
 from autoconf.jobs.column_hints import doubts
-from autoconf.jobs.job import Job, Workload, read
+from autoconf.jobs.job import Job, read
 from autoconf.jobs.queries import Query
 from autoconf.jobs.tables import check_jobs, earlier_answers, read_table
 from autoconf.jobs.values import is_empty
@@ -72,7 +72,7 @@ def answered(table: pd.DataFrame, model_version: str | None, asking: Asking) -> 
             registry.load(version)
     for start in range(0, max(len(table), 1), CHUNK):
         jobs = table.iloc[start : start + CHUNK]
-        fields = [field for field in (*Workload.model_fields, *asking.question.beside) if field in jobs]
+        fields = [field for field in asking.question.all_fields if field in jobs]
         yield _beside(jobs, asking.ask(jobs[fields], model_version=model_version))
 
 
@@ -140,7 +140,7 @@ def _answered_one(asking: Asking, fields: dict[str, Any]) -> tuple[Job, pd.DataF
     except ValueError as error:
         hint = "" if fields else "; give --csv FILE, or one job by options (see --help)"
         raise BadInput(f"{error}{hint}") from None
-    known = {**question.fields_of(job), **numbers}
+    known = {**question.optional, **job.model_dump(exclude_unset=True), **numbers}
     given = [field for field in question.fields if known[field] is not None]
     table = pd.DataFrame({field: [known[field]] for field in given}, dtype=object)
     answers = _beside(table, asking.ask(table))
@@ -172,8 +172,7 @@ def _answer_table(asking: Asking, csv_file: str, model_version: str | None, to: 
         if "rank" in earlier:  # each job once again
             table = table[table["rank"] == "1"]
         table = table.drop(columns=earlier)
-    known = (*Workload.model_fields, *question.beside)
-    ignored = [column or "(without a name)" for column in table if column not in known]
+    ignored = [column or "(without a name)" for column in table if column not in question.all_fields]
     if ignored:
         note(f"{called(csv_file)}: columns carried through, but ignored: {', '.join(ignored)}")
     for sentence in doubts(table, question):
