@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from autoconf.cli.console import is_terminal, show_answer, show_answers
+from autoconf.cli.job_file import told_in_cells
 from autoconf.cli.options import ExitCode, exit_codes, note, version_named
 from autoconf.cli.output import json_rows, output, write_csv, write_json, write_object
 from autoconf.cli.spellings import own_name
@@ -116,16 +117,23 @@ def answer(asking: Asking, context: typer.Context) -> None:
         _answer_table(asking, csv_file, version, to)
 
 
-def answer_one(asking: Asking, fields: dict[str, Any], to: Writing) -> None:
-    """Write the answer about one job: as text, unless another form or a file is asked for."""
+def answer_one(asking: Asking, fields: dict[str, Any], to: Writing, told: Mapping[str, Any] | None = None) -> None:
+    """Write the answer about one job: as text, unless another form or a file is asked for.
+
+    Args:
+        asking: The query.
+        fields: The fields of the job.
+        to: Where the answer goes, and in which form.
+        told: What is known of where the fields come from; in JSON and CSV with the answer.
+    """
     question = asking.question
     _, answers, shown = _answered_one(asking, fields)
     ranked = "rank" in question.answers
     with output(to.file) as stream:
         if to.as_json:
-            write_object(shown if ranked else shown[0], stream)
+            write_object(shown if ranked else {**shown[0], **(told or {})}, stream)
         elif to.as_csv or to.file not in (None, STANDARD_STREAM):
-            write_csv([answers], stream)
+            write_csv([answers.assign(**told_in_cells(told or {}))], stream)
         elif ranked:
             show_answers(shown, question)
         else:

@@ -148,9 +148,11 @@ def show_models(card: Card, default: bool) -> None:
 
 
 def show_own_version(made: dict[str, Any]) -> None:
-    """Print a version that was made: where it is, what was learnt, how good it is, and how to use it."""
+    """Print a version that was made: where it is, what was learned, how good it is, and how to use it."""
     typer.echo(f"made version {made['version']} of {made['models']} models in {made['folder']}\n")
-    for rows in figure_tables({name: made[name] for name in ("learnt", "runs", "measured", "figures") if name in made}):
+    for rows in figure_tables(
+        {name: made[name] for name in ("learned", "runs", "measured", "figures") if name in made}
+    ):
         _print(_table(rows))
         typer.echo()
     typer.echo(f"sha256 of its card: {made['sha256']}")

@@ -70,7 +70,7 @@ def _section(evaluation: dict[str, Any], version: str) -> str:
 
 
 def _real_runs(evaluation: dict[str, Any]) -> str:
-    """What is said of real runs that nothing was learnt from."""
+    """What is said of real runs that nothing was learned from."""
     return "\n\n".join(
         [
             markdown(_in_words(evaluation["side_by_side"])),
