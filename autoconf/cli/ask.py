@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -15,13 +15,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from autoconf.cli.console import is_terminal, show_answer, show_answers
+from autoconf.cli.job_file import told_in_cells
 from autoconf.cli.options import ExitCode, exit_codes, note, version_named
 from autoconf.cli.output import json_rows, output, write_csv, write_json, write_object
 from autoconf.cli.spellings import own_name
 from autoconf.errors import BadInput
 from autoconf.files import STANDARD_STREAM, called
 from autoconf.jobs.column_hints import doubts
-from autoconf.jobs.job import Job, Workload, read
+from autoconf.jobs.job import Job, read
 from autoconf.jobs.queries import Query
 from autoconf.jobs.tables import check_jobs, earlier_answers, read_table
 from autoconf.jobs.values import is_empty
@@ -72,8 +73,9 @@ def answered(table: pd.DataFrame, model_version: str | None, asking: Asking) -> 
             registry.load(version)
     for start in range(0, max(len(table), 1), CHUNK):
         jobs = table.iloc[start : start + CHUNK]
-        fields = [field for field in (*Workload.model_fields, *asking.question.beside) if field in jobs]
-        yield _beside(jobs, asking.ask(jobs[fields], model_version=model_version))
+        fields = [field for field in asking.question.all_fields if field in jobs]
+        answers = asking.ask(jobs[fields], model_version=model_version)
+        yield _beside(jobs, answers[list(asking.question.answers)])  # notes come with some pieces only
 
 
 def _beside(jobs: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
@@ -115,16 +117,23 @@ def answer(asking: Asking, context: typer.Context) -> None:
         _answer_table(asking, csv_file, version, to)
 
 
-def answer_one(asking: Asking, fields: dict[str, Any], to: Writing) -> None:
-    """Write the answer about one job: as text, unless another form or a file is asked for."""
+def answer_one(asking: Asking, fields: dict[str, Any], to: Writing, told: Mapping[str, Any] | None = None) -> None:
+    """Write the answer about one job: as text, unless another form or a file is asked for.
+
+    Args:
+        asking: The query.
+        fields: The fields of the job.
+        to: Where the answer goes, and in which form.
+        told: What is known of where the fields come from; in JSON and CSV with the answer.
+    """
     question = asking.question
     _, answers, shown = _answered_one(asking, fields)
     ranked = "rank" in question.answers
     with output(to.file) as stream:
         if to.as_json:
-            write_object(shown if ranked else shown[0], stream)
+            write_object(shown if ranked else {**shown[0], **(told or {})}, stream)
         elif to.as_csv or to.file not in (None, STANDARD_STREAM):
-            write_csv([answers], stream)
+            write_csv([answers.assign(**told_in_cells(told or {}))], stream)
         elif ranked:
             show_answers(shown, question)
         else:
@@ -140,11 +149,24 @@ def _answered_one(asking: Asking, fields: dict[str, Any]) -> tuple[Job, pd.DataF
     except ValueError as error:
         hint = "" if fields else "; give --csv FILE, or one job by options (see --help)"
         raise BadInput(f"{error}{hint}") from None
-    known = {**question.fields_of(job), **numbers}
-    given = [field for field in question.fields if known[field] is not None]
-    table = pd.DataFrame({field: [known[field]] for field in given}, dtype=object)
-    answers = _beside(table, asking.ask(table))
-    return job, answers, [{**row, "training_stack": job.stack_name()} for row in json_rows(answers)]
+    known = {**question.optional, **job.model_dump(exclude_unset=True), **numbers}
+    given = {field: known[field] for field in question.fields if known[field] is not None}
+    if "rank" in question.answers:  # the API ranks types of GPU for tables only
+        table = pd.DataFrame({field: [value] for field, value in given.items()}, dtype=object)
+        answers = _beside(table, asking.ask(table))
+        shown = [{**row, "notes": _sentences(row.get("notes"))} for row in json_rows(answers)]
+    else:
+        found = asking.ask(job, **numbers)
+        row = {**given, **{name: getattr(found, name) for name in question.answers}}
+        joined = {"notes": "; ".join(found.notes)} if found.notes else {}
+        answers = pd.DataFrame([{**row, **joined}], dtype=object)
+        shown = [{**row, "notes": list(found.notes)}]
+    return job, answers, [{**row, "training_stack": job.stack_name()} for row in shown]
+
+
+def _sentences(notes: str | None) -> list[str]:
+    """The notes in a cell of a table of answers."""
+    return notes.split("; ") if notes else []
 
 
 def says_no(answers: pd.DataFrame, question: Query) -> bool:
@@ -155,9 +177,9 @@ def says_no(answers: pd.DataFrame, question: Query) -> bool:
     >>> says_no(pd.DataFrame({"can_recommend": [1, 0], "rank": [1, 2]}), Query())
     False
     """
-    no = answers[question.answers[0]].fillna(0) != 1
+    no = ~answers[question.answers[0]].eq(1).fillna(False).astype(bool)
     if "rank" in answers:
-        no &= answers["rank"].fillna(1) == 1
+        no &= answers["rank"].isna() | answers["rank"].eq(1).fillna(False).astype(bool)
     return bool(no.any())
 
 
@@ -172,8 +194,7 @@ def _answer_table(asking: Asking, csv_file: str, model_version: str | None, to: 
         if "rank" in earlier:  # each job once again
             table = table[table["rank"] == "1"]
         table = table.drop(columns=earlier)
-    known = (*Workload.model_fields, *question.beside)
-    ignored = [column or "(without a name)" for column in table if column not in known]
+    ignored = [column or "(without a name)" for column in table if column not in question.all_fields]
     if ignored:
         note(f"{called(csv_file)}: columns carried through, but ignored: {', '.join(ignored)}")
     for sentence in doubts(table, question):

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from autoconf.jobs.job import TRAINING_STACK, Workload
+from autoconf.jobs.job import TRAINING_STACK
 from autoconf.jobs.names import families, listed
 from autoconf.jobs.presets import Preset
 from autoconf.jobs.queries import MIN_GPUS, Query
@@ -39,6 +39,7 @@ def show_answer(answer: dict[str, Any], question: Query = MIN_GPUS) -> None:
     for field, text in _answer_texts(answer, question):
         table.add_row(field, escape(text), style="bold")
     _print(table)
+    _show_notes(answer["notes"])
 
 
 def _answer_texts(answer: dict[str, Any], question: Query) -> Iterator[tuple[str, str]]:
@@ -71,11 +72,18 @@ def show_answers(answers: list[dict[str, Any]], question: Query) -> None:
     fields = _job_fields(answers[0], question)
     typer.echo(", ".join(f"{field} {answers[0][field]}" for field in (*fields, "training_stack")) + "\n")
     _print(_table([{name: _text(answer[name]) for name in question.answers} for answer in answers]))
+    _show_notes(dict.fromkeys(sentence for answer in answers for sentence in answer["notes"]))
+
+
+def _show_notes(notes: Iterable[str]) -> None:
+    """Print what an answer rests on, below it."""
+    for sentence in notes:
+        typer.echo(f"note: {sentence}")
 
 
 def _job_fields(answer: dict[str, Any], question: Query) -> list[str]:
     """The fields and numbers of a job in what was answered."""
-    fields = (*Workload.model_fields, *question.beside)
+    fields = question.all_fields
     return [field for field in fields if field in answer and field not in question.answers]
 
 
@@ -140,9 +148,11 @@ def show_models(card: Card, default: bool) -> None:
 
 
 def show_own_version(made: dict[str, Any]) -> None:
-    """Print a version that was made: where it is, what was learnt, how good it is, and how to use it."""
+    """Print a version that was made: where it is, what was learned, how good it is, and how to use it."""
     typer.echo(f"made version {made['version']} of {made['models']} models in {made['folder']}\n")
-    for rows in figure_tables({name: made[name] for name in ("learnt", "runs", "measured", "figures") if name in made}):
+    for rows in figure_tables(
+        {name: made[name] for name in ("learned", "runs", "measured", "figures") if name in made}
+    ):
         _print(_table(rows))
         typer.echo()
     typer.echo(f"sha256 of its card: {made['sha256']}")

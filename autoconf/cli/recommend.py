@@ -84,25 +84,26 @@ def recommend_command(
             raise BadInput("--explain and --patch exclude each other")
         if patch:
             _patch(job_files or [], fields, to)
+        told: dict[str, Any] = {}
         if job_files:
-            fields = job_from_files(job_files, fields)
+            fields, told = job_from_files(job_files, fields)
         if explained:
-            _explain_one(fields, to)
+            _explain_one(fields, to, told)
         else:
-            answer_one(RECOMMEND, fields, to)
+            answer_one(RECOMMEND, fields, to, told)
 
 
 def _patch(job_files: list[str], fields: dict[str, Any], to: Writing) -> NoReturn:
     """Write the manifest with the counts of the answer; its change of GPUs is the first note."""
     with notes_held():
-        fields = job_from_files(job_files, fields)
+        fields, _ = job_from_files(job_files, fields)
         _, _, (shown,) = _answered_one(RECOMMEND, fields)
         code = write_patched(job_files, fields, shown, to.file)
     to.end(code == ExitCode.NOTHING_TO_PATCH)
     raise typer.Exit(code)
 
 
-def _explain_one(fields: dict[str, Any], to: Writing) -> None:
+def _explain_one(fields: dict[str, Any], to: Writing, told: dict[str, Any]) -> None:
     """Write one job, its answer, and why: as JSON, as a picture if a file is named, or as text."""
     as_picture = to.file is not None and not to.as_json
     kind = picture_kind(to.file or STANDARD_STREAM) if as_picture else None
@@ -111,7 +112,7 @@ def _explain_one(fields: dict[str, Any], to: Writing) -> None:
     if to.as_json:
         at = [{"number_gpus": count, **asdict(held)} for count, held in explanation.at.items()]
         with output(to.file) as stream:
-            write_object({**shown, "at": at, "changes": [asdict(change) for change in explanation.changes]}, stream)
+            write_object({**shown, **told, "at": at, "changes": [asdict(c) for c in explanation.changes]}, stream)
     elif as_picture and memory_bars.drawn(explanation):
         figure = memory_bars.picture(job, explanation)
         with output(to.file) as stream:

@@ -91,7 +91,7 @@ def advice(question: Query) -> dict[str, str]:
 
 
 def _why_not(field: str, question: Query) -> str:
-    if field in question.asked:
+    if field in question.answered:
         return f"{field} is the output of this command; omit it"
     if field == NUMBER_GPUS:
         return "the number of GPUs is the output of this command; --max-gpus limits it"

@@ -27,7 +27,7 @@ from autoconf.predictor.check_jobs import CHECK_JOBS
 from autoconf.predictor.locks import LOADING
 from autoconf.predictor.predictor import Predictor
 from autoconf.predictor.rebuild import check_once, rebuilt
-from autoconf.predictor.user_versions import Models, Place
+from autoconf.predictor.user_versions import ModelsFolder, Place
 
 MODELS = Path(__file__).parents[1] / "AutoGluonModels"
 # The released versions in order, each with the SHA-256 of its card, which `make evaluate` prints.
@@ -42,7 +42,7 @@ _CHECKED = frozenset(RELEASED.values())  # with the libraries of their cards, wh
 _loaded: dict[Place, Predictor] = {}
 
 
-def known(models: Models = None) -> list[str]:
+def known(models: ModelsFolder = None) -> list[str]:
     """The released versions, and the user's own versions.
 
     >>> known()[:2]
@@ -51,7 +51,7 @@ def known(models: Models = None) -> list[str]:
     return [*RELEASED, *user_versions.listed_in(user_versions.folder_of(models))]
 
 
-def place(version: str, models: Models = None) -> Place:
+def place(version: str, models: ModelsFolder = None) -> Place:
     """Where a version lies.
 
     Args:
@@ -70,7 +70,7 @@ def place(version: str, models: Models = None) -> Place:
     raise ValueError(f"model_version {version!r} is not released; released versions are {', '.join(RELEASED)}")
 
 
-def load(version: str, models: Models = None) -> Predictor:
+def load(version: str, models: ModelsFolder = None) -> Predictor:
     """The predictor of a version, loaded at most once per process.
 
     Args:
@@ -91,7 +91,7 @@ def load(version: str, models: Models = None) -> Predictor:
     return _loaded[found]
 
 
-def card(version: str, models: Models = None) -> Card:
+def card(version: str, models: ModelsFolder = None) -> Card:
     """The card of a version.
 
     Raises:

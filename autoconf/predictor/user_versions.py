@@ -15,12 +15,16 @@ from autoconf.predictor.integrity import read_file
 from autoconf.predictor.locks import LOADING
 
 VARIABLE = "AUTOCONF_MODELS"
-Models = str | os.PathLike[str] | None  # a folder of versions; None means that of ``AUTOCONF_MODELS``
+ModelsFolder = str | os.PathLike[str] | None  # a folder of versions; None means that of ``AUTOCONF_MODELS``
 # The number of the version it was made from, a +, and a name: no number that is ever released, and no path.
 NAME = re.compile(r"\d+(\.\d+)*\+[a-z0-9]+([._-][a-z0-9]+)*", re.IGNORECASE)
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _PIN = re.compile(r"[0-9a-f]{64}")
 _PINS = "versions.json"
+
+
+class NoModelsFolder(AutoConfError):
+    """A user version is asked for, and no folder of user versions is known."""
 
 
 class Place(NamedTuple):
@@ -30,7 +34,7 @@ class Place(NamedTuple):
     sha256: str
 
 
-def folder_of(models: Models = None) -> Path | None:
+def folder_of(models: ModelsFolder = None) -> Path | None:
     """The folder of the user's versions, as it was given; None where none was given.
 
     Args:
@@ -79,7 +83,7 @@ def place(version: str, folder: Path | None) -> Place:
     """
     name, at, given = version.partition("@")
     if folder is None:
-        raise AutoConfError(f"version {name} is a version of your own, and {VARIABLE} names no folder of versions")
+        raise NoModelsFolder(f"version {name} is a version of your own, and {VARIABLE} names no folder of versions")
     names = listed_in(folder)
     if name not in names:
         raise ValueError(f"model_version {name!r} is not in {folder}, which has {', '.join(names) or 'none'}")

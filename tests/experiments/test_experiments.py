@@ -12,10 +12,12 @@ import yaml
 import autoconf
 from autoconf import cli, experiments
 from autoconf.jobs.job import NUMBERS, TRAINING_STACK, Workload
-from autoconf.jobs.queries import BESIDE
+from autoconf.jobs.queries import ARGUMENTS
 from autoconf.min_gpu_recommender import min_gpu_recommender
+from autoconf.predictor import registry
 
 from ado.modules.actuators.registry import ActuatorRegistry
+from ado.schema.domain import PropertyDomain
 from ado.schema.point import SpacePoint
 from ado.schema.reference import ExperimentReference
 
@@ -30,24 +32,26 @@ LAYOUT = ["gpus_per_worker", "max_gpus"]
 TRAINING = list(Workload.model_fields)[list(Workload.model_fields).index("gradient_accumulation_steps") :]
 # What each requires, what else it takes before the settings of training, and its outputs.
 DECLARED = {
-    "min_gpu_recommender": ((*JOB, "batch_size"), LAYOUT, ["can_recommend", "gpus", "workers", "reason"]),
+    "min_gpu_recommender": ((*JOB, "batch_size"), LAYOUT, ["can_recommend", "gpus", "workers", "reason", "outcome"]),
     "avoid_oom_recommender": (
-        (*JOB, "per_device_train_batch_size", "number_gpus"), LAYOUT, ["can_recommend", "gpus", "workers", "reason"],
+        (*JOB, "per_device_train_batch_size", "number_gpus"), LAYOUT,
+        ["can_recommend", "gpus", "workers", "reason", "outcome"],
     ),
     "largest_batch_recommender": (
-        (*JOB, "number_gpus"), [], ["can_recommend", "per_device_train_batch_size", "batch_size", "reason"],
+        (*JOB, "number_gpus"), [], ["can_recommend", "per_device_train_batch_size", "batch_size", "reason", "outcome"],
     ),
     "largest_sample_recommender": (
-        (*JOB[:3], "batch_size", "number_gpus"), [], ["can_recommend", "tokens_per_sample", "reason"],
+        (*JOB[:3], "batch_size", "number_gpus"), [], ["can_recommend", "tokens_per_sample", "reason", "outcome"],
     ),
     "gpu_model_recommender": (
         ("model_name", "method", "tokens_per_sample", "batch_size"), LAYOUT,
-        ["can_recommend", "gpu_model", "gpus", "workers", "cost_per_hour", "reason"],
+        ["can_recommend", "gpu_model", "gpus", "workers", "cost_per_hour", "reason", "outcome"],
     ),
     "memory_estimator": (
         (*JOB, "batch_size", "number_gpus"), [],
         ["fits", "probability", "peak_memory_gib", "needed_memory_gib", "usable_memory_gib", "headroom_gib",
-         "weights_gib", "gradients_gib", "optimizer_gib", "gathered_gib", "activations_gib", "reserve_gib", "reason"],
+         "weights_gib", "gradients_gib", "optimizer_gib", "gathered_gib", "activations_gib", "reserve_gib", "reason",
+         "outcome"],
     ),
 }  # fmt: skip
 
@@ -77,9 +81,29 @@ def test_ado_lists_what_an_experiment_requires_takes_and_gives(name):
     assert TRAINING_STACK in listed.metadata["description"]
     for one in (*listed.requiredProperties, *listed.optionalProperties):
         field = one.identifier
-        assert one.metadata["description"] == (BESIDE.get(field) or Workload.model_fields[field].description)
+        assert one.metadata["description"] == (ARGUMENTS.get(field) or Workload.model_fields[field].description)
     defaults = {one.property.identifier: one.value for one in listed.defaultParameterization}
     assert defaults.get("max_gpus") == ({"avoid_oom_recommender": 64}.get(name, 8) if more else None)
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_ado_lists_categories_and_whole_numbers(name):
+    """Names and settings have their values, but stay open: a user version or another spelling must be answered."""
+    listed = experiment(name)
+    domains = {one.identifier: one.propertyDomain for one in (*listed.requiredProperties, *listed.optionalProperties)}
+    for field, domain in domains.items():
+        if field in (*NUMBERS, *ARGUMENTS) and field != "lora_r":
+            assert (domain.variableType.value, domain.interval) == ("DISCRETE_VARIABLE_TYPE", 1)
+            assert PropertyDomain(values=[1, 8, 4096]).isSubDomain(domain)
+            assert domain.valueInDomain(8192.0) and not domain.valueInDomain(0) and not domain.valueInDomain(1.5)
+        else:
+            assert domain.variableType.value == "OPEN_CATEGORICAL_VARIABLE_TYPE" and len(domain.values) > 1
+            assert domain.valueInDomain("another")
+    assert {*registry.card("1.1.0").domain.models, *registry.card("2.0.0").domain.models} == {
+        *domains["model_name"].values
+    }
+    assert {"full", "lora", "qlora"} == {*domains["method"].values}
+    assert {*registry.RELEASED} == {*domains["model_version"].values}
 
 
 @pytest.mark.parametrize("name", DECLARED)
@@ -90,7 +114,7 @@ def test_the_signature_is_that_of_the_properties(name):
     defaults = {one.property.identifier: one.value for one in listed.defaultParameterization}
     for field, parameter in parameters.items():
         assert parameter.default == defaults.get(field, inspect.Parameter.empty)
-        number = field in (*NUMBERS, *BESIDE)
+        number = field in (*NUMBERS, *ARGUMENTS)
         assert parameter.annotation == (str if not number else int | str if parameter.default == "" else int)
 
 
@@ -146,7 +170,9 @@ def test_an_example_runs_as_it_stands():
     assert done.returncode == 0, done.stdout + done.stderr
     printed = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if len(line.split()) >= 2}
     assert printed["valid"] == "True"
-    for output, value in experiments.memory_estimator(**entity_of(example)[1]).items():
+    answer = experiments.memory_estimator(**entity_of(example)[1])
+    assert printed["outcome"] == answer.pop("outcome") == "ok"
+    for output, value in answer.items():
         assert float(printed[output]) == pytest.approx(value, rel=1e-5, abs=1e-6), output
 
 
@@ -173,7 +199,8 @@ def test_missing_unknown_and_bad_arguments_are_named(name):
         ask(**{**entity, "batch_size" if "batch_size" in entity else "tokens_per_sample": 0})
     ordered = [entity[field] for field in inspect.signature(ask).parameters if field in entity]
     assert ask(*ordered) == ask(**entity)
-    assert set(ask(**{**entity, "model_name": "gpt-9"})) - {"can_recommend"} == {"reason"}
+    refused = ask(**{**entity, "model_name": "gpt-9"})
+    assert {*refused} - {"can_recommend"} == {"reason", "outcome"} and refused["outcome"] == "outside_domain"
 
 
 def test_settings_that_exclude_each_other_are_named():
@@ -185,5 +212,6 @@ def test_settings_that_exclude_each_other_are_named():
 def test_versions_without_estimates_say_so():
     (entity,) = (entity for name, entity in map(entity_of, EXAMPLES) if name == "memory_estimator")
     assert experiments.memory_estimator(**{**entity, "model_version": "1.1.0"}) == {
-        "reason": "version 1.1.0 has no estimates; the newest is 2.0.0"
+        "reason": "version 1.1.0 has no estimates; the newest is 2.0.0",
+        "outcome": "outside_domain",
     }

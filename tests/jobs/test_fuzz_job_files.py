@@ -187,7 +187,6 @@ def check_patched(path: str, data: bytes, layout: Layout) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="scripts are split in quadratic time")
 def test_20_000_mutated_files_are_read_or_refused_and_patched_rightly(tmp_path: Path) -> None:
     def too_long(*_: object) -> None:
         raise AssertionError(f"more than {SECONDS} s of CPU time")

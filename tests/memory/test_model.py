@@ -20,7 +20,7 @@ from autoconf.pipeline.tracing import (
     model_setup,
     trace_model,
 )
-from autoconf.pipeline.tracing.model_setup import Job
+from autoconf.pipeline.tracing.model_setup import TrainingSetup
 from autoconf.pipeline.validation import composition, rank_trace
 
 LAYERS = 7
@@ -72,7 +72,7 @@ def test_the_optimizer_has_adapters_of_every_rank_those_of_experts_too(name, ran
     model = architectures()[name]
     architecture = model.model_copy(update={"config": model.shortened(["layer"] * 3)})
     trainable = trace_model.units(architecture, "lora", "all-linear")
-    job = Job(architecture, "lora", Stack(lora_targets="all-linear", lora_r=rank))
+    job = TrainingSetup(architecture, "lora", Stack(lora_targets="all-linear", lora_r=rank))
     found = memory_model._shapes(trainable, rank, 2, flat=False)
     assert sorted(shape.dimensions for shape in found) == sorted(
         s.dimensions for s in model_setup.trainable_shapes(job)
@@ -95,7 +95,10 @@ def test_whole_models_of_several_kinds_of_layers_are_composed(method):
     kinds = ["mamba", "mamba", "attention", "mamba", "mamba", "mamba", "attention", "mamba"]
     short = architecture.model_copy(update={"config": architecture.shortened(kinds)})
     table, tokens = OnDemand(short), 1018
-    for job in (Job(short, method, Stack(**AT_ONCE)), Job(short, method, Stack(sharding="fsdp1", **AT_ONCE), gpus=2)):
+    for job in (
+        TrainingSetup(short, method, Stack(**AT_ONCE)),
+        TrainingSetup(short, method, Stack(sharding="fsdp1", **AT_ONCE), gpus=2),
+    ):
         whole = composition._run(job, tokens).peak_bytes(tokens, job.gpus)
         assert table.peak_bytes(job, tokens) == pytest.approx(whole, rel=0.01)
 

@@ -48,7 +48,7 @@ def test_one_run_tells_what_runs_at_other_tokens_and_ranks_hold(method, settings
         other = job.with_rank(rank)
         model = model_setup.build_model(other)
         resident = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-        resident += trace_model._maxima(model)
+        resident += trace_model._absmax(model)
         traced = rank_trace.run(other, layers=None, tokens=tokens).peak_bytes - resident
         # The ledger keeps the labels, of 8 bytes each.
         assert 0 <= peak_bytes(storages, SAMPLES * tokens, rank) - traced <= 8 * SAMPLES * tokens + 16

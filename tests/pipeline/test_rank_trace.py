@@ -25,7 +25,7 @@ from autoconf.memory.optimizers import optimizer_bytes
 from autoconf.memory.version_1 import FIGURES, MemoryTable, read_figures
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.tracing import model_setup
-from autoconf.pipeline.tracing.model_setup import Job
+from autoconf.pipeline.tracing.model_setup import TrainingSetup
 from autoconf.pipeline.tracing.recorder import SAMPLES, TraceError
 from autoconf.pipeline.validation import rank_trace, trace_jobs
 from autoconf.predictor.registry import MODELS
@@ -58,7 +58,7 @@ def bytes_per_token_and_layer(peak_bytes: Callable[[int, int], float]) -> float:
         ("full", 2, {"sharding": "fsdp1", "gradient_checkpointing": "reentrant", **AT_ONCE}),
     ],
 )
-def test_short_stacks_foretell_whole_ones_to_the_byte(method, gpus, settings):
+def test_short_stacks_predict_whole_ones_to_the_byte(method, gpus, settings):
     job = small_job(method, gpus, layers=7, **settings)
     figures = replace(rank_trace.figures(job), states=0, step=0)
     sharded = any(share for _, _, share in [*figures.moments, figures.end])
@@ -193,7 +193,7 @@ def test_the_peak_at_the_logits_is_what_a_hand_counts():
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_reference_stack_has_the_peak_of_version_1_1_0(method):
     """On one GPU, where the logits decide; 1.1.0's attention has no workspace, and its micro-batch one sample."""
-    job = Job(architectures()["granite-3.1-2b"], method, Stack())
+    job = TrainingSetup(architectures()["granite-3.1-2b"], method, Stack())
     released = MemoryTable(read_figures(MODELS / "1.1.0" / FIGURES))
     row, tokens = released.rows[job.architecture.name, method, True], 50_000
     expected = released.peak_bytes(np.array([row]), np.array([1]), np.array([tokens]))[0]
@@ -203,7 +203,7 @@ def test_the_reference_stack_has_the_peak_of_version_1_1_0(method):
 def test_layers_of_several_kinds_are_refused():
     """Short stacks would be of the first kind alone, and wrong without a word."""
     with pytest.raises(TraceError, match=r"kinds of layers \(mamba, attention\) are not affine in depth"):
-        rank_trace.figures(Job(architectures()["granite-4.0-h-350m"], "lora", Stack()))
+        rank_trace.figures(TrainingSetup(architectures()["granite-4.0-h-350m"], "lora", Stack()))
 
 
 def test_figures_hold_the_optimizer_of_the_stack():

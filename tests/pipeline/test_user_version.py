@@ -78,6 +78,7 @@ def test_a_traced_model_is_answered_for_beside_the_others(place):
     assert cards.verified_card(place / "models" / OWN, found["sha256"]) == card
 
 
+@pytest.mark.slow  # trains twice
 def test_the_same_input_gives_the_same_version(place):
     digests = []
     for folder in ("one", "another"):

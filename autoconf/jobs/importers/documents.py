@@ -129,9 +129,18 @@ def shortened(text: object, longest: int = 80) -> str:
     >>> shortened("a" * 50 + "b" * 50, 13)
     'aaaaa...bbbbb'
     """
-    shown = str(text)
+    shown = printable(str(text))
     half = (longest - 3) // 2
     return shown if len(shown) <= longest else f"{shown[:half]}...{shown[-half:]}"
+
+
+def printable(text: str) -> str:
+    """A text with control characters as escapes, so that a file cannot steer a terminal; line ends stay.
+
+    >>> printable("a\\x1b[31m")
+    'a\\\\x1b[31m'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def load_documents(text: str, file: str) -> list[Document]:

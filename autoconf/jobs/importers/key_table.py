@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from autoconf.jobs.importers.documents import printable
+
 _LAUNCHERS = "accelerate_launch_args."  # of fms-hf-tuning's image: v3.1.0, build/accelerate_launch.py
 JOB_KEYS = Path(__file__).with_name("job_keys.yaml")
 
@@ -27,7 +29,7 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         line = "" if self.line is None else f":{self.line}"
-        return f"{self.file}{line}{' ' if self.key else ''}{self.key}"
+        return f"{self.file}{line}{' ' if self.key else ''}{printable(self.key)}"
 
 
 class Setting(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,15 +9,13 @@ from autoconf.errors import BadInput
 from autoconf.jobs.importers.documents import Document, NotDocuments, Path, dotted, load_documents, shortened
 from autoconf.jobs.importers.key_table import Place, Setting, settings
 from autoconf.jobs.importers.launchers import Launch, launch_of
+from autoconf.jobs.importers.other_files import objective_in, refuse_objective
 from autoconf.jobs.job import BATCHES
 
 KINDS = {"PyTorchJob": "kubeflow.org/v1", "TrainJob": "trainer.kubeflow.org/v1alpha1", "Job": "batch/v1"}
 _PRODUCT = "nvidia.com/gpu.product"
 _CONFIG_PATH = "SFT_TRAINER_CONFIG_JSON_PATH"  # fms-hf-tuning v3.1.0, tuning/utils/config_utils.py
 _CONFIG_VARIABLE = "SFT_TRAINER_CONFIG_JSON_ENV_VAR"  # a pickle in base64
-_OTHER_OBJECTIVE = re.compile(
-    r"(?<![a-z])(dpo|kto|orpo|cpo|grpo|rloo|ppo|gkd|prm|rm|reward|distill|distillation|pretrain|pretraining)(?![a-z])"
-)
 
 
 class Manifest(NamedTuple):
@@ -92,8 +89,8 @@ def _check_described(commands: Sequence[tuple[Place, list[str]]], options: Mappi
     for place, words in commands:
         split = " ".join(words).lower().split()
         programs = [word for before, word in zip(["", *split], split, strict=False) if _names_program(before, word)]
-        if other := _OTHER_OBJECTIVE.search(" ".join(programs)):
-            raise BadInput(f"{place}: {other[0]} is not supervised fine-tuning, the only objective that is answered")
+        if other := next(filter(None, map(objective_in, programs)), None):
+            refuse_objective(place, other)
     if missing := missing_options(options):
         place, words = commands[0] if commands else (spec, [])
         command = f"the command {shortened(' '.join(words))!r} is not read" if words else "it has no command"

@@ -51,6 +51,25 @@ def tool_of(document: Mapping[str, Any]) -> str | None:
     return None
 
 
+def text_kind(text: str, name: str) -> str | None:
+    """The kind of a text that is neither settings nor a shell script, as far as it can be told.
+
+    >>> text_kind("from trl import SFTConfig\\n", "train"), text_kind("ls", "train")
+    ('a Python script', None)
+    """
+    suffix = Path(name).suffix.casefold()
+    is_script = text.startswith("#!") and "python" not in text.partition("\n")[0]
+    if suffix == ".py" or (
+        not is_script and re.search(r"^(from [\w.]+ import |import \w+|def \w+\()", text, re.MULTILINE)
+    ):
+        return "a Python script"
+    if suffix in (".md", ".rst", ".ipynb"):
+        return "a document"
+    if suffix in (".toml", ".ini", ".cfg") or re.match(r"\s*(#[^\n]*\s+)*\[[\w.\"-]+\]\s*$", text, re.MULTILINE):
+        return "TOML"
+    return None
+
+
 def _has(document: Mapping[str, Any], key: str) -> bool:
     section, dot, inner = key.partition(".")
     if not dot:

@@ -7,16 +7,19 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.documents import Document, NotDocuments, load_documents, read_text
+from autoconf.jobs.importers.documents import Document, NotDocuments, load_documents, read_text, shortened
 from autoconf.jobs.importers.evidence import Command, dialect_of, evidence_of
 from autoconf.jobs.importers.key_table import Place, Setting
 from autoconf.jobs.importers.key_table import settings as settings_of
 from autoconf.jobs.importers.kubernetes import is_manifest, missing_options, read_manifest
 from autoconf.jobs.importers.launchers import launch_in_script
 from autoconf.jobs.importers.named_files import Sources, places_in, with_named_files
-from autoconf.jobs.importers.other_files import check_objective
+from autoconf.jobs.importers.other_files import check_objective, text_kind
+from autoconf.jobs.importers.slurm import requested
 from autoconf.jobs.importers.translate import JobFile, job_of
 from autoconf.jobs.job import read
+
+_LONGEST_LINE = 1_000  # of a message, in characters: names in files may be of any length
 
 
 class _Content(NamedTuple):
@@ -26,6 +29,7 @@ class _Content(NamedTuple):
     commands: tuple[Command, ...] = ()
     files: Mapping[str, str] = {}
     assumed: tuple[str, ...] = ()
+    requested: tuple[str, ...] = ()
 
 
 def read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
@@ -43,6 +47,13 @@ def read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
         options = {field: read(field, value) for field, value in options.items()}
     except ValueError as error:
         raise BadInput(str(error)) from None
+    try:
+        return _read_job(paths, options)
+    except BadInput as error:
+        raise BadInput("\n".join(shortened(line, _LONGEST_LINE) for line in str(error).split("\n"))) from None
+
+
+def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
     contents = [_content(path, options) for path in paths]
     found: list[Setting] = []
     unread: list[Setting] = []
@@ -57,7 +68,8 @@ def read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
     job = job_of(found, evidence_of(found, commands), options)
     not_read = (f"{setting.place}: not read: options give the job" for setting in unread)
     of_scripts = (f"{path}: {line}" for path, content in zip(paths, contents, strict=True) for line in content.assumed)
-    return job._replace(assumed=(*job.assumed, *of_scripts, *not_read))
+    read_lines = (*job.read, *(line for content in contents for line in content.requested))
+    return job._replace(read=read_lines, assumed=(*job.assumed, *of_scripts, *not_read))
 
 
 def _content(path: str, options: Mapping[str, Any]) -> _Content:
@@ -76,10 +88,18 @@ def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
         return _Content(settings, tuple(Command(launch.framework, launch.script) for launch in manifest.launches))
     if len(documents) == 1 and isinstance(documents[0].value, dict):
         return _mapping(documents[0], path)
+    if kind := text_kind(text, path):
+        raise BadInput(f"{path}: looks like {kind}, which is not read; give the job by options instead of --job")
     launch = launch_in_script(text, partial(Place, path, None), {}, 1)
     if launch is None:
         raise BadInput(f"{path}: {problem}")
-    return _Content(launch.settings, (Command(launch.framework, launch.script),), launch.files, launch.assumed)
+    return _Content(
+        launch.settings,
+        (Command(launch.framework, launch.script),),
+        launch.files,
+        launch.assumed,
+        tuple(requested(text, path)),
+    )
 
 
 def _mapping(document: Document, path: str) -> _Content:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
@@ -24,7 +24,7 @@ _AS_SAID = (
 
 # Facts whose defaults count only where the files are provably the framework's.
 _DECISIVE = ("adapters", "per_device_train_batch_size", "tokens_per_sample", "lora_r", "lora_targets")
-_MOST_PROBLEMS = 8
+_LONGEST_MESSAGE = 1_200
 
 
 class JobFile(NamedTuple):
@@ -79,9 +79,7 @@ def job_of(found: Iterable[Setting], evidence: Evidence, options: Mapping[str, A
         reading.take(setting)
     if reading.problems:
         reading.problems += adapters_in_question(reading, options)
-        more = len(reading.problems) - _MOST_PROBLEMS
-        shown = reading.problems[:_MOST_PROBLEMS]
-        raise BadInput("; ".join([*shown, f"and {more} more problems"] if more > 0 else shown))
+        raise BadInput(_together(reading.problems))
     framework = None if evidence.framework is None else job_keys().frameworks[evidence.framework]
     job = _Job(reading, framework, evidence.proven, options)
     job.combine()
@@ -95,6 +93,17 @@ def job_of(found: Iterable[Setting], evidence: Evidence, options: Mapping[str, A
         evidence=evidence,
         asked=tuple(job.asked),
     )
+
+
+def _together(problems: Sequence[str]) -> str:
+    """Problems in one line, as many as fit."""
+    shown: list[str] = []
+    for problem in problems:
+        if shown and sum(map(len, shown)) + len(problem) > _LONGEST_MESSAGE:
+            break
+        shown.append(problem)
+    more = len(problems) - len(shown)
+    return "; ".join([*shown, f"and {more} more problems"] if more else shown)
 
 
 class _Job:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 _START, _END = "\ue000", "\ue001"
 _UNKNOWN = re.compile(f"{_START}([^{_START}{_END}]*){_END}")
 _SPACE = "\u00a0"  # within a description, so that it is not split
+_LONGEST_SHOWN = 160
 LONGEST = 1 << 16  # characters of one value
 NEW_WORD = None  # between the items of "${array[@]}"
 
@@ -25,7 +26,7 @@ def unknown(name: str, why: str) -> str:
     >>> described(unknown("$BS", "4 or 1") + "x")
     '$BS (4 or 1)x'
     """
-    text = described(f"{name} ({why})" if why else name)[:300]
+    text = described(f"{name} ({why})" if why else name)
     return f"{_START}{text.replace(' ', _SPACE)}{_END}"
 
 
@@ -35,8 +36,10 @@ def is_unknown(text: object) -> bool:
 
 
 def described(text: str) -> str:
-    """A value as messages have it."""
-    return _UNKNOWN.sub(r"\1", text).replace(_START, "").replace(_END, "").replace(_SPACE, " ")
+    """A value as messages have it: in one line, and not too long."""
+    plain = _UNKNOWN.sub(r"\1", text).replace(_START, "").replace(_END, "").replace(_SPACE, " ")
+    printable = "".join(c if c.isprintable() else " " for c in plain[: 2 * _LONGEST_SHOWN])
+    return printable if len(plain) <= _LONGEST_SHOWN else f"{printable[:_LONGEST_SHOWN]}..."
 
 
 def joined(name: str, values: Iterable[str | None]) -> str | None:

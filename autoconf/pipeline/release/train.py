@@ -59,13 +59,13 @@ def train(version: str, folder: Path) -> str:
         AutoConfError: AutoGluon does not import, or the trained predictor breaks an ordering that versions promise.
     """
     names = [name for name in architectures() if name not in LEFT_OUT]
-    learnt = reserve.learn(read_rows())
+    learned = reserve.learn(read_rows())
     card = Card(
         version=version,
         created=date.today().isoformat(),
         domain=domain(names),
         threshold=reserve.THRESHOLD,
-        reserve=learnt.reserve(),
+        reserve=learned.reserve(),
         libraries={},
         files={},
     )

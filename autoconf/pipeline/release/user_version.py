@@ -50,7 +50,7 @@ class OwnVersion:
             "folder": str(self.folder),
             "sha256": self.sha256,
             "models": len(self.card.domain.models),
-            **{name: evaluation[name] for name in ("learnt", "runs", "measured", "figures") if name in evaluation},
+            **{name: evaluation[name] for name in ("learned", "runs", "measured", "figures") if name in evaluation},
         }
 
 
@@ -147,5 +147,5 @@ def _evaluation(predictor: Predictor, found: Sequence[Trace], cluster: Cluster |
     _, figures = measured(predictor, families, EVALUATION_JOBS)
     if cluster is None:
         return figures
-    learnt = {"what was learnt": cluster.sentence, **cluster.learnt}
-    return {"measured": cluster.evaluation, "learnt": learnt, "runs": cluster.report, **figures}
+    learned = {"what was learned": cluster.sentence, **cluster.learned}
+    return {"measured": cluster.evaluation, "learned": learned, "runs": cluster.report, **figures}

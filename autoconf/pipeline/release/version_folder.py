@@ -68,8 +68,12 @@ def write_card(folder: Path, card: Card) -> str:
 
 
 def _forget_place_and_time(predictor: Path) -> None:
-    """Take out of the pickles where AutoGluon trained, which it sets anew on loading, when, and for how long: the same
-    input shall give the same version."""
+    """Remove from the pickles where AutoGluon trained (it sets that anew on loading), when, and for how long.
+
+    The same input must give the same version, byte for byte, so that anyone can rebuild a version and compare digests.
+    AutoGluon has no setting for that. The alternative, digests of what a version answers instead of what it is made of,
+    would leave pickles unverified; so their attributes are set here, once, on files that this process just wrote.
+    """
     for file in predictor.rglob("*.pkl"):
         pickled = pickle.loads(file.read_bytes())
         for attribute, value in vars(pickled).items():

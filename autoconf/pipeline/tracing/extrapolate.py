@@ -217,8 +217,8 @@ def _representatives(kinds: Sequence[str], stands_for: Sequence[int]) -> Iterato
     """
     deep = len(kinds)
     for position, layer in enumerate(stands_for):
-        neighbours = kinds[max(position - 1, 0) : position + 2]
-        if position in (0, 1, deep - 2, deep - 1) or len(set(neighbours)) > 1:
+        neighbors = kinds[max(position - 1, 0) : position + 2]
+        if position in (0, 1, deep - 2, deep - 1) or len(set(neighbors)) > 1:
             yield position, layer
 
 

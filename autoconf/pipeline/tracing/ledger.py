@@ -20,7 +20,7 @@ from autoconf.jobs.stack import Stack
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.kernels import triton as triton_kernels
-from autoconf.pipeline.tracing.model_setup import Job, Rank, build_model, materialize
+from autoconf.pipeline.tracing.model_setup import Rank, TrainingSetup, build_model, materialize
 from autoconf.pipeline.tracing.recorder import LOSS, SAMPLES, Change, Part, Recorder, TraceError, parts
 
 # Tokens of a sample: a prime; half of what losses leave of it, (TOKENS - 1) / 2, is one as well.
@@ -76,7 +76,7 @@ def rank_for(architecture: Architecture, layers: Sequence[str]) -> int:
     Raises:
         TraceError: there is none, or the number of tokens divides one.
     """
-    model = build_model(Job(architecture, "full", Stack()), layers)
+    model = build_model(TrainingSetup(architecture, "full", Stack()), layers)
     dimensions = {size for p in model.parameters() for size in p.shape}
     if any(size % prime == 0 for size in dimensions for prime in (TOKENS, _SHIFTED)):
         raise TraceError(f"a dimension of the model is a multiple of {TOKENS} or {_SHIFTED}")
@@ -86,7 +86,7 @@ def rank_for(architecture: Architecture, layers: Sequence[str]) -> int:
     raise TraceError(f"each of the ranks {_RANKS} divides a dimension of the model")
 
 
-def trace(job: Job, layers: Sequence[str], rank: int) -> Storages:
+def trace(job: TrainingSetup, layers: Sequence[str], rank: int) -> Storages:
     """Run one micro-batch of a short stack on one GPU, of which gradients are left.
 
     Args:

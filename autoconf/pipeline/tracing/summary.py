@@ -14,7 +14,7 @@ from autoconf.memory.model import StackMemory
 from autoconf.memory.store import ModelsTable
 from autoconf.memory.units import GIB, Unsupported
 from autoconf.pipeline.tracing.trace_file import read_trace
-from autoconf.planner.search import answer
+from autoconf.planner.search import recommendations
 from autoconf.predictor import registry
 from autoconf.predictor.predictor import Predictor
 
@@ -78,5 +78,5 @@ def _layouts(predictor: Predictor, model: str) -> list[dict[str, Any]]:
     return [
         {**same, "gradient_accumulation_steps": steps, **dict(zip(fields, job, strict=True)),
          "can_recommend": found.can_recommend, "gpus": found.gpus, "workers": found.workers, "reason": found.reason}
-        for job, found in zip(jobs, answer(predictor, columns), strict=True)
+        for job, found in zip(jobs, recommendations(predictor, columns), strict=True)
     ]  # fmt: skip

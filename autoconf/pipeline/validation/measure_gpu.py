@@ -30,7 +30,7 @@ from autoconf.memory.model import gpu_memory
 from autoconf.memory.store import ModelsTable
 from autoconf.memory.units import GIB, Unsupported
 from autoconf.pipeline.catalog import NEWEST, architectures
-from autoconf.pipeline.tracing.model_setup import Job, Method, build_model, decoder_layers
+from autoconf.pipeline.tracing.model_setup import Method, TrainingSetup, build_model, decoder_layers
 from autoconf.predictor.registry import MODELS
 
 OUTPUT = Path(__file__).with_name("measured_peaks.csv")
@@ -73,7 +73,7 @@ def samples_near_the_edge(memory: GpuMemory, gpus: int, usable_gib: float) -> in
     return int((peaks <= SHARE_OF_MEMORY * usable_gib * GIB).sum())
 
 
-def run(job: Job, samples: int, device: str = "cuda") -> bool:
+def run(job: TrainingSetup, samples: int, device: str = "cuda") -> bool:
     """Train a few steps on the device; whether they went through."""
     gpus = job.gpus
     model: Any = build_model(job)
@@ -122,7 +122,7 @@ def measure() -> Iterator[Measured]:
         if not samples:
             continue
         torch.cuda.reset_peak_memory_stats()
-        went_through = run(Job(architectures()[name], method, REFERENCE, gpus), samples)
+        went_through = run(TrainingSetup(architectures()[name], method, REFERENCE, gpus), samples)
         peak = memory.peak_bytes(np.array([gpus]), np.array([samples * SAMPLE]))[0]
         yield Measured(
             name, method, gpus, samples, SAMPLE,

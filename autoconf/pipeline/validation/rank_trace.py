@@ -25,13 +25,20 @@ from autoconf.memory.envelope import undominated
 from autoconf.memory.optimizers import optimizer_bytes
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.kernels import triton as triton_kernels
-from autoconf.pipeline.tracing.model_setup import Job, Rank, build_model, materialize, rank_of, trainable_shapes
+from autoconf.pipeline.tracing.model_setup import (
+    Rank,
+    TrainingSetup,
+    build_model,
+    materialize,
+    rank_of,
+    trainable_shapes,
+)
 from autoconf.pipeline.tracing.recorder import EMBEDDING, SAMPLES, Part, Recorder, TraceError, parts
 from autoconf.pipeline.validation.rank_figures import RankFigures
 
 HEAD = -1  # segment of ops outside the decoder layers
 TAIL = -2  # segment of ops after the backward pass of the first decoder layer: the embeddings' gradient, reductions
-# Depths of short stacks. Sharded ones keep two layers at each end: there FSDP has a neighbour to prefetch, or not.
+# Depths of short stacks. Sharded ones keep two layers at each end: there FSDP has a neighbor to prefetch, or not.
 DEPTHS = {False: (2, 4), True: (4, 6)}
 TOKENS = (2039, 4093)  # per sample; primes, so that a dimension of this size can only mean "tokens"
 GPUS = (2, 4)
@@ -55,7 +62,7 @@ def _segment(part: Part) -> int:
     return part.layer if part.segment == "layer" else TAIL if part.segment == "tail" else HEAD
 
 
-def run(job: Job, *, layers: int | None, tokens: int, real: bool = False) -> LiveBytes:
+def run(job: TrainingSetup, *, layers: int | None, tokens: int, real: bool = False) -> LiveBytes:
     """Trace one micro-batch of ``SAMPLES`` samples; under accumulation a middle and the last one of an update.
 
     What a job on several GPUs holds from one update to the next is there from a first, unrecorded one.
@@ -113,7 +120,7 @@ def _at_the_ends(trace: LiveBytes, layers: int, kept: int) -> LiveBytes:
     return LiveBytes(segments[keep], trace.live_bytes[keep], ops, trace.end_bytes)
 
 
-def figures(job: Job) -> RankFigures:
+def figures(job: TrainingSetup) -> RankFigures:
     """Everything that the closed form needs to know of a job; of its number of GPUs only whether there are several.
 
     Raises:
@@ -122,7 +129,7 @@ def figures(job: Job) -> RankFigures:
 
     >>> from autoconf.pipeline.catalog import architectures
     >>> from autoconf.jobs.stack import Stack
-    >>> held = figures(Job(architectures()["santacoder-1.1b"], "full", Stack(optim="adamw_torch_fused")))
+    >>> held = figures(TrainingSetup(architectures()["santacoder-1.1b"], "full", Stack(optim="adamw_torch_fused")))
     >>> f"{held.peak_bytes(tokens=8192, gpus=1) / 2**30:.1f} GiB"
     '13.7 GiB'
     """
@@ -143,7 +150,7 @@ def _moment(terms: np.ndarray) -> tuple[float, float, float]:
     return constant, per_token, sharded
 
 
-def _coefficients(job: Job) -> np.ndarray:
+def _coefficients(job: TrainingSetup) -> np.ndarray:
     """Bytes that stay, per token and sharded, of each moment and of the end; shape (moments + 1, 3)."""
     several = job.gpus > 1
     kinds = dict.fromkeys(job.architecture.kinds)
