@@ -242,6 +242,7 @@ def test_one_job_by_options(run: Callable[..., Result]) -> None:
     assert (answer["tokens_per_sample"], answer["max_gpus"]) == (8192, 8)
     assert answer["model_version"] == registry.DEFAULT
     assert answer.pop("training_stack") == "reference"
+    assert answer.pop("notes") == []
     (row,) = rows(run("recommend", *ONE_JOB, "--csv").stdout)
     assert {key: str(value) for key, value in answer.items()} == row
 
