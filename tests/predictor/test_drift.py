@@ -17,7 +17,7 @@ import pytest
 
 from autoconf import AutoConfError, Workload, recommend
 from autoconf.predictor import autogluon as autogluon_adapter
-from autoconf.predictor import cards, rebuild, registry
+from autoconf.predictor import cards, registry
 
 VERSION = registry.DEFAULT
 JOB = Workload(
@@ -113,13 +113,24 @@ def test_a_cache_that_cannot_be_written_is_an_error_and_leaves_nothing(drifted, 
     assert drifted.read_text().startswith("a file")
 
 
-def test_a_failed_rebuild_leaves_no_half_made_folder(drifted, monkeypatch):
-    def no_space(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(rebuild, "fit", no_space)  # a disk cannot be filled here
-    with pytest.raises(AutoConfError, match="No space left on device"):
-        recommend(JOB)
+def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_nothing(drifted):
+    """The limit on the size of files is what a full disk is here."""
+    code = """
+import resource, sys
+from pathlib import Path
+from autoconf import AutoConfError
+from autoconf.predictor import registry
+registry.MODELS = Path(sys.argv[1])
+registry.RELEASED[registry.DEFAULT] = sys.argv[2]
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    registry.load(registry.DEFAULT)
+except AutoConfError as error:
+    print(error)
+"""
+    arguments = [str(registry.MODELS), registry.RELEASED[VERSION]]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
+    assert f"cannot rebuild it in {drifted}: OSError: [Errno 27] File too large: '{drifted}" in done.stdout, done
     assert [p for p in drifted.iterdir() if p.is_dir()] == []
 
 
