@@ -10,7 +10,7 @@ from autoconf.jobs.queries import MIN_GPUS
 
 if TYPE_CHECKING:
     from autoconf.planner.results import Recommendation
-    from autoconf.predictor.user_versions import Models
+    from autoconf.predictor.user_versions import ModelsFolder
 
 
 @experiment(
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     "domain or fits on no number of GPUs considered), gpus (per worker) and workers, or the reason why there is no "
     "recommendation; gpus x workers divides batch_size.",
 )
-def min_gpu_recommender(job: Job, models: Models = None) -> Recommendation:
+def min_gpu_recommender(job: Job, models: ModelsFolder = None) -> Recommendation:
     """Recommend the smallest number of GPUs that a tuning job fits on.
 
     Args:

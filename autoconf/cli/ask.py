@@ -24,7 +24,7 @@ from autoconf.files import called
 from autoconf.jobs.column_hints import doubts
 from autoconf.jobs.job import NUMBERS, Job, Workload, read
 from autoconf.jobs.presets import SETTINGS
-from autoconf.jobs.queries import BESIDE, Query
+from autoconf.jobs.queries import ARGUMENTS, Query
 from autoconf.jobs.tables import check_jobs, earlier_answers, read_table
 from autoconf.jobs.values import is_empty
 from autoconf.predictor import registry
@@ -59,7 +59,7 @@ def answered(table: pd.DataFrame, model_version: str | None, asking: Asking) -> 
             registry.load(version)
     for start in range(0, max(len(table), 1), CHUNK):
         jobs = table.iloc[start : start + CHUNK]
-        fields = [field for field in (*Workload.model_fields, *asking.question.beside) if field in jobs]
+        fields = [field for field in asking.question.all_fields if field in jobs]
         yield _beside(jobs, asking.ask(jobs[fields], model_version=model_version))
 
 
@@ -86,11 +86,11 @@ def job_option(question: Query, field: str) -> Any:
     """The option for a field of a question's jobs, or for a number beside them."""
     default = question.optional.get(field) or ("the newest" if field == "model_version" else None)
     panel = "How it trains" if field in ("stack", *SETTINGS) else "One job" if field != "model_version" else None
-    description = BESIDE.get(field) or Workload.model_fields[field].description
+    description = ARGUMENTS.get(field) or Workload.model_fields[field].description
     return typer.Option(
         f"--{field.replace('_', '-')}",
         help=escape(f"{description}{f' (default: {default})' if default else ''}."),
-        metavar="INTEGER" if field in (*NUMBERS, *BESIDE) else "TEXT",
+        metavar="INTEGER" if field in (*NUMBERS, *ARGUMENTS) else "TEXT",
         show_default=False,
         rich_help_panel=panel,
     )
@@ -159,7 +159,7 @@ def _answered_one(asking: Asking, fields: dict[str, Any]) -> tuple[Job, pd.DataF
     except ValueError as error:
         hint = "" if fields else "; give --csv FILE, or one job by options (see --help)"
         raise BadInput(f"{error}{hint}") from None
-    known = {**question.fields_of(job), **numbers}
+    known = {**question.optional, **job.model_dump(exclude_unset=True), **numbers}
     given = [field for field in question.fields if known[field] is not None]
     table = pd.DataFrame({field: [known[field]] for field in given}, dtype=object)
     answers = _beside(table, asking.ask(table))
@@ -183,8 +183,7 @@ def _answer_table(
         if "rank" in earlier:  # each job once again
             table = table[table["rank"] == "1"]
         table = table.drop(columns=earlier)
-    known = (*Workload.model_fields, *question.beside)
-    ignored = [column or "(without a name)" for column in table if column not in known]
+    ignored = [column or "(without a name)" for column in table if column not in question.all_fields]
     if ignored:
         note(f"{called(csv_file)}: columns carried through, but ignored: {', '.join(ignored)}")
     for sentence in doubts(table, question):

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from autoconf.jobs.job import TRAINING_STACK, Workload
+from autoconf.jobs.job import TRAINING_STACK
 from autoconf.jobs.names import families, listed
 from autoconf.jobs.presets import Preset
 from autoconf.jobs.queries import MIN_GPUS, Query
@@ -49,7 +49,7 @@ def show_answers(answers: list[dict[str, Any]], question: Query) -> None:
 
 def _job_fields(answer: dict[str, Any], question: Query) -> list[str]:
     """The fields and numbers of a job in what was answered."""
-    fields = (*Workload.model_fields, *question.beside)
+    fields = question.all_fields
     return [field for field in fields if field in answer and field not in question.answers]
 
 

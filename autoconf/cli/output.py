@@ -18,7 +18,7 @@ import pandas as pd
 from autoconf.errors import AutoConfError, BadInput
 from autoconf.files import STANDARD_STREAM, scratch_path, unfinished
 from autoconf.jobs.job import Workload, read
-from autoconf.jobs.queries import BESIDE
+from autoconf.jobs.queries import ARGUMENTS
 from autoconf.jobs.values import is_empty, whole_number
 
 
@@ -119,6 +119,6 @@ def json_rows(piece: pd.DataFrame) -> Iterator[dict[str, Any]]:
 def _json_value(column: str, value: Any) -> Any:
     if column in Workload.model_fields:
         return None if is_empty(value) else read(column, value)
-    if column in BESIDE:
+    if column in ARGUMENTS:
         return whole_number(column, value)
     return None if pd.isna(value) else value

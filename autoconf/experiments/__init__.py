@@ -10,7 +10,7 @@ from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH,
 
 if TYPE_CHECKING:
     from autoconf.planner.results import Estimate, GpuModel, LargestBatch, LargestSample, Recommendation
-    from autoconf.predictor.user_versions import Models
+    from autoconf.predictor.user_versions import ModelsFolder
 
 
 @experiment(
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     "workers, or the reason why there is no recommendation. What is recommended in place of a request splits evenly "
     "over workers and has at most max_gpus GPUs; a request that fits is kept, however large.",
 )
-def avoid_oom_recommender(job: Job, number_gpus: int, models: Models = None) -> Recommendation:
+def avoid_oom_recommender(job: Job, number_gpus: int, models: ModelsFolder = None) -> Recommendation:
     """Keep a request for GPUs that fits, or recommend the next larger one that does.
 
     Args:
@@ -50,7 +50,7 @@ def avoid_oom_recommender(job: Job, number_gpus: int, models: Models = None) -> 
     "per_device_train_batch_size (samples on each GPU) and batch_size (over all GPUs), or the reason why there is "
     "none. No batch is larger than those of the version's domain.",
 )
-def largest_batch_recommender(job: Job, number_gpus: int, models: Models = None) -> LargestBatch:
+def largest_batch_recommender(job: Job, number_gpus: int, models: ModelsFolder = None) -> LargestBatch:
     """Find the largest batch with which a tuning job fits on a number of GPUs.
 
     Args:
@@ -81,7 +81,7 @@ def largest_batch_recommender(job: Job, number_gpus: int, models: Models = None)
     "can_recommend (1, or 0) and tokens_per_sample, or the reason why there is none. No sample is longer than those "
     "of the version's domain, or than the model's learned positions.",
 )
-def largest_sample_recommender(job: Job, number_gpus: int, models: Models = None) -> LargestSample:
+def largest_sample_recommender(job: Job, number_gpus: int, models: ModelsFolder = None) -> LargestSample:
     """Find the longest samples with which a tuning job fits on a number of GPUs at a given batch.
 
     Args:
@@ -113,7 +113,7 @@ def largest_sample_recommender(job: Job, number_gpus: int, models: Models = None
     "recommendation.",
     outputs=[name for name in GPU_MODEL.answers if name != "rank"],
 )
-def gpu_model_recommender(job: Job, models: Models = None) -> GpuModel:
+def gpu_model_recommender(job: Job, models: ModelsFolder = None) -> GpuModel:
     """Recommend the type of GPU on which the smallest layout that fits costs least per hour.
 
     Args:
@@ -143,7 +143,7 @@ def gpu_model_recommender(job: Job, models: Models = None) -> GpuModel:
     "is the sum of the parts (weights, gradients, optimizer, gathered, activations, reserve), the usable_memory_gib "
     "of the GPU and the headroom_gib between the two; or the reason why there is no estimate.",
 )
-def memory_estimator(job: Job, number_gpus: int, models: Models = None) -> Estimate:
+def memory_estimator(job: Job, number_gpus: int, models: ModelsFolder = None) -> Estimate:
     """Say what a tuning job holds on each of a number of GPUs, and whether it fits.
 
     Args:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import autoconf.experiments.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
 from autoconf.jobs.job import BATCHES, NAMES, NUMBERS, REQUIRED, TRAINING_STACK, Workload
 from autoconf.jobs.presets import SETTINGS
-from autoconf.jobs.queries import BESIDE, Query
+from autoconf.jobs.queries import ARGUMENTS, Query
 from autoconf.jobs.values import is_empty
 
 from ado.modules.actuators.custom_experiments import custom_experiment
@@ -18,7 +18,7 @@ from ado.schema.domain import PropertyDomain, VariableTypeEnum
 from ado.schema.property import ConstitutiveProperty
 
 if TYPE_CHECKING:
-    from autoconf.predictor.user_versions import Models
+    from autoconf.predictor.user_versions import ModelsFolder
 
 _NAME = PropertyDomain(variableType=VariableTypeEnum.OPEN_CATEGORICAL_VARIABLE_TYPE)
 # Open to every number: whether a job lies in a version's domain is that version's business, and a value that can never
@@ -34,7 +34,7 @@ Outputs = dict[str, int | float | str]
 def required_fields(question: Query) -> tuple[str, ...]:
     """The properties that an experiment requires, in order: in ado a job has one kind of batch, and names a version."""
     fields = [field for field in REQUIRED if field in question.required]
-    return (*fields, *question.batches[:1], *question.beside, "model_version")
+    return (*fields, *question.batches[:1], *question.arguments, "model_version")
 
 
 def optional_fields(question: Query) -> dict[str, int | str]:
@@ -62,7 +62,7 @@ def experiment(
     names = tuple(outputs or question.answers)
 
     def declare(function: Callable[..., Any]) -> Callable[..., Outputs]:
-        def answered(fields: dict[str, Any], models: Models = None) -> Outputs:
+        def answered(fields: dict[str, Any], models: ModelsFolder = None) -> Outputs:
             job, numbers = question.parse(fields)
             return _outputs(function(job, **numbers, models=models), names)
 
@@ -90,7 +90,7 @@ def _checked(
     """Check the arguments before ado does, so that a bad one is named, and pass them on as what they stand for."""
 
     @wraps(declared)  # carries ado's attributes along, which is how its actuator knows a custom experiment
-    def checked(*values: Any, models: Models = None, **fields: Any) -> Outputs:
+    def checked(*values: Any, models: ModelsFolder = None, **fields: Any) -> Outputs:
         if len(values) > len(parameters):
             raise ValueError(f"{len(values)} values for the {len(parameters)} fields {', '.join(parameters)}")
         for field, value in zip(parameters, values, strict=False):
@@ -119,7 +119,7 @@ def _outputs(answer: Any, names: Iterable[str]) -> Outputs:
 
 def _signature(required: Iterable[str], optional: dict[str, int | str]) -> Signature:
     def parameter(field: str, default: Any) -> Parameter:
-        number = field in (*NUMBERS, *BESIDE)
+        number = field in (*NUMBERS, *ARGUMENTS)
         annotation = str if not number else int | str if default == "" else int
         return Parameter(field, Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
 
@@ -132,7 +132,7 @@ def _properties(fields: Iterable[str]) -> list[Any]:
         ConstitutiveProperty(
             identifier=field,
             propertyDomain=_NAME if field in _OPEN else _NUMBER,
-            metadata={"description": BESIDE.get(field) or Workload.model_fields[field].description},
+            metadata={"description": ARGUMENTS.get(field) or Workload.model_fields[field].description},
         )
         for field in fields
     ]

@@ -1,4 +1,4 @@
-"""Columns of a table that are no fields of a job: those that somebody may believe to count."""
+"""Warn about unknown columns that look like misspelled job fields or like settings of the training stack."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from autoconf.jobs.job import TRAINING_STACK, Workload
+from autoconf.jobs.job import TRAINING_STACK
 from autoconf.jobs.queries import MIN_GPUS, Query
 
 _WORD = re.compile(r"[a-z0-9]+")
-# Words of transformers, TRL, PEFT, accelerate and axolotl for what a field says here under another name.
+# Words in names that transformers, TRL, PEFT, accelerate and axolotl have for settings which are fields here.
 _MEANT = {
     "bf16": "mixed_precision", "checkpointing": "gradient_checkpointing", "ddp": "sharding", "dtype": "torch_dtype",
     "fsdp": "sharding", "liger": "loss", "micro": "per_device_train_batch_size", "optimizer": "optim",
     "precision": "mixed_precision", "rank": "lora_r",
 }  # fmt: skip
-# A column with one of these words tells how a job trains, and no field can.
+# A column with one of these words is about the training stack, and no field has that setting.
 _STACK = {
     "4bit", "8bit", "adapter", "attention", "attn", "deepspeed", "fp16", "fp32", "lora", "offload", "optim", "packing",
     "parallel", "quantization", "quantized", "sharding", "stack", "zero",
 }  # fmt: skip
 _ALIKE = 0.75  # of difflib's ratio: as "max_gpu" and "gpus_per_node" are, but not "gpus" or "version"
-_SHORT = 6  # letters; words like "optimal" would be as near to shorter names
+_SHORT = 6  # letters; shorter names would be as close to words like "optimal"
 
 
-def doubts(columns: Iterable[Any], question: Query = MIN_GPUS) -> list[str]:
-    """What to say of columns that are ignored, but look like a field misspelt or like a setting of the training stack.
+def doubts(columns: Iterable[Any], query: Query = MIN_GPUS) -> list[str]:
+    """Warnings about ignored columns that look like a misspelled field or like a setting of the training stack.
 
     Args:
-        columns: of a table of jobs.
-        question: what is asked of the jobs: a field that it asks for is never meant.
+        columns: the columns of a table of jobs.
+        query: the query about the jobs; the fields that it answers are never meant.
 
     >>> doubts(["model_name", "max_gpu", "optimizer", "note"])
     ["column 'max_gpu' is ignored: is max_gpus meant?", "column 'optimizer' is ignored: is optim meant?"]
@@ -39,12 +39,12 @@ def doubts(columns: Iterable[Any], question: Query = MIN_GPUS) -> list[str]:
     columns 'packing', 'lora_alpha' are ignored: answers hold for the stac
     """
     columns = list(columns)
-    known = (*Workload.model_fields, *question.beside)
-    fields = {_letters(field): field for field in known if field not in (*columns, *question.asked)}
+    unknown = [column for column in columns if isinstance(column, str) and column not in query.all_fields]
+    if not unknown:
+        return []
+    fields = {_letters(field): field for field in query.all_fields if field not in (*columns, *query.answered)}
     sentences, stack = [], []
-    for column in columns:
-        if not isinstance(column, str) or column in known:
-            continue
+    for column in unknown:
         meant = _meant(column, fields)
         if meant:
             sentences.append(f"column {column!r} is ignored: is {meant} meant?")
@@ -58,11 +58,11 @@ def doubts(columns: Iterable[Any], question: Query = MIN_GPUS) -> list[str]:
 
 
 def _meant(column: str, fields: dict[str, str]) -> str | None:
-    """The field that a column may stand for."""
+    """The field that a column may be meant to be."""
     if _letters(column) in fields:
         return fields[_letters(column)]
     words = _words(column)
-    if _STACK.isdisjoint({*words} - {"lora"}):  # of lora_rank a field is known, of bnb_4bit_compute_dtype none is
+    if _STACK.isdisjoint({*words} - {"lora"}):  # lora_rank is a field here, bnb_4bit_compute_dtype is not
         for word in words:
             if _MEANT.get(word) in fields.values():
                 return _MEANT[word]

@@ -1,4 +1,4 @@
-"""What can be asked of jobs: the fields that each query needs, and the columns of its answers."""
+"""Queries about jobs: the fields that each query needs, and the columns of its answers."""
 
 from __future__ import annotations
 
@@ -8,144 +8,169 @@ from functools import cached_property, lru_cache, partial
 from typing import Any
 
 from autoconf.jobs.job import (
-    _OF_EVERY_JOB,
     BATCHES,
     OPTIONAL,
     REQUIRED,
+    REQUIRED_OF_JOB,
     TOGETHER,
     Job,
     Workload,
-    check_together,
+    check_batch,
     read,
+    stack_of,
 )
 from autoconf.jobs.values import is_empty, whole_number
 
 NUMBER_GPUS = "number_gpus"
-BESIDE = {NUMBER_GPUS: "GPUs that the job gets, over all workers; a whole number >= 1"}
+# What a query takes beyond the fields of a job.
+ARGUMENTS = {NUMBER_GPUS: "GPUs of the job, over all workers; a whole number >= 1"}
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked of jobs, which decides the fields that they have.
+    """The fields of the jobs that a query is about, and the columns of its answers.
 
     >>> largest_batch = Query(("can_recommend", "batch_size", "reason"), batches=())
-    >>> largest_batch.asked
+    >>> largest_batch.answered
     ('batch_size',)
     """
 
-    answers: tuple[str, ...] = ("can_recommend", "gpus", "workers", "reason")  # in order, as columns and outputs
-    batches: tuple[str, ...] = BATCHES  # of which a job has one
-    beside: tuple[str, ...] = ()  # numbers that are asked about and are no field of a job
-    max_gpus: int = 8  # of jobs that do not say
+    answers: tuple[str, ...]  # in order, as columns and outputs
+    batches: tuple[str, ...] = BATCHES  # a job has one of them
+    arguments: tuple[str, ...] = ()  # numbers that the query takes and that are not fields of a job
+    max_gpus: int = 8  # default of the jobs' ``max_gpus``
 
     @cached_property
-    def asked(self) -> tuple[str, ...]:
-        """The fields that the answer tells, which a job leaves out."""
+    def answered(self) -> tuple[str, ...]:
+        """The job's fields that the query answers; a job must omit them."""
         return tuple(field for field in self.answers if field in Workload.model_fields)
 
     @cached_property
     def fields(self) -> tuple[str, ...]:
-        """The fields that make a difference to the answer, and the numbers beside them, in order."""
-        without = {*self.asked, *BATCHES} - {*self.batches}
+        """The fields and arguments that affect the answer, in order."""
+        without = {*self.answered, *BATCHES} - {*self.batches}
         if "workers" not in self.answers:
             without |= {"gpus_per_worker", "max_gpus"}
-        return (*(field for field in Workload.model_fields if field not in without), *self.beside)
+        return tuple(field for field in self.all_fields if field not in without)
+
+    @cached_property
+    def all_fields(self) -> tuple[str, ...]:
+        """Every field of a job, and the arguments, in order."""
+        return (*Workload.model_fields, *self.arguments)
 
     @cached_property
     def required(self) -> tuple[str, ...]:
-        """The fields and numbers that no job may leave out, whatever its batch."""
-        return (*(field for field in REQUIRED if field not in self.asked), *self.beside)
+        """The fields and arguments that every job needs, apart from its batch."""
+        return (*(field for field in REQUIRED if field not in self.answered), *self.arguments)
 
     @cached_property
     def optional(self) -> dict[str, Any]:
-        """The fields that a job may leave out, with their defaults."""
-        return {**OPTIONAL, "max_gpus": self.max_gpus, **dict.fromkeys(self.asked)}
+        """The fields that a job may omit, with their defaults."""
+        return {**OPTIONAL, "max_gpus": self.max_gpus, **dict.fromkeys(self.answered)}
 
     def reader(self, field: str) -> Callable[[Any], Any]:
-        """What reads the values of a field or a number of this question's jobs."""
-        return partial(whole_number, field) if field in self.beside else partial(read, field, optional=self.optional)
+        """The function that reads values of a field or an argument."""
+        return partial(whole_number, field) if field in self.arguments else partial(read, field, optional=self.optional)
 
     def parse(self, fields: Mapping[str, Any]) -> tuple[Job, dict[str, int]]:
-        """Validate the fields of one of this question's jobs, and the numbers beside it.
+        """Validate the fields of a job, and the query's arguments.
 
         Raises:
-            ValueError: any is missing, unknown, can never be right or is what is asked, or fields exclude each other;
-                the message names every such field.
+            ValueError: a field is missing, unknown or invalid, is one that the query answers, or fields exclude each
+                other; the message names every such field.
         """
-        numbers: dict[str, int] = {}
-        problems = []
+        problems, numbers = [], {}
         try:
-            job = Job.parse(**{field: value for field, value in fields.items() if field not in self.beside})
+            job = Job.parse(**{field: value for field, value in fields.items() if field not in self.arguments})
         except ValueError as error:
             problems.append(str(error))
         for field in self.required:
             if is_empty(fields.get(field)):
-                if field not in _OF_EVERY_JOB:  # which ``Job`` has named
+                if field not in REQUIRED_OF_JOB:  # which ``Job`` has named
                     problems.append(f"{field}: is required")
-            elif field in self.beside:
+            elif field in self.arguments:
                 try:
                     numbers[field] = whole_number(field, fields[field])
                 except ValueError as error:
                     problems.append(str(error))
         if problems:
             raise ValueError("; ".join(problems))
-        self.fields_of(job)
+        self._check(dict(job))
         return job, numbers
 
-    def fields_of(self, job: Job) -> dict[str, Any]:
-        """The fields of a job, which must be one of whom this can be asked.
+    def columns_of(self, job: Job, **arguments: Any) -> dict[str, list[Any]]:
+        """A job as columns with one row; fields that it does not set are absent.
+
+        Args:
+            job: it was validated when it was made.
+            arguments: the query's.
 
         Raises:
-            ValueError: a field is missing, or is one that is asked; the message names it.
+            ValueError: a field is missing, is one that the query answers, or an argument is invalid.
         """
-        fields = {**self.optional, **{field: getattr(job, field) for field in job.model_fields_set}}
-        missing = [f"{field}: is required" for field in self.required if field not in (*fields, *self.beside)]
+        fields = {"max_gpus": self.max_gpus} | {field: getattr(job, field) for field in job.model_fields_set}
+        missing = [f"{f}: is required" for f in self.required if f not in self.arguments and fields.get(f) is None]
         if missing:
             raise ValueError("; ".join(missing))
-        check_together(fields, self.batches, self.asked)
-        return fields
+        self._check(fields)
+        fields |= {field: whole_number(field, value) for field, value in arguments.items()}
+        return {field: [value] for field, value in fields.items()}
+
+    def _check(self, fields: Mapping[str, Any]) -> None:
+        """Check that a job has the one batch that the query allows, and nothing that the query answers."""
+        for field in self.answered:
+            if fields.get(field) is not None:
+                raise ValueError(f"{field}: is the output of this query; omit it")
+        check_batch(fields, self.batches)
+
+    def contradictions(self, columns: Mapping[str, Sequence[Any]]) -> dict[int, str]:
+        """Why jobs whose fields were read one by one cannot be asked about, for those that cannot, by position."""
+        present = [field for field in dict.fromkeys((*TOGETHER, *self.answered)) if field in columns]
+        only_whether = {*BATCHES, *self.answered}
+
+        @lru_cache(maxsize=65_536)  # a table has few stacks; of batches and answered fields only the presence counts
+        def problem(*values: Any) -> str:
+            fields = dict(zip(present, values, strict=True))
+            try:
+                self._check(fields)
+                stack_of(fields)
+            except ValueError as error:
+                return str(error)
+            return ""
+
+        values = ([v is not None or None for v in columns[f]] if f in only_whether else columns[f] for f in present)
+        found = enumerate(map(problem, *values))
+        return {index: sentence for index, sentence in found if sentence}
+
+    def missing_columns(self, columns: Container[Any]) -> list[str]:
+        """The columns that a table of jobs lacks.
+
+        >>> MIN_GPUS.missing_columns(["model_name", "method", "gpu_model", "batch_size"])
+        ['tokens_per_sample']
+        """
+        missing = [field for field in self.required if field not in columns]
+        if not self.batches or any(field in columns for field in self.batches):
+            return missing
+        return [*missing, " or ".join(self.batches)]
 
 
-MIN_GPUS = Query()
-AVOID_OOM = Query(batches=("per_device_train_batch_size",), beside=(NUMBER_GPUS,), max_gpus=64)
+_LAYOUT = ("can_recommend", "gpus", "workers", "reason", "outcome")
+MIN_GPUS = Query(_LAYOUT)
+AVOID_OOM = Query(_LAYOUT, batches=("per_device_train_batch_size",), arguments=(NUMBER_GPUS,), max_gpus=64)
 LARGEST_BATCH = Query(
-    ("can_recommend", "per_device_train_batch_size", "batch_size", "reason"), batches=(), beside=(NUMBER_GPUS,)
+    ("can_recommend", "per_device_train_batch_size", "batch_size", "reason", "outcome"),
+    batches=(),
+    arguments=(NUMBER_GPUS,),
 )
-LARGEST_SAMPLE = Query(("can_recommend", "tokens_per_sample", "reason"), beside=(NUMBER_GPUS,))
-GPU_MODEL = Query(("can_recommend", "gpu_model", "gpus", "workers", "cost_per_hour", "rank", "reason"))
+LARGEST_SAMPLE = Query(("can_recommend", "tokens_per_sample", "reason", "outcome"), arguments=(NUMBER_GPUS,))
+GPU_MODEL = Query(
+    ("can_recommend", "gpu_model", "gpus", "workers", "cost_per_hour", "rank", "reason", "outcome"),
+)
 ESTIMATE = Query(
     (
         "fits", "probability", "peak_memory_gib", "needed_memory_gib", "usable_memory_gib", "headroom_gib",
         "weights_gib", "gradients_gib", "optimizer_gib", "gathered_gib", "activations_gib", "reserve_gib", "reason",
+        "outcome",
     ),
-    beside=(NUMBER_GPUS,),
+    arguments=(NUMBER_GPUS,),
 )  # fmt: skip
-
-
-def contradictions(columns: Mapping[str, Sequence[Any]], question: Query = MIN_GPUS) -> list[str]:
-    """Why the fields of each of some jobs do not go together, as ``check_together`` has it; empty text if they do."""
-    present = [field for field in dict.fromkeys((*TOGETHER, *question.asked)) if field in columns]
-    only_whether = {*BATCHES, *question.asked}
-
-    @lru_cache(maxsize=65_536)  # a table has few distinct stacks; of a batch it counts only whether there is one
-    def problem(*values: Any) -> str:
-        try:
-            check_together(dict(zip(present, values, strict=True)), question.batches, question.asked)
-        except ValueError as error:
-            return str(error)
-        return ""
-
-    values = ([v is not None or None for v in columns[f]] if f in only_whether else columns[f] for f in present)
-    return [problem(*job) for job in zip(*values, strict=True)]
-
-
-def missing_columns(columns: Container[Any], question: Query = MIN_GPUS) -> list[str]:
-    """The columns that a table of jobs needs and lacks.
-
-    >>> missing_columns(["model_name", "method", "gpu_model", "batch_size"])
-    ['tokens_per_sample']
-    """
-    missing = [field for field in question.required if field not in columns]
-    if not question.batches or any(field in columns for field in question.batches):
-        return missing
-    return [*missing, " or ".join(question.batches)]

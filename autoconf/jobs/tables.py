@@ -13,7 +13,7 @@ import pandas as pd
 from autoconf.errors import BadInput
 from autoconf.files import STANDARD_STREAM, called
 from autoconf.jobs.job import TOGETHER, Workload
-from autoconf.jobs.queries import MIN_GPUS, Query, contradictions, missing_columns
+from autoconf.jobs.queries import MIN_GPUS, Query
 
 _MOST_PROBLEMS = 20
 
@@ -110,42 +110,41 @@ def _check_separator(header: str, where: str) -> None:
         raise BadInput(f"{where}: the separator seems to be {other!r}, but must be ','")
 
 
-def check_jobs(table: pd.DataFrame, source: str, question: Query = MIN_GPUS) -> None:
+def check_jobs(table: pd.DataFrame, source: str, query: Query = MIN_GPUS) -> None:
     """Check every value of a table of jobs before any is answered.
 
     Args:
         table: as ``read_table`` gives it.
         source: what messages call the file.
-        question: what is asked of the jobs.
+        query: the query about the jobs.
 
     Raises:
         BadInput: a required column is missing, a column of the user's own is named as one of the answers', or values
             can never be right or exclude each other; the message has a line for each bad row, up to 20.
     """
-    missing = missing_columns(table, question)
+    missing = query.missing_columns(table)
     if missing:
         raise BadInput(
             f"{source}, line 1: required column missing: {', '.join(missing)}; the table has {', '.join(table)}"
         )
-    taken, answers = earlier_answers(table, question), question.answers
+    taken, answers = earlier_answers(table, query), query.answers
     # "gpus" or "reason" alone may be anything, and no copy of it may be left; a field may be a job's own.
-    if taken and (answers[0] not in taken or (len(taken) < len(answers) and {*taken} & {*question.asked})):
+    if taken and (answers[0] not in taken or (len(taken) < len(answers) and {*taken} & {*query.answered})):
         raise BadInput(
             f"{source}, line 1: the answers' columns {', '.join(answers)} are appended, but the table has "
             f"{', '.join(taken)} already; rename or remove it"
         )
     problems: dict[int, list[str]] = {}
     known: dict[str, dict[str, Any]] = {}
-    for field in (*Workload.model_fields, *question.beside):
+    for field in query.all_fields:
         if field in table and field not in answers:
-            known[field], wrong = _read_cells(question.reader(field), table[field].unique())
+            known[field], wrong = _read_cells(query.reader(field), table[field].unique())
             for line, text in table.loc[table[field].isin(wrong), field].items() if wrong else ():
                 problems.setdefault(line, []).append(wrong[text])
     texts = table.loc[~table.index.isin(problems), [field for field in TOGETHER if field in known]]
     columns = {field: [known[field][text] for text in texts[field]] for field in texts}
-    for line, problem in zip(texts.index, contradictions(columns, question), strict=True):
-        if problem:
-            problems[line] = [problem]
+    for index, problem in query.contradictions(columns).items():
+        problems[texts.index[index]] = [problem]
     if problems:
         first = sorted(problems)[:_MOST_PROBLEMS]
         messages = [f"{source}, line {line}: {'; '.join(problems[line])}" for line in first]
@@ -154,9 +153,9 @@ def check_jobs(table: pd.DataFrame, source: str, question: Query = MIN_GPUS) -> 
         raise BadInput("\n".join(messages))
 
 
-def earlier_answers(table: pd.DataFrame, question: Query = MIN_GPUS) -> list[str]:
+def earlier_answers(table: pd.DataFrame, query: Query = MIN_GPUS) -> list[str]:
     """The answers' columns that a table has already."""
-    return [column for column in question.answers if column in table]
+    return [column for column in query.answers if column in table]
 
 
 def _read_cells(reader: Callable[[str], Any], texts: Iterable[str]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -15,21 +15,21 @@ from autoconf.jobs.job import STACK_FIELDS, stack_of
 from autoconf.jobs.names import key
 from autoconf.jobs.presets import SETTINGS
 from autoconf.memory.units import Integers
-from autoconf.planner.domain import Columns, column, inside, pick
+from autoconf.planner.domain import JobColumns, column, inside, pick
 from autoconf.planner.frontier import edges
 from autoconf.planner.results import Remedy
-from autoconf.planner.search import answer, even_counts
+from autoconf.planner.search import even_counts, recommendations
 from autoconf.predictor.predictor import Predictor
 
 # For each job the values to try; none where there is nothing to try.
-Propose = Callable[[Predictor, Columns], list[tuple[Any, ...]]]
+Propose = Callable[[Predictor, JobColumns], list[tuple[Any, ...]]]
 Changes = tuple[tuple[str, Propose], ...]
 Change = tuple[int, str, Any]  # a job's place among some, the field, its value
 _NOTHING = np.iinfo(np.int64).max
 _AT_ONCE = 50_000  # changed jobs that are asked for in one call: bounds the memory that candidates take
 
 
-def remedies(predictor: Predictor, columns: Columns, changes: Changes) -> list[list[Remedy]]:
+def remedies(predictor: Predictor, columns: JobColumns, changes: Changes) -> list[list[Remedy]]:
     """The single changes that help, cheapest first, for each of some valid jobs that have no recommendation."""
     found: list[list[Remedy]] = [[] for _ in columns["model_name"]]
     proposed = [
@@ -44,17 +44,17 @@ def remedies(predictor: Predictor, columns: Columns, changes: Changes) -> list[l
 
 
 def _layouts(
-    predictor: Predictor, columns: Columns, changes: Sequence[Change]
+    predictor: Predictor, columns: JobColumns, changes: Sequence[Change]
 ) -> Iterator[tuple[Change, tuple[int, int]]]:
     """The changes that help, with the GPUs per worker and the workers that they lead to."""
     for start in range(0, len(changes), _AT_ONCE):
         some = changes[start : start + _AT_ONCE]
-        for change, said in zip(some, answer(predictor, _changed(columns, some)), strict=True):
+        for change, said in zip(some, recommendations(predictor, _changed(columns, some)), strict=True):
             if said.gpus is not None and said.workers is not None:
                 yield change, (said.gpus, said.workers)
 
 
-def _changed(columns: Columns, changes: Sequence[Change]) -> Columns:
+def _changed(columns: JobColumns, changes: Sequence[Change]) -> JobColumns:
     """Jobs, each with one change."""
     changed = pick(columns, [index for index, _, _ in changes])
     for field in {field for _, field, _ in changes}:
@@ -64,14 +64,14 @@ def _changed(columns: Columns, changes: Sequence[Change]) -> Columns:
     return changed
 
 
-def _before(columns: Columns, index: int, field: str) -> Any:
+def _before(columns: JobColumns, index: int, field: str) -> Any:
     """What a job has in a field; of a setting that it leaves to its stack, the stack's."""
     if field not in SETTINGS:
         return column(columns, field)[index]
     return getattr(stack_of({name: values[index] for name, values in columns.items()}), field)
 
 
-def _one_step(predictor: Predictor, columns: Columns) -> list[tuple[int, ...]]:
+def _one_step(predictor: Predictor, columns: JobColumns) -> list[tuple[int, ...]]:
     return [(1,) if steps > 1 else () for steps in column(columns, "gradient_accumulation_steps")]
 
 
@@ -90,7 +90,7 @@ def _setting(field: str, value: str, *, in_place_of: tuple[str, ...]) -> Propose
             return ()
         return (value,)
 
-    def propose(predictor: Predictor, columns: Columns) -> list[tuple[str, ...]]:
+    def propose(predictor: Predictor, columns: JobColumns) -> list[tuple[str, ...]]:
         if field == "method" and value not in predictor.domain.methods:
             return [()] * len(columns["method"])
         return [proposed(*job) for job in zip(*(column(columns, name) for name in STACK_FIELDS), strict=True)]
@@ -101,19 +101,19 @@ def _setting(field: str, value: str, *, in_place_of: tuple[str, ...]) -> Propose
 def _batch(field: str, nearest: Callable[[Integers, Integers, Integers, int], Integers]) -> Propose:
     """Propose to jobs that have such a batch the nearest one that some number of GPUs can take."""
 
-    def propose(predictor: Predictor, columns: Columns) -> list[tuple[int, ...]]:
+    def propose(predictor: Predictor, columns: JobColumns) -> list[tuple[int, ...]]:
         proposed: list[tuple[int, ...]] = [()] * len(columns["model_name"])
         stated = [index for index, batch in enumerate(column(columns, field)) if batch is not None]
         if not stated:
             return proposed
-        jobs, problems = inside(predictor, pick(columns, stated))
+        placed = inside(predictor, pick(columns, stated))
+        jobs = placed.jobs
         counts, even = even_counts(predictor, jobs)
         tokens = edges(predictor, jobs, counts.max(initial=0))[:, counts - 1]
         samples = np.where(even, tokens // jobs.tokens_per_sample[:, None], 0)
-        found = iter(nearest(jobs.batch_size[:, None], counts, samples, predictor.domain.max_batch_size).tolist())
-        for index, problem in zip(stated, problems, strict=True):
-            value = _NOTHING if problem else next(found)
-            proposed[index] = () if value == _NOTHING else (value,)
+        found = nearest(jobs.batch_size[:, None], counts, samples, predictor.domain.max_batch_size).tolist()
+        for position, value in zip(placed.positions.tolist(), found, strict=True):
+            proposed[stated[position]] = () if value == _NOTHING else (value,)
         return proposed
 
     return propose
@@ -135,7 +135,7 @@ def _nearest_on_each(batch: Integers, counts: Integers, samples: Integers, large
     return np.where(below == 0, _NOTHING, below)
 
 
-def _longer_list(predictor: Predictor, columns: Columns) -> list[tuple[int, ...]]:
+def _longer_list(predictor: Predictor, columns: JobColumns) -> list[tuple[int, ...]]:
     """The smallest number of GPUs that does it, where only the job's own limit is in the way."""
     proposed: list[tuple[int, ...]] = [()] * len(columns["model_name"])
     most = predictor.domain.max_gpus
@@ -146,25 +146,24 @@ def _longer_list(predictor: Predictor, columns: Columns) -> list[tuple[int, ...]
     return proposed
 
 
-def _larger_gpus(predictor: Predictor, columns: Columns) -> list[tuple[str, ...]]:
+def _larger_gpus(predictor: Predictor, columns: JobColumns) -> list[tuple[str, ...]]:
     """Of the types of GPU with more memory the one that needs the fewest, and the smallest that does it at all.
 
     Of types with the same memory, to which the answers are the same, the domain's first stands for all.
     """
     memory = {name: gpu.usable_gib for name, gpu in predictor.domain.gpus.items()}
     types = sorted({usable: name for name, usable in reversed(memory.items())}.items())
-    jobs, problems = inside(predictor, columns)
-    known = [index for index, problem in enumerate(problems) if not problem]
+    placed = inside(predictor, columns)
     larger = [
         (index, "gpu_model", name)
-        for index, has in zip(known, jobs.usable_gib.tolist(), strict=True)
+        for index, has in zip(placed.positions.tolist(), placed.jobs.usable_gib.tolist(), strict=True)
         for usable, name in types
         if usable > has
     ]
     totals: dict[int, dict[str, int]] = {}  # of each job, by the types that do it, least memory first
     for (index, _, name), (gpus, workers) in _layouts(predictor, columns, larger):
         totals.setdefault(index, {})[name] = gpus * workers
-    proposed: list[tuple[str, ...]] = [()] * len(problems)
+    proposed: list[tuple[str, ...]] = [()] * len(columns["model_name"])
     for index, needed in totals.items():
         fewest, smallest = min(needed, key=lambda name: needed[name]), next(iter(needed))
         proposed[index] = (fewest,) if fewest == smallest else (fewest, smallest)

@@ -1,53 +1,45 @@
-"""Whether what somebody requested fits, and what would fit in its place at the same batch of each GPU."""
+"""Check whether a request for GPUs fits, and find the next larger one that does at the same batch on each GPU."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import overload
 
 import numpy as np
 import pandas as pd
 
 from autoconf.jobs.job import Job
 from autoconf.jobs.queries import AVOID_OOM, NUMBER_GPUS
-from autoconf.planner.domain import Columns, on_counts
-from autoconf.planner.results import Recommendation
-from autoconf.planner.runner import ask
+from autoconf.planner.domain import JobArrays, JobColumns, on_counts
+from autoconf.planner.results import Problem, Recommendation
+from autoconf.planner.runner import LayoutSolver, on_gpus
 from autoconf.planner.search import even_counts, smallest
 from autoconf.predictor.predictor import Predictor
-from autoconf.predictor.user_versions import Models
+from autoconf.predictor.user_versions import ModelsFolder
 
 
-@overload
-def avoid_oom(
-    jobs: Job, number_gpus: int, model_version: str | None = None, models: Models = None
-) -> Recommendation: ...
-@overload
-def avoid_oom(
-    jobs: pd.DataFrame, number_gpus: None = None, model_version: str | None = None, models: Models = None
-) -> pd.DataFrame: ...
+@on_gpus(Recommendation)
 def avoid_oom(
     jobs: Job | pd.DataFrame,
     number_gpus: int | None = None,
     model_version: str | None = None,
-    models: Models = None,
+    models: ModelsFolder = None,
 ) -> Recommendation | pd.DataFrame:
-    """Keep a request for GPUs that fits, and name the next larger one that does where it does not.
+    """Keep a request for GPUs that fits, or find the next larger number of GPUs that does.
 
     Args:
         jobs: a ``Job`` with ``per_device_train_batch_size``, or a DataFrame with its fields and ``number_gpus`` as
-            columns. ``max_gpus``, 64 unless the job says otherwise, bounds what is named in place of a request.
-        number_gpus: GPUs that were requested in total, >= 1, of a ``Job``.
-        model_version: version for jobs that name none; the newest released one by default.
-        models: folder of versions of your own; by default what the environment variable ``AUTOCONF_MODELS`` names.
+            columns. ``max_gpus`` (64 unless the job sets it) limits the larger numbers.
+        number_gpus: GPUs requested in total, >= 1; for a ``Job`` only.
+        model_version: version for jobs that name none; by default the newest released one.
+        models: folder of user versions; by default the one that the environment variable ``AUTOCONF_MODELS`` names.
 
     Returns:
-        For a ``Job`` a ``Recommendation``: the request if it fits, whatever ``max_gpus``; else the next larger number
-        of GPUs that fits, split evenly over workers. For a DataFrame the same as columns.
+        For a ``Job`` a ``Recommendation``: the request if it fits, whatever ``max_gpus`` is; otherwise the next larger
+        number of GPUs that fits and splits evenly over workers. For a DataFrame its fields as columns.
 
     Raises:
         TypeError: ``jobs`` is neither.
-        ValueError: a field, a column or ``number_gpus`` is missing or can never be right.
+        ValueError: a field, a column or ``number_gpus`` is missing or invalid.
         AutoConfError: the installation is broken.
 
     >>> job = Job(model_name="llama-7b", method="lora", gpu_model="L40S", tokens_per_sample=4096,
@@ -55,22 +47,30 @@ def avoid_oom(
     >>> avoid_oom(job, number_gpus=9).gpus, avoid_oom(job, number_gpus=9).workers
     (5, 2)
     """
-    found = ask(AVOID_OOM, Recommendation, jobs, model_version, _of_version, models, number_gpus=number_gpus)
-    return replace(found, stack=jobs.stack_name()) if isinstance(jobs, Job) else found
+    return _AVOID_OOM.of_either(jobs, model_version, models, number_gpus=number_gpus)
 
 
-def _of_version(predictor: Predictor, columns: Columns) -> list[Recommendation]:
+def _solve(predictor: Predictor, columns: JobColumns) -> list[Recommendation]:
     gpus = np.array(columns[NUMBER_GPUS], np.int64)
-    jobs, which, problems = on_counts(predictor, columns, gpus)
-    requests = replace(jobs, min_gpus=gpus[which], max_gpus=np.maximum(jobs.max_gpus, gpus[which]))
+    placed = on_counts(predictor, columns, gpus)
+    requested = gpus[placed.positions]
+    requests = replace(placed.jobs, min_gpus=requested, max_gpus=np.maximum(placed.jobs.max_gpus, requested))
     counts, even = even_counts(predictor, requests)
-    possible = (even & requests.takes(counts, predictor.domain.max_batch_size)).any(axis=1)
-    for index in np.flatnonzero(~possible).tolist():
-        request, per_worker = gpus[which[index]], requests.gpus_per_worker[index]
-        most = min(requests.max_gpus[index], predictor.domain.max_gpus)
-        problems[which[index]] = (
-            f"{request} GPUs do not split evenly over workers of {per_worker}, and no larger number up to {most} does "
-            f"with a batch inside the domain"
-        )
-    found = iter(smallest(predictor, requests.subset(np.flatnonzero(possible))))
-    return [Recommendation(reason=problem) if problem else next(found) for problem in problems]
+    possible = (even & requests.can_split(counts, predictor.domain.max_batch_size)).any(axis=1)
+    uneven = {index: _uneven(predictor, requests, index) for index in np.flatnonzero(~possible).tolist()}
+    found = smallest(predictor, requests.subset(np.flatnonzero(possible)))
+    return placed.without(uneven).answers(found, Recommendation)
+
+
+def _uneven(predictor: Predictor, requests: JobArrays, index: int) -> Problem:
+    """Why nothing can be considered for a request."""
+    request, per_worker = requests.min_gpus[index], requests.gpus_per_worker[index]
+    most = min(requests.max_gpus[index], predictor.domain.max_gpus)
+    return Problem(
+        "fits_nowhere",
+        f"{request} GPUs do not split evenly over workers of {per_worker}, and no larger number up to {most} does with "
+        f"a batch inside the domain",
+    )
+
+
+_AVOID_OOM = LayoutSolver(AVOID_OOM, Recommendation, _solve)

@@ -1,12 +1,11 @@
-"""Look jobs up in a version's domain."""
+"""Look jobs up in a version's domain: the jobs inside it become arrays, all others get the reason."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from itertools import repeat
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,83 +14,96 @@ from autoconf.jobs.names import Names
 from autoconf.jobs.presets import SETTINGS, training_stack
 from autoconf.jobs.values import LARGEST_NUMBER
 from autoconf.memory.units import Booleans, Floats, Integers
-from autoconf.predictor.predictor import Predictor
+from autoconf.planner.results import Problem
+from autoconf.predictor.predictor import OutsideDomain, Predictor
 
-Columns = dict[str, list[Any]]  # a field of valid jobs -> its value for each; one that is absent has its default
+Answer = TypeVar("Answer")
+JobColumns = dict[str, list[Any]]  # a field of valid jobs -> its value for each job; an absent field has its default
+Problems = dict[int, Problem]  # of those jobs that have one, by their position
 
 
 @dataclass(frozen=True)
-class Jobs:
+class JobArrays:
     """Jobs inside a version's domain; all arrays have shape (jobs,)."""
 
     rows: Integers  # each job's figures in the version's memory table
     usable_gib: Floats
     tokens_per_sample: Integers
-    batch_size: Integers
+    batch_size: Integers  # global, or of each GPU
+    per_device: Booleans  # whether ``batch_size`` is that of each GPU
     gpus_per_worker: Integers
-    max_gpus: Integers
-    per_device: Booleans | bool = False  # whether ``batch_size`` is that of each GPU
-    min_gpus: Integers | int = 1  # fewest to consider
-    max_tokens_per_sample: Integers | int = 0  # of the domain, or of the model's learned positions
+    min_gpus: Integers  # fewest to consider
+    max_gpus: Integers  # most to consider
+    max_tokens_per_sample: Integers  # of the domain, or of the model's learned positions
 
-    def takes(self, counts: Integers, max_batch_size: int) -> Booleans:
-        """Whether a job's batch can be had on so many GPUs, shape (jobs, counts)."""
-        batch_size, per_device = self.batch_size[:, None], self.on_each[:, None]
-        return np.where(per_device, batch_size * counts <= max_batch_size, batch_size % counts == 0)
+    def can_split(self, counts: Integers, max_batch_size: int) -> Booleans:
+        """Whether a job's batch can be split over each number of GPUs, shape (jobs, counts)."""
+        batch_size = self.batch_size[:, None]
+        return np.where(self.per_device[:, None], batch_size * counts <= max_batch_size, batch_size % counts == 0)
 
     def tokens_per_gpu(self, which: Integers, gpus: Integers) -> Floats:
-        """Tokens of a micro-batch on each GPU, of some of the jobs on so many GPUs."""
-        per_gpu = np.where(self.on_each[which], self.batch_size[which], self.batch_size[which] / gpus)
-        return per_gpu * self.tokens_per_sample[which]
+        """Tokens of a micro-batch on each GPU, for some of the jobs on as many GPUs each, shape (which,)."""
+        batch_size = self.batch_size[which]
+        return np.where(self.per_device[which], batch_size, batch_size / gpus) * self.tokens_per_sample[which]
 
-    def subset(self, which: Integers) -> Jobs:
-        return Jobs(*(np.broadcast_to(getattr(self, field.name), self.rows.shape)[which] for field in fields(self)))
-
-    @property
-    def on_each(self) -> Booleans:
-        """``per_device``, of every job."""
-        return np.broadcast_to(self.per_device, self.batch_size.shape)
+    def subset(self, which: Integers) -> JobArrays:
+        """Some of the jobs, by position."""
+        return JobArrays(*(getattr(self, field.name)[which] for field in fields(self)))
 
 
-_NUMBERS = ("tokens_per_sample", "gpus_per_worker", "max_gpus")
+@dataclass(frozen=True)
+class Placed:
+    """Jobs after the lookup: those that can be answered as arrays, and why the others cannot."""
+
+    jobs: JobArrays
+    positions: Integers  # of ``jobs`` among all jobs
+    problems: Problems
+
+    def without(self, problems: Problems) -> Placed:
+        """The same, with more jobs that have a problem.
+
+        Args:
+            problems: by position among ``jobs``.
+        """
+        if not problems:
+            return self
+        fine = np.array([index for index in range(len(self.positions)) if index not in problems], np.int64)
+        found = {int(self.positions[index]): problem for index, problem in problems.items()}
+        return Placed(self.jobs.subset(fine), self.positions[fine], self.problems | found)
+
+    def answers(self, found: Iterable[Answer], refused: Callable[..., Answer]) -> list[Answer]:
+        """An answer for each of all jobs.
+
+        Args:
+            found: the answers of ``jobs``.
+            refused: makes an answer of an ``outcome`` and a ``reason``.
+        """
+        if not self.problems:
+            return list(found)
+        count, rest = len(self.positions) + len(self.problems), iter(found)
+        return [
+            refused(outcome=problem.outcome, reason=problem.reason) if problem else next(rest)
+            for problem in map(self.problems.get, range(count))
+        ]
 
 
-def pick(columns: Columns, indices: Sequence[int]) -> Columns:
-    """Some of the jobs."""
+def pick(columns: JobColumns, indices: Sequence[int]) -> JobColumns:
+    """Some of the jobs, by position."""
     return {field: [values[index] for index in indices] for field, values in columns.items()}
 
 
-def column(columns: Columns, field: str) -> list[Any]:
+def column(columns: JobColumns, field: str) -> list[Any]:
     """A field's value for each job."""
     return columns[field] if field in columns else [OPTIONAL[field]] * len(columns[REQUIRED[0]])
 
 
-def inside(predictor: Predictor, columns: Columns) -> tuple[Jobs, list[str]]:
-    """The jobs that lie inside a version's domain, and for each of all jobs why it does not; empty text if it does."""
-    lookup = _lookup(predictor)
-    fields = (columns[field] if field in columns else repeat(OPTIONAL[field]) for field in _Lookup.FIELDS)
-    found = [lookup(*job) for job in zip(*fields, strict=False)]  # defaults repeat without end
-    known = [index for index, place in enumerate(found) if not isinstance(place, str)]
-    rows, usable, longest = np.array([found[index] for index in known], float).reshape(-1, 3).T
-    some = pick(columns, known)
-    tokens, per_worker, most = (np.array(column(some, field), np.int64) for field in _NUMBERS)
-    on_each, global_ = column(some, "per_device_train_batch_size"), column(some, "batch_size")
-    batch_size = np.array([size or each for size, each in zip(global_, on_each, strict=True)], np.int64)
-    per_device = np.array([each is not None for each in on_each], bool)
-    jobs = Jobs(
-        rows.astype(np.int64), usable, tokens, batch_size, per_worker, most, per_device,
-        max_tokens_per_sample=longest.astype(np.int64),
-    )  # fmt: skip
-    return jobs, [place if isinstance(place, str) else "" for place in found]
+def inside(predictor: Predictor, columns: JobColumns) -> Placed:
+    """Find the jobs that lie inside a version's domain."""
+    return _lookup(predictor)(columns)
 
 
 class _Lookup:
-    """Find a job's figures and memory in a version, or say why it lies outside the version's domain."""
-
-    FIELDS = (
-        "model_name", "method", "gpu_model", "tokens_per_sample", "batch_size", "per_device_train_batch_size",
-        "gradient_accumulation_steps", "stack", *SETTINGS,
-    )  # fmt: skip
+    """Finds jobs' figures and memory in a version, or why jobs lie outside the version's domain."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.version, self.domain = predictor.card.version, predictor.domain
@@ -100,66 +112,137 @@ class _Lookup:
             "method": Names(dict.fromkeys(self.domain.methods, ())),
             "gpu_model": Names({name: gpu.aliases for name, gpu in self.domain.gpus.items()}),
         }
+        self.usable_gib = {name: gpu.usable_gib for name, gpu in self.domain.gpus.items()}
+        self.positions = {
+            name: model.max_tokens_per_sample
+            for name, model in self.domain.models.items()
+            if model.max_tokens_per_sample is not None
+        }
 
-        # A table has few models and ways to train them, however long it is.
-        @lru_cache(maxsize=65_536)
-        def row(model: str, method: str, *stack: Any) -> int | str:
-            return predictor.row(model, method, training_stack(method, *stack))
+        @lru_cache(maxsize=65_536)  # a table has few models and stacks, however long it is
+        def row(model: str, method: str, *stack: Any) -> int | Problem:
+            try:
+                return predictor.row(model, method, training_stack(method, *stack))
+            except OutsideDomain as error:
+                return outside(str(error))
 
         self.row = row
 
-    def __call__(
-        self, model_name: str, method: str, gpu_model: str, tokens: int, batch_size: int | None, on_each: int | None,
-        steps: int, *stack: Any,
-    ) -> tuple[int, float, int] | str:  # fmt: skip
-        domain = self.domain
-        found = []
-        for (field, names), value in zip(self.names.items(), (model_name, method, gpu_model), strict=True):
-            name = names.find(value)
-            if name is None:
-                known = names.known_like(value)
-                return f"{field} {value!r} is not in the domain of version {self.version}, which has {known}"
-            found.append(name)
-        model, method, gpu = found
-        for field, number, limit in (
-            ("tokens_per_sample", tokens, domain.max_tokens_per_sample),
-            ("batch_size", batch_size or 0, domain.max_batch_size),
-            ("per_device_train_batch_size", on_each or 0, domain.max_batch_size),
-        ):
-            if number > limit:
-                return f"{field} {number} is beyond the domain of version {self.version}, which ends at {limit}"
-        longest = domain.models[model].max_tokens_per_sample
-        if longest is not None and tokens > longest:
-            return f"tokens_per_sample {tokens} is beyond the {longest} learned positions of {model_name}"
-        row = self.row(model, method, steps > 1, *stack)
-        if isinstance(row, str):
-            return row
-        return row, domain.gpus[gpu].usable_gib, min(longest or LARGEST_NUMBER, domain.max_tokens_per_sample)
+    def __call__(self, columns: JobColumns) -> Placed:
+        problems: Problems = {}  # the first problem of a job is its reason
+        models, methods, gpus = (self._find(field, column(columns, field), problems) for field in self.names)
+        tokens, batch_size, each = (self._sizes(field, limit, columns, problems) for field, limit in self._limits())
+        longest = self._longest(columns, models, tokens, problems)
+        rows = self._rows(columns, models, methods, problems)
+        fine = np.array([index for index in range(len(models)) if index not in problems], np.int64)
+        per_worker, most = (np.array(column(columns, field), np.int64) for field in ("gpus_per_worker", "max_gpus"))
+        jobs = JobArrays(
+            rows=rows,
+            usable_gib=np.array([self.usable_gib.get(gpu, 0.0) for gpu in gpus]),
+            tokens_per_sample=tokens,
+            batch_size=np.where(each > 0, each, batch_size),
+            per_device=each > 0,
+            gpus_per_worker=per_worker,
+            min_gpus=np.ones(len(models), np.int64),
+            max_gpus=most,
+            max_tokens_per_sample=np.minimum(longest, self.domain.max_tokens_per_sample),
+        )
+        return Placed(jobs if not problems else jobs.subset(fine), fine, problems)
+
+    def _limits(self) -> tuple[tuple[str, int], ...]:
+        """The sizes that the domain limits."""
+        largest = self.domain.max_batch_size
+        return (
+            ("tokens_per_sample", self.domain.max_tokens_per_sample),
+            ("batch_size", largest),
+            ("per_device_train_batch_size", largest),
+        )
+
+    def _find(self, field: str, values: list[str], problems: Problems) -> list[str]:
+        """The domain's names for what users wrote; empty text where there is none."""
+        names = {value: self.names[field].find(value) or "" for value in set(values)}
+        unknown = {value: outside(self._unknown(field, value)) for value, name in names.items() if not name}
+        if unknown:
+            for index, value in enumerate(values):
+                if value in unknown:
+                    problems.setdefault(index, unknown[value])
+        return [names[value] for value in values]
+
+    def _unknown(self, field: str, value: str) -> str:
+        known = self.names[field].known_like(value)
+        return f"{field} {value!r} is not in the domain of version {self.version}, which has {known}"
+
+    def _sizes(self, field: str, limit: int, columns: JobColumns, problems: Problems) -> Integers:
+        """A field's sizes, 0 where a job has none."""
+        sizes = np.array([size or 0 for size in column(columns, field)], np.int64)
+        for index in np.flatnonzero(sizes > limit).tolist():
+            reason = f"{field} {sizes[index]} is beyond the domain of version {self.version}, which ends at {limit}"
+            problems.setdefault(index, outside(reason))
+        return sizes
+
+    def _longest(self, columns: JobColumns, models: list[str], tokens: Integers, problems: Problems) -> Integers:
+        """The learned positions of each job's model, which limit its samples."""
+        longest = np.array([self.positions.get(model, LARGEST_NUMBER) for model in models], np.int64)
+        for index in np.flatnonzero(tokens > longest).tolist():
+            name = columns["model_name"][index]
+            reason = f"tokens_per_sample {tokens[index]} is beyond the {longest[index]} learned positions of {name}"
+            problems.setdefault(index, outside(reason))
+        return longest
+
+    def _rows(self, columns: JobColumns, models: list[str], methods: list[str], problems: Problems) -> Integers:
+        """The figures of each job without a problem; 0 for others."""
+        accumulating = [steps > 1 for steps in column(columns, "gradient_accumulation_steps")]
+        stacks = (column(columns, field) for field in ("stack", *SETTINGS))
+        found = np.zeros(len(models), np.int64)
+        for index, key in enumerate(zip(models, methods, accumulating, *stacks, strict=True)):
+            if index not in problems:
+                row = self.row(*key)
+                if isinstance(row, Problem):
+                    problems[index] = row
+                else:
+                    found[index] = row
+        return found
 
 
-def on_counts(predictor: Predictor, columns: Columns, gpus: Integers) -> tuple[Jobs, Integers, list[str]]:
-    """The jobs that lie inside a version's domain on their number of GPUs, their places, and why others do not."""
-    jobs, problems = inside(predictor, columns)
-    known = np.flatnonzero([not problem for problem in problems])
-    for index, problem in zip(known, _beyond(predictor, jobs, gpus[known]), strict=True):
-        problems[index] = problem
-    fine = np.array([not problems[index] for index in known], bool)
-    return jobs.subset(np.flatnonzero(fine)), known[fine], problems
+def outside(reason: str) -> Problem:
+    """The problem of a job outside a version's domain."""
+    return Problem("outside_domain", reason)
 
 
-def _beyond(predictor: Predictor, jobs: Jobs, gpus: Integers) -> list[str]:
-    """Why each of some jobs cannot be had on a number of GPUs, whatever it holds; empty text where it can."""
-    domain, ends = predictor.domain, f"beyond the domain of version {predictor.card.version}, which ends at"
-    problems = [""] * len(gpus)
-    for index, (count, batch, on_each) in enumerate(zip(gpus, jobs.batch_size, jobs.on_each, strict=True)):
-        if count > domain.max_gpus:
-            problems[index] = f"number_gpus {count} is {ends} {domain.max_gpus}"
-        elif on_each and batch * count > domain.max_batch_size:
-            whole = f"per_device_train_batch_size {batch} on {count} GPUs is a batch of {batch * count}"
-            problems[index] = f"{whole}, {ends} {domain.max_batch_size}"
-        elif not on_each and batch % count:
-            problems[index] = f"number_gpus {count} does not divide batch_size {batch}"
+def on_counts(predictor: Predictor, columns: JobColumns, gpus: Integers) -> Placed:
+    """Find the jobs that lie inside a version's domain and can run on a number of GPUs, whatever memory they take.
+
+    Args:
+        predictor: a version.
+        columns: valid jobs.
+        gpus: the number of GPUs of each of them, shape (jobs,).
+    """
+    placed = inside(predictor, columns)
+    return placed.without(_beyond(predictor, placed.jobs, gpus[placed.positions]))
+
+
+def _beyond(predictor: Predictor, jobs: JobArrays, gpus: Integers) -> Problems:
+    """Why jobs cannot run on their number of GPUs."""
+    domain = predictor.domain
+    too_many = gpus > domain.max_gpus
+    too_large = jobs.per_device & (jobs.batch_size * gpus > domain.max_batch_size)
+    uneven = ~jobs.per_device & (jobs.batch_size % gpus != 0)
+    problems: Problems = {}
+    for index in np.flatnonzero(too_many | too_large | uneven).tolist():
+        count, batch = int(gpus[index]), int(jobs.batch_size[index])
+        if too_many[index]:
+            reason = f"number_gpus {count} is {_ends(predictor, domain.max_gpus)}"
+        elif too_large[index]:
+            each = f"per_device_train_batch_size {batch} on {count} GPUs"
+            reason = f"{each} is a batch of {batch * count}, {_ends(predictor, domain.max_batch_size)}"
+        else:
+            reason = f"number_gpus {count} does not divide batch_size {batch}"
+        problems[index] = outside(reason)
     return problems
+
+
+def _ends(predictor: Predictor, limit: int) -> str:
+    return f"beyond the domain of version {predictor.card.version}, which ends at {limit}"
 
 
 @lru_cache(maxsize=8)
@@ -168,5 +251,5 @@ def _lookup(predictor: Predictor) -> _Lookup:
 
 
 def workers(gpus: Integers, gpus_per_worker: Integers) -> Integers:
-    """As few as have room for so many GPUs."""
+    """The fewest workers that have room for each number of GPUs."""
     return -(-gpus // gpus_per_worker)

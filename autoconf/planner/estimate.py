@@ -1,11 +1,6 @@
-"""What a job holds on a given number of GPUs: whether it fits, how likely that is, and where the memory goes.
-
-The same road as ``recommend``, which ends before the search for the smallest number of GPUs.
-"""
+"""Estimate the memory of a job on a given number of GPUs: whether it fits, how likely, and where the memory goes."""
 
 from __future__ import annotations
-
-from typing import overload
 
 import numpy as np
 import pandas as pd
@@ -15,36 +10,31 @@ from autoconf.jobs.queries import ESTIMATE, NUMBER_GPUS
 from autoconf.memory.candidates import Candidates
 from autoconf.memory.model import StackMemory
 from autoconf.memory.units import GIB, Integers
-from autoconf.planner.domain import Columns, on_counts
+from autoconf.planner.domain import JobArrays, JobColumns, on_counts
 from autoconf.planner.results import Estimate
 from autoconf.planner.rules import passing
-from autoconf.planner.runner import ask
+from autoconf.planner.runner import Solver, on_gpus
 from autoconf.planner.search import decide
 from autoconf.predictor import registry
 from autoconf.predictor.predictor import Predictor
-from autoconf.predictor.user_versions import Models
+from autoconf.predictor.user_versions import ModelsFolder
 
 
-@overload
-def estimate(workloads: Job, number_gpus: int, model_version: str | None = None, models: Models = None) -> Estimate: ...
-@overload
-def estimate(
-    workloads: pd.DataFrame, number_gpus: None = None, model_version: str | None = None, models: Models = None
-) -> pd.DataFrame: ...
+@on_gpus(Estimate)
 def estimate(
     workloads: Job | pd.DataFrame,
     number_gpus: int | None = None,
     model_version: str | None = None,
-    models: Models = None,
+    models: ModelsFolder = None,
 ) -> Estimate | pd.DataFrame:
-    """Say what jobs hold on each of a number of GPUs.
+    """Estimate the memory that jobs take on each of a number of GPUs.
 
     Args:
         workloads: a ``Workload``, or a DataFrame with its fields and ``number_gpus`` as columns.
-        number_gpus: GPUs in total, >= 1, of a ``Workload``.
-        model_version: version for jobs that name none; the newest released one by default. Versions before 2.0.0 have
+        number_gpus: GPUs in total, >= 1; for a ``Workload`` only.
+        model_version: version for jobs that name none; by default the newest released one. Versions before 2.0.0 have
             no estimates.
-        models: folder of versions of your own; by default what the environment variable ``AUTOCONF_MODELS`` names.
+        models: folder of user versions; by default the one that the environment variable ``AUTOCONF_MODELS`` names.
 
     Returns:
         An ``Estimate`` for a ``Workload``; for a DataFrame, one with the same index and the fields of ``Estimate`` as
@@ -52,7 +42,7 @@ def estimate(
 
     Raises:
         TypeError: ``workloads`` is neither.
-        ValueError: ``number_gpus`` is missing or no whole number >= 1; a required column is missing or there twice.
+        ValueError: ``number_gpus`` is missing or not a whole number >= 1; a required column is missing or there twice.
         AutoConfError: the installation is broken.
 
     >>> from autoconf import Workload
@@ -65,43 +55,40 @@ def estimate(
     >>> abs(sum(parts) + found.reserve_gib - found.needed_memory_gib) < 1e-6
     True
     """
-    return ask(ESTIMATE, Estimate, workloads, model_version, _of_version, models, number_gpus=number_gpus)
+    return _ESTIMATE.of_either(workloads, model_version, models, number_gpus=number_gpus)
 
 
-def _of_version(predictor: Predictor, columns: Columns) -> list[Estimate]:
+def estimates(predictor: Predictor, columns: JobColumns) -> list[Estimate]:
+    """Estimates for valid jobs, each on its ``number_gpus``, by one version."""
     version, gpus = predictor.card.version, np.array(columns[NUMBER_GPUS], np.int64)
     if not isinstance(predictor.memory, StackMemory):
-        return [Estimate(reason=f"version {version} has no estimates; the newest is {registry.DEFAULT}")] * len(gpus)
-    candidates, problems = placed(predictor, columns, gpus)
-    answers = iter(_of_candidates(predictor, candidates))
-    return [Estimate(reason=problem) if problem else next(answers) for problem in problems]
+        reason = f"version {version} has no estimates; the newest is {registry.DEFAULT}"
+        return [Estimate(reason=reason, outcome="outside_domain")] * len(gpus)
+    placed = on_counts(predictor, columns, gpus)
+    return placed.answers(
+        _of_candidates(predictor, candidates_on(predictor, placed.jobs, gpus[placed.positions])), Estimate
+    )
 
 
-def placed(predictor: Predictor, columns: Columns, gpus: Integers) -> tuple[Candidates, list[str]]:
-    """Jobs on the numbers of GPUs that are asked for.
+def candidates_on(predictor: Predictor, jobs: JobArrays, gpus: Integers) -> Candidates:
+    """Jobs on one number of GPUs each.
 
     Args:
         predictor: a version.
-        columns: valid jobs.
-        gpus: on how many GPUs each of them runs, >= 1.
-
-    Returns:
-        The jobs that lie inside the version's domain and can run so, and for each of all jobs why it does not; empty
-        text if it does.
+        jobs: jobs inside its domain.
+        gpus: the number of GPUs of each of them, shape (jobs,).
     """
-    jobs, which, problems = on_counts(predictor, columns, gpus)
-    count = gpus[which]
-    tokens = jobs.tokens_per_gpu(np.arange(len(which)), count)
-    return Candidates(predictor.memory, jobs.rows, count, tokens, jobs.usable_gib), problems
+    tokens = jobs.tokens_per_gpu(np.arange(len(gpus)), gpus)
+    return Candidates(predictor.memory, jobs.rows, gpus, tokens, jobs.usable_gib)
 
 
 def _of_candidates(predictor: Predictor, candidates: Candidates) -> list[Estimate]:
     memory, reserve = candidates.memory, predictor.card.reserve
     assert isinstance(memory, StackMemory) and reserve is not None
     place = candidates.rows, candidates.gpus, candidates.tokens_per_gpu
-    fits = decide(predictor, candidates)
-    probability = np.where(passing(candidates), predictor.probabilities(predictor.features(candidates)), 0.0)
-    peak = memory.peak_bytes(*place) / GIB
+    fits = decide(predictor, candidates).tolist()
+    probability = np.where(passing(candidates), predictor.probabilities(predictor.features(candidates)), 0.0).tolist()
+    peak = (memory.peak_bytes(*place) / GIB).tolist()
     found = []
     for index, (row, gpus, tokens) in enumerate(zip(*place, strict=True)):
         parts = memory.parts_gib(int(row), int(gpus), float(tokens), reserve)
@@ -109,8 +96,8 @@ def _of_candidates(predictor: Predictor, candidates: Candidates) -> list[Estimat
         found.append(
             Estimate(
                 fits=int(fits[index]),
-                probability=float(probability[index]),
-                peak_memory_gib=float(peak[index]),
+                probability=probability[index],
+                peak_memory_gib=peak[index],
                 needed_memory_gib=needed,
                 usable_memory_gib=usable,
                 headroom_gib=usable - needed,
@@ -120,6 +107,10 @@ def _of_candidates(predictor: Predictor, candidates: Candidates) -> list[Estimat
                 gathered_gib=parts["gathered"],
                 activations_gib=parts["activations"],
                 reserve_gib=parts["reserve"],
+                outcome="ok" if fits[index] else "fits_nowhere",
             )
         )
     return found
+
+
+_ESTIMATE = Solver(ESTIMATE, Estimate, estimates)

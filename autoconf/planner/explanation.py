@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autoconf.jobs.job import Job
-from autoconf.jobs.queries import MIN_GPUS
+from autoconf.jobs.queries import NUMBER_GPUS
 from autoconf.planner.alternatives import ALL_CHANGES, remedies
-from autoconf.planner.domain import Columns, inside
-from autoconf.planner.estimate import estimate
-from autoconf.planner.min_gpus import recommend
+from autoconf.planner.domain import JobColumns, inside
+from autoconf.planner.estimate import estimates
+from autoconf.planner.min_gpus import MIN_GPUS_SOLVER
 from autoconf.planner.results import Estimate, Recommendation, Remedy
-from autoconf.planner.runner import valid_jobs
 from autoconf.planner.search import even_counts
 from autoconf.predictor import registry
 from autoconf.predictor.predictor import Predictor
-from autoconf.predictor.user_versions import Models
+from autoconf.predictor.user_versions import ModelsFolder
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Explanation:
         return self.recommendation.reason.removesuffix(named)
 
 
-def explain(job: Job, model_version: str | None = None, models: Models = None) -> Explanation:
+def explain(job: Job, model_version: str | None = None, models: ModelsFolder = None) -> Explanation:
     """Recommend the smallest number of GPUs, and say why it is that one and what would change it.
 
     Args:
@@ -66,29 +65,29 @@ def explain(job: Job, model_version: str | None = None, models: Models = None) -
     """
     if not isinstance(job, Job):
         raise TypeError(f"job: must be a Workload, got {type(job).__name__}")
-    found = recommend(job, model_version, models)
-    fields = {field: [value] for field, value in MIN_GPUS.fields_of(job).items()}
-    columns, (problem,) = valid_jobs(fields, model_version, models=models)
-    if problem:
-        return Explanation(found, {}, ())
+    columns, problems = MIN_GPUS_SOLVER.columns_of(job, model_version, models)
+    if problems:
+        found = MIN_GPUS_SOLVER.refuse(problems[0])
+        return Explanation(replace(found, stack=job.stack_name()), {}, ())
     predictor = registry.load(columns["model_version"][0], models)
+    (found,) = MIN_GPUS_SOLVER.solve(predictor, columns)
     total = None if found.gpus is None or found.workers is None else found.gpus * found.workers
     counts = _considered(predictor, columns)
     shown = counts[-1:] if total is None else [count for count in counts if count <= total][-2:]
-    at = {count: estimate(job, count, model_version, models) for count in shown}
-    return Explanation(found, at, _changes(predictor, columns, total))
+    on_each = {field: values * len(shown) for field, values in columns.items()} | {NUMBER_GPUS: shown}
+    at = dict(zip(shown, estimates(predictor, on_each), strict=True))
+    return Explanation(replace(found, stack=job.stack_name()), at, _changes(predictor, columns, total))
 
 
-def _considered(predictor: Predictor, columns: Columns) -> list[int]:
+def _considered(predictor: Predictor, columns: JobColumns) -> list[int]:
     """The candidates of one job, ascending; none outside the domain."""
-    jobs, (problem,) = inside(predictor, columns)
-    if problem:
-        return []
+    jobs = inside(predictor, columns).jobs
     counts, even = even_counts(predictor, jobs)
-    return counts[(even & jobs.takes(counts, predictor.domain.max_batch_size))[0]].tolist()
+    considered = even & jobs.can_split(counts, predictor.domain.max_batch_size)
+    return [int(count) for count in counts[considered.any(axis=0)]]
 
 
-def _changes(predictor: Predictor, columns: Columns, total: int | None) -> tuple[Remedy, ...]:
+def _changes(predictor: Predictor, columns: JobColumns, total: int | None) -> tuple[Remedy, ...]:
     """The changes that get one job a recommendation, or one for fewer than ``total`` GPUs."""
     if total is None:
         return tuple(remedies(predictor, columns, ALL_CHANGES)[0])

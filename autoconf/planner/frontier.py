@@ -11,7 +11,7 @@ import numpy as np
 
 from autoconf.memory.candidates import Candidates
 from autoconf.memory.units import Floats, Integers
-from autoconf.planner.domain import Jobs
+from autoconf.planner.domain import JobArrays
 from autoconf.planner.search import decide
 from autoconf.predictor.predictor import Predictor
 
@@ -46,7 +46,7 @@ def most_tokens(predictor: Predictor, rows: Integers, usable_gib: Floats, gpus: 
     return fitting
 
 
-def edges(predictor: Predictor, jobs: Jobs, most_gpus: int) -> Integers:
+def edges(predictor: Predictor, jobs: JobArrays, most_gpus: int) -> Integers:
     """``most_tokens`` of each job on 1 to ``most_gpus`` GPUs, shape (jobs, GPUs)."""
     known = _known(predictor)
     alike = zip(jobs.rows.tolist(), jobs.usable_gib.tolist(), strict=True)

@@ -11,29 +11,29 @@ import pandas as pd
 
 from autoconf.jobs.job import Job
 from autoconf.jobs.queries import GPU_MODEL
-from autoconf.planner.domain import Columns
+from autoconf.planner.domain import JobColumns
 from autoconf.planner.prices import Prices, of_domain, read_prices
-from autoconf.planner.results import GpuModel, PriceSource
-from autoconf.planner.runner import CHUNK, answer_of_one, answers_of_table, checked_table, frame
-from autoconf.planner.search import answer
+from autoconf.planner.results import GpuModel, PriceSource, Problem, Recommendation
+from autoconf.planner.runner import CHUNK, Solver, checked_table, frame
+from autoconf.planner.search import recommendations
 from autoconf.predictor import registry
 from autoconf.predictor.predictor import Predictor
-from autoconf.predictor.user_versions import Models
+from autoconf.predictor.user_versions import ModelsFolder
 
 
 @overload
 def cheapest_gpu(
-    jobs: Job, model_version: str | None = None, prices: PriceSource = None, models: Models = None
+    jobs: Job, model_version: str | None = None, prices: PriceSource = None, models: ModelsFolder = None
 ) -> GpuModel: ...
 @overload
 def cheapest_gpu(
-    jobs: pd.DataFrame, model_version: str | None = None, prices: PriceSource = None, models: Models = None
+    jobs: pd.DataFrame, model_version: str | None = None, prices: PriceSource = None, models: ModelsFolder = None
 ) -> pd.DataFrame: ...
 def cheapest_gpu(
     jobs: Job | pd.DataFrame,
     model_version: str | None = None,
     prices: PriceSource = None,
-    models: Models = None,
+    models: ModelsFolder = None,
 ) -> GpuModel | pd.DataFrame:
     """Find the type of GPU on which the smallest layout that fits costs least per hour.
 
@@ -42,10 +42,10 @@ def cheapest_gpu(
 
     Args:
         jobs: a ``Job`` without ``gpu_model``, or a DataFrame with its fields as columns.
-        model_version: version for jobs that name none; the newest released one by default.
+        model_version: version for jobs that name none; by default the newest released one.
         prices: GPU types with their prices per hour, or the path of a YAML file with them, in place of ``prices.yaml``;
             names are found as everywhere. Only proportions count.
-        models: folder of versions of your own; by default what the environment variable ``AUTOCONF_MODELS`` names.
+        models: folder of user versions; by default the one that the environment variable ``AUTOCONF_MODELS`` names.
 
     Returns:
         For a ``Job`` the cheapest ``GpuModel``. For a DataFrame one with the fields of ``GpuModel`` as columns, and for
@@ -60,47 +60,58 @@ def cheapest_gpu(
 
     >>> job = Job(model_name="llama-7b", method="lora", tokens_per_sample=8192, batch_size=16, max_gpus=16)
     >>> cheapest_gpu(job, prices={"H100": 2, "L40S": 0.9})
-    GpuModel(can_recommend=1, gpu_model='L40S', gpus=4, workers=1, cost_per_hour=3.6, rank=1, reason='')
+    GpuModel(can_recommend=1, gpu_model='L40S', gpus=4, workers=1, cost_per_hour=3.6, rank=1, reason='', outcome='ok')
     >>> cheapest_gpu(job, prices={"H100": 2, "L40S": 1}).gpu_model  # 2 of them for what 4 of the others cost
     'NVIDIA-H100-80GB-HBM3'
     """
-    of_version = partial(_of_version, read_prices(prices))
+    solver = _Rankings(GPU_MODEL, GpuModel, partial(_rankings, read_prices(prices)))
     if isinstance(jobs, Job):
-        return _best(answer_of_one(GPU_MODEL, jobs, model_version, of_version, _none, models))
+        return _best(solver.of_job(jobs, model_version, models))
     table = checked_table(jobs, GPU_MODEL)
     types = max(len(registry.card(version).domain.gpus) for version in registry.RELEASED)
     chunks = []
     start = 0
-    for rankings in answers_of_table(GPU_MODEL, table, model_version, of_version, _none, models, chunk=CHUNK // types):
+    for rankings in solver.of_table(table, model_version, models, chunk=CHUNK // types):
         index = table.index[start : start + len(rankings)].repeat([len(ranking) for ranking in rankings])
         chunks.append(frame([one for ranking in rankings for one in ranking], GpuModel, GPU_MODEL).set_axis(index))
         start += len(rankings)
     return pd.concat(chunks)
 
 
-def _none(problem: str) -> list[GpuModel]:
-    return [GpuModel(rank=1, reason=problem)]
+class _Rankings(Solver[list[GpuModel]]):
+    """Ranks the GPU types for each job; a job with a problem gets one row."""
+
+    def refuse(self, problem: Problem) -> list[GpuModel]:
+        return [GpuModel(rank=1, reason=problem.reason, outcome=problem.outcome)]
 
 
-def _of_version(prices: Prices, predictor: Predictor, columns: Columns) -> list[list[GpuModel]]:
+def _rankings(prices: Prices, predictor: Predictor, columns: JobColumns) -> list[list[GpuModel]]:
     """Each job's GPU types, ranked."""
     types, count = list(predictor.domain.gpus), len(columns["model_name"])
     newest = registry.card(registry.DEFAULT).domain
     price = of_domain(prices, predictor.domain, predictor.card.version, newest)
     on_each = {field: [value for value in values for _ in types] for field, values in columns.items()}
-    answers = answer(predictor, {**on_each, "gpu_model": types * count})
+    answers = recommendations(predictor, {**on_each, "gpu_model": types * count})
     found = [
-        GpuModel(said.can_recommend, gpu, said.gpus, said.workers, _cost(price.get(gpu), said), reason=said.reason)
-        for gpu, said in zip(types * count, answers, strict=True)
+        GpuModel(
+            layout.can_recommend,
+            gpu,
+            layout.gpus,
+            layout.workers,
+            _cost(price.get(gpu), layout),
+            reason=layout.reason,
+            outcome=layout.outcome,
+        )
+        for gpu, layout in zip(types * count, answers, strict=True)
     ]
     usable = {gpu: it.usable_gib for gpu, it in predictor.domain.gpus.items()}
     return [_ranked(found[start : start + len(types)], usable) for start in range(0, len(found), len(types))]
 
 
-def _cost(price: float | None, said: Any) -> float | None:
-    if price is None or said.gpus is None:
+def _cost(price: float | None, layout: Recommendation) -> float | None:
+    if price is None or layout.gpus is None or layout.workers is None:
         return None
-    return round(price * said.gpus * said.workers, 9)  # 3 x 0.1 is a tie with 1 x 0.3
+    return round(price * layout.gpus * layout.workers, 9)  # 3 x 0.1 is a tie with 1 x 0.3
 
 
 def _ranked(found: list[GpuModel], usable_gib: Mapping[str, float]) -> list[GpuModel]:
@@ -119,6 +130,6 @@ def _best(ranking: list[GpuModel]) -> GpuModel:
     if first.can_recommend:
         return first
     if len({one.reason for one in ranking}) == 1:
-        return GpuModel(reason=first.reason)
+        return GpuModel(reason=first.reason, outcome=first.outcome)
     most = f"on {first.gpu_model}, which has most memory, {first.reason}"
-    return GpuModel(reason=f"it fits on none of {len(ranking)} GPU types: {most}")
+    return GpuModel(reason=f"it fits on none of {len(ranking)} GPU types: {most}", outcome=first.outcome)

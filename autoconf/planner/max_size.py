@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import overload
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -10,128 +10,122 @@ import pandas as pd
 from autoconf.jobs.job import Job
 from autoconf.jobs.queries import LARGEST_BATCH, LARGEST_SAMPLE, NUMBER_GPUS
 from autoconf.memory.candidates import Candidates
-from autoconf.memory.units import Integers
-from autoconf.planner.domain import Columns, Jobs, on_counts
+from autoconf.memory.units import Booleans, Integers
+from autoconf.planner.domain import JobArrays, JobColumns, on_counts
 from autoconf.planner.frontier import most_tokens
 from autoconf.planner.results import LargestBatch, LargestSample
-from autoconf.planner.runner import ask
+from autoconf.planner.runner import Solver, on_gpus
 from autoconf.planner.search import causes
 from autoconf.predictor.predictor import Predictor
-from autoconf.predictor.user_versions import Models
+from autoconf.predictor.user_versions import ModelsFolder
 
 
-@overload
-def largest_batch(
-    jobs: Job, number_gpus: int, model_version: str | None = None, models: Models = None
-) -> LargestBatch: ...
-@overload
-def largest_batch(
-    jobs: pd.DataFrame, number_gpus: None = None, model_version: str | None = None, models: Models = None
-) -> pd.DataFrame: ...
+@on_gpus(LargestBatch)
 def largest_batch(
     jobs: Job | pd.DataFrame,
     number_gpus: int | None = None,
     model_version: str | None = None,
-    models: Models = None,
+    models: ModelsFolder = None,
 ) -> LargestBatch | pd.DataFrame:
     """Find the largest batch that fits on a number of GPUs.
 
     Args:
         jobs: a ``Job`` without a batch, or a DataFrame with its fields and ``number_gpus`` as columns.
-        number_gpus: GPUs in total, >= 1, of a ``Job``.
-        model_version: version for jobs that name none; the newest released one by default.
-        models: folder of versions of your own; by default what the environment variable ``AUTOCONF_MODELS`` names.
+        number_gpus: GPUs in total, >= 1; for a ``Job`` only.
+        model_version: version for jobs that name none; by default the newest released one.
+        models: folder of user versions; by default the one that the environment variable ``AUTOCONF_MODELS`` names.
 
     Returns:
-        For a ``Job`` a ``LargestBatch``: samples on each GPU, and over all of them, which is at most the largest batch
-        of the version's domain. For a DataFrame its fields as columns.
+        For a ``Job`` a ``LargestBatch``: samples per micro-batch on each GPU and over all GPUs, at most the largest
+        batch of the version's domain. For a DataFrame its fields as columns.
 
     Raises:
         TypeError: ``jobs`` is neither.
-        ValueError: a field, a column or ``number_gpus`` is missing, can never be right, or is a batch.
+        ValueError: a field, a column or ``number_gpus`` is missing or invalid, or the job has a batch.
         AutoConfError: the installation is broken.
 
     >>> job = Job(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe", tokens_per_sample=8192)
     >>> largest_batch(job, number_gpus=2)
-    LargestBatch(can_recommend=1, per_device_train_batch_size=10, batch_size=20, reason='')
+    LargestBatch(can_recommend=1, per_device_train_batch_size=10, batch_size=20, reason='', outcome='ok')
     """
-    return ask(LARGEST_BATCH, LargestBatch, jobs, model_version, _batches, models, number_gpus=number_gpus)
+    return _LARGEST_BATCH.of_either(jobs, model_version, models, number_gpus=number_gpus)
 
 
-@overload
-def largest_sample(
-    jobs: Job, number_gpus: int, model_version: str | None = None, models: Models = None
-) -> LargestSample: ...
-@overload
-def largest_sample(
-    jobs: pd.DataFrame, number_gpus: None = None, model_version: str | None = None, models: Models = None
-) -> pd.DataFrame: ...
+@on_gpus(LargestSample)
 def largest_sample(
     jobs: Job | pd.DataFrame,
     number_gpus: int | None = None,
     model_version: str | None = None,
-    models: Models = None,
+    models: ModelsFolder = None,
 ) -> LargestSample | pd.DataFrame:
     """Find the longest samples that fit on a number of GPUs.
 
     Args:
         jobs: a ``Job`` without ``tokens_per_sample``, or a DataFrame with its fields and ``number_gpus`` as columns.
-        number_gpus: GPUs in total, >= 1, of a ``Job``; it divides a ``batch_size``.
-        model_version: version for jobs that name none; the newest released one by default.
-        models: folder of versions of your own; by default what the environment variable ``AUTOCONF_MODELS`` names.
+        number_gpus: GPUs in total, >= 1; for a ``Job`` only. It must divide a ``batch_size``.
+        model_version: version for jobs that name none; by default the newest released one.
+        models: folder of user versions; by default the one that the environment variable ``AUTOCONF_MODELS`` names.
 
     Returns:
-        For a ``Job`` a ``LargestSample``: tokens of each sample, at most as many as the version's domain or the model's
-        learned positions have. For a DataFrame its fields as columns.
+        For a ``Job`` a ``LargestSample``: tokens of each sample, at most the longest sample of the version's domain and
+        the model's learned positions. For a DataFrame its fields as columns.
 
     Raises:
         TypeError: ``jobs`` is neither.
-        ValueError: a field, a column or ``number_gpus`` is missing, can never be right, or is ``tokens_per_sample``.
+        ValueError: a field, a column or ``number_gpus`` is missing or invalid, or the job has
+            ``tokens_per_sample``.
         AutoConfError: the installation is broken.
 
     >>> job = Job(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe", batch_size=16)
     >>> largest_sample(job, number_gpus=2).tokens_per_sample
     11188
     """
-    return ask(LARGEST_SAMPLE, LargestSample, jobs, model_version, _samples, models, number_gpus=number_gpus)
+    return _LARGEST_SAMPLE.of_either(jobs, model_version, models, number_gpus=number_gpus)
 
 
-def _batches(predictor: Predictor, columns: Columns) -> list[LargestBatch]:
-    one_each = {**columns, "batch_size": [None] * len(columns[NUMBER_GPUS])}
-    one_each["per_device_train_batch_size"] = [1] * len(columns[NUMBER_GPUS])
+def _batches(predictor: Predictor, columns: JobColumns) -> list[LargestBatch]:
+    count = len(columns[NUMBER_GPUS])
+    one_each = {**columns, "batch_size": [None] * count, "per_device_train_batch_size": [1] * count}
     gpus = np.array(columns[NUMBER_GPUS], np.int64)
-    jobs, which, problems = on_counts(predictor, one_each, gpus)
-    tokens = most_tokens(predictor, jobs.rows, jobs.usable_gib, gpus[which])
-    batches = np.minimum(tokens // jobs.tokens_per_sample, predictor.domain.max_batch_size // gpus[which])
-    _explain(predictor, jobs, gpus, which, batches, "a sample", problems)
-    found = iter(batches[batches > 0].tolist())
-    return [
-        LargestBatch(reason=problem) if problem else LargestBatch(1, each := next(found), each * int(count))
-        for problem, count in zip(problems, gpus, strict=True)
+    placed = on_counts(predictor, one_each, gpus)
+    jobs, gpus = placed.jobs, gpus[placed.positions]
+    tokens = most_tokens(predictor, jobs.rows, jobs.usable_gib, gpus)
+    batches = np.minimum(tokens // jobs.tokens_per_sample, predictor.domain.max_batch_size // gpus)
+    causes = _causes(predictor, jobs, gpus, batches == 0)
+    found = [
+        LargestBatch(1, each, each * total)
+        if each
+        else LargestBatch(reason=f"not even a sample fits: {next(causes)}", outcome="fits_nowhere")
+        for each, total in zip(batches.tolist(), gpus.tolist(), strict=True)
     ]
+    return placed.answers(found, LargestBatch)
 
 
-def _samples(predictor: Predictor, columns: Columns) -> list[LargestSample]:
+def _samples(predictor: Predictor, columns: JobColumns) -> list[LargestSample]:
     one_token = {**columns, "tokens_per_sample": [1] * len(columns[NUMBER_GPUS])}
     gpus = np.array(columns[NUMBER_GPUS], np.int64)
-    jobs, which, problems = on_counts(predictor, one_token, gpus)
-    tokens = most_tokens(predictor, jobs.rows, jobs.usable_gib, gpus[which])
-    samples = jobs.tokens_per_gpu(np.arange(len(which)), gpus[which]).astype(np.int64)  # of one token each
+    placed = on_counts(predictor, one_token, gpus)
+    jobs, gpus = placed.jobs, gpus[placed.positions]
+    tokens = most_tokens(predictor, jobs.rows, jobs.usable_gib, gpus)
+    samples = jobs.tokens_per_gpu(np.arange(len(gpus)), gpus).astype(np.int64)  # of one token each
     longest = np.minimum(tokens // samples, jobs.max_tokens_per_sample)
-    _explain(predictor, jobs, gpus, which, longest, "a token in each sample", problems)
-    found = iter(longest[longest > 0].tolist())
-    return [LargestSample(reason=problem) if problem else LargestSample(1, next(found)) for problem in problems]
+    causes = _causes(predictor, jobs, gpus, longest == 0)
+    found = [
+        LargestSample(1, length)
+        if length
+        else LargestSample(reason=f"not even a token in each sample fits: {next(causes)}", outcome="fits_nowhere")
+        for length in longest.tolist()
+    ]
+    return placed.answers(found, LargestSample)
 
 
-def _explain(
-    predictor: Predictor, jobs: Jobs, gpus: Integers, which: Integers, largest: Integers, least: str,
-    problems: list[str],
-) -> None:  # fmt: skip
-    """Say of jobs of which not even the smallest fits what keeps it from fitting."""
-    none = np.flatnonzero(largest == 0)
-    counts = gpus[which[none]]
-    smallest = Candidates(
-        predictor.memory, jobs.rows[none], counts, jobs.tokens_per_gpu(none, counts), jobs.usable_gib[none]
-    )
-    for index, cause in zip(which[none], causes(smallest), strict=True):
-        problems[index] = f"not even {least} fits: {cause}"
+def _causes(predictor: Predictor, jobs: JobArrays, gpus: Integers, refused: Booleans) -> Iterator[str]:
+    """Why those jobs do not fit of which not even the smallest fits, in order."""
+    which = np.flatnonzero(refused)
+    tokens = jobs.tokens_per_gpu(which, gpus[which])
+    smallest = Candidates(predictor.memory, jobs.rows[which], gpus[which], tokens, jobs.usable_gib[which])
+    return iter(causes(smallest))
+
+
+_LARGEST_BATCH = Solver(LARGEST_BATCH, LargestBatch, _batches)
+_LARGEST_SAMPLE = Solver(LARGEST_SAMPLE, LargestSample, _samples)

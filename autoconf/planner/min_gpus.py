@@ -10,69 +10,106 @@ import pandas as pd
 from autoconf.jobs.job import Job
 from autoconf.jobs.queries import MIN_GPUS
 from autoconf.planner.alternatives import CHANGES, remedies
-from autoconf.planner.domain import Columns, pick
+from autoconf.planner.domain import JobColumns, pick
 from autoconf.planner.results import Recommendation
-from autoconf.planner.runner import (
-    ask,
-)
-from autoconf.planner.search import answer
+from autoconf.planner.runner import LayoutSolver
+from autoconf.planner.search import recommendations
 from autoconf.predictor.predictor import Predictor
-from autoconf.predictor.user_versions import Models
+from autoconf.predictor.user_versions import ModelsFolder
 
 
 @overload
-def recommend(workloads: Job, model_version: str | None = None, models: Models = None) -> Recommendation: ...
+def recommend(workloads: Job, model_version: str | None = None, models: ModelsFolder = None) -> Recommendation: ...
 
 
 @overload
-def recommend(workloads: pd.DataFrame, model_version: str | None = None, models: Models = None) -> pd.DataFrame: ...
+def recommend(
+    workloads: pd.DataFrame, model_version: str | None = None, models: ModelsFolder = None
+) -> pd.DataFrame: ...
 
 
 def recommend(
-    workloads: Job | pd.DataFrame, model_version: str | None = None, models: Models = None
+    workloads: Job | pd.DataFrame, model_version: str | None = None, models: ModelsFolder = None
 ) -> Recommendation | pd.DataFrame:
     """Recommend the smallest number of GPUs, for one job or for a table of jobs.
 
     Args:
         workloads: a ``Workload``, or a DataFrame with its fields as columns. Optional columns may be absent and their
-            cells empty (None, NaN, NA, blank text); other columns are ignored, with an ``IgnoredColumnWarning`` for
-            those that look like a field misspelt or like a setting of the training stack.
-        model_version: predictor version for jobs that name none; the newest released one by default.
-        models: folder of versions of your own; by default what the environment variable ``AUTOCONF_MODELS`` names.
+            cells empty (None, NaN, NA, blank text). Other columns are ignored; an ``IgnoredColumnWarning`` names those
+            that look like a misspelled field or like a setting of the training stack.
+        model_version: predictor version for jobs that name none; by default the newest released one.
+        models: folder of user versions; by default the one that the environment variable ``AUTOCONF_MODELS`` names.
 
     Returns:
-        A ``Recommendation`` for a ``Workload``; it names the training stack that it is for. For a DataFrame, one with
-        the same index and the columns ``can_recommend`` (0 or 1), ``gpus`` (per worker) and ``workers`` (nullable
-        integers) and ``reason`` (text, empty when recommended). A row with a value that can never be right gets that
-        reason. With "no" go the single changes of the job that would get it a recommendation, and what it then takes.
+        For a ``Workload`` a ``Recommendation``, which names the training stack that it holds for. For a DataFrame one
+        with the same index and the columns ``can_recommend`` (0 or 1), ``gpus`` (per worker) and ``workers`` (nullable
+        integers), ``reason`` (text, empty with a recommendation) and ``outcome`` (``ok``, ``fits_nowhere``,
+        ``outside_domain`` or ``bad_value``). A reason ends with the single changes of the job that would get it a
+        recommendation, and the GPUs that it then takes.
 
     Raises:
         TypeError: ``workloads`` is neither.
-        ValueError: a required column is missing (``batch_size`` and ``per_device_train_batch_size`` both), a column of
-            the job is there twice, the columns have several levels, ``model_version`` cannot be one, or ``models`` is
-            no folder.
+        ValueError: a required column is missing (one of ``batch_size`` and ``per_device_train_batch_size`` is), a field
+            has two columns, the columns have several levels, ``model_version`` is invalid, or ``models`` is not a
+            folder. A table never raises for the values of its rows.
         AutoConfError: the installation is broken.
+
+    One job:
 
     >>> from autoconf import Workload
     >>> job = Workload(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe",
-    ...                tokens_per_sample=8192, batch_size=16)
+    ...                tokens_per_sample=8192, per_device_train_batch_size=8)
     >>> recommend(job)
-    Recommendation(can_recommend=1, gpus=2, workers=1, reason='', stack='reference')
-    >>> recommend(pd.DataFrame([job.model_dump()])).drop(columns="reason")
-       can_recommend  gpus  workers
-    0              1     2        1
+    Recommendation(can_recommend=1, gpus=1, workers=1, reason='', stack='reference', outcome='ok')
+
+    The same, but with 16 samples over all GPUs, however many they are:
+
+    >>> same = dict(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe", tokens_per_sample=8192)
+    >>> recommend(Workload(**same, batch_size=16)).gpus
+    2
+
+    The same, but trained with TRL's defaults:
+
+    >>> found = recommend(Workload(**same, batch_size=16, stack="trl"))
+    >>> found.gpus, found.stack
+    (2, 'trl')
+
+    The same, but every parameter is tuned, on nodes of 4 GPUs:
+
+    >>> found = recommend(Workload(**same, batch_size=16, method="full", gpus_per_worker=4, max_gpus=16))
+    >>> found.workers, found.gpus
+    (1, 4)
+
+    The same, but on a single GPU, which is not enough:
+
+    >>> found = recommend(Workload(**same, batch_size=16, max_gpus=1))
+    >>> found.outcome, found.gpus
+    ('fits_nowhere', None)
+    >>> print(found.changes[0])
+    loss=chunked would do, on 1 GPU
+
+    The same, but as a table, whose rows may be anything:
+
+    >>> jobs = pd.DataFrame([{**same, "batch_size": batch} for batch in (16, 64, 0)])
+    >>> recommend(jobs)[["can_recommend", "gpus", "workers", "outcome"]]
+       can_recommend  gpus  workers    outcome
+    0              1     2        1         ok
+    1              1     8        1         ok
+    2              0  <NA>     <NA>  bad_value
     """
-    found = ask(MIN_GPUS, Recommendation, workloads, model_version, _recommend, models)
-    return replace(found, stack=workloads.stack_name()) if isinstance(workloads, Job) else found
+    return MIN_GPUS_SOLVER.of_either(workloads, model_version, models)
 
 
-def _recommend(predictor: Predictor, columns: Columns) -> list[Recommendation]:
-    """Answer valid jobs by one version; with "no" go the changes that would help."""
-    answers = answer(predictor, columns)
+def _solve(predictor: Predictor, columns: JobColumns) -> list[Recommendation]:
+    """Recommendations for valid jobs by one version, each "no" with the changes that would help."""
+    answers = recommendations(predictor, columns)
     without = [index for index, found in enumerate(answers) if not found.can_recommend]
     if not without:
         return answers
     for index, changes in zip(without, remedies(predictor, pick(columns, without), CHANGES), strict=True):
-        sentences = [answers[index].reason, *map(str, changes)]
-        answers[index] = Recommendation(0, reason="; ".join(sentences), changes=tuple(changes))
+        reason = "; ".join([answers[index].reason, *map(str, changes)])
+        answers[index] = replace(answers[index], reason=reason, changes=tuple(changes))
     return answers
+
+
+MIN_GPUS_SOLVER = LayoutSolver(MIN_GPUS, Recommendation, _solve)

@@ -1,4 +1,13 @@
-"""Answers to queries, one dataclass for each."""
+"""Answers to queries, one dataclass for each query.
+
+Every answer has these fields:
+
+- ``outcome``: ``ok``; ``fits_nowhere``: the version has figures for the job, and nothing that was considered fits;
+  ``outside_domain``: the version does not answer for the model, GPU, method, setting or size; ``bad_value``: a row of a
+  table has a value that can never be right, or names a version that does not exist.
+- ``reason``: why the outcome is not ``ok``; empty if it is.
+- ``notes``: short sentences on what the answer rests on.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +15,17 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+Outcome = Literal["ok", "fits_nowhere", "outside_domain", "bad_value"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a job has no answer."""
+
+    outcome: Outcome
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -44,6 +63,8 @@ class Recommendation:
     reason: str = ""  # why there is no recommendation; empty if there is one
     stack: str = ""  # what the answer is for: the preset, and what the job changes of it
     changes: tuple[Remedy, ...] = dataclasses.field(default=(), repr=False)  # those that the reason names at its end
+    outcome: Outcome = "ok"
+    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -69,6 +90,8 @@ class Estimate:
     activations_gib: float | None = None
     reserve_gib: float | None = None  # CUDA context, workspaces, NCCL, fragmentation
     reason: str = ""
+    outcome: Outcome = "ok"
+    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -79,6 +102,8 @@ class LargestBatch:
     per_device_train_batch_size: int | None = None
     batch_size: int | None = None  # over all GPUs
     reason: str = ""
+    outcome: Outcome = "ok"
+    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -88,6 +113,8 @@ class LargestSample:
     can_recommend: int = 0  # or 1
     tokens_per_sample: int | None = None
     reason: str = ""
+    outcome: Outcome = "ok"
+    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
 
 PriceSource = Mapping[str, Any] | str | os.PathLike[str] | None
@@ -104,3 +131,5 @@ class GpuModel:
     cost_per_hour: float | None = None  # of all GPUs, in the prices' currency; None where the type has no price
     rank: int | None = None  # 1 is the recommendation
     reason: str = ""
+    outcome: Outcome = "ok"
+    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False)

@@ -1,133 +1,170 @@
-"""Recommendations as they are asked for: one job or a table of jobs, of whichever versions, checked first."""
+"""Run a query for one job or for a table of jobs, by whichever versions the jobs name."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, get_type_hints
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar, cast, get_type_hints, overload
 
 import numpy as np
 import pandas as pd
 
 from autoconf.errors import IgnoredColumnWarning
 from autoconf.jobs.column_hints import doubts
-from autoconf.jobs.job import REQUIRED, Job, Workload, read
-from autoconf.jobs.queries import MIN_GPUS, Query, contradictions, missing_columns
-from autoconf.jobs.values import whole_number
-from autoconf.planner.domain import Columns, column, pick
+from autoconf.jobs.job import REQUIRED_OF_JOB, Job, read
+from autoconf.jobs.queries import Query
+from autoconf.planner.domain import JobColumns, Problems, pick
+from autoconf.planner.results import Problem, Recommendation
 from autoconf.predictor import registry, user_versions
 from autoconf.predictor.predictor import Predictor
 from autoconf.predictor.registry import DEFAULT
-from autoconf.predictor.user_versions import Models
+from autoconf.predictor.user_versions import ModelsFolder, NoModelsFolder
 
 # Jobs answered at once: bounds the memory that candidates take, whatever the table's length.
 CHUNK = 50_000
 
-
-# What a version says of valid jobs, and what stands for an answer where there is only a problem.
-OfVersion = Callable[[Predictor, Columns], Sequence[Any]]
-NoAnswer = Callable[[str], Any]
+Answer = TypeVar("Answer")
+Answer_co = TypeVar("Answer_co", covariant=True)
 
 
-def ask(
-    question: Query, kind: Any, jobs: Any, model_version: str | None, of_version: OfVersion, models: Models = None,
-    **beside: Any,
-) -> Any:  # fmt: skip
-    """Answer a question about one job or a table of jobs: the one road that all of them take.
+@dataclass(frozen=True)
+class Solver(Generic[Answer]):
+    """A query, and how it is answered.
 
     Args:
-        question: what is asked.
-        kind: what an answer is: a dataclass with the question's answers as fields, ``reason`` among them.
-        jobs: a job or a DataFrame.
-        model_version: version for jobs that name none.
-        of_version: answers valid jobs by a loaded version.
-        models: folder of a user's own versions.
-        beside: the question's numbers, of one job; they are columns of a table.
-
-    Returns:
-        An answer, or a table of answers with the same index.
-
-    Raises:
-        TypeError: ``jobs`` is neither.
-        ValueError: a field or column is missing, can never be right or is what is asked.
+        query: the fields of its jobs and the columns of its answers.
+        answer_type: the dataclass of an answer.
+        solve: answers valid jobs by a loaded version, one answer for each job.
     """
-    if isinstance(jobs, Job):
-        return answer_of_one(
-            question, jobs, model_version, of_version, lambda problem: kind(reason=problem), models, **beside
-        )
-    table = checked_table(jobs, question, stacklevel=4, **beside)
-    chunks = answers_of_table(question, table, model_version, of_version, lambda problem: kind(reason=problem), models)
-    return pd.concat([frame(chunk, kind, question) for chunk in chunks]).set_axis(table.index)
+
+    query: Query
+    answer_type: Callable[..., Answer]
+    solve: Callable[[Predictor, JobColumns], list[Answer]]
+
+    def refuse(self, problem: Problem) -> Answer:
+        """The answer about a job with a problem."""
+        return self.answer_type(outcome=problem.outcome, reason=problem.reason)
+
+    def of_job(self, job: Job, model_version: str | None, models: ModelsFolder = None, **arguments: Any) -> Answer:
+        """Answer one job.
+
+        Args:
+            job: it was validated when it was made.
+            model_version: version for a job that names none; by default the newest released one.
+            models: folder of user versions.
+            arguments: the numbers that the query takes beyond the job.
+
+        Raises:
+            ValueError: a field is missing or is one that the query answers, or an argument can never be right.
+        """
+        columns, problems = self.columns_of(job, model_version, models, **arguments)
+        return self._answers(columns, problems, models)[0]
+
+    def columns_of(
+        self, job: Job, model_version: str | None, models: ModelsFolder = None, **arguments: Any
+    ) -> tuple[JobColumns, Problems]:
+        """One job as columns, with its version, and its problem where there is no such version."""
+        return _with_versions(self.query.columns_of(job, **arguments), {}, model_version, models, ValueError)
+
+    def of_table(
+        self, table: pd.DataFrame, model_version: str | None, models: ModelsFolder = None, chunk: int | None = None
+    ) -> Iterator[list[Answer]]:
+        """Answer a checked table of jobs, at most ``chunk`` jobs at a time; yields at least one list."""
+        chunk = chunk or CHUNK
+        fields = [field for field in self.query.all_fields if field in table]
+        for start in range(0, max(len(table), 1), chunk):
+            jobs = table.iloc[start : start + chunk]
+            columns, problems = _read_columns({field: jobs[field].tolist() for field in fields}, self.query)
+            yield self._answers(*_with_versions(columns, problems, model_version, models), models)
+
+    def of_either(
+        self, jobs: Any, model_version: str | None, models: ModelsFolder = None, **arguments: Any
+    ) -> Answer | pd.DataFrame:
+        """Answer one job, or a table of jobs as a table of answers with the same index.
+
+        Raises:
+            TypeError: ``jobs`` is neither.
+            ValueError: a field or column is missing, can never be right or is one that the query answers.
+        """
+        if isinstance(jobs, Job):
+            return self.of_job(jobs, model_version, models, **arguments)
+        table = checked_table(jobs, self.query, stacklevel=4, **arguments)
+        chunks = self.of_table(table, model_version, models)
+        return pd.concat([frame(chunk, self.answer_type, self.query) for chunk in chunks]).set_axis(table.index)
+
+    def _answers(self, columns: JobColumns, problems: Problems, models: ModelsFolder) -> list[Answer]:
+        answers: list[Any] = [None] * len(columns["model_version"])
+        for index, problem in problems.items():
+            answers[index] = self.refuse(problem)
+        for version, indices in _by_version(columns["model_version"], problems).items():
+            some = columns if len(indices) == len(answers) else pick(columns, indices)
+            for index, found in zip(indices, self.solve(registry.load(version, models), some), strict=True):
+                answers[index] = found
+        return answers
 
 
-def answer_of_one(
-    question: Query, job: Job, model_version: str | None, of_version: OfVersion, none: NoAnswer,
-    models: Models = None, **beside: Any,
-) -> Any:  # fmt: skip
-    """The answer about one job; arguments as ``ask`` has them, and ``none`` makes an answer of a problem."""
-    columns = {field: [value] for field, value in question.fields_of(job).items()}
-    columns |= {field: [whole_number(field, value)] for field, value in beside.items()}
-    return _answers(question, columns, model_version, of_version, none, models)[0]
+class LayoutSolver(Solver[Recommendation]):
+    """A query whose answer about one job names the job's training stack."""
+
+    def of_job(
+        self, job: Job, model_version: str | None, models: ModelsFolder = None, **arguments: Any
+    ) -> Recommendation:
+        return replace(super().of_job(job, model_version, models, **arguments), stack=job.stack_name())
 
 
-def answers_of_table(
-    question: Query, table: pd.DataFrame, model_version: str | None, of_version: OfVersion, none: NoAnswer,
-    models: Models = None, chunk: int = CHUNK,
-) -> Iterator[list[Any]]:  # fmt: skip
-    """The answers about a checked table of jobs, for at most ``chunk`` jobs at a time; at least one list."""
-    fields = [field for field in (*Workload.model_fields, *question.beside) if field in table]
-    for start in range(0, max(len(table), 1), chunk):
-        jobs = table.iloc[start : start + chunk]
-        columns = {field: jobs[field].tolist() for field in fields}
-        yield _answers(question, columns, model_version, of_version, none, models)
+class OnGpus(Protocol[Answer_co]):
+    """The type of a query on a number of GPUs, about one job or a table with the column ``number_gpus``."""
+
+    @overload
+    def __call__(
+        self, jobs: Job, /, number_gpus: int, model_version: str | None = None, models: ModelsFolder = None
+    ) -> Answer_co: ...
+
+    @overload
+    def __call__(
+        self, jobs: pd.DataFrame, /, number_gpus: None = None, model_version: str | None = None,
+        models: ModelsFolder = None,
+    ) -> pd.DataFrame: ...  # fmt: skip
 
 
-def _answers(
-    question: Query, columns: Columns, default_version: str | None, of_version: OfVersion, none: NoAnswer,
-    models: Models,
-) -> list[Any]:  # fmt: skip
-    """Answer jobs given as lists of raw values per field."""
-    jobs, problems = valid_jobs(columns, default_version, question, models)
-    answers = [none(problem) for problem in problems]
-    for version, indices in by_version(jobs, problems).items():
-        found = of_version(registry.load(version, models), pick(jobs, indices))
-        for index, one in zip(indices, found, strict=True):
-            answers[index] = one
-    return answers
+def on_gpus(answer_type: type[Answer]) -> Callable[[Callable[..., Answer | pd.DataFrame]], OnGpus[Answer]]:
+    """Give a function the type of a query on a number of GPUs; it stays the function that it is."""
+    return lambda function: cast(OnGpus[Answer], function)
 
 
-def checked_table(workloads: Any, question: Query = MIN_GPUS, *, stacklevel: int = 3, **beside: Any) -> pd.DataFrame:
-    """A table of jobs with one level of columns, all that jobs need among them.
+def checked_table(workloads: Any, query: Query, *, stacklevel: int = 3, **arguments: Any) -> pd.DataFrame:
+    """A table of jobs with one level of columns, among them all that the query needs.
 
     Args:
-        workloads: what somebody gave as a table.
-        question: what is asked of the jobs.
-        stacklevel: of warnings, to whoever asked.
-        beside: the question's numbers, which must not be given: a table has them as columns.
+        workloads: what the user gave as a table.
+        query: the query about the jobs.
+        stacklevel: of warnings, so that they name the line that called the query.
+        arguments: the numbers that the query takes beyond the job; they must be None: a table has them as columns.
 
     Raises:
-        TypeError: it is no table.
-        ValueError: a column is missing, or of a job's columns one is there twice.
+        TypeError: it is not a table.
+        ValueError: a column is missing, or a job's field has two columns.
     """
     if not isinstance(workloads, pd.DataFrame):
         raise TypeError(f"workloads: must be a Workload or a pandas DataFrame, got {type(workloads).__name__}")
-    for field, value in beside.items():
+    for field, value in arguments.items():
         if value is not None:
             raise ValueError(f"{field}: is a column of a table of jobs")
-    if isinstance(workloads.columns, pd.MultiIndex):  # one level of names may come as such, too
+    if isinstance(workloads.columns, pd.MultiIndex):  # a MultiIndex may have one level
         if workloads.columns.nlevels > 1:
             raise ValueError(f"columns: must have one level of names, got {workloads.columns.nlevels}")
         workloads = workloads.set_axis(workloads.columns.get_level_values(0), axis=1)
-    known = (*Workload.model_fields, *question.beside)
-    twice = [field for field in known if list(workloads.columns).count(field) > 1]
+    names = list(workloads.columns)
+    twice = [field for field in query.all_fields if names.count(field) > 1]
     if twice:
         raise ValueError(f"{', '.join(twice)}: more than one column of that name")
-    missing = missing_columns(workloads.columns, question)
+    missing = query.missing_columns(workloads.columns)
     if missing:
         raise ValueError(
             f"{', '.join(missing)}: required column missing; the table has {', '.join(map(str, workloads))}"
         )
-    for sentence in doubts(workloads.columns, question):
+    for sentence in doubts(names, query):
         warnings.warn(sentence, IgnoredColumnWarning, stacklevel=stacklevel)
     return workloads
 
@@ -136,10 +173,10 @@ def checked_table(workloads: Any, question: Query = MIN_GPUS, *, stacklevel: int
 _DTYPES: dict[Any, Any] = {int: np.int64, int | None: "Int64", float | None: np.float64}
 
 
-def frame(answers: Sequence[Any], kind: type, question: Query) -> pd.DataFrame:
-    """Answers of one kind as a table, with the columns that the question's answers have."""
+def frame(answers: Sequence[Any], kind: Any, query: Query) -> pd.DataFrame:
+    """Answers of one kind as a table, with the query's columns."""
     types = get_type_hints(kind)
-    columns = {name: ([getattr(one, name) for one in answers], _DTYPES.get(types[name])) for name in question.answers}
+    columns = {name: ([getattr(one, name) for one in answers], _DTYPES.get(types[name])) for name in query.answers}
     return pd.DataFrame(
         {
             name: pd.array(values, dtype) if dtype == "Int64" else np.array(values, dtype or object)
@@ -148,61 +185,33 @@ def frame(answers: Sequence[Any], kind: type, question: Query) -> pd.DataFrame:
     )
 
 
-def valid_jobs(
-    columns: dict[str, list[Any]], default_version: str | None, question: Query = MIN_GPUS, models: Models = None
-) -> tuple[Columns, list[str]]:
-    """Read the fields of jobs given as raw values; and for each job why it can have no answer, or empty text."""
-    newest = read("model_version", default_version) or DEFAULT
-    problems = [""] * len(columns[REQUIRED[0]])
-    jobs = {field: _checked(values, question.reader(field), problems) for field, values in columns.items()}
-    fine = [index for index, problem in enumerate(problems) if not problem]
-    for index, problem in zip(fine, contradictions(pick(jobs, fine), question), strict=True):
-        problems[index] = problem
-    jobs.setdefault("max_gpus", [question.max_gpus] * len(problems))
-    jobs["model_version"] = [version or newest for version in column(jobs, "model_version")]
-    folder = user_versions.folder_of(models) if models is not None else None  # no folder is nobody's row's fault
-    asked = {jobs["model_version"][index] for index in fine if not problems[index]}
-    unknown = {version: _no_version(version, folder) for version in sorted(asked)}
-    for index in fine:
-        problems[index] = problems[index] or unknown[jobs["model_version"][index]]
+def _read_columns(columns: dict[str, list[Any]], query: Query) -> tuple[JobColumns, Problems]:
+    """Read the raw values of a table, each distinct one once, and find the jobs with values that can never be right."""
+    sentences: dict[int, list[str]] = {}
+    jobs = {field: _read_column(values, query.reader(field), sentences) for field, values in columns.items()}
+    problems = {index: Problem("bad_value", "; ".join(found)) for index, found in sentences.items()}
+    for index, sentence in query.contradictions(jobs).items():
+        problems.setdefault(index, Problem("bad_value", sentence))
     return jobs, problems
 
 
-def _no_version(version: str, models: Models) -> str:
-    """Why there is no such version; empty text if there is."""
-    try:
-        registry.place(version, models)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def by_version(jobs: Columns, problems: Sequence[str]) -> dict[str, list[int]]:
-    """The jobs without a problem, by the version that they ask."""
-    found: dict[str, list[int]] = {}
-    for index, (version, problem) in enumerate(zip(jobs["model_version"], problems, strict=True)):
-        if not problem:
-            found.setdefault(version, []).append(index)
-    return found
-
-
-def _checked(values: Sequence[Any], check: Callable[[Any], Any], problems: list[str]) -> list[Any]:
-    """Check each distinct value once; a bad one leaves its problem behind."""
-    seen: dict[Hashable, Any] = {}
-    checked = []
+def _read_column(values: Sequence[Any], reader: Callable[[Any], Any], sentences: dict[int, list[str]]) -> list[Any]:
+    """Read a column; a value that can never be right is None, and its sentence goes to those of its job."""
+    known: dict[Hashable, Any] = {}
+    found = []
     for index, value in enumerate(values):
         key = _key(value)
-        if key not in seen:
+        if key not in known:
             try:
-                seen[key] = check(value)
+                known[key] = reader(value)
             except ValueError as error:
-                seen[key] = error
-        result = seen[key]
+                known[key] = error
+        result = known[key]
         if isinstance(result, ValueError):
-            problems[index] = f"{problems[index]}; {result}" if problems[index] else str(result)
+            sentences.setdefault(index, []).append(str(result))
             result = None
-        checked.append(result)
-    return checked
+        found.append(result)
+    return found
 
 
 def _key(value: Any) -> Hashable:
@@ -212,3 +221,44 @@ def _key(value: Any) -> Hashable:
     except Exception:  # a value may be anything, and so may what it raises
         return type(value), id(value)
     return type(value), value
+
+
+def _with_versions(
+    jobs: JobColumns,
+    problems: Problems,
+    default: str | None,
+    models: ModelsFolder,
+    row_errors: type[Exception] | tuple[type[Exception], ...] = (ValueError, NoModelsFolder),
+) -> tuple[JobColumns, Problems]:
+    """Give jobs that name no version the default one; a version that does not exist is the problem of its job.
+
+    Args:
+        jobs: columns of jobs.
+        problems: those that jobs have already.
+        default: version of jobs that name none; by default the newest released one.
+        models: folder of user versions.
+        row_errors: what ``registry.place`` raises for a version that does not exist.
+    """
+    newest = DEFAULT if default is None else read("model_version", default) or DEFAULT
+    named = jobs.get("model_version", [None] * len(jobs[REQUIRED_OF_JOB[0]]))
+    versions = [version or newest for version in named]
+    folder = user_versions.folder_of(models) if models is not None else None  # a bad folder is no problem of a row
+    unknown: dict[str, Problem] = {}
+    for version in {version for index, version in enumerate(versions) if index not in problems}:
+        try:
+            registry.place(version, folder)
+        except row_errors as error:
+            unknown[version] = Problem("bad_value", str(error))
+    if unknown:
+        found = {index: unknown[version] for index, version in enumerate(versions) if version in unknown}
+        problems = found | problems
+    return {**jobs, "model_version": versions}, problems
+
+
+def _by_version(versions: Sequence[str], problems: Problems) -> dict[str, list[int]]:
+    """The positions of the jobs without a problem, by version."""
+    found: dict[str, list[int]] = {}
+    for index, version in enumerate(versions):
+        if index not in problems:
+            found.setdefault(version, []).append(index)
+    return found

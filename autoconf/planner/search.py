@@ -9,27 +9,15 @@ import numpy as np
 from autoconf.memory.candidates import Candidates
 from autoconf.memory.units import GIB, Booleans, Integers
 from autoconf.planner import rules
-from autoconf.planner.domain import (
-    Columns,
-    Jobs,
-    inside,
-    workers,
-)
+from autoconf.planner.domain import JobArrays, JobColumns, inside, workers
 from autoconf.planner.results import Recommendation
 from autoconf.predictor.predictor import Predictor
 
 
-def answer(predictor: Predictor, columns: Columns) -> list[Recommendation]:
-    """Answer jobs whose values are valid, by one version."""
-    jobs, problems = inside(predictor, columns)
-    found = iter(smallest(predictor, jobs))
-    return [Recommendation(0, reason=problem) if problem else next(found) for problem in problems]
-
-
-# --- the domain -------------------------------------------------------------------------------------------------------
-
-
-# --- the search -------------------------------------------------------------------------------------------------------
+def recommendations(predictor: Predictor, columns: JobColumns) -> list[Recommendation]:
+    """The recommendation of one version for each of some valid jobs."""
+    placed = inside(predictor, columns)
+    return placed.answers(smallest(predictor, placed.jobs), Recommendation)
 
 
 def decide(predictor: Predictor, candidates: Candidates) -> Booleans:
@@ -39,7 +27,7 @@ def decide(predictor: Predictor, candidates: Candidates) -> Booleans:
     return fits
 
 
-def even_counts(predictor: Predictor, jobs: Jobs) -> tuple[Integers, Booleans]:
+def even_counts(predictor: Predictor, jobs: JobArrays) -> tuple[Integers, Booleans]:
     """The numbers of GPUs that jobs may use, whatever their batch: within the limits, and the same on every worker.
 
     Returns:
@@ -48,17 +36,17 @@ def even_counts(predictor: Predictor, jobs: Jobs) -> tuple[Integers, Booleans]:
     limit = np.minimum(jobs.max_gpus, predictor.domain.max_gpus)
     counts = np.arange(1, limit.max(initial=0) + 1)
     even = (counts <= limit[:, None]) & (counts % workers(counts, jobs.gpus_per_worker[:, None]) == 0)
-    even &= counts >= np.reshape(jobs.min_gpus, (-1, 1))
+    even &= counts >= jobs.min_gpus[:, None]
     used = even.any(axis=0)
     return counts[used], even[:, used]
 
 
-def smallest(predictor: Predictor, jobs: Jobs) -> list[Recommendation]:
+def smallest(predictor: Predictor, jobs: JobArrays) -> list[Recommendation]:
     """The smallest candidate that fits, for each job."""
     if not len(jobs.rows):
         return []
     counts, even = even_counts(predictor, jobs)
-    job, place = np.nonzero(even & jobs.takes(counts, predictor.domain.max_batch_size))
+    job, place = np.nonzero(even & jobs.can_split(counts, predictor.domain.max_batch_size))
     gpus = counts[place]
     tokens_per_gpu = jobs.tokens_per_gpu(job, gpus)
     candidates = Candidates(predictor.memory, jobs.rows[job], gpus, tokens_per_gpu, jobs.usable_gib[job])
@@ -69,23 +57,25 @@ def smallest(predictor: Predictor, jobs: Jobs) -> list[Recommendation]:
     last = np.searchsorted(job, without, side="right") - 1  # each job's largest candidate
     reasons = iter(_why_not(predictor, candidates.subset(last), jobs, without))
     return [
-        Recommendation(1, gpus=total // nodes, workers=nodes) if total else Recommendation(0, reason=next(reasons))
+        Recommendation(1, gpus=total // nodes, workers=nodes)
+        if total
+        else Recommendation(reason=next(reasons), outcome="fits_nowhere")
         for total, nodes in zip(best.tolist(), workers(best, jobs.gpus_per_worker).tolist(), strict=True)
     ]
 
 
-def _why_not(predictor: Predictor, largest: Candidates, jobs: Jobs, which: Integers) -> Sequence[str]:
+def _why_not(predictor: Predictor, largest: Candidates, jobs: JobArrays, which: Integers) -> Sequence[str]:
     """Why some of the jobs have no recommendation, told for the largest number of GPUs that was considered for each."""
     if not len(which):
         return ()
     most, version = predictor.domain.max_gpus, predictor.card.version
     batch_sizes, wanted = jobs.batch_size[which], jobs.max_gpus[which]
-    per_device = jobs.on_each[which]
+    per_device = jobs.per_device[which]
     room = np.where(per_device, predictor.domain.max_batch_size // batch_sizes, most)
     limits, counts = np.minimum(np.minimum(wanted, most), room), np.arange(1, most + 1)
     divides = (per_device[:, None] | (batch_sizes[:, None] % counts == 0)) & (counts <= limits[:, None])
     divisors = np.where(divides, counts, 0).max(axis=1)
-    fewest = np.broadcast_to(jobs.min_gpus, jobs.rows.shape)[which]
+    fewest = jobs.min_gpus[which]
     sentences = []
     for cause, each, batch_size, few, max_gpus, limit, divisor, per_worker, gpus in zip(
         causes(largest), per_device, batch_sizes, fewest, wanted, limits, divisors, jobs.gpus_per_worker[which],

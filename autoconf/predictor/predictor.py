@@ -25,6 +25,10 @@ MONOTONE = {"headroom_gib": 1, "sharded": -1}
 MONOTONE_1_1_0 = {"free_gib": 1, "sharded": -1}
 
 
+class OutsideDomain(ValueError):
+    """A version has no figures for a job; the message says what it lacks."""
+
+
 class Predictor:
     """A loaded version: decides whether candidates fit."""
 
@@ -51,18 +55,22 @@ class Predictor:
         domain = self.domain.model_copy(update={"models": models})
         return Predictor(self.card.model_copy(update={"domain": domain}), memory, self._tabular)
 
-    def row(self, model: str, method: str, stack: Stack) -> int | str:
-        """The row of a job's figures, or the sentence that says why the version has none.
+    def row(self, model: str, method: str, stack: Stack) -> int:
+        """The row of a job's figures.
 
         Args:
             model: one of the domain's models.
             method: one of the domain's methods.
-            stack: how the job trains.
+            stack: the training stack.
+
+        Raises:
+            OutsideDomain: the version has none.
         """
         found = self.memory.row(model, method, stack)
         if isinstance(found, Outside):
             are = "are" if len(found.asked) > 1 else "is"
-            return f"{listed(found.asked)} {are} not in the domain of version {self.card.version}{found.why}"
+            sentence = f"{listed(found.asked)} {are} not in the domain of version {self.card.version}{found.why}"
+            raise OutsideDomain(sentence)
         return found
 
     def probabilities(self, table: pd.DataFrame) -> Floats:

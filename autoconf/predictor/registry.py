@@ -30,7 +30,7 @@ from autoconf.predictor.rebuild import (
     _check_answers,
     _rebuilt,
 )
-from autoconf.predictor.user_versions import Models, Place
+from autoconf.predictor.user_versions import ModelsFolder, Place
 
 MODELS = Path(__file__).parents[1] / "AutoGluonModels"
 # The released versions in order, each with the SHA-256 of its card, which `make evaluate` prints.
@@ -45,7 +45,7 @@ _loading = threading.Lock()
 _loaded: dict[Place, Predictor] = {}
 
 
-def known(models: Models = None) -> list[str]:
+def known(models: ModelsFolder = None) -> list[str]:
     """The released versions, and those of a user's own.
 
     >>> known()[:2]
@@ -54,7 +54,7 @@ def known(models: Models = None) -> list[str]:
     return [*RELEASED, *user_versions.listed_in(user_versions.folder_of(models))]
 
 
-def place(version: str, models: Models = None) -> Place:
+def place(version: str, models: ModelsFolder = None) -> Place:
     """Where a version lies.
 
     Args:
@@ -72,7 +72,7 @@ def place(version: str, models: Models = None) -> Place:
     raise ValueError(f"model_version {version!r} is not released; released versions are {', '.join(RELEASED)}")
 
 
-def load(version: str, models: Models = None) -> Predictor:
+def load(version: str, models: ModelsFolder = None) -> Predictor:
     """The predictor of a version, loaded at most once per process.
 
     Args:
@@ -93,7 +93,7 @@ def load(version: str, models: Models = None) -> Predictor:
     return _loaded[found]
 
 
-def card(version: str, models: Models = None) -> Card:
+def card(version: str, models: ModelsFolder = None) -> Card:
     """The card of a version.
 
     Raises:

@@ -14,11 +14,15 @@ from autoconf.errors import AutoConfError
 from autoconf.predictor.cards import CARD, digest
 
 VARIABLE = "AUTOCONF_MODELS"
-Models = str | os.PathLike[str] | None  # a folder of versions; None is the one that the environment names
+ModelsFolder = str | os.PathLike[str] | None  # a folder of versions; None is the one that the environment names
 # The number of the version it was made from, a +, and a name: no number that is ever released, and no path.
 NAME = re.compile(r"\d+(\.\d+)*\+[a-z0-9]+([._-][a-z0-9]+)*", re.IGNORECASE)
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _PINS = "versions.json"
+
+
+class NoModelsFolder(AutoConfError):
+    """A user version is asked for, and no folder of user versions is known."""
 
 
 class Place(NamedTuple):
@@ -28,7 +32,7 @@ class Place(NamedTuple):
     sha256: str
 
 
-def folder_of(models: Models = None) -> Path | None:
+def folder_of(models: ModelsFolder = None) -> Path | None:
     """The folder of a user's own versions; None where there is none.
 
     Args:
@@ -75,7 +79,7 @@ def place(version: str, folder: Path | None) -> Place:
     """
     name, _, given = version.partition("@")
     if folder is None:
-        raise AutoConfError(f"version {name} is one of a user's own, and {VARIABLE} names no folder of such versions")
+        raise NoModelsFolder(f"version {name} is one of a user's own, and {VARIABLE} names no folder of such versions")
     names = listed_in(folder)
     if name not in names:
         raise ValueError(f"model_version {name!r} is not in {folder}, which has {', '.join(names) or 'none'}")

@@ -12,7 +12,7 @@ import yaml
 import autoconf
 from autoconf import cli, experiments
 from autoconf.jobs.job import NUMBERS, TRAINING_STACK, Workload
-from autoconf.jobs.queries import BESIDE
+from autoconf.jobs.queries import ARGUMENTS
 from autoconf.min_gpu_recommender import min_gpu_recommender
 
 from ado.modules.actuators.registry import ActuatorRegistry
@@ -77,7 +77,7 @@ def test_ado_lists_what_an_experiment_requires_takes_and_gives(name):
     assert TRAINING_STACK in listed.metadata["description"]
     for one in (*listed.requiredProperties, *listed.optionalProperties):
         field = one.identifier
-        assert one.metadata["description"] == (BESIDE.get(field) or Workload.model_fields[field].description)
+        assert one.metadata["description"] == (ARGUMENTS.get(field) or Workload.model_fields[field].description)
     defaults = {one.property.identifier: one.value for one in listed.defaultParameterization}
     assert defaults.get("max_gpus") == ({"avoid_oom_recommender": 64}.get(name, 8) if more else None)
 
@@ -90,7 +90,7 @@ def test_the_signature_is_that_of_the_properties(name):
     defaults = {one.property.identifier: one.value for one in listed.defaultParameterization}
     for field, parameter in parameters.items():
         assert parameter.default == defaults.get(field, inspect.Parameter.empty)
-        number = field in (*NUMBERS, *BESIDE)
+        number = field in (*NUMBERS, *ARGUMENTS)
         assert parameter.annotation == (str if not number else int | str if parameter.default == "" else int)
 
 

@@ -11,7 +11,7 @@ from autoconf import Workload, recommend
 from autoconf.memory.candidates import Candidates
 from autoconf.planner.alternatives import ALL_CHANGES, CHANGES, pick, remedies
 from autoconf.planner.frontier import most_tokens
-from autoconf.planner.search import answer, decide
+from autoconf.planner.search import decide, recommendations
 from autoconf.predictor import registry
 from autoconf.predictor.predictor import Predictor
 
@@ -41,7 +41,7 @@ def random_columns(count: int, seed: int) -> dict:
 
 def without_recommendation(predictor, count: int, seed: int) -> dict:
     columns = random_columns(count, seed)
-    answers = answer(predictor, columns)
+    answers = recommendations(predictor, columns)
     return pick(columns, [index for index, found in enumerate(answers) if not found.can_recommend])
 
 
@@ -69,7 +69,9 @@ def test_the_batch_that_is_named_is_the_nearest_of_all_that_would_do(predictor):
         batch = job["batch_size"][0]
         batches = list(range(1, batch + DOMAIN.max_gpus + 1))
         every = {field: values * len(batches) for field, values in job.items()} | {"batch_size": batches}
-        would_do = [size for size, said in zip(batches, answer(predictor, every), strict=True) if said.can_recommend]
+        would_do = [
+            size for size, said in zip(batches, recommendations(predictor, every), strict=True) if said.can_recommend
+        ]
         named = next((remedy.value for remedy in found if remedy.field == "batch_size"), None)
         assert named == min(would_do, key=lambda size: (abs(size - batch), -size), default=None)
         directions.add(None if named is None else named > batch)

@@ -21,9 +21,10 @@ from autoconf.cli.main import app
 from autoconf.cli.plots import memory_bars
 from autoconf.cli.plots.memory_bars import as_text, drawn, parts
 from autoconf.jobs.names import key
+from autoconf.jobs.queries import MIN_GPUS
 from autoconf.planner.domain import pick
-from autoconf.planner.runner import valid_jobs
-from autoconf.planner.search import answer
+from autoconf.planner.runner import _read_columns
+from autoconf.planner.search import recommendations
 from autoconf.predictor import registry
 
 # The README's: on one GPU it does not fit, on two it does.
@@ -107,9 +108,9 @@ def that_help(fields: dict, below: int | None) -> list[tuple]:
     changed = [{**fields, field: value} for field, value in asked]
     # Without the changes that would help where one does not, of which a table's reasons tell.
     table = {field: [one.get(field) for one in changed] for field in Workload.model_fields}
-    columns, problems = valid_jobs(table, None)
-    sound = [index for index, problem in enumerate(problems) if not problem]
-    answers = answer(registry.load(fields["model_version"]), pick(columns, sound))
+    columns, problems = _read_columns(table, MIN_GPUS)
+    sound = [index for index in range(len(changed)) if index not in problems]
+    answers = recommendations(registry.load(fields["model_version"]), pick(columns, sound))
     totals = {index: total(said) for index, said in zip(sound, answers, strict=True) if said.can_recommend}
     found = [(*asked[index], gpus) for index, gpus in totals.items() if below is None or gpus < below]
 

@@ -17,10 +17,12 @@ import numpy as np
 import pandas as pd
 
 from autoconf.errors import BadInput
-from autoconf.jobs.job import NUMBERS, OPTIONAL, Workload, check_together, is_empty, read, whole_number
-from autoconf.jobs.queries import missing_columns
+from autoconf.jobs.job import NUMBERS, OPTIONAL, Workload, check_together, read
+from autoconf.jobs.queries import MIN_GPUS, NUMBER_GPUS
+from autoconf.jobs.values import is_empty, whole_number
 from autoconf.memory.candidates import Candidates
-from autoconf.planner.estimate import NUMBER_GPUS, placed
+from autoconf.planner.domain import on_counts
+from autoconf.planner.estimate import candidates_on
 from autoconf.predictor.autogluon import LABEL
 from autoconf.predictor.predictor import Predictor
 
@@ -95,9 +97,11 @@ def read_measured(predictor: Predictor, table: pd.DataFrame, source: str) -> Mea
     outside.update(row.outside for row in rows if row.says and row.outside)
     rows = [row for row in rows if row.says and not row.outside]
     columns = {field: [row.job.get(field, default) for row in rows] for field, default in _DEFAULTS.items()}
-    candidates, why_not = placed(predictor, columns, np.array([row.gpus for row in rows], np.int64))
-    outside.update(problem for problem in why_not if problem)
-    rows = [row for row, problem in zip(rows, why_not, strict=True) if not problem]
+    gpus = np.array([row.gpus for row in rows], np.int64)
+    placed = on_counts(predictor, columns, gpus)
+    outside.update(problem.reason for problem in placed.problems.values())
+    candidates = candidates_on(predictor, placed.jobs, gpus[placed.positions])
+    rows = [rows[position] for position in placed.positions]
     runs = pd.DataFrame([row.seen() for row in rows], columns=["line", LABEL, "allocated_gib", "in_use_share"])
     runs, once = _without_duplicates(_with_keys(runs, candidates))
     left_out = contradicting(predictor, runs, candidates.subset(once))
@@ -131,7 +135,7 @@ def _check_columns(table: pd.DataFrame, source: str) -> set[str]:
     ado = "experiment_id" in table and any(_settings_of(str(e)) for e in table["experiment_id"].unique())
     known = {*Workload.model_fields, NUMBER_GPUS, *_SEEN, *_ANY_TABLE, *({"experiment_id", *_ADO} if ado else ())}
     has = {*table, *(_ANY_TABLE[column] for column in table if column in _ANY_TABLE), *({"method"} if ado else ())}
-    missing = missing_columns(has) + [NUMBER_GPUS] * (NUMBER_GPUS not in has)
+    missing = MIN_GPUS.missing_columns(has) + [NUMBER_GPUS] * (NUMBER_GPUS not in has)
     if has.isdisjoint(_SEEN):
         missing.append(f"one of {', '.join(_SEEN)}")
     if missing:

@@ -15,7 +15,7 @@ from autoconf.jobs.presets import SETTINGS
 from autoconf.memory.candidates import Candidates
 from autoconf.memory.units import Booleans
 from autoconf.pipeline.release.random_jobs import GPUS_PER_WORKER, random_jobs
-from autoconf.planner.domain import Jobs
+from autoconf.planner.domain import JobArrays
 from autoconf.planner.rules import resident_state_fits
 from autoconf.planner.search import decide, smallest
 from autoconf.predictor.cards import Card
@@ -138,15 +138,18 @@ def evaluation_jobs(predictor: Predictor, count: int) -> pd.DataFrame:
 def minimum(predictor: Predictor, jobs: pd.DataFrame, max_gpus: int) -> np.ndarray:
     """Smallest total of GPUs that each job fits on, 0 where there is none; shape (jobs,)."""
     single = predictor.candidates(jobs.assign(number_gpus=1))
-    asked = Jobs(
-        single.rows,
-        single.usable_gib,
+    arrays = JobArrays(
+        rows=single.rows,
+        usable_gib=single.usable_gib,
         tokens_per_sample=jobs["tokens_per_sample"].to_numpy(),
         batch_size=jobs["batch_size"].to_numpy(),
+        per_device=np.zeros(len(jobs), bool),
         gpus_per_worker=np.full(len(jobs), GPUS_PER_WORKER),
+        min_gpus=np.ones(len(jobs), np.int64),
         max_gpus=np.full(len(jobs), max_gpus),
+        max_tokens_per_sample=np.full(len(jobs), predictor.domain.max_tokens_per_sample),
     )
-    return np.array([(a.gpus or 0) * (a.workers or 0) for a in smallest(predictor, asked)])
+    return np.array([(a.gpus or 0) * (a.workers or 0) for a in smallest(predictor, arrays)])
 
 
 def sweep_space(card: Card) -> pd.DataFrame:

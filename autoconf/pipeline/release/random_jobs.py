@@ -10,7 +10,7 @@ import pandas as pd
 
 from autoconf.jobs.presets import SETTINGS, presets, training_stack
 from autoconf.jobs.stack import Checkpointing, Dtype, Loss, MixedPrecision, Optim, Sharding
-from autoconf.predictor.predictor import Predictor
+from autoconf.predictor.predictor import OutsideDomain, Predictor
 
 GPUS_PER_WORKER = 8
 _CHOICES: dict[str, tuple[Any, ...]] = {
@@ -48,8 +48,11 @@ def random_stacks(predictor: Predictor, generator: np.random.Generator) -> Itera
             stack = training_stack(job["method"], steps, job["stack"], *settings)
         except ValueError:  # settings that exclude each other
             continue
-        if not isinstance(predictor.row(job["model_name"], job["method"], stack), str):
-            yield job | dict(zip(SETTINGS, settings, strict=True))
+        try:
+            predictor.row(job["model_name"], job["method"], stack)
+        except OutsideDomain:
+            continue
+        yield job | dict(zip(SETTINGS, settings, strict=True))
 
 
 def random_jobs(predictor: Predictor, generator: np.random.Generator, count: int, sizes: int = 1) -> pd.DataFrame:

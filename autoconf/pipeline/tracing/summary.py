@@ -14,9 +14,9 @@ from autoconf.memory.model import StackMemory
 from autoconf.memory.store import ModelsTable
 from autoconf.memory.units import GIB
 from autoconf.pipeline.tracing.trace_file import read_trace
-from autoconf.planner.search import answer
+from autoconf.planner.search import recommendations
 from autoconf.predictor import registry
-from autoconf.predictor.predictor import Predictor
+from autoconf.predictor.predictor import OutsideDomain, Predictor
 
 STACKS = ("reference", "trl")
 TOKENS = (2_048, 8_192)
@@ -57,8 +57,9 @@ def summary(path: str | Path) -> dict[str, Any]:
 
 def _gib_per_1000_tokens(predictor: Predictor, model: str, method: str, stack: str) -> float | None:
     """What each further 1,000 tokens of a long micro-batch add to the peak on each of several GPUs."""
-    row = predictor.row(model, method, training_stack(method, True, stack, *[None] * len(SETTINGS)))
-    if isinstance(row, str):
+    try:
+        row = predictor.row(model, method, training_stack(method, True, stack, *[None] * len(SETTINGS)))
+    except OutsideDomain:
         return None
     tokens = np.array([_LONG, _LONG + 1_000])
     peaks = predictor.memory.peak_bytes(np.array([row, row]), np.array([_GPUS, _GPUS]), tokens) / GIB
@@ -77,5 +78,5 @@ def _layouts(predictor: Predictor, model: str) -> list[dict[str, Any]]:
     return [
         {**same, "gradient_accumulation_steps": steps, **dict(zip(fields, job, strict=True)),
          "can_recommend": found.can_recommend, "gpus": found.gpus, "workers": found.workers, "reason": found.reason}
-        for job, found in zip(jobs, answer(predictor, columns), strict=True)
+        for job, found in zip(jobs, recommendations(predictor, columns), strict=True)
     ]  # fmt: skip
