@@ -114,6 +114,8 @@ def _checked(
 
 def _outputs(answer: Any, names: Iterable[str]) -> Outputs:
     values = {name: getattr(answer, name) for name in names}
+    if "notes" in values:
+        values["notes"] = "; ".join(values["notes"])
     return {name: value for name, value in values.items() if value not in (None, "")}
 
 

@@ -70,7 +70,7 @@ def explain(job: Job, model_version: str | None = None, models: ModelsFolder = N
         found = MIN_GPUS_SOLVER.refuse(problems[0])
         return Explanation(replace(found, stack=job.stack_name()), {}, ())
     predictor = registry.load(columns["model_version"][0], models)
-    (found,) = MIN_GPUS_SOLVER.solve(predictor, columns)
+    (found,) = MIN_GPUS_SOLVER.answers(predictor, columns)
     total = None if found.gpus is None or found.workers is None else found.gpus * found.workers
     counts = _considered(predictor, columns)
     shown = counts[-1:] if total is None else [count for count in counts if count <= total][-2:]

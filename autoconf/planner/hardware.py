@@ -26,16 +26,23 @@ def is_too_old(name: str, gpu: Gpu) -> bool:
     return (compute_capability(name, gpu) or _NEEDED) < _NEEDED
 
 
+def refuses(name: str, gpu: Gpu) -> bool:
+    """Whether a version refuses all jobs on a GPU type: its card names the type's compute capability.
+
+    >>> refuses("Tesla-T4", Gpu(usable_gib=14.5)), refuses("Tesla-T4", Gpu(usable_gib=14.5, compute_capability=7.5))
+    (False, True)
+    """
+    return gpu.compute_capability is not None and is_too_old(name, gpu)
+
+
 def refusal(name: str, gpu: Gpu, stack: Stack, domain: Domain) -> str:
-    """Why a GPU type cannot run a job; empty text where it can, or where the version's card does not say.
+    """Why a GPU type cannot run a job, and which type can.
 
     >>> from autoconf.predictor import registry
     >>> refusal("Tesla-T4", Gpu(usable_gib=14.5, compute_capability=7.5), Stack(), registry.card("2.0.0").domain)
     'Tesla-T4 (compute capability 7.5) has no bfloat16 and no FlashAttention-2, which need 8.0 and which the job trains \
 with; a newer type with at least its memory is NVIDIA-A10G'
     """
-    if gpu.compute_capability is None or not is_too_old(name, gpu):
-        return ""
     newer = [
         (other.usable_gib, known)
         for known, other in domain.gpus.items()
@@ -46,14 +53,12 @@ with; a newer type with at least its memory is NVIDIA-A10G'
 
 
 def warning(name: str, gpu: Gpu, stack: Stack) -> str:
-    """What to know about an answer for a GPU type that cannot run the job; empty text where it can.
+    """What to know about an answer for a GPU type that is too old for the job.
 
     >>> warning("Tesla-T4", Gpu(usable_gib=14.5), Stack())
     'Tesla-T4 (compute capability 7.5) has no bfloat16 and no FlashAttention-2, which this answer assumes: the job does \
 not run there as it is, and takes other memory without them'
     """
-    if not is_too_old(name, gpu):
-        return ""
     return (
         f"{_lacks(name, gpu, stack)}, which this answer assumes: the job does not run there as it is, and takes other "
         f"memory without them"

@@ -112,4 +112,4 @@ def _solve(predictor: Predictor, columns: JobColumns) -> list[Recommendation]:
     return answers
 
 
-MIN_GPUS_SOLVER = LayoutSolver(MIN_GPUS, Recommendation, _solve)
+MIN_GPUS_SOLVER = LayoutSolver(MIN_GPUS, Recommendation, _solve, recommendations)
