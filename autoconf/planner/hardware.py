@@ -39,9 +39,10 @@ def refusal(name: str, gpu: Gpu, stack: Stack, domain: Domain) -> str:
     """Why a GPU type cannot run a job, and which type can.
 
     >>> from autoconf.predictor import registry
-    >>> refusal("Tesla-T4", Gpu(usable_gib=14.5, compute_capability=7.5), Stack(), registry.card("2.0.0").domain)
-    'Tesla-T4 (compute capability 7.5) has no bfloat16 and no FlashAttention-2, which need 8.0 and which the job trains \
-with; a newer type with at least its memory is NVIDIA-A10G'
+    >>> t4 = Gpu(usable_gib=14.5, compute_capability=7.5)
+    >>> print(refusal("Tesla-T4", t4, Stack(), registry.card("2.0.0").domain))  # doctest: +NORMALIZE_WHITESPACE
+    Tesla-T4 (compute capability 7.5) has no bfloat16 and no FlashAttention-2, which need 8.0 and which the job trains
+    with; a newer type with at least its memory is NVIDIA-A10G
     """
     newer = [
         (other.usable_gib, known)
@@ -55,9 +56,9 @@ with; a newer type with at least its memory is NVIDIA-A10G'
 def warning(name: str, gpu: Gpu, stack: Stack) -> str:
     """What to know about an answer for a GPU type that is too old for the job.
 
-    >>> warning("Tesla-T4", Gpu(usable_gib=14.5), Stack())
-    'Tesla-T4 (compute capability 7.5) has no bfloat16 and no FlashAttention-2, which this answer assumes: the job does \
-not run there as it is, and takes other memory without them'
+    >>> print(warning("Tesla-T4", Gpu(usable_gib=14.5), Stack()))  # doctest: +NORMALIZE_WHITESPACE
+    Tesla-T4 (compute capability 7.5) has no bfloat16 and no FlashAttention-2, which this answer assumes: the job does
+    not run there as it is, and takes other memory without them
     """
     return (
         f"{_lacks(name, gpu, stack)}, which this answer assumes: the job does not run there as it is, and takes other "

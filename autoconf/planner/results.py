@@ -29,20 +29,36 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Remedy:
-    """A change of one field with which a job gets a recommendation, and the layout that it then gets.
+class Change:
+    """A change of one field of a job.
 
-    >>> print(Remedy("batch_size", 7, 8, gpus=8, workers=1))
-    batch_size=8 would do, on 8 GPUs (8 does not divide 7)
-    >>> print(Remedy("gradient_accumulation_steps", 4, 1, gpus=8, workers=2))
-    gradient_accumulation_steps=1 would do, on 2 workers of 8 GPUs
+    >>> print(Change("loss", "full", "chunked"))
+    loss=chunked
     """
 
     field: str
     before: Any
     value: Any
+
+    def __str__(self) -> str:
+        return f"{self.field}={self.value}"
+
+
+@dataclass(frozen=True)
+class Remedy(Change):
+    """A change with which a job gets a recommendation, and the layout that it then gets.
+
+    >>> print(Remedy("batch_size", 7, 8, gpus=8, workers=1))
+    batch_size=8 would fit on 8 GPUs (8 does not divide 7)
+    >>> print(Remedy("gradient_accumulation_steps", 4, 1, gpus=8, workers=2))
+    gradient_accumulation_steps=1 would fit on 2 workers of 8 GPUs
+    >>> print(Remedy("loss", "full", "chunked", gpus=1, workers=1, also=Change("method", "full", "lora")))
+    method=lora with loss=chunked would fit on 1 GPU
+    """
+
     gpus: int  # per worker
     workers: int
+    also: Change | None = None  # a second change, without which it is not enough
 
     def __str__(self) -> str:
         unit = "GPU" if self.gpus == 1 else "GPUs"
@@ -50,7 +66,8 @@ class Remedy:
         total = self.gpus * self.workers
         indivisible = self.field == "batch_size" and self.before % total
         why = f" ({total} does not divide {self.before})" if indivisible else ""
-        return f"{self.field}={self.value} would do, on {layout}{why}"
+        changes = " with ".join(str(change) for change in (self.also, Change.__str__(self)) if change)
+        return f"{changes} would fit on {layout}{why}"
 
 
 @dataclass(frozen=True)

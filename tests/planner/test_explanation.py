@@ -153,7 +153,7 @@ def test_a_recommendation_holds_the_changes_that_its_reason_names():
     assert [(change.field, change.before, change.value) for change in found.changes] == [("sharding", "ddp", "fsdp2")]
     assert found.reason.endswith(f"; {found.changes[0]}")
     why = explain(job(NO_GPUS)).why
-    assert found.reason == f"{why}; {found.changes[0]}" and "would do" not in why
+    assert found.reason == f"{why}; {found.changes[0]}" and "would fit" not in why
     assert recommend(job(TWO_GPUS)).changes == ()
 
 
@@ -248,15 +248,15 @@ def test_without_a_terminal_it_is_plain_text(run):
     assert "on 1 GPU: needs 146.1 GiB of 79.1, does not fit (probability 0.00)\n" in result.stdout
     assert "on each of 2 GPUs: needs 72.8 GiB of 79.1, fits (probability 1.00)\n" in result.stdout
     assert (
-        "Single changes that lead to fewer GPUs, cheapest first:\n  method=lora would do, on 1 GPU\n" in result.stdout
+        "Single changes that lead to fewer GPUs, cheapest first:\n  method=lora would fit on 1 GPU\n" in result.stdout
     )
 
 
 def test_without_a_recommendation_each_change_is_told_once(run):
     stdout = run(NO_GPUS).stdout
     assert "on each of 8 GPUs: needs 160.6 GiB of 79.1, does not fit" in stdout
-    assert "Single changes that would get a recommendation, cheapest first:\n  sharding=fsdp2 would do, on 2" in stdout
-    assert stdout.count("sharding=fsdp2 would do") == 1
+    assert "Single changes that would get a recommendation, cheapest first:\n  sharding=fsdp2 would fit on 2" in stdout
+    assert stdout.count("sharding=fsdp2 would fit") == 1
 
 
 def test_where_no_change_helps_it_says_so(run):
@@ -273,7 +273,7 @@ def test_a_version_without_estimates_is_no_failure(run):
         assert result.exit_code == 0
         assert "\nversion 1.1.0 has no estimates; the newest is 2.0.0\n" in result.stdout
         assert re.search(r"\n *gpus +4\n", result.stdout)
-        assert "gpu_model=NVIDIA-H100-PCIe would do, on 2 GPUs" in result.stdout
+        assert "gpu_model=NVIDIA-H100-PCIe would fit on 2 GPUs" in result.stdout
     assert result.stderr == "picture.png: not written, as there is nothing to draw\n"
     assert not Path("picture.png").exists()
 
