@@ -56,7 +56,7 @@ def min_gpu_recommender(job: Job, models: ModelsFolder = None) -> Recommendation
 
     >>> min_gpu_recommender(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe",
     ...                     tokens_per_sample=8192, batch_size=16, model_version="1.1.0")
-    {'can_recommend': 1, 'gpus': 2, 'workers': 1}
+    {'can_recommend': 1, 'gpus': 2, 'workers': 1, 'outcome': 'ok'}
     >>> min_gpu_recommender(model_name="llama-7b", method="qlora", gpu_model="NVIDIA-A100-80GB-PCIe",
     ...                     tokens_per_sample=8192, batch_size=16, model_version="1.1.0")["reason"]
     "method 'qlora' is not in the domain of version 1.1.0, which has full and lora"

@@ -17,13 +17,13 @@ if __name__ == "__main__":
             **MODEL, gpu_model="L40S", tokens_per_sample=8192, per_device_train_batch_size=6, number_gpus=2
         )
     )
-    # {'can_recommend': 1, 'gpus': 5, 'workers': 1}
+    # {'can_recommend': 1, 'gpus': 5, 'workers': 1, 'outcome': 'ok'}
     print(largest_batch_recommender(**MODEL, **GPU, tokens_per_sample=8192, number_gpus=2))
-    # {'can_recommend': 1, 'per_device_train_batch_size': 10, 'batch_size': 20}
+    # {'can_recommend': 1, 'per_device_train_batch_size': 10, 'batch_size': 20, 'outcome': 'ok'}
     print(largest_sample_recommender(**MODEL, **GPU, batch_size=16, number_gpus=2))
-    # {'can_recommend': 1, 'tokens_per_sample': 11188}
+    # {'can_recommend': 1, 'tokens_per_sample': 11188, 'outcome': 'ok'}
     print(gpu_model_recommender(**MODEL, tokens_per_sample=8192, batch_size=16))
-    # {'can_recommend': 1, 'gpu_model': 'NVIDIA-A40', 'gpus': 4, 'workers': 1, 'cost_per_hour': 1.76}
+    # {'can_recommend': 1, 'gpu_model': 'NVIDIA-A40', 'gpus': 4, 'workers': 1, 'cost_per_hour': 1.76, 'outcome': 'ok'}
     memory = memory_estimator(**MODEL, **GPU, tokens_per_sample=8192, batch_size=16, number_gpus=2)
     print({name: round(memory[name], 2) for name in ("fits", "peak_memory_gib", "headroom_gib")})
     # {'fits': 1, 'peak_memory_gib': 47.61, 'headroom_gib': 18.67}

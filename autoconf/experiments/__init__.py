@@ -37,7 +37,7 @@ def avoid_oom_recommender(job: Job, number_gpus: int, models: ModelsFolder = Non
 
     >>> avoid_oom_recommender(model_name="llama-7b", method="lora", gpu_model="L40S", tokens_per_sample=8192,
     ...                       per_device_train_batch_size=6, number_gpus=2, model_version="2.0.0")
-    {'can_recommend': 1, 'gpus': 5, 'workers': 1}
+    {'can_recommend': 1, 'gpus': 5, 'workers': 1, 'outcome': 'ok'}
     """
     from autoconf import avoid_oom
 
@@ -68,7 +68,7 @@ def largest_batch_recommender(job: Job, number_gpus: int, models: ModelsFolder =
 
     >>> largest_batch_recommender(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe",
     ...                           tokens_per_sample=8192, number_gpus=2, model_version="2.0.0")
-    {'can_recommend': 1, 'per_device_train_batch_size': 10, 'batch_size': 20}
+    {'can_recommend': 1, 'per_device_train_batch_size': 10, 'batch_size': 20, 'outcome': 'ok'}
     """
     from autoconf import largest_batch
 
@@ -98,7 +98,7 @@ def largest_sample_recommender(job: Job, number_gpus: int, models: ModelsFolder 
 
     >>> largest_sample_recommender(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe",
     ...                            batch_size=16, number_gpus=2, model_version="2.0.0")
-    {'can_recommend': 1, 'tokens_per_sample': 11188}
+    {'can_recommend': 1, 'tokens_per_sample': 11188, 'outcome': 'ok'}
     """
     from autoconf import largest_sample
 
@@ -129,7 +129,7 @@ def gpu_model_recommender(job: Job, models: ModelsFolder = None) -> GpuModel:
 
     >>> gpu_model_recommender(model_name="llama-7b", method="lora", tokens_per_sample=8192, batch_size=16,
     ...                       model_version="2.0.0")
-    {'can_recommend': 1, 'gpu_model': 'NVIDIA-A40', 'gpus': 4, 'workers': 1, 'cost_per_hour': 1.76}
+    {'can_recommend': 1, 'gpu_model': 'NVIDIA-A40', 'gpus': 4, 'workers': 1, 'cost_per_hour': 1.76, 'outcome': 'ok'}
     """
     from autoconf import cheapest_gpu
 

@@ -221,7 +221,7 @@ def check_together(fields: Mapping[str, Any]) -> None:
 
     >>> check_together({"method": "full"})
     Traceback (most recent call last):
-    ValueError: batch_size or per_device_train_batch_size is required
+    ValueError: batch_size: is required, or per_device_train_batch_size instead
     """
     check_batch(fields)
     stack_of(fields)
@@ -235,7 +235,8 @@ def check_batch(fields: Mapping[str, Any], allowed: Sequence[str] = BATCHES) -> 
     """
     given = [field for field in BATCHES if fields.get(field) is not None]
     if allowed and not given:
-        raise ValueError(f"{' or '.join(allowed)} is required" if len(allowed) > 1 else f"{allowed[0]}: is required")
+        first, *others = allowed
+        raise ValueError(", or ".join([f"{first}: is required", *(f"{other} instead" for other in others)]))
     if len(given) > 1:
         raise ValueError("batch_size and per_device_train_batch_size exclude each other: give one of them")
     for field in given:

@@ -66,25 +66,26 @@ def recommend(
 
     The same, but with 16 samples over all GPUs, however many they are:
 
-    >>> same = dict(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe", tokens_per_sample=8192)
-    >>> recommend(Workload(**same, batch_size=16)).gpus
+    >>> same = {"model_name": "llama-7b", "method": "lora", "gpu_model": "NVIDIA-A100-80GB-PCIe",
+    ...         "tokens_per_sample": 8192, "batch_size": 16}
+    >>> recommend(Workload(**same)).gpus
     2
 
     The same, but trained with TRL's defaults:
 
-    >>> found = recommend(Workload(**same, batch_size=16, stack="trl"))
+    >>> found = recommend(Workload(**same, stack="trl"))
     >>> found.gpus, found.stack
-    (2, 'trl')
+    (4, 'trl')
 
     The same, but every parameter is tuned, on nodes of 4 GPUs:
 
-    >>> found = recommend(Workload(**same, batch_size=16, method="full", gpus_per_worker=4, max_gpus=16))
+    >>> found = recommend(Workload(**same | {"method": "full"}, gpus_per_worker=4, max_gpus=16))
     >>> found.workers, found.gpus
     (1, 4)
 
     The same, but on a single GPU, which is not enough:
 
-    >>> found = recommend(Workload(**same, batch_size=16, max_gpus=1))
+    >>> found = recommend(Workload(**same, max_gpus=1))
     >>> found.outcome, found.gpus
     ('fits_nowhere', None)
     >>> print(found.changes[0])
@@ -92,7 +93,7 @@ def recommend(
 
     The same, but as a table, whose rows may be anything:
 
-    >>> jobs = pd.DataFrame([{**same, "batch_size": batch} for batch in (16, 64, 0)])
+    >>> jobs = pd.DataFrame([same | {"batch_size": batch} for batch in (16, 64, 0)])
     >>> recommend(jobs)[["can_recommend", "gpus", "workers", "outcome"]]
        can_recommend  gpus  workers    outcome
     0              1     2        1         ok

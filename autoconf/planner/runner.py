@@ -42,13 +42,14 @@ class Solver(Generic[Answer]):
     """
 
     query: Query
-    answer_type: Callable[..., Answer]
+    answer_type: Callable[..., Any]
     solve: Callable[[Predictor, JobColumns], list[Answer]]
     brief: Callable[[Predictor, JobColumns], list[Answer]] | None = None
 
     def refuse(self, problem: Problem) -> Answer:
         """The answer about a job with a problem."""
-        return self.answer_type(outcome=problem.outcome, reason=problem.reason)
+        answer: Answer = self.answer_type(outcome=problem.outcome, reason=problem.reason)
+        return answer
 
     def of_job(self, job: Job, model_version: str | None, models: ModelsFolder = None, **arguments: Any) -> Answer:
         """Answer one job.
@@ -217,8 +218,11 @@ def _read_columns(columns: dict[str, list[Any]], query: Query) -> tuple[JobColum
     sentences: dict[int, list[str]] = {}
     jobs = {field: _read_column(values, query.reader(field), sentences) for field, values in columns.items()}
     problems = {index: Problem("bad_value", "; ".join(found)) for index, found in sentences.items()}
-    for index, sentence in query.contradictions(jobs).items():
-        problems.setdefault(index, Problem("bad_value", sentence))
+    count = len(jobs[REQUIRED_OF_JOB[0]])
+    jobs.setdefault("max_gpus", [query.max_gpus] * count)
+    sound = [index for index in range(count) if index not in problems]
+    for position, sentence in query.contradictions(pick(jobs, sound) if problems else jobs).items():
+        problems[sound[position]] = Problem("bad_value", sentence)
     return jobs, problems
 
 

@@ -71,7 +71,7 @@ def test_the_published_snippets_run_word_for_word(snippet):
     done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     if snippet is DIRECT:
-        assert done.stdout.endswith("{'can_recommend': 1, 'gpus': 2, 'workers': 1}\n")
+        assert done.stdout.endswith("{'can_recommend': 1, 'gpus': 2, 'workers': 1, 'outcome': 'ok'}\n")
     else:
         printed = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if len(line.split()) >= 2}
         assert (printed["can_recommend"], printed["gpus"], printed["workers"]) == ("1", "2", "1")
@@ -92,7 +92,7 @@ def test_every_experiment_is_known_to_ado_and_answers_a_plain_call():
         model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe", tokens_per_sample=8192, number_gpus=2,
         model_version="2.0.0",
     )  # fmt: skip
-    assert found == {"can_recommend": 1, "per_device_train_batch_size": 10, "batch_size": 20}
+    assert found == {"can_recommend": 1, "per_device_train_batch_size": 10, "batch_size": 20, "outcome": "ok"}
 
 
 def test_both_names_of_ado_are_the_same_modules():

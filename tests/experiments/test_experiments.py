@@ -30,24 +30,26 @@ LAYOUT = ["gpus_per_worker", "max_gpus"]
 TRAINING = list(Workload.model_fields)[list(Workload.model_fields).index("gradient_accumulation_steps") :]
 # What each requires, what else it takes before the settings of training, and its outputs.
 DECLARED = {
-    "min_gpu_recommender": ((*JOB, "batch_size"), LAYOUT, ["can_recommend", "gpus", "workers", "reason"]),
+    "min_gpu_recommender": ((*JOB, "batch_size"), LAYOUT, ["can_recommend", "gpus", "workers", "reason", "outcome"]),
     "avoid_oom_recommender": (
-        (*JOB, "per_device_train_batch_size", "number_gpus"), LAYOUT, ["can_recommend", "gpus", "workers", "reason"],
+        (*JOB, "per_device_train_batch_size", "number_gpus"), LAYOUT,
+        ["can_recommend", "gpus", "workers", "reason", "outcome"],
     ),
     "largest_batch_recommender": (
-        (*JOB, "number_gpus"), [], ["can_recommend", "per_device_train_batch_size", "batch_size", "reason"],
+        (*JOB, "number_gpus"), [], ["can_recommend", "per_device_train_batch_size", "batch_size", "reason", "outcome"],
     ),
     "largest_sample_recommender": (
-        (*JOB[:3], "batch_size", "number_gpus"), [], ["can_recommend", "tokens_per_sample", "reason"],
+        (*JOB[:3], "batch_size", "number_gpus"), [], ["can_recommend", "tokens_per_sample", "reason", "outcome"],
     ),
     "gpu_model_recommender": (
         ("model_name", "method", "tokens_per_sample", "batch_size"), LAYOUT,
-        ["can_recommend", "gpu_model", "gpus", "workers", "cost_per_hour", "reason"],
+        ["can_recommend", "gpu_model", "gpus", "workers", "cost_per_hour", "reason", "outcome"],
     ),
     "memory_estimator": (
         (*JOB, "batch_size", "number_gpus"), [],
         ["fits", "probability", "peak_memory_gib", "needed_memory_gib", "usable_memory_gib", "headroom_gib",
-         "weights_gib", "gradients_gib", "optimizer_gib", "gathered_gib", "activations_gib", "reserve_gib", "reason"],
+         "weights_gib", "gradients_gib", "optimizer_gib", "gathered_gib", "activations_gib", "reserve_gib", "reason",
+         "outcome"],
     ),
 }  # fmt: skip
 
@@ -106,7 +108,7 @@ def test_the_published_signature_stands():
 
 
 def test_there_is_an_example_of_every_experiment():
-    assert sorted(entity_of(example)[0] for example in EXAMPLES) == sorted(DECLARED)
+    assert {entity_of(example)[0] for example in EXAMPLES} == {*DECLARED}
 
 
 def test_the_readmes_table_has_every_experiment_with_its_example_its_function_and_its_command():
@@ -121,7 +123,7 @@ def test_the_readmes_table_has_every_experiment_with_its_example_its_function_an
     for name, asked, outputs, python, command, example in (map(lambda cell: cell.strip("`"), row) for row in rows):
         required, _, gives = DECLARED[name]
         listed = re.findall(r"\w+", outputs.replace("the parts", " ".join(f"{part}_gib" for part in PARTS)))
-        assert listed == gives
+        assert [*listed, "outcome"] == gives  # which every answer has
         assert {*re.findall(r"\w+_\w+", asked)} == {*required} ^ {*JOB}
         assert callable(getattr(autoconf, python.removeprefix("autoconf.")))
         assert command in [one.name for one in cli.app.registered_commands]
@@ -145,7 +147,9 @@ def test_an_example_runs_as_it_stands():
     assert done.returncode == 0, done.stdout + done.stderr
     printed = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if len(line.split()) >= 2}
     assert printed["valid"] == "True"
-    for output, value in experiments.memory_estimator(**entity_of(example)[1]).items():
+    answer = experiments.memory_estimator(**entity_of(example)[1])
+    assert printed["outcome"] == answer.pop("outcome") == "ok"
+    for output, value in answer.items():
         assert float(printed[output]) == pytest.approx(value, rel=1e-5, abs=1e-6), output
 
 
@@ -172,7 +176,8 @@ def test_missing_unknown_and_bad_arguments_are_named(name):
         ask(**{**entity, "batch_size" if "batch_size" in entity else "tokens_per_sample": 0})
     ordered = [entity[field] for field in inspect.signature(ask).parameters if field in entity]
     assert ask(*ordered) == ask(**entity)
-    assert set(ask(**{**entity, "model_name": "gpt-9"})) - {"can_recommend"} == {"reason"}
+    refused = ask(**{**entity, "model_name": "gpt-9"})
+    assert {*refused} - {"can_recommend"} == {"reason", "outcome"} and refused["outcome"] == "outside_domain"
 
 
 def test_settings_that_exclude_each_other_are_named():
@@ -184,5 +189,6 @@ def test_settings_that_exclude_each_other_are_named():
 def test_versions_without_estimates_say_so():
     (entity,) = (entity for name, entity in map(entity_of, EXAMPLES) if name == "memory_estimator")
     assert experiments.memory_estimator(**{**entity, "model_version": "1.1.0"}) == {
-        "reason": "version 1.1.0 has no estimates; the newest is 2.0.0"
+        "reason": "version 1.1.0 has no estimates; the newest is 2.0.0",
+        "outcome": "outside_domain",
     }

@@ -38,7 +38,10 @@ def test_simple_yaml_runs_as_it_stands():
 
 
 def test_direct_call_runs_as_it_stands():
-    assert run(sys.executable, EXAMPLES / "direct_call.py") == "{'can_recommend': 1, 'gpus': 2, 'workers': 1}\n"
+    assert (
+        run(sys.executable, EXAMPLES / "direct_call.py")
+        == "{'can_recommend': 1, 'gpus': 2, 'workers': 1, 'outcome': 'ok'}\n"
+    )
 
 
 def test_through_ado_runs_as_it_stands():

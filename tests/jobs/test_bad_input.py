@@ -49,7 +49,7 @@ def outcome(job: dict):
 
 def said_alike(answer, expected) -> bool:
     """Whether two entries say the same; only outside ado a job may have another batch in place of the global one."""
-    return answer == expected or answer == f"{expected}, or per_device_train_batch_size in its place"
+    return answer == expected or answer == f"{expected}, or per_device_train_batch_size instead"
 
 
 def is_whole_number(value) -> bool:
@@ -233,15 +233,16 @@ def entries_for(field, value):
 def ask(entry, field, value):
     """How many GPUs the job with that value takes, or why the value is refused."""
     answer = entry({**JOB, field: value})
-    return (
-        answer if isinstance(answer, str) else {key: int(answer[key]) for key in ("can_recommend", "gpus", "workers")}
-    )
+    if isinstance(answer, str):
+        return answer
+    return {key: int(answer[key]) for key in ("can_recommend", "gpus", "workers")} | {"outcome": answer["outcome"]}
 
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_an_empty_value_is_as_if_it_had_not_been_given(field):
     without = outcome({name: value for name, value in JOB.items() if name != field})
-    assert without == (f"{field}: is required" if field in JOB else {"can_recommend": 1, "gpus": 2, "workers": 1})
+    answered = {"can_recommend": 1, "gpus": 2, "workers": 1, "outcome": "ok"}
+    assert without == (f"{field}: is required" if field in JOB else answered)
     for value in (None, math.nan, np.float32("nan"), Decimal("nan"), Decimal("snan"), pd.NA, pd.NaT, "", " \t"):
         for entry in entries_for(field, value):
             # Only in ado, and so in a call of its experiment, must a job name its version.

@@ -283,7 +283,8 @@ def test_json_has_the_answer_and_what_python_gives(run, fields):
     said, found = json.loads(run(fields, "--json").stdout), explain(job(fields))
     plain = json.loads(CliRunner().invoke(app, ["recommend", *options(fields), "--json"]).stdout)
     assert {name: said[name] for name in plain} == plain
-    assert said["at"] == [{"number_gpus": count, **asdict(held)} for count, held in found.at.items()]
+    at = [{"number_gpus": count, **asdict(held)} for count, held in found.at.items()]
+    assert said["at"] == json.loads(json.dumps(at))
     assert said["changes"] == [asdict(change) for change in found.changes]
     run(fields, "--json", "--output=said.json")
     assert json.loads(Path("said.json").read_text()) == said

@@ -293,15 +293,15 @@ def test_bad_rows_have_their_reason_and_others_are_answered(ask):
 @pytest.mark.parametrize(
     ("ask", "fields", "message"),
     [
-        (largest_batch, {**L40S, "batch_size": 8}, "batch_size: is what is asked: leave it out"),
+        (largest_batch, {**L40S, "batch_size": 8}, "batch_size: is the output of this query; omit it"),
         (largest_batch, LORA, "gpu_model: is required"),
-        (largest_sample, {**L40S, "batch_size": 8}, "tokens_per_sample: is what is asked: leave it out"),
+        (largest_sample, {**L40S, "batch_size": 8}, "tokens_per_sample: is the output of this query; omit it"),
         (
             largest_sample,
             {"model_name": "llama-7b", "method": "lora", "gpu_model": "L40S"},
-            "batch_size: is required, or",
+            "batch_size: is required, or per_device_train_batch_size instead",
         ),
-        (avoid_oom, {**L40S, "batch_size": 8}, "batch_size: give per_device_train_batch_size in its place"),
+        (avoid_oom, {**L40S, "batch_size": 8}, "batch_size: use per_device_train_batch_size instead"),
         (avoid_oom, L40S, "per_device_train_batch_size: is required"),
         (estimate, {**LORA, "batch_size": 8}, "gpu_model: is required"),
     ],
@@ -321,10 +321,10 @@ def test_what_a_job_lacks_or_must_not_have_is_named(ask, fields, message):
 
 def test_a_job_with_a_type_of_gpu_is_not_asked_for_one():
     job = {**L40S, "batch_size": 8}
-    with pytest.raises(ValueError, match="gpu_model: is what is asked: leave it out"):
+    with pytest.raises(ValueError, match="gpu_model: is the output of this query; omit it"):
         cheapest_gpu(Job(**job))
     row = cheapest_gpu(pd.DataFrame([job]))
-    assert row["reason"].tolist() == ["gpu_model: is what is asked: leave it out"]
+    assert row["reason"].tolist() == ["gpu_model: is the output of this query; omit it"]
     with pytest.raises(ValueError, match="gpu_model: is required"):
         recommend(Job(**LORA, batch_size=8))
 

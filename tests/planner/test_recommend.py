@@ -43,7 +43,10 @@ def test_outside_the_domain_there_is_no_recommendation_but_a_reason(job, field, 
     assert answer.can_recommend == 0
     assert answer.gpus is None and answer.workers is None
     assert says in answer.reason
-    assert min_gpu_recommender(**{**job, field: value}) == {"can_recommend": 0, "reason": answer.reason}
+    outcome = "bad_value" if field == "model_version" else "outside_domain"
+    assert answer.outcome == outcome
+    expected = {"can_recommend": 0, "reason": answer.reason, "outcome": outcome}
+    assert min_gpu_recommender(**{**job, field: value}) == expected
 
 
 def test_learned_positions_limit_the_sample(job):
@@ -137,7 +140,7 @@ def test_a_table_answers_as_single_jobs_do(job, monkeypatch):
     assert [None if pd.isna(w) else w for w in whole["workers"]] == [s.workers for s in singles]
     assert set(whole["can_recommend"]) == {0, 1}
     assert whole.dtypes.astype(str).to_dict() == {
-        "can_recommend": "int64", "gpus": "Int64", "workers": "Int64", "reason": "object"
+        "can_recommend": "int64", "gpus": "Int64", "workers": "Int64", "reason": "object", "outcome": "object"
     }  # fmt: skip
 
 
@@ -259,7 +262,7 @@ def test_columns_of_the_users_own_are_not_warned_of(job, recwarn):
 
 def test_an_empty_table_has_an_empty_answer(job):
     answers = recommend(pd.DataFrame([job]).iloc[:0])
-    assert answers.empty and list(answers) == ["can_recommend", "gpus", "workers", "reason"]
+    assert answers.empty and list(answers) == ["can_recommend", "gpus", "workers", "reason", "outcome"]
 
 
 def test_the_same_jobs_get_the_same_answers(job):

@@ -74,7 +74,12 @@ def test_a_version_answers_by_argument_and_by_environment(models, monkeypatch):
 
 
 def test_experiments_take_the_folder_from_python(models):
-    assert min_gpu_recommender(**JOB, model_version=OWN, models=models) == {"can_recommend": 1, "gpus": 2, "workers": 1}
+    assert min_gpu_recommender(**JOB, model_version=OWN, models=models) == {
+        "can_recommend": 1,
+        "gpus": 2,
+        "workers": 1,
+        "outcome": "ok",
+    }
     job = {field: value for field, value in JOB.items() if field != "batch_size"}
     found = largest_batch_recommender(**job, number_gpus=2, model_version=OWN, models=models)
     assert found == largest_batch_recommender(**{**job, "model_name": "llama-7b"}, number_gpus=2, model_version="2.0.0")
