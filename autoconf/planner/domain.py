@@ -35,6 +35,7 @@ class JobArrays:
     gpus_per_worker: Integers
     min_gpus: Integers  # fewest to consider
     max_gpus: Integers  # most to consider
+    even_layouts: Booleans  # whether only powers of two and whole workers are considered
     max_tokens_per_sample: Integers  # of the domain, or of the model's learned positions
 
     def can_split(self, counts: Integers, max_batch_size: int) -> Booleans:
@@ -145,6 +146,7 @@ class _Lookup:
             gpus_per_worker=per_worker,
             min_gpus=np.ones(len(models), np.int64),
             max_gpus=most,
+            even_layouts=np.array(column(columns, "even_layouts"), bool),
             max_tokens_per_sample=np.minimum(longest, self.domain.max_tokens_per_sample),
         )
         return Placed(jobs if not problems else jobs.subset(fine), fine, problems)
