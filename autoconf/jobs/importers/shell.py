@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.documents import shortened
-from autoconf.jobs.importers.expansion import Expander, Value
+from autoconf.jobs.importers.expansion import Expander, Value, assigned_in, first_error
 from autoconf.jobs.importers.words import cleaned, is_unknown, joined, limited, unknown
 
 _MOST_NODES = 40_000
@@ -107,7 +107,7 @@ class _Shell:
         if root.descendant_count > _MOST_NODES:
             raise BadInput(f"{self.file}: not a job's script: more than {_MOST_NODES:,} parts")
         if root.has_error:
-            line = _first_error(root) + first_line
+            line = first_error(root) + first_line
             raise BadInput(f"{self.file}:{line}: not a command line: this is not the syntax of bash")
         return self._inside(source, first_line, root.children)
 
@@ -301,7 +301,7 @@ class _Shell:
         once = node.type == "for_statement" and len(values) == 1 and not is_unknown(values[0])
         before = dict(self.variables)
         if not once:
-            for changed in _assigned(node, self._words):
+            for changed in assigned_in(node, self._words):
                 old = self.variables.get(changed)
                 shown = "not set" if old is None else " ".join(old) if isinstance(old, list) else old
                 self.variables[changed] = unknown(f"${changed}", f"{shown[:60]}, or another value in a loop")
@@ -379,27 +379,3 @@ def _merged(results: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
         texts = [" ".join(value) if isinstance(value, list) else value for value in values]
         merged[name] = joined(name, texts) or unknown(f"${name}", "not certain")
     return merged
-
-
-def _assigned(node: Any, words: Expander) -> set[str]:
-    """The variables that are set anywhere within a node."""
-    found = set()
-    waiting = [node]
-    while waiting:
-        child = waiting.pop()
-        if child.type == "variable_assignment" and child.child_by_field_name("name") is not None:
-            found.add(words.raw(child.child_by_field_name("name")))
-        elif child.type in ("postfix_expression", "unary_expression", "binary_expression"):
-            found |= set(re.findall(r"^\s*(\w+)\s*(?:\+\+|--|[-+*/]?=(?!=))", words.raw(child)))
-        waiting += child.children
-    return found
-
-
-def _first_error(root: Any) -> int:
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
-        if node.is_error or node.is_missing:
-            return int(node.start_point[0]) + 1
-        waiting += [child for child in reversed(node.children) if child.has_error or child.is_missing]
-    return 1
