@@ -74,7 +74,8 @@ def answered(table: pd.DataFrame, model_version: str | None, asking: Asking) -> 
     for start in range(0, max(len(table), 1), CHUNK):
         jobs = table.iloc[start : start + CHUNK]
         fields = [field for field in asking.question.all_fields if field in jobs]
-        yield _beside(jobs, asking.ask(jobs[fields], model_version=model_version))
+        answers = asking.ask(jobs[fields], model_version=model_version)
+        yield _beside(jobs, answers[list(asking.question.answers)])  # notes come with some pieces only
 
 
 def _beside(jobs: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
@@ -149,10 +150,23 @@ def _answered_one(asking: Asking, fields: dict[str, Any]) -> tuple[Job, pd.DataF
         hint = "" if fields else "; give --csv FILE, or one job by options (see --help)"
         raise BadInput(f"{error}{hint}") from None
     known = {**question.optional, **job.model_dump(exclude_unset=True), **numbers}
-    given = [field for field in question.fields if known[field] is not None]
-    table = pd.DataFrame({field: [known[field]] for field in given}, dtype=object)
-    answers = _beside(table, asking.ask(table))
-    return job, answers, [{**row, "training_stack": job.stack_name()} for row in json_rows(answers)]
+    given = {field: known[field] for field in question.fields if known[field] is not None}
+    if "rank" in question.answers:  # the API ranks types of GPU for tables only
+        table = pd.DataFrame({field: [value] for field, value in given.items()}, dtype=object)
+        answers = _beside(table, asking.ask(table))
+        shown = [{**row, "notes": _sentences(row.get("notes"))} for row in json_rows(answers)]
+    else:
+        found = asking.ask(job, **numbers)
+        row = {**given, **{name: getattr(found, name) for name in question.answers}}
+        joined = {"notes": "; ".join(found.notes)} if found.notes else {}
+        answers = pd.DataFrame([{**row, **joined}], dtype=object)
+        shown = [{**row, "notes": list(found.notes)}]
+    return job, answers, [{**row, "training_stack": job.stack_name()} for row in shown]
+
+
+def _sentences(notes: str | None) -> list[str]:
+    """The notes in a cell of a table of answers."""
+    return notes.split("; ") if notes else []
 
 
 def says_no(answers: pd.DataFrame, question: Query) -> bool:
@@ -163,9 +177,9 @@ def says_no(answers: pd.DataFrame, question: Query) -> bool:
     >>> says_no(pd.DataFrame({"can_recommend": [1, 0], "rank": [1, 2]}), Query())
     False
     """
-    no = answers[question.answers[0]].fillna(0) != 1
+    no = ~answers[question.answers[0]].eq(1).fillna(False).astype(bool)
     if "rank" in answers:
-        no &= answers["rank"].fillna(1) == 1
+        no &= answers["rank"].isna() | answers["rank"].eq(1).fillna(False).astype(bool)
     return bool(no.any())
 
 

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -39,6 +39,7 @@ def show_answer(answer: dict[str, Any], question: Query = MIN_GPUS) -> None:
     for field, text in _answer_texts(answer, question):
         table.add_row(field, escape(text), style="bold")
     _print(table)
+    _show_notes(answer["notes"])
 
 
 def _answer_texts(answer: dict[str, Any], question: Query) -> Iterator[tuple[str, str]]:
@@ -71,6 +72,13 @@ def show_answers(answers: list[dict[str, Any]], question: Query) -> None:
     fields = _job_fields(answers[0], question)
     typer.echo(", ".join(f"{field} {answers[0][field]}" for field in (*fields, "training_stack")) + "\n")
     _print(_table([{name: _text(answer[name]) for name in question.answers} for answer in answers]))
+    _show_notes(dict.fromkeys(sentence for answer in answers for sentence in answer["notes"]))
+
+
+def _show_notes(notes: Iterable[str]) -> None:
+    """Print what an answer rests on, below it."""
+    for sentence in notes:
+        typer.echo(f"note: {sentence}")
 
 
 def _job_fields(answer: dict[str, Any], question: Query) -> list[str]:

@@ -63,6 +63,7 @@ class Card(_Typed):
     domain: Domain
     threshold: float  # a job is said to fit where the predicted probability reaches this
     reserve: Reserve | None = None  # safety margin, learned from real runs; None: the predictor learned it
+    least_headroom_gib: float | None = None  # below it nothing fits; None: the predictor alone decides, as before 2.1
     libraries: dict[str, str]
     files: dict[str, str]  # path in the version's folder -> SHA-256
     evaluation: dict[str, Any] = {}

@@ -89,7 +89,10 @@ class Predictor:
 
     def answers(self, table: pd.DataFrame) -> Booleans:
         """Whether a table of ``features`` is predicted to fit, shape (rows,)."""
-        return self.probabilities(table) >= self.card.threshold
+        fits = self.probabilities(table) >= self.card.threshold
+        if self.card.least_headroom_gib is not None:
+            fits &= table["headroom_gib"].to_numpy() >= self.card.least_headroom_gib
+        return fits
 
     def fits(self, candidates: Candidates) -> Booleans:
         """Whether candidates are predicted to fit, shape (candidates,)."""

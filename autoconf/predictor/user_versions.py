@@ -106,20 +106,22 @@ def trust(folder: Path) -> str:
     Raises:
         AutoConfError: the card cannot be read, or its digest not be kept.
     """
-    found = _card_digest(folder)
-    _keep(folder, found)
+    with LOADING:
+        found = _card_digest(folder)
+        _keep(folder, found)
     return found
 
 
 def _pinned(folder: Path) -> str:
     """The digest of a version's card, which must be the one at its first use, if this is not the first."""
-    found = _card_digest(folder)
-    pins = _read_pins(_pins_file())
-    known = [pins.get(path) for path in _paths(folder)]
-    if any(pin not in (None, found) for pin in known):
-        raise AutoConfError(f"version {folder.name}: {CARD} was altered (in {folder}); {remedy(folder.name)}")
-    if None in known:
-        _keep(folder, found)
+    with LOADING:
+        found = _card_digest(folder)
+        pins = _read_pins(_pins_file())
+        known = [pins.get(path) for path in _paths(folder)]
+        if any(pin not in (None, found) for pin in known):
+            raise AutoConfError(f"version {folder.name}: {CARD} was altered (in {folder}); {remedy(folder.name)}")
+        if None in known:
+            _keep(folder, found)
     return found
 
 
@@ -135,7 +137,7 @@ def _keep(folder: Path, sha256: str) -> None:
     file = _pins_file()
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with LOADING, filelock.FileLock(f"{file}.lock"):
+        with filelock.FileLock(f"{file}.lock"):
             _replace(file, json.dumps(_read_pins(file) | dict.fromkeys(_paths(folder), sha256), indent=2))
     except OSError as error:
         raise AutoConfError(

@@ -14,8 +14,10 @@ from autoconf import cli, experiments
 from autoconf.jobs.job import NUMBERS, TRAINING_STACK, Workload
 from autoconf.jobs.queries import ARGUMENTS
 from autoconf.min_gpu_recommender import min_gpu_recommender
+from autoconf.predictor import registry
 
 from ado.modules.actuators.registry import ActuatorRegistry
+from ado.schema.domain import PropertyDomain
 from ado.schema.point import SpacePoint
 from ado.schema.reference import ExperimentReference
 
@@ -82,6 +84,26 @@ def test_ado_lists_what_an_experiment_requires_takes_and_gives(name):
         assert one.metadata["description"] == (ARGUMENTS.get(field) or Workload.model_fields[field].description)
     defaults = {one.property.identifier: one.value for one in listed.defaultParameterization}
     assert defaults.get("max_gpus") == ({"avoid_oom_recommender": 64}.get(name, 8) if more else None)
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_ado_lists_categories_and_whole_numbers(name):
+    """Names and settings have their values, but stay open: a user version or another spelling must be answered."""
+    listed = experiment(name)
+    domains = {one.identifier: one.propertyDomain for one in (*listed.requiredProperties, *listed.optionalProperties)}
+    for field, domain in domains.items():
+        if field in (*NUMBERS, *ARGUMENTS) and field != "lora_r":
+            assert (domain.variableType.value, domain.interval) == ("DISCRETE_VARIABLE_TYPE", 1)
+            assert PropertyDomain(values=[1, 8, 4096]).isSubDomain(domain)
+            assert domain.valueInDomain(8192.0) and not domain.valueInDomain(0) and not domain.valueInDomain(1.5)
+        else:
+            assert domain.variableType.value == "OPEN_CATEGORICAL_VARIABLE_TYPE" and len(domain.values) > 1
+            assert domain.valueInDomain("another")
+    assert {*registry.card("1.1.0").domain.models, *registry.card("2.0.0").domain.models} == {
+        *domains["model_name"].values
+    }
+    assert {"full", "lora", "qlora"} == {*domains["method"].values}
+    assert {*registry.RELEASED} == {*domains["model_version"].values}
 
 
 @pytest.mark.parametrize("name", DECLARED)

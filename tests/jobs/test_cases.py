@@ -53,7 +53,7 @@ def test_a_case_is_read(name: str, fields: dict) -> None:
         ("block.sh", ["--block_size", "32768", "--tokens-per-sample"]),
         ("tune.yaml", ["torchtune"]),
         ("nested.yaml", ["sections model, lora, training", "training.max_seq_length: 4096"]),
-        ("branch.sh", ["$BS (1 or 4)", "$LEN (2048 or 8192)", "--per-device-train-batch-size", "--tokens-per-sample"]),
+        ("branch.sh", ["$BS (4 or 1)", "$LEN (8192 or 2048)", "--per-device-train-batch-size", "--tokens-per-sample"]),
         ("fsdpcfg.sh", ["method", "tokens_per_sample", "--method and --tokens-per-sample"]),
         ("cfgvar.sh", ["--config_file", "$1"]),
         ("llf.sh", ["LLaMA-Factory"]),

@@ -532,3 +532,33 @@ def test_what_the_table_says_are_values_of_fields() -> None:
                     if field in Workload.model_fields:
                         assert read(field, value) == value
     assert {framework.preset for framework in job_keys().frameworks.values()} <= set(presets())
+
+
+# --- evidence ---------------------------------------------------------------------------------------------------------
+
+
+def test_defaults_count_only_where_the_file_is_provably_the_trainers(read_text) -> None:
+    common = {"model_name_or_path": "m", "dataset_name": "d", "max_seq_length": 8, "bf16": True, "learning_rate": 1e-5}
+    assert "method" not in read_text(common).fields
+    assert read_text({**common, "packing": True}).fields["method"] == "full"
+    assert "method" not in read_text({**common, "packing": True, "lora_alpha": 16, "lora_r": 8}).fields
+
+
+@pytest.mark.parametrize("key", ["use_flash_attn", "base_model", "training_data_path", "experiment_name"])
+def test_one_more_key_changes_nothing(read_text, key: str) -> None:
+    assert read_text({**TRL, key: "x" if key != "use_flash_attn" else True}).fields == read_text(TRL).fields
+
+
+@pytest.mark.parametrize(
+    ("key", "option"),
+    [
+        ("block_size", "tokens_per_sample"), ("train_bs", "batch_size"), ("peft_lora_rank", "lora_r"),
+        ("use_4bit_quantization", "method"), ("compute_precision", "torch_dtype"), ("tensor_parallel", "sharding"),
+        ("cpu_offload", "sharding"), ("activation_recompute", "gradient_checkpointing"),
+    ],
+)  # fmt: skip
+def test_an_unknown_key_about_memory_stops_until_an_option_settles_it(read_text, key: str, option: str) -> None:
+    with pytest.raises(BadInput, match=f"job:1 {key}: .*--{option.replace('_', '-')}"):
+        read_text({**TRL, key: 4})
+    values = {"method": "qlora", "torch_dtype": "bfloat16", "sharding": "fsdp2", "gradient_checkpointing": "none"}
+    assert read_text({**TRL, key: 4}, **{option: values.get(option, 4)}).fields["model_name"]

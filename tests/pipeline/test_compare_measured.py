@@ -12,6 +12,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import typer
 
 from autoconf.errors import AutoConfError, BadInput
 from autoconf.memory.units import GIB
@@ -36,6 +37,13 @@ QLORA = {
     "model": "mistralai/Mistral-7B-v0.1", "method": "qlora", "mixed_precision": "bf16", "tokens_per_sample": 4096,
     "lora_targets": "q_proj|k_proj|v_proj|o_proj",
 }  # fmt: skip
+
+
+def command(path: Path, today: bool = False) -> int:
+    """The command's exit code."""
+    with pytest.raises(typer.Exit) as ended:
+        compare_measured.main(path, today)
+    return ended.value.exit_code
 
 
 @pytest.fixture
@@ -155,7 +163,7 @@ def test_the_campaign_may_leave_columns_out(table):
 )
 def test_a_bad_cell_is_named_with_its_line_and_what_is_allowed(table, capsys, row, column, value, says):
     path = table(row, {**row, column: value})
-    assert compare_measured.main([str(path)]) == 2
+    assert command(path) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{path}, line 3: {column}: ")
     assert says in line
@@ -164,7 +172,7 @@ def test_a_bad_cell_is_named_with_its_line_and_what_is_allowed(table, capsys, ro
 def test_a_missing_column_is_named(table, capsys):
     row = {column: value for column, value in BENCHMARK.items() if column not in ("failed", "peft")}
     path = table(row)
-    assert compare_measured.main([str(path)]) == 2
+    assert command(path) == 2
     assert capsys.readouterr().err == f"{path}: required column missing: failed, peft\n"
 
 
@@ -173,7 +181,7 @@ def test_what_is_no_table_is_named(tmp_path, capsys):
         path = tmp_path / name
         if content is not None:
             path.write_text(content)
-        assert compare_measured.main([str(path)]) == 2
+        assert command(path) == 2
         assert str(path) in capsys.readouterr().err
         with pytest.raises(BadInput, match=name):
             read_runs(path)
@@ -296,7 +304,7 @@ def test_the_command_fails_if_a_required_figure_is_missed(table, run, monkeypatc
         compare_measured, "compare", lambda runs, today: (asked.append(today), [off_by(r, percent) for r in runs])[1]
     )
     path = table({**BENCHMARK, "peak_allocated_gib": 10})
-    assert compare_measured.main([str(path), *options]) == code
+    assert command(path, today=bool(options)) == code
     assert asked == [bool(options)]
     printed = " ".join(capsys.readouterr().out.split())
     assert f"{percent:.2g} % (required" in printed
@@ -308,7 +316,7 @@ def test_the_command_says_what_keeps_it_from_tracing(table, monkeypatch, capsys)
         raise AutoConfError("pip install failed: no matching distribution")
 
     monkeypatch.setattr(compare_measured.environments, "traced", broken)
-    assert compare_measured.main([str(table(BENCHMARK))]) == 1
+    assert command(table(BENCHMARK)) == 1
     assert capsys.readouterr().err == "pip install failed: no matching distribution\n"
 
 

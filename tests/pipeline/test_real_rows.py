@@ -19,6 +19,7 @@ from autoconf.pipeline.validation import benchmark_runs, environments
 from autoconf.pipeline.validation.benchmark_runs import read_runs
 from autoconf.pipeline.validation.environments import Libraries
 from autoconf.predictor.autogluon import LABEL, fit, load_tabular
+from autoconf.predictor.predictor import MONOTONE
 
 ROWS = real_rows.read_rows()
 LEARNED = learn(ROWS)
@@ -46,7 +47,7 @@ def runs(tmp_path):
 @pytest.fixture(scope="module")
 def tabular(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "predictor"
-    fit(training_rows(np.random.default_rng(0)), folder, reserve.MONOTONE)
+    fit(training_rows(np.random.default_rng(0)), folder, MONOTONE)
     return load_tabular(folder, "trained")
 
 

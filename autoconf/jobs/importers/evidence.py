@@ -11,6 +11,11 @@ from autoconf.jobs.importers.key_table import Dialect, Setting, job_keys, known_
 from autoconf.jobs.importers.other_files import tool_of
 
 _ENOUGH = 2  # one key is no evidence
+# Signs that scripts of other projects have as well: enough to read a file, not enough for the trainer's defaults.
+_COMMON = (
+    "dataset_name", "dataset_num_proc", "max_seq_length", "lora_r", "lora_target_modules", "load_in_4bit",
+    "load_in_8bit", "use_flash_attn", "target_modules", "r",
+)  # fmt: skip
 _OF_THE_TRAINER = 3  # keys of TrainingArguments that show transformers' Trainer
 _FOREIGN = 0.15  # the largest share of unknown keys in a file that is provably a trainer's; one is always allowed
 
@@ -110,7 +115,8 @@ def evidence_of(settings: Sequence[Setting], commands: Iterable[Command]) -> Evi
         other = job_keys().frameworks["trl" if name == "fms-hf-tuning" else "fms-hf-tuning"]
         exclusive = [sign for sign in signs if sign not in other.signs]
         if len(signs) + len(own) >= _ENOUGH and exclusive:
-            proven = (bool(own) or not scripts) and _mostly_known(settings)
+            is_sure = any(sign not in _COMMON for sign in signs)
+            proven = is_sure and (bool(own) or not scripts) and _mostly_known(settings)
             return Evidence(name, proven, (*own, *signs))
     dialect = job_keys().dialects["arguments"]
     known_keys = sorted(key for key in keys if dialect.find(key) or dialect.ignores(key))

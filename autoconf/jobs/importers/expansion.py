@@ -244,3 +244,28 @@ def _value(node: ast.AST) -> int:
             if abs(number) < _LARGEST:
                 return number
     raise ValueError("not whole numbers")
+
+
+def assigned_in(node: Any, words: Expander) -> set[str]:
+    """The variables that are set anywhere within a node."""
+    found = set()
+    waiting = [node]
+    while waiting:
+        child = waiting.pop()
+        if child.type == "variable_assignment" and child.child_by_field_name("name") is not None:
+            found.add(words.raw(child.child_by_field_name("name")))
+        elif child.type in ("postfix_expression", "unary_expression", "binary_expression"):
+            found |= set(re.findall(r"^\s*(\w+)\s*(?:\+\+|--|[-+*/]?=(?!=))", words.raw(child)))
+        waiting += child.children
+    return found
+
+
+def first_error(root: Any) -> int:
+    """The line of the first part that is not the syntax of bash, from 1."""
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        if node.is_error or node.is_missing:
+            return int(node.start_point[0]) + 1
+        waiting += [child for child in reversed(node.children) if child.has_error or child.is_missing]
+    return 1

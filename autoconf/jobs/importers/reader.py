@@ -15,6 +15,7 @@ from autoconf.jobs.importers.kubernetes import is_manifest, missing_options, rea
 from autoconf.jobs.importers.launchers import launch_in_script
 from autoconf.jobs.importers.named_files import Sources, places_in, with_named_files
 from autoconf.jobs.importers.other_files import check_objective, text_kind
+from autoconf.jobs.importers.slurm import requested
 from autoconf.jobs.importers.translate import JobFile, job_of
 from autoconf.jobs.job import read
 
@@ -28,6 +29,7 @@ class _Content(NamedTuple):
     commands: tuple[Command, ...] = ()
     files: Mapping[str, str] = {}
     assumed: tuple[str, ...] = ()
+    requested: tuple[str, ...] = ()
 
 
 def read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
@@ -66,7 +68,8 @@ def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
     job = job_of(found, evidence_of(found, commands), options)
     not_read = (f"{setting.place}: not read: options give the job" for setting in unread)
     of_scripts = (f"{path}: {line}" for path, content in zip(paths, contents, strict=True) for line in content.assumed)
-    return job._replace(assumed=(*job.assumed, *of_scripts, *not_read))
+    read_lines = (*job.read, *(line for content in contents for line in content.requested))
+    return job._replace(read=read_lines, assumed=(*job.assumed, *of_scripts, *not_read))
 
 
 def _content(path: str, options: Mapping[str, Any]) -> _Content:
@@ -90,7 +93,13 @@ def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
     launch = launch_in_script(text, partial(Place, path, None), {}, 1)
     if launch is None:
         raise BadInput(f"{path}: {problem}")
-    return _Content(launch.settings, (Command(launch.framework, launch.script),), launch.files, launch.assumed)
+    return _Content(
+        launch.settings,
+        (Command(launch.framework, launch.script),),
+        launch.files,
+        launch.assumed,
+        tuple(requested(text, path)),
+    )
 
 
 def _mapping(document: Document, path: str) -> _Content:

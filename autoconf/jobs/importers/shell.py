@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.documents import shortened
-from autoconf.jobs.importers.expansion import Expander, Value
+from autoconf.jobs.importers.expansion import Expander, Value, assigned_in, first_error
 from autoconf.jobs.importers.words import cleaned, is_unknown, joined, limited, unknown
 
 _MOST_NODES = 40_000
 _MOST_COMMANDS = 4_000
 _DEEPEST = 40
+_LONGEST_SCRIPT = 1 << 17  # bytes
+_MOST_WORK = 1_000_000  # variables that are copied, at branches and commands
 _TESTS = ("[", "[[", "test", "false", "command", "which", "type", "hash", "grep", "nvidia-smi")
 # Files that other scripts source and that set up an environment, but no setting of a job.
 _ENVIRONMENTS = re.compile(r"(^|/)(activate|\.?bashrc|\.?profile|\.bash_profile|[\w.-]*conda[\w.-]*|modules?[\w.-]*)$")
@@ -63,7 +65,7 @@ def follow(text: str, file: str, variables: Mapping[str, str]) -> Script:
     >>> from autoconf.jobs.importers.words import described
     >>> script = follow("BS=4\\nif x; then BS=8; fi\\ntrl sft --a=$BS", "run.sh", {})
     >>> described(script.commands[-1].words[2])
-    '--a=$BS (8 or 4)'
+    '--a=$BS (4 or 8)'
     """
     shell = _Shell(file, dict(variables))
     shell.follow_text(cleaned(text), 0)
@@ -90,6 +92,7 @@ class _Shell:
         self.assumed: dict[str, None] = {}
         self._functions: dict[str, tuple[bytes, Any]] = {}
         self._depth = 0
+        self._work = 0
         self._source = b""
         self._first_line = 0
         self._expander = Expander(b"", self.variables)
@@ -97,12 +100,14 @@ class _Shell:
     def follow_text(self, text: str, first_line: int) -> bool:
         """Follow a text in the current state, as ``eval`` does."""
         source = text.replace("\r\n", "\n").encode("utf-8", "replace")
+        if len(source) > _LONGEST_SCRIPT:
+            raise BadInput(f"{self.file}: not a job's script: larger than {_LONGEST_SCRIPT:,} bytes")
         tree = _parser().parse(source)
         root = tree.root_node
         if root.descendant_count > _MOST_NODES:
             raise BadInput(f"{self.file}: not a job's script: more than {_MOST_NODES:,} parts")
         if root.has_error:
-            line = _first_error(root) + first_line
+            line = first_error(root) + first_line
             raise BadInput(f"{self.file}:{line}: not a command line: this is not the syntax of bash")
         return self._inside(source, first_line, root.children)
 
@@ -164,7 +169,13 @@ class _Shell:
                 for child in node.children[1:]:
                     self.variables.pop(self._words.raw(child), None)
 
+    def _spend(self) -> None:
+        self._work += len(self.variables) + 1
+        if self._work > _MOST_WORK:
+            raise BadInput(f"{self.file}: not a job's script: too many branches and variables")
+
     def _restore(self, variables: Mapping[str, Value]) -> None:
+        self._spend()
         kept = dict(variables)
         self.variables.clear()
         self.variables.update(kept)
@@ -240,7 +251,7 @@ class _Shell:
         for body in bodies:
             self._restore(before)
             if not self._run_all(body):
-                results.insert(0 if complete else len(results) - 1, dict(self.variables))
+                results.append(dict(self.variables))
         if results:
             self._restore(_merged(results))
         return not results
@@ -290,7 +301,7 @@ class _Shell:
         once = node.type == "for_statement" and len(values) == 1 and not is_unknown(values[0])
         before = dict(self.variables)
         if not once:
-            for changed in _assigned(node, self._words):
+            for changed in assigned_in(node, self._words):
                 old = self.variables.get(changed)
                 shown = "not set" if old is None else " ".join(old) if isinstance(old, list) else old
                 self.variables[changed] = unknown(f"${changed}", f"{shown[:60]}, or another value in a loop")
@@ -345,6 +356,7 @@ class _Shell:
             self._set_arguments(rest[1:])
         if len(self.commands) >= _MOST_COMMANDS:
             raise BadInput(f"{self.file}: not a job's script: more than {_MOST_COMMANDS:,} commands")
+        self._spend()
         texts = {key: value for key, value in self.variables.items() if isinstance(value, str)}
         self.commands.append(Command(words, lines, texts))
         return name in ("exit", "return", "exec") and not (name == "exec" and not rest)
@@ -367,27 +379,3 @@ def _merged(results: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
         texts = [" ".join(value) if isinstance(value, list) else value for value in values]
         merged[name] = joined(name, texts) or unknown(f"${name}", "not certain")
     return merged
-
-
-def _assigned(node: Any, words: Expander) -> set[str]:
-    """The variables that are set anywhere within a node."""
-    found = set()
-    waiting = [node]
-    while waiting:
-        child = waiting.pop()
-        if child.type == "variable_assignment" and child.child_by_field_name("name") is not None:
-            found.add(words.raw(child.child_by_field_name("name")))
-        elif child.type in ("postfix_expression", "unary_expression", "binary_expression"):
-            found |= set(re.findall(r"^\s*(\w+)\s*(?:\+\+|--|[-+*/]?=(?!=))", words.raw(child)))
-        waiting += child.children
-    return found
-
-
-def _first_error(root: Any) -> int:
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
-        if node.is_error or node.is_missing:
-            return int(node.start_point[0]) + 1
-        waiting += [child for child in reversed(node.children) if child.has_error or child.is_missing]
-    return 1

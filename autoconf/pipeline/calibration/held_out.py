@@ -20,7 +20,6 @@ import pandas as pd
 from autoconf.memory.units import Booleans, Floats
 from autoconf.pipeline.calibration.real_rows import read_rows
 from autoconf.pipeline.calibration.reserve import (
-    MONOTONE,
     THRESHOLD,
     Learned,
     features,
@@ -31,8 +30,10 @@ from autoconf.pipeline.calibration.reserve import (
     virtual_rows,
 )
 from autoconf.pipeline.report import markdown
+from autoconf.pipeline.validation.compare_measured import RESERVE
 from autoconf.predictor import autogluon as autogluon_adapter
 from autoconf.predictor.autogluon import LABEL
+from autoconf.predictor.predictor import MONOTONE
 
 _SPLITS = ("table", "model")
 _NEAR_GIB = 5.0  # from the reserve, on either side: where it is not plain whether a run fits
@@ -42,7 +43,7 @@ _JOB = ["table", "model", "method", "stack", "usable_gib", "tokens"]
 # GiB that must stay free, and the share of activations that must, by whether there are several GPUs.
 _Constants = Mapping[bool, tuple[float, float]]
 VERSION_1_1_0: _Constants = {False: (1.5, 0.0), True: (3.1, 0.0)}
-READ_OFF: _Constants = {False: (3.0, 0.0), True: (3.1, 0.22)}
+READ_OFF: _Constants = RESERVE
 
 Headroom = Callable[[pd.DataFrame], Floats]  # rows -> GiB beyond what must stay free
 

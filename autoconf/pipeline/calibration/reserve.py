@@ -20,8 +20,6 @@ from autoconf.predictor.autogluon import LABEL
 
 # A wrong "fits" costs a failed job, a wrong "no" one GPU more, so a job is said to fit only when that is all but sure.
 THRESHOLD = 0.9
-# The predictor's features, each with the direction in which it may move the probability of fitting.
-MONOTONE = {"headroom_gib": 1, "sharded": -1}
 
 # Explanations that are equally likely before any run is seen: a base in GiB, the same for one GPU and for several; a
 # share of activations, on one GPU and on several each its own; and how far jobs differ, as the width in GiB of a
@@ -125,7 +123,7 @@ def logistic(x: Floats) -> Floats:
 
 
 def features(rows: pd.DataFrame, reserve: Reserve) -> pd.DataFrame:
-    """The columns of ``MONOTONE`` for rows that have ``read_rows``'s columns of memory and number of GPUs."""
+    """The columns of ``predictor.MONOTONE`` for rows that have ``read_rows``'s columns of memory and number of GPUs."""
     kept = reserve.gib(rows["activations_gib"].to_numpy(), rows["number_gpus"].to_numpy())
     sharded = (rows["number_gpus"] > 1).to_numpy(float)
     kept = kept + reserve.peak_share * rows["peak_gib"].to_numpy()
@@ -172,7 +170,7 @@ def training_rows(
         rows: real ones, as ``real_rows.read_rows`` gives them; all by default.
 
     Returns:
-        The columns of ``MONOTONE`` and ``fits``.
+        The columns of ``predictor.MONOTONE`` and ``fits``.
 
     >>> training_rows(np.random.default_rng(0), 1000).shape
     (1583, 3)

@@ -143,12 +143,10 @@ def draw_calibration(axes: Any, calibration: list[dict[str, Any]]) -> None:
     rows = range(len(groups))
     predicted, finished = ([group[key] for group in groups] for key in ("mean prediction", "share that finished"))
     axes.hlines(rows, predicted, finished, color="0.7", linewidth=2, zorder=1)
-    axes.scatter(
-        predicted, rows, s=60, facecolor="white", edgecolor="#0072B2", label="predicted probability of fitting"
-    )
-    axes.scatter(finished, rows, s=22, color="#E69F00", label="share that finished")
+    axes.scatter(predicted, rows, s=60, facecolor="white", edgecolor="#0072B2", label="predicted")
+    axes.scatter(finished, rows, s=22, color="#E69F00", label="measured")
     axes.set_yticks(rows, [f"{group['runs']} runs, by {group['held out by']}" for group in groups])
-    axes.set(title="Real runs held out, by table or by model", xlim=(-0.05, 1.05))
+    axes.set(xlabel="share of runs that finish", title="Real runs held out, by table or by model", xlim=(-0.05, 1.05))
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2)
 
 

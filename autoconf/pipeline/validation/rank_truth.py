@@ -7,19 +7,19 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+import typer
 from rich.console import Console
 from rich.progress import track
 
@@ -168,23 +168,22 @@ def row(result: Result) -> dict[str, Any]:
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the checks and return 1 if a limit is exceeded, else 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a few comparisons of each kind, in half a minute")
-    parser.add_argument("--output", type=Path, help="write the comparisons to this CSV file")
-    options = parser.parse_args(arguments)
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="a few comparisons of each kind, in half a minute")] = False,
+    output: Annotated[Path | None, typer.Option(help="write the comparisons to this CSV file")] = None,
+) -> None:
+    """Run the checks; exit code 1 if a limit is exceeded."""
     console = Console()
-    checks = quick_checks() if options.quick else all_checks()
+    checks = quick_checks() if quick else all_checks()
     results = list(track(compare(checks), "tracing", total=len(checks), console=console))
     rows = pd.DataFrame([row(result) for result in results])
     console.print(rows.to_string(index=False), soft_wrap=True)
-    if options.output is not None:
-        rows.to_csv(options.output, index=False, lineterminator="\n")
+    if output is not None:
+        rows.to_csv(output, index=False, lineterminator="\n")
     missed = sum(not result.within_limit for result in results)
     console.print(f"{len(results) - missed} of {len(results)} comparisons are within their limit")
-    return int(missed > 0)
+    sys.exit(int(missed > 0))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)
