@@ -50,13 +50,16 @@ def experiment(
         Python it also takes ``models``, a folder of user versions.
     """
     required, optional = required_fields(query), optional_fields(query)
-    names = tuple(outputs or query.answers)
+    names = (*(outputs or query.answers), "notes")
 
     def declare(function: Callable[..., Any]) -> Callable[..., Outputs]:
         @wraps(function)
         def of_fields(*values: Any, models: ModelsFolder = None, **fields: Any) -> Outputs:
             given = _arguments((*required, *optional), required, values, fields)
             job, numbers = query.parse(given)
+            # In ado a property that is left out has the default that the experiment declares: nothing is left open.
+            left_out = [field for field in optional if field not in job.model_fields_set]
+            job = job.model_copy(update={field: query.optional[field] for field in left_out})
             return _outputs(function(job, **numbers, models=models), names)
 
         # ado reads the properties' defaults off the signature.
@@ -99,6 +102,8 @@ def _arguments(
 
 def _outputs(answer: Any, names: Iterable[str]) -> Outputs:
     values = {name: getattr(answer, name) for name in names}
+    if "notes" in values:
+        values["notes"] = "; ".join(values["notes"])
     return {name: value for name, value in values.items() if value not in (None, "")}
 
 

@@ -42,7 +42,7 @@ class GpuNames(Names):
     """
 
     def __init__(self, usable_gib: Mapping[str, float], aliases: Mapping[str, Iterable[str]] | None = None) -> None:
-        super().__init__({name: (aliases or {}).get(name, ()) for name in usable_gib})
+        super().__init__({name: (aliases or {}).get(name, ()) for name in usable_gib}, field="gpu_model")
         self._types = {
             name: {sold_with(usable), *(word for spelling in self._spellings[name] for word in gpu_words(spelling))}
             for name, usable in usable_gib.items()
@@ -83,15 +83,15 @@ class GpuNames(Names):
         if found is None or key(name) == key(found):
             return ""
         others = [known for known in self.fitting(name) if known != found]
-        also = f"; it also fits {listed(others)}" if others else ""
+        also = f", and also fits {listed(others)}" if others else ""
         return f"gpu_model {name!r} was taken for {found}{also}"
 
     def refusal(self, name: str, version: str) -> str:
-        """Why a name is not taken."""
+        """Why a version does not take a name, and the types that it fits, or all types."""
         fits = self.fitting(name)
-        if len(fits) > 1:
-            return f"gpu_model {name!r} fits several GPU types of version {version}; give one of {listed(fits, 'or')}"
-        return f"gpu_model {name!r} is not in the domain of version {version}, which has {self.known_like(name)}"
+        if len(fits) < 2:
+            return super().refusal(name, version)
+        return f"gpu_model {name!r} fits several GPU types of version {version}; give one of {listed(fits, 'or')}"
 
     def _known_like(self, name: str) -> str:
         return listed(self.fitting(name) or self._spellings)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from autoconf.jobs.presets import SETTINGS, presets, stack_name, training_stack
 from autoconf.jobs.stack import Checkpointing, Dtype, LoraTargets, Loss, MixedPrecision, Optim, Sharding, Stack
-from autoconf.jobs.values import choice, is_empty, name, whole_number
+from autoconf.jobs.values import choice, flag, is_empty, name, whole_number
 
 # Answers hold for this training stack and for no other.
 TRAINING_STACK = (
@@ -34,7 +34,7 @@ def read(field: str, value: Any, optional: Mapping[str, Any] | None = None) -> A
         optional: the fields that may be empty, with their defaults; by default those of a ``Workload``.
 
     Returns:
-        A name, a whole number or one of the field's choices; for an empty value the field's default.
+        A name, a whole number, a boolean or one of the field's choices; for an empty value the field's default.
 
     Raises:
         ValueError: the value is invalid, or it is empty and the field has no default; the message names the field.
@@ -49,6 +49,8 @@ def read(field: str, value: Any, optional: Mapping[str, Any] | None = None) -> A
         raise ValueError(f"{field}: is required")
     if field in NAMES:
         return name(field, value)
+    if field in FLAGS:
+        return flag(field, value)
     return whole_number(field, value) if field in NUMBERS else choice(field, value, choices(field))
 
 
@@ -88,6 +90,11 @@ class Job(BaseModel):
     model_version: str | None = Field(None, description="Version of the predictor, such as 2.0.0")
     gpus_per_worker: int = Field(8, description="Most GPUs of one worker (node); a whole number >= 1")
     max_gpus: int = Field(8, description="Most GPUs to consider, over all workers; a whole number >= 1")
+    even_layouts: bool = Field(
+        False,
+        description="Consider only layouts that clusters are asked for: powers of two of GPUs on one worker, and whole "
+        "workers beyond; true or false",
+    )
     gradient_accumulation_steps: int = Field(
         4,
         description="Micro-batches per optimizer step; a whole number >= 1. With 1, FSDP shards gradients at once, "
@@ -187,6 +194,7 @@ class Workload(Job):
 REQUIRED_OF_JOB = tuple(field for field, info in Job.model_fields.items() if info.is_required())
 REQUIRED = tuple(field for field, info in Workload.model_fields.items() if info.is_required())
 OPTIONAL = {field: info.default for field, info in Workload.model_fields.items() if not info.is_required()}
+FLAGS = tuple(field for field, info in Workload.model_fields.items() if info.annotation is bool)
 NUMBERS = tuple(
     field for field, info in Workload.model_fields.items() if int in (info.annotation, *get_args(info.annotation))
 )

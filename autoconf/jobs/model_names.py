@@ -37,7 +37,7 @@ class ModelNames(Names):
     """
 
     def __init__(self, aliases: Mapping[str, Iterable[str]]) -> None:
-        super().__init__(aliases, families=True)
+        super().__init__(aliases, field="model_name", families=True)
         self._words = {name: [words(spelling) for spelling in found] for name, found in self._spellings.items()}
         # A file may change while a process runs, and a table may name one file a million times.
         self._recognized = lru_cache(maxsize=1024)(self._recognize)
@@ -58,13 +58,12 @@ class ModelNames(Names):
         """Why a name is not taken, and the way out."""
         if says := self._of_file(name).says:
             return f"model_name {name!r}: {says}"
-        outside = f"model_name {name!r} is not in the domain of version {version}"
         like, how = self._like(name)
         if like is None:
-            return f"{outside}, which has {self.known_like(name)}"
+            return super().refusal(name, version)
         return (
-            f"{outside}. It {how} {like}: if it has the same shapes, give --model-name {like}, or the folder of its "
-            f"config.json; ado-autoconf trace adds other models"
+            f"model_name {name!r} is not in the domain of version {version}. It {how} {like}: if it has the same "
+            f"shapes, give --model-name {like}, or the folder of its config.json; ado-autoconf trace adds other models"
         )
 
     def _like(self, name: str) -> tuple[str | None, str]:
@@ -110,7 +109,7 @@ class ModelNames(Names):
             )
         others = [other for other in same if other != model]
         also = f", which {listed(others)} {'has' if len(others) == 1 else 'have'} too" if others else ""
-        own_code = "; the code that comes with it (auto_map) was not considered" if "auto_map" in config else ""
+        own_code = ", without the code that comes with it (auto_map)" if "auto_map" in config else ""
         return _Recognized(model, f"model_name {name!r} was taken for {model} by the shapes in {file}{also}{own_code}")
 
     def _likeliest(self, same: list[str], *hints: str) -> str:

@@ -75,11 +75,13 @@ class Names:
 
     Args:
         aliases: each name with the others that it goes by.
+        field: what is named so.
         families: whether the names fall into families, told by their first words; then only those of the same family
             are listed instead of an unknown one.
     """
 
-    def __init__(self, aliases: Mapping[str, Iterable[str]], *, families: bool = False) -> None:
+    def __init__(self, aliases: Mapping[str, Iterable[str]], *, field: str = "name", families: bool = False) -> None:
+        self.field = field
         self._spellings = {name: [name, *others] for name, others in aliases.items()}
         self._exact = {spelling: name for name, spellings in self._spellings.items() for spelling in spellings}
         self._by_key: dict[str, set[str]] = {}
@@ -96,6 +98,14 @@ class Names:
             return self._exact[name]
         found = self._by_key.get(key(name), ())
         return next(iter(found)) if len(found) == 1 else None
+
+    def note(self, name: str) -> str:
+        """What a name was taken for where that is worth saying; empty text otherwise."""
+        return ""
+
+    def refusal(self, name: str, version: str) -> str:
+        """Why a version does not take a name, and what it has instead."""
+        return f"{self.field} {name!r} is not in the domain of version {version}, which has {self.known_like(name)}"
 
     def _known_like(self, name: str) -> str:
         """What the domain has in place of an unknown name: those that say all that it says and more; otherwise all, or

@@ -50,7 +50,7 @@ class Query:
         """The fields and arguments that affect the answer, in order."""
         without = {*self.answered, *BATCHES} - {*self.batches}
         if "workers" not in self.answers:
-            without |= {"gpus_per_worker", "max_gpus"}
+            without |= {"gpus_per_worker", "max_gpus", "even_layouts"}
         return tuple(field for field in self.all_fields if field not in without)
 
     @cached_property

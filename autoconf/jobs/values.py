@@ -32,6 +32,32 @@ def is_empty(value: Any) -> bool:
     return pd.api.types.is_scalar(value) and bool(pd.isna(value))
 
 
+_FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+def flag(field: str, value: Any) -> bool:
+    """Read a yes or a no: a boolean, 1 or 0, or text that means one of them.
+
+    Args:
+        field: name for the error message.
+        value: the value as the user gave it.
+
+    Raises:
+        ValueError: the value is anything else.
+
+    >>> flag("even_layouts", True), flag("even_layouts", "no"), flag("even_layouts", 1.0)
+    (True, False, True)
+    """
+    if isinstance(value, str):
+        found = _FLAGS.get(value.strip().casefold())
+    else:
+        numeric = isinstance(value, numbers.Number) or type(value).__name__ in ("bool", "bool_")
+        found = bool(value) if numeric and value in (0, 1) else None
+    if found is None:
+        raise ValueError(f"{field}: must be true or false, got {_quoted(value)}")
+    return found
+
+
 def whole_number(field: str, value: Any) -> int:
     """Read a whole number >= 1.
 

@@ -167,8 +167,10 @@ class GpuType(BaseModel):
 
     usable_gib: float
     source: str
+    compute_capability: float
     aliases: list[str] = []
     later_aliases: list[str] = []
+    earlier_aliases: list[str] = []
 
 
 def _table(name: str) -> dict[str, Any]:
@@ -196,17 +198,26 @@ def gpu_types() -> dict[str, GpuType]:
 
 
 @cache
-def gpus(*, later_aliases: bool = False) -> dict[str, Gpu]:
+def gpus(*, later_aliases: bool = False, after_2_0_0: bool = False) -> dict[str, Gpu]:
     """All GPU types as a version's domain knows them.
 
     Args:
         later_aliases: with the aliases that version 1.1.0 does not know.
+        after_2_0_0: as versions after 2.0.0 have them: with compute capabilities, and without names that fit several
+            types.
 
     >>> gpus()["L40S"].usable_gib
     44.4
+    >>> gpus(later_aliases=True, after_2_0_0=True)["Tesla-T4"].compute_capability
+    7.5
     """
+    up_to_2_0_0 = later_aliases and not after_2_0_0
     return {
-        name: Gpu(usable_gib=entry.usable_gib, aliases=_aliases(entry, later_aliases))
+        name: Gpu(
+            usable_gib=entry.usable_gib,
+            aliases=_aliases(entry, later_aliases) + (entry.earlier_aliases if up_to_2_0_0 else []),
+            compute_capability=entry.compute_capability if after_2_0_0 else None,
+        )
         for name, entry in gpu_types().items()
     }
 

@@ -66,10 +66,12 @@ def _uneven(predictor: Predictor, requests: JobArrays, index: int) -> Problem:
     """Why nothing can be considered for a request."""
     request, per_worker = requests.min_gpus[index], requests.gpus_per_worker[index]
     most = min(requests.max_gpus[index], predictor.domain.max_gpus)
+    do_not = f"do not split evenly over workers of {per_worker}"
+    if requests.even_layouts[index]:
+        do_not = f"are no power of two up to {per_worker} and no whole workers of {per_worker}"
     return Problem(
         "fits_nowhere",
-        f"{request} GPUs do not split evenly over workers of {per_worker}, and no larger number up to {most} does with "
-        f"a batch inside the domain",
+        f"{request} GPUs {do_not}, and no larger number up to {most} does with a batch inside the domain",
     )
 
 

@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from autoconf.jobs.job import OPTIONAL, REQUIRED
-from autoconf.jobs.names import Names
+from autoconf.jobs.job import OPTIONAL, REQUIRED, STACK_FIELDS, stack_of
 from autoconf.jobs.presets import SETTINGS, training_stack
 from autoconf.jobs.values import LARGEST_NUMBER
 from autoconf.memory.units import Booleans, Floats, Integers, Unsupported
+from autoconf.planner import hardware
+from autoconf.planner.known_names import names_of
 from autoconf.planner.results import Problem
 from autoconf.predictor.predictor import Predictor
 
@@ -34,6 +35,7 @@ class JobArrays:
     gpus_per_worker: Integers
     min_gpus: Integers  # fewest to consider
     max_gpus: Integers  # most to consider
+    even_layouts: Booleans  # whether only powers of two and whole workers are considered
     max_tokens_per_sample: Integers  # of the domain, or of the model's learned positions
 
     def can_split(self, counts: Integers, max_batch_size: int) -> Booleans:
@@ -107,12 +109,9 @@ class _Lookup:
 
     def __init__(self, predictor: Predictor) -> None:
         self.version, self.domain = predictor.card.version, predictor.domain
-        self.names = {
-            "model_name": Names({name: model.aliases for name, model in self.domain.models.items()}, families=True),
-            "method": Names(dict.fromkeys(self.domain.methods, ())),
-            "gpu_model": Names({name: gpu.aliases for name, gpu in self.domain.gpus.items()}),
-        }
+        self.names = names_of(self.domain)
         self.usable_gib = {name: gpu.usable_gib for name, gpu in self.domain.gpus.items()}
+        self.refusing = {name: gpu for name, gpu in self.domain.gpus.items() if hardware.refuses(name, gpu)}
         self.positions = {
             name: model.max_tokens_per_sample
             for name, model in self.domain.models.items()
@@ -133,6 +132,8 @@ class _Lookup:
         models, methods, gpus = (self._find(field, column(columns, field), problems) for field in self.names)
         tokens, batch_size, each = (self._sizes(field, limit, columns, problems) for field, limit in self._limits())
         longest = self._longest(columns, models, tokens, problems)
+        if self.refusing:
+            self._check_gpus(columns, gpus, problems)
         rows = self._rows(columns, models, methods, problems)
         fine = np.array([index for index in range(len(models)) if index not in problems], np.int64)
         per_worker, most = (np.array(column(columns, field), np.int64) for field in ("gpus_per_worker", "max_gpus"))
@@ -145,6 +146,7 @@ class _Lookup:
             gpus_per_worker=per_worker,
             min_gpus=np.ones(len(models), np.int64),
             max_gpus=most,
+            even_layouts=np.array(column(columns, "even_layouts"), bool),
             max_tokens_per_sample=np.minimum(longest, self.domain.max_tokens_per_sample),
         )
         return Placed(jobs if not problems else jobs.subset(fine), fine, problems)
@@ -161,16 +163,14 @@ class _Lookup:
     def _find(self, field: str, values: list[str], problems: Problems) -> list[str]:
         """The domain's names for what users wrote; empty text where there is none."""
         names = {value: self.names[field].find(value) or "" for value in set(values)}
-        unknown = {value: outside(self._unknown(field, value)) for value, name in names.items() if not name}
+        unknown = {
+            value: outside(self.names[field].refusal(value, self.version)) for value, name in names.items() if not name
+        }
         if unknown:
             for index, value in enumerate(values):
                 if value in unknown:
                     problems.setdefault(index, unknown[value])
         return [names[value] for value in values]
-
-    def _unknown(self, field: str, value: str) -> str:
-        known = self.names[field].known_like(value)
-        return f"{field} {value!r} is not in the domain of version {self.version}, which has {known}"
 
     def _sizes(self, field: str, limit: int, columns: JobColumns, problems: Problems) -> Integers:
         """A field's sizes, 0 where a job has none."""
@@ -188,6 +188,13 @@ class _Lookup:
             reason = f"tokens_per_sample {tokens[index]} is beyond the {longest[index]} learned positions of {name}"
             problems.setdefault(index, outside(reason))
         return longest
+
+    def _check_gpus(self, columns: JobColumns, gpus: list[str], problems: Problems) -> None:
+        """Find the jobs whose GPU type cannot run them, whatever its memory."""
+        for index, name in enumerate(gpus):
+            if name in self.refusing and index not in problems:
+                stack = stack_of({field: column(columns, field)[index] for field in STACK_FIELDS})
+                problems[index] = outside(hardware.refusal(name, self.refusing[name], stack, self.domain))
 
     def _rows(self, columns: JobColumns, models: list[str], methods: list[str], problems: Problems) -> Integers:
         """The figures of each job without a problem; 0 for others."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 
@@ -14,7 +16,7 @@ from autoconf.planner.domain import JobArrays, JobColumns, on_counts
 from autoconf.planner.results import Estimate
 from autoconf.planner.rules import passing
 from autoconf.planner.runner import Solver, on_gpus
-from autoconf.planner.search import decide
+from autoconf.planner.search import causes, decide
 from autoconf.predictor import registry
 from autoconf.predictor.predictor import Predictor
 from autoconf.predictor.user_versions import ModelsFolder
@@ -89,6 +91,7 @@ def _of_candidates(predictor: Predictor, candidates: Candidates) -> list[Estimat
     fits = decide(predictor, candidates).tolist()
     probability = np.where(passing(candidates), predictor.probabilities(predictor.features(candidates)), 0.0).tolist()
     peak = (memory.peak_bytes(*place) / GIB).tolist()
+    why_not = _why_not(candidates.subset(~np.array(fits, bool)), predictor.card.threshold)
     found = []
     for index, (row, gpus, tokens) in enumerate(zip(*place, strict=True)):
         parts = memory.parts_gib(int(row), int(gpus), float(tokens), reserve)
@@ -107,10 +110,25 @@ def _of_candidates(predictor: Predictor, candidates: Candidates) -> list[Estimat
                 gathered_gib=parts["gathered"],
                 activations_gib=parts["activations"],
                 reserve_gib=parts["reserve"],
+                reason="" if fits[index] else f"probability {_cut(probability[index])}, {next(why_not)}",
                 outcome="ok" if fits[index] else "fits_nowhere",
             )
         )
     return found
+
+
+def _why_not(refused: Candidates, threshold: float) -> Iterator[str]:
+    """The probability that is required of candidates that do not fit, and why they do not."""
+    return (f"{threshold:.2f} required: {cause}" for cause in causes(refused))
+
+
+def _cut(probability: float) -> str:
+    """A probability below the required one, which rounding must not lift to it.
+
+    >>> _cut(0.8999), _cut(0.0)
+    ('0.89', '0.00')
+    """
+    return f"{int(probability * 100) / 100:.2f}"
 
 
 _ESTIMATE = Solver(ESTIMATE, Estimate, estimates)

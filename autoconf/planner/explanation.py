@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 
 from autoconf.jobs.job import Job
 from autoconf.jobs.queries import NUMBER_GPUS
-from autoconf.planner.alternatives import ALL_CHANGES, remedies
+from autoconf.planner.alternatives import remedies
+from autoconf.planner.changes import ALL
 from autoconf.planner.domain import JobColumns, inside
 from autoconf.planner.estimate import estimates
-from autoconf.planner.min_gpus import MIN_GPUS_SOLVER
+from autoconf.planner.min_gpus import ONE_JOB
 from autoconf.planner.results import Estimate, Recommendation, Remedy
 from autoconf.planner.search import even_counts
 from autoconf.predictor import registry
@@ -61,22 +62,23 @@ def explain(job: Job, model_version: str | None = None, models: ModelsFolder = N
     >>> {gpus: f"{held.needed_memory_gib:.1f} of {held.usable_memory_gib} GiB" for gpus, held in found.at.items()}
     {1: '101.4 of 79.15 GiB', 2: '60.5 of 79.15 GiB'}
     >>> print(found.changes[0])
-    loss=chunked would do, on 1 GPU
+    loss=chunked would fit on 1 GPU
     """
     if not isinstance(job, Job):
         raise TypeError(f"job: must be a Workload, got {type(job).__name__}")
-    columns, problems = MIN_GPUS_SOLVER.columns_of(job, model_version, models)
+    columns, problems = ONE_JOB.columns_of(job, model_version, models)
     if problems:
-        found = MIN_GPUS_SOLVER.refuse(problems[0])
+        found = ONE_JOB.refuse(problems[0])
         return Explanation(replace(found, stack=job.stack_name()), {}, ())
     predictor = registry.load(columns["model_version"][0], models)
-    (found,) = MIN_GPUS_SOLVER.solve(predictor, columns)
+    (found,) = ONE_JOB.answers(predictor, columns)
     total = None if found.gpus is None or found.workers is None else found.gpus * found.workers
     counts = _considered(predictor, columns)
     shown = counts[-1:] if total is None else [count for count in counts if count <= total][-2:]
     on_each = {field: values * len(shown) for field, values in columns.items()} | {NUMBER_GPUS: shown}
     at = dict(zip(shown, estimates(predictor, on_each), strict=True))
-    return Explanation(replace(found, stack=job.stack_name()), at, _changes(predictor, columns, total))
+    changes = found.changes if total is None else _to_fewer(predictor, columns, total)
+    return Explanation(replace(found, stack=job.stack_name()), at, changes)
 
 
 def _considered(predictor: Predictor, columns: JobColumns) -> list[int]:
@@ -87,13 +89,11 @@ def _considered(predictor: Predictor, columns: JobColumns) -> list[int]:
     return [int(count) for count in counts[considered.any(axis=0)]]
 
 
-def _changes(predictor: Predictor, columns: JobColumns, total: int | None) -> tuple[Remedy, ...]:
-    """The changes that get one job a recommendation, or one for fewer than ``total`` GPUs."""
-    if total is None:
-        return tuple(remedies(predictor, columns, ALL_CHANGES)[0])
+def _to_fewer(predictor: Predictor, columns: JobColumns, total: int) -> tuple[Remedy, ...]:
+    """The changes that get one job a recommendation for fewer than ``total`` GPUs."""
     if total == 1:
         return ()
-    # With fewer GPUs than it takes a job has no recommendation, and what gets it one leads to fewer.
+    # Limited to fewer GPUs than it takes a job has no recommendation, and a change that gets it one leads to fewer.
     fewer = {**columns, "max_gpus": [total - 1]}
-    changes = tuple(change for change in ALL_CHANGES if change[0] != "max_gpus")
+    changes = tuple(change for change in ALL if change[0] != "max_gpus")
     return tuple(remedies(predictor, fewer, changes)[0])

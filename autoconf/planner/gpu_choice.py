@@ -12,9 +12,10 @@ import pandas as pd
 from autoconf.jobs.job import Job
 from autoconf.jobs.queries import GPU_MODEL
 from autoconf.planner.domain import JobColumns
+from autoconf.planner.notes import Notes, notes_on
 from autoconf.planner.prices import Prices, of_domain, read_prices
 from autoconf.planner.results import GpuModel, PriceSource, Problem, Recommendation
-from autoconf.planner.runner import CHUNK, Solver, checked_table, frame
+from autoconf.planner.runner import CHUNK, Solver, checked_table, frame, joined
 from autoconf.planner.search import recommendations
 from autoconf.predictor import registry
 from autoconf.predictor.predictor import Predictor
@@ -66,7 +67,7 @@ def cheapest_gpu(
     """
     solver = _Rankings(GPU_MODEL, GpuModel, partial(_rankings, read_prices(prices)))
     if isinstance(jobs, Job):
-        return _best(solver.of_job(jobs, model_version, models))
+        return solver.best(solver.of_job(jobs, model_version, models))
     table = checked_table(jobs, GPU_MODEL)
     types = max(len(registry.card(version).domain.gpus) for version in registry.RELEASED)
     chunks = []
@@ -75,7 +76,7 @@ def cheapest_gpu(
         index = table.index[start : start + len(rankings)].repeat([len(ranking) for ranking in rankings])
         chunks.append(frame([one for ranking in rankings for one in ranking], GpuModel, GPU_MODEL).set_axis(index))
         start += len(rankings)
-    return pd.concat(chunks)
+    return joined(chunks)
 
 
 class _Rankings(Solver[list[GpuModel]]):
@@ -84,6 +85,12 @@ class _Rankings(Solver[list[GpuModel]]):
     def refuse(self, problem: Problem) -> list[GpuModel]:
         return [GpuModel(rank=1, reason=problem.reason, outcome=problem.outcome)]
 
+    def noted(self, answer: list[GpuModel], notes: Notes) -> list[GpuModel]:
+        return [replace(one, notes=tuple(dict.fromkeys((*one.notes, *notes)))) for one in answer]
+
+    def best(self, answer: list[GpuModel]) -> GpuModel:
+        return _best(answer)
+
 
 def _rankings(prices: Prices, predictor: Predictor, columns: JobColumns) -> list[list[GpuModel]]:
     """Each job's GPU types, ranked."""
@@ -91,7 +98,8 @@ def _rankings(prices: Prices, predictor: Predictor, columns: JobColumns) -> list
     newest = registry.card(registry.DEFAULT).domain
     price = of_domain(prices, predictor.domain, predictor.card.version, newest)
     on_each = {field: [value for value in values for _ in types] for field, values in columns.items()}
-    answers = recommendations(predictor, {**on_each, "gpu_model": types * count})
+    on_each["gpu_model"] = types * count
+    answers, notes = recommendations(predictor, on_each), notes_on(predictor, on_each)
     found = [
         GpuModel(
             layout.can_recommend,
@@ -101,8 +109,9 @@ def _rankings(prices: Prices, predictor: Predictor, columns: JobColumns) -> list
             _cost(price.get(gpu), layout),
             reason=layout.reason,
             outcome=layout.outcome,
+            notes=about_gpu,
         )
-        for gpu, layout in zip(types * count, answers, strict=True)
+        for gpu, layout, about_gpu in zip(on_each["gpu_model"], answers, notes, strict=True)
     ]
     usable = {gpu: it.usable_gib for gpu, it in predictor.domain.gpus.items()}
     return [_ranked(found[start : start + len(types)], usable) for start in range(0, len(found), len(types))]
@@ -130,6 +139,8 @@ def _best(ranking: list[GpuModel]) -> GpuModel:
     if first.can_recommend:
         return first
     if len({one.reason for one in ranking}) == 1:
-        return GpuModel(reason=first.reason, outcome=first.outcome)
+        return GpuModel(reason=first.reason, outcome=first.outcome, notes=first.notes)
     most = f"on {first.gpu_model}, which has most memory, {first.reason}"
-    return GpuModel(reason=f"it fits on none of {len(ranking)} GPU types: {most}", outcome=first.outcome)
+    return GpuModel(
+        reason=f"it fits on none of {len(ranking)} GPU types: {most}", outcome=first.outcome, notes=first.notes
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import overload
 
@@ -9,9 +10,10 @@ import pandas as pd
 
 from autoconf.jobs.job import Job
 from autoconf.jobs.queries import MIN_GPUS
-from autoconf.planner.alternatives import CHANGES, remedies
+from autoconf.planner.alternatives import remedies, remedies_of_one
+from autoconf.planner.changes import OF_TABLES
 from autoconf.planner.domain import JobColumns, pick
-from autoconf.planner.results import Recommendation
+from autoconf.planner.results import Recommendation, Remedy
 from autoconf.planner.runner import LayoutSolver
 from autoconf.planner.search import recommendations
 from autoconf.predictor.predictor import Predictor
@@ -87,7 +89,7 @@ def recommend(
     >>> found.outcome, found.gpus
     ('fits_nowhere', None)
     >>> print(found.changes[0])
-    loss=chunked would do, on 1 GPU
+    loss=chunked would fit on 1 GPU
 
     The same, but as a table, whose rows may be anything:
 
@@ -98,19 +100,30 @@ def recommend(
     1              1     8        1         ok
     2              0  <NA>     <NA>  bad_value
     """
-    return MIN_GPUS_SOLVER.of_either(workloads, model_version, models)
+    solver = ONE_JOB if isinstance(workloads, Job) else _TABLE
+    return solver.of_either(workloads, model_version, models)
 
 
-def _solve(predictor: Predictor, columns: JobColumns) -> list[Recommendation]:
-    """Recommendations for valid jobs by one version, each "no" with the changes that would help."""
+def _solve_table(predictor: Predictor, columns: JobColumns) -> list[Recommendation]:
+    """Recommendations for valid jobs by one version, each "no" with the changes that would help and are found fast."""
     answers = recommendations(predictor, columns)
     without = [index for index, found in enumerate(answers) if not found.can_recommend]
     if not without:
         return answers
-    for index, changes in zip(without, remedies(predictor, pick(columns, without), CHANGES), strict=True):
-        reason = "; ".join([answers[index].reason, *map(str, changes)])
-        answers[index] = replace(answers[index], reason=reason, changes=tuple(changes))
+    for index, changes in zip(without, remedies(predictor, pick(columns, without), OF_TABLES), strict=True):
+        answers[index] = _with_changes(answers[index], changes)
     return answers
 
 
-MIN_GPUS_SOLVER = LayoutSolver(MIN_GPUS, Recommendation, _solve)
+def _solve_one(predictor: Predictor, columns: JobColumns) -> list[Recommendation]:
+    """The recommendation for one valid job, a "no" with all changes that would help."""
+    (answer,) = recommendations(predictor, columns)
+    return [answer if answer.can_recommend else _with_changes(answer, remedies_of_one(predictor, columns))]
+
+
+def _with_changes(answer: Recommendation, changes: Sequence[Remedy]) -> Recommendation:
+    return replace(answer, reason="; ".join([answer.reason, *map(str, changes)]), changes=tuple(changes))
+
+
+ONE_JOB = LayoutSolver(MIN_GPUS, Recommendation, _solve_one, recommendations)
+_TABLE = LayoutSolver(MIN_GPUS, Recommendation, _solve_table, recommendations)

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from autoconf.errors import BadInput
-from autoconf.jobs.names import Names
 from autoconf.jobs.values import name, positive_number
+from autoconf.planner.known_names import gpu_names
 from autoconf.predictor.cards import Domain
 
 DEFAULT = Path(__file__).with_name("prices.yaml")
@@ -95,16 +95,15 @@ def of_domain(prices: Prices, domain: Domain, version: str, elsewhere: Domain) -
     Raises:
         ValueError: a type is in neither domain, or has two prices; the message names it.
     """
-    names, others = (Names({gpu: it.aliases for gpu, it in d.gpus.items()}) for d in (domain, elsewhere))
+    names, others = gpu_names(domain), gpu_names(elsewhere)
     found: dict[str, float] = {}
     for called, price in prices.items():
-        gpu = names.find(called)
-        if gpu is None and others.find(called) is None:
-            raise BadInput(
-                f"prices: {called!r} is not in the domain of version {version}, which has {names.known_like(called)}"
-            )
+        gpu, other = names.find(called), others.find(called)
+        if gpu is None and other is None:
+            raise BadInput(f"prices: {names.refusal(called, version).removeprefix('gpu_model ')}")
+        if other is not None and other != gpu:  # the price of a type that this version does not have
+            continue
         if gpu in found:
             raise BadInput(f"prices: {called!r} has another price as {gpu}")
-        if gpu is not None:
-            found[gpu] = price
+        found[str(gpu)] = price
     return found

@@ -6,7 +6,9 @@ Every answer has these fields:
   ``outside_domain``: the version does not answer for the model, GPU, method, setting or size; ``bad_value``: a row of a
   table has a value that can never be right, or names a version that does not exist.
 - ``reason``: why the outcome is not ``ok``; empty if it is.
-- ``notes``: short sentences on what the answer rests on.
+- ``notes``: short sentences on what the answer rests on: what a name was taken for, what the GPU type cannot run and,
+  for one job, which default decides. Answers that differ only in notes are equal. A table of answers has them in one
+  column, joined by ``; ``, if there are any.
 """
 
 from __future__ import annotations
@@ -29,20 +31,36 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Remedy:
-    """A change of one field with which a job gets a recommendation, and the layout that it then gets.
+class Change:
+    """A change of one field of a job.
 
-    >>> print(Remedy("batch_size", 7, 8, gpus=8, workers=1))
-    batch_size=8 would do, on 8 GPUs (8 does not divide 7)
-    >>> print(Remedy("gradient_accumulation_steps", 4, 1, gpus=8, workers=2))
-    gradient_accumulation_steps=1 would do, on 2 workers of 8 GPUs
+    >>> print(Change("loss", "full", "chunked"))
+    loss=chunked
     """
 
     field: str
     before: Any
     value: Any
+
+    def __str__(self) -> str:
+        return f"{self.field}={self.value}"
+
+
+@dataclass(frozen=True)
+class Remedy(Change):
+    """A change with which a job gets a recommendation, and the layout that it then gets.
+
+    >>> print(Remedy("batch_size", 7, 8, gpus=8, workers=1))
+    batch_size=8 would fit on 8 GPUs (8 does not divide 7)
+    >>> print(Remedy("gradient_accumulation_steps", 4, 1, gpus=8, workers=2))
+    gradient_accumulation_steps=1 would fit on 2 workers of 8 GPUs
+    >>> print(Remedy("loss", "full", "chunked", gpus=1, workers=1, also=Change("method", "full", "lora")))
+    method=lora with loss=chunked would fit on 1 GPU
+    """
+
     gpus: int  # per worker
     workers: int
+    also: Change | None = None  # a second change, without which it is not enough
 
     def __str__(self) -> str:
         unit = "GPU" if self.gpus == 1 else "GPUs"
@@ -50,7 +68,8 @@ class Remedy:
         total = self.gpus * self.workers
         indivisible = self.field == "batch_size" and self.before % total
         why = f" ({total} does not divide {self.before})" if indivisible else ""
-        return f"{self.field}={self.value} would do, on {layout}{why}"
+        changes = " with ".join(str(change) for change in (self.also, Change.__str__(self)) if change)
+        return f"{changes} would fit on {layout}{why}"
 
 
 @dataclass(frozen=True)
@@ -64,7 +83,7 @@ class Recommendation:
     stack: str = ""  # what the answer is for: the preset, and what the job changes of it
     changes: tuple[Remedy, ...] = dataclasses.field(default=(), repr=False)  # those that the reason names at its end
     outcome: Outcome = "ok"
-    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -91,7 +110,7 @@ class Estimate:
     reserve_gib: float | None = None  # CUDA context, workspaces, NCCL, fragmentation
     reason: str = ""
     outcome: Outcome = "ok"
-    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -103,7 +122,7 @@ class LargestBatch:
     batch_size: int | None = None  # over all GPUs
     reason: str = ""
     outcome: Outcome = "ok"
-    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -114,7 +133,7 @@ class LargestSample:
     tokens_per_sample: int | None = None
     reason: str = ""
     outcome: Outcome = "ok"
-    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
 
 PriceSource = Mapping[str, Any] | str | os.PathLike[str] | None
@@ -132,4 +151,4 @@ class GpuModel:
     rank: int | None = None  # 1 is the recommendation
     reason: str = ""
     outcome: Outcome = "ok"
-    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)

@@ -1,4 +1,4 @@
-"""Rule-based filters: what no predictor is needed for. Each takes candidates and returns which pass, as booleans.
+"""Rules: filters that need no predictor. Each takes candidates and returns which of them pass, as booleans.
 
 A candidate is one job on one number of GPUs. Every rule comes with the sentence that explains a candidate's failure.
 """
@@ -14,7 +14,7 @@ from autoconf.memory.units import GIB, Booleans
 
 
 def gradients_fit(candidates: Candidates) -> Booleans:
-    """Between accumulated micro-batches FSDP keeps whole gradients on every GPU, beside the sharded rest."""
+    """Between accumulated micro-batches FSDP keeps whole gradients on every GPU, in addition to its shards."""
     memory, rows = candidates.memory, candidates.rows
     sharded = memory.resident_bytes(rows, candidates.gpus)
     shard_of_gradients = memory.gradient_bytes(rows) / candidates.gpus
@@ -62,7 +62,8 @@ RULES: tuple[tuple[Callable[[Candidates], Booleans], Callable[[Candidates], list
 
 def passing(candidates: Candidates) -> Booleans:
     """Which candidates pass every rule."""
-    return np.logical_and.reduce([rule(candidates) for rule, _ in RULES])
+    passed: Booleans = np.logical_and.reduce([rule(candidates) for rule, _ in RULES])
+    return passed
 
 
 def reasons(candidates: Candidates) -> list[str]:

@@ -14,7 +14,9 @@ from autoconf.errors import IgnoredColumnWarning
 from autoconf.jobs.column_hints import doubts
 from autoconf.jobs.job import REQUIRED_OF_JOB, Job, read
 from autoconf.jobs.queries import Query
+from autoconf.planner.defaults import decisive_defaults
 from autoconf.planner.domain import JobColumns, Problems, pick
+from autoconf.planner.notes import Notes, notes_on
 from autoconf.planner.results import Problem, Recommendation
 from autoconf.predictor import registry, user_versions
 from autoconf.predictor.predictor import Predictor
@@ -36,11 +38,13 @@ class Solver(Generic[Answer]):
         query: the fields of its jobs and the columns of its answers.
         answer_type: the dataclass of an answer.
         solve: answers valid jobs by a loaded version, one answer for each job.
+        brief: the same without what takes time and does not change the answer, if there is such.
     """
 
     query: Query
     answer_type: Callable[..., Any]
     solve: Callable[[Predictor, JobColumns], list[Answer]]
+    brief: Callable[[Predictor, JobColumns], list[Answer]] | None = None
 
     def refuse(self, problem: Problem) -> Answer:
         """The answer about a job with a problem."""
@@ -60,7 +64,18 @@ class Solver(Generic[Answer]):
             ValueError: a field is missing or is one that the query answers, or an argument can never be right.
         """
         columns, problems = self.columns_of(job, model_version, models, **arguments)
-        return self._answers(columns, problems, models)[0]
+        (answer,) = self._answers(columns, problems, models)
+        if problems:
+            return answer
+        predictor = registry.load(columns["model_version"][0], models)
+        return self.noted(answer, decisive_defaults(predictor, columns, self._briefly, self.best(answer)))
+
+    def _briefly(self, predictor: Predictor, columns: JobColumns) -> list[Any]:
+        return [self.best(answer) for answer in (self.brief or self.solve)(predictor, columns)]
+
+    def best(self, answer: Answer) -> Any:
+        """What an answer says first: of a ranking its best."""
+        return answer
 
     def columns_of(
         self, job: Job, model_version: str | None, models: ModelsFolder = None, **arguments: Any
@@ -92,7 +107,7 @@ class Solver(Generic[Answer]):
             return self.of_job(jobs, model_version, models, **arguments)
         table = checked_table(jobs, self.query, stacklevel=4, **arguments)
         chunks = self.of_table(table, model_version, models)
-        return pd.concat([frame(chunk, self.answer_type, self.query) for chunk in chunks]).set_axis(table.index)
+        return joined([frame(chunk, self.answer_type, self.query) for chunk in chunks]).set_axis(table.index)
 
     def _answers(self, columns: JobColumns, problems: Problems, models: ModelsFolder) -> list[Answer]:
         answers: list[Any] = [None] * len(columns["model_version"])
@@ -100,9 +115,20 @@ class Solver(Generic[Answer]):
             answers[index] = self.refuse(problem)
         for version, indices in _by_version(columns["model_version"], problems).items():
             some = columns if len(indices) == len(answers) else pick(columns, indices)
-            for index, found in zip(indices, self.solve(registry.load(version, models), some), strict=True):
+            for index, found in zip(indices, self.answers(registry.load(version, models), some), strict=True):
                 answers[index] = found
         return answers
+
+    def answers(self, predictor: Predictor, columns: JobColumns) -> list[Answer]:
+        """Answer valid jobs by one version, with notes on what each answer rests on."""
+        found = zip(self.solve(predictor, columns), notes_on(predictor, columns), strict=True)
+        return [self.noted(answer, notes) if notes else answer for answer, notes in found]
+
+    def noted(self, answer: Answer, notes: Notes) -> Answer:
+        """An answer with more notes."""
+        one: Any = answer
+        found: Answer = replace(one, notes=tuple(dict.fromkeys((*one.notes, *notes))))
+        return found
 
 
 class LayoutSolver(Solver[Recommendation]):
@@ -175,15 +201,23 @@ _DTYPES: dict[Any, Any] = {int: np.int64, int | None: "Int64", float | None: np.
 
 
 def frame(answers: Sequence[Any], kind: Any, query: Query) -> pd.DataFrame:
-    """Answers of one kind as a table, with the query's columns."""
+    """Answers of one kind as a table, with the query's columns, and ``notes`` if there are any."""
     types = get_type_hints(kind)
     columns = {name: ([getattr(one, name) for one in answers], _DTYPES.get(types[name])) for name in query.answers}
+    if any(one.notes for one in answers):
+        columns["notes"] = (["; ".join(one.notes) for one in answers], None)
     return pd.DataFrame(
         {
             name: pd.array(values, dtype) if dtype == "Int64" else np.array(values, dtype or object)
             for name, (values, dtype) in columns.items()
         }
     )
+
+
+def joined(chunks: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Chunks of answers as one table; chunks without notes have no such column."""
+    table = pd.concat(chunks)
+    return table.fillna({"notes": ""}) if "notes" in table else table
 
 
 def _read_columns(columns: dict[str, list[Any]], query: Query) -> tuple[JobColumns, Problems]:

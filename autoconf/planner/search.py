@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from autoconf.memory.candidates import Candidates
@@ -37,8 +35,16 @@ def even_counts(predictor: Predictor, jobs: JobArrays) -> tuple[Integers, Boolea
     counts = np.arange(1, limit.max(initial=0) + 1)
     even = (counts <= limit[:, None]) & (counts % workers(counts, jobs.gpus_per_worker[:, None]) == 0)
     even &= counts >= jobs.min_gpus[:, None]
+    even &= ~jobs.even_layouts[:, None] | _customary(counts, jobs.gpus_per_worker[:, None])
     used = even.any(axis=0)
     return counts[used], even[:, used]
+
+
+def _customary(counts: Integers, gpus_per_worker: Integers) -> Booleans:
+    """Whether numbers of GPUs are powers of two on one worker, or whole workers: what clusters are asked for."""
+    powers_of_two = counts & (counts - 1) == 0
+    customary: Booleans = np.where(counts < gpus_per_worker, powers_of_two, counts % gpus_per_worker == 0)
+    return customary
 
 
 def smallest(predictor: Predictor, jobs: JobArrays) -> list[Recommendation]:
@@ -64,33 +70,49 @@ def smallest(predictor: Predictor, jobs: JobArrays) -> list[Recommendation]:
     ]
 
 
-def _why_not(predictor: Predictor, largest: Candidates, jobs: JobArrays, which: Integers) -> Sequence[str]:
+def _why_not(predictor: Predictor, largest: Candidates, jobs: JobArrays, which: Integers) -> list[str]:
     """Why some of the jobs have no recommendation, told for the largest number of GPUs that was considered for each."""
     if not len(which):
-        return ()
-    most, version = predictor.domain.max_gpus, predictor.card.version
-    batch_sizes, wanted = jobs.batch_size[which], jobs.max_gpus[which]
-    per_device = jobs.per_device[which]
-    room = np.where(per_device, predictor.domain.max_batch_size // batch_sizes, most)
-    limits, counts = np.minimum(np.minimum(wanted, most), room), np.arange(1, most + 1)
-    divides = (per_device[:, None] | (batch_sizes[:, None] % counts == 0)) & (counts <= limits[:, None])
-    divisors = np.where(divides, counts, 0).max(axis=1)
-    fewest = jobs.min_gpus[which]
-    sentences = []
-    for cause, each, batch_size, few, max_gpus, limit, divisor, per_worker, gpus in zip(
-        causes(largest), per_device, batch_sizes, fewest, wanted, limits, divisors, jobs.gpus_per_worker[which],
-        largest.gpus, strict=True,
-    ):  # fmt: skip
-        ends = f" (where version {version} ends; max_gpus is {max_gpus})" if max_gpus > limit else ""
-        conditions = [] if each else [f"divides batch_size {batch_size}"]
-        if gpus < divisor:
-            conditions.append(f"splits evenly over workers of {per_worker}")
-        that = f" that {' and '.join(conditions)}" if conditions else ""
-        samples = f" for per_device_train_batch_size {batch_size}" if each else ""
-        last = f" (the largest is {gpus})" if gpus < limit else ""
-        up_to = f"up to {limit}" if few == 1 else f"from {few} to {limit}"
-        sentences.append(f"no number of GPUs {up_to}{ends}{that} is enough{samples}{last}: {cause}")
-    return sentences
+        return []
+    refused, version = jobs.subset(which), predictor.card.version
+    limits = _limits(predictor, refused)
+    counts = np.arange(1, predictor.domain.max_gpus + 1)
+    divides = refused.per_device[:, None] | (refused.batch_size[:, None] % counts == 0)
+    # The largest number that would be considered if it did not have to be split over workers.
+    divisors = np.where(divides & (counts <= limits[:, None]), counts, 0).max(axis=1)
+    return [
+        f"no number of GPUs {_range(refused, index, limits[index], version)}"
+        f"{_conditions(refused, index, uneven=largest.gpus[index] < divisors[index])}"
+        f"{f' (the largest is {largest.gpus[index]})' if largest.gpus[index] < limits[index] else ''}: {cause}"
+        for index, cause in enumerate(causes(largest))
+    ]
+
+
+def _limits(predictor: Predictor, jobs: JobArrays) -> Integers:
+    """The most GPUs that may be considered for each job: its own limit, or where the domain ends."""
+    domain = predictor.domain
+    room = np.where(jobs.per_device, domain.max_batch_size // jobs.batch_size, domain.max_gpus)
+    limits: Integers = np.minimum(np.minimum(jobs.max_gpus, domain.max_gpus), room)
+    return limits
+
+
+def _range(jobs: JobArrays, index: int, limit: int, version: str) -> str:
+    fewest, most = jobs.min_gpus[index], jobs.max_gpus[index]
+    ends = f" (where version {version} ends; max_gpus is {most})" if most > limit else ""
+    return f"up to {limit}{ends}" if fewest == 1 else f"from {fewest} to {limit}{ends}"
+
+
+def _conditions(jobs: JobArrays, index: int, *, uneven: bool) -> str:
+    """What a number of GPUs must be for a job, and that no such number is enough."""
+    batch_size, per_worker = jobs.batch_size[index], jobs.gpus_per_worker[index]
+    each = jobs.per_device[index]
+    conditions = [] if each else [f"divides batch_size {batch_size}"]
+    if uneven and jobs.even_layouts[index]:
+        conditions.append(f"is a power of two up to {per_worker} or whole workers of {per_worker}")
+    elif uneven:
+        conditions.append(f"splits evenly over workers of {per_worker}")
+    that = f" that {' and '.join(conditions)}" if conditions else ""
+    return f"{that} is enough{f' for per_device_train_batch_size {batch_size}' if each else ''}"
 
 
 def causes(candidates: Candidates) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from autoconf.errors import AutoConfError
 from autoconf.memory.reserve import Reserve
@@ -24,10 +24,17 @@ class _Typed(BaseModel):
 
 
 class Gpu(_Typed):
-    """A GPU type: memory that CUDA reports as usable, and the other names it goes by."""
+    """A GPU type: memory that CUDA reports as usable, the other names it goes by, and its compute capability."""
 
     usable_gib: float
     aliases: list[str] = []
+    compute_capability: float | None = None  # not on the cards of versions up to 2.0.0
+
+    @model_serializer(mode="wrap")
+    def _as_on_cards(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A card names no compute capability where the version does not know it, as those up to 2.0.0 were written."""
+        fields: dict[str, Any] = serialize(self)
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 class Model(_Typed):

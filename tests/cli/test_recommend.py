@@ -418,6 +418,17 @@ def test_standard_streams_that_are_not_needed_may_be_closed(tmp_path: Path) -> N
     assert len(rows((tmp_path / "answers.csv").read_text())) == CHUNK + 1
 
 
+@pytest.mark.parametrize("command", ["recommend --csv jobs.csv", "recommend --csv jobs.csv --json"])
+def test_a_file_that_does_not_fit_on_the_disk_is_named_and_leaves_nothing(tmp_path: Path, command: str) -> None:
+    jobs = table(*[f"{GOOD},{'x' * 10_000}"] * 2000, header=f"{HEADER},note")  # 20 MB; the predictor needs less
+    (tmp_path / "jobs.csv").write_text(jobs)
+    (tmp_path / "answers.csv").write_text("of yesterday")
+    done = shell(f"ulimit -f 10000; $A {command} -o answers.csv 2>&1 | cat", tmp_path)
+    assert done.stdout.splitlines()[1:] == ["answers.csv: writing failed: File too large"]
+    assert (tmp_path / "answers.csv").read_text() == "of yesterday"
+    assert sorted(os.listdir(tmp_path)) == ["answers.csv", "jobs.csv"]
+
+
 def test_a_pipe_may_be_named(tmp_path: Path) -> None:
     done = shell(f"$A recommend {' '.join(ONE_JOB)} -o /dev/stdout | cat", tmp_path)
     assert (done.returncode, done.stderr, rows(done.stdout)[0]["gpus"]) == (0, "", "2")

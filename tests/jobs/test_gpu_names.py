@@ -103,7 +103,7 @@ def test_what_a_name_was_taken_for_is_told_with_what_else_it_fits():
     known = names("2.0.0")
     assert known.note("4090") == "gpu_model '4090' was taken for NVIDIA-GeForce-RTX-4090"
     assert known.note("H100") == (
-        "gpu_model 'H100' was taken for NVIDIA-H100-80GB-HBM3; it also fits NVIDIA-H100-PCIe and NVIDIA-H100-NVL"
+        "gpu_model 'H100' was taken for NVIDIA-H100-80GB-HBM3, and also fits NVIDIA-H100-PCIe and NVIDIA-H100-NVL"
     )
     for plain in ("nvidia-l40s", "A100-SXM4-80GB", "H200", "A100"):
         assert known.note(plain) == ""

@@ -96,7 +96,7 @@ def test_a_config_is_data_and_its_code_is_not_run(models, checkpoint, tmp_path):
     folder = checkpoint({**QWEN, "auto_map": {"AutoConfig": "configuration_evil.Evil"}})
     (tmp_path / "tuned" / "configuration_evil.py").write_text("raise SystemExit('ran')", encoding="utf-8")
     assert models.find(folder) == "qwen2.5-7b"
-    assert models.note(folder).endswith("; the code that comes with it (auto_map) was not considered")
+    assert models.note(folder).endswith(", without the code that comes with it (auto_map)")
 
 
 def test_a_name_of_the_domain_is_not_looked_up_as_a_folder(models, checkpoint, tmp_path, monkeypatch):

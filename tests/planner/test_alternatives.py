@@ -9,7 +9,9 @@ import yaml
 
 from autoconf import Workload, recommend
 from autoconf.memory.candidates import Candidates
-from autoconf.planner.alternatives import ALL_CHANGES, CHANGES, pick, remedies
+from autoconf.planner.alternatives import remedies
+from autoconf.planner.changes import ALL, OF_TABLES
+from autoconf.planner.domain import pick
 from autoconf.planner.frontier import most_tokens
 from autoconf.planner.search import decide, recommendations
 from autoconf.predictor import registry
@@ -48,7 +50,7 @@ def without_recommendation(predictor, count: int, seed: int) -> dict:
 def test_a_remedy_is_the_answer_to_the_same_job_with_that_one_change(predictor):
     columns = without_recommendation(predictor, 400, seed=1)
     helped = set()
-    for index, found in enumerate(remedies(predictor, columns, ALL_CHANGES)):
+    for index, found in enumerate(remedies(predictor, columns, ALL)):
         job = {field: values[index] for field, values in columns.items()}
         for remedy in found:
             changed = recommend(Workload.parse(**{**job, remedy.field: remedy.value}), "1.1.0")
@@ -58,13 +60,20 @@ def test_a_remedy_is_the_answer_to_the_same_job_with_that_one_change(predictor):
         accumulating = job["gradient_accumulation_steps"] > 1
         one_step = recommend(Workload.parse(**{**job, "gradient_accumulation_steps": 1}), "1.1.0").can_recommend
         assert any(r.field == "gradient_accumulation_steps" for r in found) == bool(accumulating and one_step)
-    assert helped == {"gradient_accumulation_steps", "batch_size", "method", "max_gpus", "gpu_model"}
+    assert helped == {
+        "gradient_accumulation_steps",
+        "batch_size",
+        "tokens_per_sample",
+        "method",
+        "max_gpus",
+        "gpu_model",
+    }
 
 
 def test_the_batch_that_is_named_is_the_nearest_of_all_that_would_do(predictor):
     columns = without_recommendation(predictor, 150, seed=2)
     directions = set()
-    for index, found in enumerate(remedies(predictor, columns, CHANGES)):
+    for index, found in enumerate(remedies(predictor, columns, OF_TABLES)):
         (job,) = [pick(columns, [index])]
         batch = job["batch_size"][0]
         batches = list(range(1, batch + DOMAIN.max_gpus + 1))
@@ -84,7 +93,7 @@ def test_no_batch_beyond_the_domain_is_named(predictor, job):
     named = {}
     for most in (3, 4, 5, 64):
         columns = {field: [value] for field, value in {**small, "gpus_per_worker": 8, "max_gpus": most}.items()}
-        ((remedy,),) = remedies(predictor, columns, CHANGES)
+        ((remedy,),) = remedies(predictor, columns, OF_TABLES)
         named[most] = remedy.value
     assert named == {3: 1020, 4: 1020, 5: 1020, 64: 1022}
 
@@ -118,16 +127,16 @@ def test_over_the_whole_sweep_a_change_is_named_exactly_where_it_helps(sweep):
     no = sweep[sweep["can_recommend"] == 0].drop(columns=["can_recommend", "gpus", "workers"])
     reasons, jobs = no["reason"], no.drop(columns="reason")
     one_step = recommend(jobs.assign(gradient_accumulation_steps=1))["can_recommend"] == 1
-    assert (reasons.str.contains("gradient_accumulation_steps=1 would do, on ", regex=False) == one_step).all()
+    assert (reasons.str.contains("gradient_accumulation_steps=1 would fit on ", regex=False) == one_step).all()
     at_eight = recommend(jobs.assign(batch_size=8))["can_recommend"] == 1
-    assert reasons[at_eight].str.contains("batch_size=[0-9]+ would do, on ").all()
+    assert reasons[at_eight].str.contains("batch_size=[0-9]+ would fit on ").all()
     assert 0 < one_step.sum() < len(no) and 0 < at_eight.sum() < len(no)
 
 
 def test_the_readme_of_the_sweep_says_how_many_a_change_helps(sweep):
     no = sweep[sweep["can_recommend"] == 0]
-    batch = no["reason"].str.extract(r"batch_size=(\d+) would do")[0].astype(float)
-    one_step = no["reason"].str.contains("gradient_accumulation_steps=1 would do")
+    batch = no["reason"].str.extract(r"batch_size=(\d+) would fit")[0].astype(float)
+    one_step = no["reason"].str.contains("gradient_accumulation_steps=1 would fit")
     larger, smaller = (batch > no["batch_size"]).sum(), (batch < no["batch_size"]).sum()
     text = " ".join((SWEEP / "README.md").read_text(encoding="utf-8").split())
     assert f"{len(sweep) - len(no):,} of the {len(sweep):,} jobs get a recommendation" in text
@@ -147,11 +156,11 @@ def test_a_larger_batch_may_need_fewer_gpus_where_the_divisors_change(job):
     ("changes", "says"),
     [
         ({"batch_size": 7, "max_gpus": 6}, ["that divides batch_size 7 is enough (the largest is 1): ", " on 1 GPU",
-         "; batch_size=8 would do, on 4 GPUs (4 does not divide 7)"]),
+         "; batch_size=8 would fit on 4 GPUs (4 does not divide 7)"]),
         ({"batch_size": 35, "gpus_per_worker": 4}, ["that divides batch_size 35 and splits evenly over workers of 4 is "
-         "enough (the largest is 1): ", "; batch_size=36 would do, on 4 GPUs (4 does not divide 35)"]),
+         "enough (the largest is 1): ", "; batch_size=36 would fit on 4 GPUs (4 does not divide 35)"]),
         ({"batch_size": 512}, ["no number of GPUs up to 8 that divides batch_size 512 is enough: training peaks near ",
-         " on each of 8 GPUs", "; batch_size=128 would do, on 8 GPUs"]),
+         " on each of 8 GPUs", "; batch_size=128 would fit on 8 GPUs"]),
     ],
 )  # fmt: skip
 def test_the_nearest_batch_is_told_and_whether_the_division_was_in_the_way(job, changes, says):
@@ -173,16 +182,16 @@ def test_what_helps_only_together_is_not_told(job):
     large = {**job, "model_name": "llama3.1-70b", "method": "full", "tokens_per_sample": 512, "max_gpus": 64}
     answer = recommend(Workload.parse(**{**large, "batch_size": 7}))
     assert answer.can_recommend == 0
-    assert "would do" not in answer.reason
+    assert "would fit" not in answer.reason
     both = recommend(Workload.parse(**{**large, "batch_size": 16, "gradient_accumulation_steps": 1}))
     assert both.can_recommend == 1
 
 
 def test_a_setting_outside_the_domain_is_told_where_it_alone_is_in_the_way(job):
     answer = recommend(Workload.parse(**job, gradient_checkpointing="none"))
-    assert answer.reason.endswith("; gradient_checkpointing=non-reentrant would do, on 2 GPUs")
+    assert answer.reason.endswith("; gradient_checkpointing=non-reentrant would fit on 2 GPUs")
     both = recommend(Workload.parse(**job, gradient_checkpointing="none", optim="sgd"))
-    assert "would do" not in both.reason
+    assert "would fit" not in both.reason
 
 
 class KnowsOneMore(Predictor):
@@ -211,7 +220,7 @@ def test_a_change_of_the_stack_is_told_where_it_helps(predictor, job, field, val
     large = {**job, "model_name": "llama3.1-70b", "method": "full", "tokens_per_sample": 512, "max_gpus": 64}
     workload = Workload.parse(**large, **settings)
     columns = {name: [setting] for name, setting in dict(workload).items()}
-    (found,) = remedies(KnowsOneMore(predictor, field, value), columns, CHANGES)
+    (found,) = remedies(KnowsOneMore(predictor, field, value), columns, OF_TABLES)
     (told,) = [remedy for remedy in found if remedy.field == field]
     assert (told.before, told.value) == (getattr(workload.training_stack(), field), value)
     assert told.gpus * told.workers == 16
@@ -223,7 +232,7 @@ def test_the_nearest_batch_of_each_gpu_is_the_largest_smaller_one_that_does(pred
     for each, most in ((512, 8), (100, 8), (3, 1), (200, 64)):
         asked = {**job, "max_gpus": most}
         columns = {f: [v] for f, v in {**asked, "per_device_train_batch_size": each}.items()}
-        (found,) = remedies(predictor, columns, CHANGES)
+        (found,) = remedies(predictor, columns, OF_TABLES)
         smaller = [Workload.parse(**asked, per_device_train_batch_size=size) for size in range(each, 0, -1)]
         would_do = next((w.per_device_train_batch_size for w in smaller if recommend(w, "1.1.0").can_recommend), None)
         named = [remedy.value for remedy in found if remedy.field == "per_device_train_batch_size"]
@@ -232,4 +241,4 @@ def test_the_nearest_batch_of_each_gpu_is_the_largest_smaller_one_that_does(pred
 
 def test_outside_the_domain_no_change_is_told(job):
     answer = recommend(Workload.parse(**{**job, "model_name": "gpt-9", "batch_size": 7}))
-    assert "would do" not in answer.reason
+    assert "would fit" not in answer.reason

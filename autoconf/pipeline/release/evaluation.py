@@ -148,6 +148,7 @@ def minimum(predictor: Predictor, jobs: pd.DataFrame, max_gpus: int) -> np.ndarr
         gpus_per_worker=np.full(len(jobs), GPUS_PER_WORKER),
         min_gpus=np.ones(len(jobs), np.int64),
         max_gpus=np.full(len(jobs), max_gpus),
+        even_layouts=np.zeros(len(jobs), bool),
         max_tokens_per_sample=np.full(len(jobs), predictor.domain.max_tokens_per_sample),
     )
     return np.array([(a.gpus or 0) * (a.workers or 0) for a in smallest(predictor, arrays)])

@@ -37,12 +37,13 @@ LEFT_OUT = {
 }  # fmt: skip
 
 
-def domain(names: list[str]) -> Domain:
+def domain(names: list[str], version: str) -> Domain:
     """The jobs that a version answers: every GPU type that is known, and some models."""
+    after_2_0_0 = tuple(map(int, version.partition("+")[0].split("."))) > (2, 0, 0)
     return Domain(
         models=models(names, later_aliases=True),
         methods=["full", "lora", "qlora"],
-        gpus=gpus(later_aliases=True),
+        gpus=gpus(later_aliases=True, after_2_0_0=after_2_0_0),
         max_tokens_per_sample=131_072,
         max_batch_size=4_096,
         max_gpus=512,
@@ -63,7 +64,7 @@ def train(version: str, folder: Path) -> str:
     card = Card(
         version=version,
         created=date.today().isoformat(),
-        domain=domain(names),
+        domain=domain(names, version),
         threshold=reserve.THRESHOLD,
         reserve=learned.reserve(),
         libraries={},

@@ -1,0 +1,28 @@
+"""The names in a version's domain: models, methods and GPU types, however users write them."""
+
+from __future__ import annotations
+
+from autoconf.jobs.gpu_names import GpuNames
+from autoconf.jobs.model_names import ModelNames
+from autoconf.jobs.names import Names
+from autoconf.predictor.cards import Domain
+
+
+def gpu_names(domain: Domain) -> GpuNames:
+    """The GPU types of a domain.
+
+    >>> from autoconf.predictor import registry
+    >>> gpu_names(registry.card("2.0.0").domain).find("V100")
+    'Tesla-V100-SXM2-32GB'
+    """
+    usable_gib = {name: gpu.usable_gib for name, gpu in domain.gpus.items()}
+    return GpuNames(usable_gib, {name: gpu.aliases for name, gpu in domain.gpus.items()})
+
+
+def names_of(domain: Domain) -> dict[str, Names]:
+    """The names of each field that a domain limits to names."""
+    return {
+        "model_name": ModelNames({name: model.aliases for name, model in domain.models.items()}),
+        "method": Names(dict.fromkeys(domain.methods, ()), field="method"),
+        "gpu_model": gpu_names(domain),
+    }
