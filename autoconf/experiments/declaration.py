@@ -59,11 +59,14 @@ def experiment(
         Python it also takes ``models``, a folder of versions of the user's own.
     """
     required, optional = required_fields(question), optional_fields(question)
-    names = tuple(outputs or question.answers)
+    names = (*(outputs or question.answers), "notes")
 
     def declare(function: Callable[..., Any]) -> Callable[..., Outputs]:
         def answered(fields: dict[str, Any], models: ModelsFolder = None) -> Outputs:
             job, numbers = question.parse(fields)
+            # In ado a property that is left out has the default that the experiment declares: nothing is left open.
+            left_out = [field for field in optional if field not in job.model_fields_set]
+            job = job.model_copy(update={field: question.optional[field] for field in left_out})
             return _outputs(function(job, **numbers, models=models), names)
 
         @wraps(function)

@@ -154,23 +154,23 @@ class Query:
         return [*missing, " or ".join(self.batches)]
 
 
-_LAYOUT = ("can_recommend", "gpus", "workers", "reason", "outcome", "notes")
+_LAYOUT = ("can_recommend", "gpus", "workers", "reason", "outcome")
 MIN_GPUS = Query(_LAYOUT)
 AVOID_OOM = Query(_LAYOUT, batches=("per_device_train_batch_size",), arguments=(NUMBER_GPUS,), max_gpus=64)
 LARGEST_BATCH = Query(
-    ("can_recommend", "per_device_train_batch_size", "batch_size", "reason", "outcome", "notes"),
+    ("can_recommend", "per_device_train_batch_size", "batch_size", "reason", "outcome"),
     batches=(),
     arguments=(NUMBER_GPUS,),
 )
-LARGEST_SAMPLE = Query(("can_recommend", "tokens_per_sample", "reason", "outcome", "notes"), arguments=(NUMBER_GPUS,))
+LARGEST_SAMPLE = Query(("can_recommend", "tokens_per_sample", "reason", "outcome"), arguments=(NUMBER_GPUS,))
 GPU_MODEL = Query(
-    ("can_recommend", "gpu_model", "gpus", "workers", "cost_per_hour", "rank", "reason", "outcome", "notes"),
+    ("can_recommend", "gpu_model", "gpus", "workers", "cost_per_hour", "rank", "reason", "outcome"),
 )
 ESTIMATE = Query(
     (
         "fits", "probability", "peak_memory_gib", "needed_memory_gib", "usable_memory_gib", "headroom_gib",
         "weights_gib", "gradients_gib", "optimizer_gib", "gathered_gib", "activations_gib", "reserve_gib", "reason",
-        "outcome", "notes",
+        "outcome",
     ),
     arguments=(NUMBER_GPUS,),
 )  # fmt: skip

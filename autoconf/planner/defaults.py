@@ -49,7 +49,7 @@ def _others(fields: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     if "stack" not in fields:
         default = OPTIONAL["stack"]
         found += [("stack", default, name) for name in presets() if name != default]
-    if fields.get("optim") is None:
+    if "optim" not in fields:
         found.append(("optim", stack_of(fields).optim, _EIGHT_BITS))
     return found
 

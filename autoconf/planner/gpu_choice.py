@@ -15,7 +15,7 @@ from autoconf.planner.domain import JobColumns
 from autoconf.planner.notes import Notes, notes_on
 from autoconf.planner.prices import Prices, of_domain, read_prices
 from autoconf.planner.results import GpuModel, PriceSource, Problem, Recommendation
-from autoconf.planner.runner import CHUNK, Solver, checked_table, frame
+from autoconf.planner.runner import CHUNK, Solver, checked_table, frame, joined
 from autoconf.planner.search import recommendations
 from autoconf.predictor import registry
 from autoconf.predictor.predictor import Predictor
@@ -76,7 +76,7 @@ def cheapest_gpu(
         index = table.index[start : start + len(rankings)].repeat([len(ranking) for ranking in rankings])
         chunks.append(frame([one for ranking in rankings for one in ranking], GpuModel, GPU_MODEL).set_axis(index))
         start += len(rankings)
-    return pd.concat(chunks)
+    return joined(chunks)
 
 
 class _Rankings(Solver[list[GpuModel]]):

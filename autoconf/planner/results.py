@@ -6,7 +6,9 @@ Every answer has these fields:
   ``outside_domain``: the version does not answer for the model, GPU, method, setting or size; ``bad_value``: a row of a
   table has a value that can never be right, or names a version that does not exist.
 - ``reason``: why the outcome is not ``ok``; empty if it is.
-- ``notes``: short sentences on what the answer rests on.
+- ``notes``: short sentences on what the answer rests on: what a name was taken for, what the GPU type cannot run and,
+  for one job, which default decides. Answers that differ only in notes are equal. A table of answers has them in one
+  column, joined by ``; ``, if there are any.
 """
 
 from __future__ import annotations
@@ -81,7 +83,7 @@ class Recommendation:
     stack: str = ""  # what the answer is for: the preset, and what the job changes of it
     changes: tuple[Remedy, ...] = dataclasses.field(default=(), repr=False)  # those that the reason names at its end
     outcome: Outcome = "ok"
-    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Estimate:
     reserve_gib: float | None = None  # CUDA context, workspaces, NCCL, fragmentation
     reason: str = ""
     outcome: Outcome = "ok"
-    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class LargestBatch:
     batch_size: int | None = None  # over all GPUs
     reason: str = ""
     outcome: Outcome = "ok"
-    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ class LargestSample:
     tokens_per_sample: int | None = None
     reason: str = ""
     outcome: Outcome = "ok"
-    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
 
 PriceSource = Mapping[str, Any] | str | os.PathLike[str] | None
@@ -149,4 +151,4 @@ class GpuModel:
     rank: int | None = None  # 1 is the recommendation
     reason: str = ""
     outcome: Outcome = "ok"
-    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)

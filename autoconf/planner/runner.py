@@ -107,7 +107,7 @@ class Solver(Generic[Answer]):
             return self.of_job(jobs, model_version, models, **arguments)
         table = checked_table(jobs, self.query, stacklevel=4, **arguments)
         chunks = self.of_table(table, model_version, models)
-        return pd.concat([frame(chunk, self.answer_type, self.query) for chunk in chunks]).set_axis(table.index)
+        return joined([frame(chunk, self.answer_type, self.query) for chunk in chunks]).set_axis(table.index)
 
     def _answers(self, columns: JobColumns, problems: Problems, models: ModelsFolder) -> list[Answer]:
         answers: list[Any] = [None] * len(columns["model_version"])
@@ -201,16 +201,23 @@ _DTYPES: dict[Any, Any] = {int: np.int64, int | None: "Int64", float | None: np.
 
 
 def frame(answers: Sequence[Any], kind: Any, query: Query) -> pd.DataFrame:
-    """Answers of one kind as a table, with the query's columns."""
+    """Answers of one kind as a table, with the query's columns, and ``notes`` if there are any."""
     types = get_type_hints(kind)
     columns = {name: ([getattr(one, name) for one in answers], _DTYPES.get(types[name])) for name in query.answers}
-    columns["notes"] = (["; ".join(one.notes) for one in answers], None)
+    if any(one.notes for one in answers):
+        columns["notes"] = (["; ".join(one.notes) for one in answers], None)
     return pd.DataFrame(
         {
             name: pd.array(values, dtype) if dtype == "Int64" else np.array(values, dtype or object)
             for name, (values, dtype) in columns.items()
         }
     )
+
+
+def joined(chunks: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Chunks of answers as one table; chunks without notes have no such column."""
+    table = pd.concat(chunks)
+    return table.fillna({"notes": ""}) if "notes" in table else table
 
 
 def _read_columns(columns: dict[str, list[Any]], query: Query) -> tuple[JobColumns, Problems]:

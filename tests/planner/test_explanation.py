@@ -77,6 +77,8 @@ def random_jobs(version: str, count: int, seed: int) -> Iterator[dict]:
 def settings_to_try(fields: dict) -> Iterator[tuple[str, str | int]]:
     """Every change of a setting or the method that may be told, as the README lists them."""
     stack, method = job(fields).training_stack(), key(fields["method"])
+    if stack.torch_dtype == "float32":
+        yield "torch_dtype", "bfloat16"
     if fields["gradient_accumulation_steps"] > 1:
         yield "gradient_accumulation_steps", 1
     for field, value, in_place_of in (
@@ -90,6 +92,12 @@ def settings_to_try(fields: dict) -> Iterator[tuple[str, str | int]]:
     ):
         if (method if field == "method" else getattr(stack, field)) in in_place_of:
             yield field, value
+    if method != "full":
+        yield from (
+            ("lora_r", rank)
+            for rank in range(1, stack.lora_r)
+            if stack.lora_r // rank & (stack.lora_r // rank - 1) == 0
+        )
 
 
 def that_help(fields: dict, below: int | None) -> list[tuple]:
@@ -117,8 +125,10 @@ def that_help(fields: dict, below: int | None) -> list[tuple]:
     def of(field: str) -> list[tuple]:
         return [change for change in found if change[0] == field]
 
-    told = [change for change in found if change[0] not in (batch_field, "max_gpus", "gpu_model")]
+    told = [change for change in found if change[0] not in (batch_field, "lora_r", "method", "max_gpus", "gpu_model")]
     told += sorted(of(batch_field), key=lambda change: (abs(change[1] - batch), -change[1]))[:1]
+    told += of("lora_r")[-1:]
+    told += of("method")
     told += [("max_gpus", gpus, gpus) for _, _, gpus in of("max_gpus") if below is None]
     if types := of("gpu_model"):
         fewest = min(types, key=lambda change: (change[2], usable[change[1]]))
@@ -128,32 +138,53 @@ def that_help(fields: dict, below: int | None) -> list[tuple]:
 
 @pytest.mark.parametrize(("version", "count"), [("1.1.0", 300), ("2.0.0", 250)])
 def test_every_single_change_that_helps_is_told_cheapest_first_and_no_other(version, count):
-    helped, without = set(), 0  # whether a job had a recommendation, and what helped it
+    helped, without, pairs = set(), 0, 0  # whether a job had a recommendation, and what helped it
     for fields in random_jobs(version, count, seed=7):
         found = explain(job(fields))
-        said = [(change.field, change.value, change.gpus * change.workers) for change in found.changes]
-        assert said == that_help(fields, total(found.recommendation)), fields
-        helped |= {(total(found.recommendation) is not None, field) for field, _, _ in said}
+        single = [change for change in found.changes if change.also is None]
+        said = [(change.field, change.value, change.gpus * change.workers) for change in single]
+        below = total(found.recommendation)
+        assert [one for one in said if one[0] != "tokens_per_sample"] == that_help(fields, below), fields
+        check_sample(fields, below, [value for field, value, _ in said if field == "tokens_per_sample"])
+        helped |= {(below is not None, field) for field, _, _ in said}
         for change in found.changes:
-            changed = recommend(job(fields, **{change.field: change.value}))
+            assert not (change.also and single)
+            both = {one.field: one.value for one in (change, change.also) if one}
+            changed = recommend(job(fields, **both))
             assert (changed.gpus, changed.workers) == (change.gpus, change.workers)
+            pairs += change.also is not None
         without += not said
     both = {"batch_size", "method", "gpu_model"}
     assert helped >= {(recommended, field) for recommended in (False, True) for field in both}
-    expected = {"gradient_accumulation_steps", "per_device_train_batch_size", "max_gpus"}
+    expected = {"gradient_accumulation_steps", "per_device_train_batch_size", "max_gpus", "tokens_per_sample"}
     if version == "2.0.0":
-        expected |= {"loss", "optim", "sharding", "gradient_checkpointing"}
+        expected |= {"torch_dtype", "loss", "optim", "sharding", "gradient_checkpointing"}
     assert {field for _, field in helped} >= expected
     assert (True, "max_gpus") not in helped
     assert without > count / 10
+    assert pairs > 5
+
+
+def check_sample(fields: dict, below: int | None, told: list[int]) -> None:
+    """The sample that is told is the longest that helps; none is told where none helps."""
+    limit = {} if below is None else {"max_gpus": below - 1}
+    (longest,) = told or [0]
+    assert longest < fields["tokens_per_sample"]
+    if below != 1:
+        tried = {
+            tokens: recommend(job({**fields, "tokens_per_sample": tokens}, **limit))
+            for tokens in (longest, longest + 1)
+            if tokens
+        }
+        assert [answer.can_recommend for answer in tried.values()] == [1, 0][-len(tried) :], fields
 
 
 def test_a_recommendation_holds_the_changes_that_its_reason_names():
     found = recommend(job(NO_GPUS))
-    assert [(change.field, change.before, change.value) for change in found.changes] == [("sharding", "ddp", "fsdp2")]
-    assert found.reason.endswith(f"; {found.changes[0]}")
+    named = [(change.field, change.before, change.value) for change in found.changes]
+    assert named[:2] == [("torch_dtype", "float32", "bfloat16"), ("sharding", "ddp", "fsdp2")]
     why = explain(job(NO_GPUS)).why
-    assert found.reason == f"{why}; {found.changes[0]}" and "would fit" not in why
+    assert found.reason == "; ".join([why, *map(str, found.changes)]) and "would fit" not in why
     assert recommend(job(TWO_GPUS)).changes == ()
 
 
@@ -190,7 +221,7 @@ def test_a_version_without_estimates_says_so_and_what_would_help():
     assert (found.recommendation.gpus, list(found.at)) == (4, [2, 4])
     assert {held.reason for held in found.at.values()} == {"version 1.1.0 has no estimates; the newest is 2.0.0"}
     assert drawn(found) == {}
-    assert [change.field for change in found.changes] == ["batch_size", "gpu_model"]
+    assert [change.field for change in found.changes] == ["batch_size", "tokens_per_sample", "gpu_model"]
     newest = {field: value for field, value in OLD.items() if field != "model_version"}
     assert explain(job(newest), "1.1.0") == found
 
@@ -248,14 +279,15 @@ def test_without_a_terminal_it_is_plain_text(run):
     assert "on 1 GPU: needs 146.1 GiB of 79.1, does not fit (probability 0.00)\n" in result.stdout
     assert "on each of 2 GPUs: needs 72.8 GiB of 79.1, fits (probability 1.00)\n" in result.stdout
     assert (
-        "Single changes that lead to fewer GPUs, cheapest first:\n  method=lora would fit on 1 GPU\n" in result.stdout
+        "Single changes that lead to fewer GPUs, cheapest first:\n  torch_dtype=bfloat16 would fit on 1 GPU\n"
+        in result.stdout
     )
 
 
 def test_without_a_recommendation_each_change_is_told_once(run):
     stdout = run(NO_GPUS).stdout
     assert "on each of 8 GPUs: needs 160.6 GiB of 79.1, does not fit" in stdout
-    assert "Single changes that would get a recommendation, cheapest first:\n  sharding=fsdp2 would fit on 2" in stdout
+    assert "Single changes that would get a recommendation, cheapest first:\n  torch_dtype=bfloat16 would" in stdout
     assert stdout.count("sharding=fsdp2 would fit") == 1
 
 

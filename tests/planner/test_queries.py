@@ -222,7 +222,10 @@ def test_every_default_price_is_of_a_type_of_the_newest_version_and_has_its_sour
         ("", "prices.yaml, line 1: must have lines such as 'H100: 2.5'"),
         ("H100: 1\nL40S: {\n", "prices.yaml, line 3: not YAML"),
         ("H100: 1\n\x00", "prices.yaml: not YAML"),
-        ("H100: 1\nA100: 2\n", "prices: 'A100' is not in the domain of version 2.0.0, which has NVIDIA-A100-SXM4-80GB"),
+        (
+            "H100: 1\nA100: 2\n",
+            "prices: 'A100' fits several GPU types of version 2.0.0; give one of NVIDIA-A100-SXM4-80GB",
+        ),
         ("H100: 1\nNVIDIA-H100-80GB-HBM3: 2\n", "prices: 'NVIDIA-H100-80GB-HBM3' has another price as"),
     ],
 )

@@ -135,7 +135,9 @@ def test_a_table_answers_as_single_jobs_do(job, monkeypatch):
     pd.testing.assert_frame_equal(recommend(table), whole)
     assert list(whole.index) == list(table.index)
     assert whole["can_recommend"].tolist() == [s.can_recommend for s in singles]
-    assert whole["reason"].tolist() == [s.reason for s in singles]
+    for reason, single in zip(whole["reason"], singles, strict=True):
+        named = iter(single.reason.split("; "))  # one job gets changes that take too long for a table
+        assert all(sentence in named for sentence in reason.split("; "))
     assert [None if pd.isna(g) else g for g in whole["gpus"]] == [s.gpus for s in singles]
     assert [None if pd.isna(w) else w for w in whole["workers"]] == [s.workers for s in singles]
     assert set(whole["can_recommend"]) == {0, 1}

@@ -70,6 +70,11 @@ def what_would_help(explanation: Explanation) -> list[str]:
     """The changes as lines below their heading; none of a job that takes one GPU or lies outside the domain."""
     recommended = explanation.recommendation.can_recommend
     would = "lead to fewer GPUs" if recommended else "would get a recommendation"
+    if any(change.also for change in explanation.changes):
+        heading = (
+            f"No single change {would.replace('lead', 'leads')}, but these pairs of changes would, cheapest first:"
+        )
+        return [heading, *(f"  {change}" for change in explanation.changes)]
     if explanation.changes:
         return [f"Single changes that {would}, cheapest first:", *(f"  {change}" for change in explanation.changes)]
     asked = bool(explanation.at) and not (recommended and max(explanation.at) == 1)
@@ -99,7 +104,7 @@ def as_text(explanation: Explanation, width: int, *, plain: bool) -> Iterator[Te
         plain: whether bars are made of ASCII.
     """
     estimates = drawn(explanation)
-    for reason in dict.fromkeys(held.reason for held in explanation.at.values() if held.reason):
+    for reason in dict.fromkeys(held.reason for held in explanation.at.values() if held.fits is None):
         yield from (Text(reason), Text())
     most = max((_extent(held) for held in estimates.values()), default=0.0)
     room = width - _LABEL - _FIGURES - 1
