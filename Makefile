@@ -39,6 +39,10 @@ lint: $(VENV)/tested typecheck  ## check style, imports, types and declared depe
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 
+docs: $(VENV)/documented  ## build the documentation into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The documentation is in build/site/index.html"
+
 typecheck: $(VENV)/tested  ## check types
 	$(BIN)/mypy
 
@@ -57,7 +61,7 @@ ground-truth: $(VENV)/build  ## check composed figures against traces of FSDP ra
 	$(BIN)/python -m autoconf.pipeline.validation.composition
 	$(BIN)/python -m autoconf.pipeline.validation.rank_truth --output autoconf/pipeline/validation/rank_truth.csv
 
-measured: $(VENV)/build  ## trace the runs of MEASURED=runs.csv with their own stacks and libraries, beside what GPUs measured
+measured: $(VENV)/build  ## trace the runs of MEASURED=runs.csv with their own stacks and libraries, and compare with what GPUs measured
 	@test -n "$(MEASURED)" || { echo "say which runs: make measured MEASURED=runs.csv" >&2; exit 2; }
 	$(BIN)/python -m autoconf.pipeline.validation.compare_measured $(MEASURED)
 
@@ -90,7 +94,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: $(BIN)/python requirements.lock pyproject.toml
-	@echo "Installing ado, Ray, AutoGluon and what they need into $(VENV): 1.1 GB, about two minutes ..."
+	@echo "Installing ado, Ray, AutoGluon and what they need into $(VENV): 1.2 GB, one to three minutes ..."
 	$(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps -e .
 	@touch $@
@@ -100,8 +104,12 @@ $(VENV)/tested: $(VENV)/installed
 	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then $(MAKE) --no-print-directory $(VENV)/build; fi
 	@touch $@
 
+$(VENV)/documented: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -c requirements.lock -e '.[docs]'
+	@touch $@
+
 $(VENV)/build: $(VENV)/installed
-	@echo "Installing PyTorch (CPU), transformers and PEFT into $(VENV): 1 GB more, about a minute ..."
+	@echo "Installing PyTorch (CPU), transformers and PEFT into $(VENV): 1.2 GB more, about a minute ..."
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet -c requirements.lock -e '.[build]'
 	@touch $@

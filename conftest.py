@@ -16,15 +16,18 @@ _NEEDS = {
     "tests/pipeline": "torch",
     "tests/memory/test_model.py": "torch",
     "tests/memory/test_optimizers.py": "torch",
-    "tests/repository/test_your_own.py": "torch",
+    "tests/repository/test_your_own.py": "slow",
+    "tests/pipeline/test_composition.py": "slow",
+    "tests/pipeline/test_rank_truth.py": "slow",
     "tests/cli/test_plot.py": "ray",
     "tests/experiments": "ray",
     "tests/jobs/test_bad_input.py": "ray",
     "tests/repository/test_documents.py": "ray",
     "tests/repository/test_make_run.py": "ray",
 }
-# Versions are traced on Python 3.11, where make installs torch. Elsewhere modules that need it cannot be imported.
-collect_ignore = [] if find_spec("torch") else ["autoconf/pipeline"]
+# Helpers have no tests, and importing their toy experiment declares it to ado. Versions are traced on Python 3.11,
+# where make installs torch; elsewhere modules that need it cannot be imported.
+collect_ignore = ["tests/helpers", *([] if find_spec("torch") else ["autoconf/pipeline"])]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

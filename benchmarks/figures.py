@@ -38,7 +38,7 @@ def test_table(measure, quick, baseline):
     jobs = points(space())
     some = jobs.sample(100, random_state=0).to_dict("records")
     actions = {False: lambda: recommend(jobs), True: lambda: [min_gpu_recommender(**job) for job in some]}
-    facts = {"baseline": "one by one", "scale": len(jobs) / 100} if baseline else {"required": 1.0, "aim": 0.3}
+    facts = {"baseline": "one by one", "scale": len(jobs) / 100} if baseline else {"required": 1.0, "target": 0.3}
     rounds = 5 if quick else 15
     measure(f"recommend(), {len(jobs):,} jobs", actions[baseline], rounds=rounds, warmup_rounds=1, **facts)
 
@@ -72,7 +72,7 @@ def test_one_job(measure, quick, baseline):
     count = 50 if quick else 600
     jobs = points(space()).sample(count + 1, random_state=0).to_dict("records")
     calls = iter([{"x": x, "y": 1} for x in range(count + 1)] if baseline else jobs)
-    facts = {"baseline": "a product"} if baseline else {"required": 8.0, "aim": 5.0}
+    facts = {"baseline": "a product"} if baseline else {"required": 8.0, "target": 5.0}
     measure(
         "one job through the decorated function",
         multiply if baseline else min_gpu_recommender,
@@ -143,7 +143,7 @@ def test_sweep(measure, quick, tmp_path, baseline):
     """
     configuration = space(**SMALL if quick else {})
     sweep = Sweep(tmp_path, configuration, EXAMPLES / ("operation.yaml" if baseline else "operation-batched.yaml"))
-    facts = {"baseline": "random_walk"} if baseline else {"required": 90.0, "aim": 45.0}
+    facts = {"baseline": "random_walk"} if baseline else {"required": 90.0, "target": 45.0}
     measure(f"{sweep.size:,} points through ado", sweep, setup=sweep.prepare, rounds=1, **facts)
     sweep.check()
 

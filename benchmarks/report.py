@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = ["autoconf-gpus", "ado-core", "ray", "autogluon.tabular", "lightgbm", "numpy", "pandas", "scipy"]
-HEADER = ["Figure", "Measured", "Baseline", "Ratio", "Required", "Aim", "Met?"]
+HEADER = ["Figure", "Measured", "Baseline", "Ratio", "Required", "Target", "Met?"]
 NONE = "–"  # noqa: RUF001 - an empty cell
 
 
@@ -54,7 +54,7 @@ def timed(benchmark: dict[str, Any]) -> dict[str, Any]:
 def row(facts: dict[str, Any], baseline: dict[str, Any] | None) -> list[str]:
     """A line of the table.
 
-    Facts are ``figure``, ``measured``, ``unit`` and, where there are, ``spread``, ``aim`` and ``required`` (in the
+    Facts are ``figure``, ``measured``, ``unit`` and, where there are, ``spread``, ``target`` and ``required`` (in the
     unit) or ``required_ratio`` (of measured to baseline); ``at_least`` makes them lower bounds. A baseline's facts
     say what it is as ``baseline``.
     """
@@ -66,17 +66,17 @@ def row(facts: dict[str, Any], baseline: dict[str, Any] | None) -> list[str]:
     if baseline and "required_ratio" in facts:
         required = facts["required_ratio"] * baseline["measured"]
         bound = f"{sign} {facts['required_ratio']:g} x baseline"
-    aim = facts.get("aim")
+    target = facts.get("target")
     verdict = NONE if required is None else "yes" if met(required) else "**no**"
-    if verdict == "yes" and aim is not None:
-        verdict += ", and the aim" if met(aim) else ", but not the aim"
+    if verdict == "yes" and target is not None:
+        verdict += ", and the target" if met(target) else ", but not the target"
     return [
         facts["figure"],
         shown(facts),
         f"{shown(baseline)}: {baseline['baseline']}" if baseline else NONE,
         NONE if ratio is None else number(ratio),
         bound,
-        NONE if aim is None else f"{sign} {quantity(aim, unit)}",
+        NONE if target is None else f"{sign} {quantity(target, unit)}",
         "small sizes" if facts["quick"] else verdict,
     ]
 

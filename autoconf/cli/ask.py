@@ -1,30 +1,29 @@
-"""What every command that asks about jobs does: read jobs, answer them, write the answers."""
+"""Ask about jobs: read one or a table of them, answer, and write the answers."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from typing import Annotated, Any, BinaryIO
+from typing import Any
 
 import pandas as pd
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from autoconf.cli.console import is_terminal, show_answer, show_answers
-from autoconf.cli.options import exit_codes, note, version_named
-from autoconf.cli.output import json_rows, output, write_csv, write_json
+from autoconf.cli.job_file import told_in_cells
+from autoconf.cli.options import ExitCode, exit_codes, note, version_named
+from autoconf.cli.output import json_rows, output, write_csv, write_json, write_object
+from autoconf.cli.spellings import own_name
 from autoconf.errors import BadInput
-from autoconf.files import called
+from autoconf.files import STANDARD_STREAM, called
 from autoconf.jobs.column_hints import doubts
-from autoconf.jobs.job import NUMBERS, Job, Workload, read
-from autoconf.jobs.presets import SETTINGS
-from autoconf.jobs.queries import ARGUMENTS, Query
+from autoconf.jobs.job import Job, read
+from autoconf.jobs.queries import Query
 from autoconf.jobs.tables import check_jobs, earlier_answers, read_table
 from autoconf.jobs.values import is_empty
 from autoconf.predictor import registry
@@ -35,15 +34,30 @@ CHUNK = 10_000
 
 @dataclass(frozen=True)
 class Asking:
-    """A question as a command asks it: of a table, and of one job as a table of one."""
+    """A query as a command asks it: of a table, and of one job as a table of one."""
 
     question: Query
     ask: Callable[..., pd.DataFrame]
 
-    @property
-    def options(self) -> list[str]:
-        """The fields and numbers of one job; ``model_version`` first, which tables have as an option, too."""
-        return ["model_version", *(field for field in self.question.fields if field != "model_version")]
+
+@dataclass(frozen=True)
+class Writing:
+    """Where and how a command writes its answers, and how it ends."""
+
+    file: str | None
+    as_json: bool
+    as_csv: bool
+    fail_on_no: bool
+
+    @classmethod
+    def of(cls, context: typer.Context) -> Writing:
+        given = context.params
+        return cls(given["output_file"], given["as_json"], given["as_csv"], given["fail_on_no"])
+
+    def end(self, no: bool) -> None:
+        """End the command where the answer is no and that is to be a failure."""
+        if no and self.fail_on_no:
+            raise typer.Exit(ExitCode.ANSWERED_NO)
 
 
 def answered(table: pd.DataFrame, model_version: str | None, asking: Asking) -> Iterator[pd.DataFrame]:
@@ -60,7 +74,8 @@ def answered(table: pd.DataFrame, model_version: str | None, asking: Asking) -> 
     for start in range(0, max(len(table), 1), CHUNK):
         jobs = table.iloc[start : start + CHUNK]
         fields = [field for field in asking.question.all_fields if field in jobs]
-        yield _beside(jobs, asking.ask(jobs[fields], model_version=model_version))
+        answers = asking.ask(jobs[fields], model_version=model_version)
+        yield _beside(jobs, answers[list(asking.question.answers)])  # notes come with some pieces only
 
 
 def _beside(jobs: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
@@ -82,73 +97,48 @@ def _watched(pieces: Iterable[pd.DataFrame], total: int) -> Iterator[pd.DataFram
             bar.advance(task, piece.index.nunique())
 
 
-def job_option(question: Query, field: str) -> Any:
-    """The option for a field of a question's jobs, or for a number beside them."""
-    default = question.optional.get(field) or ("the newest" if field == "model_version" else None)
-    panel = "How it trains" if field in ("stack", *SETTINGS) else "One job" if field != "model_version" else None
-    description = ARGUMENTS.get(field) or Workload.model_fields[field].description
-    return typer.Option(
-        f"--{field.replace('_', '-')}",
-        help=escape(f"{description}{f' (default: {default})' if default else ''}."),
-        metavar="INTEGER" if field in (*NUMBERS, *ARGUMENTS) else "TEXT",
-        show_default=False,
-        rich_help_panel=panel,
-    )
-
-
-CsvFile = Annotated[
-    str | None,
-    typer.Option(
-        "--csv", metavar="FILE", show_default=False, help="Jobs, one a line, below the column names; - is stdin."
-    ),
-]
-
-
-OutputFile = Annotated[
-    str | None,
-    typer.Option("--output", "-o", metavar="FILE", show_default=False, help="Where answers go; by default stdout."),
-]
-
-
-AsJson = Annotated[bool, typer.Option("--json", help="Write JSON instead of CSV or a table.")]
-
-
-def _given(asking: Asking, context: typer.Context) -> dict[str, str]:
+def given_fields(asking: Asking, context: typer.Context) -> dict[str, str]:
     """The fields and numbers of one job that the command line has."""
-    return {field: context.params[field] for field in asking.options if not is_empty(context.params[field])}
+    fields = asking.question.fields
+    return {field: context.params[field] for field in fields if not is_empty(context.params[field])}
 
 
-def answer(
-    asking: Asking, context: typer.Context, csv_file: str | None, output_file: str | None, as_json: bool
-) -> None:
-    """What the command of a question does."""
-    job = _given(asking, context)
+def answer(asking: Asking, context: typer.Context) -> None:
+    """Answer what the command of a query was given, one job or a table."""
+    job, csv_file, to = given_fields(asking, context), context.params["csv_file"], Writing.of(context)
     with exit_codes():
         if csv_file is None:
-            _answer_one(asking, job, output_file, as_json)
-        else:
-            version = job.pop("model_version", None)
-            if job:
-                options = ", ".join(f"--{field.replace('_', '-')}" for field in job)
-                raise BadInput(f"{options}: for one job only; with --csv these are columns of the file")
-            _answer_table(asking, csv_file, version, output_file, as_json)
+            answer_one(asking, job, to)
+            return
+        version = job.pop("model_version", None)
+        if job:
+            options = ", ".join(map(own_name, job))
+            raise BadInput(f"{options}: for one job only; with --csv these are columns of the file")
+        _answer_table(asking, csv_file, version, to)
 
 
-def _answer_one(asking: Asking, fields: dict[str, Any], output_file: str | None, as_json: bool) -> None:
+def answer_one(asking: Asking, fields: dict[str, Any], to: Writing, told: Mapping[str, Any] | None = None) -> None:
+    """Write the answer about one job: as text, unless another form or a file is asked for.
+
+    Args:
+        asking: The query.
+        fields: The fields of the job.
+        to: Where the answer goes, and in which form.
+        told: What is known of where the fields come from; in JSON and CSV with the answer.
+    """
     question = asking.question
     _, answers, shown = _answered_one(asking, fields)
     ranked = "rank" in question.answers
-    if output_file is None and not as_json and is_terminal(sys.stdout):
-        if ranked:
+    with output(to.file) as stream:
+        if to.as_json:
+            write_object(shown if ranked else {**shown[0], **(told or {})}, stream)
+        elif to.as_csv or to.file not in (None, STANDARD_STREAM):
+            write_csv([answers.assign(**told_in_cells(told or {}))], stream)
+        elif ranked:
             show_answers(shown, question)
         else:
             show_answer(shown[0], question)
-        return
-    with output(output_file) as stream:
-        if as_json:
-            _write_json(shown if ranked else shown[0], stream)
-        else:
-            write_csv([answers], stream)
+    to.end(says_no(answers, question))
 
 
 def _answered_one(asking: Asking, fields: dict[str, Any]) -> tuple[Job, pd.DataFrame, list[dict[str, Any]]]:
@@ -160,19 +150,40 @@ def _answered_one(asking: Asking, fields: dict[str, Any]) -> tuple[Job, pd.DataF
         hint = "" if fields else "; give --csv FILE, or one job by options (see --help)"
         raise BadInput(f"{error}{hint}") from None
     known = {**question.optional, **job.model_dump(exclude_unset=True), **numbers}
-    given = [field for field in question.fields if known[field] is not None]
-    table = pd.DataFrame({field: [known[field]] for field in given}, dtype=object)
-    answers = _beside(table, asking.ask(table))
-    return job, answers, [{**row, "training_stack": job.stack_name()} for row in json_rows(answers)]
+    given = {field: known[field] for field in question.fields if known[field] is not None}
+    if "rank" in question.answers:  # the API ranks types of GPU for tables only
+        table = pd.DataFrame({field: [value] for field, value in given.items()}, dtype=object)
+        answers = _beside(table, asking.ask(table))
+        shown = [{**row, "notes": _sentences(row.get("notes"))} for row in json_rows(answers)]
+    else:
+        found = asking.ask(job, **numbers)
+        row = {**given, **{name: getattr(found, name) for name in question.answers}}
+        joined = {"notes": "; ".join(found.notes)} if found.notes else {}
+        answers = pd.DataFrame([{**row, **joined}], dtype=object)
+        shown = [{**row, "notes": list(found.notes)}]
+    return job, answers, [{**row, "training_stack": job.stack_name()} for row in shown]
 
 
-def _write_json(shown: Any, stream: BinaryIO) -> None:
-    stream.write(f"{json.dumps(shown, indent=2, ensure_ascii=False)}\n".encode())
+def _sentences(notes: str | None) -> list[str]:
+    """The notes in a cell of a table of answers."""
+    return notes.split("; ") if notes else []
 
 
-def _answer_table(
-    asking: Asking, csv_file: str, model_version: str | None, output_file: str | None, as_json: bool
-) -> None:
+def says_no(answers: pd.DataFrame, question: Query) -> bool:
+    """Whether any job got "no"; a job with ranked answers got what the first of them says.
+
+    >>> says_no(pd.DataFrame({"can_recommend": [1, 0]}), Query())
+    True
+    >>> says_no(pd.DataFrame({"can_recommend": [1, 0], "rank": [1, 2]}), Query())
+    False
+    """
+    no = ~answers[question.answers[0]].eq(1).fillna(False).astype(bool)
+    if "rank" in answers:
+        no &= answers["rank"].isna() | answers["rank"].eq(1).fillna(False).astype(bool)
+    return bool(no.any())
+
+
+def _answer_table(asking: Asking, csv_file: str, model_version: str | None, to: Writing) -> None:
     question = asking.question
     model_version = version_named(model_version)
     table = read_table(csv_file)
@@ -188,8 +199,17 @@ def _answer_table(
         note(f"{called(csv_file)}: columns carried through, but ignored: {', '.join(ignored)}")
     for sentence in doubts(table, question):
         note(f"{called(csv_file)}: {sentence}")
-    with output(output_file) as stream:
+    no = False
+
+    def noticing_no(pieces: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        nonlocal no
+        for piece in pieces:
+            no = no or says_no(piece, question)
+            yield piece
+
+    with output(to.file) as stream:
         pieces = answered(table, model_version, asking)
         first = next(pieces)  # a broken version shows here, before anything is written
-        write = write_json if as_json else write_csv
-        write(_watched(chain([first], pieces), len(table)), stream)
+        write = write_json if to.as_json else write_csv
+        write(noticing_no(_watched(chain([first], pieces), len(table))), stream)
+    to.end(no)

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,6 +21,7 @@ from autoconf.jobs.job import TRAINING_STACK
 from autoconf.jobs.names import families, listed
 from autoconf.jobs.presets import Preset
 from autoconf.jobs.queries import MIN_GPUS, Query
+from autoconf.predictor import registry
 from autoconf.predictor.cards import Card
 
 
@@ -34,10 +36,35 @@ def show_answer(answer: dict[str, Any], question: Query = MIN_GPUS) -> None:
     for field in _job_fields(answer, question):
         table.add_row(field, escape(str(answer[field])))
     table.add_section()
-    for field in (*question.answers, "training_stack"):
-        if answer[field] not in (None, ""):
-            table.add_row(field, escape(_text(answer[field])), style="bold")
+    for field, text in _answer_texts(answer, question):
+        table.add_row(field, escape(text), style="bold")
     _print(table)
+    _show_notes(answer["notes"])
+
+
+def _answer_texts(answer: dict[str, Any], question: Query) -> Iterator[tuple[str, str]]:
+    """The fields of an answer that have a value, and their text; whether a job fits comes with the probability."""
+    estimated = answer.get("fits") is not None and answer.get("probability") is not None
+    for field in (*question.answers, "training_stack"):
+        if field == "fits" and estimated:
+            threshold = registry.card(answer["model_version"]).threshold
+            yield field, f"{answer[field]} ({probability_text(answer['probability'], threshold)})"
+        elif not (field == "probability" and estimated) and answer[field] not in (None, ""):
+            yield field, _text(answer[field])
+
+
+def probability_text(probability: float, threshold: float) -> str:
+    """A probability and the one that is required, with the digits that tell them apart.
+
+    >>> probability_text(0.5649, 0.9)
+    'probability 0.56, 0.90 required'
+    >>> probability_text(0.8999, 0.9)
+    'probability 0.8999, 0.9000 required'
+    """
+    digits = next((digits for digits in (2, 3, 4) if round(probability, digits) != threshold), 6)
+    if probability >= threshold:
+        digits = 2
+    return f"probability {probability:.{digits}f}, {threshold:.{digits}f} required"
 
 
 def show_answers(answers: list[dict[str, Any]], question: Query) -> None:
@@ -45,6 +72,13 @@ def show_answers(answers: list[dict[str, Any]], question: Query) -> None:
     fields = _job_fields(answers[0], question)
     typer.echo(", ".join(f"{field} {answers[0][field]}" for field in (*fields, "training_stack")) + "\n")
     _print(_table([{name: _text(answer[name]) for name in question.answers} for answer in answers]))
+    _show_notes(dict.fromkeys(sentence for answer in answers for sentence in answer["notes"]))
+
+
+def _show_notes(notes: Iterable[str]) -> None:
+    """Print what an answer rests on, below it."""
+    for sentence in notes:
+        typer.echo(f"note: {sentence}")
 
 
 def _job_fields(answer: dict[str, Any], question: Query) -> list[str]:
@@ -114,9 +148,11 @@ def show_models(card: Card, default: bool) -> None:
 
 
 def show_own_version(made: dict[str, Any]) -> None:
-    """Print a version that was made: where it is, what was learnt, how good it is, and how to use it."""
+    """Print a version that was made: where it is, what was learned, how good it is, and how to use it."""
     typer.echo(f"made version {made['version']} of {made['models']} models in {made['folder']}\n")
-    for rows in figure_tables({name: made[name] for name in ("learnt", "runs", "measured", "figures") if name in made}):
+    for rows in figure_tables(
+        {name: made[name] for name in ("learned", "runs", "measured", "figures") if name in made}
+    ):
         _print(_table(rows))
         typer.echo()
     typer.echo(f"sha256 of its card: {made['sha256']}")

@@ -4,29 +4,124 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from autoconf.cli.options import note
 from autoconf.cli.output import output
+from autoconf.errors import BadInput
+from autoconf.jobs.importers.key_table import Place
 from autoconf.jobs.importers.patch import Layout, patch_files
 from autoconf.jobs.importers.reader import read_job
+from autoconf.jobs.importers.translate import JobFile
+from autoconf.jobs.job import BATCHES
+from autoconf.jobs.model_config import config_file
+from autoconf.jobs.model_names import ModelNames
+from autoconf.jobs.names import listed
+from autoconf.predictor import registry
 
 NOTHING_TO_PATCH = 3  # the exit code where there is no recommendation, so that no pipe applies an empty manifest
 
 
-def job_from_files(paths: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the job in some files, with those that options give on top; what was read is noted.
+# What the first lines of the summary are about; one of the batches is there.
+_FIRST = ("method", "tokens_per_sample", "per_device_train_batch_size", "batch_size")
+
+
+class FromFiles(NamedTuple):
+    """A job from files and options.
+
+    Attributes:
+        fields: The fields of the job.
+        told: What was read, assumed and not known, as columns of an answer.
+    """
+
+    fields: dict[str, Any]
+    told: dict[str, Any]
+
+
+def job_from_files(paths: Sequence[str], options: Mapping[str, Any]) -> FromFiles:
+    """Read the job in some files, options winning over them, and note what was read.
 
     Raises:
-        BadInput: something that matters cannot be read.
+        BadInput: Something that matters cannot be read, or is missing.
     """
     job = read_job(paths, options)
+    fields = {**job.fields, **options}
+    _check_complete(paths, job, fields)
+    if "model_name" not in options:
+        fields["model_name"] = _model(paths, job, fields)
+    for field in _FIRST:
+        if field in fields:
+            note(f"{field}: {fields[field]} ({'options' if field in options else job.origin(field)})")
+    evidence = _evidence(job)
+    if evidence:
+        note(f"belongs to: {evidence}")
     for heading, lines in (
         ("read", job.read), ("assumed", job.assumed), ("ignored", job.ignored), ("not known here", job.unknown),
     ):  # fmt: skip
         for line in lines:
             note(f"{heading}: {line}")
-    return {**job.fields, **options}
+    read = [source.record() for source in job.sources]
+    told = {"belongs_to": evidence, "read": read, "assumed": list(job.assumed), "unknown": list(job.unknown)}
+    return FromFiles(fields, told)
+
+
+def told_in_cells(told: Mapping[str, Any]) -> dict[str, str]:
+    """What was read, assumed and not known, as text in the cells of a table.
+
+    >>> told_in_cells({"read": [{"value": 8, "file": "a.yaml", "line": 3, "key": "lora_r"}], "assumed": ["a", "b"]})
+    {'read': 'a.yaml:3 lora_r: 8', 'assumed': 'a; b'}
+    """
+    return {name: value if isinstance(value, str) else "; ".join(map(_in_cell, value)) for name, value in told.items()}
+
+
+def _in_cell(item: Any) -> str:
+    if isinstance(item, str):
+        return item
+    return f"{Place(item['file'], item['line'], item['key'])}: {item['value']}"
+
+
+def _evidence(job: JobFile) -> str:
+    """Whose files they are, and what shows it."""
+    evidence = job.evidence
+    if evidence.framework is None:
+        return ""
+    kind = "" if evidence.proven else ", whose own defaults are not certain here"
+    return f"{evidence.framework}{kind} (by {', '.join(evidence.because) or 'no key of another trainer'})"
+
+
+def _check_complete(paths: Sequence[str], job: JobFile, fields: Mapping[str, Any]) -> None:
+    """Refuse a job of which something is neither in the files nor among the options."""
+    missing = [field for field in ("model_name", "method", "gpu_model", "tokens_per_sample") if field not in fields]
+    if not any(batch in fields for batch in BATCHES):
+        missing.append("per_device_train_batch_size")
+    if missing:
+        hints = f" ({'; '.join(job.asked)})" if job.asked and "method" in missing else ""
+        wanted = [f"--{field.replace('_', '-')}" for field in missing]
+        raise BadInput(f"{', '.join(paths)}: not certain: {', '.join(missing)}{hints}; give {listed(wanted)}")
+
+
+def _model(paths: Sequence[str], job: JobFile, fields: Mapping[str, Any]) -> str:
+    """The model of the files: a name, or a folder with a config on this machine.
+
+    Raises:
+        BadInput: It is a path that does not lead to one here; the message names the model that it ends like.
+    """
+    name = str(fields["model_name"])
+    for folder in (Path(), *(Path(path).parent for path in paths)):
+        if config_file(str(folder / name)) is not None:
+            return str(folder / name)
+    if not name.startswith(("/", "./", "../", "~")) and name.count("/") < 2:
+        return name
+    version = str(fields.get("model_version") or registry.DEFAULT)
+    try:
+        domain = registry.load(version).domain
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    names = ModelNames({known: model.aliases for known, model in domain.models.items()})
+    if names.find(name) is not None:
+        return name
+    raise BadInput(f"{job.origin('model_name')}: {names.refusal(name, version)}; give --model-name")
 
 
 def write_patched(
@@ -51,7 +146,7 @@ def write_patched(
         return NOTHING_TO_PATCH
     layout = Layout(int(answer["gpus"]), int(answer["workers"]))
     patch = patch_files(paths, layout)
-    note(f"{patch.file}: {gpu_change(patch.gpus_before, layout.gpus * layout.workers, job)}")
+    note(f"{patch.file}: {gpu_change(patch.gpus_before, layout.gpus * layout.workers, job)}", first=True)
     with output(output_file) as stream:
         stream.write(patch.data)
     return 0

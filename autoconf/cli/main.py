@@ -1,8 +1,6 @@
-"""The command ``ado-autoconf``: tables of jobs and single ones, the released versions, a picture of the answers.
+"""The command ``ado-autoconf``: its subcommands, and the process that runs them.
 
-Exit codes: 0 answered ("no recommendation" is an answer), 2 bad input, 1 broken environment, 3 nothing to patch for
-want of a recommendation (``recommend --patch``), 128 + n ended by signal n.
-Standard output carries data only; everything said about it goes to standard error.
+Standard output carries data only; notes, progress and errors go to standard error.
 """
 
 from __future__ import annotations
@@ -16,7 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
+from autoconf.cli.command import Command, plain
 from autoconf.cli.console import is_terminal
+from autoconf.cli.job_options import OTHER_NAMES, query_command
 from autoconf.cli.plot import plot_command
 from autoconf.cli.queries import (
     avoid_oom_command,
@@ -31,12 +31,21 @@ from autoconf.cli.versions import stacks_command, versions_command
 from autoconf.distribution import __version__
 from autoconf.files import unfinished
 from autoconf.jobs.job import TRAINING_STACK
+from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH, LARGEST_SAMPLE, MIN_GPUS
+
+_EXIT_CODES = (
+    'Exit codes: 0 answered ("no recommendation" is an answer), 1 broken environment, 2 bad input, 3 no recommendation '
+    "to patch a manifest with (recommend --patch), 4 the answer is no (--fail-on-no), 128 + n ended by signal n."
+)
+
+_QUERY_EPILOG = f"{OTHER_NAMES}\n\nAnswers hold for {TRAINING_STACK}."
 
 app = typer.Typer(
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": plain},
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     rich_markup_mode="rich",
+    epilog=_EXIT_CODES,
 )
 
 
@@ -52,24 +61,31 @@ def main(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """The smallest number of GPUs for a fine-tuning job, answered before it runs.
+    """Find the smallest number of GPUs for an LLM fine-tuning job, before it runs.
 
-    Exit codes: 0 answered ("no recommendation" is an answer), 2 bad input, 1 broken environment, 128 + n by signal n.
-    With recommend --patch also 3: there is no recommendation to write.
+    $ ado-autoconf recommend --model Qwen/Qwen2.5-7B-Instruct --method lora --gpu H100 --seq-len 4096 --batch 8
+
+    $ ado-autoconf recommend --csv jobs.csv --output answers.csv
+
+    $ ado-autoconf estimate --model llama-7b --method full --gpu H200 --seq-len 4096 --batch 8 --gpus 2
     """
 
 
-app.command("recommend", epilog=f"Answers hold for {TRAINING_STACK}.")(recommend_command)
-app.command("avoid-oom")(avoid_oom_command)
-app.command("largest-batch")(largest_batch_command)
-app.command("largest-sample")(largest_sample_command)
-app.command("gpu-model")(gpu_model_command)
-app.command("estimate")(estimate_command)
-app.command("versions")(versions_command)
-app.command("stacks")(stacks_command)
-app.command("plot")(plot_command)
-app.command("trace")(trace_command)
-app.command("train")(train_command)
+_ASK, _ABOUT, _EXTEND = "Ask about jobs", "What can be asked, and pictures of answers", "Your own models and clusters"
+for name, query, command in (
+    ("recommend", MIN_GPUS, recommend_command),
+    ("avoid-oom", AVOID_OOM, avoid_oom_command),
+    ("largest-batch", LARGEST_BATCH, largest_batch_command),
+    ("largest-sample", LARGEST_SAMPLE, largest_sample_command),
+    ("gpu-model", GPU_MODEL, gpu_model_command),
+    ("estimate", ESTIMATE, estimate_command),
+):
+    app.command(name, cls=query_command(query), epilog=_QUERY_EPILOG, rich_help_panel=_ASK)(command)
+app.command("versions", cls=Command, rich_help_panel=_ABOUT)(versions_command)
+app.command("stacks", cls=Command, rich_help_panel=_ABOUT)(stacks_command)
+app.command("plot", cls=Command, rich_help_panel=_ABOUT)(plot_command)
+app.command("trace", cls=Command, rich_help_panel=_EXTEND)(trace_command)
+app.command("train", cls=Command, rich_help_panel=_EXTEND)(train_command)
 
 
 # --- the process ------------------------------------------------------------------------------------------------------

@@ -1,19 +1,31 @@
-"""What all commands share: exit codes, what is said of data, options made from a table."""
+"""What commands share: exit codes, notes on standard error, options made from a table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from enum import IntEnum
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, get_args
 
 import typer
 
 from autoconf.errors import AutoConfError, BadInput
 from autoconf.files import STANDARD_STREAM
 from autoconf.jobs.job import read
+
+
+class ExitCode(IntEnum):
+    """How the command ends; ended by signal n, it is 128 + n."""
+
+    ANSWERED = 0  # "no" is an answer
+    BROKEN_ENVIRONMENT = 1
+    BAD_INPUT = 2
+    NOTHING_TO_PATCH = 3  # so that no pipe applies an empty manifest
+    ANSWERED_NO = 4  # with --fail-on-no
 
 
 @contextmanager
@@ -23,35 +35,64 @@ def exit_codes() -> Iterator[None]:
         yield
     except (BadInput, AutoConfError) as error:
         typer.secho(str(error), err=True, fg="red")
-        raise typer.Exit(2 if isinstance(error, BadInput) else 1) from None
+        bad_input = isinstance(error, BadInput)
+        raise typer.Exit(ExitCode.BAD_INPUT if bad_input else ExitCode.BROKEN_ENVIRONMENT) from None
 
 
-def note(message: str) -> None:
-    typer.secho(message, err=True, fg="yellow")
+_held: ContextVar[list[str] | None] = ContextVar("held", default=None)
 
 
-def with_options(option: Callable[[str], Any], names: Iterable[str]) -> Callable[[Callable[..., None]], Any]:
-    """Give a command an option for each of some names, whose value it finds in its context."""
+def note(message: str, first: bool = False) -> None:
+    """Write a line to standard error; while ``notes_held`` holds notes back, keep it, ``first`` before all others."""
+    held = _held.get()
+    if held is None:
+        typer.secho(message, err=True, fg="yellow")
+    else:
+        held.insert(0 if first else len(held), message)
+
+
+@contextmanager
+def notes_held() -> Iterator[None]:
+    """Hold notes back, so that the last one can be written first; all are written at the end, whatever happens."""
+    held: list[str] = []
+    token = _held.set(held)
+    try:
+        yield
+    finally:
+        _held.reset(token)
+        for message in held:
+            note(message)
+
+
+def with_options(options: Mapping[str, Any]) -> Callable[[Callable[..., None]], Any]:
+    """Give a command more options, whose values it finds in its context.
+
+    Args:
+        options: the type of each, annotated with a ``typer.Option``, by name. None of them is required.
+    """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = signature(command, eval_str=True)
         more = [
-            Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option(name)])
-            for name in names
+            Parameter(
+                name, Parameter.KEYWORD_ONLY, default=False if get_args(kind)[0] is bool else None, annotation=kind
+            )
+            for name, kind in options.items()
         ]
 
         @wraps(command)
-        def with_options(**values: Any) -> None:
+        def run_command(**values: Any) -> None:
             command(**{name: values[name] for name in own.parameters})
 
-        with_options.__signature__ = own.replace(parameters=[*own.parameters.values(), *more])  # type: ignore[attr-defined]
-        return with_options
+        named = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own.parameters.values()]
+        run_command.__signature__ = own.replace(parameters=[*more, *named])  # type: ignore[attr-defined]
+        return run_command
 
     return decorate
 
 
 def version_named(text: str | None) -> str | None:
-    """The version that the command line names, if it does."""
+    """The version that the command line names, if any."""
     try:
         return read("model_version", text)
     except ValueError as error:
@@ -59,10 +100,10 @@ def version_named(text: str | None) -> str | None:
 
 
 def picture_kind(path: str) -> str:
-    """The format of a picture that goes to a path, or to standard output.
+    """The format of a picture, by the suffix of its path; PNG on standard output.
 
     Raises:
-        BadInput: the path's ending names none.
+        BadInput: the path has another suffix.
     """
     kind = "png" if path == STANDARD_STREAM else Path(path).suffix.removeprefix(".").lower()
     if kind not in ("png", "svg", "pdf"):

@@ -110,6 +110,11 @@ def write_json(pieces: Iterable[pd.DataFrame], stream: BinaryIO) -> None:
     stream.write(b"[]\n" if separator == "[\n" else b"\n]\n")
 
 
+def write_object(shown: Any, stream: BinaryIO) -> None:
+    """Write one JSON value on lines that people can read."""
+    stream.write(f"{json.dumps(shown, indent=2, ensure_ascii=False)}\n".encode())
+
+
 def json_rows(piece: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Answered jobs as objects: numbers as numbers, what is absent as ``None``, columns of the user's own as text."""
     for row in piece.astype(object).to_dict("records"):

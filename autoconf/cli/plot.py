@@ -11,6 +11,7 @@ import typer
 from autoconf.cli.options import exit_codes, note, picture_kind, with_options
 from autoconf.cli.output import output
 from autoconf.cli.plots import answer_grid, heatmap
+from autoconf.cli.spellings import names
 from autoconf.errors import BadInput
 from autoconf.files import called
 from autoconf.jobs.tables import read_table
@@ -18,16 +19,17 @@ from autoconf.jobs.values import is_empty
 
 
 def _setting_option(setting: str) -> Any:
-    return typer.Option(
-        answer_grid.option(setting),
+    option = typer.Option(
+        *({answer_grid.option(setting): None} | dict.fromkeys(names(setting))),
         help=f"Draw the answers with this {setting}.",
         metavar="VALUE",
         show_default=False,
         rich_help_panel="Which answers",
     )
+    return Annotated[str | None, option]
 
 
-@with_options(_setting_option, answer_grid.SETTINGS)
+@with_options({setting: _setting_option(setting) for setting in answer_grid.SETTINGS})
 def plot_command(
     context: typer.Context,
     answers: Annotated[

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from autoconf.cli.console import is_terminal, show_own_model, show_own_version
 from autoconf.cli.options import exit_codes, note
-from autoconf.cli.output import output
+from autoconf.cli.output import output, write_object
 from autoconf.errors import AutoConfError, BadInput
 from autoconf.jobs.job import read
 from autoconf.jobs.names import Names, listed, words
@@ -71,30 +70,39 @@ def trace_command(
         targets = [target.strip() for target in (lora_targets or "").split(",") if target.strip()]
         with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):  # libraries print, and warn
             own_model, trace_file, summary = _build()
-            if (published := own_model.hub_id(config)) and published not in aliases:
-                if known := _known(published):
-                    note(f"{config}: _name_or_path {published!r} is an alias of {known}, and becomes none of {name}")
-                else:
-                    aliases.append(published)
+            aliases = _with_published(own_model.hub_id(config), aliases, f"{config}: _name_or_path", name)
             with output(str(path)) as stream:  # a folder that cannot be written to shows here, and not minutes later
                 architecture = own_model.own_architecture(config, name, targets, aliases)
                 if own_model.own_code(config):
                     note(
-                        f"{config}: auto_map names code of its own; what is traced is transformers', which runs "
-                        "without trust_remote_code"
+                        f"{config}: auto_map names code of its own; transformers' code is traced, which runs without "
+                        "trust_remote_code"
                     )
                 figures = own_model.own_figures(architecture, _watched)
                 trace_file.write_trace(architecture, figures, stream)
-        if figures.problems:
-            first = next(iter(figures.problems.values()))
-            note(f"{config}: {len(figures.problems)} ways to train cannot be traced; the first because of {first}")
-        found = summary.summary(path)
-        found |= {"file": str(path), "next": _next(path, name)}
+        _note_problems(config, figures.problems)
+        found = summary.summary(path) | {"file": str(path), "next": _next(path, name)}
         with output(None) as stream:
             if as_json:
-                stream.write(f"{json.dumps(found, indent=2, ensure_ascii=False)}\n".encode())
+                write_object(found, stream)
             else:
                 show_own_model(found)
+
+
+def _note_problems(config: str, problems: Mapping[Any, str]) -> None:
+    if problems:
+        first = next(iter(problems.values()))
+        note(f"{config}: {len(problems)} ways to train cannot be traced; the first because of {first}")
+
+
+def _with_published(published: str | None, aliases: list[str], where: str, name: str) -> list[str]:
+    """A model's aliases with the name that its config gives, unless the newest version has a model of that name."""
+    if not published or published in aliases:
+        return aliases
+    if known := _known(published):
+        note(f"{where} {published!r} is an alias of {known}, and does not become one of {name}")
+        return aliases
+    return [*aliases, published]
 
 
 def _build() -> tuple[Any, Any, Any]:
@@ -211,6 +219,6 @@ def train_command(
             note(sentence)
         with output(None) as stream:
             if as_json:
-                stream.write(f"{json.dumps(made.summary(), indent=2, ensure_ascii=False)}\n".encode())
+                write_object(made.summary(), stream)
             else:
                 show_own_version(made.summary())

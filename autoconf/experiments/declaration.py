@@ -1,4 +1,4 @@
-"""How a question becomes an ado custom experiment: its properties, its signature, and arguments checked by name."""
+"""Declare a query as an ado custom experiment: its properties, its signature, and its arguments checked by name."""
 
 from __future__ import annotations
 
@@ -8,70 +8,59 @@ from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Any
 
 import autoconf.experiments.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
-from autoconf.jobs.job import BATCHES, NAMES, NUMBERS, REQUIRED, TRAINING_STACK, Workload
-from autoconf.jobs.presets import SETTINGS
+from autoconf.experiments.domains import property_domain
+from autoconf.jobs.job import BATCHES, NUMBERS, REQUIRED, TRAINING_STACK, Workload
 from autoconf.jobs.queries import ARGUMENTS, Query
 from autoconf.jobs.values import is_empty
 
 from ado.modules.actuators.custom_experiments import custom_experiment
-from ado.schema.domain import PropertyDomain, VariableTypeEnum
 from ado.schema.property import ConstitutiveProperty
 
 if TYPE_CHECKING:
     from autoconf.predictor.user_versions import ModelsFolder
 
-_NAME = PropertyDomain(variableType=VariableTypeEnum.OPEN_CATEGORICAL_VARIABLE_TYPE)
-# Open to every number: whether a job lies in a version's domain is that version's business, and a value that can never
-# be right is refused by name in ``Job``, in a sentence that ado's domains cannot give.
-_NUMBER = PropertyDomain(variableType=VariableTypeEnum.CONTINUOUS_VARIABLE_TYPE)
-
-# In a space that asks only for text, numbers are welcome too: what a job may leave to its stack has "" for a default.
-_OPEN = (*NAMES, "stack", *SETTINGS)
-
 Outputs = dict[str, int | float | str]
 
 
-def required_fields(question: Query) -> tuple[str, ...]:
+def required_fields(query: Query) -> tuple[str, ...]:
     """The properties that an experiment requires, in order: in ado a job has one kind of batch, and names a version."""
-    fields = [field for field in REQUIRED if field in question.required]
-    return (*fields, *question.batches[:1], *question.arguments, "model_version")
+    fields = [field for field in REQUIRED if field in query.required]
+    return (*fields, *query.batches[:1], *query.arguments, "model_version")
 
 
-def optional_fields(question: Query) -> dict[str, int | str]:
-    """The properties that may be left out, with their defaults, in order."""
-    fields = [field for field in question.fields if field not in (*required_fields(question), *BATCHES)]
-    defaults = {field: question.optional[field] for field in fields}
+def optional_fields(query: Query) -> dict[str, int | str]:
+    """The properties that may be omitted, with their defaults, in order."""
+    fields = [field for field in query.fields if field not in (*required_fields(query), *BATCHES)]
+    defaults = {field: query.optional[field] for field in fields}
     return {field: "" if default is None else default for field, default in defaults.items()}
 
 
 def experiment(
-    question: Query, description: str, outputs: Iterable[str] | None = None
+    query: Query, description: str, outputs: Iterable[str] | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Outputs]]:
-    """Declare a function of a job, and of the question's numbers, as an ado custom experiment.
+    """Declare a function of a job, and of the query's arguments, as an ado custom experiment.
 
     Args:
-        question: what the function answers.
+        query: the query that the function answers.
         description: what it does, as ado shows it.
-        outputs: the answer's fields that it gives; by default all of them. Those that are absent are left out.
+        outputs: the fields of the answer that it gives; by default the query's. Absent values are left out.
 
     Returns:
         A decorator. The decorated function takes the fields of a job, and returns outputs by their names. Called from
-        Python it also takes ``models``, a folder of versions of the user's own.
+        Python it also takes ``models``, a folder of user versions.
     """
-    required, optional = required_fields(question), optional_fields(question)
-    names = (*(outputs or question.answers), "notes")
+    required, optional = required_fields(query), optional_fields(query)
+    names = (*(outputs or query.answers), "notes")
 
     def declare(function: Callable[..., Any]) -> Callable[..., Outputs]:
-        def answered(fields: dict[str, Any], models: ModelsFolder = None) -> Outputs:
-            job, numbers = question.parse(fields)
+        @wraps(function)
+        def of_fields(*values: Any, models: ModelsFolder = None, **fields: Any) -> Outputs:
+            given = _arguments((*required, *optional), required, values, fields)
+            job, numbers = query.parse(given)
             # In ado a property that is left out has the default that the experiment declares: nothing is left open.
             left_out = [field for field in optional if field not in job.model_fields_set]
-            job = job.model_copy(update={field: question.optional[field] for field in left_out})
+            job = job.model_copy(update={field: query.optional[field] for field in left_out})
             return _outputs(function(job, **numbers, models=models), names)
-
-        @wraps(function)
-        def of_fields(**fields: Any) -> Outputs:
-            return answered(fields)
 
         # ado reads the properties' defaults off the signature.
         of_fields.__signature__ = _signature(required, optional)  # type: ignore[attr-defined]
@@ -81,38 +70,34 @@ def experiment(
             output_property_identifiers=list(names),
             metadata={"description": f"{description} Answers hold for {TRAINING_STACK}."},
         )(of_fields)
-        return _checked(question, declared, answered, required, (*required, *optional))
+        # ado validates an entity before it calls a function, so that a call skips the validation of ado's wrapper.
+        # By these attributes ado's actuator knows a custom experiment.
+        vars(of_fields).update({name: value for name, value in vars(declared).items() if name != "__wrapped__"})
+        return of_fields
 
     return declare
 
 
-def _checked(
-    question: Query, declared: Callable[..., Any], answered: Callable[..., Outputs], required: tuple[str, ...],
-    parameters: tuple[str, ...],
-) -> Callable[..., Outputs]:  # fmt: skip
-    """Check the arguments before ado does, so that a bad one is named, and pass them on as what they stand for."""
+def _arguments(
+    parameters: tuple[str, ...], required: tuple[str, ...], values: tuple[Any, ...], fields: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a call by name.
 
-    @wraps(declared)  # carries ado's attributes along, which is how its actuator knows a custom experiment
-    def checked(*values: Any, models: ModelsFolder = None, **fields: Any) -> Outputs:
-        if len(values) > len(parameters):
-            raise ValueError(f"{len(values)} values for the {len(parameters)} fields {', '.join(parameters)}")
-        for field, value in zip(parameters, values, strict=False):
-            if field in fields:
-                raise ValueError(f"{field}: given twice")
-            fields[field] = value
-        for field in fields:
-            if field not in parameters:
-                raise ValueError(f"{field}: no such field; the fields are {', '.join(parameters)}")
-        if missing := [f"{field}: is required" for field in required if is_empty(fields.get(field))]:
-            raise ValueError("; ".join(missing))
-        if models is not None:  # which is no property of a job, and nothing that ado could pass on
-            return answered(fields, models)
-        job, numbers = question.parse(fields)
-        return declared(
-            **{field: getattr(job, field) for field in parameters if field in job.model_fields_set}, **numbers
-        )
-
-    return checked
+    Raises:
+        ValueError: there are too many, or one is given twice, unknown or missing; the message names it.
+    """
+    if len(values) > len(parameters):
+        raise ValueError(f"{len(values)} values for the {len(parameters)} fields {', '.join(parameters)}")
+    given = dict(zip(parameters, values, strict=False))
+    for field in fields:
+        if field in given:
+            raise ValueError(f"{field}: given twice")
+        if field not in parameters:
+            raise ValueError(f"{field}: no such field; the fields are {', '.join(parameters)}")
+    given |= fields
+    if missing := [f"{field}: is required" for field in required if is_empty(given.get(field))]:
+        raise ValueError("; ".join(missing))
+    return given
 
 
 def _outputs(answer: Any, names: Iterable[str]) -> Outputs:
@@ -136,7 +121,7 @@ def _properties(fields: Iterable[str]) -> list[Any]:
     return [
         ConstitutiveProperty(
             identifier=field,
-            propertyDomain=_NAME if field in _OPEN else _NUMBER,
+            propertyDomain=property_domain(field),
             metadata={"description": ARGUMENTS.get(field) or Workload.model_fields[field].description},
         )
         for field in fields

@@ -9,6 +9,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml  # here, and not where it is needed: a process that is forked during an import would wait for ever
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoconf.jobs.names import key
@@ -67,8 +68,6 @@ def presets() -> dict[str, Preset]:
     >>> presets()["trl"].settings["loss"].value
     'chunked'
     """
-    import yaml  # not before it is needed: ado loads this module into each of its processes
-
     table = yaml.safe_load(STACKS.read_text(encoding="utf-8"))
     return {name: Preset.model_validate(preset) for name, preset in table.items()}
 

@@ -128,8 +128,10 @@ def check_jobs(table: pd.DataFrame, source: str, query: Query = MIN_GPUS) -> Non
             f"{source}, line 1: required column missing: {', '.join(missing)}; the table has {', '.join(table)}"
         )
     taken, answers = earlier_answers(table, query), query.answers
-    # "gpus" or "reason" alone may be anything, and no copy of it may be left; a field may be a job's own.
-    if taken and (answers[0] not in taken or (len(taken) < len(answers) and {*taken} & {*query.answered})):
+    # "gpus" or "reason" alone may be the user's own column, and so may an answered field: they must not be lost.
+    # Answers of earlier releases have no outcome.
+    complete = {*answers} - {"outcome"} <= {*taken}
+    if taken and (answers[0] not in taken or (not complete and {*taken} & {*query.answered})):
         raise BadInput(
             f"{source}, line 1: the answers' columns {', '.join(answers)} are appended, but the table has "
             f"{', '.join(taken)} already; rename or remove it"

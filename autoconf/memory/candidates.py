@@ -11,15 +11,24 @@ from autoconf.memory.version_1 import MemoryTable
 
 @dataclass(frozen=True)
 class Candidates:
-    """Jobs on numbers of GPUs; all arrays have shape (candidates,)."""
+    """Jobs, each on one number of GPUs.
+
+    Attributes:
+        memory: the memory of the version's jobs.
+        rows: the row of each candidate's job in ``memory``; all arrays have shape (candidates,).
+        gpus: numbers of GPUs, >= 1.
+        tokens_per_gpu: tokens of one micro-batch on each GPU.
+        usable_gib: memory of one GPU that CUDA reports as usable, in GiB.
+    """
 
     memory: MemoryTable | StackMemory
-    rows: Integers  # each candidate's figures in ``memory``
+    rows: Integers
     gpus: Integers
-    tokens_per_gpu: Floats  # of one micro-batch
+    tokens_per_gpu: Floats
     usable_gib: Floats
 
     def subset(self, keep: Booleans | Integers) -> Candidates:
+        """Some of the candidates, as a mask or as indices."""
         return Candidates(
             self.memory, self.rows[keep], self.gpus[keep], self.tokens_per_gpu[keep], self.usable_gib[keep]
         )

@@ -1,169 +1,233 @@
-"""Memory of jobs under any stack: the traced figures of their layers and head, found, put together once and kept."""
+"""Peak memory under any training stack, composed from traced profiles and kept for the next job."""
 
 from __future__ import annotations
 
+import itertools
 import math
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from autoconf.jobs.stack import Stack
+from autoconf.memory.gpu_memory import GpuMemory
 from autoconf.memory.optimizers import Shape, optimizer_bytes
 from autoconf.memory.profile import HeadWay, LayerWay, Point, Trainable
 from autoconf.memory.reserve import Reserve
-from autoconf.memory.sharding import Bytes, Held, Way, held
+from autoconf.memory.sharding import BytesPerParameter, Strategy, UnshardedJob, sharded
 from autoconf.memory.store import ModelsTable
-from autoconf.memory.units import GIB, Floats, Integers, Outside
+from autoconf.memory.units import GIB, Floats, Integers, Unsupported
 
-_SIZES = {"bfloat16": 2, "float32": 4}
+_BYTES = {"bfloat16": 2, "float32": 4}
 
 
-class Figures(NamedTuple):
-    """What a GPU of a job holds: on one GPU, and on each of several."""
+class JobMemory(NamedTuple):
+    """Memory of a GPU of a job on one GPU, and on each of several."""
 
-    one: Held
-    several: Held
+    one_gpu: GpuMemory
+    several_gpus: GpuMemory
 
-    def of(self, gpus: Integers) -> Iterator[tuple[Held, Integers]]:
-        """Which of the two each candidate asks, as indices."""
-        for figures, which in ((self.one, gpus == 1), (self.several, gpus > 1)):
-            if which.any():
-                yield figures, np.flatnonzero(which)
+    def on(self, gpus: int) -> GpuMemory:
+        """The memory of each of so many GPUs."""
+        return self.one_gpu if gpus == 1 else self.several_gpus
 
 
 class StackMemory:
-    """Figures of models under any stack; every combination that is asked for gets a row."""
+    """Memory of models under any stack. Every combination of model, method and stack has a row, made when it is needed.
+
+    Threads may share it. It has no lock, which a forked process could inherit while another thread holds it: two
+    threads may compose the same row, and the first one counts.
+
+    In all methods, ``rows`` has the row of each candidate, ``gpus`` its number of GPUs (>= 1), and ``tokens`` the
+    tokens of a micro-batch on each GPU (>= 0); all have shape (candidates,).
+
+    Args:
+        table: the profiles of the models.
+    """
 
     def __init__(self, table: ModelsTable) -> None:
         self.table = table
-        self._rows: dict[tuple[str, str, Stack], int | Outside] = {}
-        self._figures: list[Figures] = []
-        self._lock = threading.Lock()
+        self._rows: dict[tuple[str, str, Stack], int] = {}
+        self._jobs: dict[int, JobMemory] = {}
+        self._numbers = itertools.count()
 
-    def row(self, model: str, method: str, stack: Stack) -> int | Outside:
-        """The row of a job's figures, or why there are none."""
+    def row(self, model: str, method: str, stack: Stack) -> int:
+        """The row of a job.
+
+        Args:
+            model: a model of the table.
+            method: ``full``, ``lora`` or ``qlora``.
+            stack: how the job trains.
+
+        Raises:
+            Unsupported: there is no profile for it.
+        """
         key = (model, method, stack)
         if key not in self._rows:
-            with self._lock:
-                if key not in self._rows:
-                    self._rows[key] = self._new_row(*key)
+            one, several = (gpu_memory(self.table, *key, several=several) for several in (False, True))
+            row = next(self._numbers)
+            self._jobs[row] = JobMemory(one, several)
+            self._rows.setdefault(key, row)
         return self._rows[key]
 
-    def _new_row(self, model: str, method: str, stack: Stack) -> int | Outside:
-        found = [gpu_figures(self.table, model, method, stack, several=several) for several in (False, True)]
-        for figures in found:
-            if isinstance(figures, Outside):
-                return figures
-        self._figures.append(Figures(*found))  # type: ignore[arg-type]
-        return len(self._figures) - 1
-
-    def _each(self, rows: Integers, gpus: Integers, ask: Callable[[Held, Integers], Floats], *shape: int) -> Floats:
-        """Ask each row's figures about its candidates, given as indices; an answer has the given shape."""
+    def _each(
+        self, rows: Integers, gpus: Integers, ask: Callable[[GpuMemory, Integers], Floats], *shape: int
+    ) -> Floats:
+        """Ask the memory of each row about its candidates, given as indices; an answer has the given shape."""
         answers = np.empty((len(rows), *shape))
-        order = np.argsort(rows, kind="stable")
-        for of_row in np.split(order, np.flatnonzero(np.diff(rows[order])) + 1) if len(rows) else ():
-            for figures, which in self._figures[rows[of_row[0]]].of(gpus[of_row]):
-                answers[of_row[which]] = ask(figures, of_row[which])
+        kinds = 2 * rows + (gpus > 1)
+        order = np.argsort(kinds, kind="stable")
+        starts = np.flatnonzero(np.diff(kinds[order])) + 1
+        for alike in np.split(order, starts) if len(order) else ():
+            answers[alike] = ask(self._jobs[int(rows[alike[0]])].on(int(gpus[alike[0]])), alike)
         return answers
 
     def resident_bytes(self, rows: Integers, gpus: Integers) -> Floats:
-        """Weights, optimizer state and one set of gradients, divided where they can be: the least that training has."""
-        return self._each(rows, gpus, lambda f, which: f.resident[0] + f.resident[1] / gpus[which])
+        """Weights, optimizer states and one set of gradients, sharded where they can be: the least that training holds.
+
+        Returns:
+            Bytes per GPU, shape (candidates,).
+        """
+        return self._each(rows, gpus, lambda memory, which: memory.resident.on_each_gpu(gpus[which]))
 
     def gradient_bytes(self, rows: Integers) -> Floats:
-        """Gradients that stay whole on every GPU between micro-batches of FSDP; 0 without accumulation."""
+        """Bytes of gradients that FSDP keeps whole on every GPU between micro-batches; 0 without accumulation."""
         distinct, places = np.unique(rows, return_inverse=True)
-        return np.array([self._figures[row].several.whole_gradients for row in distinct.tolist()], float)[places]
+        return np.array([self._jobs[row].several_gpus.unsharded_gradients for row in distinct.tolist()], float)[places]
 
     def peak_bytes(self, rows: Integers, gpus: Integers, tokens: Floats | Integers) -> Floats:
-        """Peak bytes per GPU, without what must stay free; arguments as ``MemoryTable.peak_bytes`` has them."""
-        return self._each(rows, gpus, lambda f, which: f.peak_bytes(gpus[which], tokens[which]))
+        """Peak bytes per GPU without the safety margin, shape (candidates,)."""
+        return self._each(rows, gpus, lambda memory, which: memory.peak_bytes(gpus[which], tokens[which]))
 
     def needed_gib(self, rows: Integers, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
-        """GiB that a GPU must have, shape (candidates,)."""
-        return self._each(rows, gpus, lambda f, which: f.needed_bytes(gpus[which], tokens[which], reserve)) / GIB
+        """GiB that a GPU must have, safety margin included, shape (candidates,)."""
+        needed = self._each(rows, gpus, lambda memory, which: memory.needed_bytes(gpus[which], tokens[which], reserve))
+        return needed / GIB
 
     def deciding_gib(self, rows: Integers, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
-        """GiB held at the moment that decides, and of that what grows with the tokens; shape (candidates, 2)."""
-        return self._each(rows, gpus, lambda f, which: f.deciding_bytes(gpus[which], tokens[which], reserve), 2) / GIB
+        """GiB at the moment that decides ``needed_gib``, and the part that grows with tokens; shape (candidates, 2)."""
+        deciding = self._each(
+            rows, gpus, lambda memory, which: memory.deciding_bytes(gpus[which], tokens[which], reserve), 2
+        )
+        return deciding / GIB
 
     def parts_gib(self, row: int, gpus: int, tokens: float, reserve: Reserve) -> dict[str, float]:
-        """The parts of what one candidate needs, ``reserve`` among them, in GiB."""
-        figures = self._figures[row].one if gpus == 1 else self._figures[row].several
-        return {name: value / GIB for name, value in figures.parts(gpus, tokens, reserve).items()}
+        """GiB of each part that one candidate needs, with the safety margin as ``reserve``."""
+        parts = self._jobs[row].on(gpus).parts(gpus, tokens, reserve)
+        return {name: value / GIB for name, value in parts.items()}
 
 
-def gpu_figures(table: ModelsTable, model: str, method: str, stack: Stack, *, several: bool) -> Held | Outside:
-    """What a GPU of a job holds, or why that cannot be told.
+def gpu_memory(table: ModelsTable, model: str, method: str, stack: Stack, *, several: bool) -> GpuMemory:
+    """Compose the memory of a GPU of a job.
 
     Args:
-        table: figures.
+        table: the profiles of models.
         model: a model of the table.
         method: ``full``, ``lora`` or ``qlora``.
         stack: how the job trains.
         several: whether several GPUs train, or one.
+
+    Raises:
+        Unsupported: there is no profile for it.
     """
-    way: Way = stack.sharding if several else "none"
-    # FSDP computes in the dtype of mixed precision on what it gathers in that dtype.
-    mixes = way in ("fsdp1", "fsdp2") and stack.mixed_precision == "bf16"
-    dtype = "bfloat16" if mixes else stack.torch_dtype
-    adapters = dtype if method == "full" or mixes or dtype == "float32" else stack.adapter_dtype
-    targets = "default" if method == "full" else str(stack.lora_targets)
-    dropout = method != "full" and stack.lora_dropout > 0
-    layer_way = LayerWay(method, dtype, stack.mixed_precision, adapters, dropout, stack.gradient_checkpointing, targets)
-    head_way = HeadWay(method == "full", dtype, stack.mixed_precision, stack.loss)
-    layers, head = _layers(table, model, layer_way), table.moments(model, head_way)
-    trainable = table.trainable(model, method, targets)
-    if layers is None or head is None or trainable is None:
-        key = layer_way if layers is None else head_way if head is None else (method, targets)
-        return Outside((_asked(model, method, stack, key),), f": {table.problem(model, key) or 'it was not traced'}")
-    if problem := table.problem(model, (method, targets, way)):
-        return Outside((f"sharding {way!r} with lora_targets {targets!r} of {model}",), f": {problem}")
-    if several and stack.optim == "adafactor" and way == "fsdp2":
-        # transformers/optimization.py, Adafactor.step mixes its plain states with FSDP2's distributed tensors.
-        return Outside(("optim 'adafactor' with sharding 'fsdp2'",), ": it does not step over distributed tensors")
-    stored = _SIZES[stack.torch_dtype]
-    if method != "full":
-        stored = max(stored if method == "lora" else 0, _SIZES[stack.adapter_dtype])
-    # accelerate/accelerator.py, prepare_model, and utils/fsdp_utils.py, fsdp2_prepare_model: trainable parameters
-    # become float32, but for FSDP2 not in a model with 4-bit layers.
-    upcast = mixes and (way == "fsdp1" or method != "qlora")
-    bytes_ = Bytes(_SIZES[stack.torch_dtype], 4 if upcast else stored, _SIZES[dtype], 2 if mixes else stored)
+    strategy = _strategy(stack, several)
+    layers, head = layer_way(stack, method, several=several), head_way(stack, method, several=several)
+    moments, trainable = _profile(table, model, method, stack, layers, head)
+    _check_sharding(table, model, method, stack, strategy)
     rank = None if method == "full" else stack.lora_r
-    shapes = _shapes(trainable, rank, bytes_.trainable, flat=way == "fsdp1")
-    return held(
-        _joined(layers, head), trainable.units, bytes_, way, stack.gradient_accumulation, rank,
-        optimizer_bytes(stack.optim, shapes),
-    )  # fmt: skip
+    per_parameter = _bytes_per_parameter(stack, method, strategy)
+    shapes = _shapes(trainable, rank, per_parameter.trainable, flat=strategy == "fsdp1")
+    optimizer = optimizer_bytes(stack.optim, shapes)
+    job = UnshardedJob(moments, trainable.units, per_parameter, stack.gradient_accumulation, rank, optimizer)
+    return sharded(job, strategy)
+
+
+def layer_way(stack: Stack, method: str, *, several: bool) -> LayerWay:
+    """The way in which decoder layers run under a stack.
+
+    Args:
+        stack: how the job trains.
+        method: ``full``, ``lora`` or ``qlora``.
+        several: whether several GPUs train, or one.
+
+    >>> layer_way(Stack(sharding="fsdp2", torch_dtype="float32", mixed_precision="bf16"), "full", several=True)
+    ... # doctest: +NORMALIZE_WHITESPACE
+    LayerWay(method='full', torch_dtype='bfloat16', mixed_precision='bf16', adapter_dtype='bfloat16', dropout=False,
+             gradient_checkpointing='non-reentrant', lora_targets='default')
+    """
+    strategy, full = _strategy(stack, several), method == "full"
+    dtype = _computing_dtype(stack, strategy)
+    follow = full or dtype == "float32" or _gathers_in_bf16(stack, strategy)
+    return LayerWay(
+        method=method,
+        torch_dtype=dtype,
+        mixed_precision=stack.mixed_precision,
+        adapter_dtype=dtype if follow else stack.adapter_dtype,
+        dropout=not full and stack.lora_dropout > 0,
+        gradient_checkpointing=stack.gradient_checkpointing,
+        lora_targets=_targets(stack, method),
+    )
+
+
+def head_way(stack: Stack, method: str, *, several: bool) -> HeadWay:
+    """The way in which head and loss run under a stack; arguments as ``layer_way`` has them.
+
+    >>> head_way(Stack(loss="chunked"), "lora", several=False)
+    HeadWay(trains=False, torch_dtype='bfloat16', mixed_precision='no', loss='chunked')
+    """
+    dtype = _computing_dtype(stack, _strategy(stack, several))
+    return HeadWay(method == "full", dtype, stack.mixed_precision, stack.loss)
+
+
+def _strategy(stack: Stack, several: bool) -> Strategy:
+    return stack.sharding if several else "none"
+
+
+def _gathers_in_bf16(stack: Stack, strategy: Strategy) -> bool:
+    """Whether FSDP gathers parameters in the dtype of mixed precision, and so computes on them in that dtype."""
+    return strategy in ("fsdp1", "fsdp2") and stack.mixed_precision == "bf16"
+
+
+def _computing_dtype(stack: Stack, strategy: Strategy) -> str:
+    return "bfloat16" if _gathers_in_bf16(stack, strategy) else stack.torch_dtype
+
+
+def _targets(stack: Stack, method: str) -> str:
+    return "default" if method == "full" else str(stack.lora_targets)
+
+
+def _profile(
+    table: ModelsTable, model: str, method: str, stack: Stack, layers_as: LayerWay, head_as: HeadWay
+) -> tuple[Floats, Trainable]:
+    """The moments of layers and head together, shape (moments, 9), and the trainable parameters."""
+    layers = _layers(table, model, layers_as)
+    if layers is None:
+        raise _not_traced(table, model, method, stack, layers_as)
+    head = table.moments(model, head_as)
+    if head is None:
+        raise _not_traced(table, model, method, stack, head_as)
+    trainable = table.trainable(model, method, layers_as.lora_targets)
+    if trainable is None:
+        raise _not_traced(table, model, method, stack, (method, layers_as.lora_targets))
+    return _joined(layers, head), trainable
 
 
 def _layers(table: ModelsTable, model: str, way: LayerWay) -> Floats | None:
     """Moments of the layers.
 
     Without checkpoints a layer lacks a few small tensors that recomputing it makes. Where they would decide, at some
-    tokens, those moments count as well: so checkpoints never need more, and less than a thousandth is added.
+    numbers of tokens, those moments count as well. So checkpoints never need more, and less than a thousandth is added.
     """
     found = table.moments(model, way)
     if found is None or way.gradient_checkpointing != "none":
         return found
     others = [table.moments(model, way._replace(gradient_checkpointing=c)) for c in ("reentrant", "non-reentrant")]
-    kept = (Point.KEPT, Point.KEPT_OVER)  # of the way itself alone
+    kept = (Point.KEPT, Point.KEPT_OVER)  # those without checkpoints only
     return np.concatenate([found, *(o[~np.isin(o[:, 0], kept)] for o in others if o is not None)])
 
 
-def _asked(model: str, method: str, stack: Stack, key: tuple[object, ...]) -> str:
-    """The settings that a missing figure is about."""
-    named = key._asdict() if isinstance(key, (LayerWay, HeadWay)) else {"lora_targets": key[1]}
-    about = [f"{name} {getattr(stack, name)!r}" for name in named if hasattr(stack, name)]
-    if named.get("dropout"):
-        about.append(f"lora_dropout {stack.lora_dropout:g}")
-    return f"method {method!r} of {model} with {', '.join(about)}"
-
-
 def _joined(layers: Floats, head: Floats) -> Floats:
-    """Moments of the head on top of what the layers keep meanwhile, and all others."""
+    """Moments of the head on top of what the layers keep meanwhile, and all moments of the layers."""
     points = layers[:, 0]
     heads = head.copy()
     forward = heads[:, 0] == Point.HEAD
@@ -172,12 +236,50 @@ def _joined(layers: Floats, head: Floats) -> Floats:
     return np.concatenate([layers[~np.isin(points, (Point.KEPT, Point.KEPT_OVER))], heads])
 
 
-def _shapes(trainable: Trainable, rank: int | None, itemsize: int, *, flat: bool) -> list[Shape]:
-    """Trainable parameters as the optimizer has them: FSDP1's are pieces of flat ones."""
-    shapes = []
+def _not_traced(
+    table: ModelsTable, model: str, method: str, stack: Stack, key: LayerWay | HeadWay | tuple[str, str]
+) -> Unsupported:
+    """The error that names the settings for which there is no profile, and why."""
+    named = key._asdict() if isinstance(key, (LayerWay, HeadWay)) else {"lora_targets": key[1]}
+    about = [f"{name} {getattr(stack, name)!r}" for name in named if hasattr(stack, name)]
+    if named.get("dropout"):
+        about.append(f"lora_dropout {stack.lora_dropout:g}")
+    settings = f"method {method!r} of {model} with {', '.join(about)}"
+    return Unsupported([settings], f": {table.problem(model, key) or 'it was not traced'}")
+
+
+def _check_sharding(table: ModelsTable, model: str, method: str, stack: Stack, strategy: Strategy) -> None:
+    """Raise ``Unsupported`` where the parts of a job do not run together under a strategy."""
+    targets = _targets(stack, method)
+    if problem := table.problem(model, (method, targets, strategy)):
+        raise Unsupported([f"sharding {strategy!r} with lora_targets {targets!r} of {model}"], f": {problem}")
+    if stack.optim == "adafactor" and strategy == "fsdp2":
+        # transformers/optimization.py, Adafactor.step mixes its plain states with FSDP2's distributed tensors.
+        raise Unsupported(["optim 'adafactor' with sharding 'fsdp2'"], ": it does not step over distributed tensors")
+
+
+def _bytes_per_parameter(stack: Stack, method: str, strategy: Strategy) -> BytesPerParameter:
+    mixes = _gathers_in_bf16(stack, strategy)
+    frozen = _BYTES[stack.torch_dtype]
+    adapters = _BYTES[stack.adapter_dtype]
+    stored = {"full": frozen, "lora": max(frozen, adapters), "qlora": adapters}[method]
+    # accelerate/accelerator.py, prepare_model, and utils/fsdp_utils.py, fsdp2_prepare_model: trainable parameters
+    # become float32, but for FSDP2 not in a model with 4-bit layers.
+    upcast = mixes and (strategy == "fsdp1" or method != "qlora")
+    return BytesPerParameter(
+        frozen=frozen,
+        trainable=4 if upcast else stored,
+        frozen_computing=_BYTES[_computing_dtype(stack, strategy)],
+        trainable_computing=2 if mixes else stored,
+    )
+
+
+def _shapes(trainable: Trainable, rank: int | None, itemsize: int, *, flat: bool) -> Sequence[Shape]:
+    """Trainable parameters as the optimizer has them. FSDP1's are pieces of flat parameters."""
+    shapes: list[Shape] = []
     for shape, count in trainable.shapes:
         dimensions = shape.dimensions
-        if rank is not None:  # which the smallest dimension is: one, or as many as there are experts
+        if rank is not None:  # the rank is the smallest dimension: one, or as many as there are experts
             smallest = dimensions.index(min(dimensions))
             dimensions = tuple(size * (rank if i == smallest else 1) for i, size in enumerate(dimensions))
         if flat:

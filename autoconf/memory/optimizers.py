@@ -6,9 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from autoconf.jobs.stack import (
-    Optim,
-)
+from autoconf.jobs.stack import Optim
 
 
 class Shape(NamedTuple):
@@ -28,7 +26,7 @@ class Shape(NamedTuple):
 
 
 class OptimizerBytes(NamedTuple):
-    """What an optimizer holds beside parameters and gradients."""
+    """Bytes of an optimizer, in addition to parameters and gradients."""
 
     states: float  # from the end of its first step on
     step: float  # temporaries while it steps
@@ -47,7 +45,7 @@ def _adamw_fused(parameters: list[Shape]) -> OptimizerBytes:
 
 
 def _adamw_8bit(parameters: list[Shape]) -> OptimizerBytes:
-    # bitsandbytes/optim/optimizer.py, Optimizer2State.init_state: two states of one byte with a float32 maximum for
+    # bitsandbytes/optim/optimizer.py, Optimizer2State.init_state: two states of one byte, with a float32 absmax for
     # each block of 256.
     return OptimizerBytes(sum(p.elements * (2 * (1 + 4 / 256) if _in_8bit(p) else 8) for p in parameters), 0)
 
@@ -60,10 +58,10 @@ def _in_8bit(parameter: Shape) -> bool:
 
 def _paged_adamw_8bit(parameters: list[Shape]) -> OptimizerBytes:
     # bitsandbytes/optim/optimizer.py, get_state_buffer: states of 100,000 elements and more lie in managed memory,
-    # which leaves the GPU when other tensors need the room; their maxima stay.
+    # which leaves the GPU when other tensors need the room; their absmax stays.
     small = [p for p in parameters if p.elements < 100_000]
-    maxima = sum(p.elements * 2 * 4 / 256 for p in parameters if p.elements >= 100_000 and _in_8bit(p))
-    return OptimizerBytes(_adamw_8bit(small).states + maxima, 0)
+    absmax = sum(p.elements * 2 * 4 / 256 for p in parameters if p.elements >= 100_000 and _in_8bit(p))
+    return OptimizerBytes(_adamw_8bit(small).states + absmax, 0)
 
 
 def _adafactor(parameters: list[Shape]) -> OptimizerBytes:
@@ -96,6 +94,10 @@ _OPTIMIZERS: dict[str, Callable[[list[Shape]], OptimizerBytes]] = {
 
 def optimizer_bytes(optim: Optim, parameters: Iterable[Shape]) -> OptimizerBytes:
     """Bytes that an optimizer holds for trainable parameters, all on one GPU.
+
+    Args:
+        optim: the Trainer's name of the optimizer.
+        parameters: shapes of the trainable parameters, in the order in which it steps over them.
 
     >>> optimizer_bytes("adamw_torch", [Shape((1000, 8), 2)])
     OptimizerBytes(states=32000, step=16000)

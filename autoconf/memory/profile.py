@@ -1,4 +1,4 @@
-"""Memory figures of models: what the closed form of ``autoconf.memory`` needs to know, and their table on disk."""
+"""Memory profile of a model: what traces of its training code say, in every way that its layers and head can run."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
-import numpy as np
-
 from autoconf.memory.optimizers import Shape
+from autoconf.memory.units import Floats
 
 
 class Point(IntEnum):
-    """Where in a micro-batch a moment lies: what FSDP has gathered depends on nothing else.
+    """Where in a micro-batch a moment lies. What FSDP has gathered depends on nothing else.
 
-    ``LAST`` is the decoder layer next to the head, ``FIRST`` that next to the embeddings, ``MIDDLE`` any other;
+    ``LAST`` is the decoder layer next to the head, ``FIRST`` the one next to the embeddings, ``MIDDLE`` any other.
     ``LATE`` is the part of a layer's backward pass after its first adapter began its own.
     """
 
@@ -38,7 +37,7 @@ class Point(IntEnum):
     FIRST_END = 17
     TAIL = 18  # backward pass of the embeddings
     TAIL_END = 19
-    HEAD_OVER = 20  # after the model's own forward pass, in what wraps it
+    HEAD_OVER = 20  # after the model's own forward pass, in the code that wraps it
     # Not moments themselves: what the layers keep for the backward pass, while the head runs and after the forward
     # pass.
     KEPT = 21
@@ -46,14 +45,15 @@ class Point(IntEnum):
 
     @property
     def late(self) -> Point:
+        """The ``LATE`` part of a layer's backward pass."""
         return Point(self + 1)
 
 
 class StackMoment(NamedTuple):
-    """Bytes alive at one moment of a micro-batch on one GPU, beside parameters and optimizer states.
+    """Bytes alive at one moment of a micro-batch on one GPU, apart from parameters and optimizer states.
 
     Activations are ``constant + per_token * tokens + rank * (constant_per_rank + per_token_per_rank * tokens)``.
-    Gradients are those of adapters per rank, or else of all parameters.
+    Gradients of adapters are per rank; without adapters they are those of all parameters.
     """
 
     point: Point
@@ -61,17 +61,17 @@ class StackMoment(NamedTuple):
     per_token: float
     constant_per_rank: float
     per_token_per_rank: float
-    own: float  # gradients of this layer (or of embeddings and head) so far
-    newborn: float  # of them, the one that is just made
-    done: float  # gradients of the layers behind
-    rest: float  # gradients of embeddings and head
+    layer_gradients: float  # gradients so far of the layer (or of embeddings and head) in its backward pass
+    newest_gradient: float  # of them, the gradient produced last
+    finished_gradients: float  # gradients of the layers whose backward pass is over
+    root_gradients: float  # gradients of embeddings and head
 
 
 @dataclass(frozen=True)
 class Units:
-    """Parameters by FSDP's units: of the whole model, of one decoder layer (the largest), of the root unit (the rest).
+    """Numbers of parameters by FSDP's units: the whole model, its largest decoder layer, and the root unit (the rest).
 
-    ``trainable`` ones of adapters are per rank; ``quantized`` ones have 4 bits.
+    ``trainable`` parameters of adapters are per rank; ``quantized`` ones have 4 bits.
     """
 
     frozen: int
@@ -82,17 +82,17 @@ class Units:
     layer_quantized: int
     root_frozen: int
     root_trainable: int
-    maxima_bytes: int  # of the quantisation
+    absmax_bytes: int  # of bitsandbytes' quantization
     buffer_bytes: int = 0  # of the whole model
 
     @property
     def unsharded_bytes(self) -> int:
-        """What no sharding divides."""
-        return self.maxima_bytes + self.buffer_bytes
+        """Bytes that no sharding divides."""
+        return self.absmax_bytes + self.buffer_bytes
 
 
 class LayerWay(NamedTuple):
-    """A way in which decoder layers can run: what of a stack changes the bytes that they hold."""
+    """One way in which decoder layers run: the settings of a stack that change the bytes that layers hold."""
 
     method: str
     torch_dtype: str
@@ -104,7 +104,7 @@ class LayerWay(NamedTuple):
 
 
 class HeadWay(NamedTuple):
-    """A way in which head and loss can run."""
+    """One way in which head and loss run: the settings of a stack that change the bytes that they hold."""
 
     trains: bool
     torch_dtype: str
@@ -113,20 +113,20 @@ class HeadWay(NamedTuple):
 
 
 class Trainable(NamedTuple):
-    """What of a model trains; of adapters those of rank 1."""
+    """The trainable parameters of a model under one method; adapters have rank 1."""
 
     units: Units
-    shapes: tuple[tuple[Shape, int], ...]  # each with how many parameters have it
+    shapes: tuple[tuple[Shape, int], ...]  # each with the number of parameters of that shape
 
 
 @dataclass(frozen=True)
 class ModelFigures:
-    """One model, in every way that could be traced, and why it could not in others."""
+    """The memory profile of one model, in every way that could be traced, and why other ways could not."""
 
     model_name: str
-    made_of: str = ""  # the digest of what they were traced from
-    # Moments have the columns of ``StackMoment``, shape (moments, 9).
-    layers: dict[LayerWay, np.ndarray] = field(default_factory=dict)
-    heads: dict[HeadWay, np.ndarray] = field(default_factory=dict)
+    made_of: str = ""  # the digest of what was traced
+    # Moments have the columns of ``StackMoment``, shape (moments, 9), in bytes.
+    layers: dict[LayerWay, Floats] = field(default_factory=dict)
+    heads: dict[HeadWay, Floats] = field(default_factory=dict)
     units: dict[tuple[str, str], Trainable] = field(default_factory=dict)  # by method and targets
     problems: dict[tuple[object, ...], str] = field(default_factory=dict)  # by any of these keys, or with a sharding

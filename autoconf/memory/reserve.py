@@ -1,8 +1,4 @@
-"""Peak memory per GPU of a fine-tuning job, in closed form over traced figures.
-
-The figures come from traces of the real training code; what stands here is only how FSDP divides them over GPUs. All
-arithmetic is in bytes, element-wise over numpy arrays: one job is an array of length one.
-"""
+"""The safety margin: memory of a GPU that must stay free on top of the traced peak."""
 
 from __future__ import annotations
 
@@ -15,23 +11,36 @@ from autoconf.memory.units import Floats, Integers
 
 @dataclass(frozen=True)
 class Reserve:
-    """GiB of a GPU that must stay free beside the peak: they grow with activations, on several GPUs faster than on one.
+    """GiB of a GPU that must stay free. They grow with activations, on several GPUs faster than on one.
 
-    Where a cluster was seen to hold more than traces say, a share of the peak must stay free on top of them.
+    Learned from real runs when a version is made. Where a cluster was measured to hold more than the traces say, a
+    share of the peak must stay free on top.
+
+    Attributes:
+        activations_gib: grid of activations in GiB, ascending from 0 to more than any GPU can hold.
+        one_gpu_gib: margin on one GPU at each point of the grid, in GiB; linear in between.
+        several_gpus_gib: margin on each of several GPUs, in GiB.
+        peak_share: share of the bytes of every moment, >= 0.
 
     >>> reserve = Reserve(activations_gib=(0, 100), one_gpu_gib=(3, 8), several_gpus_gib=(3, 27))
     >>> reserve.gib(np.array([0, 50, 50]), gpus=np.array([1, 1, 2])).tolist()
     [3.0, 5.5, 15.0]
     """
 
-    activations_gib: tuple[float, ...]  # rising, from 0 to what no GPU can hold
-    one_gpu_gib: tuple[float, ...]  # the reserve at each of them; linear in between
+    activations_gib: tuple[float, ...]
+    one_gpu_gib: tuple[float, ...]
     several_gpus_gib: tuple[float, ...]
-    peak_share: float = 0.0  # of every moment's bytes, >= 0
+    peak_share: float = 0.0
 
     def gib(self, activations_gib: Floats, gpus: Integers) -> Floats:
-        """The reserve of each job, shape (jobs,)."""
+        """The margin of each candidate in GiB, without ``peak_share``.
+
+        Args:
+            activations_gib: shape (candidates,) or (moments, candidates).
+            gpus: shape (candidates,).
+        """
         one, several = (
-            np.interp(activations_gib, self.activations_gib, of) for of in (self.one_gpu_gib, self.several_gpus_gib)
+            np.interp(activations_gib, self.activations_gib, margins)
+            for margins in (self.one_gpu_gib, self.several_gpus_gib)
         )
         return np.where(np.asarray(gpus) > 1, several, one)

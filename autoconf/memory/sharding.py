@@ -1,47 +1,44 @@
-"""What each GPU of a job holds, from what one GPU does without sharding: FSDP's gathering and reducing, in closed form.
+"""Memory of each GPU of a job, from its memory on one GPU: FSDP's gathering and reducing in closed form.
 
-FSDP gathers, frees and reduces units (a decoder layer each, and the root: embeddings, final norm and head) where one of
-them begins or ends, and leaves what runs in between alone. So the bytes of a GPU at any moment are those of the same
-moment on a single GPU, with the parameters and gradients exchanged for what FSDP has of them there. Which units that is
-was read off traces of PyTorch's own wrappers, and is held against them (``make ground-truth``).
+FSDP gathers, frees and reduces units (each decoder layer, and the root: embeddings, final norm and head) where one of
+them begins or ends, and leaves the code in between alone. So the bytes of a GPU at any moment are those of the same
+moment on a single GPU, with the parameters and gradients replaced by FSDP's there. The schedules below were
+read off traces of PyTorch's own wrappers, and are tested against them (``make ground-truth``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from autoconf.memory.envelope import undominated
+from autoconf.memory.gpu_memory import GpuMemory, Moments, Resident
 from autoconf.memory.optimizers import OptimizerBytes
 from autoconf.memory.profile import Point, Units
-from autoconf.memory.reserve import Reserve
-from autoconf.memory.units import GIB, Floats, Integers
+from autoconf.memory.units import Floats, Integers
 
-Way = Literal["none", "ddp", "fsdp1", "fsdp2"]
+# What several GPUs do; ``none`` is one GPU.
+Strategy = Literal["none", "ddp", "fsdp1", "fsdp2"]
 
 
 class _Gathered(NamedTuple):
-    """Units that are whole at a point, in copies of the root's and of a layer's parameters.
+    """How many copies of a unit's parameters or gradients a GPU holds at a point, next to its shards."""
 
-    ``reduced`` and ``root_reduced`` count buffers as large as a layer's (the root's) gradients, ``cast`` copies of
-    shards in the dtype of computation.
-    """
+    root: int = 0  # whole parameters of the root unit
+    layer: int = 0  # whole parameters of a decoder layer
+    reduced: int = 0  # buffers as large as a layer's gradients
+    root_reduced: int = 0  # buffers as large as the root's gradients
+    root_cast: int = 0  # the root's shards in the dtype of computation
+    layer_cast: int = 0  # a layer's shards in the dtype of computation
 
-    root: int = 0
-    layer: int = 0
-    reduced: int = 0
-    root_reduced: int = 0
-    root_cast: int = 0
-    layer_cast: int = 0
 
+_Schedule = dict[int, tuple[_Gathered, ...]]  # by the value of a ``Point``
 
 # A point may have several phases, of which the largest counts. FSDP1: torch/distributed/fsdp/_runtime_utils.py and
 # _flat_param.py; a layer's views lie in its flat parameter, and backward prefetch gathers the next unit before a
 # layer's backward pass begins.
-_FSDP1: dict[Point, tuple[_Gathered, ...]] = {
+_FSDP1: _Schedule = {
     Point.EMBEDDING: (_Gathered(root=1), _Gathered(root=1, root_cast=1)),
     Point.FIRST_GATHER: (_Gathered(root=1, layer=1, layer_cast=1),),
     Point.GATHER: (_Gathered(root=1, layer=1, layer_cast=1),),
@@ -74,7 +71,7 @@ _FSDP1_ADAPTERS = _FSDP1 | {
 # torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py and _fsdp_collectives.py: a unit is gathered into one buffer
 # and copied out of it, and the buffer lives until the next unit is needed; the input of a reduction lives until the
 # next one.
-_FSDP2: dict[Point, tuple[_Gathered, ...]] = {
+_FSDP2: _Schedule = {
     Point.EMBEDDING: (_Gathered(root=2),),
     Point.FIRST_GATHER: (_Gathered(root=2, layer=2),),
     Point.GATHER: (_Gathered(root=1, layer=3),),
@@ -100,190 +97,232 @@ _FSDP2: dict[Point, tuple[_Gathered, ...]] = {
 
 
 @dataclass(frozen=True)
-class Bytes:
-    """Bytes per parameter: of frozen and trainable ones as they are stored and as they compute."""
+class BytesPerParameter:
+    """Bytes of one frozen and of one trainable parameter: as they are stored, and in the dtype of computation."""
 
     frozen: int
     trainable: int
     frozen_computing: int
     trainable_computing: int
 
-
-class Held:
-    """What a GPU holds at each moment of a job, by part: affine in the tokens of a GPU and in 1 / GPUs."""
-
-    PARTS = ("weights", "gradients", "optimizer", "gathered", "activations")
-
-    def __init__(self, phases: Sequence[_Terms], resident: tuple[float, float], whole_gradients: float = 0.0) -> None:
-        """
-        Args:
-            phases: moments.
-            resident: weights, gradients and optimizer states, which no training can do without: bytes that every GPU
-                holds, and bytes that are divided among them.
-            whole_gradients: what FSDP keeps of the gradients on every GPU under accumulation.
-        """
-        self.resident, self.whole_gradients = resident, whole_gradients
-        parts = np.concatenate([phase.parts() for phase in phases], axis=1)
-        total = parts.sum(axis=0)
-        kept = undominated(total, decimals=0)
-        self._parts, self._total = parts[:, kept], total[kept]
-
-    def peak_bytes(self, gpus: Integers, tokens: Floats | Integers) -> Floats:
-        """Peak of each candidate; all arrays have shape (candidates,)."""
-        return (self._total @ _variables(gpus, tokens)).max(axis=0)
-
-    def needed_bytes(self, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
-        """Peak of each candidate with what must stay free beside each moment.
-
-        Activations need a reserve of their own, so that the moment which decides need not be that of the peak; and so
-        that what is needed rises with tokens, and falls with more GPUs, as moments themselves do.
-        """
-        return self._needs(gpus, tokens, reserve).max(axis=0)
-
-    def _needs(self, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
-        """Shape (moments, candidates)."""
-        activations = np.outer(self._total[:, 1], tokens) / GIB
-        return (1 + reserve.peak_share) * (self._total @ _variables(gpus, tokens)) + GIB * reserve.gib(
-            activations, gpus
-        )
-
-    def deciding_bytes(self, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
-        """What candidates hold at the moment that decides, and of that what grows with the tokens; (candidates, 2)."""
-        at = self._needs(gpus, tokens, reserve).argmax(axis=0)
-        held = (self._total[at] * _variables(gpus, tokens).T).sum(axis=1)
-        return np.stack([held, self._total[at, 1] * tokens], axis=1)
-
-    def parts(self, gpus: int, tokens: float, reserve: Reserve) -> dict[str, float]:
-        """The parts of what a candidate needs at the moment that decides, and the reserve, in bytes: they add up to
-        ``needed_bytes``.
-        """
-        one, those = np.array([gpus]), np.array([tokens], float)
-        at = int(self._needs(one, those, reserve).argmax())
-        variables = _variables(one, those)[:, 0]
-        found = {name: float(part[at] @ variables) for name, part in zip(self.PARTS, self._parts, strict=True)}
-        activations = np.array([self._total[at, 1] * tokens / GIB])
-        on_top = reserve.peak_share * float(self._total[at] @ variables)
-        return {**found, "reserve": float(reserve.gib(activations, one)[0]) * GIB + on_top}
-
-
-def _variables(gpus: Integers, tokens: Floats | Integers) -> Floats:
-    return np.stack([np.ones(len(gpus)), tokens, 1 / gpus])
-
-
-def held(
-    moments: Floats, units: Units, bytes_: Bytes, way: Way, accumulating: bool, rank: int | None,
-    optimizer: OptimizerBytes,
-) -> Held:  # fmt: skip
-    """Put together what a GPU holds.
-
-    Args:
-        moments: of a micro-batch on one GPU, with the columns of ``StackMoment``; for FSDP with the parameters in the
-            dtype in which it gathers them.
-        units: parameters.
-        bytes_: per parameter.
-        way: ``none`` for one GPU; what several do.
-        accumulating: whether an optimizer step takes several micro-batches.
-        rank: of adapters; ``None`` where all parameters train.
-        optimizer: states and temporaries of the step, on all GPUs together.
-    """
-    points = [Point(int(p)) for p in moments[:, 0]]
-    constant, per_token, constant_r, per_token_r, *gradients = moments[:, 1:].T
-    r = rank or 1
-    own, newborn, done, rest = (g * r for g in gradients)
-    trainable = units.trainable * r
-    whole = trainable * bytes_.trainable_computing
-    stored = units.frozen * bytes_.frozen + trainable * bytes_.trainable + units.quantized / 2
-    per_rank = r * (rank is not None)
-    activations = np.stack(
-        [constant + per_rank * constant_r, per_token + per_rank * per_token_r, np.zeros(len(moments))], axis=1
-    )
-    if way in ("none", "ddp"):
-        # torch/csrc/distributed/c10d/reducer.cpp: DDP's buckets are a second copy of the gradients.
-        buckets = whole if way == "ddp" else 0.0
-        weights = stored + units.unsharded_bytes
-        held_gradients = whole + newborn if accumulating else own + done + rest
-        phase = _Terms(weights, 0, held_gradients + buckets, 0, optimizer.states, 0, 0, 0, activations)
-        end = _Terms(weights, 0, whole + buckets, 0, optimizer.states + optimizer.step, 0, 0, 0, _NOTHING)
-        return Held([phase, end], (weights + whole + buckets + optimizer.states, 0.0))
-    schedule = _FSDP2 if way == "fsdp2" else _FSDP1 if rank is None else _FSDP1_ADAPTERS
-    rows = [(index, phase) for index, point in enumerate(points) for phase in schedule[point]]
-    at = np.array([index for index, _ in rows])
-    roots, layers, reduced, root_reduced, root_casts, layer_casts = np.array([phase for _, phase in rows], float).T
-    root = _unit(units.root_frozen, units.root_trainable * r, 0, bytes_)
-    # What FSDP1 gathers for single adapters is too little to count.
-    with_layer = 0 if way == "fsdp1" and rank is not None else 1
-    layer = _unit(units.layer_frozen, units.layer_trainable * r, units.layer_quantized, bytes_, with_layer)
-    own, newborn, done, rest = own[at], newborn[at], done[at], rest[at]
-    buffers = reduced * layer.gradients + root_reduced * root.gradients
-    ratio = bytes_.trainable / bytes_.trainable_computing
-    common = {
-        "weights": units.unsharded_bytes, "weights_sharded": stored,
-        "optimizer": 0, "optimizer_sharded": optimizer.states,
-        "gathered": roots * root.gathered + layers * layer.gathered,
-        "gathered_sharded": root_casts * root.cast + layer_casts * layer.cast, "activations": activations[at],
-    }  # fmt: skip
-    if accumulating and way == "fsdp1":
-        # New gradients are views into one flat gradient of the unit, which joins the accumulated one at its end.
-        phases = [_Terms(**common, gradients=whole + own + rest + buffers, gradients_sharded=0)]
-    elif accumulating:
-        # The last micro-batch reduces the layers behind, those before it reduce nothing.
-        phases = [
-            _Terms(**common, gradients=whole + newborn, gradients_sharded=0),
-            _Terms(**common, gradients=whole + newborn + buffers - done, gradients_sharded=done * ratio),
-        ]
-    else:
-        phases = [_Terms(**common, gradients=own + rest + buffers, gradients_sharded=done * ratio)]
-        if way == "fsdp2":
-            # Once the root's gradients were read for reduction only the last one is still held; the result is there,
-            # and where it is stored in another dtype, twice.
-            tail = np.where(np.array([points[i] == Point.TAIL_END for i in at]), 1.0, 0.0)
-            reduced_root = tail * root.gradients * (ratio + (ratio != 1))
-            gradients = np.where(tail > 0, newborn + buffers, own + rest + buffers)
-            phases.append(_Terms(**common, gradients=gradients, gradients_sharded=done * ratio + reduced_root))
-    end = _Terms(units.unsharded_bytes, stored, 0, whole * ratio, 0, optimizer.states + optimizer.step, 0, 0, _NOTHING)
-    resident = (units.unsharded_bytes, stored + min(1.0, ratio) * whole + optimizer.states)
-    return Held([*phases, end], resident, whole if accumulating else 0.0)
-
-
-_NOTHING = np.zeros((1, 3))
+    @property
+    def stored_per_computed(self) -> float:
+        """Bytes of a trainable parameter as it is stored, for each byte of it in the dtype of computation."""
+        return self.trainable / self.trainable_computing
 
 
 @dataclass(frozen=True)
-class _Terms:
-    """Bytes of each part at some moments: what every GPU holds, and what is divided among them."""
+class UnshardedJob:
+    """A job as it runs on one GPU, before anything is sharded.
 
-    weights: Any
-    weights_sharded: Any
-    gradients: Any
-    gradients_sharded: Any
-    optimizer: Any
-    optimizer_sharded: Any
-    gathered: Any
-    gathered_sharded: Any
-    activations: Floats  # moments x (constant, per token, sharded)
+    Attributes:
+        profile: moments of a micro-batch with the columns of ``StackMoment``, shape (moments, 9), in bytes; for FSDP
+            of a run with the parameters in the dtype in which FSDP gathers them.
+        units: numbers of parameters.
+        bytes_per_parameter: of frozen and trainable parameters.
+        accumulating: whether an optimizer step takes several micro-batches.
+        rank: rank of the adapters, >= 1; ``None`` where all parameters train.
+        optimizer: states, and temporaries of the step, in bytes, on all GPUs together.
+    """
 
-    def parts(self) -> Floats:
-        """Shape (parts, moments, 3)."""
-        moments = len(self.activations)
-        pairs = [
-            (self.weights, self.weights_sharded), (self.gradients, self.gradients_sharded),
-            (self.optimizer, self.optimizer_sharded), (self.gathered, self.gathered_sharded),
-        ]  # fmt: skip
-        terms = np.zeros((len(pairs) + 1, moments, 3))
-        for index, (constant, sharded) in enumerate(pairs):
-            terms[index, :, 0], terms[index, :, 2] = constant, sharded
-        terms[-1] = self.activations
-        return terms
+    profile: Floats
+    units: Units
+    bytes_per_parameter: BytesPerParameter
+    accumulating: bool
+    rank: int | None
+    optimizer: OptimizerBytes
+
+    @property
+    def trainable(self) -> int:
+        """Number of trainable parameters."""
+        return self.units.trainable * (self.rank or 1)
+
+    @property
+    def gradients(self) -> int:
+        """Bytes of the gradients of all trainable parameters."""
+        return self.trainable * self.bytes_per_parameter.trainable_computing
+
+    @property
+    def sharded_weights(self) -> float:
+        """Bytes of the parameters as they are stored, without those that no sharding divides."""
+        per = self.bytes_per_parameter
+        return self.units.frozen * per.frozen + self.trainable * per.trainable + self.units.quantized / 2
+
+    def moments(self) -> _UnshardedMoments:
+        """The profile for this job's rank."""
+        constant, per_token, constant_per_rank, per_token_per_rank, *gradients = self.profile[:, 1:].T
+        of_adapters = self.rank or 0
+        activations = [constant + of_adapters * constant_per_rank, per_token + of_adapters * per_token_per_rank]
+        scaled = [column * (self.rank or 1) for column in gradients]
+        return _UnshardedMoments(self.profile[:, 0].astype(int), np.stack(activations, axis=1), *scaled)
 
 
-class _Unit(NamedTuple):
+class _UnshardedMoments(NamedTuple):
+    """Columns of ``StackMoment`` for a job; all but ``activations`` have shape (moments,)."""
+
+    points: Integers
+    activations: Floats  # shape (moments, 2): constant, and per token
+    layer_gradients: Floats
+    newest_gradient: Floats
+    finished_gradients: Floats
+    root_gradients: Floats
+
+    def at(self, moments: Integers) -> _UnshardedMoments:
+        """Some of the moments, by index."""
+        points, *others = self
+        return _UnshardedMoments(points[moments], *(column[moments] for column in others))
+
+
+def sharded(job: UnshardedJob, strategy: Strategy) -> GpuMemory:
+    """Memory of a GPU of a job under a strategy.
+
+    >>> from autoconf.memory.profile import StackMoment
+    >>> units = Units(frozen=0, trainable=1050, quantized=0, layer_frozen=0, layer_trainable=100, layer_quantized=0,
+    ...               root_frozen=0, root_trainable=50, absmax_bytes=0)
+    >>> moment = StackMoment(Point.MIDDLE, constant=7, per_token=30, constant_per_rank=0, per_token_per_rank=0,
+    ...                      layer_gradients=200, newest_gradient=200, finished_gradients=1000, root_gradients=100)
+    >>> job = UnshardedJob(np.array([moment], float), units, BytesPerParameter(2, 2, 2, 2), accumulating=False,
+    ...                    rank=None, optimizer=OptimizerBytes(states=4200, step=0))
+    >>> sharded(job, "none").peak_bytes(gpus=np.array([1]), tokens=np.array([1000])).tolist()
+    [37607.0]
+    >>> sharded(job, "fsdp2").peak_bytes(gpus=np.array([2, 4]), tokens=np.array([500, 250])).tolist()
+    [19657.0, 10332.0]
+    """
+    if strategy == "fsdp1":
+        return _fsdp1(job)
+    if strategy == "fsdp2":
+        return _fsdp2(job)
+    return _replicated(job, buckets=job.gradients if strategy == "ddp" else 0)
+
+
+def _replicated(job: UnshardedJob, buckets: float) -> GpuMemory:
+    """Every GPU holds the whole job.
+
+    torch/csrc/distributed/c10d/reducer.cpp: DDP's buckets are a second copy of the gradients.
+    """
+    moments, states = job.moments(), job.optimizer.states
+    weights = job.sharded_weights + job.units.unsharded_bytes
+    if job.accumulating:
+        gradients = job.gradients + moments.newest_gradient
+    else:
+        gradients = moments.layer_gradients + moments.finished_gradients + moments.root_gradients
+    micro_batch = Moments(moments.activations, weights=weights, gradients=gradients + buckets, optimizer=states)
+    step = Moments(
+        _NO_ACTIVATIONS, weights=weights, gradients=job.gradients + buckets, optimizer=states + job.optimizer.step
+    )
+    resident = Resident(whole=weights + job.gradients + buckets + states, sharded=0.0)
+    return GpuMemory([micro_batch, step], resident)
+
+
+def _fsdp1(job: UnshardedJob) -> GpuMemory:
+    adapters = job.rank is not None
+    # What FSDP1 gathers for single adapters is too little to count.
+    held = _gathering(job, _FSDP1_ADAPTERS if adapters else _FSDP1, trainable_of_layers=not adapters)
+    if job.accumulating:
+        # New gradients are views into one flat gradient of the unit, which joins the accumulated one at its end.
+        gradients = job.gradients + held.moments.layer_gradients + held.moments.root_gradients + held.reduced
+        return _fsdp(job, [held.with_gradients(job, gradients)])
+    return _fsdp(job, [_reduced_at_once(job, held)])
+
+
+def _fsdp2(job: UnshardedJob) -> GpuMemory:
+    held = _gathering(job, _FSDP2)
+    stored, newest = job.bytes_per_parameter.stored_per_computed, held.moments.newest_gradient
+    finished = held.moments.finished_gradients
+    if job.accumulating:
+        # The last micro-batch reduces the gradients of finished layers, those before it reduce nothing.
+        before_last = held.with_gradients(job, job.gradients + newest)
+        last = held.with_gradients(job, job.gradients + newest + held.reduced - finished, finished * stored)
+        return _fsdp(job, [before_last, last])
+    # Once the root's gradients were read for reduction only the last one is still held; the result is there,
+    # and where it is stored in another dtype, twice.
+    at_tail = held.moments.points == Point.TAIL_END
+    root = np.where(at_tail, 1.0, 0.0) * held.root.gradients * (stored + (stored != 1))
+    unreduced = held.moments.layer_gradients + held.moments.root_gradients + held.reduced
+    tail = held.with_gradients(job, np.where(at_tail, newest + held.reduced, unreduced), finished * stored + root)
+    return _fsdp(job, [_reduced_at_once(job, held), tail])
+
+
+def _reduced_at_once(job: UnshardedJob, held: _Gathering) -> Moments:
+    """Moments of a step of one micro-batch: gradients of a layer are sharded once its backward pass is over."""
+    unreduced = held.moments.layer_gradients + held.moments.root_gradients + held.reduced
+    stored = job.bytes_per_parameter.stored_per_computed
+    return held.with_gradients(job, unreduced, held.moments.finished_gradients * stored)
+
+
+def _fsdp(job: UnshardedJob, micro_batch: list[Moments]) -> GpuMemory:
+    """The moments of a micro-batch, and the optimizer's step, on shards."""
+    stored, states = job.bytes_per_parameter.stored_per_computed, job.optimizer.states
+    step = Moments(
+        _NO_ACTIVATIONS, weights=job.units.unsharded_bytes, weights_sharded=job.sharded_weights,
+        gradients_sharded=job.gradients * stored, optimizer_sharded=states + job.optimizer.step,
+    )  # fmt: skip
+    gradients = min(1.0, stored) * job.gradients
+    resident = Resident(whole=job.units.unsharded_bytes, sharded=job.sharded_weights + gradients + states)
+    return GpuMemory([*micro_batch, step], resident, job.gradients if job.accumulating else 0.0)
+
+
+class _UnitBytes(NamedTuple):
+    """Bytes of one FSDP unit when it is whole."""
+
     gathered: float
     cast: float  # of the gathered bytes, those of parameters that are stored in another dtype
     gradients: float
 
 
-def _unit(frozen: int, trainable: int, quantized: int, bytes_: Bytes, with_trainable: int = 1) -> _Unit:
-    gradients = trainable * bytes_.trainable_computing
-    parts = (frozen * bytes_.frozen_computing, gradients * with_trainable)
-    cast = (bytes_.frozen != bytes_.frozen_computing, bytes_.trainable != bytes_.trainable_computing)
-    return _Unit(sum(parts) + quantized / 2, sum(p * c for p, c in zip(parts, cast, strict=True)), gradients)
+class _Gathering(NamedTuple):
+    """Moments of a job with FSDP's copies and buffers; a point with several phases has a moment for each."""
+
+    moments: _UnshardedMoments
+    root: _UnitBytes
+    gathered: Floats  # bytes on every GPU, shape (moments,)
+    cast: Floats  # bytes that the GPUs divide
+    reduced: Floats  # bytes of buffers of gradients that are reduced
+
+    def with_gradients(
+        self, job: UnshardedJob, gradients: float | Floats, gradients_sharded: float | Floats = 0.0
+    ) -> Moments:
+        """All parts of the moments."""
+        return Moments(
+            self.moments.activations, weights=job.units.unsharded_bytes, weights_sharded=job.sharded_weights,
+            gradients=gradients, gradients_sharded=gradients_sharded, optimizer_sharded=job.optimizer.states,
+            gathered=self.gathered, gathered_sharded=self.cast,
+        )  # fmt: skip
+
+
+def _gathering(job: UnshardedJob, schedule: _Schedule, *, trainable_of_layers: bool = True) -> _Gathering:
+    moments = job.moments()
+    phases = [(index, phase) for index, point in enumerate(moments.points.tolist()) for phase in schedule[point]]
+    columns = np.array([phase for _, phase in phases], float).T
+    copies: dict[str, Floats] = dict(zip(_Gathered._fields, columns, strict=True))
+    root, layer = _root_bytes(job), _layer_bytes(job, gathers_trainable=trainable_of_layers)
+    return _Gathering(
+        moments.at(np.array([index for index, _ in phases])),
+        root,
+        gathered=copies["root"] * root.gathered + copies["layer"] * layer.gathered,
+        cast=copies["root_cast"] * root.cast + copies["layer_cast"] * layer.cast,
+        reduced=copies["reduced"] * layer.gradients + copies["root_reduced"] * root.gradients,
+    )
+
+
+def _root_bytes(job: UnshardedJob) -> _UnitBytes:
+    units = job.units
+    return _unit_bytes(job, units.root_frozen, units.root_trainable, quantized=0, gathers_trainable=True)
+
+
+def _layer_bytes(job: UnshardedJob, *, gathers_trainable: bool) -> _UnitBytes:
+    units = job.units
+    return _unit_bytes(job, units.layer_frozen, units.layer_trainable, units.layer_quantized, gathers_trainable)
+
+
+def _unit_bytes(job: UnshardedJob, frozen: int, trainable: int, quantized: int, gathers_trainable: bool) -> _UnitBytes:
+    per = job.bytes_per_parameter
+    gradients = trainable * (job.rank or 1) * per.trainable_computing
+    frozen_bytes, trainable_bytes = frozen * per.frozen_computing, gradients if gathers_trainable else 0
+    cast = (frozen_bytes if per.frozen != per.frozen_computing else 0) + (
+        trainable_bytes if per.trainable != per.trainable_computing else 0
+    )
+    return _UnitBytes(frozen_bytes + trainable_bytes + quantized / 2, cast, gradients)
+
+
+_NO_ACTIVATIONS = np.zeros((1, 2))

@@ -1,21 +1,33 @@
-"""Memory profiles on disk: moments as Parquet, everything else as JSON."""
+"""Memory profiles on disk: moments as Parquet, everything else as JSON.
+
+The format is frozen with version 2.0.0. In it, the key of a profile is one text: its fields with a space between them,
+7 of a ``LayerWay`` or 4 of a ``HeadWay``. Some names on disk differ from those of the code; see ``_COLUMNS`` and
+``_ABSMAX``.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autoconf.memory.optimizers import Shape
 from autoconf.memory.profile import HeadWay, LayerWay, ModelFigures, StackMoment, Trainable, Units
+from autoconf.memory.units import Floats
 
 MOMENTS, MODELS = "moments.parquet", "models.json"
+
+# The columns of ``StackMoment`` on disk.
+_COLUMNS = (*StackMoment._fields[:5], "own", "newborn", "done", "rest")
+_ABSMAX = "maxima_bytes"  # ``Units.absmax_bytes`` on disk
 
 
 def _text(key: Iterable[object]) -> str:
@@ -23,12 +35,13 @@ def _text(key: Iterable[object]) -> str:
 
 
 def _way(text: str) -> LayerWay | HeadWay:
-    words: list[Any] = [{"True": True, "False": False}.get(word, word) for word in text.split(" ")]
-    return LayerWay(*words) if len(words) == len(LayerWay._fields) else HeadWay(*words)
+    words = text.split(" ")
+    values: list[Any] = [{"True": True, "False": False}.get(word, word) for word in words]
+    return LayerWay(*values) if len(words) == len(LayerWay._fields) else HeadWay(*values)
 
 
 def write_models(models: Iterable[ModelFigures], folder: Path) -> None:
-    """Write figures of models: their moments as Parquet, a row group each, everything else as JSON."""
+    """Write the profiles of models: their moments as Parquet, one row group per model, everything else as JSON."""
     models = list(models)
     with (folder / MOMENTS).open("wb") as stream:
         _write_moments(models, stream)
@@ -36,11 +49,11 @@ def write_models(models: Iterable[ModelFigures], folder: Path) -> None:
 
 
 def write_model(model: ModelFigures, stream: BinaryIO, about: Mapping[str, str]) -> None:
-    """Write figures of one model as one Parquet file, whose metadata hold everything that is no moment.
+    """Write the profile of one model as one Parquet file. Its metadata hold everything that is not a moment.
 
     Args:
-        model: its figures.
-        stream: where they go.
+        model: its profile.
+        stream: where it goes.
         about: more metadata; ``metadata`` reads them.
     """
     _write_moments([model], stream, {MODELS: _others([model]), **about})
@@ -54,20 +67,14 @@ def metadata(path: Path, key: str) -> str | None:
         ValueError: it is not Parquet.
     """
     found = (pq.read_schema(path).metadata or {}).get(key.encode())
-    return None if found is None else found.decode()
+    return None if found is None else str(found, "utf-8")
 
 
 def _others(models: Iterable[ModelFigures]) -> str:
     others = {
         model.model_name: {
             "made_of": model.made_of,
-            "units": {
-                _text(key): {
-                    "units": asdict(trainable.units),
-                    "shapes": [[*shape, count] for shape, count in trainable.shapes],
-                }
-                for key, trainable in model.units.items()
-            },
+            "units": {_text(key): _trainable_to_json(trainable) for key, trainable in model.units.items()},
             "problems": {_text(key): sentence for key, sentence in model.problems.items()},
         }
         for model in models
@@ -75,26 +82,36 @@ def _others(models: Iterable[ModelFigures]) -> str:
     return json.dumps(others, separators=(",", ":"))
 
 
+def _trainable_to_json(trainable: Trainable) -> dict[str, Any]:
+    units = {_ABSMAX if name == "absmax_bytes" else name: value for name, value in asdict(trainable.units).items()}
+    return {"units": units, "shapes": [[*shape, count] for shape, count in trainable.shapes]}
+
+
+def _trainable_from_json(found: Mapping[str, Any]) -> Trainable:
+    units = {"absmax_bytes" if name == _ABSMAX else name: value for name, value in found["units"].items()}
+    shapes = [(Shape(tuple(dims), itemsize, embedding), count) for dims, itemsize, embedding, count in found["shapes"]]
+    return Trainable(Units(**units), tuple(shapes))
+
+
 def _write_moments(models: Iterable[ModelFigures], stream: BinaryIO, about: Mapping[str, str] | None = None) -> None:
-    tables = [_moments_table({**model.layers, **model.heads}) for model in models]
-    scales = {name: "BYTE_STREAM_SPLIT" for name in StackMoment._fields[1:5]}
+    tables = [_moments_table(dict(itertools.chain(model.layers.items(), model.heads.items()))) for model in models]
     with pq.ParquetWriter(
         stream,
         tables[0].schema.with_metadata(about),
         compression="zstd",
         compression_level=15,
-        use_dictionary=["way", "point", *StackMoment._fields[5:]],
-        column_encoding=scales,
+        use_dictionary=["way", "point", *_COLUMNS[5:]],
+        column_encoding=dict.fromkeys(_COLUMNS[1:5], "BYTE_STREAM_SPLIT"),
     ) as writer:
         for table in tables:
             writer.write_table(table.replace_schema_metadata(about), row_group_size=len(table))
 
 
-def _moments_table(moments: dict[Any, np.ndarray]) -> pa.Table:
+def _moments_table(moments: Mapping[Any, Floats]) -> pa.Table:
     ways = [_text(way) for way, rows in moments.items() for _ in range(len(rows))]
     values = np.concatenate(list(moments.values()))
     seven_digits = values.astype(np.float32)
-    columns = {name: pa.array(seven_digits[:, i]) for i, name in enumerate(StackMoment._fields)}
+    columns = {name: pa.array(seven_digits[:, i]) for i, name in enumerate(_COLUMNS)}
     return pa.table({"way": ways, **columns, "point": pa.array(values[:, 0].astype(np.int8))})
 
 
@@ -105,42 +122,53 @@ def read_models(folder: Path) -> list[ModelFigures]:
         OSError: a file cannot be read.
         ValueError: it is not such a table.
     """
-    table = ModelsTable(folder)
+    table = ModelsTable.read(folder)
     return [table.figures(name) for name in table.models]
 
 
 class ModelsTable:
-    """Figures of models as ``write_models`` wrote them into a folder, or ``write_model`` into a file.
+    """The profiles of models, as ``write_models`` or ``write_model`` wrote them; decoded when they are needed.
+
+    Args:
+        moments: content of the Parquet file.
+        models: content of the JSON file; without it, the metadata of the Parquet file have the same.
 
     Raises:
-        OSError: a file cannot be read.
         ValueError: it is not such a table.
     """
 
-    def __init__(self, path: Path) -> None:
-        moments = path / MOMENTS if path.is_dir() else path
-        # What is read is what was there, and verified, when the version was loaded.
-        self._content = pa.py_buffer(moments.read_bytes())
+    def __init__(self, moments: bytes, models: bytes | None = None) -> None:
+        self._content = pa.py_buffer(moments)
         parquet = pq.ParquetFile(self._content)
-        if path.is_dir():
-            others: str | bytes = (path / MODELS).read_text(encoding="utf-8")
-        else:
-            others = (parquet.schema_arrow.metadata or {}).get(MODELS.encode(), b"")
-        self._others = json.loads(others)
-        if parquet.schema_arrow.names != ["way", *StackMoment._fields]:
-            raise ValueError(f"{moments.name} has the columns {', '.join(parquet.schema_arrow.names)}")
+        if models is None:
+            models = (parquet.schema_arrow.metadata or {}).get(MODELS.encode(), b"")
+        self._others: dict[str, dict[str, Any]] = json.loads(models)
+        if parquet.schema_arrow.names != ["way", *_COLUMNS]:
+            raise ValueError(f"{MOMENTS} has the columns {', '.join(parquet.schema_arrow.names)}")
         if parquet.num_row_groups != len(self._others):
-            raise ValueError(f"{moments.name} is of {parquet.num_row_groups} models, {MODELS} of {len(self._others)}")
-        self._of_model: dict[str, dict[str, np.ndarray]] = {}
+            raise ValueError(f"{MOMENTS} is of {parquet.num_row_groups} models, {MODELS} of {len(self._others)}")
+        self._of_model: dict[str, dict[str, Floats]] = {}
 
-    def _moments(self, model: str) -> dict[str, np.ndarray]:
-        """A model's moments by the text of their way, read when somebody asks for them."""
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a folder of ``write_models``, or a file of ``write_model``.
+
+        Raises:
+            OSError: a file cannot be read.
+            ValueError: it is not such a table.
+        """
+        if path.is_dir():
+            return cls((path / MOMENTS).read_bytes(), (path / MODELS).read_bytes())
+        return cls(path.read_bytes())
+
+    def _moments(self, model: str) -> dict[str, Floats]:
+        """The moments of a model by the text of their way."""
         if model not in self._of_model:
             group = list(self._others).index(model)
             # A process that ends soon after threads of pyarrow have read is aborted by them now and then.
             table = pq.ParquetFile(self._content).read_row_group(group, use_threads=False)
-            ways = table["way"].to_numpy(zero_copy_only=False)
-            values = np.stack([table[name].to_numpy().astype(float) for name in StackMoment._fields], axis=1)
+            ways: npt.NDArray[Any] = table["way"].to_numpy(zero_copy_only=False)
+            values = np.stack([table[name].to_numpy().astype(float) for name in _COLUMNS], axis=1)
             starts = np.flatnonzero(np.append(True, ways[1:] != ways[:-1]))
             self._of_model[model] = dict(zip(ways[starts], np.split(values, starts[1:]), strict=True))
         return self._of_model[model]
@@ -155,41 +183,37 @@ class ModelsTable:
         return [_way(text) for text in self._moments(model)]
 
     def figures(self, model: str) -> ModelFigures:
-        """All of one model."""
+        """Everything about one model."""
         found = ModelFigures(model, self._others[model]["made_of"])
-        for way in self.ways(model):
-            moments = self.moments(model, way)
-            assert moments is not None
+        for text, moments in self._moments(model).items():
+            way = _way(text)
             if isinstance(way, LayerWay):
                 found.layers[way] = moments
             else:
                 found.heads[way] = moments
-        for key in self.trainables(model):
-            trainable = self.trainable(model, *key)
-            assert trainable is not None
-            found.units[key] = trainable
+        for text, trainable in self._others[model]["units"].items():
+            method, targets = text.split(" ")
+            found.units[method, targets] = _trainable_from_json(trainable)
         found.problems.update({tuple(text.split(" ")): why for text, why in self._others[model]["problems"].items()})
         return found
 
     def trainables(self, model: str) -> list[tuple[str, str]]:
-        """Methods and targets of which it is known what trains."""
+        """The methods and targets whose trainable parameters are known."""
         keys = (text.split(" ") for text in self._others[model]["units"])
         return [(method, targets) for method, targets in keys]
 
-    def moments(self, model: str, way: LayerWay | HeadWay) -> np.ndarray | None:
-        """Moments with the columns of ``StackMoment``; None where there are none: ``problem`` says why."""
+    def moments(self, model: str, way: LayerWay | HeadWay) -> Floats | None:
+        """Moments with the columns of ``StackMoment``, shape (moments, 9), in bytes.
+
+        ``None`` where there are none; ``problem`` says why.
+        """
         return self._moments(model).get(_text(way))
 
     def trainable(self, model: str, method: str, targets: str) -> Trainable | None:
-        """What trains; None where it cannot be told: ``problem`` says why."""
+        """The trainable parameters. ``None`` where they are not known; ``problem`` says why."""
         found = self._others[model]["units"].get(_text((method, targets)))
-        if found is None:
-            return None
-        shapes = [
-            (Shape(tuple(dims), itemsize, embedding), count) for dims, itemsize, embedding, count in found["shapes"]
-        ]
-        return Trainable(Units(**found["units"]), tuple(shapes))
+        return None if found is None else _trainable_from_json(found)
 
     def problem(self, model: str, key: Iterable[object]) -> str:
-        """Why there are no figures; empty where nothing is said of it."""
-        return self._others[model]["problems"].get(_text(key), "")
+        """Why there is no profile for a key; empty text where nothing is known about it."""
+        return str(self._others[model]["problems"].get(_text(key), ""))

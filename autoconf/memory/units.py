@@ -1,11 +1,23 @@
-"""Units and array types that every memory module shares."""
+"""Units and array types that every memory module shares, and the error for a job without a memory profile.
+
+Arrays are named by their dimensions:
+
+- ``jobs``: jobs of a table.
+- ``candidates``: jobs, each on one number of GPUs.
+- ``gpus``: the numbers of GPUs of candidates, or consecutive numbers of GPUs.
+- ``moments``: points in time of a training step at which memory can peak.
+
+Memory is in bytes inside this room, and in GiB (2**30 bytes) where a name ends in ``_gib``.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from autoconf.jobs.names import listed
 
 GIB = 2**30
 
@@ -14,8 +26,24 @@ Integers = npt.NDArray[np.int64]
 Booleans = npt.NDArray[np.bool_]
 
 
-class Outside(NamedTuple):
-    """A way to train that figures do not know: what was asked for, and why it has none."""
+class Unsupported(ValueError):
+    """A configuration without a memory profile.
 
-    asked: tuple[str, ...]
-    why: str  # goes on after the version's name
+    Args:
+        settings: what was asked for, such as ``optim 'adafactor'``.
+        why: why there is no profile; it continues the sentence of ``reason``.
+
+    >>> Unsupported(["optim 'adafactor'", "sharding 'fsdp2'"], ": it does not step").reason("2.0.0")
+    "optim 'adafactor' and sharding 'fsdp2' are not in the domain of version 2.0.0: it does not step"
+    """
+
+    def __init__(self, settings: Sequence[str], why: str) -> None:
+        self.settings, self.why = tuple(settings), why
+        super().__init__(self._sentence("supported"))
+
+    def reason(self, version: str) -> str:
+        """The sentence that tells a user why a version does not answer."""
+        return self._sentence(f"in the domain of version {version}")
+
+    def _sentence(self, what: str) -> str:
+        return f"{listed(self.settings)} {'are' if len(self.settings) > 1 else 'is'} not {what}{self.why}"

@@ -1,9 +1,10 @@
-"""Memory of jobs in version 1.1.0, which answers for the reference stack only. Frozen with that version."""
+"""Memory of jobs in version 1.1.0, which answers for the stack ``reference`` only. Frozen with that version."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +13,11 @@ import numpy as np
 import pandas as pd
 
 from autoconf.jobs.stack import REFERENCE, Stack
-from autoconf.memory.units import Floats, Integers, Outside
+from autoconf.memory.units import GIB, Floats, Integers, Unsupported
 
+FIGURES = "figures.csv"  # in the version's folder
+# The predictor's features, each with the direction in which it may move the probability of fitting.
+MONOTONE = {"free_gib": 1, "sharded": -1}
 BYTES_PER_PARAMETER = 2  # bfloat16, for parameters, gradients and each of AdamW's two states
 
 
@@ -39,43 +43,35 @@ class MemoryFigures:
     accumulating: bool
     parameters: int  # all of them, adapters included, tied ones once
     trainable_parameters: int
-    layer_parameters: int  # one decoder layer
-    root_parameters: int  # embeddings, final norm and lm_head: the root unit of FSDP
-    moments: tuple[Moment, ...]  # their upper envelope is the peak of the micro-batch
+    moments: tuple[Moment, ...]  # the largest is the peak of the micro-batch
 
     @property
     def key(self) -> tuple[str, str, bool]:
         return self.model_name, self.method, self.accumulating
 
 
-_SCALARS = [
-    "model_name",
-    "method",
-    "accumulating",
-    "parameters",
-    "trainable_parameters",
-    "layer_parameters",
-    "root_parameters",
-]
+_SCALARS = ["model_name", "method", "accumulating", "parameters", "trainable_parameters"]
+_UNUSED = ["layer_parameters", "root_parameters"]
 
 
-def read_figures(path: Path) -> list[MemoryFigures]:
-    """Read the figures of a version, a line for each moment.
+def read_figures(file: Path | BytesIO) -> list[MemoryFigures]:
+    """Read the figures of the version, one line per moment.
+
+    Args:
+        file: path or content of ``figures.csv``.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it is not such a table.
     """
-    table = pd.read_csv(path, float_precision="round_trip")
-    if list(table) != [*_SCALARS, *Moment._fields]:
-        raise ValueError(f"{path.name} has the columns {', '.join(table)}")
+    table = pd.read_csv(file, float_precision="round_trip")
+    if list(table) != [*_SCALARS, *_UNUSED, *Moment._fields]:
+        raise ValueError(f"{FIGURES} has the columns {', '.join(table)}")
+    rows = table.drop(columns=_UNUSED).itertuples(index=False, name=None)
     figures = []
-    for (name, method, accumulating, *counts), rows in groupby(
-        table.itertuples(index=False, name=None), key=lambda row: row[: len(_SCALARS)]
-    ):
-        moments = tuple(Moment(*row[len(_SCALARS) :]) for row in rows)
-        total, trainable, layer, root = counts
-        figures.append(MemoryFigures(name, method, accumulating, total, trainable, layer, root, moments))
+    for (name, method, accumulating, total, trainable), of_one in groupby(rows, key=lambda row: row[: len(_SCALARS)]):
+        moments = tuple(Moment(*row[len(_SCALARS) :]) for row in of_one)
+        figures.append(MemoryFigures(name, method, accumulating, total, trainable, moments))
     return figures
 
 
@@ -83,7 +79,7 @@ class MemoryTable:
     """Figures of several models and methods under the reference stack, laid out for element-wise arithmetic.
 
     >>> moments = (Moment(0, 8, 0, 200), Moment(50, 2, 0, 200))
-    >>> table = MemoryTable([MemoryFigures("tiny", "full", True, 100, 100, 30, 40, moments)])
+    >>> table = MemoryTable([MemoryFigures("tiny", "full", True, 100, 100, moments)])
     >>> table.peak_bytes(np.array([0, 0]), gpus=np.array([1, 2]), tokens=np.array([10, 5])).tolist()
     [1000.0, 760.0]
     """
@@ -99,21 +95,30 @@ class MemoryTable:
         for column, f in enumerate(figures):
             self._moments[:, : len(f.moments), column] = np.transpose(f.moments)
 
-    def row(self, model: str, method: str, stack: Stack) -> int | Outside:
-        """The row of a job's figures, or the settings that it would have to give up."""
+    def row(self, model: str, method: str, stack: Stack) -> int:
+        """The row of a job.
+
+        Args:
+            model: a model of the version.
+            method: ``full`` or ``lora``.
+            stack: how the job trains.
+
+        Raises:
+            Unsupported: it is another stack than ``reference``.
+        """
         known = REFERENCE.model_copy(update={"gradient_accumulation": stack.gradient_accumulation})
         if stack != known:
             other = [name for name, value in stack if value != getattr(known, name)]
             asked, answered = ([f"{name} {getattr(of, name)!r}" for name in other] for of in (stack, known))
-            return Outside(tuple(asked), f", which answers for the stack reference only ({', '.join(answered)})")
+            raise Unsupported(asked, f", which answers for the stack reference only ({', '.join(answered)})")
         return self.rows[model, method, stack.gradient_accumulation]
 
     def resident_bytes(self, rows: Integers, gpus: Integers) -> Floats:
-        """Weights, optimizer state and one set of gradients, all sharded: the least that any training holds."""
-        return BYTES_PER_PARAMETER * (self.parameters[rows] + 3 * self.trainable[rows]) / gpus
+        """Weights, optimizer states and one set of gradients, all sharded: the least that any training holds."""
+        return np.asarray(BYTES_PER_PARAMETER * (self.parameters[rows] + 3 * self.trainable[rows]) / gpus)
 
     def gradient_bytes(self, rows: Integers) -> Floats:
-        """Gradients that stay whole on every GPU between micro-batches (``no_sync``); 0 without accumulation."""
+        """Bytes of gradients that stay whole on every GPU between micro-batches; 0 without accumulation."""
         return np.where(self.accumulating[rows], BYTES_PER_PARAMETER * self.trainable[rows], 0.0)
 
     def peak_bytes(self, rows: Integers, gpus: Integers, tokens: Floats | Integers) -> Floats:
@@ -125,8 +130,8 @@ class MemoryTable:
             tokens: tokens per GPU and micro-batch, ``batch_size / gpus * tokens_per_sample``.
 
         Returns:
-            The larger of the peaks of training and of the optimizer step, without the reserve for the CUDA context,
-            workspaces, NCCL and fragmentation.
+            The larger of the peaks of the micro-batch and of the optimizer step, without the safety margin for the CUDA
+            context, workspaces, NCCL and fragmentation.
         """
         weights = BYTES_PER_PARAMETER * self.parameters[rows] / gpus
         trainable = BYTES_PER_PARAMETER * self.trainable[rows]
@@ -139,3 +144,7 @@ class MemoryTable:
         # AdamW's foreach step holds the gradients and temporaries of one more copy of the trainable parameters.
         step = weights + optimizer + 2 * trainable / gpus
         return np.maximum(training, step)
+
+    def free_gib(self, rows: Integers, gpus: Integers, tokens: Floats | Integers, usable_gib: Floats) -> Floats:
+        """GiB of a GPU that the peak leaves free, negative where it does not fit; shape (candidates,)."""
+        return usable_gib - self.peak_bytes(rows, gpus, tokens) / GIB

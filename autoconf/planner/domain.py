@@ -12,11 +12,11 @@ import numpy as np
 from autoconf.jobs.job import OPTIONAL, REQUIRED, STACK_FIELDS, stack_of
 from autoconf.jobs.presets import SETTINGS, training_stack
 from autoconf.jobs.values import LARGEST_NUMBER
-from autoconf.memory.units import Booleans, Floats, Integers
+from autoconf.memory.units import Booleans, Floats, Integers, Unsupported
 from autoconf.planner import hardware
 from autoconf.planner.known_names import names_of
 from autoconf.planner.results import Problem
-from autoconf.predictor.predictor import OutsideDomain, Predictor
+from autoconf.predictor.predictor import Predictor
 
 Answer = TypeVar("Answer")
 JobColumns = dict[str, list[Any]]  # a field of valid jobs -> its value for each job; an absent field has its default
@@ -122,8 +122,8 @@ class _Lookup:
         def row(model: str, method: str, *stack: Any) -> int | Problem:
             try:
                 return predictor.row(model, method, training_stack(method, *stack))
-            except OutsideDomain as error:
-                return outside(str(error))
+            except Unsupported as error:
+                return outside(error.reason(self.version))
 
         self.row = row
 

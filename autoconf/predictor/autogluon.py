@@ -14,6 +14,7 @@ import pandas as pd
 
 from autoconf.errors import AutoConfError
 from autoconf.predictor.cards import Card
+from autoconf.predictor.integrity import private_copy
 
 LABEL = "fits"
 # Versions of these must agree with the card's, up to the given number of components, for the shipped pickle to be used.
@@ -65,6 +66,20 @@ def load_tabular(path: Path, version: str) -> Any:
     except Exception as error:  # unpickling can fail with anything
         raise AutoConfError(f"version {version}: cannot load {path}: {type(error).__name__}: {error}") from error
     return tabular
+
+
+def load_files(files: Mapping[str, bytes], version: str) -> Any:
+    """Unpickle an AutoGluon predictor from the content of its files, and from nothing else.
+
+    Args:
+        files: paths in the version's folder and content of the files, which were verified; others are left out.
+        version: for messages.
+
+    Raises:
+        AutoConfError: a library does not import, the files cannot be unpickled, or there is no room for a private copy.
+    """
+    with private_copy({name: content for name, content in files.items() if name.startswith("predictor/")}) as folder:
+        return load_tabular(folder / "predictor", version)
 
 
 @contextmanager

@@ -1,19 +1,20 @@
-"""What a version is, as its card says it, and whether its files are those that the card names.
+"""The card of a version, and reading a version's files by it.
 
-A card holds the domain, how the version decides, what made it, and the digest of every other file. The card's own
-digest has to be known from elsewhere: nothing is believed, let alone unpickled, before it was checked.
+A card holds the domain, how the version decides, what it was made with, and the digest of every other file. The digest
+of the card itself must come from somewhere else: nothing is used, let alone unpickled, before it was verified.
 """
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from autoconf.errors import AutoConfError
 from autoconf.memory.reserve import Reserve
+from autoconf.predictor.integrity import digest as digest
+from autoconf.predictor.integrity import read_file, read_files
 
 CARD = "card.json"
 
@@ -61,11 +62,12 @@ class Card(_Typed):
     created: str = ""  # the day, of a released version
     domain: Domain
     threshold: float  # a job is said to fit where the predicted probability reaches this
-    reserve: Reserve | None = None  # what must stay free for that, read off real runs; None: the predictor learnt it
+    reserve: Reserve | None = None  # safety margin, learned from real runs; None: the predictor learned it
+    least_headroom_gib: float | None = None  # below it nothing fits; None: the predictor alone decides, as before 2.1
     libraries: dict[str, str]
     files: dict[str, str]  # path in the version's folder -> SHA-256
     evaluation: dict[str, Any] = {}
-    made_from: dict[str, str] = {}  # of a user's own version: what it was made from -> SHA-256
+    made_from: dict[str, str] = {}  # of a user's version: what it was made from -> SHA-256
 
 
 RELEASED_AGAIN = "reinstall autoconf-gpus"  # what helps where a released version is not whole
@@ -83,7 +85,7 @@ def read_card(folder: Path, sha256: str, remedy: str = RELEASED_AGAIN) -> Card:
         AutoConfError: the card is missing, altered or not one.
     """
     try:
-        content = (folder / CARD).read_bytes()
+        content = read_file(folder / CARD)
         if digest(content) != sha256:
             raise AutoConfError(f"version {folder.name}: {CARD} was altered (in {folder}); {remedy}")
         return Card.model_validate_json(content)
@@ -91,42 +93,34 @@ def read_card(folder: Path, sha256: str, remedy: str = RELEASED_AGAIN) -> Card:
         raise AutoConfError(f"version {folder.name}: cannot read {CARD}: {error}") from error
 
 
-def verified_card(folder: Path, sha256: str, remedy: str = RELEASED_AGAIN) -> Card:
-    """Check every file of a version, on nothing but the digest of its card, and read the card.
+class VersionFiles(NamedTuple):
+    """A version as it was read and verified: its card, and the content of every other file by its path."""
+
+    card: Card
+    files: dict[str, bytes]
+
+
+def read_version(folder: Path, sha256: str, remedy: str = RELEASED_AGAIN) -> VersionFiles:
+    """Read all files of a version, and check them on nothing but the digest of its card.
+
+    Args:
+        folder: of the version.
+        sha256: digest of the card.
+        remedy: what the user may do if a file is another one.
 
     Raises:
-        AutoConfError: a file is missing, altered or extra; the message names it.
+        AutoConfError: a file is missing, altered, extra, a link or not a regular file; the message names it.
     """
     card = read_card(folder, sha256, remedy)
-    verify(folder, card.files, f"version {card.version}", remedy)
-    return card
+    return VersionFiles(card, read_files(folder, card.files, f"version {card.version}", remedy, also=CARD))
 
 
-def digest(content: bytes) -> str:
-    """The SHA-256 of a file's content."""
-    return hashlib.sha256(content).hexdigest()
+def verified_card(folder: Path, sha256: str, remedy: str = RELEASED_AGAIN) -> Card:
+    """The card of a version whose files are all verified; arguments and errors as ``read_version`` has them."""
+    return read_version(folder, sha256, remedy).card
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, except the card (which holds them) and caches of Python."""
+    """SHA-256 of every file below a folder, except the card, which holds them."""
     files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != CARD)
     return {p.relative_to(folder).as_posix(): digest(p.read_bytes()) for p in files}
-
-
-def verify(folder: Path, expected: dict[str, str], what: str, remedy: str = RELEASED_AGAIN) -> None:
-    """Check that a folder holds exactly the files that it should.
-
-    Raises:
-        AutoConfError: a file is missing, altered or extra; the message names it.
-    """
-    try:
-        found = digests(folder)
-    except OSError as error:
-        raise AutoConfError(f"{what}: cannot read its files: {error}") from error
-    for problem, names in (
-        ("is missing", expected.keys() - found.keys()),
-        ("does not belong to it", found.keys() - expected.keys()),
-        ("was altered", {name for name in expected.keys() & found.keys() if expected[name] != found[name]}),
-    ):
-        if names:
-            raise AutoConfError(f"{what}: {', '.join(sorted(names))} {problem} (in {folder}); {remedy}")

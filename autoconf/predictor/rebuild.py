@@ -1,102 +1,169 @@
-"""Train a version again where the installed libraries are not those that it was made with."""
+"""Train a version again, once, in the user's cache, where the installed libraries are not those it was made with."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from autoconf.errors import AutoConfError
+from autoconf.memory import version_1
 from autoconf.memory.model import StackMemory
 from autoconf.memory.version_1 import MemoryTable
-from autoconf.predictor.autogluon import LABEL, fit, installed_libraries, load_tabular
-from autoconf.predictor.cards import CARD, Card, digests, verify
-from autoconf.predictor.predictor import MONOTONE, MONOTONE_1_1_0, Predictor
+from autoconf.predictor.autogluon import LABEL, fit, installed_libraries, load_files
+from autoconf.predictor.cards import CARD, VersionFiles
+from autoconf.predictor.check_jobs import CHECK_JOBS, candidates, check_answers
+from autoconf.predictor.integrity import check_ownership, digest, read_file, read_files
+from autoconf.predictor.predictor import MONOTONE, Predictor
 
 logger = logging.getLogger(__name__)
 
-
-PREDICTOR, FIGURES, TRAINING_TABLE, CHECK_JOBS = (
-    "predictor",
-    "figures.csv",
-    "virtual_runs.parquet",
-    "check_jobs.csv",
-)
+PREDICTOR, TRAINING_TABLE = "predictor", "virtual_runs.parquet"  # in the version's folder
+_ROOM = 8 << 20  # bytes; what training writes takes less
 
 
-def _check_answers(predictor: Predictor, folder: Path) -> None:
-    """Raise if the predictor does not answer the version's fixed set of jobs as the released one did."""
-    try:
-        jobs = pd.read_csv(folder / CHECK_JOBS)
-    except (OSError, ValueError) as error:
-        raise AutoConfError(f"version {folder.name}: cannot read {CHECK_JOBS}: {error}") from error
-    try:
-        answers = predictor.fits(predictor.candidates(jobs))
-    except Exception as error:  # libraries that do not go together can fail at the first prediction, with anything
-        raise AutoConfError(
-            f"version {folder.name}: the predictor does not answer: {type(error).__name__}: {error}; "
-            f"installed libraries: {installed_libraries()}"
-        ) from error
-    wrong = int((answers != jobs[LABEL].to_numpy(bool)).sum())
-    if wrong:
-        raise AutoConfError(
-            f"version {folder.name}: the predictor answers {wrong} of {len(jobs)} check jobs otherwise than the "
-            f"released one; installed libraries: {installed_libraries()}"
-        )
+def cache_folder() -> Path:
+    """The folder of rebuilt versions and of remembered checks."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("ado-autoconf"))
 
 
 def training_table(runs: pd.DataFrame, predictor: Predictor) -> pd.DataFrame:
-    """The features and the label of a version's training table: of 1.1.0's, which names jobs, from its figures."""
+    """Features and label of a version's training table. That of 1.1.0 has jobs instead of features."""
     if predictor.card.reserve is not None:
         return runs
-    return predictor.features(predictor.candidates(runs)).assign(**{LABEL: runs[LABEL].to_numpy(int)})
+    return predictor.features(candidates(predictor, runs)).assign(**{LABEL: runs[LABEL].to_numpy(int)})
 
 
-def _rebuilt(folder: Path, card: Card, memory: MemoryTable | StackMemory) -> Path:
-    """The cached predictor for the installed libraries, trained first if need be, by one process on the machine."""
+def rebuilt(version: VersionFiles, memory: MemoryTable | StackMemory) -> Predictor:
+    """The predictor for the installed libraries: from the cache, or trained there by one process of the machine.
+
+    Args:
+        version: the verified version.
+        memory: its memory profiles.
+
+    Raises:
+        AutoConfError: it cannot be trained or kept, the cache is not the user's own, files there were altered, or the
+            rebuilt predictor answers the check jobs otherwise than the version did.
+    """
     import filelock
-    import platformdirs
 
-    cache_folder = Path(platformdirs.user_cache_dir("ado-autoconf"))
-    made_of = json.dumps([card.files, installed_libraries()], sort_keys=True)
-    target = cache_folder / f"{card.version}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
+    card, folder = version.card, cache_folder()
+    made_of = json.dumps([2, card.files, installed_libraries()], sort_keys=True)  # 2: the format of the folder
+    target = folder / f"{card.version}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
     try:
-        if not target.exists():  # it appears in one stroke, and may lie in a read-only image from then on
-            cache_folder.mkdir(parents=True, exist_ok=True)
+        if not target.exists():  # it appears complete, and may be in a read-only image from then on
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with filelock.FileLock(f"{target}.lock"):
                 if not target.exists():
-                    _rebuild(folder, card, memory, target)
-        expected = json.loads((target / CARD).read_text(encoding="utf-8"))
-        verify(target, expected, f"version {card.version}, rebuilt")
+                    _rebuild(version, memory, target, made_of)
+        files = _read(target, made_of, card.version)
     except AutoConfError:
         raise
     except Exception as error:  # a full disk, a lock that cannot be had, anything that training fails with
-        raise AutoConfError(f"version {card.version}: cannot rebuild it in {cache_folder}: {error}") from error
-    return target / PREDICTOR
+        raise AutoConfError(
+            f"version {card.version}: cannot rebuild it in {folder}: {type(error).__name__}: {error}"
+        ) from error
+    return Predictor(card, memory, load_files(files, card.version))
 
 
-def _rebuild(folder: Path, card: Card, memory: MemoryTable | StackMemory, target: Path) -> None:
-    libraries = ", ".join(f"{name} {version}" for name, version in installed_libraries().items())
+def _read(target: Path, made_of: str, version: str) -> dict[str, bytes]:
+    """The files of a rebuilt predictor; nobody else can have written them."""
+    check_ownership(target.parent)
+    check_ownership(target)
+    card: dict[str, Any] = json.loads(read_file(target / CARD))
+    if card.get("made_of") != made_of:
+        raise AutoConfError(f"version {version}: {target} was made of something else; remove it")
+    return read_files(target, card["files"], f"version {version}, rebuilt", f"remove {target}", also=CARD)
+
+
+def _rebuild(version: VersionFiles, memory: MemoryTable | StackMemory, target: Path, made_of: str) -> None:
+    card = version.card
+    libraries = ", ".join(f"{name} {number}" for name, number in installed_libraries().items())
     logger.warning("rebuilding predictor %s for %s: once, takes some seconds ...", card.version, libraries)
     started = time.perf_counter()
     for abandoned in target.parent.glob(f"{target.name}.*/"):  # by a process that was killed: we have the lock
         shutil.rmtree(abandoned, ignore_errors=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.name}."))
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.name}."))  # with the mode 0700
     try:
-        runs = pd.read_parquet(folder / TRAINING_TABLE)
-        monotone = MONOTONE if card.reserve else MONOTONE_1_1_0
-        fit(training_table(runs, Predictor(card, memory, None)), scratch / PREDICTOR, monotone)
-        tabular = load_tabular(scratch / PREDICTOR, card.version)
-        _check_answers(Predictor(card, memory, tabular), folder)
-        (scratch / CARD).write_text(json.dumps(digests(scratch), indent=2), encoding="utf-8")
+        _check_room(scratch)
+        runs = training_table(pd.read_parquet(BytesIO(version.files[TRAINING_TABLE])), Predictor(card, memory, None))
+        monotone = MONOTONE if card.reserve else version_1.MONOTONE
+        fit(runs, scratch / PREDICTOR, monotone)
+        files = _trained(scratch)
+        check_answers(Predictor(card, memory, load_files(files, card.version)), version.files[CHECK_JOBS])
+        digests = {name: digest(content) for name, content in files.items()}
+        content = json.dumps({"made_of": made_of, "files": digests}, indent=2)
+        (scratch / CARD).write_text(content, encoding="utf-8")
         scratch.rename(target)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     logger.warning("rebuilt predictor %s in %.0f s, kept in %s", card.version, time.perf_counter() - started, target)
+
+
+def _check_room(scratch: Path) -> None:
+    """Raise where the disk is too full. AutoGluon takes a full disk for a model that does not train."""
+    path = scratch / "room"
+    try:
+        with path.open("wb") as stream:
+            stream.write(bytes(_ROOM))
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    path.unlink()
+
+
+def _trained(scratch: Path) -> Mapping[str, bytes]:
+    paths = (path for path in scratch.rglob("*") if path.is_file())
+    return {path.relative_to(scratch).as_posix(): read_file(path) for path in paths}
+
+
+# --- remembered checks ------------------------------------------------------------------------------------------------
+
+
+def check_once(predictor: Predictor, sha256: str, content: bytes) -> None:
+    """Check a predictor's answers, unless they were checked before with this card and these libraries.
+
+    Args:
+        predictor: a loaded version.
+        sha256: digest of its card.
+        content: of its check jobs.
+
+    Raises:
+        AutoConfError: an answer differs.
+    """
+    mark = cache_folder() / "checked" / checked_with(sha256)
+    if mark.exists():
+        return
+    check_answers(predictor, content)
+    remember_check(sha256)
+
+
+def checked_with(sha256: str) -> str:
+    """The name under which a check is remembered: of the version, the installed libraries and the machine's kind."""
+    system = os.uname() if hasattr(os, "uname") else None
+    kind = [system.sysname, system.machine] if system else ["Windows"]
+    made_of = json.dumps([sha256, installed_libraries(), kind], sort_keys=True)
+    return hashlib.sha256(made_of.encode()).hexdigest()
+
+
+def remember_check(sha256: str) -> None:
+    """Remember that the answers of a version were checked; where nothing can be kept they are checked again."""
+    mark = cache_folder() / "checked" / checked_with(sha256)
+    try:
+        mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mark.touch()
+    except OSError:
+        logger.debug("cannot remember in %s that the answers were checked", mark)

@@ -1,35 +1,32 @@
-"""Predictor versions: which there are, loading them, and rebuilding them where libraries differ.
+"""Predictor versions: which there are, and loading them.
 
-A version is a folder of ``AutoGluonModels``: an AutoGluon predictor, the table it was trained on, the memory figures of
-its models, a set of jobs with the released answers, and a card (``autoconf.predictor.cards``), whose digest stands
-here. Where
-the installed libraries do not match the card, the predictor is trained again from the shipped table, once, in the
-user's cache folder, and must give the released answers.
+A version is a folder of ``AutoGluonModels``: an AutoGluon predictor, the table it was trained on, the memory profiles
+of its models, check jobs with their answers, and a card (``autoconf.predictor.cards``), whose digest is written here.
+Where the installed libraries do not match the card, the predictor is trained again (``autoconf.predictor.rebuild``).
 """
 
 from __future__ import annotations
 
 import os
-import threading
+import platform
 import warnings
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 from autoconf.distribution import check_installation
 from autoconf.errors import AutoConfError
 from autoconf.memory.model import StackMemory
+from autoconf.memory.store import MODELS as MODEL_NAMES
 from autoconf.memory.store import MOMENTS, ModelsTable
-from autoconf.memory.version_1 import MemoryTable, read_figures
+from autoconf.memory.version_1 import FIGURES, MemoryTable, read_figures
 from autoconf.predictor import user_versions
-from autoconf.predictor.autogluon import libraries_agree, load_tabular
-from autoconf.predictor.cards import RELEASED_AGAIN, Card, read_card, verified_card
+from autoconf.predictor.autogluon import installed_libraries, libraries_agree, load_files
+from autoconf.predictor.cards import RELEASED_AGAIN, Card, VersionFiles, read_card, read_version
+from autoconf.predictor.check_jobs import CHECK_JOBS
+from autoconf.predictor.locks import LOADING
 from autoconf.predictor.predictor import Predictor
-from autoconf.predictor.rebuild import (
-    FIGURES,
-    PREDICTOR,
-    _check_answers,
-    _rebuilt,
-)
+from autoconf.predictor.rebuild import check_once, rebuilt
 from autoconf.predictor.user_versions import ModelsFolder, Place
 
 MODELS = Path(__file__).parents[1] / "AutoGluonModels"
@@ -39,14 +36,14 @@ RELEASED = {
     "2.0.0": "e0e1b55c71798c4d158e550b375210c21bf4a11c8abc8ea4b84be5f692d36060",
 }
 DEFAULT = list(RELEASED)[-1]
+_CHECKED = frozenset(RELEASED.values())  # with the libraries of their cards, when they were made
 
 
-_loading = threading.Lock()
 _loaded: dict[Place, Predictor] = {}
 
 
 def known(models: ModelsFolder = None) -> list[str]:
-    """The released versions, and those of a user's own.
+    """The released versions, and the user's own versions.
 
     >>> known()[:2]
     ['1.1.0', '2.0.0']
@@ -58,12 +55,13 @@ def place(version: str, models: ModelsFolder = None) -> Place:
     """Where a version lies.
 
     Args:
-        version: a released version's number, which no version of a user's own can have, or the name of one of these.
-        models: folder of a user's own versions; by default what ``AUTOCONF_MODELS`` names.
+        version: the number of a released version, or the name of a version of the user, which has a ``+``.
+        models: folder of the user's versions; by default what ``AUTOCONF_MODELS`` names.
 
     Raises:
-        ValueError: there is no such version, or ``models`` is no folder.
-        AutoConfError: the environment names no folder of versions though one is needed, or what is no folder.
+        ValueError: there is no such version, or ``models`` is not a directory.
+        AutoConfError: ``AUTOCONF_MODELS`` is not set though it is needed, or not a directory; or a version of the user
+            is not the one that was used first.
     """
     if version in RELEASED:
         return Place(MODELS / version, RELEASED[version])
@@ -86,7 +84,7 @@ def load(version: str, models: ModelsFolder = None) -> Predictor:
     """
     found = place(version, models)
     if found not in _loaded:
-        with _loading:
+        with LOADING:
             if found not in _loaded:
                 check_installation()
                 _loaded[found] = _open(*found)
@@ -115,7 +113,7 @@ def _remedy(folder: Path) -> str:
     """What a user may do where a version is not whole, or not what it was."""
     if not user_versions.is_own(folder.name):
         return RELEASED_AGAIN
-    return f"if that was you, take it as it is by: ado-autoconf versions {folder.name} --trust"
+    return user_versions.remedy(folder.name)
 
 
 # scikit-learn and threadpoolctl set these when they are imported.
@@ -134,22 +132,26 @@ def _open(folder: Path, sha256: str) -> Predictor:
 
 
 def _opened(folder: Path, sha256: str) -> Predictor:
-    card = verified_card(folder, sha256, _remedy(folder))
+    version = read_version(folder, sha256, _remedy(folder))
+    card, files = version
     if card.version != folder.name:
         raise AutoConfError(f"version {folder.name}: its card is that of version {card.version} (in {folder})")
-    memory = _memory(folder, card)
-    path = folder / PREDICTOR if libraries_agree(card) else _rebuilt(folder, card, memory)
-    predictor = Predictor(card, memory, load_tabular(path, card.version))
-    _check_answers(predictor, folder)
+    memory = _memory(version)
+    if not libraries_agree(card):
+        return rebuilt(version, memory)
+    predictor = Predictor(card, memory, load_files(files, card.version))
+    released_with = ("Linux", "x86_64", card.libraries)
+    if sha256 not in _CHECKED or (platform.system(), platform.machine(), installed_libraries()) != released_with:
+        check_once(predictor, sha256, files[CHECK_JOBS])
     return predictor
 
 
-def _memory(folder: Path, card: Card) -> MemoryTable | StackMemory:
+def _memory(version: VersionFiles) -> MemoryTable | StackMemory:
+    card, files = version
     name = MOMENTS if card.reserve else FIGURES
     try:
-        return StackMemory(ModelsTable(folder)) if card.reserve else MemoryTable(read_figures(folder / FIGURES))
+        if card.reserve:
+            return StackMemory(ModelsTable(files[MOMENTS], files[MODEL_NAMES]))
+        return MemoryTable(read_figures(BytesIO(files[FIGURES])))
     except (OSError, ValueError, KeyError) as error:
         raise AutoConfError(f"version {card.version}: cannot read {name}: {error}") from error
-
-
-# --- rebuilding -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Versions of a user's own: a folder of them beside the shipped ones, and the digests that they had when first used."""
+"""Versions that users made: folders of versions, and the digests that these versions had when they were first used."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from autoconf.errors import AutoConfError
 from autoconf.predictor.cards import CARD, digest
+from autoconf.predictor.integrity import read_file
+from autoconf.predictor.locks import LOADING
 
 VARIABLE = "AUTOCONF_MODELS"
-ModelsFolder = str | os.PathLike[str] | None  # a folder of versions; None is the one that the environment names
+ModelsFolder = str | os.PathLike[str] | None  # a folder of versions; None means that of ``AUTOCONF_MODELS``
 # The number of the version it was made from, a +, and a name: no number that is ever released, and no path.
 NAME = re.compile(r"\d+(\.\d+)*\+[a-z0-9]+([._-][a-z0-9]+)*", re.IGNORECASE)
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+_PIN = re.compile(r"[0-9a-f]{64}")
 _PINS = "versions.json"
 
 
@@ -33,24 +35,24 @@ class Place(NamedTuple):
 
 
 def folder_of(models: ModelsFolder = None) -> Path | None:
-    """The folder of a user's own versions; None where there is none.
+    """The folder of the user's versions, as it was given; None where none was given.
 
     Args:
         models: the folder; by default what the environment variable ``AUTOCONF_MODELS`` names.
 
     Raises:
-        ValueError: ``models`` is no folder.
-        AutoConfError: the environment names something that is no folder.
+        ValueError: ``models`` is not a directory.
+        AutoConfError: ``AUTOCONF_MODELS`` is not a directory.
     """
     named = models if models is not None else os.environ.get(VARIABLE, "").strip() or None
     if named is None:
         return None
-    folder = Path(named).expanduser()
+    folder = Path(named).expanduser().absolute()
     if not folder.is_dir():
         if models is not None:
-            raise ValueError(f"models: {os.fspath(models)!r} is no folder")
-        raise AutoConfError(f"{VARIABLE}: {named!r} is no folder")
-    return folder.resolve()
+            raise ValueError(f"models: {os.fspath(models)!r} is not a directory")
+        raise AutoConfError(f"{VARIABLE}: {named!r} is not a directory")
+    return folder
 
 
 def listed_in(folder: Path | None) -> list[str]:
@@ -61,7 +63,7 @@ def listed_in(folder: Path | None) -> list[str]:
 
 
 def is_own(version: str) -> bool:
-    """Whether a version's name is one of a user's own.
+    """Whether a version's name is that of a version of the user.
 
     >>> is_own("2.0.0+mine"), is_own("2.0.0")
     (True, False)
@@ -70,25 +72,32 @@ def is_own(version: str) -> bool:
 
 
 def place(version: str, folder: Path | None) -> Place:
-    """Where a version of a user's own lies. Its digest is the one that the name gives (``2.0.0+mine@sha256:...``), or
-    else the one that it had when it was first used by this user on this machine.
+    """Where a version of the user lies, and its digest.
+
+    The digest is the one that the name gives (``2.0.0+mine@sha256:...``), or else the one that the version had when
+    this user first used it on this machine, under this path or under the path that links lead to.
 
     Raises:
-        ValueError: the folder has no such version.
-        AutoConfError: there is no folder, or the digest can be neither found nor kept.
+        ValueError: the folder has no such version, or what follows ``@`` is not a digest.
+        AutoConfError: there is no folder, the version is not the one that was used first, or its digest cannot be kept.
     """
-    name, _, given = version.partition("@")
+    name, at, given = version.partition("@")
     if folder is None:
-        raise NoModelsFolder(f"version {name} is one of a user's own, and {VARIABLE} names no folder of such versions")
+        raise NoModelsFolder(f"version {name} is a version of your own, and {VARIABLE} names no folder of versions")
     names = listed_in(folder)
     if name not in names:
         raise ValueError(f"model_version {name!r} is not in {folder}, which has {', '.join(names) or 'none'}")
-    if not given:
+    if not at:
         return Place(folder / name, _pinned(folder / name))
-    found = _DIGEST.fullmatch(given)
+    found = _DIGEST.fullmatch(given.lower())
     if found is None:
         raise ValueError(f"model_version: after @ must come sha256: and 64 hexadecimal digits, got {given[:80]!r}")
     return Place(folder / name, found[1])
+
+
+def remedy(name: str) -> str:
+    """What a user may do where a version of the user is not what it was."""
+    return f"if that was you, take it as it is by: ado-autoconf versions {name} --trust"
 
 
 def trust(folder: Path) -> str:
@@ -97,36 +106,56 @@ def trust(folder: Path) -> str:
     Raises:
         AutoConfError: the card cannot be read, or its digest not be kept.
     """
-    return _with_pins(folder, lambda pins: pins | {str(folder.resolve()): _card_digest(folder)})
+    with LOADING:
+        found = _card_digest(folder)
+        _keep(folder, found)
+    return found
 
 
 def _pinned(folder: Path) -> str:
-    """The digest that a version's card had at its first use, which this is if there was none."""
-    key = str(folder.resolve())
-    if key in (pins := _read_pins(_pins_file())):
-        return pins[key]
-    return _with_pins(folder, lambda pins: {key: _card_digest(folder)} | pins)
+    """The digest of a version's card, which must be the one at its first use, if this is not the first."""
+    with LOADING:
+        found = _card_digest(folder)
+        pins = _read_pins(_pins_file())
+        known = [pins.get(path) for path in _paths(folder)]
+        if any(pin not in (None, found) for pin in known):
+            raise AutoConfError(f"version {folder.name}: {CARD} was altered (in {folder}); {remedy(folder.name)}")
+        if None in known:
+            _keep(folder, found)
+    return found
 
 
-def _with_pins(folder: Path, change: Callable[[dict[str, str]], dict[str, str]]) -> str:
-    """Change what is kept, one process at a time, and return the digest of a version."""
+def _paths(folder: Path) -> tuple[str, str]:
+    """A version's path as it was given, and as links lead to it: whoever changes a link changes one of them only."""
+    return str(folder.absolute()), str(folder.resolve())
+
+
+def _keep(folder: Path, sha256: str) -> None:
+    """Note the digest of a version, one process at a time."""
     import filelock
 
     file = _pins_file()
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with filelock.FileLock(f"{file}.lock"):
-            pins = change(_read_pins(file))
-            with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as scratch:
-                json.dump(pins, scratch, indent=2)
-            os.replace(scratch.name, file)  # whoever reads meanwhile sees all of it, or what was there before
+            _replace(file, json.dumps(_read_pins(file) | dict.fromkeys(_paths(folder), sha256), indent=2))
     except OSError as error:
-        given = f"{folder.name}@sha256:{_card_digest(folder)}"
         raise AutoConfError(
             f"version {folder.name}: cannot keep its digest in {file}: {error.strerror or error}; give it with the "
-            f"version, as {given}"
+            f"version, as {folder.name}@sha256:{sha256}"
         ) from error
-    return pins[str(folder.resolve())]
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file anew. Whoever reads meanwhile sees all of it, or what was there before."""
+    descriptor, scratch = tempfile.mkstemp(dir=file.parent)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.replace(scratch, file)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
 
 
 def _pins_file() -> Path:
@@ -136,19 +165,22 @@ def _pins_file() -> Path:
 
 
 def _read_pins(file: Path) -> dict[str, str]:
+    """The digests that were noted, by path."""
     try:
-        pins = json.loads(file.read_text(encoding="utf-8"))
+        pins = json.loads(read_file(file, follow_links=True))
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AutoConfError(f"cannot read the digests of versions in {file}: {error}") from error
-    if not isinstance(pins, dict):
-        raise AutoConfError(f"cannot read the digests of versions in {file}: it is not what was written there")
+    if not isinstance(pins, dict) or not all(isinstance(pin, str) and _PIN.fullmatch(pin) for pin in pins.values()):
+        raise AutoConfError(
+            f"cannot read the digests of versions in {file}: it must have a SHA-256 for each path; repair or remove it"
+        )
     return pins
 
 
 def _card_digest(folder: Path) -> str:
     try:
-        return digest((folder / CARD).read_bytes())
+        return digest(read_file(folder / CARD))
     except OSError as error:
         raise AutoConfError(f"version {folder.name}: cannot read {CARD}: {error}") from error

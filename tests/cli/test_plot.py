@@ -209,6 +209,25 @@ def test_panels_can_be_of_whatever_answers_differ_in(tmp_path: Path) -> None:
     assert (alone.groups, alone.members) == ([""], ["reference", "trl"])
 
 
+def test_panels_of_four_settings_have_one_column_for_each_value_of_the_second(tmp_path: Path) -> None:
+    """A loss is below the other one of the same optimizer, and "full" is never said of a loss."""
+    fields = ("stack", "optim", "loss", "gradient_checkpointing")
+    values = [["trl", "reference"], ["adamw_bnb_8bit", "adamw_torch"], ["chunked", "full"], ["none", "non-reentrant"]]
+    rows = [["m", "full", A100, 512, 16, *of, 1, 1, 1] for of in itertools.product(*values)]
+    columns = [*POINT, *fields, "can_recommend", "gpus", "workers"]
+    file = written(pd.DataFrame(rows, columns=columns), tmp_path)
+    drawn = chart(choose(points(read_table(str(file))), {}, fields)[0], fields)
+    assert drawn.groups == [
+        SEPARATOR.join((stack, optim, loss))
+        for stack in ("reference", "trl")
+        for loss in ("all logits", "chunked loss")
+        for optim in ("adamw_torch", "adamw_bnb_8bit")
+    ]
+    assert drawn.members == ["no checkpointing", "non-reentrant checkpointing"]
+    axes = {axes.get_position().x0 for axes in draw(drawn).axes}
+    assert len(axes) == 2 * len(drawn.members)
+
+
 @pytest.mark.parametrize(
     ("panels", "message"),
     [

@@ -10,7 +10,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from autoconf import Job, avoid_oom, cheapest_gpu, cli, estimate, largest_batch, largest_sample
-from autoconf.cli import console
 from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, LARGEST_BATCH, LARGEST_SAMPLE
 
 MODEL = {"model_name": "llama-7b", "method": "lora"}
@@ -57,7 +56,7 @@ def test_one_job_gets_the_answer_of_the_function(run, command):
     assert {name: answer[name] for name in question.answers} == expected
     assert {field: answer[field] for field in job} == job
     assert answer["training_stack"] == "reference"
-    only = pd.read_csv(pd.io.common.StringIO(run(command, *options(job)).stdout))
+    only = pd.read_csv(pd.io.common.StringIO(run(command, "--csv", *options(job)).stdout))
     assert list(only)[-len(question.answers) :] == list(question.answers)
 
 
@@ -150,13 +149,65 @@ def test_prices_of_a_file_replace_the_packages(run):
         assert result.stderr.startswith(message)
 
 
-def test_a_person_sees_the_job_and_its_answer(run, monkeypatch):
-    monkeypatch.setattr("autoconf.cli.recommend.is_terminal", lambda stream: True)
-    monkeypatch.setattr(console, "is_terminal", lambda stream: False)  # plain lines
-    assert run("estimate", *options(COMMANDS["estimate"][2])).stdout.split()[-2:] == [
-        "training_stack", "reference",
-    ]  # fmt: skip
+def test_one_job_is_answered_in_readable_lines(run):
+    text = run("estimate", *options(COMMANDS["estimate"][2])).stdout
+    assert text.split()[-2:] == ["training_stack", "reference"]
+    assert not set(text) & set("\x1b─│")
     lines = run("gpu-model", *options(RANKED)).stdout.splitlines()
     assert lines[0].startswith("model_name llama-7b, method lora, tokens_per_sample 8192, batch_size 16, ")
     assert lines[2].split()[:3] == ["can_recommend", "gpu_model", "gpus"]
     assert lines[3].split()[:5] == ["1", "NVIDIA-A40", "4", "1", "1.76"] and len(lines) >= 25
+
+
+@pytest.mark.parametrize(("tokens", "verdict"), [(8192, "1"), (32768, "0")])
+def test_whether_a_job_fits_comes_with_the_probability_that_is_required(run, tokens, verdict):
+    job = {**COMMANDS["estimate"][2], "tokens_per_sample": tokens}
+    found = estimate(Job(**{field: value for field, value in job.items() if field != "number_gpus"}), number_gpus=2)
+    (line,) = (line for line in run("estimate", *options(job)).stdout.splitlines() if line.split()[:1] == ["fits"])
+    assert line.split(maxsplit=1)[1] == f"{verdict} (probability {found.probability:.2f}, 0.90 required)"
+
+
+# --- "no" as an exit code ---------------------------------------------------------------------------------------------
+
+# One change for each command with which the job of COMMANDS, or RANKED, gets "no".
+REFUSED = {
+    "recommend": {"max_gpus": 1, "tokens_per_sample": 65536},
+    "avoid-oom": {"tokens_per_sample": 10**6},
+    "largest-batch": {"tokens_per_sample": 10**6},
+    "largest-sample": {"method": "full", "number_gpus": 1},
+    "estimate": {"tokens_per_sample": 65536},
+    "gpu-model": {"model_name": "gpt-9"},
+}
+ANSWERED = {
+    **{command: job for command, (_, _, job) in COMMANDS.items()},
+    "recommend": {**RANKED, "gpu_model": "L40S"},
+    "gpu-model": RANKED,
+}
+
+
+@pytest.mark.parametrize("command", REFUSED)
+@pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]])
+def test_no_is_a_failure_only_where_that_is_asked_for(run, command, form):
+    job, refused = ANSWERED[command], {**ANSWERED[command], **REFUSED[command]}
+    assert run(command, *form, *options(job), "--fail-on-no").exit_code == 0
+    answered, failed = (run(command, *form, *options(refused), *more) for more in ([], ["--fail-on-no"]))
+    assert (answered.exit_code, failed.exit_code) == (0, 4)
+    assert failed.stdout == answered.stdout != ""
+
+
+@pytest.mark.parametrize("command", REFUSED)
+def test_any_no_of_a_table_is_a_failure_and_all_answers_are_written(run, command):
+    job, refused = ANSWERED[command], {**ANSWERED[command], **REFUSED[command]}
+    for jobs, code in (([job, job], 0), ([job, refused, job], 4)):
+        pd.DataFrame([{"max_gpus": 8, **one} for one in jobs]).to_csv("jobs.csv", index=False)
+        assert run(command, "--csv", "jobs.csv", "-o", "answers.csv", "--fail-on-no").exit_code == code
+        answers = pd.read_csv("answers.csv")
+        assert len(answers.drop_duplicates([*job])) == len({*map(str, jobs)}) and len(answers) >= len(jobs)
+
+
+def test_an_explained_no_is_a_failure_too(run):
+    job = options({**ANSWERED["recommend"], **REFUSED["recommend"]})
+    assert run("recommend", *job, "--explain", "--fail-on-no").exit_code == 4
+    assert run("recommend", *job, "--explain", "--fail-on-no", "-o", "why.png").exit_code == 4
+    assert Path("why.png").stat().st_size > 0
+    assert run("recommend", *options(ANSWERED["recommend"]), "--explain", "--fail-on-no").exit_code == 0

@@ -62,7 +62,7 @@ def test_a_table_keeps_its_columns_and_gets_the_answers_of_recommend(run: Callab
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr == "jobs.csv: columns carried through, but ignored: id\n"
     answers = pd.read_csv("answers.csv", dtype={"gpus": "Int64", "workers": "Int64"}, keep_default_na=True)
-    assert list(answers) == [*COLUMNS, "max_gpus", "id", "can_recommend", "gpus", "workers", "reason"]
+    assert list(answers) == [*COLUMNS, "max_gpus", "id", "can_recommend", "gpus", "workers", "reason", "outcome"]
     expected = recommend(pd.read_csv("jobs.csv"))
     pd.testing.assert_frame_equal(answers[list(expected)].fillna({"reason": ""}), expected)
     assert answers["can_recommend"].tolist() == [1, 1, 1, 0]
@@ -122,7 +122,7 @@ def test_rows_whose_fields_exclude_each_other_are_named_by_line(run: Callable[..
         2,
         "standard input, line 3: batch_size and per_device_train_batch_size exclude each other: give one of them",
         "standard input, line 4: method 'full' and lora_r 8 exclude each other",
-        "standard input, line 5: batch_size: is required, or per_device_train_batch_size in its place",
+        "standard input, line 5: batch_size: is required, or per_device_train_batch_size instead",
         "standard input, line 6: optim: must be adamw_torch, adamw_torch_fused, adamw_bnb_8bit, paged_adamw_8bit, "
         "adafactor or sgd, got 'adam2'",
     )
@@ -156,8 +156,8 @@ def test_at_most_twenty_bad_rows_are_named(run: Callable[..., Result]) -> None:
         (table(GOOD, GOOD).encode() + b"\xff\n", "line 4: not text in UTF-8: byte 1 is 0xff"),
         (table(GOOD).encode("utf-16"), "line 1: not text in UTF-8: byte 1 is 0xff"),
         (b"\x7fELF\x02\x01\0\0", "line 1: not text: byte 7 is 0x00"),
-        (f"{HEADER},gpus".encode(), "line 1: the answers' columns can_recommend, gpus, workers, reason are appended, "
-         "but the table has gpus already; rename or remove it"),
+        (f"{HEADER},gpus".encode(), "line 1: the answers' columns can_recommend, gpus, workers, reason, outcome are "
+         "appended, but the table has gpus already; rename or remove it"),
     ],
 )  # fmt: skip
 def test_what_is_not_a_table_of_jobs_is_one_line(run: Callable[..., Result], content: bytes, message: str) -> None:
@@ -170,7 +170,7 @@ def test_a_byte_order_mark_crlf_and_spaces_are_no_problem(run: Callable[..., Res
     Path("jobs.csv").write_bytes(text.encode("utf-8-sig"))
     result = run("recommend", "--csv", "jobs.csv")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.splitlines()[0] == f"{HEADER},can_recommend,gpus,workers,reason"
+    assert result.stdout.splitlines()[0] == f"{HEADER},can_recommend,gpus,workers,reason,outcome"
     assert rows(result.stdout)[0]["gpus"] == "2"
 
 
@@ -187,7 +187,7 @@ def test_answers_can_be_asked_again(run: Callable[..., Result]) -> None:
     again = run("recommend", "--csv", "answers.csv")
     assert (again.exit_code, again.stdout) == (0, first)
     assert again.stderr.splitlines() == [
-        "answers.csv: earlier answers, replaced by new ones: can_recommend, gpus, workers, reason",
+        "answers.csv: earlier answers, replaced by new ones: can_recommend, gpus, workers, reason, outcome",
         "answers.csv: columns carried through, but ignored: id",
     ]
 
@@ -217,13 +217,14 @@ def test_a_table_as_json(run: Callable[..., Result], count: int) -> None:
             "model_name": "llama-7b", "method": "lora", "gpu_model": "NVIDIA-A100-80GB-PCIe", "tokens_per_sample": 8192,
             "batch_size": 16, "max_gpus": None, "site": "Zürich", "can_recommend": 1, "gpus": 2, "workers": 1,
             "reason": "",
+            "outcome": "ok",
         }
     ] * count  # fmt: skip
 
 
 def test_a_table_without_rows_gives_one_without_rows(run: Callable[..., Result]) -> None:
     result = run("recommend", "--csv", "-", input=HEADER)
-    assert (result.exit_code, result.stdout) == (0, f"{HEADER},can_recommend,gpus,workers,reason\n")
+    assert (result.exit_code, result.stdout) == (0, f"{HEADER},can_recommend,gpus,workers,reason,outcome\n")
 
 
 def test_a_long_table_is_answered_in_order(run: Callable[..., Result]) -> None:
@@ -241,7 +242,8 @@ def test_one_job_by_options(run: Callable[..., Result]) -> None:
     assert (answer["tokens_per_sample"], answer["max_gpus"]) == (8192, 8)
     assert answer["model_version"] == registry.DEFAULT
     assert answer.pop("training_stack") == "reference"
-    (row,) = rows(run("recommend", *ONE_JOB).stdout)
+    assert answer.pop("notes") == []
+    (row,) = rows(run("recommend", *ONE_JOB, "--csv").stdout)
     assert {key: str(value) for key, value in answer.items()} == row
 
 
@@ -278,7 +280,7 @@ def test_stacks_are_listed_with_their_sources(run: Callable[..., Result]) -> Non
         (ONE_JOB[1:], "model_name: is required"),
         ([*ONE_JOB, "--csv=jobs.csv"], "--model-name, --method, --gpu-model, --tokens-per-sample, --batch-size: for "
          "one job only; with --csv these are columns of the file"),
-        (ONE_JOB[:-1], "batch_size: is required, or per_device_train_batch_size in its place"),
+        (ONE_JOB[:-1], "batch_size: is required, or per_device_train_batch_size instead"),
         ([*ONE_JOB, "--per-device-train-batch-size=4"], "batch_size and per_device_train_batch_size exclude each "
          "other: give one of them"),
         ([*ONE_JOB, "--stack=zero"], "stack: must be reference, trl, fms-hf-tuning or llama-factory, got 'zero'"),
@@ -381,7 +383,7 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_a_pipe_gets_plain_data_and_may_close_early(tmp_path: Path) -> None:
     (tmp_path / "jobs.csv").write_text(table(*[GOOD] * 40_000))
     done = shell("$A recommend --csv jobs.csv | head -2", tmp_path)
-    assert done.stdout.splitlines()[1] == f"{GOOD},1,2,1,"
+    assert done.stdout.splitlines()[1] == f"{GOOD},1,2,1,,ok"
     assert (done.stderr, done.returncode) == ("", 128 + signal.SIGPIPE)
 
 
@@ -414,6 +416,17 @@ def test_standard_streams_that_are_not_needed_may_be_closed(tmp_path: Path) -> N
     (tmp_path / "jobs.csv").write_text(table(*[f"{GOOD},a note on stderr"] * (CHUNK + 1), header=f"{HEADER},note"))
     assert shell("$A recommend --csv jobs.csv -o answers.csv <&- >&- 2>&-", tmp_path).returncode == 0
     assert len(rows((tmp_path / "answers.csv").read_text())) == CHUNK + 1
+
+
+@pytest.mark.parametrize("command", ["recommend --csv jobs.csv", "recommend --csv jobs.csv --json"])
+def test_a_file_that_does_not_fit_on_the_disk_is_named_and_leaves_nothing(tmp_path: Path, command: str) -> None:
+    jobs = table(*[f"{GOOD},{'x' * 10_000}"] * 2000, header=f"{HEADER},note")  # 20 MB; the predictor needs less
+    (tmp_path / "jobs.csv").write_text(jobs)
+    (tmp_path / "answers.csv").write_text("of yesterday")
+    done = shell(f"ulimit -f 10000; $A {command} -o answers.csv 2>&1 | cat", tmp_path)
+    assert done.stdout.splitlines()[1:] == ["answers.csv: writing failed: File too large"]
+    assert (tmp_path / "answers.csv").read_text() == "of yesterday"
+    assert sorted(os.listdir(tmp_path)) == ["answers.csv", "jobs.csv"]
 
 
 def test_a_pipe_may_be_named(tmp_path: Path) -> None:

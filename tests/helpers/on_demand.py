@@ -6,14 +6,13 @@ from functools import cache
 
 import numpy as np
 
-from autoconf.memory.model import gpu_figures
+from autoconf.memory.model import gpu_memory
 from autoconf.memory.profile import HeadWay, LayerWay, Trainable
-from autoconf.memory.sharding import Held
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.tracing import trace_model
 from autoconf.pipeline.tracing.extrapolate import head_moments, layer_moments
 from autoconf.pipeline.tracing.ledger import rank_for, trace
-from autoconf.pipeline.tracing.model_setup import Job
+from autoconf.pipeline.tracing.model_setup import TrainingSetup
 
 
 class OnDemand:
@@ -27,9 +26,9 @@ class OnDemand:
 
     def _traced(self, way: LayerWay | HeadWay) -> np.ndarray:
         if isinstance(way, LayerWay):
-            storages = trace(trace_model._layer_job(self.architecture, way), self.short, self.rank)
+            storages = trace(trace_model.layer_job(self.architecture, way), self.short, self.rank)
             return np.array(layer_moments(storages, self.short, self.architecture.kinds))
-        storages = trace(trace_model._head_job(self.architecture, way), self.short, self.rank)
+        storages = trace(trace_model.head_job(self.architecture, way), self.short, self.rank)
         return np.array(head_moments(storages, self.short, self.rank))
 
     def moments(self, model: str, way: LayerWay | HeadWay) -> np.ndarray:
@@ -41,8 +40,7 @@ class OnDemand:
     def problem(self, model: str, key: object) -> str:
         return ""
 
-    def peak_bytes(self, job: Job, tokens: int) -> float:
+    def peak_bytes(self, job: TrainingSetup, tokens: int) -> float:
         """The composed peak of a job of this model."""
-        held = gpu_figures(self, job.architecture.name, job.method, job.stack, several=job.gpus > 1)
-        assert isinstance(held, Held), held
-        return float(held.peak_bytes(np.array([job.gpus]), np.array([tokens]))[0])
+        memory = gpu_memory(self, job.architecture.name, job.method, job.stack, several=job.gpus > 1)
+        return float(memory.peak_bytes(np.array([job.gpus]), np.array([tokens]))[0])

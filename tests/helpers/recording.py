@@ -7,24 +7,24 @@ from contextlib import contextmanager
 
 import torch
 
-from autoconf.pipeline.validation import rank_trace
+from autoconf.pipeline.tracing.recorder import Recorder
 
 
 @contextmanager
-def recorded(tokens: int, *resident: torch.Tensor) -> Iterator[rank_trace._Recorder]:
+def recorded(tokens: int, *resident: torch.Tensor) -> Iterator[Recorder]:
     """Count what ops add to tensors that are there already; a tensor of tokens x tokens raises."""
-    recorder = rank_trace._Recorder(tokens)
+    recorder = Recorder(tokens)
     for tensor in resident:
-        recorder.see(tensor, "resident")
+        recorder.see(tensor)
     recorder.live = 0
-    recorder.moments.clear()
+    recorder.changes.clear()
     with recorder:
         yield recorder
 
 
-def peak(recorder: rank_trace._Recorder) -> int:
-    """The most that was held since the recorder's moments were last cleared."""
-    return max((live for _, live, _ in recorder.moments), default=0)
+def peak(recorder: Recorder) -> int:
+    """The most that was held since the recorder's changes were last cleared."""
+    return max((change.live for change in recorder.changes), default=0)
 
 
 @contextmanager

@@ -12,19 +12,19 @@ from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.kernels import triton as triton_kernels
 from autoconf.pipeline.tracing import model_setup
-from autoconf.pipeline.tracing.model_setup import Job, Method, Rank
+from autoconf.pipeline.tracing.model_setup import Method, Rank, TrainingSetup
 from autoconf.pipeline.validation import rank_truth
 
 
-def small_job(method: Method, gpus: int = 1, layers: int = 2, vocabulary: int = 64, **settings) -> Job:
+def small_job(method: Method, gpus: int = 1, layers: int = 2, vocabulary: int = 64, **settings) -> TrainingSetup:
     """Mistral, tuned under a stack with these settings."""
     architecture = rank_truth.small(architectures()["mistral-7b-v0.1"], layers)
     architecture.config["vocab_size"] = vocabulary
-    return Job(architecture, method, Stack(**settings), gpus)
+    return TrainingSetup(architecture, method, Stack(**settings), gpus)
 
 
 @contextmanager
-def small_rank(job: Job) -> Iterator[Rank]:
+def small_rank(job: TrainingSetup) -> Iterator[Rank]:
     """Rank 0 of a job, ready for micro-batches of fake tensors."""
     model = model_setup.build_model(job)
     with (

@@ -1,6 +1,5 @@
 """YAML and JSON are loaded within limits, and what cannot be loaded is refused in a sentence with its line."""
 
-import json
 import resource
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from yaml_bombs import BOMBS
 
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.documents import (
@@ -70,6 +70,7 @@ def test_json_has_no_half_of_a_surrogate_pair() -> None:
         ("a: !!python/object:os.x b", "job:1: the tag 'tag:yaml.org,2002:python/object:os.x' is not read"),
         ("!!timestamp 2024-01-01", "job:1: the tag 'tag:yaml.org,2002:timestamp' is not read"),
         ("!!binary aGk=", "job:1: the tag 'tag:yaml.org,2002:binary' is not read"),
+        ("!!map [a]", "job:1: the tag 'tag:yaml.org,2002:map' is not read"),
         ("!mine {a: 1}", "job:1: the tag '!mine' is not read"),
         ("\n? [a]\n: b", "job:2: a key must be text"),
         ("a: 1\n<<: 3", "job:2: cannot merge: expected a mapping or list of mappings for merging, "
@@ -106,27 +107,6 @@ def test_files_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 
 # --- limits -----------------------------------------------------------------------------------------------------------
-
-LEVELS = [f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 10)}]" for i in range(1, 9)]
-BOMBS = {
-    "aliases": "\n".join(["l0: &l0 [x, x, x]", *LEVELS]),
-    "a long text": "a: &a " + "x" * 500_000 + "\nb: [" + "*a," * 19_000 + "]",
-    "merges": "\n".join(["l0: &l0 {a: 1}", *(level.replace("[", "{<<: [").replace("]", "]}") for level in LEVELS)]),
-    "deep aliases": "\n".join(["a0: &a0 [x]", *(f"a{i}: &a{i} {'[' * 50}*a{i - 1}{']' * 50}" for i in range(1, 9))]),
-    "60,000 keys": "\n".join(f"key{i}: {i}" for i in range(60_000)),
-    "60,000 keys of JSON": json.dumps({f"key{i}": i for i in range(60_000)}),
-    "a list of JSON": json.dumps([0] * 300_000),
-    "brackets": "[" * MAX_BYTES,
-    "braces": '{"a":' * (MAX_BYTES // 5),
-    "dashes": "- " * (MAX_BYTES // 2),
-    "documents": "---\n" * (MAX_BYTES // 4),
-    "directives": "".join(f"%TAG !a{i}! x\n" for i in range(MAX_BYTES // 16)),
-    "a quotation": '"' + "a" * (MAX_BYTES - 1),
-    "lines": "a: b\n" + "  c\n" * (MAX_BYTES // 4 - 2),
-    "spaces": " " * (MAX_BYTES - 1) + "a",
-    "digits": "1:" * (MAX_BYTES // 2 - 1) + "1",
-    "deep JSON beside a long key": '{"' + "k" * 2000 + '": ' + "[" * 900 + "]" * 900 + "}",
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("bomb", BOMBS)

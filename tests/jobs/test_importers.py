@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -60,12 +61,10 @@ def test_arguments_of_trl_are_read() -> None:
 
 def test_what_is_said_of_arguments_covers_every_key() -> None:
     job = read_job([str(JOBS / "trl_lora.yaml")], {})
-    place = f"{JOBS / 'trl_lora.yaml'}, "
-    assert f"{place}lora_r: 32 -> lora_r = 32" in job.read
+    assert f"{JOBS / 'trl_lora.yaml'}:12 lora_r: 32 -> lora_r = 32" in job.read
     assert "samples are packed: each has as many tokens as the longest may have" in job.read
-    assert set(job.ignored) == {
-        f"{place}{key}" for key in ("dataset_name", "report_to", "learning_rate", "lr_scheduler_type")
-    }
+    ignored = ("3 dataset_name", "4 report_to", "5 learning_rate", "6 lr_scheduler_type")
+    assert set(job.ignored) == {f"{JOBS / 'trl_lora.yaml'}:{place}" for place in ignored}
     assert job.unknown == ()
     assert any("optim = adamw_torch_fused" in line and "stack trl" in line for line in job.assumed)
 
@@ -84,7 +83,10 @@ def test_accelerate_alone_says_how_to_shard() -> None:
 
 
 def test_arguments_of_the_trainer_are_read_on_the_nearest_preset() -> None:
-    options = {"model_name": "llama3.1-8b", "method": "lora", "tokens_per_sample": 1024}
+    options = {"model_name": "llama3.1-8b", "method": "lora", "tokens_per_sample": 1024, "lora_r": 8}
+    with pytest.raises(BadInput, match="give --lora-targets, or --stack"):
+        read_job([str(JOBS / "trainer_arguments.json")], options)
+    options["lora_targets"] = "default"
     stack = stack_of("trainer_arguments.json", **options)
     assert stack == Stack(
         optim="adafactor", gradient_checkpointing="reentrant", mixed_precision="bf16", sharding="fsdp2", lora_r=8,
@@ -224,13 +226,14 @@ def test_a_trainjob_is_read_through_its_shell(read_text) -> None:
         "trl",
         "full",
     )
-    with pytest.raises(BadInput, match=r"job, spec\.trainer\.args: --optim: 'lomo'"):
+    with pytest.raises(BadInput, match=r"job:\d+ spec\.trainer\.args: --optim: 'lomo'"):
         read_text((JOBS / "trainjob.yaml").read_text().replace("--learning_rate 1e-5", "--optim lomo"))
 
 
 @pytest.mark.parametrize("program", ["torchrun --nproc_per_node 8", "accelerate launch --multi_gpu", "python3 -u"])
 def test_launchers_are_told_apart_from_the_script(read_text, program: str) -> None:
-    job = read_text(f"{program} train.py --model_name_or_path m/x --bf16 --optim=sgd --lora_r 4 --use_peft")
+    lora = "--lora_r 4 --use_peft --lora_target_modules q_proj v_proj"
+    job = read_text(f"{program} train.py --model_name_or_path m/x --bf16 --optim=sgd {lora}")
     assert (job.fields["model_name"], job.fields["optim"], job.fields["method"]) == ("m/x", "sgd", "lora")
     assert job.fields.get("sharding") == (None if "python" in program else "ddp")
 
@@ -289,7 +292,7 @@ def test_files_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     other = tmp_path / "other.json"
     other.write_text('{"lora_r": 8}')
     with pytest.raises(
-        BadInput, match=rf"{other}, lora_r: lora_r = 8 contradicts .*trl_lora.yaml, lora_r, which says 32"
+        BadInput, match=rf"{other}:1 lora_r: lora_r = 8 contradicts .*trl_lora.yaml:12 lora_r, which says 32"
     ):
         read_job([str(JOBS / "trl_lora.yaml"), str(other)], {})
 
@@ -298,7 +301,7 @@ def test_options_win_also_over_what_cannot_be_read(read_text) -> None:
     text = {**TRL, "optim": "lomo", "max_length": None, "dtype": "auto"}
     with pytest.raises(BadInput) as refused:
         read_text(text)
-    assert [line.split(", ")[1].split(":")[0] for line in str(refused.value).splitlines()] == [
+    assert re.findall(r"job:1 (\w+):", str(refused.value)) == [
         "max_length",
         "dtype",
         "optim",
@@ -336,13 +339,13 @@ def test_a_config_that_a_command_names_must_be_there(read_text, tmp_path: Path) 
         ("parallelism_config", {"cp_size": 2}), ("lora_modules_to_save", ["lm_head"]), ("loss_type", "dft"),
         ("lora_target_modules", ["q_proj", "k_proj"]), ("accelerate_config", "zero3"), ("torch_compile", True),
         ("bnb_4bit_quant_type", "fp4"), ("lora_dropout", "much"), ("per_device_train_batch_size", 0),
-        ("fast_kernels", ["True", "True", "True"]), ("finetuning_type", "lora"), ("model_name_or_path", "$MODEL"),
+        ("fast_kernels", ["True", "True", "True"]), ("model_name_or_path", "$MODEL"),
     ],
 )  # fmt: skip
 def test_an_argument_that_matters_and_is_not_covered_is_refused(read_text, tmp_path: Path, key: str, value) -> None:
     with pytest.raises(BadInput) as refused:
         read_text({**{k: v for k, v in TRL.items() if k != key}, key: value})
-    assert str(refused.value).startswith(f"{tmp_path / 'job'}, {key}")
+    assert str(refused.value).startswith(f"{tmp_path / 'job'}:1 {key}")
 
 
 @pytest.mark.parametrize(
@@ -361,7 +364,7 @@ def test_a_setting_of_accelerate_that_is_not_covered_is_refused(read_text, tmp_p
     with pytest.raises(BadInput) as refused:
         read_text({"distributed_type": "FSDP", key: value})
     place = f"{key}.{next(iter(value))}" if isinstance(value, dict) else key
-    assert str(refused.value).startswith(f"{tmp_path / 'job'}, {place}: ")
+    assert str(refused.value).startswith(f"{tmp_path / 'job'}:1 {place}: ")
 
 
 @pytest.mark.parametrize(
@@ -378,7 +381,7 @@ def test_a_setting_of_accelerate_that_is_not_covered_is_refused(read_text, tmp_p
 def test_a_setting_of_axolotl_that_is_not_covered_is_refused(read_text, tmp_path: Path, key: str, value) -> None:
     with pytest.raises(BadInput) as refused:
         read_text({**yaml.safe_load((JOBS / "axolotl_qlora.yaml").read_text()), key: value})
-    assert str(refused.value).startswith(f"{tmp_path / 'job'}, {key}")
+    assert str(refused.value).startswith(f"{tmp_path / 'job'}:1 {key}")
 
 
 @pytest.mark.parametrize(
@@ -386,14 +389,14 @@ def test_a_setting_of_axolotl_that_is_not_covered_is_refused(read_text, tmp_path
     [
         ("", "neither settings nor a command"), ("echo hello", "neither settings nor a command"),
         ("a: [", "job:2: not YAML"), ("optim: sgd\noptim: adafactor\n", "job:2: the key 'optim' is repeated"),
-        ("trl sft --optim sgd\ntrl sft --optim sgd\n", "2 commands start a training"),
+        ("trl sft --optim sgd\ntrl sft --optim adafactor\n", r"2 commands start a training \(lines 1, 2\)"),
         ("trl sft --optim 'sgd", "not a command line"), ("deepspeed train.py --model_name_or_path m", "DeepSpeed"),
         ('{"optim": "sgd", "optim": "adafactor"}', "job:1: the key 'optim' is repeated"),
         ("optim: &a {b: *a}\n", r"alias \*a is inside of what it refers to"),
-        ("optim: 2024-99-99\n", "job, optim: '2024-99-99'"),
+        ("optim: 2024-99-99\n", "job:1 optim: '2024-99-99'"),
         ("accelerate launch --new_flag train.py --optim sgd", "which script is launched cannot be told"),
         ("trl sft --use_peft \\ # why\n--optim sgd", "--optim: an option without a command"),
-        ("zero_optimization: {stage: 3}\n", "DeepSpeed is not covered"),
+        ("zero_optimization: {stage: 3}\n", "looks like a DeepSpeed config"),
         ("load_in_4bit: true\nuse_peft: false\n", "a 4-bit base without adapters"),
         ("kind: Pod\napiVersion: v1\n", "must have one PyTorchJob, TrainJob, Job, has Pod"),
         ("kind: TrainJob\napiVersion: trainer.kubeflow.org/v2\n", "apiVersion: 'trainer.kubeflow.org/v2'"),
@@ -443,7 +446,7 @@ def test_an_optimizer_that_is_not_in_the_table_never_passes(tmp_path_factory, op
         return
     path = tmp_path_factory.mktemp("optim") / "job"
     path.write_text(json.dumps({**TRL, "optim": optimizer}))
-    with pytest.raises(BadInput, match="job, optim: "):
+    with pytest.raises(BadInput, match=r"job(:\d+)? optim: "):
         read_job([str(path)], {})
 
 
@@ -529,3 +532,33 @@ def test_what_the_table_says_are_values_of_fields() -> None:
                     if field in Workload.model_fields:
                         assert read(field, value) == value
     assert {framework.preset for framework in job_keys().frameworks.values()} <= set(presets())
+
+
+# --- evidence ---------------------------------------------------------------------------------------------------------
+
+
+def test_defaults_count_only_where_the_file_is_provably_the_trainers(read_text) -> None:
+    common = {"model_name_or_path": "m", "dataset_name": "d", "max_seq_length": 8, "bf16": True, "learning_rate": 1e-5}
+    assert "method" not in read_text(common).fields
+    assert read_text({**common, "packing": True}).fields["method"] == "full"
+    assert "method" not in read_text({**common, "packing": True, "lora_alpha": 16, "lora_r": 8}).fields
+
+
+@pytest.mark.parametrize("key", ["use_flash_attn", "base_model", "training_data_path", "experiment_name"])
+def test_one_more_key_changes_nothing(read_text, key: str) -> None:
+    assert read_text({**TRL, key: "x" if key != "use_flash_attn" else True}).fields == read_text(TRL).fields
+
+
+@pytest.mark.parametrize(
+    ("key", "option"),
+    [
+        ("block_size", "tokens_per_sample"), ("train_bs", "batch_size"), ("peft_lora_rank", "lora_r"),
+        ("use_4bit_quantization", "method"), ("compute_precision", "torch_dtype"), ("tensor_parallel", "sharding"),
+        ("cpu_offload", "sharding"), ("activation_recompute", "gradient_checkpointing"),
+    ],
+)  # fmt: skip
+def test_an_unknown_key_about_memory_stops_until_an_option_settles_it(read_text, key: str, option: str) -> None:
+    with pytest.raises(BadInput, match=f"job:1 {key}: .*--{option.replace('_', '-')}"):
+        read_text({**TRL, key: 4})
+    values = {"method": "qlora", "torch_dtype": "bfloat16", "sharding": "fsdp2", "gradient_checkpointing": "none"}
+    assert read_text({**TRL, key: 4}, **{option: values.get(option, 4)}).fields["model_name"]

@@ -86,7 +86,7 @@ def test_a_manifest_whose_command_is_not_read_is_patched_for_a_job_given_by_opti
 def test_a_manifest_whose_command_is_not_read_asks_for_the_options(name: str, left_out: int) -> None:
     result = run("--job", str(CASES / name), *JOB[:left_out], *JOB[left_out + 1 :], "--patch")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.splitlines()[-1].endswith(f"; give {JOB[left_out].split('=')[0]}")
+    assert result.stderr.splitlines()[-1].endswith(f"give {JOB[left_out].split('=')[0]}")
 
 
 def test_several_nodes_need_a_place_for_their_count() -> None:

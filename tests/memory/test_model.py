@@ -14,13 +14,13 @@ from small_jobs import small_job
 
 from autoconf.jobs.stack import Stack
 from autoconf.memory import model as memory_model
-from autoconf.memory.units import Outside
+from autoconf.memory.units import Unsupported
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.tracing import (
     model_setup,
     trace_model,
 )
-from autoconf.pipeline.tracing.model_setup import Job
+from autoconf.pipeline.tracing.model_setup import TrainingSetup
 from autoconf.pipeline.validation import composition, rank_trace
 
 LAYERS = 7
@@ -59,7 +59,7 @@ def test_composed_figures_are_those_of_whole_traces(table, method, gpus, setting
 
 
 @pytest.mark.parametrize("rank", [3, 64])
-def test_one_trace_foretells_every_rank_of_adapters(table, rank):
+def test_one_trace_predicts_every_rank_of_adapters(table, rank):
     job = small_job("lora", layers=LAYERS, vocabulary=8192, lora_r=rank, lora_dropout=0.1, **FLOAT32)
     for tokens in (256, 65_536):
         whole = rank_trace.figures(job).peak_bytes(tokens, 1)
@@ -72,7 +72,7 @@ def test_the_optimizer_has_adapters_of_every_rank_those_of_experts_too(name, ran
     model = architectures()[name]
     architecture = model.model_copy(update={"config": model.shortened(["layer"] * 3)})
     trainable = trace_model.units(architecture, "lora", "all-linear")
-    job = Job(architecture, "lora", Stack(lora_targets="all-linear", lora_r=rank))
+    job = TrainingSetup(architecture, "lora", Stack(lora_targets="all-linear", lora_r=rank))
     found = memory_model._shapes(trainable, rank, 2, flat=False)
     assert sorted(shape.dimensions for shape in found) == sorted(
         s.dimensions for s in model_setup.trainable_shapes(job)
@@ -95,7 +95,10 @@ def test_whole_models_of_several_kinds_of_layers_are_composed(method):
     kinds = ["mamba", "mamba", "attention", "mamba", "mamba", "mamba", "attention", "mamba"]
     short = architecture.model_copy(update={"config": architecture.shortened(kinds)})
     table, tokens = OnDemand(short), 1018
-    for job in (Job(short, method, Stack(**AT_ONCE)), Job(short, method, Stack(sharding="fsdp1", **AT_ONCE), gpus=2)):
+    for job in (
+        TrainingSetup(short, method, Stack(**AT_ONCE)),
+        TrainingSetup(short, method, Stack(sharding="fsdp1", **AT_ONCE), gpus=2),
+    ):
         whole = composition._run(job, tokens).peak_bytes(tokens, job.gpus)
         assert table.peak_bytes(job, tokens) == pytest.approx(whole, rel=0.01)
 
@@ -111,30 +114,28 @@ def test_replicas_hold_one_more_set_of_gradients_on_any_number_of_gpus(table):
     assert replicas == [alone + 2 * parameters] * 2
 
 
-def test_what_a_model_has_no_figures_for_says_which_settings_and_why(table, monkeypatch):
+def test_a_missing_profile_names_its_settings_and_the_reason(table, monkeypatch):
     stack = Stack(loss="chunked", lora_targets="attention", sharding="fsdp1")
     monkeypatch.setattr(table, "moments", lambda model, way: None)
     monkeypatch.setattr(table, "problem", lambda model, key: "TraceError: it cannot be")
-    (asked,), why = _outside(table, "lora", stack)
-    assert "lora_targets 'attention'" in asked and why == ": TraceError: it cannot be"
+    error = _unsupported(table, "lora", stack)
+    assert "lora_targets 'attention'" in error.settings[0] and error.why == ": TraceError: it cannot be"
 
 
-def test_a_sharding_that_adapters_do_not_run_under_is_outside(table, monkeypatch):
+def test_a_sharding_that_adapters_do_not_run_under_is_unsupported(table, monkeypatch):
     problems = {("lora", "all-linear", "fsdp1"): "they do not run"}
     monkeypatch.setattr(table, "problem", lambda model, key: problems.get(tuple(key), ""))
-    (asked,), why = _outside(table, "lora", Stack(lora_targets="all-linear", sharding="fsdp1"))
-    assert (
-        asked == f"sharding 'fsdp1' with lora_targets 'all-linear' of {table.architecture.name}"
-        and why == ": they do not run"
-    )
+    error = _unsupported(table, "lora", Stack(lora_targets="all-linear", sharding="fsdp1"))
+    settings = f"sharding 'fsdp1' with lora_targets 'all-linear' of {table.architecture.name}"
+    assert error.reason("9.9") == f"{settings} is not in the domain of version 9.9: they do not run"
 
 
 def test_adafactor_does_not_step_over_fsdp2(table):
-    (asked,), _ = _outside(table, "full", Stack(optim="adafactor", sharding="fsdp2"))
-    assert asked == "optim 'adafactor' with sharding 'fsdp2'"
+    error = _unsupported(table, "full", Stack(optim="adafactor", sharding="fsdp2"))
+    assert error.settings == ("optim 'adafactor' with sharding 'fsdp2'",)
 
 
-def _outside(table: OnDemand, method: str, stack: Stack) -> Outside:
-    found = composition.gpu_figures(table, table.architecture.name, method, stack, several=True)
-    assert isinstance(found, Outside)
-    return found
+def _unsupported(table: OnDemand, method: str, stack: Stack) -> Unsupported:
+    with pytest.raises(Unsupported) as caught:
+        memory_model.gpu_memory(table, table.architecture.name, method, stack, several=True)
+    return caught.value

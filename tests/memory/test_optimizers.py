@@ -16,7 +16,7 @@ from transformers.optimization import Adafactor
 
 from autoconf.jobs.stack import Optim
 from autoconf.memory.optimizers import OptimizerBytes, Shape, optimizer_bytes
-from autoconf.pipeline.validation import rank_trace
+from autoconf.pipeline.tracing.recorder import Recorder
 
 # Matrices, a vector, and a large parameter after another: Adafactor steps one by one.
 SHAPES = [(700, 400), (300,), (400, 700), (500, 600), (7, 60, 50)]
@@ -34,18 +34,18 @@ def traced(make: Callable, shapes: list[tuple[int, ...]], dtype: torch.dtype) ->
     with FakeTensorMode():
         parameters = [torch.nn.Parameter(torch.empty(shape, dtype=dtype)) for shape in shapes]
         optimizer = make(parameters)
-        recorder = rank_trace._Recorder(tokens=-1)
+        recorder = Recorder()
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
-            recorder.see(parameter, "resident")
-            recorder.see(parameter.grad, "resident")
+            recorder.see(parameter)
+            recorder.see(parameter.grad)
         resident = recorder.live
         with recorder:
             optimizer.step()
             with_states = recorder.live
-            recorder.moments.clear()
+            recorder.changes.clear()
             optimizer.step()
-        peak = max((live for _, live, _ in recorder.moments), default=with_states)
+        peak = max((change.live for change in recorder.changes), default=with_states)
     return OptimizerBytes(with_states - resident, peak - with_states)
 
 

@@ -7,31 +7,33 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from autoconf.memory.gpu_memory import GpuMemory
 from autoconf.memory.optimizers import OptimizerBytes
 from autoconf.memory.profile import Point, StackMoment, Units
 from autoconf.memory.reserve import Reserve
-from autoconf.memory.sharding import Bytes, Held, held
+from autoconf.memory.sharding import BytesPerParameter, UnshardedJob, sharded
 from autoconf.memory.units import GIB
 
 # 10 layers of 100 parameters, and a root of 50.
 UNITS = Units(
     frozen=0, trainable=1050, quantized=0, layer_frozen=0, layer_trainable=100, layer_quantized=0,
-    root_frozen=0, root_trainable=50, maxima_bytes=0,
+    root_frozen=0, root_trainable=50, absmax_bytes=0,
 )  # fmt: skip
-BF16, MIXED = Bytes(2, 2, 2, 2), Bytes(2, 4, 2, 2)
+BF16, MIXED = BytesPerParameter(2, 2, 2, 2), BytesPerParameter(2, 4, 2, 2)
 ADAMW = OptimizerBytes(states=4200, step=0)
 # A layer in the middle: 30 bytes a token; its own gradients and those of five layers behind are there.
-MIDDLE = StackMoment(Point.MIDDLE, 7, 30, 0, 0, own=200, newborn=200, done=1000, rest=100)
+MIDDLE = StackMoment(
+    Point.MIDDLE, 7, 30, 0, 0, layer_gradients=200, newest_gradient=200, finished_gradients=1000, root_gradients=100
+)
 
 
-def composed(way: str, *, accumulating: bool, moment: StackMoment = MIDDLE, bytes_: Bytes = BF16, **settings) -> Held:
-    arguments = {"rank": None, "optimizer": ADAMW, "units": UNITS} | settings
-    units, rank, optimizer = arguments["units"], arguments["rank"], arguments["optimizer"]
-    return held(np.array([moment], float), units, bytes_, way, accumulating, rank, optimizer)
+def composed(strategy: str, *, accumulating: bool, moment: StackMoment = MIDDLE, **settings) -> GpuMemory:
+    given = {"units": UNITS, "bytes_per_parameter": BF16, "rank": None, "optimizer": ADAMW} | settings
+    return sharded(UnshardedJob(np.array([moment], float), accumulating=accumulating, **given), strategy)
 
 
-def peak(figures: Held, gpus: int, tokens: int) -> float:
-    return float(figures.peak_bytes(np.array([gpus]), np.array([tokens]))[0])
+def peak(memory: GpuMemory, gpus: int, tokens: int) -> float:
+    return float(memory.peak_bytes(np.array([gpus]), np.array([tokens]))[0])
 
 
 MANY = 1000  # tokens, so that the moment is the peak, and not the optimizer's step
@@ -53,40 +55,42 @@ def test_buckets_of_ddp_are_one_more_set_of_gradients_and_nothing_is_divided(gpu
         assert peak(composed("ddp", accumulating=accumulating), gpus, MANY) == alone + 2100
 
 
-@pytest.mark.parametrize(("way", "layers"), [("fsdp1", 2), ("fsdp2", 3)])
-def test_fsdp_divides_what_it_has_not_gathered(way, layers):
-    """Two layers and the root are whole, and under FSDP2 a layer's gradients on their way through a reduction."""
+@pytest.mark.parametrize(("strategy", "layers"), [("fsdp1", 2), ("fsdp2", 3)])
+def test_fsdp_divides_what_it_has_not_gathered(strategy, layers):
+    """Two layers and the root are whole, and under FSDP2 a layer's gradients on their strategy through a reduction."""
     for gpus in (2, 8):
-        sharded = (2100 + 4200 + 1000) / gpus
+        divided = (2100 + 4200 + 1000) / gpus
         whole = (100 + 200 * layers) + (200 + 100) + (7 + 30 * MANY)
-        assert peak(composed(way, accumulating=False), gpus, MANY) == pytest.approx(sharded + whole)
+        assert peak(composed(strategy, accumulating=False), gpus, MANY) == pytest.approx(divided + whole)
 
 
 def test_under_accumulation_gradients_are_whole_on_every_gpu():
-    for way in ("fsdp1", "fsdp2"):
+    for strategy in ("fsdp1", "fsdp2"):
         for gpus in (2, 512):
-            assert peak(composed(way, accumulating=True), gpus, MANY) >= 2100 + (2100 + 4200) / gpus + 7 + 30 * MANY
-        assert composed(way, accumulating=True).whole_gradients == 2100
-        assert composed(way, accumulating=False).whole_gradients == 0
+            assert (
+                peak(composed(strategy, accumulating=True), gpus, MANY) >= 2100 + (2100 + 4200) / gpus + 7 + 30 * MANY
+            )
+        assert composed(strategy, accumulating=True).unsharded_gradients == 2100
+        assert composed(strategy, accumulating=False).unsharded_gradients == 0
 
 
 def test_mixed_precision_shards_gradients_in_float32():
     """Stored ones are twice as large as those that are reduced."""
-    plain, mixed = (composed("fsdp2", accumulating=False, bytes_=b) for b in (BF16, MIXED))
+    plain, mixed = (composed("fsdp2", accumulating=False, bytes_per_parameter=b) for b in (BF16, MIXED))
     assert peak(mixed, 2, MANY) - peak(plain, 2, MANY) == (2100 + 1000) / 2
 
 
 def test_the_optimizers_step_is_the_peak_where_few_tokens_are():
     step = composed("none", accumulating=False, optimizer=OptimizerBytes(states=4200, step=2100))
     assert peak(step, 1, 1) == 2100 + 2100 + 4200 + 2100
-    sharded = composed("fsdp2", accumulating=False, optimizer=OptimizerBytes(states=4200, step=100_000))
-    assert peak(sharded, 4, 1) == (2100 + 2100 + 4200 + 100_000) / 4
+    several = composed("fsdp2", accumulating=False, optimizer=OptimizerBytes(states=4200, step=100_000))
+    assert peak(several, 4, 1) == (2100 + 2100 + 4200 + 100_000) / 4
 
 
-def test_maxima_and_buffers_are_whole_on_every_gpu():
-    units = replace(UNITS, maxima_bytes=1000, buffer_bytes=300)
-    for way, gpus in (("none", 1), ("ddp", 8), ("fsdp1", 8), ("fsdp2", 8)):
-        plain, more = (peak(composed(way, accumulating=False, units=u), gpus, MANY) for u in (UNITS, units))
+def test_absmax_and_buffers_are_whole_on_every_gpu():
+    units = replace(UNITS, absmax_bytes=1000, buffer_bytes=300)
+    for strategy, gpus in (("none", 1), ("ddp", 8), ("fsdp1", 8), ("fsdp2", 8)):
+        plain, more = (peak(composed(strategy, accumulating=False, units=u), gpus, MANY) for u in (UNITS, units))
         assert more == plain + 1300
 
 
@@ -94,7 +98,14 @@ def test_adapters_grow_with_their_rank():
     units = replace(
         UNITS, frozen=1050, layer_frozen=100, root_frozen=50, trainable=20, layer_trainable=2, root_trainable=0
     )
-    moment = MIDDLE._replace(constant_per_rank=5, per_token_per_rank=3, own=4, newborn=4, done=20, rest=0)
+    moment = MIDDLE._replace(
+        constant_per_rank=5,
+        per_token_per_rank=3,
+        layer_gradients=4,
+        newest_gradient=4,
+        finished_gradients=20,
+        root_gradients=0,
+    )
     ranks = [composed("none", accumulating=False, moment=moment, units=units, rank=r) for r in (1, 2, 9)]
     one, two, nine = (peak(figures, 1, MANY) for figures in ranks)
     per_rank = 20 * 2 + (5 + 3 * MANY) + (4 + 20)
@@ -105,7 +116,7 @@ def test_parts_add_up_to_what_is_needed():
     figures, reserve = composed("fsdp2", accumulating=True), Reserve((0, 100), (1, 11), (2, 42))
     for gpus, tokens in ((2, 1), (2, MANY), (64, MANY)):
         parts = figures.parts(gpus, tokens, reserve)
-        assert list(parts) == [*Held.PARTS, "reserve"]
+        assert list(parts) == [*GpuMemory.PARTS, "reserve"]
         needed = figures.needed_bytes(np.array([gpus]), np.array([tokens]), reserve)[0]
         assert sum(parts.values()) == pytest.approx(needed)
     assert parts["activations"] == 7 + 30 * MANY and parts["weights"] == 2100 / 64
@@ -114,8 +125,8 @@ def test_parts_add_up_to_what_is_needed():
 def test_what_is_needed_is_the_peak_and_a_reserve_for_the_activations():
     reserve = Reserve(activations_gib=(0, 100), one_gpu_gib=(1, 11), several_gpus_gib=(2, 42))
     tokens = GIB  # 30 GiB of activations
-    for way, gpus, free in (("none", 1, 1 + 3), ("fsdp2", 2, 2 + 12)):
-        figures = composed(way, accumulating=False)
+    for strategy, gpus, free in (("none", 1, 1 + 3), ("fsdp2", 2, 2 + 12)):
+        figures = composed(strategy, accumulating=False)
         needed = figures.needed_bytes(np.array([gpus]), np.array([tokens]), reserve)[0]
         assert needed == pytest.approx(peak(figures, gpus, tokens) + free * GIB)
 
@@ -142,8 +153,8 @@ def test_what_decides_is_the_moment_that_needs_most_with_its_activations():
 @pytest.mark.parametrize("peak_share", [0.0, 0.1])
 def test_needs_rise_with_tokens_and_fall_with_more_gpus(peak_share):
     reserve = Reserve((0, 100), (1, 11), (2, 42), peak_share)
-    for way in ("fsdp1", "fsdp2"):
-        figures = composed(way, accumulating=True)
+    for strategy in ("fsdp1", "fsdp2"):
+        figures = composed(strategy, accumulating=True)
         tokens = np.geomspace(1, 1e9, 50).round()
         by_tokens = figures.needed_bytes(np.full(50, 4), tokens, reserve)
         assert (np.diff(by_tokens) >= 0).all()
@@ -155,5 +166,5 @@ def test_only_moments_that_another_exceeds_in_every_term_are_dropped():
     more_tokens, more_bytes = MIDDLE._replace(constant=0), MIDDLE._replace(constant=1e6, per_token=1)
     dominated = MIDDLE._replace(per_token=29, constant=-1)
     moments = np.array([more_tokens, more_bytes, dominated], float)
-    figures = held(moments, UNITS, BF16, "none", False, None, ADAMW)
+    figures = sharded(UnshardedJob(moments, UNITS, BF16, False, None, ADAMW), "none")
     assert peak(figures, 1, 1) > 1e6 and peak(figures, 1, 1_000_000) == 2100 + 4200 + 30 * 1_000_000 + 1300

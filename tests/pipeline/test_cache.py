@@ -48,7 +48,7 @@ def test_figures_are_read_as_they_were_written(tmp_path):
 
 def test_a_table_says_what_it_has_and_why_it_lacks_the_rest(tmp_path):
     write_models([figures("one"), replace(figures("two"), layers={WAY: figures("two").layers[WAY]})], tmp_path)
-    table = ModelsTable(tmp_path)
+    table = ModelsTable.read(tmp_path)
     assert table.models == ["one", "two"]
     assert table.moments("one", WAY._replace(dropout=False)) is not None
     assert table.moments("two", WAY._replace(dropout=False)) is None
@@ -63,7 +63,7 @@ def test_a_table_with_other_columns_is_refused(tmp_path):
     write_models([figures("one")], tmp_path)
     pd.read_parquet(tmp_path / MOMENTS).drop(columns="rest").to_parquet(tmp_path / MOMENTS)
     with pytest.raises(ValueError, match=f"{MOMENTS} has the columns way, point, .*, done$"):
-        ModelsTable(tmp_path)
+        ModelsTable.read(tmp_path)
 
 
 def test_a_fingerprint_changes_with_the_model_and_with_the_tracer(monkeypatch):

@@ -4,10 +4,9 @@ import re
 
 import pytest
 
-from autoconf.memory.version_1 import read_figures
+from autoconf.memory.version_1 import FIGURES, read_figures
 from autoconf.pipeline.catalog import architectures, gpu_types, gpus, models
 from autoconf.predictor import registry
-from autoconf.predictor.rebuild import FIGURES
 from autoconf.predictor.registry import MODELS
 
 # Published totals: exact where the safetensors index or the model card gives the number, else as the card rounds it.
@@ -147,10 +146,10 @@ def test_the_table_has_the_published_number_of_parameters(name):
 def test_transformers_and_peft_build_what_the_table_says(name):
     pytest.importorskip("torch", reason="versions are traced with the extra [build], installed on Python 3.11")
     from autoconf.jobs.stack import Stack
-    from autoconf.pipeline.tracing.model_setup import Job, build_model
+    from autoconf.pipeline.tracing.model_setup import TrainingSetup, build_model
 
     architecture = architectures()[name]
-    parameters = list(build_model(Job(architecture, "lora", Stack())).named_parameters())
+    parameters = list(build_model(TrainingSetup(architecture, "lora", Stack())).named_parameters())
     assert sum(p.numel() for _, p in parameters if not p.requires_grad) == architecture.parameters
     adapted = {module.split(".lora_")[0].split(".")[-1] for module, p in parameters if p.requires_grad}
     assert adapted == set(architecture.lora_targets)

@@ -1,4 +1,4 @@
-"""What is learnt of a cluster from its user's own, noisy runs, and when it is not."""
+"""What is learned of a cluster from its user's own, noisy runs, and when it is not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from autoconf.pipeline.calibration.cluster import learn_cluster
 from autoconf.pipeline.calibration.user_runs import contradicting, read_measured
 from autoconf.pipeline.release.random_jobs import random_jobs
 from autoconf.planner.rules import passing
-from autoconf.predictor import registry
+from autoconf.predictor import check_jobs, registry
 from autoconf.predictor.autogluon import LABEL, fit, load_tabular
 from autoconf.predictor.predictor import MONOTONE, Predictor
 
@@ -58,7 +58,7 @@ def pool() -> pd.DataFrame:
 
 
 def needs_and_has(jobs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    candidates = predictor().candidates(jobs)
+    candidates = check_jobs.candidates(predictor(), jobs)
     return candidates.usable_gib - predictor().features(candidates)["headroom_gib"].to_numpy(), candidates.usable_gib
 
 
@@ -90,7 +90,7 @@ def as_seen(jobs: pd.DataFrame, factor: float, generator: np.random.Generator) -
         }.items()
     ):
         other.loc[which == number, setting] = generator.choice(values, (which == number).sum())
-    hidden = (generator.random(len(jobs)) < 0.15) & np.array([not p for p in predictor().problems(other)])
+    hidden = (generator.random(len(jobs)) < 0.15) & check_jobs.supported(predictor(), other)
     real = jobs.copy()
     real.loc[hidden] = other.loc[hidden]
     return ~fits(real, factor) | (generator.random(len(jobs)) < 0.1)
@@ -107,14 +107,14 @@ def as_table(jobs: pd.DataFrame, failed: np.ndarray) -> pd.DataFrame:
 
 def decisions(reserve, jobs: pd.DataFrame) -> np.ndarray:
     card = predictor().card.model_copy(update={"reserve": reserve})
-    candidates = predictor().candidates(jobs)
+    candidates = check_jobs.candidates(predictor(), jobs)
     headroom = Predictor(card, predictor().memory, None).features(candidates)["headroom_gib"]
     return (headroom.to_numpy() >= 0) & passing(candidates)
 
 
 @pytest.fixture(scope="module")
 def hungrier(pool):
-    """What is learnt in a world that needs 6 % more memory, the share of wrong labels, and fresh jobs."""
+    """What is learned in a world that needs 6 % more memory, the share of wrong labels, and fresh jobs."""
     generator = np.random.default_rng(11)
     jobs = some(pool, 1.06, 600, generator)
     failed = as_seen(jobs, 1.06, generator)
@@ -122,13 +122,13 @@ def hungrier(pool):
     return cluster, (failed == fits(jobs, 1.06)).mean(), some(pool, 1.06, 1_000, generator)
 
 
-def test_a_world_that_needs_more_is_learnt_better_than_the_version_and_the_table_know_it(hungrier):
+def test_a_world_that_needs_more_is_learned_better_than_the_version_and_the_table_know_it(hungrier):
     cluster, labels_wrong, fresh = hungrier
     true = fits(fresh, 1.06)
     before, after = ((decisions(of, fresh) != true).mean() for of in (predictor().card.reserve, cluster.reserve))
     assert cluster.adopted and cluster.sentence.startswith("adopted; held-out runs are told ")
     assert after < before / 3 and after < labels_wrong
-    assert 0.04 < cluster.reserve.peak_share < 0.09 and cluster.learnt[FACTOR] == round(
+    assert 0.04 < cluster.reserve.peak_share < 0.09 and cluster.learned[FACTOR] == round(
         1 + cluster.reserve.peak_share, 4
     )
     was, is_now = cluster.evaluation
@@ -136,7 +136,7 @@ def test_a_world_that_needs_more_is_learnt_better_than_the_version_and_the_table
     assert is_now["said to fit, but failed"] < was["said to fit, but failed"]
 
 
-def test_what_is_learnt_keeps_the_reserve_in_order_and_the_predictor_at_it(hungrier, tmp_path):
+def test_what_is_learned_keeps_the_reserve_in_order_and_the_predictor_at_it(hungrier, tmp_path):
     cluster, _, _ = hungrier
     one, several = np.array(cluster.reserve.one_gpu_gib), np.array(cluster.reserve.several_gpus_gib)
     assert (one >= 0).all() and (np.diff(one) >= 0).all() and (np.diff(several) >= 0).all() and (several >= one).all()
@@ -163,7 +163,7 @@ def test_measured_peaks_alone_teach_the_factor(pool):
     generator = np.random.default_rng(13)
     jobs = some(pool, 1.0, 200, generator)
     jobs = jobs[fits(jobs, 1.2)].reset_index(drop=True)
-    candidates = predictor().candidates(jobs)
+    candidates = check_jobs.candidates(predictor(), jobs)
     peaks = predictor().memory.peak_bytes(candidates.rows, candidates.gpus, candidates.tokens_per_gpu) / 2**30
     measured = as_table(jobs, np.zeros(len(jobs))).drop(columns="failed")
     measured["peak_allocated_gib"] = [f"{p:.4f}" for p in 1.08 * peaks * np.exp(generator.normal(0, 0.01, len(peaks)))]
@@ -171,18 +171,18 @@ def test_measured_peaks_alone_teach_the_factor(pool):
     assert cluster.adopted and cluster.reserve.peak_share == pytest.approx(0.08, abs=0.01)
     lower = measured.assign(peak_allocated_gib=[f"{p:.4f}" for p in 0.9 * peaks])
     found = learn_cluster(predictor(), lower, "runs.csv")
-    assert found.learnt[FACTOR] == pytest.approx(1, abs=0.002) and not found.adopted
+    assert found.learned[FACTOR] == pytest.approx(1, abs=0.002) and not found.adopted
 
 
 def test_memory_that_was_never_in_use_speaks_for_less_and_cache_for_nothing(pool):
     jobs = some(pool, 1.0, 200, np.random.default_rng(15))
     jobs = jobs[fits(jobs, 1.05)].reset_index(drop=True)
-    candidates = predictor().candidates(jobs)
+    candidates = check_jobs.candidates(predictor(), jobs)
     peaks = predictor().memory.peak_bytes(candidates.rows, candidates.gpus, candidates.tokens_per_gpu) / 2**30
     finished = as_table(jobs, np.zeros(len(jobs)))
     tight = 100 * np.minimum((1.0 + 1.02 * peaks) / candidates.usable_gib, 1)
     said = [
-        learn_cluster(predictor(), finished.assign(gpu_memory_utilization_peak=used), "runs.csv").learnt["GiB on top"]
+        learn_cluster(predictor(), finished.assign(gpu_memory_utilization_peak=used), "runs.csv").learned["GiB on top"]
         for used in ([f"{used:.2f}" for used in tight], "99.9", "")
     ]
     assert said[0] < said[2] - 0.2 and abs(said[1] - said[2]) < 0.1
@@ -193,13 +193,13 @@ def test_the_same_table_teaches_the_same(pool):
     jobs = some(pool, 1.06, 120, generator)
     measured = as_table(jobs, as_seen(jobs, 1.06, generator))
     one, other = (learn_cluster(predictor(), measured, "runs.csv") for _ in range(2))
-    assert (one.reserve, one.learnt, one.evaluation) == (other.reserve, other.learnt, other.evaluation)
+    assert (one.reserve, one.learned, one.evaluation) == (other.reserve, other.learned, other.evaluation)
 
 
-def test_real_runs_that_the_version_learnt_from_change_nothing():
+def test_real_runs_that_the_version_learned_from_change_nothing():
     cluster = learn_cluster(predictor(), read_table(str(EXAMPLE)), EXAMPLE.name)
     assert count(cluster.report, "read") == 224 and count(cluster.report, "outside") == 0
-    assert not cluster.adopted and cluster.learnt[FACTOR] == pytest.approx(1, abs=0.005)
+    assert not cluster.adopted and cluster.learned[FACTOR] == pytest.approx(1, abs=0.005)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

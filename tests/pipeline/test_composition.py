@@ -17,7 +17,7 @@ from autoconf.jobs.stack import Stack
 from autoconf.memory.profile import Point
 from autoconf.memory.units import GIB
 from autoconf.pipeline.catalog import architectures
-from autoconf.pipeline.tracing.model_setup import Job
+from autoconf.pipeline.tracing.model_setup import TrainingSetup
 from autoconf.pipeline.validation import (
     composition,
     rank_trace,
@@ -25,7 +25,7 @@ from autoconf.pipeline.validation import (
 from autoconf.pipeline.validation.composition import Comparison
 
 
-def drawn(count: int, seed: int) -> list[Job]:
+def drawn(count: int, seed: int) -> list[TrainingSetup]:
     chance = composition.np.random.default_rng(seed)
     jobs = (composition._draw(["llama-7b", "mistral-7b-v0.1"], chance) for _ in iter(int, 1))
     return list(islice((job for job in jobs if job is not None), count))
@@ -62,7 +62,7 @@ def test_what_depends_on_the_number_of_tokens_is_compared_with_whole_models():
         assert table.peak_bytes(job, tokens) == pytest.approx(whole, rel=0.02)
 
 
-def test_others_are_foretold_at_every_number_of_tokens_and_gpus():
+def test_others_are_predicted_at_every_number_of_tokens_and_gpus():
     job = small_job("full", gpus=8, layers=5, sharding="ddp")
     peaks = composition.whole_peaks(job)
     assert list(peaks) == [(g, rank_trace.SAMPLES * t) for g in composition.GPUS for t in composition.TOKENS]
@@ -72,7 +72,7 @@ def test_others_are_foretold_at_every_number_of_tokens_and_gpus():
 
 
 def comparison(whole: float, gpus: int = 1, **settings) -> Comparison:
-    job = Job(architectures()["llama-7b"], "lora", Stack(**settings), gpus)
+    job = TrainingSetup(architectures()["llama-7b"], "lora", Stack(**settings), gpus)
     return Comparison(job, 1018, 10 * GIB, whole * GIB)
 
 

@@ -23,6 +23,7 @@ from autoconf.jobs.stack import Stack
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.tracing import model_setup
+from autoconf.pipeline.tracing.recorder import TraceError
 from autoconf.pipeline.validation import rank_trace
 
 QLORA = {"quantization": "nf4", "mixed_precision": "bf16"}
@@ -61,7 +62,7 @@ def test_only_attention_by_a_kernel_passes_the_recorder():
     """Whoever holds tokens x tokens is refused, so every trace shows that its attention does not."""
     with FakeTensorMode():
         query, key, value = (t.transpose(1, 2) for t in projections(HEADS))
-        with recorded(TOKENS, query, key, value), pytest.raises(rank_trace.TraceError, match="tokens x tokens"):
+        with recorded(TOKENS, query, key, value), pytest.raises(TraceError, match="tokens x tokens"):
             torch.softmax(query @ key.transpose(2, 3), -1) @ value
 
 
@@ -79,7 +80,7 @@ def test_values_narrower_than_queries_are_widened_for_the_kernel(monkeypatch):
     """transformers pads DeepSeek's, 128 wide beside 192, and cuts the output; the kernel saves the padded copy."""
     architecture = architectures()["deepseek-v2-lite"]
     config = {**architecture.shortened(["dense"]), "vocab_size": 64}
-    job = model_setup.Job(
+    job = model_setup.TrainingSetup(
         architecture.model_copy(update={"config": config}), "full", Stack(gradient_checkpointing="none")
     )
     calls, projected = [], []
@@ -141,7 +142,7 @@ def test_a_grouped_product_in_float32_holds_twice_what_one_in_bfloat16_does(rows
 @pytest.mark.parametrize("name", ["olmoe-1b-7b", "granite-4.0-h-tiny"])
 def test_experts_that_became_float32_are_traced(name):
     """PEFT's prepare_model_for_kbit_training makes them float32: no linear layers, they are not in 4 bits."""
-    job = model_setup.Job(architectures()[name], "qlora", Stack(upcast_unquantized=True, **QLORA))
+    job = model_setup.TrainingSetup(architectures()[name], "qlora", Stack(upcast_unquantized=True, **QLORA))
     layers = list(dict.fromkeys(job.architecture.kinds))
     trace = rank_trace.run(job, layers=layers, tokens=61)
     experts = sum(p.numel() for n, p in model_setup.build_model(job, layers).named_parameters() if ".experts." in n)
@@ -193,9 +194,9 @@ def test_a_4_bit_layer_takes_as_many_bytes_as_bitsandbytes_own():
     for storage in (torch.uint8, torch.bfloat16):
         layer = cuda_kernels.Linear4bit(nn.Linear(columns, rows, device="meta"), storage)
         assert layer.weight.dtype == storage and layer.weight.nbytes == packed.nbytes
-        layer.allocate_maxima()
-        assert [t.nbytes for t in layer.maxima] == [state.absmax.nbytes, state.state2.absmax.nbytes]
-        nbytes = layer.weight.nbytes + sum(t.nbytes for t in layer.maxima)
+        layer.allocate_absmax()
+        assert [t.nbytes for t in layer.absmax] == [state.absmax.nbytes, state.state2.absmax.nbytes]
+        nbytes = layer.weight.nbytes + sum(t.nbytes for t in layer.absmax)
         assert nbytes / (rows * columns) == 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
@@ -217,30 +218,30 @@ def fake_linear_4bit(compute_dtype: torch.dtype) -> Iterator[cuda_kernels.Linear
         yield layer
 
 
-WEIGHT = 2 * 128 * 448  # bytes, dequantised to bfloat16
+WEIGHT = 2 * 128 * 448  # bytes, dequantized to bfloat16
 
 
 def test_a_4_bit_product_saves_nothing_but_its_packed_weight():
     with fake_linear_4bit(torch.bfloat16) as layer:
         hidden = torch.empty(BATCH, TOKENS, 128, dtype=torch.bfloat16, requires_grad=True)
-        with recorded(TOKENS, hidden, layer.weight, *layer.maxima) as recorder, saved_for_backward() as saved:
+        with recorded(TOKENS, hidden, layer.weight, *layer.absmax) as recorder, saved_for_backward() as saved:
             out = layer(hidden)
         assert [t.nbytes for t in saved] == [layer.weight.nbytes]
         assert recorder.live == out.nbytes
         assert peak(recorder) == WEIGHT + out.nbytes
         gradient = torch.empty_like(out)
-        with recorded(TOKENS, hidden, layer.weight, out, gradient, *layer.maxima) as recorder:
+        with recorded(TOKENS, hidden, layer.weight, out, gradient, *layer.absmax) as recorder:
             out.backward(gradient)
         assert recorder.live == hidden.nbytes  # its gradient; the weight has none
         assert peak(recorder) == WEIGHT + hidden.nbytes
-        # Before the weight come its maxima in float32, one for 64 parameters.
-        assert recorder.moments[0][1] == 4 * 128 * 448 // 64
+        # Before the weight come its absmax in float32, one for 64 parameters.
+        assert recorder.changes[0].live == 4 * 128 * 448 // 64
 
 
 def test_a_float32_input_asks_for_a_float32_copy_of_the_weight():
     with fake_linear_4bit(torch.float32) as layer:
         hidden = torch.empty(BATCH, TOKENS, 128, requires_grad=True)
-        with recorded(TOKENS, hidden, layer.weight, *layer.maxima) as recorder:
+        with recorded(TOKENS, hidden, layer.weight, *layer.absmax) as recorder:
             out = layer(hidden)
         assert out.dtype == torch.float32
         assert recorder.live == out.nbytes

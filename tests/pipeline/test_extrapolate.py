@@ -16,8 +16,9 @@ from autoconf.jobs.stack import Stack
 from autoconf.memory.profile import Point, StackMoment
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.tracing.extrapolate import _envelope, head_moments, layer_moments
-from autoconf.pipeline.tracing.ledger import EMBEDDING, HEAD, LOSS, Part, Storages, TraceError, trace
-from autoconf.pipeline.tracing.model_setup import Job
+from autoconf.pipeline.tracing.ledger import Storages, trace
+from autoconf.pipeline.tracing.model_setup import TrainingSetup
+from autoconf.pipeline.tracing.recorder import EMBEDDING, HEAD, LOSS, Part, TraceError
 from autoconf.pipeline.tracing.trace_model import short_stack
 
 RANK = 29
@@ -62,7 +63,7 @@ def test_layers_of_each_kind_are_deepened_in_their_places(method):
     kinds = ("mamba", "mamba", "attention", "mamba", "mamba", "attention", "mamba", "mamba")
     model = architectures()["granite-4.0-h-350m"]
     architecture = model.model_copy(update={"config": model.shortened(kinds)})
-    job = Job(architecture, method, Stack(gradient_accumulation=False))
+    job = TrainingSetup(architecture, method, Stack(gradient_accumulation=False))
     short = short_stack(architecture)
     assert short == ("mamba", "attention", "mamba", "mamba")
     deepened, whole = (trace(job, stack, RANK) for stack in (short, kinds))

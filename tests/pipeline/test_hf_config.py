@@ -62,7 +62,7 @@ def command(*arguments: str) -> Any:
 
 
 def shipped(name: str) -> ModelFigures:
-    return ModelsTable(registry.MODELS / registry.DEFAULT).figures(name)
+    return ModelsTable.read(registry.MODELS / registry.DEFAULT).figures(name)
 
 
 def of_ones_own(name: str, known: str = KNOWN) -> tuple[Architecture, ModelFigures]:
@@ -94,7 +94,7 @@ def trace_file(tmp_path) -> Path:
         ({"model_type": "bert"}, "model_type: 'bert' is no causal language model"),
         ({"model_type": "t5"}, "model_type: 't5' is no causal language model"),
         ({"model_type": "gemma3", "text_config": {"hidden_size": 64}}, "text_config: a model of several parts"),
-        ({**LLAMA, "quantization_config": {"quant_method": "awq"}}, "quantization_config: the checkpoint is quantised"),
+        ({**LLAMA, "quantization_config": {"quant_method": "awq"}}, "quantization_config: the checkpoint is quantized"),
         ({**LLAMA, "hidden_size": "wide"}, "Validation error for field 'hidden_size'"),
         ({**LLAMA, "num_attention_heads": 0}, "transformers refuses it: ZeroDivisionError"),
         ({**LLAMA, "num_hidden_layers": 1}, "num_hidden_layers: must be a whole number from 2 to 1024, got 1"),
@@ -160,15 +160,15 @@ def test_learned_positions_end_what_a_sample_can_be(own_model, written):
     assert own_model.own_architecture(written(LLAMA), "mine").in_domain().max_tokens_per_sample is None
 
 
-def test_what_gpt_2_has_for_linear_layers_is_quantised(own_model, written):
+def test_what_gpt_2_has_for_linear_layers_is_quantized(own_model, written):
     from transformers.pytorch_utils import Conv1D
 
     from autoconf.jobs.stack import Stack
-    from autoconf.pipeline.tracing.model_setup import Job, build_model
+    from autoconf.pipeline.tracing.model_setup import TrainingSetup, build_model
 
     found = own_model.own_architecture(written(GPT2), "mine")
     assert found.lora_targets == ["c_attn"]
-    model = build_model(Job(found, "qlora", Stack(quantization="nf4")))
+    model = build_model(TrainingSetup(found, "qlora", Stack(quantization="nf4")))
     assert not any(isinstance(module, Conv1D) for module in model.modules())
 
 

@@ -14,7 +14,7 @@ for package in ("torch", "transformers", "peft", "bitsandbytes"):
 from autoconf.jobs.stack import Stack
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.tracing import model_setup
-from autoconf.pipeline.tracing.model_setup import Job
+from autoconf.pipeline.tracing.model_setup import TrainingSetup
 from autoconf.pipeline.validation import rank_trace
 
 QLORA = {"quantization": "nf4", "mixed_precision": "bf16"}
@@ -24,15 +24,15 @@ MIXED = [name for name, architecture in architectures().items() if set(architect
 WINDOWED = ["gemma-2-2b", "gemma-3-1b", "gpt-oss-20b"]
 
 
-def job(name: str, method: model_setup.Method = "full", gpus: int = 1, **settings: Any) -> Job:
-    return Job(architectures()[name], method, Stack(**settings), gpus)
+def job(name: str, method: model_setup.Method = "full", gpus: int = 1, **settings: Any) -> TrainingSetup:
+    return TrainingSetup(architectures()[name], method, Stack(**settings), gpus)
 
 
 def kinds(name: str) -> list[str]:
     return list(dict.fromkeys(architectures()[name].kinds))
 
 
-def profiles(trace: rank_trace.Trace) -> dict[int, list[list[tuple[str, float]]]]:
+def profiles(trace: rank_trace.LiveBytes) -> dict[int, list[list[tuple[str, float]]]]:
     """What each layer's passes run, and what is alive then beyond the bytes at their begin."""
     found: dict[int, list[list[tuple[str, float]]]] = {}
     for segment, moments in itertools.groupby(range(len(trace.ops)), key=lambda moment: int(trace.segments[moment])):

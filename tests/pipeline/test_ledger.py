@@ -17,7 +17,8 @@ from autoconf.pipeline.tracing import (
     model_setup,
     trace_model,
 )
-from autoconf.pipeline.tracing.ledger import SAMPLES, TOKENS, Part, Size
+from autoconf.pipeline.tracing.ledger import TOKENS, Size
+from autoconf.pipeline.tracing.recorder import EMBEDDING, HEAD, LOSS, SAMPLES, Part, Recorder, TraceError
 from autoconf.pipeline.validation import rank_trace
 
 RANK = 29
@@ -47,7 +48,7 @@ def test_one_run_tells_what_runs_at_other_tokens_and_ranks_hold(method, settings
         other = job.with_rank(rank)
         model = model_setup.build_model(other)
         resident = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-        resident += trace_model._maxima(model)
+        resident += trace_model._absmax(model)
         traced = rank_trace.run(other, layers=None, tokens=tokens).peak_bytes - resident
         # The ledger keeps the labels, of 8 bytes each.
         assert 0 <= peak_bytes(storages, SAMPLES * tokens, rank) - traced <= 8 * SAMPLES * tokens + 16
@@ -78,14 +79,14 @@ def test_a_rank_divides_no_dimension_of_the_model():
 def test_a_model_with_a_dimension_of_the_tokens_is_refused():
     job = small_job("lora")
     config = {**job.architecture.config, "vocab_size": 2 * TOKENS}
-    with pytest.raises(ledger.TraceError, match=f"a dimension of the model is a multiple of {TOKENS}"):
+    with pytest.raises(TraceError, match=f"a dimension of the model is a multiple of {TOKENS}"):
         ledger.rank_for(job.architecture.model_copy(update={"config": config}), ["layer"] * 2)
 
 
 def test_a_tensor_of_tokens_by_tokens_is_refused():
-    with FakeTensorMode(), pytest.raises(ledger.TraceError, match="tokens x tokens"):
+    with FakeTensorMode(), pytest.raises(TraceError, match="tokens x tokens"):
         hidden = torch.empty(SAMPLES, TOKENS, 8)
-        with ledger._Recorder(RANK):
+        with Recorder(TOKENS):
             hidden @ hidden.transpose(1, 2)
 
 
@@ -93,7 +94,7 @@ def test_storages_belong_to_the_part_that_made_them():
     storages = ledger.trace(small_job("lora", layers=3, lora_targets="attention"), KINDS, RANK)
     order = list(dict.fromkeys(storages.parts))
     assert order == [
-        ledger.EMBEDDING, *(Part("layer", i) for i in range(3)), ledger.HEAD, ledger.LOSS,
+        EMBEDDING, *(Part("layer", i) for i in range(3)), HEAD, LOSS,
         *(Part("layer", i, True, late) for i in (2, 1, 0) for late in (False, True)),
     ]  # fmt: skip
 

@@ -20,7 +20,7 @@ from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.kernels import mamba
 from autoconf.pipeline.tracing import model_setup
-from autoconf.pipeline.tracing.model_setup import Job
+from autoconf.pipeline.tracing.model_setup import TrainingSetup
 
 QLORA = {"quantization": "nf4", "mixed_precision": "bf16"}
 # Those of granite-4.0-h-1b, with two groups instead of one.
@@ -122,11 +122,11 @@ def test_under_autocast_the_kernel_keeps_a_bfloat16_copy_of_the_projection_it_en
         assert held["outproj_weight"].grad is not None and held["outproj_weight"].grad.dtype == torch.float32
 
 
-def hybrid(method: model_setup.Method, **settings: Any) -> Job:
+def hybrid(method: model_setup.Method, **settings: Any) -> TrainingSetup:
     """Two layers, 768 wide, one of either kind."""
     architecture = architectures()["granite-4.0-h-350m"]
     config = {**architecture.shortened(["mamba", "attention"]), "vocab_size": 64}
-    return Job(architecture.model_copy(update={"config": config}), method, Stack(**settings))
+    return TrainingSetup(architecture.model_copy(update={"config": config}), method, Stack(**settings))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_mamba_layer_without_checkpoint_holds_what_a_hand_counts():
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_what_the_kernel_reads_is_not_packed(gpus):
     job = hybrid("qlora", **QLORA)
-    model = model_setup.build_model(Job(job.architecture, "qlora", job.stack, gpus)).get_base_model()
+    model = model_setup.build_model(TrainingSetup(job.architecture, "qlora", job.stack, gpus)).get_base_model()
     layer = model.model.layers[0]
     assert type(layer.mamba.out_proj) is nn.Linear and layer.mamba.out_proj.weight.dtype == torch.bfloat16
     assert isinstance(layer.mamba.in_proj, cuda_kernels.Linear4bit)

@@ -11,7 +11,7 @@ from on_demand import OnDemand
 from small_jobs import small_job
 
 from autoconf.jobs.stack import REFERENCE
-from autoconf.memory.model import gpu_figures
+from autoconf.memory.model import gpu_memory
 from autoconf.memory.units import GIB
 from autoconf.pipeline.validation import measure_gpu
 
@@ -25,10 +25,10 @@ def test_the_reference_workload_trains_alone_and_as_one_rank_of_several(method, 
 
 def test_samples_are_chosen_just_below_the_wanted_share_of_memory():
     table = OnDemand(small_job("full", vocabulary=1000).architecture)
-    held = gpu_figures(table, "", "full", REFERENCE, several=False)
+    memory = gpu_memory(table, "", "full", REFERENCE, several=False)
     usable = 1.0
-    samples = measure_gpu.samples_near_the_edge(held, 1, usable)
-    peaks = held.peak_bytes(np.ones(2, int), np.array([samples, samples + 1]) * measure_gpu.SAMPLE) / GIB
+    samples = measure_gpu.samples_near_the_edge(memory, 1, usable)
+    peaks = memory.peak_bytes(np.ones(2, int), np.array([samples, samples + 1]) * measure_gpu.SAMPLE) / GIB
     assert peaks[0] <= measure_gpu.SHARE_OF_MEMORY * usable < peaks[1]
 
 

@@ -18,7 +18,7 @@ from transformers import Adafactor
 from autoconf.jobs.stack import Stack
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.tracing import model_setup
-from autoconf.pipeline.validation import rank_trace
+from autoconf.pipeline.tracing.recorder import Recorder
 
 QLORA = {"quantization": "nf4", "mixed_precision": "bf16"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -133,7 +133,7 @@ ONE_OF_EACH_TYPE = {a.config["model_type"]: a.name for a in architectures().valu
 @pytest.mark.parametrize("name", ONE_OF_EACH_TYPE.values(), ids=ONE_OF_EACH_TYPE)
 def test_attention_means_every_linear_layer_of_attention_and_no_other(name):
     architecture = architectures()[name]
-    job = model_setup.Job(architecture, "lora", Stack(lora_targets="attention"))
+    job = model_setup.TrainingSetup(architecture, "lora", Stack(lora_targets="attention"))
     model = model_setup.build_model(job, layers=list(dict.fromkeys(architecture.kinds)))
     own = {path: m for path, m in model.get_base_model().named_modules() if ".lora_" not in path}
     adapted = {path for path, m in own.items() if isinstance(m, peft.tuners.lora.LoraLayer)}
@@ -192,7 +192,7 @@ def test_sharded_mixed_precision_trains_float32(method, gpus, settings, itemsize
 )
 def test_embeddings_are_told_apart_and_a_tied_head_is_one(name, large):
     architecture = architectures()[name]
-    shapes = model_setup.trainable_shapes(model_setup.Job(architecture, "full", Stack()))
+    shapes = model_setup.trainable_shapes(model_setup.TrainingSetup(architecture, "full", Stack()))
     vocabulary = architecture.config["vocab_size"]
     assert [shape.embedding for shape in shapes if vocabulary in shape.dimensions] == large
 
@@ -212,11 +212,11 @@ def test_only_adapters_that_fsdp_ignores_are_whole_on_every_gpu():
     assert sizes[True][1] == sizes[False][1]
 
 
-def _resident_bytes(job: model_setup.Job) -> int:
+def _resident_bytes(job: model_setup.TrainingSetup) -> int:
     with small_rank(job) as rank:
-        recorder = rank_trace._Recorder(tokens=-1)
+        recorder = Recorder()
         for tensor in rank.resident():
-            recorder.see(tensor, "resident")
+            recorder.see(tensor)
         return recorder.live
 
 
@@ -236,7 +236,7 @@ def test_the_real_wrapper_has_buckets_as_large_as_all_gradients(tmp_path):
     model[0].requires_grad_(False)
     everything = sum(p.nbytes for p in model.parameters())
     trainable = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    recorder = rank_trace._Recorder(tokens=-1)
+    recorder = Recorder()
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     try:
         with recorder:

@@ -22,12 +22,12 @@ from torch.utils.checkpoint import checkpoint
 
 from autoconf.jobs.stack import Stack
 from autoconf.memory.optimizers import optimizer_bytes
-from autoconf.memory.version_1 import MemoryTable, read_figures
+from autoconf.memory.version_1 import FIGURES, MemoryTable, read_figures
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.tracing import model_setup
-from autoconf.pipeline.tracing.model_setup import Job
+from autoconf.pipeline.tracing.model_setup import TrainingSetup
+from autoconf.pipeline.tracing.recorder import SAMPLES, TraceError
 from autoconf.pipeline.validation import rank_trace, trace_jobs
-from autoconf.predictor.rebuild import FIGURES
 from autoconf.predictor.registry import MODELS
 
 WIDTH = 128
@@ -38,7 +38,7 @@ AT_ONCE = {"gradient_accumulation": False}
 def bytes_per_token(peak_bytes: Callable[[int], float]) -> float:
     """Slope between two token counts of each sample."""
     few, many = 509, 1021
-    return (peak_bytes(many) - peak_bytes(few)) / (rank_trace.SAMPLES * (many - few))
+    return (peak_bytes(many) - peak_bytes(few)) / (SAMPLES * (many - few))
 
 
 def bytes_per_token_and_layer(peak_bytes: Callable[[int, int], float]) -> float:
@@ -58,7 +58,7 @@ def bytes_per_token_and_layer(peak_bytes: Callable[[int, int], float]) -> float:
         ("full", 2, {"sharding": "fsdp1", "gradient_checkpointing": "reentrant", **AT_ONCE}),
     ],
 )
-def test_short_stacks_foretell_whole_ones_to_the_byte(method, gpus, settings):
+def test_short_stacks_predict_whole_ones_to_the_byte(method, gpus, settings):
     job = small_job(method, gpus, layers=7, **settings)
     figures = replace(rank_trace.figures(job), states=0, step=0)
     sharded = any(share for _, _, share in [*figures.moments, figures.end])
@@ -67,9 +67,9 @@ def test_short_stacks_foretell_whole_ones_to_the_byte(method, gpus, settings):
     other = replace(job, gpus=1 if gpus == 1 else 8)
     for tokens in (61, 1511):
         traced = rank_trace.run(other, layers=None, tokens=tokens)
-        assert figures.peak_bytes(rank_trace.SAMPLES * tokens, other.gpus) == pytest.approx(traced.peak_bytes, abs=64)
+        assert figures.peak_bytes(SAMPLES * tokens, other.gpus) == pytest.approx(traced.peak_bytes, abs=64)
         constant, per_token, sharded = figures.end
-        at_end = constant + per_token * rank_trace.SAMPLES * tokens + sharded / other.gpus
+        at_end = constant + per_token * SAMPLES * tokens + sharded / other.gpus
         assert at_end == pytest.approx(traced.end_bytes, abs=64)
 
 
@@ -123,10 +123,10 @@ def enclosed_peak(method: model_setup.Method, gpus: int, reentrant: bool, layers
             getattr(unit, "module", unit).gradient_checkpointing = False
             rank.layers[index] = Enclosed(unit, reentrant)
         with recorded(tokens, *rank.resident()) as recorder, recorder.resizes():
-            rank.micro_batch(rank_trace.SAMPLES, tokens, reduce=True)
+            rank.micro_batch(SAMPLES, tokens, reduce=True)
             rank.model.zero_grad()
-            recorder.moments.clear()
-            rank.micro_batch(rank_trace.SAMPLES, tokens, reduce=True)
+            recorder.changes.clear()
+            rank.micro_batch(SAMPLES, tokens, reduce=True)
         return peak(recorder)
 
 
@@ -186,14 +186,14 @@ def test_the_peak_at_the_logits_is_what_a_hand_counts():
     ids = 2 * 8  # tokens and mask, int64; the labels are gone
     positions = 8 + 2 * 2 * 32  # their numbers, cosines and sines, which all samples share
     per_token = bytes_per_token(lambda tokens: rank_trace.run(job, layers=None, tokens=tokens).peak_bytes)
-    by_hand = checkpoints + last_hidden_state + final_norm + logits + ids + positions / rank_trace.SAMPLES
+    by_hand = checkpoints + last_hidden_state + final_norm + logits + ids + positions / SAMPLES
     assert per_token == by_hand
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_reference_stack_has_the_peak_of_version_1_1_0(method):
     """On one GPU, where the logits decide; 1.1.0's attention has no workspace, and its micro-batch one sample."""
-    job = Job(architectures()["granite-3.1-2b"], method, Stack())
+    job = TrainingSetup(architectures()["granite-3.1-2b"], method, Stack())
     released = MemoryTable(read_figures(MODELS / "1.1.0" / FIGURES))
     row, tokens = released.rows[job.architecture.name, method, True], 50_000
     expected = released.peak_bytes(np.array([row]), np.array([1]), np.array([tokens]))[0]
@@ -202,8 +202,8 @@ def test_the_reference_stack_has_the_peak_of_version_1_1_0(method):
 
 def test_layers_of_several_kinds_are_refused():
     """Short stacks would be of the first kind alone, and wrong without a word."""
-    with pytest.raises(rank_trace.TraceError, match=r"kinds of layers \(mamba, attention\) are not affine in depth"):
-        rank_trace.figures(Job(architectures()["granite-4.0-h-350m"], "lora", Stack()))
+    with pytest.raises(TraceError, match=r"kinds of layers \(mamba, attention\) are not affine in depth"):
+        rank_trace.figures(TrainingSetup(architectures()["granite-4.0-h-350m"], "lora", Stack()))
 
 
 def test_figures_hold_the_optimizer_of_the_stack():
@@ -213,25 +213,13 @@ def test_figures_hold_the_optimizer_of_the_stack():
     assert figures.step > 0
 
 
-@pytest.mark.parametrize("gpus", [1, 2])
-def test_traces_of_two_ranks_foretell_every_other(gpus):
-    job = small_job("lora", gpus=gpus, sharding="fsdp1", adapter_dtype="float32", lora_dropout=0.1)
-    foretold = rank_trace.figures_of_ranks(job, [4, 64])
-    for rank, figures in foretold.items():
-        traced = rank_trace.figures(replace(job, stack=job.stack.model_copy(update={"lora_r": rank})))
-        for tokens in (512, 65_536):
-            peak = traced.peak_bytes(tokens, gpus)
-            assert figures.peak_bytes(tokens, gpus) == pytest.approx(peak, abs=64)
-    assert foretold[4].peak_bytes(512, gpus) < foretold[64].peak_bytes(512, gpus)
-
-
 def test_the_recorder_follows_storages_that_are_resized_and_released():
     with FakeTensorMode(), recorded(61) as recorder, recorder.resizes():
         gathered = torch.empty(100)
         storage = gathered.untyped_storage()
         storage.resize_(0)
         assert recorder.live == 0
-        recorder.moments.clear()
+        recorder.changes.clear()
         storage.resize_(4000)
         assert recorder.live == peak(recorder) == 4000
         view = gathered[:50]
@@ -244,7 +232,7 @@ def test_the_recorder_follows_storages_that_are_resized_and_released():
 def test_a_tensor_of_tokens_by_tokens_is_refused():
     with FakeTensorMode():
         hidden = torch.empty(2, 61, 8)
-        with recorded(61, hidden), pytest.raises(rank_trace.TraceError, match=r"tokens x tokens: \(2, 61, 61\)"):
+        with recorded(61, hidden), pytest.raises(TraceError, match=r"tokens x tokens: \(2, 61, 61\)"):
             hidden @ hidden.transpose(1, 2)
 
 
@@ -256,13 +244,8 @@ def test_a_program_that_depends_on_the_tokens_is_refused(monkeypatch):
         return forward(module, hidden * 2 if hidden.shape[-2] == rank_trace.TOKENS[0] else hidden / 2)
 
     monkeypatch.setattr(nn.Linear, "forward", another_op_for_long_inputs)
-    with pytest.raises(rank_trace.TraceError, match=f"2 layers, {rank_trace.TOKENS[1]} tokens and 1 GPUs run other"):
+    with pytest.raises(TraceError, match=f"2 layers, {rank_trace.TOKENS[1]} tokens and 1 GPUs run other"):
         rank_trace.figures(small_job("lora", layers=7))
-
-
-def test_only_moments_that_another_exceeds_in_every_term_are_dropped():
-    moments = np.array([[5, 1, 0], [5, 1, 0], [4, 1, 0], [0, 2, 0], [0, 0, 9], [0, 0, 8.9999]])
-    assert sorted(rank_trace._envelope(moments)) == [(0, 0, 9), (0, 2, 0), (5, 1, 0)]
 
 
 def test_a_job_that_cannot_be_traced_says_why():

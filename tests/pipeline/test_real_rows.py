@@ -19,9 +19,10 @@ from autoconf.pipeline.validation import benchmark_runs, environments
 from autoconf.pipeline.validation.benchmark_runs import read_runs
 from autoconf.pipeline.validation.environments import Libraries
 from autoconf.predictor.autogluon import LABEL, fit, load_tabular
+from autoconf.predictor.predictor import MONOTONE
 
 ROWS = real_rows.read_rows()
-LEARNT = learn(ROWS)
+LEARNED = learn(ROWS)
 APP = typer.Typer()
 APP.command()(real_rows.main)
 CAMPAIGN = {
@@ -46,7 +47,7 @@ def runs(tmp_path):
 @pytest.fixture(scope="module")
 def tabular(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "predictor"
-    fit(training_rows(np.random.default_rng(0)), folder, reserve.MONOTONE)
+    fit(training_rows(np.random.default_rng(0)), folder, MONOTONE)
     return load_tabular(folder, "trained")
 
 
@@ -127,7 +128,7 @@ def test_missing_rows_are_an_error(tmp_path):
 
 
 def test_every_real_run_is_decided_as_it_happened():
-    fits = features(ROWS, LEARNT.reserve())["headroom_gib"] >= 0
+    fits = features(ROWS, LEARNED.reserve())["headroom_gib"] >= 0
     assert (fits == (ROWS[LABEL] == 1)).all()
 
 
@@ -136,20 +137,20 @@ def test_a_failure_with_much_to_spare_raises_the_reserve_and_a_run_with_little_l
         run = {**ROWS.iloc[0], "number_gpus": 1, "activations_gib": 0.0, "peak_gib": 79.15 - free, LABEL: fits}
         return learn(pd.concat([ROWS, pd.DataFrame([run])], ignore_index=True)).reserve().one_gpu_gib[0]
 
-    now = LEARNT.reserve().one_gpu_gib[0]
+    now = LEARNED.reserve().one_gpu_gib[0]
     assert reserve_with(3.5, fits=0) > now + 0.1
     assert reserve_with(1.0, fits=1) < now - 0.1
 
 
 def test_repeated_runs_that_ended_alike_count_once():
     again = learn(pd.concat([ROWS, ROWS[ROWS["line"] % 3 == 0]], ignore_index=True))
-    assert again.reserve() == LEARNT.reserve()
+    assert again.reserve() == LEARNED.reserve()
 
 
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_probability_rises_with_free_memory_and_falls_with_activations(gpus):
     free, activations = map(np.ravel, np.meshgrid(np.linspace(-5, 40, 91), np.linspace(0, 100, 21)))
-    found = LEARNT.probabilities(free, activations, np.full(len(free), gpus)).reshape(21, 91)
+    found = LEARNED.probabilities(free, activations, np.full(len(free), gpus)).reshape(21, 91)
     assert (np.diff(found, axis=1) >= 0).all() and (np.diff(found, axis=0) <= 0).all()
     assert 0 < found[0, 10] < 0.1 and 0.9 < found[0, 20] < 1  # 0 and 5 GiB without activations: nearly sure, not quite
 
@@ -157,12 +158,12 @@ def test_probability_rises_with_free_memory_and_falls_with_activations(gpus):
 def test_at_the_reserve_a_job_fits_with_the_probability_that_was_asked_for():
     activations, gpus = np.array([0.0, 40.0, 0.0, 40.0]), np.array([1, 1, 8, 8])
     for probability in (0.5, 0.9):
-        free = LEARNT.reserve(probability).gib(activations, gpus)
-        assert LEARNT.probabilities(free, activations, gpus) == pytest.approx(probability, abs=0.01)
+        free = LEARNED.reserve(probability).gib(activations, gpus)
+        assert LEARNED.probabilities(free, activations, gpus) == pytest.approx(probability, abs=0.01)
 
 
 def test_several_gpus_must_keep_no_less_than_one_and_more_with_activations():
-    reserve = LEARNT.reserve()
+    reserve = LEARNED.reserve()
     one, several = np.array(reserve.one_gpu_gib), np.array(reserve.several_gpus_gib)
     assert (np.diff(one) > 0).all() and (np.diff(several) > 0).all()
     assert (several >= one).all() and several[4] > one[4] + 5
@@ -174,10 +175,10 @@ def test_several_gpus_must_keep_no_less_than_one_and_more_with_activations():
 
 
 def test_as_many_virtual_rows_fit_as_are_likely_to():
-    drawn = reserve.virtual_rows(LEARNT, np.random.default_rng(1), 20_000)
+    drawn = reserve.virtual_rows(LEARNED, np.random.default_rng(1), 20_000)
     columns = (free_gib(drawn), drawn["activations_gib"], drawn["number_gpus"])
-    likely = LEARNT.probabilities(*(column.to_numpy() for column in columns))
-    stretch = np.floor(features(drawn, LEARNT.reserve())["headroom_gib"].clip(-5, 3) * 2)
+    likely = LEARNED.probabilities(*(column.to_numpy() for column in columns))
+    stretch = np.floor(features(drawn, LEARNED.reserve())["headroom_gib"].clip(-5, 3) * 2)
     off = (drawn[LABEL] - likely).groupby(stretch).mean().abs()
     assert len(off) == 17 and off.max() < 0.02
 
@@ -195,7 +196,7 @@ def test_the_trained_predictor_is_monotone_and_decides_at_the_reserve(tabular, s
 # --- held out ---------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_learnt_from_the_runs_that_judge():
+def test_nothing_is_learned_from_the_runs_that_judge():
     judged = set()
 
     def spy(fold: held_out.Fold) -> np.ndarray:
@@ -219,7 +220,7 @@ def test_a_curve_says_more_of_held_out_runs_than_a_step_at_its_reserve(split):
     step, of_curve = (
         held_out.log_loss(fits, held_out.held_out(way, split)).mean()
         for way in (
-            Way("step", held_out.learnt_constant(THRESHOLD), 0.5),
+            Way("step", held_out.learned_constant(THRESHOLD), 0.5),
             Way("curve", held_out.curve, THRESHOLD),
         )
     )

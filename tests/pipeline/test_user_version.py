@@ -31,7 +31,7 @@ def made(tmp_path_factory):
     """A folder with a version of two models, the fewest that take seconds, and a trace of a third one."""
     folder = tmp_path_factory.mktemp("made")
     released = registry.card("2.0.0")
-    table = ModelsTable(registry.MODELS / "2.0.0")
+    table = ModelsTable.read(registry.MODELS / "2.0.0")
     names = ["qwen2.5-0.5b", "llama-7b"]
     domain = released.domain.model_copy(update={"models": {name: released.domain.models[name] for name in names}})
     card = released.model_copy(update={"version": BASE, "domain": domain, "evaluation": {}})
@@ -78,6 +78,7 @@ def test_a_traced_model_is_answered_for_beside_the_others(place):
     assert cards.verified_card(place / "models" / OWN, found["sha256"]) == card
 
 
+@pytest.mark.slow  # trains twice
 def test_the_same_input_gives_the_same_version(place):
     digests = []
     for folder in ("one", "another"):

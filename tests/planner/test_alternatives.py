@@ -188,6 +188,12 @@ def test_where_no_single_change_helps_pairs_are_told_that_do():
     assert len({frozenset({remedy.field, remedy.also.field}) for remedy in found.changes}) == len(found.changes)
 
 
+def test_the_page_of_outputs_quotes_a_reason_as_it_is(job):
+    job = {**job, "model_name": "llama2-70b", "tokens_per_sample": 2048, "batch_size": 7, "max_gpus": 6}
+    text = " ".join((SWEEP.parent / "docs" / "reference" / "outputs.md").read_text(encoding="utf-8").split())
+    assert f"*{recommend(Workload.parse(**job)).reason}*" in text
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

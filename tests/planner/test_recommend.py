@@ -10,6 +10,7 @@ from autoconf.min_gpu_recommender import min_gpu_recommender
 from autoconf.planner import runner
 from autoconf.planner.search import decide
 from autoconf.predictor import registry
+from autoconf.predictor.check_jobs import candidates
 
 
 def ask(job: dict, **changes) -> Recommendation:
@@ -210,7 +211,7 @@ def _fits(job, gpus, **batch) -> bool:
     """Whether a job fits on just so many GPUs: its batch divided evenly over them, all in one worker."""
     predictor = registry.load("1.1.0")
     table = pd.DataFrame([{**job, **batch, "number_gpus": gpus, "gradient_accumulation_steps": 4}])
-    return bool(decide(predictor, predictor.candidates(table))[0])
+    return bool(decide(predictor, candidates(predictor, table))[0])
 
 
 def test_the_batch_of_all_gpus_ends_the_search_for_the_batch_of_each(job):

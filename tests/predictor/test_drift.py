@@ -17,7 +17,7 @@ import pytest
 
 from autoconf import AutoConfError, Workload, recommend
 from autoconf.predictor import autogluon as autogluon_adapter
-from autoconf.predictor import cards, rebuild, registry
+from autoconf.predictor import cards, registry
 
 VERSION = registry.DEFAULT
 JOB = Workload(
@@ -113,13 +113,24 @@ def test_a_cache_that_cannot_be_written_is_an_error_and_leaves_nothing(drifted, 
     assert drifted.read_text().startswith("a file")
 
 
-def test_a_failed_rebuild_leaves_no_half_made_folder(drifted, monkeypatch):
-    def no_space(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(rebuild, "fit", no_space)  # a disk cannot be filled here
-    with pytest.raises(AutoConfError, match="No space left on device"):
-        recommend(JOB)
+def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_nothing(drifted):
+    """The limit on the size of files is what a full disk is here."""
+    code = """
+import resource, sys
+from pathlib import Path
+from autoconf import AutoConfError
+from autoconf.predictor import registry
+registry.MODELS = Path(sys.argv[1])
+registry.RELEASED[registry.DEFAULT] = sys.argv[2]
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    registry.load(registry.DEFAULT)
+except AutoConfError as error:
+    print(error)
+"""
+    arguments = [str(registry.MODELS), registry.RELEASED[VERSION]]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
+    assert f"cannot rebuild it in {drifted}: OSError: [Errno 27] File too large: '{drifted}" in done.stdout, done
     assert [p for p in drifted.iterdir() if p.is_dir()] == []
 
 
@@ -128,11 +139,11 @@ def test_what_a_killed_rebuild_left_is_removed_by_the_next(drifted):
     code = """
 import os, signal, sys
 from pathlib import Path
-from autoconf import cards, tabular, versions
-versions.MODELS = Path(sys.argv[1])
-versions.RELEASED[versions.DEFAULT] = sys.argv[2]
-versions._check_answers = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-versions.load(versions.DEFAULT)
+from autoconf.predictor import rebuild, registry
+registry.MODELS = Path(sys.argv[1])
+registry.RELEASED[registry.DEFAULT] = sys.argv[2]
+rebuild.check_answers = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+registry.load(registry.DEFAULT)
 """
     arguments = [str(registry.MODELS), registry.RELEASED[VERSION]]
     assert subprocess.run([sys.executable, "-c", code, *arguments], stderr=subprocess.DEVNULL).returncode == -9
@@ -146,14 +157,15 @@ _ASK = """
 import json, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from autoconf import cards, recommend, tabular, versions, Workload
-versions.MODELS = Path(sys.argv[1])
-versions.RELEASED[versions.DEFAULT] = sys.argv[2]
+from autoconf import recommend, Workload
+from autoconf.predictor import registry
+registry.MODELS = Path(sys.argv[1])
+registry.RELEASED[registry.DEFAULT] = sys.argv[2]
 jobs = [Workload(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe",
                  tokens_per_sample=2048 * (1 + i % 8), batch_size=16) for i in range(32)]
 loads = []
-opened = versions._open
-versions._open = lambda *version: loads.append(version) or opened(*version)
+opened = registry._open
+registry._open = lambda *version: loads.append(version) or opened(*version)
 with ThreadPoolExecutor(32) as pool:
     answers = list(pool.map(recommend, jobs))
 print(json.dumps({"answers": [[a.can_recommend, a.gpus, a.workers] for a in answers], "loads": len(loads)}))

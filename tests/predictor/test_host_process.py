@@ -111,9 +111,9 @@ MANY = (
     + """
 import json
 from concurrent.futures import ThreadPoolExecutor
-from autoconf import versions
-loads, opened = [], versions._open
-versions._open = lambda *version: loads.append(version) or opened(*version)
+from autoconf.predictor import registry
+loads, opened = [], registry._open
+registry._open = lambda *version: loads.append(version) or opened(*version)
 jobs = [{**JOB, "tokens_per_sample": 1024 * (1 + i % 16)} for i in range(64)]
 with ThreadPoolExecutor(32) as pool:
     together = list(pool.map(lambda job: min_gpu_recommender(**job), jobs))

@@ -12,7 +12,8 @@ import pytest
 from autoconf import AutoConfError, Workload, recommend
 from autoconf.predictor import cards, registry
 from autoconf.predictor.cards import CARD
-from autoconf.predictor.rebuild import CHECK_JOBS
+from autoconf.predictor.check_jobs import CHECK_JOBS, candidates
+from autoconf.predictor.predictor import Predictor
 from autoconf.predictor.registry import MODELS, RELEASED
 
 VERSION = "1.1.0"  # of the fixture ``job``
@@ -121,7 +122,7 @@ def test_a_library_that_does_not_import_is_an_error(copied, job, monkeypatch):
 def test_the_predictor_gives_the_released_answers(version):
     predictor = registry.load(version)
     jobs = pd.read_csv(MODELS / version / CHECK_JOBS)
-    fits = predictor.fits(predictor.candidates(jobs))
+    fits = predictor.fits(candidates(predictor, jobs))
     assert len(jobs) >= 300
     assert set(jobs["fits"]) == {0, 1}
     assert fits.tolist() == jobs["fits"].astype(bool).tolist()
@@ -140,3 +141,12 @@ def test_other_answers_than_the_released_ones_are_refused(copied, job, monkeypat
     monkeypatch.setitem(RELEASED, VERSION, rewrite_card(copied, files=cards.digests(copied)))
     with pytest.raises(AutoConfError, match=r"answers 1 of .* check jobs otherwise"):
         recommend(Workload.parse(**job))
+
+
+def test_versions_made_from_now_on_never_say_that_a_job_with_negative_headroom_fits():
+    released = registry.load("2.0.0")
+    step = pd.DataFrame({"headroom_gib": [-1.0, -0.012, -1e-9, 0.0, 1.0], "sharded": 0.0})
+    assert released.answers(step).tolist() == [False, True, True, True, True]  # its answers are frozen
+    card = released.card.model_copy(update={"least_headroom_gib": 0.0})
+    made = Predictor(card, released.memory, released._tabular)
+    assert made.answers(step).tolist() == [False, False, False, True, True]

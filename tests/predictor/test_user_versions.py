@@ -1,7 +1,11 @@
-"""Versions of a user's own: found beside the shipped ones, never in their place, and the same at every use."""
+"""Versions that users made: found next to the shipped ones, never instead of one, and the same at every use."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -162,8 +166,144 @@ def test_a_missing_folder_is_no_missing_recommendation(models, tmp_path, monkeyp
     with pytest.raises(AutoConfError, match="AUTOCONF_MODELS names no folder"):
         recommend(job)
     monkeypatch.setenv(user_versions.VARIABLE, str(tmp_path / "gone"))
-    with pytest.raises(AutoConfError, match=r"AUTOCONF_MODELS: .*gone' is no folder"):
+    with pytest.raises(AutoConfError, match=r"AUTOCONF_MODELS: .*gone' is not a directory"):
         recommend(job)
     assert recommend(Workload.parse(**{**JOB, "model_name": "llama-7b"})).gpus == 2  # which needs none
-    with pytest.raises(ValueError, match=r"models: .*gone' is no folder"):
+    with pytest.raises(ValueError, match=r"models: .*gone' is not a directory"):
         recommend(job, models=tmp_path / "gone")
+
+
+def other_version(models: Path) -> Path:
+    """A folder of versions whose version of the same name is another one."""
+    altered(version(models))
+    return models
+
+
+@pytest.mark.parametrize("used_first_by", ["link", "folder"])
+def test_a_link_that_leads_elsewhere_after_the_first_use_is_refused(models, tmp_path, used_first_by):
+    link, job = tmp_path / "current", Workload.parse(**JOB, model_version=OWN)
+    link.symlink_to(models)
+    assert recommend(job, models=link if used_first_by == "link" else models).gpus == 2
+    assert recommend(job, models=link).gpus == 2
+    link.unlink()
+    link.symlink_to(other_version(tmp_path / "theirs"))
+    with pytest.raises(AutoConfError, match=r"was altered .*--trust"):  # loaded or not
+        recommend(job, models=link)
+    forget_what_is_loaded()
+    with pytest.raises(AutoConfError, match=r"was altered .*--trust"):
+        recommend(job, models=link)
+    assert recommend(job, models=models).gpus == 2
+
+
+def test_a_folder_that_becomes_a_link_to_another_after_the_first_use_is_refused(models, tmp_path):
+    job = Workload.parse(**JOB, model_version=OWN)
+    recommend(job, models=models)
+    theirs = other_version(tmp_path / "theirs")
+    (models / OWN).rename(tmp_path / "old")
+    (models / OWN).symlink_to(theirs / OWN)
+    forget_what_is_loaded()
+    with pytest.raises(AutoConfError, match="was altered"):
+        recommend(job, models=models)
+
+
+def test_a_new_link_to_a_folder_that_changed_is_refused(models, tmp_path):
+    job = Workload.parse(**JOB, model_version=OWN)
+    recommend(job, models=models)
+    altered(models / OWN)
+    forget_what_is_loaded()
+    (tmp_path / "new").symlink_to(models)
+    with pytest.raises(AutoConfError, match="was altered"):
+        recommend(job, models=tmp_path / "new")
+
+
+@pytest.mark.parametrize("given", ["", "sha256:", "sha256:12", "sha256", " "])
+def test_what_follows_an_at_sign_must_be_a_digest(models, tmp_path, given):
+    answer = recommend(Workload.parse(**JOB, model_version=f"{OWN}@{given}"), models=models)
+    assert answer.can_recommend == 0
+    assert answer.reason.startswith("model_version: after @ must come sha256: and 64 hexadecimal digits, got ")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '"text"',
+        '{"/models/2.0.0+mine": 5}',
+        '{"a": null}',
+        '{"a": "sha256"}',
+        "[" * 100_000,
+        "\x00",
+    ],
+)
+def test_a_file_of_digests_that_is_none_is_an_error_and_stays_as_it_is(models, tmp_path, content):
+    file = tmp_path / "data" / "ado-autoconf" / "versions.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    with pytest.raises(AutoConfError, match=r"cannot read the digests of versions in .*versions\.json"):
+        recommend(Workload.parse(**JOB, model_version=OWN), models=models)
+    assert file.read_text() == content
+
+
+def test_a_pipe_in_place_of_the_digests_or_the_card_is_an_error_and_no_hang(models, tmp_path):
+    job, file = Workload.parse(**JOB, model_version=OWN), tmp_path / "data" / "ado-autoconf" / "versions.json"
+    file.parent.mkdir(parents=True)
+    signal.alarm(60)
+    try:
+        os.mkfifo(file)
+        with pytest.raises(AutoConfError, match="is not a regular file"):
+            recommend(job, models=models)
+        file.unlink()
+        (models / OWN / CARD).unlink()
+        os.mkfifo(models / OWN / CARD)
+        with pytest.raises(AutoConfError, match="is not a regular file"):
+            recommend(job, models=models)
+    finally:
+        signal.alarm(0)
+
+
+def test_processes_that_note_digests_at_once_lose_none(tmp_path):
+    names = [f"2.0.0+mine{index}" for index in range(6)]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / CARD).write_text(name)
+    code = """
+import pathlib, sys
+from autoconf.predictor import user_versions
+user_versions.place(sys.argv[2], pathlib.Path(sys.argv[1]))
+"""
+    environment = {**os.environ, "XDG_DATA_HOME": str(tmp_path / "data")}
+    started = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name], env=environment) for name in names]
+    assert [process.wait(120) for process in started] == [0] * len(names)
+    noted = json.loads((tmp_path / "data" / "ado-autoconf" / "versions.json").read_text())
+    assert noted == {str(tmp_path / name): digest(name.encode()) for name in names}
+
+
+def test_a_full_disk_names_the_file_of_digests_and_leaves_it_as_it_was(tmp_path):
+    """The limit on the size of files is what a full disk is here."""
+    (tmp_path / OWN).mkdir()
+    (tmp_path / OWN / CARD).write_text("card")
+    folder = tmp_path / "data" / "ado-autoconf"
+    folder.mkdir(parents=True)
+    before = json.dumps({f"/models/{index}": "0" * 64 for index in range(100)})
+    (folder / "versions.json").write_text(before)
+    code = """
+import pathlib, resource, sys
+from autoconf.errors import AutoConfError
+from autoconf.predictor import user_versions
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    user_versions.place(sys.argv[2], pathlib.Path(sys.argv[1]))
+except AutoConfError as error:
+    print(error)
+"""
+    environment = {**os.environ, "XDG_DATA_HOME": str(tmp_path / "data")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), OWN], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert f"cannot keep its digest in {folder / 'versions.json'}: File too large" in done.stdout, done
+    assert (folder / "versions.json").read_text() == before
+    assert {path.name for path in folder.iterdir()} <= {"versions.json", "versions.json.lock"}

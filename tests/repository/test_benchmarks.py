@@ -40,14 +40,14 @@ def line_of(figure: str, measured: dict, folder: Path) -> list[str]:
 
 def test_a_figure_is_reported_next_to_its_baseline(measured: dict, tmp_path: Path) -> None:
     line = line_of("recommend(), 3,960 jobs", measured, tmp_path)
-    _, ours, baseline, ratio, required, aim, met = line
+    _, ours, baseline, ratio, required, target, met = line
     assert 0 < float(ours.split()[0]) < float(baseline.split()[0])
     assert float(ratio) == pytest.approx(float(ours.split()[0]) / float(baseline.split()[0]), rel=0.02)
-    assert (required, aim, met) == ("≤ 1 s", "≤ 0.3 s", "small sizes")
+    assert (required, target, met) == ("≤ 1 s", "≤ 0.3 s", "small sizes")
 
 
 @pytest.mark.parametrize(
-    ("seconds", "met"), [(0.2, "yes, and the aim"), (0.4, "yes, but not the aim"), (2.0, "**no**")]
+    ("seconds", "met"), [(0.2, "yes, and the target"), (0.4, "yes, but not the target"), (2.0, "**no**")]
 )
 def test_a_missed_requirement_says_so(measured: dict, tmp_path: Path, seconds: float, met: str) -> None:
     for benchmark in measured["benchmarks"]:

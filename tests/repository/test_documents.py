@@ -1,7 +1,7 @@
 """What the documents say of a version is what the version is, and every command in them runs."""
 
-import ast
 import importlib.metadata
+import importlib.util
 import itertools
 import json
 import re
@@ -10,32 +10,33 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import shown
 import yaml
 from typer.testing import CliRunner
 
 from autoconf import cli, recommend
 from autoconf.cli.plots.answer_grid import POINT
+from autoconf.jobs.importers.key_table import job_keys
+from autoconf.jobs.job import Workload
+from autoconf.jobs.presets import presets
+from autoconf.pipeline.release.evaluate import _domain, _real_runs, _section
 from autoconf.predictor import registry
 
 from ado.utilities import run_experiment
 from ado_context import AdoContext
 
 ROOT = Path(__file__).parents[2]
-YOUR_OWN = ROOT / "docs" / "your-own.md"  # test_your_own.py runs all of it
-_FOUND = [
-    *ROOT.glob("*.md"),
-    *(ROOT / "docs").rglob("*.md"),
-    *ROOT.glob("sweep/*.md"),
-    *ROOT.glob("examples/*/*.md"),
-    *registry.MODELS.glob("*.md"),
-]
-DOCUMENTS = [document for document in _FOUND if document != YOUR_OWN]
+DOCUMENTS = shown.documents()
 PAGES = ROOT / "docs" / "versions"
+YOUR_OWN = ROOT / "docs" / "guides" / "your-model-and-cluster.md"  # test_your_own.py runs all of it
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
 
 
 @pytest.mark.parametrize("version", registry.RELEASED)
@@ -61,6 +62,15 @@ def test_the_page_of_an_evaluation_has_the_cards_figures(version):
         assert f"| {' | '.join(map(str, row.values()))} |" in page
     for row in (*evaluation.get("by_stack", []), *evaluation.get("by_family", [])):
         assert f"| {' | '.join(map(str, row.values()))} |" in page
+
+
+def test_the_pages_of_the_newest_version_are_what_make_evaluate_writes():
+    card = registry.card(registry.DEFAULT)
+    assert _section(card.evaluation, card.version) in (PAGES / f"evaluation-{card.version}.md").read_text(
+        encoding="utf-8"
+    )
+    assert _domain(card) in (PAGES / f"domain-{card.version}.md").read_text(encoding="utf-8")
+    assert _real_runs(card.evaluation) in (PAGES / "validation.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("version", registry.RELEASED)
@@ -111,29 +121,125 @@ def test_the_table_of_what_settings_buy_is_what_the_version_answers():
         assert figures == " | ".join(map(str, [*counts, both["one"].sum(), both["other"].sum()])), field
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_links_between_documents_lead_somewhere(document):
-    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
-        if not target.startswith("http"):
-            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(#[^)\s]+)?\)", document.read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        path = document.parent / target if target else document
+        assert path.exists(), f"{document.name} links to {target}"
+        if anchor:
+            assert anchor.removeprefix("#") in anchors(path), f"{document.name} links to {target}{anchor}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_files_that_documents_name_exist(document):
+    text = document.read_text(encoding="utf-8")
+    named = re.findall(r"`((?:autoconf|benchmarks|docs|examples|sweep|tests)/[\w./-]+)`", text)
+    assert [path for path in named if "NUMBER" not in path and not (ROOT / path).exists()] == []
+
+
+def anchors(document: Path) -> set[str]:
+    """What the headings of a document are called in links."""
+    headings = re.findall(r"^#+ +(.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def test_the_readmes_figures_are_those_of_the_tables():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    validation = (PAGES / "validation.md").read_text(encoding="utf-8")
+    compared = validation.split("<!-- measured_peaks_a100: ")[1].split("<!-- end of")[0]
+    rows = re.findall(r"^\| .* \| (\d+) of \d+ \| ([\d.]+) % .* \| ([\d.]+) % .* \| ([\d.]+) % .* \|$", compared, re.M)
+    count, medians, _, worst = zip(*rows, strict=True)
+    least, most = sorted(medians, key=float)[:: len(medians) - 1]
+    assert f"{sum(map(int, count))} peaks that A100s measured | median difference {least} to {most} %" in readme
+    assert f"worst {max(worst, key=float)} %" in readme
+    (held_out,) = re.findall(r"^\| model \| predictor: headroom, sharded \| (.*) \|$", validation, re.MULTILINE)
+    _, _, failed, finished, *_ = held_out.split(" | ")
+    assert failed == "0"
+    assert f"no failed run is let through; {finished} that finished are refused" in readme
+    contradictions = registry.card(registry.DEFAULT).evaluation["contradictions"]
+    assert not any(row["found"] for row in contradictions)
+    assert len(contradictions) == 9 and "0 in nine kinds of pairs of 20,000 jobs" in readme
+
+
+# --- the site ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hooks():
+    """``docs/hooks.py``, which MkDocs loads."""
+    spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs" / "hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_tables_have_everything(hooks):
+    """``make docs`` puts them into the pages."""
+    expected = {
+        "inputs": Workload.model_fields,
+        "experiments": [entry.name for entry in importlib.metadata.entry_points(group="ado.custom_experiments")],
+        "stacks": [setting for preset in presets().values() for setting in preset.settings],
+        "job-keys": [key for dialect in job_keys().dialects.values() for key in dialect.keys],
+        "errors": ["AutoConfError", "BadInput", "IgnoredColumnWarning"],
+    }
+    for table, names in expected.items():
+        text = hooks.TABLES[table]()
+        missing = [one for one in names if f"`{one}`" not in text and f"## {one}\n" not in text]
+        assert not missing, f"{table}: {missing}"
+    commands_page = hooks.TABLES["cli"]()
+    assert all(f"## `ado-autoconf {command.name}`" in commands_page for command in cli.app.registered_commands)
+
+
+def test_every_page_is_in_the_navigation_and_every_table_on_a_page(hooks):
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:\n")[1]
+    assert {*re.findall(r"- (?:[\w ]+: )?(\S+\.md)$", navigation, re.M)} == pages | {*hooks.PAGES.values()}
+    asked = [
+        block for page in pages for block in re.findall(r"<!-- generated: (.*) -->", (ROOT / "docs" / page).read_text())
+    ]
+    assert sorted(asked) == sorted(hooks.TABLES)
+
+
+@pytest.mark.parametrize(
+    ("page", "link", "leads_to"),
+    [
+        ("guides/ado.md", "../../examples/simple.yaml", "../repository/examples/simple.yaml"),
+        ("guides/ado.md", "../../SECURITY.md", "../security.md"),
+        ("index.md", "docs/quickstart.md", "quickstart.md"),
+        ("versions/index.md", "../../docs/versions/validation.md", "validation.md"),
+        ("guides/ado.md", "queries.md", "queries.md"),
+        ("guides/ado.md", "https://example.org/", None),
+    ],
+)
+def test_links_of_the_repository_lead_to_pages_of_the_site(hooks, page, link, leads_to):
+    assert hooks._target(link, page) == leads_to
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 ADO_1_ALONE = "ado show entities space --use-latest -o csv --output-file measurements.csv"  # test_ado_versions.py
-PROGRAMS = "ado|ado-autoconf|make|pip|run_experiment"
+PROGRAMS = "ado|ado-autoconf|make|pip|python|run_experiment"
 EXAMPLES = [*ROOT.glob("examples/*.yaml"), *ROOT.glob("sweep/examples/*.yaml")]
-SOURCES = [*DOCUMENTS, *EXAMPLES, *(ROOT / "autoconf" / "commands").glob("*.py")]
+_ALL = [
+    *(document for document in DOCUMENTS if document != YOUR_OWN),
+    *EXAMPLES,
+    *(ROOT / "autoconf/cli").rglob("*.py"),
+]
 
 
 def commands(source: Path) -> Iterator[str]:
     """The commands of a document's code, of an example's comments, and of the help's examples, in their order."""
     text = source.read_text(encoding="utf-8")
     if source.suffix == ".md":
-        for block, inline in re.findall(rf"```bash\n(.*?)```|`((?:{PROGRAMS})\s[^`]+)`", text, re.DOTALL):
-            yield from [line for line in block.splitlines() if line.strip()] or [inline]
+        for block, inline in re.findall(rf"```bash\n(.*?)```|(?<!`)`((?:{PROGRAMS})\s[^`]+)`", text, re.DOTALL):
+            yield from [line for line in block.splitlines() if line.strip()] or [" ".join(inline.split())]
     else:
         yield from re.findall(rf"^ *[#$] +((?:{PROGRAMS}) .+)$", text, re.MULTILINE)
+
+
+SOURCES = [source for source in _ALL if any(commands(source))]
 
 
 @pytest.fixture
@@ -166,11 +272,10 @@ def check(command: str, context: AdoContext) -> None:
                 context.ado("create", "space", "-f", "sweep/examples/space.yaml")
             context.ado(*arguments, *(["--dry-run"] if arguments[:2] == ["create", "operation"] else []))
         case "ado-autoconf":
+            # test_your_own.py runs those that take a minute; their words are checked before the help is printed.
+            arguments += ["--help"] if arguments[0] in ("trace", "train") else []
             result = CliRunner().invoke(cli.app, arguments)
-            if arguments[0] in ("trace", "train") and "--help" not in arguments:  # test_your_own.py has the files
-                assert (result.exit_code, "No such file" in result.output) == (2, True), f"{command}: {result.output}"
-            else:
-                assert result.exit_code == 0, f"{command}: {result.output}"
+            assert result.exit_code == 0, f"{command}: {result.output}"
         case "run_experiment":  # tests/test_make_run.py runs the example
             result = CliRunner().invoke(run_experiment.app, [*arguments, "--help"])
             assert result.exit_code == 0 and Path(arguments[-1]).exists(), f"{command}: {result.output}"
@@ -178,11 +283,16 @@ def check(command: str, context: AdoContext) -> None:
             words = ["make", "-n", *arguments] if program == "make" else [sys.executable, "-m", "pip", *arguments, "-h"]
             done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
             assert done.returncode == 0, f"{command}: {done.stderr}"
+        case "python":
+            named = [word for word in arguments if "/" in word or word.startswith("autoconf.")]
+            for word in named:
+                known = importlib.util.find_spec(word) if word.startswith("autoconf.") else (ROOT / word).exists()
+                assert known, f"{command}: there is no {word}"
         case _:
             raise AssertionError(f"{command}: nobody knows how to check {program}")
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("source", SOURCES, ids=name)
 def test_every_command_of_the_documents_runs(source: Path, context: AdoContext) -> None:
     for command in commands(source):
         if command != ADO_1_ALONE or importlib.metadata.version("ado-core").startswith("1."):
@@ -205,12 +315,14 @@ def test_the_documents_have_commands() -> None:
         "ado create operation -f sweep/examples/operation.yaml --use-latest room",
         "ado-autoconf answer",
         "ado-autoconf recommend --csv jobs.csv --colour",
+        "ado-autoconf trace examples/my-model/config.json --colour",
         "run_experiment --quickly examples/simple.yaml",
         "run_experiment examples/none.yaml",
         "make coffee",
         "pip instal .",
         "pip install --quick .",
         "tune-kernel --all",
+        "python -m pytest tests/none.py",
     ],
 )
 def test_a_command_that_does_not_run_is_found(command: str, context: AdoContext) -> None:
@@ -218,37 +330,25 @@ def test_a_command_that_does_not_run_is_found(command: str, context: AdoContext)
         check(command, context)
 
 
-def test_the_python_of_the_documents_gives_what_stands_below_it(context: AdoContext) -> None:
-    """Where comments below a block's last expression say what it gives; of fractions as many digits as two."""
-    shown = 0
-    for document in DOCUMENTS:
-        for block in re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL):
-            names = {"jobs": pd.read_csv("jobs.csv")}
-            *before, last = ast.parse(block).body
-            exec(compile(ast.Module(before, []), document.name, "exec"), names)
-            given = eval(compile(ast.Expression(last.value), document.name, "eval"), names)
-            comment = " ".join(re.findall(r"^# +(.*)$", "\n".join(block.splitlines()[last.end_lineno :]), re.MULTILINE))
-            if comment:
-                assert comment == re.sub(r"\d+\.\d+", lambda number: f"{float(number[0]):.2f}", repr(given))
-                shown += 1
-    assert shown >= 2
+PYTHON = [(document, block, given) for document in DOCUMENTS if document != YOUR_OWN
+          for block, given in shown.python(document.read_text(encoding="utf-8"))]  # fmt: skip
+PRINTED = [(document, *pair) for document in DOCUMENTS for pair in shown.commands(document.read_text(encoding="utf-8"))
+           if document != YOUR_OWN]  # fmt: skip
 
 
-def test_the_readme_shows_the_answer_to_its_question() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (question, shown), (explained, why) = re.findall(
-        r"```bash\n(ado-autoconf recommend [^\n]*)\n```\n\n```text\n(.*?)```", text, re.DOTALL
-    )
-    assert explained == f"{question.removesuffix(' --max-gpus 2')} --sharding fsdp2 --explain"
-    assert CliRunner().invoke(cli.app, shlex.split(explained)[1:]).stdout.endswith(f"\n{why}")
+@pytest.mark.parametrize(("document", "block", "given"), PYTHON, ids=[name(document) for document, *_ in PYTHON])
+def test_the_python_of_the_documents_gives_what_is_shown_below_it(document, block, given, context) -> None:
+    """``python tests/helpers/shown.py`` writes what is given today."""
+    value = shown.value(block, {"jobs": pd.read_csv("jobs.csv")})
+    assert given in ("", value)
 
-    def answer_to(*more: str) -> dict[str, Any]:
-        return json.loads(CliRunner().invoke(cli.app, [*shlex.split(question)[1:], *more, "--json"]).stdout)
 
-    answer, sharded = answer_to(), answer_to("--sharding", "fsdp2")
-    expected = [f"{field} {answer[field]}" for field in ("can_recommend", "reason", "training_stack")]
-    assert " ".join(shown.split()) == " ".join(expected)
-    assert (
-        f"With `--sharding fsdp2` the answer is `gpus` {sharded['gpus']}, `workers` {sharded['workers']}, "
-        f"for the stack *{sharded['training_stack']}*" in text
-    )
+@pytest.mark.parametrize(("document", "command", "text"), PRINTED, ids=[name(document) for document, *_ in PRINTED])
+def test_the_documents_show_what_a_command_prints(document, command, text, context) -> None:
+    """``python tests/helpers/shown.py`` writes what is printed today."""
+    assert text == shown.shortened(text, shown.printed(command))
+
+
+def test_the_documents_show_answers() -> None:
+    assert {"README.md", "docs/quickstart.md", "docs/guides/queries.md"} <= {name(document) for document, *_ in PRINTED}
+    assert len([given for *_, given in PYTHON if given]) >= 6

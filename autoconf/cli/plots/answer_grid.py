@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from autoconf.jobs.job import BATCHES, OPTIONAL, REQUIRED, read
+from autoconf.jobs.job import BATCHES, NUMBERS, OPTIONAL, REQUIRED, choices, read
 from autoconf.jobs.presets import SETTINGS as OF_STACK
 from autoconf.jobs.values import is_empty, name, whole_number
 from autoconf.predictor.registry import RELEASED, card
@@ -216,6 +216,7 @@ class Chart:
     groups: list[str]
     members: list[str]
     panels: dict[tuple[str, str], np.ndarray]  # (group, member) -> totals, shape (batches, tokens)
+    groups_in_row: int = 0  # 0: as many as make a picture of common proportions
 
 
 def chart(points: pd.DataFrame, panels_of: Sequence[str] = PANELS) -> Chart:
@@ -223,7 +224,8 @@ def chart(points: pd.DataFrame, panels_of: Sequence[str] = PANELS) -> Chart:
 
     Args:
         points: as ``choose`` gives them: one value of each setting but for those of ``panels_of``.
-        panels_of: the settings that panels differ in: within a group in the last one, groups in those before it.
+        panels_of: the settings that panels differ in: within a group in the last one, groups in those before it. Of
+            four or more, groups that differ in the third last one alone are in one row.
 
     Raises:
         ValueError: there is no answer, or there are two different ones for one point, or no answer has such a setting.
@@ -236,11 +238,15 @@ def chart(points: pd.DataFrame, panels_of: Sequence[str] = PANELS) -> Chart:
     tokens, batches = (sorted(set(points[field])) for field in ("tokens_per_sample", "batch_size"))
     column, row = ({value: index for index, value in enumerate(values)} for values in (tokens, batches))
     panels: dict[tuple[str, str], np.ndarray] = {}
+    places: dict[tuple[str, str], tuple[Any, ...]] = {}
     lines: dict[tuple[Any, ...], int] = {}
     axes = ["tokens_per_sample", "batch_size", "total"]
     for line, *of, t, b, total in points[[*panels_of, *axes]].itertuples(name=None):
-        *before_last, member = (str(value) or f"{field} by default" for field, value in zip(panels_of, of, strict=True))
+        *before_last, member = (label(field, value) for field, value in zip(panels_of, of, strict=True))
         group = SEPARATOR.join(before_last)
+        places.setdefault(
+            (group, member), tuple(_rank(field, value) for field, value in zip(panels_of, of, strict=True))
+        )
         totals = panels.setdefault((group, member), np.full((len(batches), len(tokens)), MISSING))
         before = totals[row[b], column[t]]
         if total == MISSING:
@@ -250,8 +256,42 @@ def chart(points: pd.DataFrame, panels_of: Sequence[str] = PANELS) -> Chart:
             raise ValueError(f"line {line}: {what}, {t} tokens, batch {b}: line {other} answers otherwise")
         totals[row[b], column[t]] = total
         lines[group, member, t, b] = line
-    groups, members = (sorted({key[part] for key in panels}, key=_natural) for part in (0, 1))
-    return Chart(_subtitle(points, panels_of), tokens, batches, groups, members, panels)
+    groups = {group: place[:-1] for (group, _), place in places.items()}
+    members = {member: place[-1:] for (_, member), place in places.items()}
+    across = 0
+    if len(panels_of) > 3:
+        groups = {group: (*rest, last, column) for group, (*rest, column, last) in groups.items()}
+        columns = {place[-1] for place in groups.values()}
+        across = len(columns) if len(groups) % len(columns) == 0 else 0
+    first, second = (sorted(places, key=places.__getitem__) for places in (groups, members))
+    return Chart(_subtitle(points, panels_of), tokens, batches, first, second, panels, across)
+
+
+def _rank(field: str, value: Any) -> tuple[Any, ...]:
+    """Where a value comes among those of a setting: none, choices in their own order, names in natural order."""
+    if value == "":
+        return (-1,)
+    known = choices(field) if field in OF_STACK and field not in NUMBERS else ()
+    return (0, known.index(value)) if value in known else (1, _natural(str(value)))
+
+
+# What a picture calls a value that does not speak for itself; "full" is also a method.
+_CALLED = {
+    ("loss", "full"): "all logits",
+    ("loss", "chunked"): "chunked loss",
+    ("gradient_checkpointing", "none"): "no checkpointing",
+    ("gradient_checkpointing", "reentrant"): "reentrant checkpointing",
+    ("gradient_checkpointing", "non-reentrant"): "non-reentrant checkpointing",
+}
+
+
+def label(field: str, value: Any) -> str:
+    """What a panel's title has for the value of a setting.
+
+    >>> label("loss", "full"), label("method", "full"), label("optim", "")
+    ('all logits', 'full', 'optim by default')
+    """
+    return _CALLED.get((field, value)) or str(value) or f"{field} by default"
 
 
 def _natural(text: str) -> list[tuple[int, Any]]:

@@ -72,7 +72,7 @@ def _layout(chart: Chart) -> _Layout:
     groups = len(chart.groups)
     layouts = [
         _Layout((panel[0], panel[1]), cell, across, math.ceil(groups / across), len(chart.members))
-        for across in range(1, groups + 1)
+        for across in ([chart.groups_in_row] if chart.groups_in_row else range(1, groups + 1))
     ]
     return min(layouts, key=lambda layout: abs(math.log(layout.size[0] / layout.size[1] / _ASPECT)))
 

@@ -163,7 +163,7 @@ def picture(job: Job, explanation: Explanation) -> Figure:
     letters = int(across * _LETTERS_PER_INCH)
     below = [line for text in sentences for line in textwrap.wrap(text, letters, subsequent_indent="    ")]
     top = _SUBTITLE + _LINE * len(subtitle) + 0.45  # the legend's
-    bottom = top + _ROW * len(estimates)
+    bottom = top + _ROW * len(estimates) + 0.15  # the line's label
     height = bottom + _AXIS + _LINE * len(below) + 0.15
     figure = empty_figure(_WIDTH, height)
 
@@ -226,10 +226,12 @@ def _rgb(name: str) -> tuple[float, ...]:
 
 def _finish(axes: Axes, estimates: dict[int, Estimate]) -> None:
     most = max(map(_extent, estimates.values()))
+    usable = _usable(list(estimates.values())[-1])
+    axes.text(usable, len(estimates) - 0.58, f"usable {usable:g}", ha="center", va="top", fontsize=8, color=INK)
     axes.set_xlim(0, math.ceil(most * 1.02))
-    axes.set_ylim(len(estimates) - 0.5, -0.62)
+    axes.set_ylim(len(estimates) - 0.25, -0.62)  # the label of the line is below the last bar
     axes.set_yticks(range(len(estimates)), ["1 GPU" if count == 1 else f"{count} GPUs" for count in estimates])
-    axes.set_xlabel("GiB of each GPU; the line is its usable memory", fontsize=8.5, color=FAINT, loc="left")
+    axes.set_xlabel("GiB of each GPU", fontsize=8.5, color=FAINT, loc="left")
     axes.tick_params(length=0, pad=3, labelsize=8, labelcolor=FAINT)
     for side in axes.spines.values():
         side.set_visible(False)

@@ -20,11 +20,18 @@ MAX_DIGITS = 100
 MAX_DIRECTIVES = 100  # libyaml compares each %TAG with all earlier ones
 
 _PREFIX = "tag:yaml.org,2002:"
-_TAGS = {f"{_PREFIX}{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge", "value")}
+_TAGS: dict[type, set[str]] = {
+    yaml.ScalarNode: {f"{_PREFIX}{name}" for name in ("null", "bool", "int", "float", "str", "merge", "value")},
+    yaml.SequenceNode: {f"{_PREFIX}seq"},
+    yaml.MappingNode: {f"{_PREFIX}map"},
+}
 _MERGE = f"{_PREFIX}merge"
 _DATE = f"{_PREFIX}timestamp"
 _RESOLVER: Any = yaml.resolver.Resolver()
 _NUMBERS = (f"{_PREFIX}int", f"{_PREFIX}float")
+
+
+Path = tuple[str | int, ...]  # keys and indices
 
 
 class NotDocuments(BadInput):
@@ -58,6 +65,24 @@ class Document(NamedTuple):
                 return None
             line = _line(key)
         return line
+
+    def closest_line(self, *path: str | int) -> int | None:
+        """The line of a value, or of the closest one around it that has a line.
+
+        >>> load_documents("a: {b: 1}", "job.yaml")[0].closest_line("a", "b", "c")
+        1
+        """
+        lines = (self.line(*path[:end]) for end in range(len(path), 0, -1))
+        return next((line for line in lines if line is not None), None)
+
+
+def dotted(path: Path) -> str:
+    """A path as messages write it.
+
+    >>> dotted(("spec", "trainer", "args", 2))
+    'spec.trainer.args[2]'
+    """
+    return "".join(f"[{name}]" if isinstance(name, int) else f".{shortened(name)}" for name in path).removeprefix(".")
 
 
 def read_text(path: str) -> str:
@@ -104,9 +129,18 @@ def shortened(text: object, longest: int = 80) -> str:
     >>> shortened("a" * 50 + "b" * 50, 13)
     'aaaaa...bbbbb'
     """
-    shown = str(text)
+    shown = printable(str(text))
     half = (longest - 3) // 2
     return shown if len(shown) <= longest else f"{shown[:half]}...{shown[-half:]}"
+
+
+def printable(text: str) -> str:
+    """A text with control characters as escapes, so that a file cannot steer a terminal; line ends stay.
+
+    >>> printable("a\\x1b[31m")
+    'a\\\\x1b[31m'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def load_documents(text: str, file: str) -> list[Document]:
@@ -293,7 +327,7 @@ class _Composer:
         tag = event.tag
         if tag is None or tag == "!":
             tag = _RESOLVER.resolve(kind, value, implicit).replace(_DATE, f"{_PREFIX}str")
-        if tag not in _TAGS:
+        if tag not in _TAGS[kind]:
             raise BadInput(f"{self._where(event)}: the tag {shortened(tag)!r} is not read")
         return str(tag)
 

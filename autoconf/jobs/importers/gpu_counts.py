@@ -1,4 +1,7 @@
-"""Find the values that count GPUs in a manifest or an accelerate config, and what another layout makes of them."""
+"""Find the values that count GPUs in a manifest or an accelerate config, and what another layout makes of them.
+
+A path is the index of a document, then keys and indices in it.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,7 @@ from itertools import zip_longest
 from typing import Any, NamedTuple, NoReturn
 
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.documents import Document, shortened
-
-Path = tuple[str | int, ...]  # the index of a document, then keys and indices
+from autoconf.jobs.importers.documents import Document, Path, dotted, shortened
 
 GPU = "nvidia.com/gpu"
 _PER_JOB, _PER_WORKER, _WORKERS = range(3)
@@ -33,8 +34,8 @@ _VARIABLE = (
 _COUNTING_VARIABLE = re.compile(_VARIABLE, re.IGNORECASE)
 # Ways to count GPUs that are recognized in a command, and refused.
 _REFUSED = re.compile(
-    rf"(?<![\w$-])(?:{_VARIABLE}=[\"']?\d[\d,]*|mpi(?:run|exec)\b|--gpu[-_]ids[=\s]+[\"']?\d[\d,]*"
-    r"|--(?:n[-_]?|num[-_])?gpus?(?:[-_]per[-_]node)?[=\s]+[\"']?\d+|--(?:devices|world[-_]size)[=\s]+[\"']?\d+)",
+    rf"(?<![\w$-])(?:{_VARIABLE}=[\"']?\d[\d,]*|mpi(?:run|exec)\b|(?:--)?gpu[-_]ids[:=\s]+[\"']?\d[\d,]*"
+    r"|--(?:n[-_]?)?gpus?(?:[-_]per[-_]node)?[=\s]+[\"']?\d+|--(?:devices|world[-_]size)[=\s]+[\"']?\d+)",
     re.IGNORECASE,
 )
 _CONFIG = re.compile(r"--(config[-_]file|accelerate[-_]config)\b")
@@ -277,20 +278,9 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def dotted(path: Path) -> str:
-    """A path as messages write it.
-
-    >>> dotted(("spec", "trainer", "args", 2))
-    'spec.trainer.args[2]'
-    """
-    return "".join(f"[{name}]" if isinstance(name, int) else f".{shortened(name)}" for name in path).removeprefix(".")
-
-
 def place(file: str, documents: Sequence[Document], path: Path) -> str:
     """File, line and key of a value, or of the closest one around it."""
-    document = documents[int(path[0])]
-    lines = (document.line(*path[1:end]) for end in range(len(path), 1, -1))
-    line = next((line for line in lines if line is not None), None)
+    line = documents[int(path[0])].closest_line(*path[1:])
     return f"{file}{'' if line is None else f':{line}'} {dotted(path[1:])}".rstrip()
 
 

@@ -1,8 +1,8 @@
-"""What other projects' keys mean here: the table ``job_keys.yaml``, and a thing that a file says."""
+"""What other projects' keys mean here: the table ``job_keys.yaml``, and a setting read from a file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -10,14 +10,32 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from autoconf.jobs.importers.documents import printable
+
 _LAUNCHERS = "accelerate_launch_args."  # of fms-hf-tuning's image: v3.1.0, build/accelerate_launch.py
 JOB_KEYS = Path(__file__).with_name("job_keys.yaml")
 
 
-class Said(NamedTuple):
-    """One thing that a file says."""
+class Place(NamedTuple):
+    """The place of a key in a file.
 
-    where: str  # file and path of the key, such as ``job.yaml, spec.trainer.args: --optim``
+    >>> str(Place("job.yaml", 7, "spec.trainer.args: --optim")), str(Place("job.yaml", None, "optim"))
+    ('job.yaml:7 spec.trainer.args: --optim', 'job.yaml optim')
+    """
+
+    file: str
+    line: int | None = None
+    key: str = ""
+
+    def __str__(self) -> str:
+        line = "" if self.line is None else f":{self.line}"
+        return f"{self.file}{line}{' ' if self.key else ''}{printable(self.key)}"
+
+
+class Setting(NamedTuple):
+    """One key and value read from a file."""
+
+    place: Place
     dialect: str  # of ``job_keys.yaml``
     key: str
     value: Any
@@ -55,12 +73,15 @@ class Dialect(_Typed):
     ignored: tuple[str, ...] = ()
 
     def find(self, key: str) -> Key | None:
-        """What a key means, by its name before any pattern; ``None`` if the table does not have it."""
-        found = [key] if key in self.keys else [pattern for pattern in self.keys if fnmatchcase(key, pattern)]
-        return self.keys[found[0]] if found else None
+        """The meaning of a key, by its name before any pattern; ``None`` if the table does not have it."""
+        if key in self.keys:
+            return self.keys[key]
+        found = (pattern for pattern in self.keys if "*" in pattern and fnmatchcase(key, pattern))
+        return self.keys.get(next(found, ""))
 
     def ignores(self, key: str) -> bool:
-        return any(fnmatchcase(key, pattern) for pattern in self.ignored)
+        """Whether a key changes no memory."""
+        return key in self.ignored or any("*" in pattern and fnmatchcase(key, pattern) for pattern in self.ignored)
 
 
 class Default(_Typed):
@@ -69,10 +90,11 @@ class Default(_Typed):
 
 
 class Framework(_Typed):
-    """What trains: its preset, what it is told by, and what it does where its files say nothing."""
+    """A trainer: its preset, what shows it, and its defaults."""
 
     preset: str
-    scripts: tuple[str, ...]
+    scripts: tuple[str, ...]  # by which the framework is certain
+    script_hints: tuple[str, ...] = ()  # names that others have as well: evidence only together with a sign
     signs: tuple[str, ...]
     defaults: dict[str, Default]
     needs: dict[str, str] = {}  # facts of adapters that files must state, with what to say where they do not
@@ -98,6 +120,18 @@ def job_keys() -> JobKeys:
     return JobKeys.model_validate(yaml.safe_load(JOB_KEYS.read_text(encoding="utf-8")))
 
 
+def known_key(dialect: Dialect, key: str, value: Any) -> bool:
+    """Whether the table has a key, or for a section any key in it."""
+    if dialect.find(key) or dialect.ignores(key) or key in ("fsdp_config", "accelerate_launch_args"):
+        return True
+    if key.startswith("fsdp_") and job_keys().dialects["fsdp"].find(key.removeprefix("fsdp_")):
+        return True
+    if isinstance(value, list):
+        return f"{key}[]" in dialect.keys
+    inside = _flat(value, f"{key}.") if isinstance(value, Mapping) else ()
+    return any(dialect.find(inner) or dialect.ignores(inner) for inner, _ in inside)
+
+
 def text(value: Any) -> str:
     """A value as the table writes it: in lower case, several words or the items of a list in order of the alphabet.
 
@@ -109,25 +143,32 @@ def text(value: Any) -> str:
     return " ".join(sorted(str(value).casefold().replace(",", " ").split()))
 
 
-def settings(where: str, dialect: str, mapping: Mapping[str, Any]) -> Iterator[Said]:
-    """The things that nested settings say, each by its dotted key.
+def settings(dialect: str, mapping: Mapping[str, Any], place: Callable[[str], Place]) -> Iterator[Setting]:
+    """The settings of a mapping, nested ones by their dotted keys.
 
-    >>> said = settings("a.yaml, ", "accelerate", {"fsdp_config": {"fsdp_version": 2}})
-    >>> [(thing.dialect, thing.key) for thing in said]
-    [('fsdp', 'version')]
+    Args:
+        dialect: The dialect of its keys.
+        mapping: Keys and values.
+        place: The place of a dotted key.
+
+    >>> fsdp = {"fsdp_config": {"fsdp_version": 2}}
+    >>> found = settings("accelerate", fsdp, lambda key: Place("a.yaml", 3, key))
+    >>> [(str(s.place), s.dialect, s.key) for s in found]
+    [('a.yaml:3 fsdp_config.fsdp_version', 'fsdp', 'version')]
     """
     table = job_keys().dialects[dialect]
     for key, value in _flat(mapping):
         if dialect == "arguments" and key.startswith(_LAUNCHERS):
-            yield from settings(f"{where}{_LAUNCHERS}", "accelerate", {key.removeprefix(_LAUNCHERS): value})
+            launcher = {key.removeprefix(_LAUNCHERS): value}
+            yield from settings("accelerate", launcher, lambda key: place(f"{_LAUNCHERS}{key}"))
         elif f"{key}[]" in table.keys and isinstance(value, list):
-            yield from (Said(f"{where}{key}[{i}]", dialect, f"{key}[]", item) for i, item in enumerate(value))
+            yield from (Setting(place(f"{key}[{i}]"), dialect, f"{key}[]", item) for i, item in enumerate(value))
         elif key.startswith("fsdp_config."):
-            yield Said(where + key, "fsdp", key.removeprefix("fsdp_config.").removeprefix("fsdp_"), value)
+            yield Setting(place(key), "fsdp", key.removeprefix("fsdp_config.").removeprefix("fsdp_"), value)
         elif key.startswith("fsdp_") and key not in table.keys:
-            yield Said(where + key, "fsdp", key.removeprefix("fsdp_"), value)
+            yield Setting(place(key), "fsdp", key.removeprefix("fsdp_"), value)
         else:
-            yield Said(where + key, dialect, key, value)
+            yield Setting(place(key), dialect, key, value)
 
 
 def _flat(mapping: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.documents import Document, NotDocuments, load_documents, shortened
-from autoconf.jobs.importers.key_table import Said, settings
-from autoconf.jobs.importers.shell import Launch, launch_of
+from autoconf.jobs.importers.documents import Document, NotDocuments, Path, dotted, load_documents, shortened
+from autoconf.jobs.importers.key_table import Place, Setting, settings
+from autoconf.jobs.importers.launchers import Launch, launch_of
+from autoconf.jobs.importers.other_files import objective_in, refuse_objective
 from autoconf.jobs.job import BATCHES
 
 KINDS = {"PyTorchJob": "kubeflow.org/v1", "TrainJob": "trainer.kubeflow.org/v1alpha1", "Job": "batch/v1"}
 _PRODUCT = "nvidia.com/gpu.product"
 _CONFIG_PATH = "SFT_TRAINER_CONFIG_JSON_PATH"  # fms-hf-tuning v3.1.0, tuning/utils/config_utils.py
 _CONFIG_VARIABLE = "SFT_TRAINER_CONFIG_JSON_ENV_VAR"  # a pickle in base64
-_OTHER_OBJECTIVE = re.compile(
-    r"(?<![a-z])(dpo|kto|orpo|cpo|grpo|rloo|ppo|gkd|prm|rm|reward|distill|distillation|pretrain|pretraining)(?![a-z])"
-)
 
 
 class Manifest(NamedTuple):
     """The settings of a manifest, and the commands in it that start a training."""
 
-    said: list[Said]
+    settings: list[Setting]
     launches: list[Launch]
 
 
@@ -48,54 +45,56 @@ def read_manifest(documents: Sequence[Document], file: str, options: Mapping[str
     >>> text = "{apiVersion: trainer.kubeflow.org/v1alpha1, kind: TrainJob, spec: {trainer: {"
     >>> documents = load_documents(f"{text}command: [trl, sft], args: [--optim, sgd]}}}}}}", "job.yaml")
     >>> (launch,) = read_manifest(documents, "job.yaml", {}).launches
-    >>> [thing.where for thing in launch.said]
-    ['job.yaml, spec.trainer.command: trl', 'job.yaml, spec.trainer.args: --optim']
+    >>> [str(setting.place) for setting in launch.settings]
+    ['job.yaml:1 spec.trainer.command: trl', 'job.yaml:1 spec.trainer.args: --optim']
     """
-    objects = [document.value for document in documents if isinstance(document.value, dict)]
-    job = _job(objects, file)
+    job = _Job(_training_job(documents, file), file)
     launches = []
     commands = []
-    for path, container in containers(job):
-        where = f"{file}, {path}"
+    for path in container_paths(job.document.value):
+        container = _mapping(_at(job.document.value, path))
         variables = _variables(container)
         if _CONFIG_VARIABLE in variables:
-            raise BadInput(f"{where}.env: {_CONFIG_VARIABLE}: a pickled configuration is not read")
+            raise BadInput(f"{job.place((*path, 'env'))}: {_CONFIG_VARIABLE}: a pickled configuration is not read")
         if _CONFIG_PATH in variables:
-            launches.append(_mounted(variables[_CONFIG_PATH], objects, f"{where}.env: {_CONFIG_PATH}"))
-        elif launch := _started(container, where, variables):
+            place = job.place((*path, "env"), _CONFIG_PATH)
+            launches.append(_mounted(variables[_CONFIG_PATH], documents, place))
+        elif launch := job.launch(path, variables):
             launches.append(launch)
         else:
-            commands.append((where, _words(container, "command") + _words(container, "args")))
+            commands.append((job.place(path), _words(container, "command") + _words(container, "args")))
     if not launches:
-        _check_described(commands, options, file)
-    return Manifest(list(_gpu_types(job, f"{file}, ")), launches)
+        _check_described(commands, options, job.place(("spec",)))
+    return Manifest(list(job.gpu_types(job.document.value, ())), launches)
 
 
-def _job(objects: Sequence[Mapping[str, Any]], file: str) -> Mapping[str, Any]:
-    jobs = [thing for thing in objects if str(thing.get("kind")) in KINDS]
+def _training_job(documents: Sequence[Document], file: str) -> Document:
+    objects = [document for document in documents if isinstance(document.value, dict)]
+    jobs = [document for document in objects if str(document.value.get("kind")) in KINDS]
     if len(jobs) != 1:
-        kinds = shortened(", ".join(str(thing.get("kind")) for thing in objects))
+        kinds = shortened(", ".join(str(document.value.get("kind")) for document in objects))
         raise BadInput(
             f"{file}: must have one {', '.join(KINDS)}, has {kinds}; "
             "or give the job by options without --job, and change its counts by hand"
         )
-    kind, version = jobs[0]["kind"], jobs[0].get("apiVersion")
+    kind, version = jobs[0].value["kind"], jobs[0].value.get("apiVersion")
     if version != KINDS[kind]:
-        raise BadInput(f"{file}, apiVersion: {shortened(version)!r}: a {kind} is read in {KINDS[kind]} only")
+        where = Place(file, jobs[0].line("apiVersion"), "apiVersion")
+        raise BadInput(f"{where}: {shortened(version)!r}: a {kind} is read in {KINDS[kind]} only")
     return jobs[0]
 
 
-def _check_described(commands: Sequence[tuple[str, list[str]]], options: Mapping[str, Any], file: str) -> None:
+def _check_described(commands: Sequence[tuple[Place, list[str]]], options: Mapping[str, Any], spec: Place) -> None:
     """Refuse a job of which no command is read, unless options describe it."""
-    for where, words in commands:
+    for place, words in commands:
         split = " ".join(words).lower().split()
         programs = [word for before, word in zip(["", *split], split, strict=False) if _names_program(before, word)]
-        if other := _OTHER_OBJECTIVE.search(" ".join(programs)):
-            raise BadInput(f"{where}: {other[0]} is not supervised fine-tuning, the only objective that is answered")
+        if other := next(filter(None, map(objective_in, programs)), None):
+            refuse_objective(place, other)
     if missing := missing_options(options):
-        where, words = commands[0] if commands else (f"{file}, spec", [])
+        place, words = commands[0] if commands else (spec, [])
         command = f"the command {shortened(' '.join(words))!r} is not read" if words else "it has no command"
-        raise BadInput(f"{where}: {command}; give {', '.join(missing)}")
+        raise BadInput(f"{place}: {command}; give {', '.join(missing)}")
 
 
 def missing_options(options: Mapping[str, Any]) -> list[str]:
@@ -114,18 +113,26 @@ def _names_program(before: str, word: str) -> bool:
     return word.endswith(".py") or before in ("-m", "--module", "trl", "swift")
 
 
-def containers(job: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The containers of a job's pods, or the trainer of a ``TrainJob``, each with its path."""
-    spec = _mapping(job.get("spec"))
+def container_paths(job: Mapping[str, Any]) -> list[Path]:
+    """The paths of the containers of a job's pods, or of the trainer of a ``TrainJob``.
+
+    >>> container_paths({"kind": "Job", "spec": {"template": {"spec": {"containers": [{}]}}}})
+    [('spec', 'template', 'spec', 'containers', 0)]
+    """
     if job.get("kind") == "TrainJob":
-        yield "spec.trainer", _mapping(spec.get("trainer"))
-        return
-    roles = _mapping(spec.get("pytorchReplicaSpecs")).items()
-    pods = [(f"spec.pytorchReplicaSpecs.{shortened(role)}", replicas) for role, replicas in roles]
-    for path, replicas in [("spec", spec)] if job.get("kind") == "Job" else pods:
-        pod = _mapping(_mapping(_mapping(replicas).get("template")).get("spec"))
-        for i, container in enumerate(_list(pod.get("containers"))):
-            yield f"{path}.template.spec.containers[{i}]", _mapping(container)
+        return [("spec", "trainer")]
+    pods: list[Path] = [("spec",)]
+    if job.get("kind") == "PyTorchJob":
+        roles = _mapping(_at(job, ("spec", "pytorchReplicaSpecs")))
+        pods = [("spec", "pytorchReplicaSpecs", role) for role in roles]
+    lists: list[Path] = [(*pod, "template", "spec", "containers") for pod in pods]
+    return [(*path, i) for path in lists for i in range(len(_list(_at(job, path))))]
+
+
+def _at(value: Any, path: Path) -> Any:
+    for name in path:
+        value = value[name] if isinstance(name, int) else _mapping(value).get(name)
+    return value
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -145,22 +152,13 @@ def _variables(container: Mapping[str, Any]) -> dict[str, str]:
     return {str(entry.get("name")): str(entry["value"]) for entry in entries}
 
 
-def _started(container: Mapping[str, Any], where: str, variables: Mapping[str, str]) -> Launch | None:
-    args, command = _words(container, "args"), _words(container, "command")
-
-    def place(option: str) -> str:
-        inside = "args" if any(option in word for word in args) else "command"
-        return f"{where}.{inside}: {shortened(option)}" if option else f"{where}.{inside}"
-
-    return launch_of([*command, *args], place, variables)
-
-
-def _mounted(path: str, objects: Sequence[Mapping[str, Any]], where: str) -> Launch:
+def _mounted(path: str, documents: Sequence[Document], place: Place) -> Launch:
     """Read the configuration of fms-hf-tuning's image from a ``ConfigMap`` in the same file."""
     name = path.rpartition("/")[2]
-    maps = [_mapping(thing.get("data")) for thing in objects if thing.get("kind") == "ConfigMap"]
+    objects = [_mapping(document.value) for document in documents]
+    maps = [_mapping(item.get("data")) for item in objects if item.get("kind") == "ConfigMap"]
     texts = [data[name] for data in maps if name in data]
-    where = f"{where}: {shortened(path)!r}"
+    where = f"{place}: {shortened(path)!r}"
     if len(texts) != 1:
         raise BadInput(f"{where}: {len(texts)} ConfigMaps in this file have a {shortened(name)}; one is needed")
     try:
@@ -169,22 +167,44 @@ def _mounted(path: str, objects: Sequence[Mapping[str, Any]], where: str) -> Lau
         raise BadInput(str(error)) from None
     if len(found) != 1 or not isinstance(found[0].value, dict):
         raise BadInput(f"{where}: must be a JSON object")
-    return Launch("fms-hf-tuning", list(settings(f"{where}, {name}: ", "arguments", found[0].value)))
+    inside = settings("arguments", found[0].value, lambda key: place._replace(key=f"{place.key}, {name}: {key}"))
+    return Launch("fms-hf-tuning", list(inside))
 
 
-def _gpu_types(value: Any, path: str) -> Iterator[Said]:
-    """The types of GPU that node selectors and affinities anywhere in a manifest name."""
-    if isinstance(value, list):
-        for i, item in enumerate(value):
-            yield from _gpu_types(item, f"{path.removesuffix('.')}[{i}].")
-    if not isinstance(value, Mapping):
-        return
-    if _PRODUCT in value:
-        yield Said(f"{path}{_PRODUCT}", "kubernetes", _PRODUCT, value[_PRODUCT])
-    if value.get("key") == _PRODUCT:
-        names: Any = _list(value.get("values"))
-        if value.get("operator") == "In" and len(names) == 1:
-            names = names[0]
-        yield Said(f"{path}{_PRODUCT}", "kubernetes", _PRODUCT, names)
-    for name, item in value.items():
-        yield from _gpu_types(item, f"{path}{name}.")
+class _Job(NamedTuple):
+    document: Document
+    file: str
+
+    def place(self, path: Path, word: str = "") -> Place:
+        """The place of a value, or of a word in it."""
+        key = dotted(path)
+        return Place(self.file, self.document.closest_line(*path), f"{key}: {shortened(word)}" if word else key)
+
+    def launch(self, container: Path, variables: Mapping[str, str]) -> Launch | None:
+        """The training that the command of a container starts."""
+        words: list[tuple[Path, int, str]] = [
+            ((*container, part), i, word)
+            for part in ("command", "args")
+            for i, word in enumerate(_words(_mapping(_at(self.document.value, container)), part))
+        ]
+
+        def place(option: str) -> Place:
+            last = next(((path, i) for path, i, word in reversed(words) if option in word), (container, None))
+            path, i = last
+            line = self.document.closest_line(*path, *(() if i is None else (i,)))
+            return self.place(path, option)._replace(line=line)
+
+        return launch_of([word for _, _, word in words], place, variables)
+
+    def gpu_types(self, value: Any, path: Path) -> Iterator[Setting]:
+        """The types of GPU that node selectors and affinities anywhere in a manifest name."""
+        for name, item in value.items() if isinstance(value, dict) else enumerate(_list(value)):
+            yield from self.gpu_types(item, (*path, name))
+        names: Any = _mapping(value).get(_PRODUCT)
+        if _mapping(value).get("key") == _PRODUCT:
+            names = _list(value.get("values"))
+            if value.get("operator") == "In" and len(names) == 1:
+                names = names[0]
+        if names is not None:
+            place = self.place((*path, _PRODUCT))
+            yield Setting(place, "kubernetes", _PRODUCT, names)

@@ -12,13 +12,14 @@ from autoconf.errors import BadInput
 from autoconf.jobs.importers.documents import (
     Document,
     NotDocuments,
+    Path,
     child,
     decode,
     load_documents,
     read_bytes,
     shortened,
 )
-from autoconf.jobs.importers.gpu_counts import Layout, Path, Plan, leaves, other_counts, place, script_count
+from autoconf.jobs.importers.gpu_counts import Layout, Plan, leaves, other_counts, place, script_count
 from autoconf.jobs.importers.kubernetes import KINDS
 
 __all__ = ["Layout", "Patched", "patch_files", "patched"]

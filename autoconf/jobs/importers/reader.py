@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.documents import NotDocuments, load_documents, read_text
-from autoconf.jobs.importers.key_table import Said, job_keys, settings
+from autoconf.jobs.importers.documents import Document, NotDocuments, load_documents, read_text, shortened
+from autoconf.jobs.importers.evidence import Command, dialect_of, evidence_of
+from autoconf.jobs.importers.key_table import Place, Setting
+from autoconf.jobs.importers.key_table import settings as settings_of
 from autoconf.jobs.importers.kubernetes import is_manifest, missing_options, read_manifest
-from autoconf.jobs.importers.shell import launch_in_script
+from autoconf.jobs.importers.launchers import launch_in_script
+from autoconf.jobs.importers.named_files import Sources, places_in, with_named_files
+from autoconf.jobs.importers.other_files import check_objective, text_kind
+from autoconf.jobs.importers.slurm import requested
 from autoconf.jobs.importers.translate import JobFile, job_of
 from autoconf.jobs.job import read
 
-# Keys whose value is another file, which lies beside the one that names it, and the dialects that it may have.
-_NAMING = {
-    ("accelerate", "config_file"): ("accelerate", "fsdp"),
-    ("arguments", "accelerate_config"): ("accelerate", "fsdp"),
-    ("arguments", "config"): ("arguments",),
-    ("axolotl", "config"): ("axolotl",),
-}
+_LONGEST_LINE = 1_000  # of a message, in characters: names in files may be of any length
 
 
 class _Content(NamedTuple):
-    """What one file says, and what trains, where it tells."""
+    """The settings of one file, and the commands in it that start a training."""
 
-    said: list[Said]
-    frameworks: tuple[str, ...] = ()
+    settings: list[Setting]
+    commands: tuple[Command, ...] = ()
+    files: Mapping[str, str] = {}
+    assumed: tuple[str, ...] = ()
+    requested: tuple[str, ...] = ()
 
 
 def read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
@@ -45,18 +47,29 @@ def read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
         options = {field: read(field, value) for field, value in options.items()}
     except ValueError as error:
         raise BadInput(str(error)) from None
+    try:
+        return _read_job(paths, options)
+    except BadInput as error:
+        raise BadInput("\n".join(shortened(line, _LONGEST_LINE) for line in str(error).split("\n"))) from None
+
+
+def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
     contents = [_content(path, options) for path in paths]
-    said = []
-    described = not missing_options(options)
-    unread: list[Said] = []
+    found: list[Setting] = []
+    unread: list[Setting] = []
+    missing = missing_options(options)
     for path, content in zip(paths, contents, strict=True):
-        others = [thing for other in contents if other is not content for thing in other.said]
-        said += list(_with_named_files(content.said, path, others, unread if described else None))
-    frameworks = {name for content in contents for name in content.frameworks}
-    if any(thing.dialect == "axolotl" for thing in unread):  # its command has no settings, the config has all
-        frameworks.discard("axolotl")
-    job = job_of(said, _framework(said, frameworks), options)
-    return job._replace(assumed=(*job.assumed, *(f"{thing.where}: not read: options give the job" for thing in unread)))
+        others = [setting for other in contents if other is not content for setting in other.settings]
+        found += with_named_files(content.settings, Sources(path, content.files, others, missing, unread))
+    commands = [command for content in contents for command in content.commands]
+    if any(setting.dialect == "axolotl" for setting in unread):  # its command has no settings, the config has all
+        commands = [command for command in commands if command.framework != "axolotl"]
+    check_objective(found, paths)
+    job = job_of(found, evidence_of(found, commands), options)
+    not_read = (f"{setting.place}: not read: options give the job" for setting in unread)
+    of_scripts = (f"{path}: {line}" for path, content in zip(paths, contents, strict=True) for line in content.assumed)
+    read_lines = (*job.read, *(line for content in contents for line in content.requested))
+    return job._replace(read=read_lines, assumed=(*job.assumed, *of_scripts, *not_read))
 
 
 def _content(path: str, options: Mapping[str, Any]) -> _Content:
@@ -71,68 +84,25 @@ def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
         documents, problem = [], f"{problem} ({error})"
     if is_manifest(documents):
         manifest = read_manifest(documents, path, options)
-        said = [*manifest.said, *(thing for launch in manifest.launches for thing in launch.said)]
-        return _Content(said, tuple(launch.framework for launch in manifest.launches if launch.framework))
+        settings = [*manifest.settings, *(s for launch in manifest.launches for s in launch.settings)]
+        return _Content(settings, tuple(Command(launch.framework, launch.script) for launch in manifest.launches))
     if len(documents) == 1 and isinstance(documents[0].value, dict):
-        document = documents[0].value
-        dialect = _dialect(document)
-        return _Content(list(settings(f"{path}, ", dialect, document)), ("axolotl",) * (dialect == "axolotl"))
-    launch = launch_in_script(text, lambda option: f"{path}: {option}" if option else path, {})
+        return _mapping(documents[0], path)
+    if kind := text_kind(text, path):
+        raise BadInput(f"{path}: looks like {kind}, which is not read; give the job by options instead of --job")
+    launch = launch_in_script(text, partial(Place, path, None), {}, 1)
     if launch is None:
         raise BadInput(f"{path}: {problem}")
-    return _Content(launch.said, (launch.framework,) if launch.framework else ())
+    return _Content(
+        launch.settings,
+        (Command(launch.framework, launch.script),),
+        launch.files,
+        launch.assumed,
+        tuple(requested(text, path)),
+    )
 
 
-def _dialect(document: Mapping[Any, Any]) -> str:
-    """Whose settings these are."""
-    keys = {str(key) for key in document}
-    nested = {f"{key}.{inner}" for key, value in document.items() if isinstance(value, Mapping) for inner in value}
-    for name, dialect in job_keys().dialects.items():
-        if any(sign in keys for sign in dialect.signs):
-            return name
-    known = job_keys().dialects["arguments"]
-    if any(known.find(key) or known.ignores(key) for key in keys):
-        return "arguments"
-    return "accelerate" if any(sign in nested for sign in job_keys().dialects["accelerate"].signs) else "arguments"
-
-
-def _with_named_files(
-    said: Sequence[Said], path: str, others: Sequence[Said], unread: list[Said] | None
-) -> Iterator[Said]:
-    """What a file says, and what files say that it names; where both say something, the naming one is right.
-
-    A file that is not there is an error, or one of ``unread``.
-    """
-    spoken = {(thing.dialect, thing.key) for thing in said}
-    for thing in said:
-        dialects = _NAMING.get((thing.dialect, thing.key), ())
-        if not dialects or not isinstance(thing.value, str) or not Path(thing.value).suffix:
-            yield thing  # a name without a suffix is of something that the project brings
-            continue
-        beside = Path(path).parent / Path(thing.value).name
-        if not beside.is_file():
-            if not any(other.dialect in dialects for other in others) and unread is not None:
-                unread.append(thing)
-            elif not any(other.dialect in dialects for other in others):
-                raise BadInput(f"{thing.where}: {thing.value!r}: no such file beside {path}; give it by --job")
-            continue
-        named = _content(str(beside), {}).said
-        if wrong := next((other for other in named if other.dialect not in dialects), None):
-            raise BadInput(f"{thing.where}: {thing.value!r}: must be {dialects[0]} settings, has {wrong.key}")
-        yield from (other for other in named if (other.dialect, other.key) not in spoken)
-
-
-def _framework(said: Sequence[Said], told: set[str]) -> str | None:
-    """What trains: by a command or a kind of file, or by the signs among the arguments."""
-    if len(told) > 1:
-        raise BadInput(f"these files are of {' and '.join(sorted(told))}; one job trains with one")
-    if told:
-        return next(iter(told))
-    keys = {thing.key for thing in said if thing.dialect == "arguments"}
-    if not keys:
-        return None
-    frameworks = job_keys().frameworks
-    signs = {name: sum(sign in keys for sign in known.signs) for name, known in frameworks.items()}
-    # Arguments of fms-hf-tuning have some of TRL's, not the reverse.
-    first = "fms-hf-tuning" if signs["fms-hf-tuning"] else max(signs, key=lambda name: signs[name])
-    return first if signs[first] else "transformers"
+def _mapping(document: Document, path: str) -> _Content:
+    dialect = dialect_of(document.value, path)
+    commands = (Command("axolotl", ""),) if dialect == "axolotl" else ()
+    return _Content(list(settings_of(dialect, document.value, places_in(document, path))), commands)

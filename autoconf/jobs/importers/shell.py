@@ -1,227 +1,381 @@
-"""Command lines that start a training, as scripts and manifests have them: split and told into settings."""
+"""Follow a bash script, without running anything: its commands with their words, and the files that it writes."""
 
 from __future__ import annotations
 
-import json
 import re
-import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.key_table import Said, job_keys, settings
+from autoconf.jobs.importers.documents import shortened
+from autoconf.jobs.importers.expansion import Expander, Value, assigned_in, first_error
+from autoconf.jobs.importers.words import cleaned, is_unknown, joined, limited, unknown
 
-# Options of the launchers that take no value: accelerate v1.14.0, commands/launch.py; torch 2.13, distributed/run.py.
-_FLAGS = (
-    "quiet", "cpu", "multi_gpu", "tpu", "use_deepspeed", "use_fsdp", "use_parallelism_config", "use_megatron_lm", "m",
-    "module", "no_python", "debug", "enable_cpu_affinity", "same_network", "dynamo_use_fullgraph", "dynamo_use_dynamic",
-    "dynamo_use_regional_compilation", "tpu_cluster", "no_tpu_cluster", "tpu_use_sudo", "standalone", "run_path",
-)  # fmt: skip
-_ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
-_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\}|\((\w+)\))")
-_REDIRECTION = re.compile(r"\d*[<>]+&?(.*)", re.DOTALL)
-_PREFIXES = ("exec", "nohup", "time", "sudo", "env", "export", "then", "do")
-_TELLING = ("model_name_or_path", "per_device_train_batch_size")  # of a script of nobody's that we know
-
-
-class Launch(NamedTuple):
-    """A command that starts a training."""
-
-    framework: str | None  # of ``job_keys.yaml``, where the command tells
-    said: list[Said]
+_MOST_NODES = 40_000
+_MOST_COMMANDS = 4_000
+_DEEPEST = 40
+_LONGEST_SCRIPT = 1 << 17  # bytes
+_MOST_WORK = 1_000_000  # variables that are copied, at branches and commands
+_TESTS = ("[", "[[", "test", "false", "command", "which", "type", "hash", "grep", "nvidia-smi")
+# Files that other scripts source and that set up an environment, but no setting of a job.
+_ENVIRONMENTS = re.compile(r"(^|/)(activate|\.?bashrc|\.?profile|\.bash_profile|[\w.-]*conda[\w.-]*|modules?[\w.-]*)$")
 
 
-def launch_in_script(script: str, where: Callable[[str], str], variables: Mapping[str, str]) -> Launch | None:
-    """The training that a shell script starts; ``None`` if it starts none.
+class Command(NamedTuple):
+    """A simple command.
+
+    Attributes:
+        words: Its words, expanded.
+        lines: The line of each word.
+        variables: The variables of the script at this place.
+    """
+
+    words: list[str]
+    lines: list[int]
+    variables: dict[str, str]
+
+
+class Script(NamedTuple):
+    """What a script does.
+
+    Attributes:
+        commands: Its commands, in order; those of each branch of an ``if`` are among them.
+        files: The text of each file that a here-document writes.
+        assumed: A sentence for each default that was taken because a variable is not set.
+    """
+
+    commands: list[Command]
+    files: dict[str, str]
+    assumed: tuple[str, ...]
+
+
+def follow(text: str, file: str, variables: Mapping[str, str]) -> Script:
+    """Follow a script.
 
     Args:
-        script: its text.
-        where: what messages call the place of an option.
-        variables: the environment; assignments in the script come on top.
+        text: The script.
+        file: Its name, for messages.
+        variables: The environment.
 
     Raises:
-        BadInput: it starts more than one, or a quotation does not end.
+        BadInput: The text is not bash, or too long.
 
-    >>> launch = launch_in_script("LR=1e-5\\ntrl sft --optim sgd \\\\\\n --learning_rate $LR", str, {})
-    >>> launch.framework, [(thing.key, thing.value) for thing in launch.said]
-    ('trl', [('program', 'trl'), ('optim', 'sgd'), ('learning_rate', '1e-5')])
+    >>> from autoconf.jobs.importers.words import described
+    >>> script = follow("BS=4\\nif x; then BS=8; fi\\ntrl sft --a=$BS", "run.sh", {})
+    >>> described(script.commands[-1].words[2])
+    '--a=$BS (4 or 8)'
     """
-    known = dict(variables)
-    found = []
-    for words in _commands(script, where):
-        words = [_expanded(word, known) for word in words]
-        while words and (words[0] in _PREFIXES or _ASSIGNMENT.fullmatch(words[0])):
-            if assignment := _ASSIGNMENT.fullmatch(words[0]):
-                known[assignment[1]] = assignment[2]
-            words = words[1:]
-        if words and re.match(r"--[A-Za-z]", words[0]):
-            raise BadInput(f"{where(words[0])}: an option without a command; is the line before it continued?")
-        if launch := launch_of(words, where, known):
-            found.append(launch)
-    if len(found) > 1:
-        raise BadInput(f"{where('')}: {len(found)} commands start a training; one is a job")
-    return found[0] if found else None
+    shell = _Shell(file, dict(variables))
+    shell.follow_text(cleaned(text), 0)
+    return Script(shell.commands, shell.files, tuple(shell.assumed))
 
 
-def _commands(script: str, where: Callable[[str], str]) -> Iterator[list[str]]:
-    """The simple commands of a script, each as its words."""
-    lines = ""
-    unfinished = None
-    for line in re.sub(r"\\[ \t]*\r?\n", " ", script).splitlines():
-        lines += f"{line}\n"
-        lexer = shlex.shlex(lines, posix=True, punctuation_chars=";&|")
-        lexer.whitespace_split = True
+@cache
+def _parser() -> Any:
+    import tree_sitter_bash
+    from tree_sitter import Language, Parser
+
+    return Parser(Language(tree_sitter_bash.language()))
+
+
+class _Shell:
+    """The state of a script. A ``_run`` returns whether the script ends there."""
+
+    def __init__(self, file: str, variables: dict[str, Value]) -> None:
+        self.file = file
+        self.variables = variables
+        self.variables.setdefault("0", file)
+        self.commands: list[Command] = []
+        self.files: dict[str, str] = {}
+        self.assumed: dict[str, None] = {}
+        self._functions: dict[str, tuple[bytes, Any]] = {}
+        self._depth = 0
+        self._work = 0
+        self._source = b""
+        self._first_line = 0
+        self._expander = Expander(b"", self.variables)
+
+    def follow_text(self, text: str, first_line: int) -> bool:
+        """Follow a text in the current state, as ``eval`` does."""
+        source = text.replace("\r\n", "\n").encode("utf-8", "replace")
+        if len(source) > _LONGEST_SCRIPT:
+            raise BadInput(f"{self.file}: not a job's script: larger than {_LONGEST_SCRIPT:,} bytes")
+        tree = _parser().parse(source)
+        root = tree.root_node
+        if root.descendant_count > _MOST_NODES:
+            raise BadInput(f"{self.file}: not a job's script: more than {_MOST_NODES:,} parts")
+        if root.has_error:
+            line = first_error(root) + first_line
+            raise BadInput(f"{self.file}:{line}: not a command line: this is not the syntax of bash")
+        return self._inside(source, first_line, root.children)
+
+    def _inside(self, source: bytes, first_line: int, nodes: Sequence[Any]) -> bool:
+        before = self._source, self._first_line
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise BadInput(f"{self.file}: commands within commands, more than {_DEEPEST} levels deep")
+        self._source, self._first_line = source, first_line
         try:
-            words = list(lexer)
-        except ValueError as error:  # a quotation goes on in the next line
-            unfinished = error
-            continue
-        lines, unfinished = "", None
-        command: list[str] = []
-        to_file = False  # whether the next word names what output goes to
-        for word in words:
-            redirection = _REDIRECTION.fullmatch(word)
-            if not word.strip(";&|"):
-                yield command
-                command = []
-            elif not redirection and not to_file:
-                command.append(word)
-            to_file = redirection is not None and not redirection[1]
-        yield command
-    if unfinished is not None:
-        raise BadInput(f"{where('')}: not a command line: {unfinished}")
+            return self._run_all(nodes)
+        finally:
+            self._source, self._first_line = before
+            self._depth -= 1
 
+    @property
+    def _words(self) -> Expander:
+        expander = Expander(self._source, self.variables)
+        expander.assumed = self.assumed
+        return expander
 
-def _expanded(word: str, variables: Mapping[str, str]) -> str:
-    return _VARIABLE.sub(lambda m: variables.get(m[1] or m[2] or m[3], m[0]), word)
+    def _run_all(self, nodes: Sequence[Any]) -> bool:
+        return any(self._run(node) for node in nodes)
 
+    def _run(self, node: Any) -> bool:
+        match node.type:
+            case "command":
+                return self._command(node)
+            case "redirected_statement":
+                return self._redirected(node)
+            case "if_statement":
+                return self._if(node)
+            case "case_statement":
+                return self._case(node)
+            case "list":
+                return self._list(node)
+            case "compound_statement" | "do_group" | "else_clause" | "negated_command":
+                return self._run_all(node.children)
+            case "for_statement" | "c_style_for_statement" | "while_statement":
+                self._loop(node)
+            case "pipeline" | "subshell":
+                before = dict(self.variables)
+                self._run_all(node.children)
+                self._restore(before)
+            case _:
+                self._define(node)
+        return False
 
-def launch_of(words: Sequence[str], where: Callable[[str], str], variables: Mapping[str, str]) -> Launch | None:
-    """The training that one command starts; ``None`` if it starts none. Arguments as ``launch_in_script`` has them."""
-    words = [_expanded(word, variables) for word in words]
-    if not words:
-        return None
-    program, rest = words[0].rpartition("/")[2], words[1:]
-    if program in ("sh", "bash") and len(rest) > 1 and re.fullmatch(r"-\w*c", rest[0]):
-        return launch_in_script(rest[1], where, variables)
-    if re.fullmatch(r"python[\d.]*", program):
-        program = "python"
-        rest = [word for word in rest if word != "-u"]
-        if rest[:2] in (["-m", "accelerate.commands.launch"], ["-m", "torch.distributed.run"]):
-            program, rest = ("accelerate-launch" if "accelerate" in rest[1] else "torchrun"), rest[2:]
-    if program == "accelerate" and rest[:1] == ["launch"]:
-        program, rest = "accelerate-launch", rest[1:]
-    if program in ("trl", "axolotl"):
-        wanted = "sft" if program == "trl" else "train"
-        return _framework_launch(program, rest[1:], where) if rest[:1] == [wanted] else None
-    if program not in ("accelerate-launch", "torchrun", "python", "deepspeed"):
-        return None
-    launcher = program.removesuffix("-launch")
-    options, script, arguments = _launcher(rest)
-    if not script.endswith(".py") and not any(_key(name) in ("m", "module") for name, _ in options):
-        if launcher in ("python", "torchrun"):
-            return None
-        raise BadInput(f"{where(launcher)}: which script is launched cannot be told")
-    launch = _script_launch(launcher, options, script, arguments, where)
-    return launch and launch._replace(said=[*launch.said, *_environment(variables, where)])
+    def _define(self, node: Any) -> None:
+        match node.type:
+            case "variable_assignment" | "variable_assignments" | "declaration_command":
+                for child in [node, *node.children]:
+                    if child.type == "variable_assignment":
+                        self._assign(child)
+            case "function_definition":
+                name = self._words.raw(node.child_by_field_name("name"))
+                self._functions[name] = (self._source, node.child_by_field_name("body"))
+            case "unset_command":
+                for child in node.children[1:]:
+                    self.variables.pop(self._words.raw(child), None)
 
+    def _spend(self) -> None:
+        self._work += len(self.variables) + 1
+        if self._work > _MOST_WORK:
+            raise BadInput(f"{self.file}: not a job's script: too many branches and variables")
 
-def _environment(variables: Mapping[str, str], where: Callable[[str], str]) -> Iterator[Said]:
-    table = job_keys().dialects["environment"]
-    return (Said(where(name), "environment", name, value) for name, value in variables.items() if table.find(name))
+    def _restore(self, variables: Mapping[str, Value]) -> None:
+        self._spend()
+        kept = dict(variables)
+        self.variables.clear()
+        self.variables.update(kept)
 
-
-def _framework_launch(program: str, words: Sequence[str], where: Callable[[str], str]) -> Launch:
-    """``trl sft`` takes accelerate's options beside its own, ``axolotl train`` a file."""
-    dialect = "arguments" if program == "trl" else "axolotl"
-    said = [Said(where(program), "launcher", "program", program)]
-    if program == "axolotl" and words and not words[0].startswith("-"):
-        said.append(Said(where(words[0]), "axolotl", "config", words[0]))
-    return Launch(program, [*said, *_said(_options(words), dialect, where)])
-
-
-def _launcher(words: Sequence[str]) -> tuple[list[tuple[str, Any]], str, Sequence[str]]:
-    """A launcher's own options, the script or module, and what follows it."""
-    options: list[tuple[str, Any]] = []
-    i = 0
-    while i < len(words) and words[i].startswith("-"):
-        name, equals, value = words[i].partition("=")
-        if equals or name.lstrip("-").replace("-", "_") in _FLAGS:
-            options.append((name, value if equals else True))
-            i += 1
+    def _assign(self, node: Any) -> None:
+        target, value = node.child_by_field_name("name"), node.child_by_field_name("value")
+        if target is None:
+            return
+        name = self._words.raw(target)
+        base = re.match(r"\w*", name)
+        key = base[0] if base else name
+        if target.type == "subscript":
+            self.variables[key] = unknown(f"${key}", "an array that is set item by item")
+            return
+        appends = any(child.type == "+=" for child in node.children)
+        old = self.variables.get(name)
+        new: Value
+        if value is not None and value.type == "array":
+            items = [
+                word for child in value.children if child.type not in ("(", ")") for word in self._words.words(child)
+            ]
+            new = [*(old if isinstance(old, list) else [] if old is None else [old]), *items] if appends else items
+            if sum(map(len, new)) > 1 << 18:
+                new = unknown(f"${name}", "too long")
         else:
-            options.append((name, words[i + 1] if i + 1 < len(words) else True))
-            i += 2
-    return options, words[i] if i < len(words) else "", words[i + 1 :]
+            text = "" if value is None else self._words.text(value)
+            start = (old[0] if old else "") if isinstance(old, list) else old or ""
+            new = limited(name, f"{start}{text}" if appends else text)
+        self.variables[name] = new
 
+    # --- statements -----------------------------------------------------------------------------------------------
 
-def _script_launch(
-    launcher: str, options: list[tuple[str, Any]], script: str, words: Sequence[str], where: Callable[[str], str]
-) -> Launch | None:
-    framework = next(
-        (
-            name
-            for name, known in job_keys().frameworks.items()
-            if any(script == s or script.endswith(f"/{s}") for s in known.scripts)
-        ),
-        None,
-    )
-    arguments = list(_options(words))
-    names = [_key(name) for name, _ in arguments]
-    if framework is None and not any(name in names for name in _TELLING) and launcher in ("python", "torchrun"):
-        return None
-    said = [Said(where(launcher), "launcher", "program", launcher)]
-    if launcher != "python":
-        said += _said(options, "accelerate", where)
-    if framework == "axolotl":
-        said += [Said(where(words[0]), "axolotl", "config", words[0])] if words and words[0][:1] != "-" else []
-        return Launch(framework, [*said, *_said(arguments, "axolotl", where)])
-    return Launch(framework, [*said, *_said(arguments, "arguments", where)])
+    def _redirected(self, node: Any) -> bool:
+        body = node.child_by_field_name("body")
+        text, target, appends = None, None, False
+        redirects = list(node.children)
+        for redirect in redirects:
+            if redirect.type == "heredoc_redirect":
+                text = self._here_document(redirect)
+                redirects += [child for child in redirect.children if child.type == "file_redirect"]
+                self._run_all([child for child in redirect.children if child.type in ("pipeline", "list", "command")])
+            elif redirect.type == "file_redirect" and redirect.child_by_field_name("destination") is not None:
+                words = self._words.words(redirect.child_by_field_name("destination"))
+                target = words[0] if words else None
+                appends = any(child.type == ">>" for child in redirect.children)
+        start = len(self.commands)
+        ended = body is not None and self._run(body)
+        first = self.commands[start].words if len(self.commands) > start else []
+        if text is not None and first[:1] == ["tee"]:
+            target = first[-1]
+        if target is not None and first[:1] in (["cat"], ["tee"], ["echo"], ["printf"]):
+            written = text if text is not None else unknown(target, "written by a command")
+            self.files[target] = self.files.get(target, "") + written if appends else written
+        elif text is not None and first and first[-1].rpartition("/")[2] in ("bash", "sh"):
+            self.follow_text(text, self._first_line + node.start_point[0] + 1)
+        return ended
 
+    def _here_document(self, node: Any) -> str:
+        body = next((child for child in node.children if child.type == "heredoc_body"), None)
+        if body is None:
+            return ""
+        mark = next((self._words.raw(child) for child in node.children if child.type == "heredoc_start"), "")
+        text = self._words.raw(body)
+        if not mark.strip().startswith(("'", '"', "\\")):
+            pieces = self._words.between(body, body.start_byte, body.end_byte, quoted=True)
+            text = "".join(piece[0] if piece else " " for piece in pieces)
+        return text
 
-def _options(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Options of a script with their values, as argparse takes them: none, one or several."""
-    i = 0
-    while i < len(words):
-        name, equals, value = words[i].partition("=")
-        i += 1
-        if not _is_option(name):
-            continue  # a bare word, such as a configuration's path
-        values = [value] if equals else []
-        while not equals and i < len(words) and not _is_option(words[i]):
-            values.append(words[i])
-            i += 1
-        yield name, True if not values else values[0] if len(values) == 1 else values
+    def _branches(self, bodies: Sequence[Sequence[Any]], complete: bool) -> bool:
+        """Run alternatives, of which one is taken, or none if they are not ``complete``."""
+        before = dict(self.variables)
+        results = [] if complete else [before]
+        for body in bodies:
+            self._restore(before)
+            if not self._run_all(body):
+                results.append(dict(self.variables))
+        if results:
+            self._restore(_merged(results))
+        return not results
 
+    def _if(self, node: Any) -> bool:
+        bodies: list[list[Any]] = [[]]
+        complete = in_body = False
+        for child in node.children:
+            if child.type == "then":
+                in_body = True
+            elif child.type in ("elif_clause", "else_clause"):
+                complete = complete or child.type == "else_clause"
+                bodies.append(list(child.children))
+            elif in_body:
+                bodies[0].append(child)
+            else:
+                self._run(child)
+        return self._branches(bodies, complete)
 
-def _is_option(word: str) -> bool:
-    return re.match(r"--?[A-Za-z]", word) is not None
-
-
-def _key(name: str) -> str:
-    return name.lstrip("-").replace("-", "_")
-
-
-def _said(
-    options: Sequence[tuple[str, Any]] | Iterator[tuple[str, Any]], dialect: str, where: Callable[[str], str]
-) -> Iterator[Said]:
-    dialects = job_keys().dialects
-    for name, value in options:
-        key, place = _key(name), where(name)
-        if key.startswith("no_") and dialects[dialect].find(key) is None and dialects[dialect].find(key[3:]):
-            key, value = key[3:], False  # as transformers' HfArgumentParser writes a flag that is on by default
-        if isinstance(value, str) and value.startswith("{"):
-            try:
-                value = json.loads(value)
-            except ValueError:
-                raise BadInput(f"{place}: {value!r}: not JSON") from None
-        launchers = (
-            dialect == "arguments" and dialects[dialect].find(key) is None and not dialects[dialect].ignores(key)
+    def _list(self, node: Any) -> bool:
+        left, operator, right = node.children[0], node.children[1].type, node.children[-1]
+        if self._run(left):
+            return True
+        words = self._words
+        name = left.child_by_field_name("name") if left.type == "command" else None
+        is_test = left.type in ("test_command", "negated_command", "list") or (
+            name is not None and words.raw(name) in _TESTS
         )
-        of = (
-            "accelerate"
-            if launchers and (dialects["accelerate"].find(key) or dialects["accelerate"].ignores(key))
-            else dialect
-        )
-        for thing in settings("", of, {key: value}):
-            yield thing._replace(where=place)
+        return self._branches([[right]], False) if operator == "||" or is_test else self._run(right)
+
+    def _case(self, node: Any) -> bool:
+        subject = self._words.text(node.child_by_field_name("value"))
+        items = [child for child in node.children if child.type == "case_item"]
+        patterns = [[self._words.raw(v) for v in item.children_by_field_name("value")] for item in items]
+        known = not is_unknown(subject) and not any("$" in p for each in patterns for p in each)
+        if known:
+            for item, each in zip(items, patterns, strict=True):
+                if any(fnmatchcase(subject, pattern.strip("\"'")) for pattern in each):
+                    return self._run_all(item.children)
+            return False
+        return self._branches([item.children for item in items], any("*" in each for each in patterns))
+
+    def _loop(self, node: Any) -> None:
+        body = node.child_by_field_name("body")
+        name = node.child_by_field_name("variable")
+        values = [word for value in node.children_by_field_name("value") for word in self._words.words(value)]
+        once = node.type == "for_statement" and len(values) == 1 and not is_unknown(values[0])
+        before = dict(self.variables)
+        if not once:
+            for changed in assigned_in(node, self._words):
+                old = self.variables.get(changed)
+                shown = "not set" if old is None else " ".join(old) if isinstance(old, list) else old
+                self.variables[changed] = unknown(f"${changed}", f"{shown[:60]}, or another value in a loop")
+        if name is not None and node.type == "for_statement":
+            value = joined(self._words.raw(name), values) if values else None
+            self.variables[self._words.raw(name)] = (
+                unknown(f"${self._words.raw(name)}", "of a loop") if value is None else value
+            )
+        if body is not None:
+            self._run(body)
+        if not once:
+            self._restore(_merged([before, dict(self.variables)]))
+
+    def _command(self, node: Any) -> bool:
+        before: dict[str, Value] | None = None
+        words: list[str] = []
+        lines: list[int] = []
+        for child in node.children:
+            if child.type == "variable_assignment":
+                before = dict(self.variables) if before is None else before
+                self._assign(child)
+            elif child.type not in ("file_redirect", "herestring_redirect", "heredoc_redirect"):
+                found = self._words.words(child)
+                words += found
+                lines += [self._first_line + child.start_point[0] + 1] * len(found)
+        if not words:
+            return False
+        ended = self._known_command(words, lines)
+        if before is not None:
+            self._restore(before)
+        return ended
+
+    def _known_command(self, words: list[str], lines: list[int]) -> bool:
+        name, rest = words[0], words[1:]
+        if name in self._functions and self._depth < _DEEPEST:
+            source, body = self._functions[name]
+            before = {key: value for key, value in self.variables.items() if key.isdigit() or key == "@"}
+            self._set_arguments(rest)
+            self._inside(source, self._first_line, [body] if body is not None else [])
+            self._set_arguments([])
+            self.variables.update(before)
+            return False
+        if name == "eval" and rest and not is_unknown(" ".join(rest)):
+            return self.follow_text(" ".join(rest), lines[0] - 1)
+        if name in ("source", ".") and rest and not _ENVIRONMENTS.search(rest[0]):
+            for key in self.variables:
+                self.variables[key] = unknown(f"${key}", f"{shortened(rest[0])} may change it")
+        elif name in ("read", "mapfile", "readarray", "shift", "getopts"):
+            for key in rest if name != "shift" else [key for key in self.variables if key.isdigit()]:
+                self.variables[key] = unknown(f"${key}", "not known before it runs")
+        elif name == "set" and rest[:1] == ["--"]:
+            self._set_arguments(rest[1:])
+        if len(self.commands) >= _MOST_COMMANDS:
+            raise BadInput(f"{self.file}: not a job's script: more than {_MOST_COMMANDS:,} commands")
+        self._spend()
+        texts = {key: value for key, value in self.variables.items() if isinstance(value, str)}
+        self.commands.append(Command(words, lines, texts))
+        return name in ("exit", "return", "exec") and not (name == "exec" and not rest)
+
+    def _set_arguments(self, words: Sequence[str]) -> None:
+        for key in [key for key in self.variables if key.isdigit() and key != "0"]:
+            del self.variables[key]
+        self.variables["@"] = list(words)
+        self.variables.update({str(i): word for i, word in enumerate(words, 1)})
+
+
+def _merged(results: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
+    """The variables after one of several ways through a script."""
+    merged: dict[str, Value] = {}
+    for name in dict.fromkeys(name for result in results for name in result):
+        values = [result.get(name) for result in results]
+        if all(value == values[0] for value in values[1:]) and values[0] is not None:
+            merged[name] = values[0]
+            continue
+        texts = [" ".join(value) if isinstance(value, list) else value for value in values]
+        merged[name] = joined(name, texts) or unknown(f"${name}", "not certain")
+    return merged

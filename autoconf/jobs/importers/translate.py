@@ -1,26 +1,18 @@
-"""What files say of a job, as the fields of a job: by the table of keys, and the few facts that only hold together."""
+"""Translate settings read from files into the fields of a job: by the table of keys, and the facts that combine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.key_table import Framework, Key, Said, job_keys, text
-from autoconf.jobs.job import BATCHES, OPTIONAL, Workload, read
+from autoconf.jobs.importers.evidence import Evidence
+from autoconf.jobs.importers.facts import FACTS_OF, Reading, Source, adapters_in_question, named, options_of
+from autoconf.jobs.importers.key_table import Framework, Setting, job_keys
+from autoconf.jobs.job import BATCHES, OPTIONAL
 from autoconf.jobs.names import key
 from autoconf.jobs.presets import SETTINGS, Preset, presets
 
-# The facts that a field follows from, beside one of its own name.
-_FACTS_OF = {
-    "method": ("adapters", "quantized", "nested"),
-    "gradient_checkpointing": ("checkpointing", "reentrant", "fsdp_checkpointing"),
-    "sharding": ("sharded", "fsdp_version", "trainer_fsdp", "trainer_fsdp_version", "launched"),
-    "mixed_precision": ("launch_precision",),
-    "loss": ("liger",),
-    "tokens_per_sample": ("packed",),
-    **{batch: BATCHES for batch in BATCHES},
-}
 # What a framework does by default of what a stack says, which gives way to a stack that an option names.
 _OF_STACK = ("checkpointing", "mixed_precision", "torch_dtype", "loss", "optim", "adapter_dtype", "lora_r", "dropout")
 _OF_ADAPTERS = ("adapter_dtype", "lora_r", "lora_targets", "dropout")
@@ -30,137 +22,96 @@ _AS_SAID = (
 )  # fmt: skip
 
 
-class JobFile(NamedTuple):
-    """What files say of a job."""
+# Facts whose defaults count only where the files are provably the framework's.
+_DECISIVE = ("adapters", "per_device_train_batch_size", "tokens_per_sample", "lora_r", "lora_targets")
+_LONGEST_MESSAGE = 1_200
 
-    fields: dict[str, Any]  # of a ``Workload``, without those that options give
+
+class JobFile(NamedTuple):
+    """The job that files describe.
+
+    Attributes:
+        fields: Fields of a ``Workload``, without those that options give.
+        read, assumed, ignored, unknown: A sentence for each setting, default or key.
+        sources: The settings that decide something.
+        evidence: Whose files they are.
+        asked: What the files hint at, but do not settle.
+    """
+
+    fields: dict[str, Any]
     read: tuple[str, ...]
     assumed: tuple[str, ...]
     ignored: tuple[str, ...]
     unknown: tuple[str, ...]
+    sources: tuple[Source, ...] = ()
+    evidence: Evidence = Evidence(None, False, ())
+    asked: tuple[str, ...] = ()
+
+    def origin(self, field: str) -> str:
+        """Where a field comes from, in a few words."""
+        facts = {field, *FACTS_OF.get(field, ())}
+        found = [str(source.setting.place) for source in self.sources if facts & set(source.facts)]
+        named = {field, f"{field} ("}
+        assumed = [
+            a for a in self.assumed if any(a.startswith(f"{n} = ") or (n[-1] == "(" and a.startswith(n)) for n in named)
+        ]
+        return ", ".join(found) or "; ".join(f"assumed: {a}" for a in assumed) or "options"
 
 
-def job_of(said: Iterable[Said], framework: str | None, options: Mapping[str, Any]) -> JobFile:
+def job_of(found: Iterable[Setting], evidence: Evidence, options: Mapping[str, Any]) -> JobFile:
     """The job that files describe.
 
     Args:
-        said: what the files say, in any order.
-        framework: what trains, of ``job_keys.yaml``; ``None`` where no file has arguments of training.
-        options: fields that are given otherwise, and win; what files say of these is not read.
+        found: The settings of the files, in any order.
+        evidence: The trainer of the files.
+        options: Fields that are given otherwise; they win, and settings of these are not read.
 
     Raises:
-        BadInput: something that matters cannot be read, or contradicts another; the message has a line for each.
+        BadInput: Something that matters cannot be read, or contradicts another setting.
 
-    >>> said = [Said("job.yaml, optim", "arguments", "optim", "sgd")]
-    >>> job_of(said, "trl", {}).fields["optim"]
+    >>> from autoconf.jobs.importers.key_table import Place
+    >>> found = [Setting(Place("job.yaml", 3, "optim"), "arguments", "optim", "sgd")]
+    >>> job_of(found, Evidence("trl", True, ()), {}).fields["optim"]
     'sgd'
     """
-    reading = _Reading(options)
-    for thing in said:
-        reading.take(thing)
+    reading = Reading(options)
+    for setting in found:
+        reading.take(setting)
     if reading.problems:
-        raise BadInput("\n".join(reading.problems))
-    job = _Job(reading, None if framework is None else job_keys().frameworks[framework], options)
+        reading.problems += adapters_in_question(reading, options)
+        raise BadInput(_together(reading.problems))
+    framework = None if evidence.framework is None else job_keys().frameworks[evidence.framework]
+    job = _Job(reading, framework, evidence.proven, options)
     job.combine()
     return JobFile(
-        job.fields, *(tuple(lines) for lines in (reading.read, job.assumed, reading.ignored, reading.unknown))
+        fields=job.fields,
+        read=(*reading.notes, *map(str, reading.sources)),
+        assumed=tuple(job.assumed),
+        ignored=tuple(reading.ignored),
+        unknown=tuple(reading.unknown),
+        sources=tuple(reading.sources),
+        evidence=evidence,
+        asked=tuple(job.asked),
     )
 
 
-class _Reading:
-    """The facts that files state, one by one."""
-
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        self._said_otherwise = {fact for field in options for fact in (field, *_FACTS_OF.get(field, ()))}
-        self.facts: dict[str, Any] = {}
-        self._where: dict[str, str] = {}
-        self.read: list[str] = []
-        self.ignored: list[str] = []
-        self.unknown: list[str] = []
-        self.assumed: list[str] = []
-        self.problems: list[str] = []
-
-    def take(self, thing: Said) -> None:
-        where, value = thing.where, thing.value
-        dialect = job_keys().dialects[thing.dialect]
-        meaning = dialect.find(thing.key)
-        if meaning is None:
-            (self.ignored if dialect.ignores(thing.key) else self.unknown).append(where)
-            return
-        stated = meaning.facts()
-        if stated and stated <= self._said_otherwise:
-            self.ignored.append(f"{where}: an option says it")
-            return
-        if value is None or value == {}:
-            if meaning.empty:
-                self.problems.append(f"{where}: {meaning.empty}")
-            return
-        if isinstance(value, str) and "$" in value:
-            self.problems.append(f"{where}: {value!r}: the variable is not set in the file")
-            return
-        try:
-            facts = _facts(meaning, value)
-        except ValueError as error:
-            self.problems.append(f"{where}: {_quoted(value)}: {error}")
-            return
-        if meaning.assume and text(value) != "false":
-            self.assumed.append(f"{where}: {meaning.assume}")
-        new = {fact: v for fact, v in facts.items() if fact not in self._said_otherwise}
-        for fact, v in new.items():
-            self._state(fact, v, where)
-        if new and thing.dialect != "launcher":
-            self.read.append(
-                f"{where}: {_quoted(value)} -> {', '.join(f'{_named(fact)} = {v}' for fact, v in new.items())}"
-            )
-        elif not new:
-            self.ignored.append(f"{where}: {_quoted(value)}")
-
-    def _state(self, fact: str, value: Any, where: str) -> None:
-        if fact in self.facts and str(self.facts[fact]) != str(value):
-            self.problems.append(
-                f"{where}: {_named(fact)} = {value} contradicts {self._where[fact]}, which says {self.facts[fact]}"
-            )
-        self.facts.setdefault(fact, value)
-        self._where.setdefault(fact, where)
-
-
-def _facts(meaning: Key, value: Any) -> dict[str, Any]:
-    """What a key states by a value.
-
-    Raises:
-        ValueError: it cannot be told.
-    """
-    if meaning.field is None:
-        if (facts := meaning.values.get(text(value))) is None:
-            known = f"; it may be {', '.join(meaning.values)}" if meaning.values else ""
-            raise ValueError(f"{meaning.because}{known}")
-        return facts
-    if meaning.field in Workload.model_fields:
-        return {meaning.field: read(meaning.field, value)}
-    try:
-        share = float(value)
-    except (TypeError, ValueError):
-        share = -1
-    if not 0 <= share < 1:
-        raise ValueError(f"{meaning.field}: must be a number >= 0 and < 1")
-    return {meaning.field: share}
-
-
-def _named(fact: str) -> str:
-    """A fact with the field that it counts for, as messages have it."""
-    field = next((field for field, facts in _FACTS_OF.items() if fact in facts and field not in BATCHES), fact)
-    return fact if fact == field else f"{field} ({fact})"
-
-
-def _quoted(value: Any) -> str:
-    quoted = repr(value)
-    return quoted if len(quoted) <= 80 else f"{quoted[:77]}..."
+def _together(problems: Sequence[str]) -> str:
+    """Problems in one line, as many as fit."""
+    shown: list[str] = []
+    for problem in problems:
+        if shown and sum(map(len, shown)) + len(problem) > _LONGEST_MESSAGE:
+            break
+        shown.append(problem)
+    more = len(problems) - len(shown)
+    return "; ".join([*shown, f"and {more} more problems"] if more else shown)
 
 
 class _Job:
     """Facts become fields; what they leave open comes from the framework, and then from its preset."""
 
-    def __init__(self, reading: _Reading, framework: Framework | None, options: Mapping[str, Any]) -> None:
+    def __init__(self, reading: Reading, framework: Framework | None, proven: bool, options: Mapping[str, Any]) -> None:
+        self._proven = proven
+        self.asked: list[str] = []
         self._reading = reading
         self.facts = reading.facts
         self.fields: dict[str, Any] = {}
@@ -168,7 +119,7 @@ class _Job:
         self.options = options
         self.framework = framework
         if self.facts.pop("packed", None):
-            reading.read.append("samples are packed: each has as many tokens as the longest may have")
+            reading.notes.append("samples are packed: each has as many tokens as the longest may have")
 
     def _fact(self, fact: str) -> Any:
         """What the files say, or else what the framework does then."""
@@ -180,8 +131,10 @@ class _Job:
             return None
         if "stack" in self.options and fact in _OF_STACK:
             return None
+        if fact in _DECISIVE and not self._proven:
+            return None
         default = self.framework.defaults[fact]
-        self.assumed.append(f"{_named(fact)} = {default.value} ({default.source})")
+        self.assumed.append(f"{named(fact)} = {default.value} ({default.source})")
         return default.value
 
     def combine(self) -> None:
@@ -201,8 +154,20 @@ class _Job:
                 self._reading.ignored.append(f"{field}: no adapters are trained")
         for field in ("adapter_dtype", "lora_r", "lora_targets") if trains != "full" else ():
             self._put(field, lambda field=field: self._fact(field))
+        if method is not None and trains != "full" and self.framework is not None:
+            self._ask_for_adapters()
         if self.framework is not None and "stack" not in self.options:
             self._choose_preset(trains, presets()[self.framework.preset])
+
+    def _ask_for_adapters(self) -> None:
+        """Refuse adapters that files and options leave open, unless the files are provably the framework's."""
+        given = {**self.fields, **self.options}
+        missing = [field for field in ("lora_r", "lora_targets") if field not in given]
+        if missing and not self._proven and "stack" not in self.options:
+            raise BadInput(
+                f"{' and '.join(missing)}: not in the files, whose trainer is not certain; "
+                f"give {' and '.join(options_of([field]) for field in missing)}, or --stack"
+            )
 
     def _put(self, field: str, value: Any) -> Any:
         """Set a field, unless an option does; which of them it is, is returned."""
@@ -221,7 +186,10 @@ class _Job:
 
     def _method(self) -> str | None:
         quantized = self.facts.get("quantized") == "yes"
-        adapters = self._fact("adapters")
+        adapters = self.facts.get("adapters")
+        self.asked += adapters_in_question(self._reading, self.options)
+        if adapters is None and not self.asked:
+            adapters = self._fact("adapters")
         if quantized and adapters == "no":
             raise BadInput("method: a 4-bit base without adapters cannot be trained")
         if quantized:
@@ -260,17 +228,19 @@ class _Job:
 
     def _loss(self) -> str | None:
         if self.facts.get("liger") != "yes":
-            return self._fact("loss")
+            said: str | None = self._fact("loss")
+            return said
         if self.facts.get("loss") == "chunked":  # trl/trainer/sft_trainer.py refuses it
             raise BadInput("loss_type chunked_nll and Liger's kernel exclude each other")
         return "chunked"
 
     def _mixed_precision(self) -> str | None:
         """bf16 where either the launcher or the arguments say so; transformers, TrainingArguments.__post_init__."""
-        launched = self.facts.get("launch_precision")
+        launched: str | None = self.facts.get("launch_precision")
         if launched == "bf16":
             return "bf16"
-        return self._fact("mixed_precision") or launched
+        said: str | None = self._fact("mixed_precision")
+        return said or launched
 
     def _choose_preset(self, method: str, own: Preset) -> None:
         """The preset that has what no field says, LoRA's dropout and which chunked loss; the rest becomes fields."""

@@ -1,10 +1,10 @@
-"""What a cluster holds beside tensors, learnt from its user's own runs, beyond what other clusters' runs taught.
+"""Learn the memory margin of a user's cluster from its own runs, on top of what other clusters' runs taught.
 
-A cluster is taken to differ from those of ``real_rows`` by a factor k >= 1 on all that a GPU needs, and by b GiB: its
-GPUs are as if they had (usable - b) / k. Every pair of a grid, under each explanation of the real rows, is as likely as
-it explains the user's runs, whose noise (jobs that failed for other reasons, settings that no column has) has rates
-that are learnt as well. It counts only where it decides runs that it was not learnt from better than the version does;
-tensors that were traced are there, so that physics and orderings stay as they are.
+The posterior is over a factor k >= 1 on all that a GPU needs and an offset b in GiB, on a grid: a GPU of the cluster is
+as if it had (usable - b) / k. Each pair, under each explanation of the real rows, is weighted by how well it explains
+the user's runs. The rates of noise (jobs that failed for other reasons, settings that no column has) are learned too.
+The result is adopted only if it predicts held-out runs better than the version does; traced tensors do not change, so
+physics and orderings stay as they are.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from autoconf.memory.model import StackMemory
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.units import GIB, Booleans, Floats, Integers
 from autoconf.pipeline.calibration.real_rows import read_rows
-from autoconf.pipeline.calibration.reserve import VIRTUAL_ROWS, Learnt, learn, table_of
+from autoconf.pipeline.calibration.reserve import VIRTUAL_ROWS, Learned, learn, table_of
 from autoconf.pipeline.calibration.user_runs import Measured, read_measured
 from autoconf.pipeline.validation.compare_measured import CUBLAS_GIB
 from autoconf.planner.rules import passing
@@ -59,13 +59,13 @@ Counts = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Cluster:
-    """What was learnt of a cluster, and how well it says what became of runs that it was not learnt from."""
+    """What was learned of a cluster, and how well it says what became of runs that it was not learned from."""
 
     adopted: bool  # False: runs gave no reason to leave what the version holds
     sentence: str  # which it was, and by how much
     reserve: Reserve  # for the card: the version's own if nothing was adopted
     training_table: pd.DataFrame | None  # for ``predictors.fit``; None: the version's own
-    learnt: dict[str, float]  # what runs say, adopted or not: k, b, probability of no difference, rates of noise
+    learned: dict[str, float]  # what runs say, adopted or not: k, b, probability of no difference, rates of noise
     report: list[dict[str, Any]]  # rows (what became of them), count
     ignored: list[str]  # columns
     evaluation: list[dict[str, Any]]  # held-out measured rows before and after
@@ -92,7 +92,7 @@ def learn_cluster(predictor: Predictor, table: pd.DataFrame, source: str) -> Clu
     error = float(np.sqrt(len(gains)) * gains.std(ddof=1)) if len(gains) > 1 else np.inf
     adopted = gain > _STANDARD_ERRORS * error
     posterior = evidence.posterior(evidence.counts.sum(0), evidence.peaks.sum(0))
-    learnt = posterior.learnt(evidence)
+    learned = posterior.learned(evidence)
     sentence = (
         f"{'adopted' if adopted else 'not adopted: the reserve stays as it is'}; held-out runs are told "
         f"{abs(gain):.1f} nats {'better' if gain > 0 else 'worse'} in all, with a standard error of {error:.1f}, and "
@@ -101,21 +101,21 @@ def learn_cluster(predictor: Predictor, table: pd.DataFrame, source: str) -> Clu
     return Cluster(
         adopted=adopted,
         sentence=sentence,
-        reserve=learnt.reserve() if adopted else predictor.card.reserve,
-        training_table=_training_table(learnt) if adopted else None,
-        learnt=posterior.summary(),
+        reserve=learned.reserve() if adopted else predictor.card.reserve,
+        training_table=_training_table(learned) if adopted else None,
+        learned=posterior.summary(),
         report=measured.report,
         ignored=measured.ignored,
         evaluation=[
             before.row(f"before, version {predictor.card.version}", measured.runs),
-            after.row("after, learnt from the others", measured.runs),
+            after.row("after, learned from the others", measured.runs),
         ],
     )
 
 
-def _training_table(learnt: Learnt) -> pd.DataFrame:
+def _training_table(learned: Learned) -> pd.DataFrame:
     """Virtual rows alone: the noise of a user's runs is not the cluster's memory."""
-    return table_of(learnt, read_rows()[:0], np.random.default_rng(_SEED), VIRTUAL_ROWS)
+    return table_of(learned, read_rows()[:0], np.random.default_rng(_SEED), VIRTUAL_ROWS)
 
 
 # --- what the runs say of every hypothesis ----------------------------------------------------------------------------
@@ -211,11 +211,11 @@ class _Evidence:
         return _Posterior(self.hypotheses, weights / weights.sum(), peaks)
 
 
-def _thinned(learnt: Learnt) -> dict[bool, tuple[Floats, Floats, Floats]]:
+def _thinned(learned: Learned) -> dict[bool, tuple[Floats, Floats, Floats]]:
     """Some explanations of real rows, evenly among all, which are in the order of their bases."""
-    count = len(learnt.explanations[True][0])
+    count = len(learned.explanations[True][0])
     which = ((np.arange(_EXPLANATIONS) + 0.5) * count / _EXPLANATIONS).astype(int)
-    return {several: (of[0][which], of[1][which], of[2][which]) for several, of in learnt.explanations.items()}
+    return {several: (of[0][which], of[1][which], of[2][which]) for several, of in learned.explanations.items()}
 
 
 def _student(ratios: Floats) -> Floats:
@@ -235,7 +235,7 @@ class _Posterior:
     weights: Floats
     peaks: Floats
 
-    def learnt(self, evidence: _Evidence) -> Learnt:
+    def learned(self, evidence: _Evidence) -> Learned:
         """The hypotheses as explanations of what must stay free of a GPU with the median usable memory.
 
         A job fits where (usable - b) / k - peak exceeds base + share x activations. With s the share of the peak that
@@ -255,7 +255,7 @@ class _Posterior:
             found[several] = (
                 (1 + on_top) * base[which] + moved, (1 + on_top) * share[which], (1 + on_top) * width[which],
             )  # fmt: skip
-        return Learnt(found, on_top)
+        return Learned(found, on_top)
 
     def summary(self) -> dict[str, float]:
         of, weights = self.hypotheses, self.weights.sum((1, 2, 3))
@@ -286,14 +286,14 @@ class _Judged:
         return {
             "held-out measured rows": name,
             "rows": len(runs),
-            "said to fit, but failed": int((self.said & ~finished).sum()),
-            "said not to, but finished": int((~self.said & finished).sum()),
+            "false positives": int((self.said & ~finished).sum()),
+            "false negatives": int((~self.said & finished).sum()),
             "log score": round(float(self.scores.mean()), 4),
         }
 
 
 def _held_out(predictor: Predictor, measured: Measured, evidence: _Evidence) -> tuple[_Judged, _Judged]:
-    """The version as it is, and what is learnt from the other folds, on every run; no job stands on both sides.
+    """The version as it is, and what is learned from the other folds, on every run; no job stands on both sides.
 
     What counts is decisions, since these are what a user gets: the outcome of a run has the probability that outcomes
     of the other folds' runs have that are said the same.
@@ -311,10 +311,10 @@ def _held_out(predictor: Predictor, measured: Measured, evidence: _Evidence) -> 
             continue
         known_peaks = peaks - evidence.peaks[fold]
         posterior = evidence.posterior(counts - evidence.counts[fold], known_peaks)
-        learnt = _said(predictor, measured, posterior.learnt(evidence).reserve())
-        after[unseen] = learnt[unseen]
+        learned = _said(predictor, measured, posterior.learned(evidence).reserve())
+        after[unseen] = learned[unseen]
         of_factors = np.log(np.maximum(_marginal(posterior), 1e-300)) - np.logaddexp.reduce(known_peaks, axis=1)
-        for scored, said, log_factors in ((scores[0], before, same), (scores[1], learnt, of_factors)):
+        for scored, said, log_factors in ((scores[0], before, same), (scores[1], learned, of_factors)):
             scored[unseen] = _log_score(said, finished, unseen) + _peak_score(
                 evidence.peak_terms[unseen], log_factors[:, None] + known_peaks
             )

@@ -20,9 +20,8 @@ import pandas as pd
 from autoconf.memory.units import Booleans, Floats
 from autoconf.pipeline.calibration.real_rows import read_rows
 from autoconf.pipeline.calibration.reserve import (
-    MONOTONE,
     THRESHOLD,
-    Learnt,
+    Learned,
     features,
     free_gib,
     learn,
@@ -31,8 +30,10 @@ from autoconf.pipeline.calibration.reserve import (
     virtual_rows,
 )
 from autoconf.pipeline.report import markdown
+from autoconf.pipeline.validation.compare_measured import RESERVE
 from autoconf.predictor import autogluon as autogluon_adapter
 from autoconf.predictor.autogluon import LABEL
+from autoconf.predictor.predictor import MONOTONE
 
 _SPLITS = ("table", "model")
 _NEAR_GIB = 5.0  # from the reserve, on either side: where it is not plain whether a run fits
@@ -42,7 +43,7 @@ _JOB = ["table", "model", "method", "stack", "usable_gib", "tokens"]
 # GiB that must stay free, and the share of activations that must, by whether there are several GPUs.
 _Constants = Mapping[bool, tuple[float, float]]
 VERSION_1_1_0: _Constants = {False: (1.5, 0.0), True: (3.1, 0.0)}
-READ_OFF: _Constants = {False: (3.0, 0.0), True: (3.1, 0.22)}
+READ_OFF: _Constants = RESERVE
 
 Headroom = Callable[[pd.DataFrame], Floats]  # rows -> GiB beyond what must stay free
 
@@ -51,7 +52,7 @@ class Fold(NamedTuple):
     """Real rows to learn from, what they teach, and the rows to judge."""
 
     known: pd.DataFrame
-    learnt: Learnt
+    learned: Learned
     unseen: pd.DataFrame
 
 
@@ -82,11 +83,11 @@ def constant(constants: _Constants) -> Callable[[Fold], Floats]:
     return functools.partial(_step, headroom)
 
 
-def learnt_constant(probability: float) -> Callable[[Fold], Floats]:
+def learned_constant(probability: float) -> Callable[[Fold], Floats]:
     """The reserve that the known rows ask for at a probability, as a step."""
 
     def probabilities(fold: Fold) -> Floats:
-        reserve = fold.learnt.reserve(probability)
+        reserve = fold.learned.reserve(probability)
         return _step(lambda rows: features(rows, reserve)["headroom_gib"].to_numpy(), fold)
 
     return probabilities
@@ -96,7 +97,7 @@ def curve(fold: Fold) -> Floats:
     """What virtual rows are labelled by, without a predictor."""
     rows = fold.unseen
     columns = (free_gib(rows), rows["activations_gib"], rows["number_gpus"])
-    return fold.learnt.probabilities(*(column.to_numpy() for column in columns))
+    return fold.learned.probabilities(*(column.to_numpy() for column in columns))
 
 
 def _predictor(table: pd.DataFrame, monotone: Mapping[str, int], asked: pd.DataFrame) -> Floats:
@@ -108,8 +109,8 @@ def _predictor(table: pd.DataFrame, monotone: Mapping[str, int], asked: pd.DataF
 
 def as_trained(fold: Fold) -> Floats:
     """The predictor as a version has it."""
-    table = table_of(fold.learnt, fold.known, np.random.default_rng(0), _VIRTUAL_ROWS)
-    return _predictor(table, MONOTONE, features(fold.unseen, fold.learnt.reserve()))
+    table = table_of(fold.learned, fold.known, np.random.default_rng(0), _VIRTUAL_ROWS)
+    return _predictor(table, MONOTONE, features(fold.unseen, fold.learned.reserve()))
 
 
 def more_features(virtual: int, weight: int) -> Callable[[Fold], Floats]:
@@ -117,7 +118,7 @@ def more_features(virtual: int, weight: int) -> Callable[[Fold], Floats]:
     monotone = {**MONOTONE, "free_gib": 1, "activation_share": -1, "number_gpus": 0, "mixture_of_experts": -1}
 
     def probabilities(fold: Fold) -> Floats:
-        reserve, generator = fold.learnt.reserve(), np.random.default_rng(0)
+        reserve, generator = fold.learned.reserve(), np.random.default_rng(0)
 
         def told(rows: pd.DataFrame) -> pd.DataFrame:
             return features(rows, reserve).assign(
@@ -127,7 +128,7 @@ def more_features(virtual: int, weight: int) -> Callable[[Fold], Floats]:
                 mixture_of_experts=rows["mixture_of_experts"].to_numpy(),
             )
 
-        drawn = virtual_rows(fold.learnt, generator, virtual)
+        drawn = virtual_rows(fold.learned, generator, virtual)
         drawn = drawn.assign(mixture_of_experts=generator.integers(0, 2, virtual))
         both = pd.concat([drawn, *[fold.known] * weight], ignore_index=True)
         return _predictor(told(both).assign(**{LABEL: both[LABEL]}), monotone, told(fold.unseen))
@@ -139,8 +140,8 @@ AS_TRAINED = Way("predictor: headroom, sharded", as_trained, THRESHOLD)
 WAYS = (
     Way("constant of 1.1.0 *", constant(VERSION_1_1_0), 0.5),
     Way("constant with 0.22 of activations *", constant(READ_OFF), 0.5),
-    Way("constant, in the middle of what runs allow", learnt_constant(0.5), 0.5),
-    Way("constant, where 9 in 10 explanations fit", learnt_constant(THRESHOLD), 0.5),
+    Way("constant, in the middle of what runs allow", learned_constant(0.5), 0.5),
+    Way("constant, where 9 in 10 explanations fit", learned_constant(THRESHOLD), 0.5),
     Way("curve of the explanations", curve, THRESHOLD),
     AS_TRAINED,
     Way("predictor: six features", more_features(_VIRTUAL_ROWS, 1), THRESHOLD),
@@ -158,7 +159,7 @@ def _fold(split: str, name: str) -> Fold:
 
 @functools.cache
 def held_out(way: Way, split: str) -> Floats:
-    """The probability that a way gives each real row, having learnt from other tables or models alone."""
+    """The probability that a way gives each real row, having learned from other tables or models alone."""
     rows = read_rows()
     said = np.empty(len(rows))
     for name in rows[split].unique():

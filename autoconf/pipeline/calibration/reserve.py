@@ -1,4 +1,4 @@
-"""What must stay free on a GPU beside the traced peak, learnt from real runs: how likely a job is to fit.
+"""What must stay free on a GPU beside the traced peak, learned from real runs: how likely a job is to fit.
 
 A run fits where what its peak leaves free exceeds a base and a share of its activations. Neither is known. Real runs,
 finished and failed, are explained by some pairs better than by others; ``learn`` draws pairs as often as they explain
@@ -20,8 +20,6 @@ from autoconf.predictor.autogluon import LABEL
 
 # A wrong "fits" costs a failed job, a wrong "no" one GPU more, so a job is said to fit only when that is all but sure.
 THRESHOLD = 0.9
-# The predictor's features, each with the direction in which it may move the probability of fitting.
-MONOTONE = {"headroom_gib": 1, "sharded": -1}
 
 # Explanations that are equally likely before any run is seen: a base in GiB, the same for one GPU and for several; a
 # share of activations, on one GPU and on several each its own; and how far jobs differ, as the width in GiB of a
@@ -39,7 +37,7 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True)
-class Learnt:
+class Learned:
     """Explanations of real runs, by whether there are several GPUs: base, share and width, each of shape (draws,)."""
 
     explanations: dict[bool, tuple[Floats, Floats, Floats]]
@@ -77,14 +75,14 @@ class Learnt:
         return tuple(enough.round(2).clip(min=0).tolist())
 
 
-def learn(rows: pd.DataFrame) -> Learnt:
+def learn(rows: pd.DataFrame) -> Learned:
     """Learn from real rows what must stay free.
 
     Args:
         rows: as ``real_rows.read_rows`` gives them. Repeated runs of a job that ended alike count once.
 
-    >>> learnt = learn(read_rows())
-    >>> learnt.probabilities(np.array([2.0, 4.0]), np.array([0.0, 0.0]), np.array([1, 1])).round(1).tolist()
+    >>> learned = learn(read_rows())
+    >>> learned.probabilities(np.array([2.0, 4.0]), np.array([0.0, 0.0]), np.array([1, 1])).round(1).tolist()
     [0.4, 1.0]
     """
     jobs = pd.DataFrame({"free": free_gib(rows), "several": rows["number_gpus"] > 1}).join(
@@ -94,7 +92,7 @@ def learn(rows: pd.DataFrame) -> Learnt:
     log_likelihood = {several: _log_likelihood(jobs[jobs["several"] == several]) for several in (False, True)}
     # Whatever the other number of GPUs says of base and width counts as well, under all shares that it may have.
     elsewhere = {several: np.logaddexp.reduce(of, axis=1, keepdims=True) for several, of in log_likelihood.items()}
-    return Learnt({several: _draw(of + elsewhere[not several]) for several, of in log_likelihood.items()})
+    return Learned({several: _draw(of + elsewhere[not several]) for several, of in log_likelihood.items()})
 
 
 def free_gib(rows: pd.DataFrame) -> pd.Series:
@@ -125,14 +123,14 @@ def logistic(x: Floats) -> Floats:
 
 
 def features(rows: pd.DataFrame, reserve: Reserve) -> pd.DataFrame:
-    """The columns of ``MONOTONE`` for rows that have ``read_rows``'s columns of memory and number of GPUs."""
+    """The columns of ``predictor.MONOTONE`` for rows that have ``read_rows``'s columns of memory and number of GPUs."""
     kept = reserve.gib(rows["activations_gib"].to_numpy(), rows["number_gpus"].to_numpy())
     sharded = (rows["number_gpus"] > 1).to_numpy(float)
     kept = kept + reserve.peak_share * rows["peak_gib"].to_numpy()
     return pd.DataFrame({"headroom_gib": (free_gib(rows) - kept).to_numpy(), "sharded": sharded})
 
 
-def virtual_rows(learnt: Learnt, generator: np.random.Generator, count: int) -> pd.DataFrame:
+def virtual_rows(learned: Learned, generator: np.random.Generator, count: int) -> pd.DataFrame:
     """Jobs all over what a GPU may hold, most of them where it is not certain whether they fit.
 
     Returns:
@@ -143,18 +141,18 @@ def virtual_rows(learnt: Learnt, generator: np.random.Generator, count: int) -> 
     activations = np.where(generator.random(count) < 0.2, 0.0, generator.uniform(0, _MOST_ACTIVATIONS, count))
     doubtful = generator.random(count) < 0.8
     headroom = np.where(doubtful, generator.uniform(-5, 3, count), generator.uniform(-80, 80, count))
-    free = headroom + learnt.reserve().gib(activations, gpus)
+    free = headroom + learned.reserve().gib(activations, gpus)
     # Labels are drawn so that in any stretch of headroom as many fit as the probability says: independent draws would
     # need many times the rows to say it as exactly.
     evenly = np.empty(count)
     evenly[np.lexsort((headroom, gpus > 1))] = (generator.random() + _GOLDEN * np.arange(count)) % 1
     usable = 80.0  # whatever it is: features are what is left of it
-    fits = evenly < learnt.probabilities(free, activations, gpus)
+    fits = evenly < learned.probabilities(free, activations, gpus)
     return pd.DataFrame(
         {
             "number_gpus": gpus,
             "usable_gib": usable,
-            "peak_gib": (usable - free) / (1 + learnt.peak_share),
+            "peak_gib": (usable - free) / (1 + learned.peak_share),
             "activations_gib": activations,
             LABEL: fits.astype(int),
         }
@@ -172,7 +170,7 @@ def training_rows(
         rows: real ones, as ``real_rows.read_rows`` gives them; all by default.
 
     Returns:
-        The columns of ``MONOTONE`` and ``fits``.
+        The columns of ``predictor.MONOTONE`` and ``fits``.
 
     >>> training_rows(np.random.default_rng(0), 1000).shape
     (1583, 3)
@@ -181,7 +179,7 @@ def training_rows(
     return table_of(learn(rows), rows, generator, count)
 
 
-def table_of(learnt: Learnt, rows: pd.DataFrame, generator: np.random.Generator, count: int) -> pd.DataFrame:
-    """What ``training_rows`` gives, of real rows that were learnt from."""
-    both = pd.concat([virtual_rows(learnt, generator, count), *([rows] if len(rows) else [])], ignore_index=True)
-    return features(both, learnt.reserve()).round(3).assign(**{LABEL: both[LABEL]})
+def table_of(learned: Learned, rows: pd.DataFrame, generator: np.random.Generator, count: int) -> pd.DataFrame:
+    """What ``training_rows`` gives, of real rows that were learned from."""
+    both = pd.concat([virtual_rows(learned, generator, count), *([rows] if len(rows) else [])], ignore_index=True)
+    return features(both, learned.reserve()).round(3).assign(**{LABEL: both[LABEL]})

@@ -56,7 +56,7 @@ _ANY_TABLE = {"model_max_length": "tokens_per_sample"}
 
 @dataclass(frozen=True)
 class Measured:
-    """Rows of a table that can be learnt from, and what became of the others."""
+    """Rows of a table that can be learned from, and what became of the others."""
 
     runs: pd.DataFrame  # line, job (a number), fits (1, 0), allocated_gib and in_use_share (NaN where not measured)
     candidates: Candidates

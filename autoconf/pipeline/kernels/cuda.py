@@ -182,8 +182,8 @@ _MAMBA = "mamba2_split_conv1d_scan_combined"
 class _MatMul4Bit(torch.autograd.Function):
     """A product with a 4-bit weight: bitsandbytes/autograd/_functions.py, MatMul4Bit.
 
-    The weight is dequantised in the forward and again in the backward pass, in the dtype that it had before, after its
-    double-quantised maxima (functional.py, dequantize_4bit), and cast to the input's dtype. Nothing but the packed
+    The weight is dequantized in the forward and again in the backward pass, in the dtype that it had before, after its
+    double-quantized absmax (functional.py, dequantize_4bit), and cast to the input's dtype. Nothing but the packed
     weight is saved.
     """
 
@@ -200,36 +200,36 @@ class _MatMul4Bit(torch.autograd.Function):
         return torch.matmul(gradient, dequantized(packed, ctx.shape).to(gradient.dtype)), None, None
 
 
-_BLOCK, _NESTED_BLOCK = 64, 256  # parameters that share a maximum, and maxima that do (bitsandbytes' defaults)
+_BLOCK, _NESTED_BLOCK = 64, 256  # parameters that share an absmax, and absmax that share one (bitsandbytes' defaults)
 
 
 def dequantized(packed: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    """The bfloat16 copy of a 4-bit weight, made after its double-quantised maxima were.
+    """The bfloat16 copy of a 4-bit weight, made after its double-quantized absmax.
 
     >>> dequantized(torch.empty(8 * 64 // 2, 1, dtype=torch.uint8, device="meta"), (8, 64)).dtype
     torch.bfloat16
     """
-    _maxima = packed.new_empty(shape[0] * shape[1] // _BLOCK, dtype=torch.float32)
+    _absmax = packed.new_empty(shape[0] * shape[1] // _BLOCK, dtype=torch.float32)
     return packed.new_empty(shape, dtype=torch.bfloat16)
 
 
-def _maxima(shape: tuple[int, int]) -> tuple[int, int]:
+def _absmax(shape: tuple[int, int]) -> tuple[int, int]:
     blocks = shape[0] * shape[1] // _BLOCK
     return blocks, -(-blocks // _NESTED_BLOCK)
 
 
-def maxima_bytes(shape: tuple[int, int]) -> int:
-    """Bytes of a 4-bit weight's maxima: of one byte, and of float32 for those of the maxima themselves.
+def absmax_bytes(shape: tuple[int, int]) -> int:
+    """Bytes of a 4-bit weight's absmax: of one byte, and of float32 for those of the absmax themselves.
 
-    >>> maxima_bytes((4096, 4096))
+    >>> absmax_bytes((4096, 4096))
     266240
     """
-    first, second = _maxima(shape)
+    first, second = _absmax(shape)
     return first + 4 * second
 
 
 class Linear4bit(bitsandbytes.nn.Linear4bit):
-    """bitsandbytes' NF4 layer, double quantised, as PEFT knows it, without its CUDA code."""
+    """bitsandbytes' NF4 layer, double quantized, as PEFT knows it, without its CUDA code."""
 
     compute_type_is_set: bool  # bitsandbytes' own, said again for where it is not installed
 
@@ -251,12 +251,12 @@ class Linear4bit(bitsandbytes.nn.Linear4bit):
         )
         if linear.bias is not None:
             self.bias = torch.nn.Parameter(linear.bias.data, requires_grad=False)
-        self.maxima: list[torch.Tensor] = []
+        self.absmax: list[torch.Tensor] = []
 
-    def allocate_maxima(self) -> None:
-        """Make the quantisation's state, which FSDP leaves whole on every GPU: it is no parameter and no buffer."""
-        first, second = _maxima(self.shape)
-        self.maxima = [torch.empty(first, dtype=torch.uint8), torch.empty(second)]
+    def allocate_absmax(self) -> None:
+        """Make the quantization's state, which FSDP leaves whole on every GPU: it is no parameter and no buffer."""
+        first, second = _absmax(self.shape)
+        self.absmax = [torch.empty(first, dtype=torch.uint8), torch.empty(second)]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.compute_type_is_set:  # set at once from 0.44 on; before, the first input decides

@@ -19,6 +19,7 @@ from autoconf.planner.domain import JobArrays
 from autoconf.planner.rules import resident_state_fits
 from autoconf.planner.search import decide, smallest
 from autoconf.predictor.cards import Card
+from autoconf.predictor.check_jobs import candidates, supported
 from autoconf.predictor.predictor import Predictor
 
 JOBS = 20_000
@@ -29,7 +30,7 @@ _JOBS_A_STACK = 20 / 3
 _SIZES = 100  # drawn of each stack, to choose from
 _SLICES = 100  # on each side of the edge
 
-# Required of a version, and aimed at; a figure is a percentage of the jobs or pairs it is measured on.
+# Required of a version, and the target; a figure is a percentage of the jobs or pairs it is measured on.
 SAME_DECISION = "same decision (fits on n GPUs or not)"
 SAME_MINIMUM = "same minimum number of GPUs"
 HARMFUL_FITS = "wrong 'fits' by more than 2 % of memory"
@@ -118,15 +119,15 @@ class Judged:
 
 def judge(predictor: Predictor, jobs: pd.DataFrame) -> Judged:
     """What a predictor says of jobs, beside what the traces say."""
-    candidates = predictor.candidates(jobs)
-    return Judged(jobs, candidates, headroom_gib(predictor, candidates), decide(predictor, candidates))
+    found = candidates(predictor, jobs)
+    return Judged(jobs, found, headroom_gib(predictor, found), decide(predictor, found))
 
 
 def evaluation_jobs(predictor: Predictor, count: int) -> pd.DataFrame:
     """Unseen jobs, half of them within 10 % of usable memory from the edge."""
     pool = random_jobs(predictor, np.random.default_rng(_SEED), round(count / _JOBS_A_STACK), _SIZES)
-    candidates = predictor.candidates(pool)
-    relative = pd.Series(headroom_gib(predictor, candidates) / candidates.usable_gib)
+    found = candidates(predictor, pool)
+    relative = pd.Series(headroom_gib(predictor, found) / found.usable_gib)
     near = relative[relative.abs() <= NEAR]
     # Evenly over the distance, or the many jobs of equal peak would crowd out the others.
     slices = near.groupby(np.floor(near * _SLICES / NEAR), sort=True)
@@ -137,7 +138,7 @@ def evaluation_jobs(predictor: Predictor, count: int) -> pd.DataFrame:
 
 def minimum(predictor: Predictor, jobs: pd.DataFrame, max_gpus: int) -> np.ndarray:
     """Smallest total of GPUs that each job fits on, 0 where there is none; shape (jobs,)."""
-    single = predictor.candidates(jobs.assign(number_gpus=1))
+    single = candidates(predictor, jobs.assign(number_gpus=1))
     arrays = JobArrays(
         rows=single.rows,
         usable_gib=single.usable_gib,
@@ -147,6 +148,7 @@ def minimum(predictor: Predictor, jobs: pd.DataFrame, max_gpus: int) -> np.ndarr
         gpus_per_worker=np.full(len(jobs), GPUS_PER_WORKER),
         min_gpus=np.ones(len(jobs), np.int64),
         max_gpus=np.full(len(jobs), max_gpus),
+        even_layouts=np.zeros(len(jobs), bool),
         max_tokens_per_sample=np.full(len(jobs), predictor.domain.max_tokens_per_sample),
     )
     return np.array([(a.gpus or 0) * (a.workers or 0) for a in smallest(predictor, arrays)])
@@ -230,8 +232,8 @@ def contradictions(predictor: Predictor, jobs: pd.DataFrame) -> list[dict[str, A
 def _says(predictor: Predictor, jobs: pd.DataFrame) -> np.ndarray:
     """1 for "fits", 0 for "does not", -1 for a job outside the domain."""
     said = np.full(len(jobs), -1)
-    inside = np.flatnonzero([not problem for problem in predictor.problems(jobs)])
-    said[inside] = decide(predictor, predictor.candidates(jobs.iloc[inside]))
+    inside = np.flatnonzero(supported(predictor, jobs))
+    said[inside] = decide(predictor, candidates(predictor, jobs.iloc[inside]))
     return said
 
 

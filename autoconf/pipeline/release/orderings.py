@@ -19,13 +19,13 @@ from rich.progress import track
 from autoconf.errors import AutoConfError
 from autoconf.jobs.presets import SETTINGS, presets, training_stack
 from autoconf.jobs.stack import Optim, Stack
-from autoconf.memory.model import StackMemory, gpu_figures
+from autoconf.memory.gpu_memory import GpuMemory
+from autoconf.memory.model import StackMemory, gpu_memory
 from autoconf.memory.optimizers import optimizer_bytes
 from autoconf.memory.profile import HeadWay, LayerWay, Point, StackMoment
 from autoconf.memory.reserve import Reserve
-from autoconf.memory.sharding import Held
 from autoconf.memory.store import ModelsTable
-from autoconf.memory.units import GIB, Floats, Outside
+from autoconf.memory.units import GIB, Floats, Unsupported
 from autoconf.predictor.predictor import Predictor
 
 _COUNTS = (1, 2, 3, 4, 8, 16, 64, 512)
@@ -53,15 +53,19 @@ class Checker:
         self.usable_gib = sorted({gpu.usable_gib for gpu in domain.gpus.values()})
         self.tokens = np.unique(np.geomspace(1, domain.max_tokens_per_sample * domain.max_batch_size, 80).round())
 
-    def figures(self, model: str, method: str, stack: Stack, *, several: bool) -> Held | Outside:
-        return gpu_figures(self.table, model, method, stack, several=several)
+    def memory(self, model: str, method: str, stack: Stack, *, several: bool) -> GpuMemory | None:
+        """Memory of a GPU of a job; None where there is no profile for it."""
+        try:
+            return gpu_memory(self.table, model, method, stack, several=several)
+        except Unsupported:
+            return None
 
-    def exceeds(self, one: Held, other: Held, counts: tuple[int, ...], tokens: Floats | None = None) -> bool:
+    def exceeds(self, one: GpuMemory, other: GpuMemory, counts: tuple[int, ...], tokens: Floats | None = None) -> bool:
         """Whether one is refused anywhere where the other is not."""
         tokens = self.tokens if tokens is None else tokens
         for count in counts:
             gpus = np.full(len(tokens), count)
-            needs = [held.needed_bytes(gpus, tokens, self.reserve) / GIB for held in (one, other)]
+            needs = [memory.needed_bytes(gpus, tokens, self.reserve) / GIB for memory in (one, other)]
             if self.contradicts(needs[0], needs[1], count):
                 return True
         return False
@@ -94,7 +98,7 @@ def check(predictor: Predictor) -> list[dict[str, Any]]:
         (
             "fewer GPUs, from two on, than more, at the same batch",
             "every job",
-            _never_negative(checker, ("per_token", "per_token_per_rank", "done")),
+            _never_negative(checker, ("per_token", "per_token_per_rank", "finished_gradients")),
         ),
         (
             "one GPU than two, at the same batch",
@@ -108,7 +112,10 @@ def check(predictor: Predictor) -> list[dict[str, Any]]:
         (
             "a higher rank of adapters than a lower one",
             "optimizers other than 8-bit ones",
-            _never_negative(checker, ("constant_per_rank", "per_token_per_rank", "own", "newborn", "done")),
+            _never_negative(
+                checker,
+                ("constant_per_rank", "per_token_per_rank", "layer_gradients", "newest_gradient", "finished_gradients"),
+            ),
         ),
         *(
             (
@@ -166,8 +173,8 @@ def _second_gpu(checker: Checker) -> Violations:
     for model, method, stack in _presets(checker):
         if stack.sharding == "ddp" or stack.mixed_precision == "bf16" or method == "qlora":
             continue
-        one, several = (checker.figures(model, method, stack, several=of) for of in (False, True))
-        if isinstance(one, Outside) or isinstance(several, Outside):
+        one, several = (checker.memory(model, method, stack, several=of) for of in (False, True))
+        if one is None or several is None:
             continue
         tokens = checker.tokens
         on_one = one.needed_bytes(np.ones(len(tokens), np.int64), tokens, checker.reserve) / GIB
@@ -185,10 +192,10 @@ def _lora(checker: Checker) -> Violations:
     for model, accumulating in itertools.product(checker.table.models, (False, True)):
         for several in (False, True):
             lora, full = (
-                checker.figures(model, method, Stack(gradient_accumulation=accumulating), several=several)
+                checker.memory(model, method, Stack(gradient_accumulation=accumulating), several=several)
                 for method in ("lora", "full")
             )
-            if isinstance(lora, Held) and isinstance(full, Held):
+            if lora is not None and full is not None:
                 yield model if checker.exceeds(lora, full, _COUNTS[1:] if several else (1,)) else ""
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from autoconf.jobs.presets import SETTINGS, presets, training_stack
 from autoconf.jobs.stack import Checkpointing, Dtype, Loss, MixedPrecision, Optim, Sharding
-from autoconf.predictor.predictor import OutsideDomain, Predictor
+from autoconf.predictor.predictor import Predictor
 
 GPUS_PER_WORKER = 8
 _CHOICES: dict[str, tuple[Any, ...]] = {
@@ -46,11 +46,8 @@ def random_stacks(predictor: Predictor, generator: np.random.Generator) -> Itera
         steps = job["gradient_accumulation_steps"] > 1
         try:
             stack = training_stack(job["method"], steps, job["stack"], *settings)
-        except ValueError:  # settings that exclude each other
-            continue
-        try:
             predictor.row(job["model_name"], job["method"], stack)
-        except OutsideDomain:
+        except ValueError:  # settings that exclude each other, or Unsupported
             continue
         yield job | dict(zip(SETTINGS, settings, strict=True))
 

@@ -20,7 +20,7 @@ from autoconf.predictor import registry
 from autoconf.predictor.cards import Card, Domain
 
 # Architectures that are in the table, and that the version does not answer for.
-_LATER = "older or less asked for; nothing but its traces, of a minute, is missing"
+_LATER = "older or rarely requested; only its trace is missing, which takes a minute"
 LEFT_OUT = {
     "granite-8b-japanese": "its shapes are an assumption, which a real run contradicts",
     **dict.fromkeys(
@@ -60,13 +60,13 @@ def train(version: str, folder: Path) -> str:
         AutoConfError: AutoGluon does not import, or the trained predictor breaks an ordering that versions promise.
     """
     names = [name for name in architectures() if name not in LEFT_OUT]
-    learnt = reserve.learn(read_rows())
+    learned = reserve.learn(read_rows())
     card = Card(
         version=version,
         created=date.today().isoformat(),
         domain=domain(names, version),
         threshold=reserve.THRESHOLD,
-        reserve=learnt.reserve(),
+        reserve=learned.reserve(),
         libraries={},
         files={},
     )

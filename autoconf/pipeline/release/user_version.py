@@ -21,7 +21,7 @@ from autoconf.pipeline.release.evaluation import measured
 from autoconf.pipeline.release.version_folder import complete
 from autoconf.pipeline.tracing.trace_file import Trace, read_trace
 from autoconf.predictor import rebuild, registry, user_versions
-from autoconf.predictor.cards import Card, Model, digest
+from autoconf.predictor.cards import Card, Model, digest, read_card
 from autoconf.predictor.predictor import Predictor
 
 EVALUATION_JOBS = 2_000
@@ -50,7 +50,7 @@ class OwnVersion:
             "folder": str(self.folder),
             "sha256": self.sha256,
             "models": len(self.card.domain.models),
-            **{name: evaluation[name] for name in ("learnt", "runs", "measured", "figures") if name in evaluation},
+            **{name: evaluation[name] for name in ("learned", "runs", "measured", "figures") if name in evaluation},
         }
 
 
@@ -86,13 +86,13 @@ def train_own(base: str, version: str, output: Path, traces: Sequence[str] = (),
         write_models([*read_models(place), *(trace.figures for trace in found)], scratch)
         teaches, cluster = pd.read_parquet(place / rebuild.TRAINING_TABLE), None
         if table is not None:
-            asked = start.about(domain.models, StackMemory(ModelsTable(scratch)))
+            asked = start.about(domain.models, StackMemory(ModelsTable.read(scratch)))
             cluster = learn_cluster(asked, table, called(str(runs)))
             card = card.model_copy(update={"reserve": cluster.reserve})
             teaches = teaches if cluster.training_table is None else cluster.training_table
         complete(scratch, card, teaches, lambda predictor: _evaluation(predictor, found, cluster))
     sha256 = user_versions.trust(folder)
-    return OwnVersion(folder, sha256, registry.read_card(folder, sha256), cluster)
+    return OwnVersion(folder, sha256, read_card(folder, sha256), cluster)
 
 
 def _new_folder(base: str, version: str, output: Path, adds: bool) -> Path:
@@ -147,5 +147,5 @@ def _evaluation(predictor: Predictor, found: Sequence[Trace], cluster: Cluster |
     _, figures = measured(predictor, families, EVALUATION_JOBS)
     if cluster is None:
         return figures
-    learnt = {"what was learnt": cluster.sentence, **cluster.learnt}
-    return {"measured": cluster.evaluation, "learnt": learnt, "runs": cluster.report, **figures}
+    learned = {"what was learned": cluster.sentence, **cluster.learned}
+    return {"measured": cluster.evaluation, "learned": learned, "runs": cluster.report, **figures}

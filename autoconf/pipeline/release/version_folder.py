@@ -19,8 +19,9 @@ from autoconf.predictor import autogluon as autogluon_adapter
 from autoconf.predictor import cards
 from autoconf.predictor.autogluon import LABEL
 from autoconf.predictor.cards import Card
+from autoconf.predictor.check_jobs import CHECK_JOBS, candidates
 from autoconf.predictor.predictor import MONOTONE, Predictor
-from autoconf.predictor.rebuild import CHECK_JOBS, PREDICTOR, TRAINING_TABLE
+from autoconf.predictor.rebuild import PREDICTOR, TRAINING_TABLE
 
 SEED = 20261125  # of jobs that are drawn
 _CHECKS = 800  # drawn; about half of them can be spread over workers
@@ -48,12 +49,15 @@ def complete(scratch: Path, card: Card, table: pd.DataFrame, evaluate: Evaluate 
     table.to_parquet(scratch / TRAINING_TABLE, compression="zstd", index=False)
     autogluon_adapter.fit(table, scratch / PREDICTOR, MONOTONE)
     _forget_place_and_time(scratch / PREDICTOR)
-    card = card.model_copy(update={"libraries": autogluon_adapter.installed_libraries()})
-    memory = StackMemory(ModelsTable(scratch))
+    # The learned step lies a little beside 0 (at -0.0125 GiB in 2.0.0): a job with less than it needs must not fit.
+    least = 0.0 if card.reserve is not None else None
+    libraries = autogluon_adapter.installed_libraries()
+    card = card.model_copy(update={"libraries": libraries, "least_headroom_gib": least})
+    memory = StackMemory(ModelsTable.read(scratch))
     predictor = Predictor(card, memory, autogluon_adapter.load_tabular(scratch / PREDICTOR, card.version))
     promises = orderings.check(predictor)
     checks = random_jobs(predictor, np.random.default_rng(SEED), _CHECKS)
-    fits = predictor.fits(predictor.candidates(checks))
+    fits = predictor.fits(candidates(predictor, checks))
     checks.assign(**{LABEL: fits.astype(int)}).to_csv(scratch / CHECK_JOBS, index=False, lineterminator="\n")
     evaluation = {**evaluate(predictor), "orderings": promises}
     return write_card(scratch, card.model_copy(update={"files": cards.digests(scratch), "evaluation": evaluation}))
@@ -61,14 +65,20 @@ def complete(scratch: Path, card: Card, table: pd.DataFrame, evaluate: Evaluate 
 
 def write_card(folder: Path, card: Card) -> str:
     """Write a version's card and return its digest."""
-    content = (card.model_dump_json(indent=2) + "\n").encode()
+    # Cards of versions up to 2.0.0 do not have the field, and stay the same to the byte.
+    absent = {"least_headroom_gib"} if card.least_headroom_gib is None else set()
+    content = (card.model_dump_json(indent=2, exclude=absent) + "\n").encode()
     (folder / cards.CARD).write_bytes(content)
     return cards.digest(content)
 
 
 def _forget_place_and_time(predictor: Path) -> None:
-    """Take out of the pickles where AutoGluon trained, which it sets anew on loading, when, and for how long: the same
-    input shall give the same version."""
+    """Remove from the pickles where AutoGluon trained (it sets that anew on loading), when, and for how long.
+
+    The same input must give the same version, byte for byte, so that anyone can rebuild a version and compare digests.
+    AutoGluon has no setting for that. The alternative, digests of what a version answers instead of what it is made of,
+    would leave pickles unverified; so their attributes are set here, once, on files that this process just wrote.
+    """
     for file in predictor.rglob("*.pkl"):
         pickled = pickle.loads(file.read_bytes())
         for attribute, value in vars(pickled).items():

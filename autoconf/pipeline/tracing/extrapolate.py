@@ -12,8 +12,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from autoconf.memory.envelope import undominated
 from autoconf.memory.profile import Point, StackMoment
-from autoconf.pipeline.tracing.ledger import EMBEDDING, HEAD, LOSS, TAIL, Part, Storages, TraceError
+from autoconf.pipeline.tracing.ledger import Storages
+from autoconf.pipeline.tracing.recorder import EMBEDDING, HEAD, LOSS, TAIL, Part, TraceError
 
 _NONE = np.zeros(4)
 
@@ -215,8 +217,8 @@ def _representatives(kinds: Sequence[str], stands_for: Sequence[int]) -> Iterato
     """
     deep = len(kinds)
     for position, layer in enumerate(stands_for):
-        neighbours = kinds[max(position - 1, 0) : position + 2]
-        if position in (0, 1, deep - 2, deep - 1) or len(set(neighbours)) > 1:
+        neighbors = kinds[max(position - 1, 0) : position + 2]
+        if position in (0, 1, deep - 2, deep - 1) or len(set(neighbors)) > 1:
             yield position, layer
 
 
@@ -224,10 +226,6 @@ def _envelope(moments: list[StackMoment]) -> list[StackMoment]:
     """Drop moments that another one at the same point exceeds in every term."""
     kept = []
     for point in Point:
-        rows = np.unique(
-            np.round([m[1:] for m in moments if m.point == point], 3).reshape(-1, len(StackMoment._fields) - 1), axis=0
-        )
-        for row in rows:
-            if not ((rows >= row).all(1) & (rows > row).any(1)).any():
-                kept.append(StackMoment(point, *map(float, row)))
+        terms = np.round([m[1:] for m in moments if m.point == point], 3).reshape(-1, len(StackMoment._fields) - 1)
+        kept += [StackMoment(point, *map(float, row)) for row in terms[undominated(terms, decimals=3)]]
     return kept

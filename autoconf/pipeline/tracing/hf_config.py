@@ -20,7 +20,7 @@ from autoconf.memory.profile import HeadWay, LayerWay, ModelFigures
 from autoconf.pipeline.catalog import Architecture, architectures, deciding_keys
 from autoconf.pipeline.tracing.layer_kinds import attends_everywhere, check_kinds
 from autoconf.pipeline.tracing.ledger import rank_for, trace
-from autoconf.pipeline.tracing.model_setup import Job, Method, build_model, decoder_layers
+from autoconf.pipeline.tracing.model_setup import Method, TrainingSetup, build_model, decoder_layers
 from autoconf.pipeline.tracing.trace_model import Ways, short_stack, traced
 
 CONFIG = "config.json"
@@ -141,7 +141,7 @@ def _check_published(config: dict[str, Any]) -> None:
         raise BadInput(f"model_type: transformers {transformers.__version__} does not know {model_type!r}")
     if "quantization_config" in config:
         raise BadInput(
-            "quantization_config: the checkpoint is quantised already; give the config of the one it was made from"
+            "quantization_config: the checkpoint is quantized already; give the config of the one it was made from"
         )
     kind = CONFIG_MAPPING[model_type]
     inner = [key for key in ("text_config", "language_config", "llm_config") if key in config]
@@ -198,7 +198,7 @@ def _for_model(config: dict[str, Any]) -> Any:
 
 def _built(architecture: Architecture) -> Any:
     try:
-        return build_model(Job(architecture, "full", Stack()))
+        return build_model(TrainingSetup(architecture, "full", Stack()))
     except Exception as error:  # shapes that do not go together fail with anything
         if isinstance(error, KeyError) and error.args == ("attention_on_cuda",):
             raise BadInput(
@@ -215,7 +215,7 @@ def _check_traceable(architecture: Architecture) -> None:
         rank = rank_for(architecture, short)
         methods: tuple[Method, ...] = ("full", "lora")
         for method in methods:
-            trace(Job(architecture, method, Stack()), short, rank)
+            trace(TrainingSetup(architecture, method, Stack()), short, rank)
     except Exception as error:  # likewise
         raise _untraceable(architecture, error) from None
 

@@ -12,7 +12,7 @@ from autoconf.errors import BadInput
 from autoconf.jobs.stack import Stack
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.tracing.ledger import LOSS, Part, Storages, rank_for, trace
-from autoconf.pipeline.tracing.model_setup import ATTENTION, Job, build_model, decoder_layers
+from autoconf.pipeline.tracing.model_setup import ATTENTION, TrainingSetup, build_model, decoder_layers
 
 # Attributes by which modules tell attention to all tokens from that to a window of them. Some do more with it, such as
 # rotating in one of them only, which a trace shows.
@@ -33,7 +33,7 @@ def check_kinds(architecture: Architecture, published: dict[str, Any]) -> None:
     as_published = architecture.model_copy(
         update={"config": {**architecture.config, **{k: v for k, v in published.items() if k == "layer_types"}}}
     )
-    layers = _all_traits([*decoder_layers(build_model(Job(as_published, "full", Stack())))])
+    layers = _all_traits([*decoder_layers(build_model(TrainingSetup(as_published, "full", Stack())))])
     windows: dict[str, dict[str, int]] = {}  # of each kind: how its layers say what they attend to, and the first of it
     for index, (kind, traits) in enumerate(zip(architecture.kinds, layers, strict=True)):
         window = str({trait: value for trait, value in traits.items() if trait[1] in _WINDOW})
@@ -94,7 +94,7 @@ def _check_windows(architecture: Architecture, first: Sequence[int]) -> None:
     if "layer_types" in config:
         config["layer_types"] = config["layer_types"][:depth]
     short = architecture.model_copy(update={"config": config})
-    job = Job(short, "full", Stack(gradient_checkpointing="none"))
+    job = TrainingSetup(short, "full", Stack(gradient_checkpointing="none"))
     storages = trace(job, short.kinds, rank_for(short, short.kinds))
     of_kind: dict[str, int] = {}
     for index, kind in enumerate(short.kinds[1:-1], 1):

@@ -8,48 +8,25 @@ out.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from autoconf.jobs.stack import Stack
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.kernels import triton as triton_kernels
-from autoconf.pipeline.tracing.model_setup import Job, Rank, build_model, materialize
+from autoconf.pipeline.tracing.model_setup import Rank, TrainingSetup, build_model, materialize
+from autoconf.pipeline.tracing.recorder import LOSS, SAMPLES, Change, Part, Recorder, TraceError, parts
 
-SAMPLES = 2  # a single sample would make some copies unnecessary
 # Tokens of a sample: a prime; half of what losses leave of it, (TOKENS - 1) / 2, is one as well.
 TOKENS = 2039
 _SHIFTED = 1019
 _RANKS = (29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71)
-
-
-class TraceError(RuntimeError):
-    """The traced program broke an assumption that its figures rest on."""
-
-
-class Part(NamedTuple):
-    """A part of a micro-batch: which segment of the model runs, and whether backward.
-
-    Segments are ``embedding``, ``layer``, ``head`` and ``tail`` (after the backward pass of the first layer).
-    """
-
-    segment: str
-    layer: int = -1
-    backward: bool = False
-    late: bool = False  # after the layer's first adapter began its backward pass
-
-
-EMBEDDING, HEAD, LOSS, TAIL = Part("embedding"), Part("head"), Part("head", backward=True), Part("tail", backward=True)
 
 
 class Size(NamedTuple):
@@ -77,41 +54,6 @@ class Storages:
     ops: list[str]
 
 
-class _Recorder(TorchDispatchMode):
-    def __init__(self, rank: int) -> None:
-        super().__init__()
-        self.rank = rank
-        self.part = EMBEDDING
-        self.parts: list[Part] = []
-        self.ops: list[str] = []
-        self.sizes: list[Size] = []
-        self.dead: dict[int, int] = {}
-        self.known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_iter(out):
-            if isinstance(leaf, torch.Tensor):
-                self._see(leaf, func)
-        return out
-
-    def _see(self, tensor: torch.Tensor, func: Any) -> None:
-        storage = tensor.untyped_storage()
-        if storage in self.known or not storage.nbytes():
-            return
-        if sum(size == TOKENS for size in tensor.shape) > 1:
-            raise TraceError(f"{func} holds a tensor of tokens x tokens: {tuple(tensor.shape)}")
-        moment = len(self.sizes)
-        self.known[storage] = moment
-        self.sizes.append(_size(storage.nbytes(), tensor.itemsize, self.rank))
-        self.parts.append(self.part)
-        self.ops.append(str(func))
-        weakref.finalize(storage, self._release, moment)
-
-    def _release(self, moment: int) -> None:
-        self.dead[moment] = len(self.sizes)
-
-
 def _size(nbytes: int, itemsize: int, rank: int) -> Size:
     """Tell from the prime factors of a storage's elements which dimensions it has."""
     elements = nbytes // itemsize
@@ -134,7 +76,7 @@ def rank_for(architecture: Architecture, layers: Sequence[str]) -> int:
     Raises:
         TraceError: there is none, or the number of tokens divides one.
     """
-    model = build_model(Job(architecture, "full", Stack()), layers)
+    model = build_model(TrainingSetup(architecture, "full", Stack()), layers)
     dimensions = {size for p in model.parameters() for size in p.shape}
     if any(size % prime == 0 for size in dimensions for prime in (TOKENS, _SHIFTED)):
         raise TraceError(f"a dimension of the model is a multiple of {TOKENS} or {_SHIFTED}")
@@ -144,7 +86,7 @@ def rank_for(architecture: Architecture, layers: Sequence[str]) -> int:
     raise TraceError(f"each of the ranks {_RANKS} divides a dimension of the model")
 
 
-def trace(job: Job, layers: Sequence[str], rank: int) -> Storages:
+def trace(job: TrainingSetup, layers: Sequence[str], rank: int) -> Storages:
     """Run one micro-batch of a short stack on one GPU, of which gradients are left.
 
     Args:
@@ -164,81 +106,46 @@ def trace(job: Job, layers: Sequence[str], rank: int) -> Storages:
     ):
         materialize(model)
         gpu = Rank(job, model, None)
-        recorder = _Recorder(rank)
+        recorder = Recorder(TOKENS)
         for tensor in gpu.resident():
-            recorder.known[tensor.untyped_storage()] = -1
-        with recorder, _parts(gpu.layers, recorder):
+            recorder.see(tensor)
+        recorder.changes.clear()
+        with recorder, parts(gpu.layers, recorder):
             input_ids = torch.zeros((SAMPLES, TOKENS), dtype=torch.long)
             _attention_mask = torch.empty_like(input_ids)
-            labels = torch.zeros_like(input_ids)
+            labels = torch.zeros_like(input_ids)  # which live to the end, 8 bytes a token: so figures were released
             loss = gpu.model(input_ids=input_ids, labels=labels)["loss"]
             recorder.part = LOSS
             loss.backward()
             owner = {p: index for index, layer in enumerate(gpu.layers) for p in layer.parameters()}
-            gradients = {
-                recorder.known[p.grad.untyped_storage()]: owner.get(p, -1) for p in gpu.trainable if p.grad is not None
-            }
-            dead = dict(recorder.dead)
-    count = len(recorder.sizes)
+            gradients = {recorder.number(p.grad): owner.get(p, -1) for p in gpu.trainable if p.grad is not None}
+            changes = list(recorder.changes)
+    return _storages(changes, gradients, rank)
+
+
+def _storages(changes: Sequence[Change], gradients: dict[int, int], rank: int) -> Storages:
+    """Storages of a log of changes.
+
+    Args:
+        changes: of a micro-batch.
+        gradients: the layer (-1: the rest of the model) of each storage that is a parameter's gradient.
+        rank: of adapters.
+    """
+    created: dict[int, Change] = {}  # in order: a storage's place is the moment at which it was created
+    dead: dict[int, int] = {}
+    for change in changes:
+        if change.nbytes > 0:
+            if change.storage in created:
+                raise TraceError(f"{change.op} makes a storage grow")
+            created[change.storage] = change
+        elif change.storage in created:  # and not there before the micro-batch
+            dead[change.storage] = len(created)
+    count = len(created)
     return Storages(
         born=np.arange(count),
-        dead=np.array([dead.get(moment, count) for moment in range(count)]),
-        sizes=np.array(recorder.sizes, float),
-        gradient_of=np.array([gradients.get(moment, -2) for moment in range(count)]),
-        parts=recorder.parts,
-        ops=recorder.ops,
+        dead=np.array([dead.get(storage, count) for storage in created]),
+        sizes=np.array([_size(change.nbytes, change.itemsize, rank) for change in created.values()], float),
+        gradient_of=np.array([gradients.get(storage, -2) for storage in created]),
+        parts=[change.part for change in created.values()],
+        ops=[change.op for change in created.values()],
     )
-
-
-@contextmanager
-def _parts(layers: torch.nn.ModuleList, recorder: _Recorder) -> Iterator[None]:
-    """Tell the recorder which part of the model is running."""
-    handles = []
-
-    def switch(part: Part) -> None:
-        recorder.part = part
-
-    def begins(layer: int) -> None:
-        part = recorder.part
-        if part.layer != layer or not part.backward:
-            switch(Part("layer", layer, part.backward))
-
-    for index, layer in enumerate(layers):
-        # A checkpoint may recompute a layer's forward and not its __call__, so the submodules carry the hook.
-        handles += [m.register_forward_pre_hook(lambda *_, i=index: begins(i)) for m in layer.modules()]
-
-        def ended(_: torch.nn.Module, args: Any, output: Any, index: int = index) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
-            if hidden.requires_grad:
-                hidden.register_hook(lambda _: switch(Part("layer", index, True)))
-
-        handles.append(layer.register_forward_hook(ended))
-        adapters = [m for name, m in layer.named_modules() if name.endswith("lora_A.default")]
-        for adapter in adapters:
-
-            def adapted(_: Any, args: Any, output: torch.Tensor, index: int = index) -> None:
-                first = not recorder.part.late and index not in waiting
-                if first and output.requires_grad:
-                    waiting.add(index)
-                    output.register_hook(lambda _: switch(Part("layer", index, True, True)))
-
-            handles.append(adapter.register_forward_hook(adapted))
-    waiting: set[int] = set()
-
-    def head(*_: Any) -> None:
-        waiting.clear()  # checkpoints call adapters anew
-        if not recorder.part.backward:
-            switch(HEAD)
-
-    handles.append(layers[-1].register_forward_hook(head))
-
-    def embedded(_: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        if args and args[0].requires_grad and not recorder.part.backward:
-            args[0].register_hook(lambda _: switch(TAIL))
-
-    handles.append(layers[0].register_forward_pre_hook(embedded))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

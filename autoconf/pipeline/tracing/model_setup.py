@@ -45,15 +45,15 @@ ATTENTION = r".*(attn|attention)\.([qkvo]_proj|out_proj|qkv_proj|kv_[ab]_proj\w*
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingSetup:
     """A model, how it is tuned, and on how many GPUs.
 
     Raises:
-        ValueError: the method is qlora and the stack does not quantise, or the reverse; or Adafactor would have to step
+        ValueError: the method is qlora and the stack does not quantize, or the reverse; or Adafactor would have to step
             over what FSDP2 shards.
 
     >>> from autoconf.pipeline.catalog import architectures
-    >>> Job(architectures()["mistral-7b-v0.1"], "lora", Stack(sharding="ddp"), gpus=2).shards
+    >>> TrainingSetup(architectures()["mistral-7b-v0.1"], "lora", Stack(sharding="ddp"), gpus=2).shards
     False
     """
 
@@ -69,7 +69,7 @@ class Job:
             # transformers/optimization.py, Adafactor.step mixes its plain states with FSDP2's distributed tensors.
             raise ValueError("optim 'adafactor' and sharding 'fsdp2' exclude each other")
 
-    def with_rank(self, rank: int) -> Job:
+    def with_rank(self, rank: int) -> TrainingSetup:
         """The same job with adapters of another rank."""
         return replace(self, stack=self.stack.model_copy(update={"lora_r": rank}))
 
@@ -87,7 +87,7 @@ class Job:
         return mixed and (self.stack.shard_adapters if self.stack.sharding == "fsdp1" else self.method != "qlora")
 
 
-def build_model(job: Job, layers: int | Sequence[str] | None = None) -> nn.Module:
+def build_model(job: TrainingSetup, layers: int | Sequence[str] | None = None) -> nn.Module:
     """Build, on the ``meta`` device, the model that a job trains, not yet sharded.
 
     Args:
@@ -134,11 +134,11 @@ def build_model(job: Job, layers: int | Sequence[str] | None = None) -> nn.Modul
     return model.train()
 
 
-def trainable_shapes(job: Job) -> list[Shape]:
+def trainable_shapes(job: TrainingSetup) -> list[Shape]:
     """Trainable parameters of the whole model, in the dtype and the dimensions in which the optimizer has them.
 
     >>> from autoconf.pipeline.catalog import architectures
-    >>> trainable_shapes(Job(architectures()["mistral-7b-v0.1"], "lora", Stack(lora_r=16)))[0]
+    >>> trainable_shapes(TrainingSetup(architectures()["mistral-7b-v0.1"], "lora", Stack(lora_r=16)))[0]
     Shape(dimensions=(16, 4096), itemsize=2, embedding=False)
     """
     model = build_model(job)
@@ -200,7 +200,7 @@ def _enable_flash_attention(cls: Any, config: Any, *_: Any, hard_check_only: boo
     return config
 
 
-def _quantize(job: Job, model: Any) -> None:
+def _quantize(job: TrainingSetup, model: Any) -> None:
     """Give a model 4-bit linear layers but for its head, as transformers' integration of bitsandbytes does, and but for
     those whose weights a fused kernel reads.
     """
@@ -235,7 +235,7 @@ def _return_to_bfloat16(model: nn.Module) -> None:
 
 
 def materialize(model: nn.Module) -> None:
-    """Replace meta tensors by uninitialised ones on the CPU, tied ones by the same: fake ones under
+    """Replace meta tensors by uninitialized ones on the CPU, tied ones by the same: fake ones under
     ``FakeTensorMode``.
     """
     made: dict[nn.Parameter, nn.Parameter] = {}
@@ -250,7 +250,7 @@ def materialize(model: nn.Module) -> None:
             if buffer is not None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
         if isinstance(module, cuda_kernels.Linear4bit):
-            module.allocate_maxima()
+            module.allocate_absmax()
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
@@ -267,7 +267,7 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 
 
 @contextmanager
-def rank_of(job: Job) -> Iterator[DeviceMesh | None]:
+def rank_of(job: TrainingSetup) -> Iterator[DeviceMesh | None]:
     """Be rank 0 of a job whose other ranks, and whose collectives, do nothing; or the rank that this process is
     already.
 
@@ -289,7 +289,7 @@ def rank_of(job: Job) -> Iterator[DeviceMesh | None]:
 class Rank:
     """One GPU's part of a job: its model, sharded as the stack says, ready for micro-batches."""
 
-    def __init__(self, job: Job, model: nn.Module, mesh: DeviceMesh | None) -> None:
+    def __init__(self, job: TrainingSetup, model: nn.Module, mesh: DeviceMesh | None) -> None:
         """Shard a model of fake tensors; call it inside ``rank_of`` and ``FakeTensorMode``."""
         self.job = job
         self.layers = decoder_layers(model)
@@ -322,8 +322,8 @@ class Rank:
 
     def resident(self) -> list[torch.Tensor]:
         """Tensors that exist before the first micro-batch."""
-        maxima = [t for m in self.model.modules() if isinstance(m, cuda_kernels.Linear4bit) for t in m.maxima]
-        return [*self.model.parameters(), *self.model.buffers(), *maxima, *self._buckets]
+        absmax = [t for m in self.model.modules() if isinstance(m, cuda_kernels.Linear4bit) for t in m.absmax]
+        return [*self.model.parameters(), *self.model.buffers(), *absmax, *self._buckets]
 
     def micro_batch(self, samples: int, tokens_per_sample: int, *, reduce: bool) -> None:
         """Forward and backward pass; with ``reduce`` FSDP shards the gradients, as in the last one of an update."""
@@ -391,11 +391,8 @@ def _is_trainable_leaf(module: nn.Module) -> bool:
 
 def _fsdp2(model: nn.Module, layers: nn.ModuleList, mixed: bool, mesh: DeviceMesh) -> nn.Module:
     """``fully_shard``, one unit per decoder layer plus the root."""
-    policy = (
-        MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16)
-        if mixed
-        else MixedPrecisionPolicy()
-    )
+    dtype = torch.bfloat16 if mixed else None
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype)
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
     fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=policy)

@@ -12,11 +12,11 @@ from autoconf.jobs.job import OPTIONAL
 from autoconf.jobs.presets import SETTINGS, training_stack
 from autoconf.memory.model import StackMemory
 from autoconf.memory.store import ModelsTable
-from autoconf.memory.units import GIB
+from autoconf.memory.units import GIB, Unsupported
 from autoconf.pipeline.tracing.trace_file import read_trace
 from autoconf.planner.search import recommendations
 from autoconf.predictor import registry
-from autoconf.predictor.predictor import OutsideDomain, Predictor
+from autoconf.predictor.predictor import Predictor
 
 STACKS = ("reference", "trl")
 TOKENS = (2_048, 8_192)
@@ -40,7 +40,7 @@ def summary(path: str | Path) -> dict[str, Any]:
         AutoConfError: the installation is broken.
     """
     architecture, _ = read_trace(path)
-    models, memory = {architecture.name: architecture.in_domain()}, StackMemory(ModelsTable(Path(path)))
+    models, memory = {architecture.name: architecture.in_domain()}, StackMemory(ModelsTable.read(Path(path)))
     predictor = registry.load(registry.DEFAULT).about(models, memory)
     methods = predictor.domain.methods
     return {
@@ -59,7 +59,7 @@ def _gib_per_1000_tokens(predictor: Predictor, model: str, method: str, stack: s
     """What each further 1,000 tokens of a long micro-batch add to the peak on each of several GPUs."""
     try:
         row = predictor.row(model, method, training_stack(method, True, stack, *[None] * len(SETTINGS)))
-    except OutsideDomain:
+    except Unsupported:
         return None
     tokens = np.array([_LONG, _LONG + 1_000])
     peaks = predictor.memory.peak_bytes(np.array([row, row]), np.array([_GPUS, _GPUS]), tokens) / GIB

@@ -20,8 +20,9 @@ from autoconf.memory.profile import HeadWay, LayerWay, ModelFigures, Trainable, 
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.tracing.extrapolate import head_moments, layer_moments
-from autoconf.pipeline.tracing.ledger import TraceError, rank_for, trace
-from autoconf.pipeline.tracing.model_setup import Job, Method, build_model, decoder_layers
+from autoconf.pipeline.tracing.ledger import rank_for, trace
+from autoconf.pipeline.tracing.model_setup import Method, TrainingSetup, build_model, decoder_layers
+from autoconf.pipeline.tracing.recorder import TraceError
 
 _ADAPTING: tuple[Method, ...] = ("lora", "qlora")
 _TARGETS: tuple[LoraTargets, ...] = ("default", "attention", "all-linear")
@@ -69,10 +70,10 @@ def traced(architecture: Architecture, watched: Callable[[Ways], Iterable[LayerW
     for way in watched([*layer_ways(), *head_ways()]):
         try:
             if isinstance(way, LayerWay):
-                moments = layer_moments(trace(_layer_job(architecture, way), short, rank), short, architecture.kinds)
+                moments = layer_moments(trace(layer_job(architecture, way), short, rank), short, architecture.kinds)
                 found.layers[way] = np.array(moments)
             else:
-                moments = head_moments(trace(_head_job(architecture, way), short, rank), short, rank)
+                moments = head_moments(trace(head_job(architecture, way), short, rank), short, rank)
                 found.heads[way] = np.array(moments)
         except _UNTRACEABLE as error:
             found.problems[way] = _sentence(error)
@@ -108,7 +109,8 @@ def short_stack(architecture: Architecture) -> tuple[str, ...]:
     return (first, *sorted(dict.fromkeys(between), key=lambda kind: kind != "attention"), last)
 
 
-def _layer_job(architecture: Architecture, way: LayerWay) -> Job:
+def layer_job(architecture: Architecture, way: LayerWay) -> TrainingSetup:
+    """A job on one GPU whose layers run in a way: the inverse of ``autoconf.memory.model.layer_way``."""
     settings = {
         "torch_dtype": way.torch_dtype,
         "mixed_precision": way.mixed_precision,
@@ -119,10 +121,11 @@ def _layer_job(architecture: Architecture, way: LayerWay) -> Job:
         "quantization": "nf4" if way.method == "qlora" else "none",
         "gradient_accumulation": False,
     }
-    return Job(architecture, cast(Method, way.method), Stack.model_validate(settings))
+    return TrainingSetup(architecture, cast(Method, way.method), Stack.model_validate(settings))
 
 
-def _head_job(architecture: Architecture, way: HeadWay) -> Job:
+def head_job(architecture: Architecture, way: HeadWay) -> TrainingSetup:
+    """A job on one GPU whose head and loss run in a way: the inverse of ``autoconf.memory.model.head_way``."""
     settings = {
         "torch_dtype": way.torch_dtype,
         "mixed_precision": way.mixed_precision,
@@ -130,14 +133,14 @@ def _head_job(architecture: Architecture, way: HeadWay) -> Job:
         "loss": way.loss,
         "gradient_accumulation": False,
     }
-    return Job(architecture, "full" if way.trains else "lora", Stack.model_validate(settings))
+    return TrainingSetup(architecture, "full" if way.trains else "lora", Stack.model_validate(settings))
 
 
 def units(architecture: Architecture, method: Method, targets: LoraTargets) -> Trainable:
     """Parameters by FSDP's units, and what trains; of adapters per rank."""
     short = short_stack(architecture)
     stack = Stack(lora_targets=targets, lora_r=1, quantization="nf4" if method == "qlora" else "none")
-    model = build_model(Job(architecture, method, stack), short)
+    model = build_model(TrainingSetup(architecture, method, stack), short)
     layers = decoder_layers(model)
     times = {id(layer): 0 for layer in layers}
     by_kind = dict(zip(short, layers, strict=True))
@@ -150,12 +153,12 @@ def units(architecture: Architecture, method: Method, targets: LoraTargets) -> T
     whole, short_layers = _count(model), [sum(_count(layer)[i] for layer in layers) for i in range(3)]
     root = [whole[i] - short_layers[i] for i in range(3)]
     largest = max(every, key=lambda count: count[0] + count[1] + count[2] / 4)
-    maxima = sum(times[id(layer)] * _maxima(layer) for layer in by_kind.values())
+    absmax = sum(times[id(layer)] * _absmax(layer) for layer in by_kind.values())
     buffers = _buffers(model) + sum((times[id(layer)] - 1) * _buffers(layer) for layer in layers)
     sizes = Units(
         frozen=root[0] + all_layers[0], trainable=root[1] + all_layers[1], quantized=root[2] + all_layers[2],
         layer_frozen=largest[0], layer_trainable=largest[1], layer_quantized=largest[2],
-        root_frozen=root[0], root_trainable=root[1], maxima_bytes=maxima, buffer_bytes=buffers,
+        root_frozen=root[0], root_trainable=root[1], absmax_bytes=absmax, buffer_bytes=buffers,
     )  # fmt: skip
     embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
     in_layers = {p for layer in layers for p in layer.parameters()}
@@ -175,12 +178,12 @@ def units(architecture: Architecture, method: Method, targets: LoraTargets) -> T
 def _adapts_parameters(architecture: Architecture, method: Method, targets: LoraTargets) -> bool:
     """Whether adapters are put on parameters, as of experts that are one tensor each, and not only on linear layers."""
     stack = Stack(lora_targets=targets, quantization="nf4" if method == "qlora" else "none")
-    model = build_model(Job(architecture, method, stack), short_stack(architecture))
+    model = build_model(TrainingSetup(architecture, method, stack), short_stack(architecture))
     return any(isinstance(module, ParamWrapper) for module in model.modules())
 
 
 def _count(module: nn.Module) -> tuple[int, int, int]:
-    """Frozen, trainable and quantised parameters."""
+    """Frozen, trainable and quantized parameters."""
     frozen = trainable = quantized = 0
     for parameter in module.parameters():
         if isinstance(parameter, cuda_kernels.bitsandbytes.nn.Params4bit):
@@ -196,6 +199,6 @@ def _buffers(module: nn.Module) -> int:
     return sum(buffer.nbytes for buffer in module.buffers())
 
 
-def _maxima(module: nn.Module) -> int:
+def _absmax(module: nn.Module) -> int:
     quantized = [m for m in module.modules() if isinstance(m, cuda_kernels.Linear4bit)]
-    return sum(cuda_kernels.maxima_bytes(m.shape) for m in quantized)
+    return sum(cuda_kernels.absmax_bytes(m.shape) for m in quantized)

@@ -8,15 +8,15 @@ libraries are made on demand.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -54,7 +54,7 @@ class Group:
 
     name: str
     frameworks: tuple[str, ...]
-    median: tuple[float, float]  # required, aim
+    median: tuple[float, float]  # required, target
     percentile_95: tuple[float, float]
     worst: tuple[float, float]
 
@@ -148,8 +148,8 @@ def group_table(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
                 "rows": group.name,
                 "traced": f"{len(off)} of {len(found)}",
                 **{
-                    name: f"{figure:.{2 if figure < 10 else 3}g} % (required {required:g}, aim {aim:g})"
-                    for name, figure, (required, aim) in zip(
+                    name: f"{figure:.{2 if figure < 10 else 3}g} % (required {required:g}, target {target:g})"
+                    for name, figure, (required, target) in zip(
                         ("median", "95th percentile", "worst"), figures, asked, strict=True
                     )
                 },
@@ -213,7 +213,7 @@ def _row(comparison: Comparison) -> dict[str, Any]:
 
 
 def draw(comparisons: Sequence[Comparison], path: Path) -> None:
-    """Draw the difference of every row with a measured peak, coloured by group; PNG."""
+    """Draw the difference of every row with a measured peak, colored by group; PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4), layout="constrained")
@@ -250,9 +250,7 @@ def section(comparisons: Sequence[Comparison], picture: str | None, *, today: bo
     if worst := worst_rows(comparisons):
         parts += ["The rows that disagree most:", markdown(worst)]
     wrong = wrong_decisions(comparisons)
-    parts.append(
-        f"{len(wrong)} of {len(comparisons)} runs are decided otherwise than it happened{':' if wrong else '.'}"
-    )
+    parts.append(f"{len(wrong)} of {len(comparisons)} runs are decided wrongly{':' if wrong else '.'}")
     return "\n\n".join([*parts, *([markdown(wrong)] if wrong else [])])
 
 
@@ -280,39 +278,34 @@ def show(title: str, rows: Sequence[dict[str, Any]], console: Console) -> None:
     console.print(table if rows else f"{title}: none")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare, print, and return 1 if a required figure is missed, 2 for bad input, else 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "runs",
-        type=Path,
-        help="CSV of fms-acceleration's benchmarks, as autoconf/pipeline/validation/benchmark_runs.py reads it",
-    )
-    parser.add_argument("--today", action="store_true", help="trace with the installed libraries, not with the runs'")
-    parser.add_argument("--write", action="store_true", help="write tables and picture into docs/versions")
-    options = parser.parse_args(arguments)
+def main(
+    runs: Annotated[Path, typer.Argument(help="CSV of runs, as pipeline/validation/benchmark_runs.py reads it")],
+    today: Annotated[bool, typer.Option("--today", help="trace with the installed libraries, not the runs'")] = False,
+    write_pages: Annotated[bool, typer.Option("--write", help="write table and picture into docs/versions")] = False,
+) -> None:
+    """Compare and print; exit code 1 if a required figure is missed, 2 for bad input."""
     console = Console()
     try:
-        if options.write:  # before minutes of traces
-            require_section(VALIDATION, _section_name(options.runs.stem, options.today), "make measured")
-        comparisons = compare(read_runs(options.runs), today=options.today)
+        if write_pages:  # before minutes of traces
+            require_section(VALIDATION, _section_name(runs.stem, today), "make measured")
+        comparisons = compare(read_runs(runs), today=today)
     except BadInput as error:
         print(error, file=sys.stderr)
-        return 2
+        raise typer.Exit(2) from None
     except AutoConfError as error:
         print(error, file=sys.stderr)
-        return 1
+        raise typer.Exit(1) from None
     show("Traced peak against measured peak, absolute difference", group_table(comparisons), console)
-    if options.today:
+    if today:
         show(f"Stacks that differ by more than {_WORTH_A_CAUSE:g} %", by_stack(comparisons, _WORTH_A_CAUSE), console)
     else:
         show("Rows that disagree most", worst_rows(comparisons), console)
     wrong = wrong_decisions(comparisons)
-    show(f"Decided otherwise than it happened: {len(wrong)} of {len(comparisons)}", wrong, console)
-    if options.write:
-        write(comparisons, options.runs.stem, today=options.today)
-    return 0 if options.today or required_is_met(comparisons) else 1
+    show(f"Decided wrongly: {len(wrong)} of {len(comparisons)}", wrong, console)
+    if write_pages:
+        write(comparisons, runs.stem, today=today)
+    raise typer.Exit(int(not today and not required_is_met(comparisons)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

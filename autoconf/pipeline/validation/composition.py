@@ -2,7 +2,7 @@
 
 What a version answers with is composed: a ledger of one GPU without sharding, deepened to the whole model, with FSDP's
 schedule on top (``autoconf.memory.model``). Here the same jobs run under PyTorch's own wrappers (``rank_trace``): short
-stacks that foretell any number of tokens and GPUs, and the whole model where these do not apply.
+stacks that predict any number of tokens and GPUs, and the whole model where these do not apply.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from rich.console import Console
 from rich.progress import track
 
 from autoconf.jobs.stack import Stack
-from autoconf.memory.model import gpu_figures
+from autoconf.memory.gpu_memory import GpuMemory
+from autoconf.memory.model import gpu_memory
 from autoconf.memory.optimizers import optimizer_bytes
-from autoconf.memory.sharding import Held
 from autoconf.memory.store import ModelsTable
-from autoconf.memory.units import GIB
+from autoconf.memory.units import GIB, Unsupported
 from autoconf.pipeline.catalog import NEWEST, architectures
 from autoconf.pipeline.report import VALIDATION, markdown, write_section
-from autoconf.pipeline.tracing.model_setup import Job, Method, trainable_shapes
+from autoconf.pipeline.tracing.model_setup import Method, TrainingSetup, trainable_shapes
+from autoconf.pipeline.tracing.recorder import TraceError
 from autoconf.pipeline.validation import rank_trace
 from autoconf.pipeline.validation.rank_figures import RankFigures
 from autoconf.predictor.registry import MODELS
@@ -65,7 +66,7 @@ _COMMAND, _WHAT = "make ground-truth", "composed figures"
 class Comparison:
     """Peaks per GPU of one job, in bytes."""
 
-    job: Job
+    job: TrainingSetup
     tokens: int  # per GPU and micro-batch
     composed: float
     whole: float
@@ -75,7 +76,7 @@ class Comparison:
         return 100 * (self.composed / self.whole - 1)
 
 
-def sample(table: ModelsTable, per_family: int, seed: int = _SEED) -> Iterator[Job]:
+def sample(table: ModelsTable, per_family: int, seed: int = _SEED) -> Iterator[TrainingSetup]:
     """Draw jobs of which the table has figures, as many of each family of models; on one GPU, or on several."""
     chance = np.random.default_rng(seed)
     families = defaultdict(list)
@@ -85,12 +86,12 @@ def sample(table: ModelsTable, per_family: int, seed: int = _SEED) -> Iterator[J
         found = 0
         while found < per_family:
             job = _draw(names, chance)
-            if job is not None and isinstance(_composed(table, job), Held):
+            if job is not None and _is_supported(table, job):
                 yield job
                 found += 1
 
 
-def _draw(names: Sequence[str], chance: np.random.Generator) -> Job | None:
+def _draw(names: Sequence[str], chance: np.random.Generator) -> TrainingSetup | None:
     """A random job; None where its settings exclude each other."""
     method = cast(Method, str(chance.choice(["full", "lora", "qlora"])))
     settings = {name: choices[chance.integers(len(choices))] for name, choices in _SETTINGS.items()}
@@ -101,47 +102,55 @@ def _draw(names: Sequence[str], chance: np.random.Generator) -> Job | None:
     gpus = int(chance.choice([1, *[max(GPUS)] * 2]))
     architecture = architectures()[names[int(chance.integers(len(names)))]]
     try:
-        return Job(architecture, method, Stack.model_validate(settings), gpus)
+        return TrainingSetup(architecture, method, Stack.model_validate(settings), gpus)
     except ValueError:
         return None
 
 
-def _composed(table: ModelsTable, job: Job) -> Any:
-    return gpu_figures(table, job.architecture.name, job.method, job.stack, several=job.gpus > 1)
+def _is_supported(table: ModelsTable, job: TrainingSetup) -> bool:
+    try:
+        _composed(table, job)
+    except Unsupported:
+        return False
+    return True
 
 
-def compare(table: ModelsTable, jobs: Sequence[Job]) -> Iterator[list[Comparison]]:
+def _composed(table: ModelsTable, job: TrainingSetup) -> GpuMemory:
+    return gpu_memory(table, job.architecture.name, job.method, job.stack, several=job.gpus > 1)
+
+
+def compare(table: ModelsTable, jobs: Sequence[TrainingSetup]) -> Iterator[list[Comparison]]:
     """Compare jobs, each at several numbers of tokens and of GPUs; seconds for each, two at a time."""
     processes = multiprocessing.get_context("spawn")  # a forked torch may hang
     with ProcessPoolExecutor(min(os.cpu_count() or 1, len(jobs)), processes) as pool:
         for job, peaks in zip(jobs, pool.map(whole_peaks, jobs), strict=True):
-            held = _composed(table, job)
+            composed = _composed(table, job)
             yield [
                 Comparison(
                     replace(job, gpus=gpus),
                     tokens,
-                    float(held.peak_bytes(np.array([gpus]), np.array([tokens]))[0]),
+                    float(composed.peak_bytes(np.array([gpus]), np.array([tokens]))[0]),
                     whole,
                 )
                 for (gpus, tokens), whole in peaks.items()
             ]
 
 
-def whole_peaks(job: Job) -> dict[tuple[int, int], float]:
+def whole_peaks(job: TrainingSetup) -> dict[tuple[int, int], float]:
     """Peaks of a job under PyTorch's own wrappers, by GPUs and tokens per GPU.
 
-    Short stacks foretell them, unless layers are of several kinds, or what runs depends on the tokens: the loss
+    Short stacks predict them, unless layers are of several kinds, or what runs depends on the tokens: the loss
     chunked_nll runs once for so many of them. There the whole model runs, at two numbers of tokens.
     """
     tokens = [rank_trace.SAMPLES * t for t in TOKENS]
     try:
         figures = rank_trace.figures(job)
-    except rank_trace.TraceError:
+    except TraceError:
         return {(job.gpus, t): _run(job, t).peak_bytes(t, job.gpus) for t in tokens[:2]}
     return {(gpus, t): figures.peak_bytes(t, gpus) for gpus in (GPUS if job.gpus > 1 else (1,)) for t in tokens}
 
 
-def _run(job: Job, tokens: int) -> RankFigures:
+def _run(job: TrainingSetup, tokens: int) -> RankFigures:
     """Figures of a whole model at one number of tokens."""
     trace = rank_trace.run(job, layers=None, tokens=tokens // rank_trace.SAMPLES)
     optimizer = optimizer_bytes(job.stack.optim, trainable_shapes(job))
@@ -190,7 +199,7 @@ def summary(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     ]
 
 
-def _without_gpus(job: Job) -> tuple[str, str, Stack]:
+def _without_gpus(job: TrainingSetup) -> tuple[str, str, Stack]:
     return job.architecture.name, job.method, job.stack
 
 
@@ -219,7 +228,7 @@ def main(
 ) -> None:
     """Compare a random sample of jobs; write the table beside this file and its section of the documentation."""
     console = Console()
-    table = ModelsTable(figures)
+    table = ModelsTable.read(figures)
     jobs = list(sample(table, per_family))
     comparisons = [c for found in track(compare(table, jobs), "tracing", len(jobs), console=console) for c in found]
     rows = pd.DataFrame([row(c) for c in comparisons])

@@ -25,12 +25,12 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from autoconf.errors import AutoConfError
 from autoconf.jobs.stack import REFERENCE
-from autoconf.memory.model import gpu_figures
-from autoconf.memory.sharding import Held
+from autoconf.memory.gpu_memory import GpuMemory
+from autoconf.memory.model import gpu_memory
 from autoconf.memory.store import ModelsTable
-from autoconf.memory.units import GIB
+from autoconf.memory.units import GIB, Unsupported
 from autoconf.pipeline.catalog import NEWEST, architectures
-from autoconf.pipeline.tracing.model_setup import Job, Method, build_model, decoder_layers
+from autoconf.pipeline.tracing.model_setup import Method, TrainingSetup, build_model, decoder_layers
 from autoconf.predictor.registry import MODELS
 
 OUTPUT = Path(__file__).with_name("measured_peaks.csv")
@@ -66,14 +66,14 @@ class Measured:
     peft: str
 
 
-def samples_near_the_edge(held: Held, gpus: int, usable_gib: float) -> int:
+def samples_near_the_edge(memory: GpuMemory, gpus: int, usable_gib: float) -> int:
     """Samples per GPU that bring the traced peak closest to the wanted share of memory, 0 if one is too many."""
     samples = np.arange(1, 513)
-    peaks = held.peak_bytes(np.full(len(samples), gpus), samples * SAMPLE)
+    peaks = memory.peak_bytes(np.full(len(samples), gpus), samples * SAMPLE)
     return int((peaks <= SHARE_OF_MEMORY * usable_gib * GIB).sum())
 
 
-def run(job: Job, samples: int, device: str = "cuda") -> bool:
+def run(job: TrainingSetup, samples: int, device: str = "cuda") -> bool:
     """Train a few steps on the device; whether they went through."""
     gpus = job.gpus
     model: Any = build_model(job)
@@ -112,17 +112,18 @@ def run(job: Job, samples: int, device: str = "cuda") -> bool:
 def measure() -> Iterator[Measured]:
     """Run every case that fits the GPU at hand."""
     usable_gib = torch.cuda.mem_get_info()[1] / GIB
-    table = ModelsTable(MODELS / NEWEST)
+    table = ModelsTable.read(MODELS / NEWEST)
     for name, method, gpus in CASES:
-        held = gpu_figures(table, name, method, REFERENCE, several=gpus > 1)
-        if not isinstance(held, Held):
-            raise AutoConfError(f"version {NEWEST} has no figures of {name}, {method}: {held.why}")
-        samples = samples_near_the_edge(held, gpus, usable_gib)
+        try:
+            memory = gpu_memory(table, name, method, REFERENCE, several=gpus > 1)
+        except Unsupported as error:
+            raise AutoConfError(error.reason(NEWEST)) from None
+        samples = samples_near_the_edge(memory, gpus, usable_gib)
         if not samples:
             continue
         torch.cuda.reset_peak_memory_stats()
-        went_through = run(Job(architectures()[name], method, REFERENCE, gpus), samples)
-        peak = held.peak_bytes(np.array([gpus]), np.array([samples * SAMPLE]))[0]
+        went_through = run(TrainingSetup(architectures()[name], method, REFERENCE, gpus), samples)
+        peak = memory.peak_bytes(np.array([gpus]), np.array([samples * SAMPLE]))[0]
         yield Measured(
             name, method, gpus, samples, SAMPLE,
             traced_gib=round(peak / GIB, 3),

@@ -2,30 +2,30 @@
 
 - ``processes``: the same rank with real tensors on the CPU, one of two processes that talk through gloo, under the real
   FSDP wrappers: a small model, since everything is allocated;
-- ``whole``: a trace of the whole stack at another number of tokens and of GPUs, against what short stacks foretell.
+- ``whole``: a trace of the whole stack at another number of tokens and of GPUs, against what short stacks predict.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+import typer
 from rich.console import Console
 from rich.progress import track
 
 from autoconf.jobs.stack import Stack
 from autoconf.pipeline.catalog import Architecture, architectures
-from autoconf.pipeline.tracing.model_setup import Job
+from autoconf.pipeline.tracing.model_setup import TrainingSetup
 from autoconf.pipeline.validation import rank_trace
 
 LIMIT_PERCENT = {"processes": 0.5, "whole": 0.5}
@@ -37,7 +37,7 @@ class Check:
     """One comparison of a job's peak per GPU."""
 
     check: Literal["processes", "whole"]
-    job: Job
+    job: TrainingSetup
     layers: int  # that are traced
     tokens: int  # of each of ``rank_trace.SAMPLES`` samples
 
@@ -47,12 +47,12 @@ class Result:
     """Peaks per GPU of one check, in bytes, without the optimizer."""
 
     check: Check
-    foretold: float
-    truth: float
+    predicted: float
+    measured: float
 
     @property
     def difference_percent(self) -> float:
-        return 100 * (self.foretold / self.truth - 1)
+        return 100 * (self.predicted / self.measured - 1)
 
     @property
     def within_limit(self) -> bool:
@@ -100,7 +100,7 @@ def _process_checks() -> Iterator[Check]:
     architecture = small(architectures()["mistral-7b-v0.1"], layers=4)
     for stack in _stacks():
         for method in ("lora", "full"):
-            yield Check("processes", Job(architecture, method, stack, _PROCESSES), layers=4, tokens=509)
+            yield Check("processes", TrainingSetup(architecture, method, stack, _PROCESSES), layers=4, tokens=509)
 
 
 def _whole_checks() -> Iterator[Check]:
@@ -113,20 +113,20 @@ def _whole_checks() -> Iterator[Check]:
             if method == "qlora":
                 stack = stack.model_copy(update={"quantization": "nf4", "mixed_precision": "bf16"})
             for gpus in (1, 8):
-                job = Job(architecture, method, stack, gpus)  # type: ignore[arg-type]
+                job = TrainingSetup(architecture, method, stack, gpus)  # type: ignore[arg-type]
                 yield Check("whole", job, architecture.layers, tokens=1511)
 
 
 def compare(checks: Sequence[Check]) -> Iterator[Result]:
-    """Compare what traces foretell with the truth; a second to a minute for each check."""
+    """Compare what traces predict with what is measured; a second to a minute for each check."""
     in_processes = [check for check in checks if check.check == "processes"]
-    for check, truth in zip(in_processes, _peaks_of_processes(in_processes), strict=True):
-        yield Result(check, rank_trace.run(check.job, layers=check.layers, tokens=check.tokens).peak_bytes, truth)
+    for check, measured in zip(in_processes, _peaks_of_processes(in_processes), strict=True):
+        yield Result(check, rank_trace.run(check.job, layers=check.layers, tokens=check.tokens).peak_bytes, measured)
     for check in checks:
         if check.check == "whole":
             figures = replace(rank_trace.figures(check.job), states=0, step=0)
-            foretold = figures.peak_bytes(rank_trace.SAMPLES * check.tokens, check.job.gpus)
-            yield Result(check, foretold, rank_trace.run(check.job, layers=None, tokens=check.tokens).peak_bytes)
+            predicted = figures.peak_bytes(rank_trace.SAMPLES * check.tokens, check.job.gpus)
+            yield Result(check, predicted, rank_trace.run(check.job, layers=None, tokens=check.tokens).peak_bytes)
 
 
 def _peaks_of_processes(checks: Sequence[Check]) -> list[int]:
@@ -161,30 +161,29 @@ def row(result: Result) -> dict[str, Any]:
         "accumulating": stack.gradient_accumulation,
         "gpus": job.gpus,
         "tokens_per_gpu": rank_trace.SAMPLES * result.check.tokens,
-        "foretold_kib": round(result.foretold / 1024),
-        "truth_kib": round(result.truth / 1024),
+        "predicted_kib": round(result.predicted / 1024),
+        "measured_kib": round(result.measured / 1024),
         "difference_percent": f"{result.difference_percent:.2f}",
         "limit_percent": f"{LIMIT_PERCENT[result.check.check]:g}",
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the checks and return 1 if a limit is exceeded, else 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a few comparisons of each kind, in half a minute")
-    parser.add_argument("--output", type=Path, help="write the comparisons to this CSV file")
-    options = parser.parse_args(arguments)
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="a few comparisons of each kind, in half a minute")] = False,
+    output: Annotated[Path | None, typer.Option(help="write the comparisons to this CSV file")] = None,
+) -> None:
+    """Run the checks; exit code 1 if a limit is exceeded."""
     console = Console()
-    checks = quick_checks() if options.quick else all_checks()
+    checks = quick_checks() if quick else all_checks()
     results = list(track(compare(checks), "tracing", total=len(checks), console=console))
     rows = pd.DataFrame([row(result) for result in results])
     console.print(rows.to_string(index=False), soft_wrap=True)
-    if options.output is not None:
-        rows.to_csv(options.output, index=False, lineterminator="\n")
+    if output is not None:
+        rows.to_csv(output, index=False, lineterminator="\n")
     missed = sum(not result.within_limit for result in results)
     console.print(f"{len(results) - missed} of {len(results)} comparisons are within their limit")
-    return int(missed > 0)
+    sys.exit(int(missed > 0))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

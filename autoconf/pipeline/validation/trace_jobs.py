@@ -15,16 +15,17 @@ from rich.progress import track
 
 from autoconf.jobs.stack import Stack
 from autoconf.pipeline.catalog import Architecture
-from autoconf.pipeline.tracing.model_setup import Job
+from autoconf.pipeline.tracing.model_setup import TrainingSetup
+from autoconf.pipeline.tracing.recorder import TraceError
 from autoconf.pipeline.validation import rank_trace
 
 
 def traced(job: dict[str, Any]) -> dict[str, Any]:
     """The figures of one job, or what keeps it from being traced."""
-    parsed = Job(Architecture(**job["architecture"]), job["method"], Stack(**job["stack"]), job["gpus"])
+    parsed = TrainingSetup(Architecture(**job["architecture"]), job["method"], Stack(**job["stack"]), job["gpus"])
     try:
         return asdict(rank_trace.figures(parsed))
-    except (rank_trace.TraceError, ValueError, AttributeError, RuntimeError) as error:
+    except (TraceError, ValueError, AttributeError, RuntimeError) as error:
         # Models, libraries and their combinations can fail in any of these ways; the table says which did.
         return {"problem": f"{type(error).__name__}: {error}"}
 

@@ -1,0 +1,113 @@
+"""The options of commands that ask about jobs: a job's fields, tables, and what is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from autoconf.cli.command import AS_CSV, Command, advising
+from autoconf.cli.options import ExitCode, with_options
+from autoconf.cli.spellings import advice, names
+from autoconf.jobs.job import BATCHES, NAMES, NUMBERS, Workload, choices
+from autoconf.jobs.presets import SETTINGS
+from autoconf.jobs.queries import ARGUMENTS, Query
+from autoconf.predictor import registry
+
+OTHER_NAMES = (
+    "Options also go by the names that trainers give them, such as --model (-m), --gpu (-g), --seq-len, --batch (-b), "
+    "--gas, --dtype, --optimizer and --lora-rank (-r), and may be written with _ for -."
+)
+# What a command is given besides fields, by the name of the parameter.
+_OF_EVERY_QUERY: dict[str, Any] = {
+    "csv_file": Annotated[
+        str | None,
+        typer.Option(
+            "--csv",
+            metavar="[FILE]",
+            show_default=False,
+            help="Jobs, one a line, below the column names; - is stdin. Without a file: write the answer as CSV.",
+        ),
+    ],
+    "as_csv": Annotated[bool, typer.Option(AS_CSV, hidden=True)],
+    "output_file": Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="FILE", show_default=False, help="Where answers go; by default stdout."),
+    ],
+    "as_json": Annotated[bool, typer.Option("--json", help="Write JSON.")],
+    "fail_on_no": Annotated[
+        bool,
+        typer.Option(
+            "--fail-on-no", help=f"Exit with {ExitCode.ANSWERED_NO} if the answer, or any answer of a table, is no."
+        ),
+    ],
+}
+
+
+def job_fields(query: Query) -> list[str]:
+    """The fields and numbers of one job in the order of their options.
+
+    The version comes first, which tables have as an option, too; the batch of each GPU comes before that of all.
+    """
+    first = ("model_version", "model_name", "method", "gpu_model", "tokens_per_sample", *reversed(BATCHES))
+    return sorted(query.fields, key=lambda field: first.index(field) if field in first else len(first))
+
+
+def query_options(query: Query) -> Callable[[Callable[..., None]], Any]:
+    """Give a command the options of a query: how jobs come, where answers go, and the fields of one job."""
+    return with_options({**_OF_EVERY_QUERY, **{field: _field_option(query, field) for field in job_fields(query)}})
+
+
+def query_command(query: Query) -> type[Command]:
+    """The class of a query's command."""
+    return advising(advice(query))
+
+
+def _field_option(query: Query, field: str) -> Any:
+    default = query.optional.get(field) or ("the newest" if field == "model_version" else None)
+    panel = "How it trains" if field in ("stack", *SETTINGS) else "One job" if field != "model_version" else None
+    option = typer.Option(
+        *names(field),
+        help=escape(f"{_description(field)}{f' (default: {default})' if default else ''}."),
+        metavar="CHOICE" if _choices(field) else "INTEGER" if field in (*NUMBERS, *ARGUMENTS) else "TEXT",
+        show_default=False,
+        rich_help_panel=panel,
+        autocompletion=_completion(field),
+    )
+    return Annotated[str | None, option]
+
+
+def _description(field: str) -> str:
+    """What a field is, with all of its choices."""
+    description = str(ARGUMENTS.get(field) or Workload.model_fields[field].description)
+    listed = all(choice in description for choice in _choices(field))
+    return description if listed else f"{description}: {', '.join(_choices(field))}"
+
+
+def _choices(field: str) -> tuple[str, ...]:
+    """The values of a field that has few."""
+    if field == "method":
+        return ("full", "lora", "qlora")
+    return () if field in (*NAMES, *NUMBERS, *ARGUMENTS) else choices(field)
+
+
+def _completion(field: str) -> Callable[[str], list[str]]:
+    """What a shell completes a value of a field to."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [value for value in _values(field) if value.startswith(incomplete)]
+
+    return complete
+
+
+def _values(field: str) -> list[str]:
+    """The values that can be listed: choices, and the names of the newest version."""
+    if field == "model_version":
+        return registry.known()
+    if field not in ("model_name", "gpu_model"):
+        return [*_choices(field)]
+    domain = registry.card(registry.DEFAULT).domain
+    named = domain.models if field == "model_name" else domain.gpus
+    return [name for own, more in named.items() for name in (own, *more.aliases)]

@@ -1,0 +1,61 @@
+"""The domains of the experiments' properties in ado: the values that released versions have, and whole numbers."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import autoconf.experiments.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
+from autoconf.jobs.job import NAMES, NUMBERS, choices
+from autoconf.jobs.presets import SETTINGS
+from autoconf.jobs.queries import ARGUMENTS
+
+from ado.schema.domain import PropertyDomain, VariableTypeEnum
+
+_VERSIONS = Path(__file__).parents[1] / "AutoGluonModels"
+# ado compares the values of a space with a list of all numbers of a domain, so that a domain needs an end: far beyond
+# what any version answers for, to which the answer is that the job is outside the version's domain.
+_LARGEST = 2**20
+_RANKS = [2**exponent for exponent in range(11)]  # usual ones; any whole number is valid
+
+
+def property_domain(field: str) -> PropertyDomain:
+    """The domain of a field of a job, or of an argument of a query.
+
+    Names and settings are open: a value that is not listed is answered as outside the version's domain or names a
+    user version, and spelling is free. Numbers are whole.
+
+    >>> property_domain("loss").values, property_domain("batch_size").interval
+    (['', 'full', 'chunked'], 1)
+    """
+    if field in (*NUMBERS, *ARGUMENTS) and field != "lora_r":
+        return PropertyDomain(
+            variableType=VariableTypeEnum.DISCRETE_VARIABLE_TYPE, interval=1, domainRange=[1, _LARGEST + 1]
+        )
+    return PropertyDomain(variableType=VariableTypeEnum.OPEN_CATEGORICAL_VARIABLE_TYPE, values=_values(field))
+
+
+def _values(field: str) -> list[Any]:
+    """The values of a name or a setting; an empty setting is the stack's."""
+    if field in NAMES:
+        return _names()[field]
+    return [*([""] if field in SETTINGS else []), *(_RANKS if field == "lora_r" else choices(field))]
+
+
+@cache
+def _names() -> dict[str, list[str]]:
+    """The names that released versions have, read without the libraries that load a version."""
+    found: dict[str, dict[str, None]] = {field: {} for field in NAMES}
+    for card in sorted(_VERSIONS.glob("*/card.json")):
+        version = card.parent.name
+        domain = json.loads(card.read_text(encoding="utf-8"))["domain"]
+        found["model_version"][version] = None
+        for field, names in (
+            ("model_name", domain["models"]),
+            ("method", domain["methods"]),
+            ("gpu_model", domain["gpus"]),
+        ):
+            found[field] |= dict.fromkeys(names)
+    return {field: list(names) for field, names in found.items()}

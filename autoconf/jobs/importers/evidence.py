@@ -1,0 +1,130 @@
+"""Tell whose settings a file or a command has: only on positive evidence, which is kept to be shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from autoconf.errors import BadInput
+from autoconf.jobs.importers.documents import shortened
+from autoconf.jobs.importers.key_table import Dialect, Setting, job_keys, known_key
+from autoconf.jobs.importers.other_files import tool_of
+
+_ENOUGH = 2  # one key is no evidence
+# Signs that scripts of other projects have as well: enough to read a file, not enough for the trainer's defaults.
+_COMMON = (
+    "dataset_name", "dataset_num_proc", "max_seq_length", "lora_r", "lora_target_modules", "load_in_4bit",
+    "load_in_8bit", "use_flash_attn", "target_modules", "r",
+)  # fmt: skip
+_OF_THE_TRAINER = 3  # keys of TrainingArguments that show transformers' Trainer
+_FOREIGN = 0.15  # the largest share of unknown keys in a file that is provably a trainer's; one is always allowed
+
+
+class Evidence(NamedTuple):
+    """The trainer of some files.
+
+    Attributes:
+        framework: Its name in ``job_keys.yaml``, ``None`` if no file has settings of a trainer.
+        proven: Whether the trainer's own defaults hold for the method, the length, the batch and the adapters.
+        because: What shows it.
+    """
+
+    framework: str | None
+    proven: bool
+    because: tuple[str, ...]
+
+
+class Command(NamedTuple):
+    """What a command shows of the trainer.
+
+    Attributes:
+        framework: The trainer that the command itself names, such as ``trl sft``; ``None`` if it names a script.
+        script: The script or module.
+    """
+
+    framework: str | None
+    script: str
+
+
+def dialect_of(document: Mapping[str, Any], file: str) -> str:
+    """The dialect of a mapping's keys.
+
+    Raises:
+        BadInput: It is another tool's, or has sections, or most of its keys are unknown; the message says so.
+    """
+    if tool := tool_of(document):
+        raise BadInput(f"{file}: looks like {tool}, which is not read; give the job by options instead of --job")
+    dialects = job_keys().dialects
+    nested = {f"{key}.{inner}" for key, value in document.items() if isinstance(value, dict) for inner in value}
+    for name in ("axolotl", "accelerate"):
+        signs = dialects[name].signs
+        found = [sign for sign in signs if sign in document or sign in nested]
+        required = _ENOUGH if name == "axolotl" else 1
+        if len(found) >= required and (name != "axolotl" or "base_model" in document):
+            _check_known(document, dialects[name], file, name)
+            return name
+    _check_known(document, dialects["arguments"], file, "arguments")
+    return "arguments"
+
+
+def _check_known(document: Mapping[str, Any], dialect: Dialect, file: str, name: str) -> None:
+    keys = [key for key in document if not key.startswith("_")]
+    known = [key for key in keys if known_key(dialect, key, document[key])]
+    unknown = [key for key in keys if key not in known]
+    sections = [key for key in unknown if isinstance(document[key], dict) and document[key]]
+    if len(sections) >= _ENOUGH or len(sections) > len(known):
+        inside = [
+            f"{section}.{key}: {shortened(value, 30)}"
+            for section in sections
+            for key, value in document[section].items()
+            if dialect.find(key) and not isinstance(value, dict | list)
+        ]
+        hint = f" (known keys in them: {shortened(', '.join(inside), 200)})" if inside else ""
+        raise BadInput(
+            f"{file}: has the sections {shortened(', '.join(sections))}, which no trainer read here has{hint}; "
+            "give the job by options instead of --job"
+        )
+    if len(unknown) > len(known) or not known:
+        raise BadInput(
+            f"{file}: {len(unknown)} of its {len(keys)} keys are not those of a trainer read here "
+            f"({shortened(', '.join(unknown), 200)}); give the job by options instead of --job"
+        )
+
+
+def evidence_of(settings: Sequence[Setting], commands: Iterable[Command]) -> Evidence:
+    """The trainer of all files of a job together.
+
+    Raises:
+        BadInput: The files belong to several trainers.
+    """
+    commands = list(commands)
+    named = {command.framework for command in commands if command.framework}
+    if len(named) > 1:
+        raise BadInput(f"these files belong to {' and '.join(sorted(named))}; one job has one trainer")
+    if named:
+        (framework,) = named
+        return Evidence(framework, True, (f"the command or the kind of file of {framework}",))
+    keys = {setting.key for setting in settings if setting.dialect == "arguments"}
+    if not keys:
+        return Evidence(None, False, ())
+    scripts = {command.script for command in commands}
+    for name in ("fms-hf-tuning", "trl"):
+        known = job_keys().frameworks[name]
+        signs = [sign for sign in known.signs if sign in keys]
+        own = [s for s in scripts if any(s == hint or s.endswith(f"/{hint}") for hint in known.script_hints)]
+        other = job_keys().frameworks["trl" if name == "fms-hf-tuning" else "fms-hf-tuning"]
+        exclusive = [sign for sign in signs if sign not in other.signs]
+        if len(signs) + len(own) >= _ENOUGH and exclusive:
+            is_sure = any(sign not in _COMMON for sign in signs)
+            proven = is_sure and (bool(own) or not scripts) and _mostly_known(settings)
+            return Evidence(name, proven, (*own, *signs))
+    dialect = job_keys().dialects["arguments"]
+    known_keys = sorted(key for key in keys if dialect.find(key) or dialect.ignores(key))
+    return Evidence("transformers", False, tuple(known_keys[:5]) if len(known_keys) >= _OF_THE_TRAINER else ())
+
+
+def _mostly_known(settings: Sequence[Setting]) -> bool:
+    dialect = job_keys().dialects["arguments"]
+    keys = {setting.key for setting in settings if setting.dialect == "arguments"}
+    unknown = [key for key in keys if not dialect.find(key) and not dialect.ignores(key)]
+    return len(unknown) <= max(1, _FOREIGN * len(keys))

@@ -1,0 +1,183 @@
+"""Read settings one by one into the facts that they state, by the table of keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from autoconf.jobs.importers.documents import shortened
+from autoconf.jobs.importers.key_table import Dialect, Key, Setting, job_keys, text
+from autoconf.jobs.importers.other_files import is_off
+from autoconf.jobs.importers.unknown_keys import concern
+from autoconf.jobs.importers.words import described, is_unknown
+from autoconf.jobs.job import BATCHES, Workload, read
+
+# The facts that a field follows from, beside one of its own name.
+FACTS_OF = {
+    "method": ("adapters", "quantized", "nested"),
+    "gradient_checkpointing": ("checkpointing", "reentrant", "fsdp_checkpointing"),
+    "sharding": ("sharded", "fsdp_version", "trainer_fsdp", "trainer_fsdp_version", "launched"),
+    "mixed_precision": ("launch_precision",),
+    "loss": ("liger",),
+    "tokens_per_sample": ("packed",),
+    **{batch: BATCHES for batch in BATCHES},
+}
+
+
+class Source(NamedTuple):
+    """A setting that decides something: where it is, and what follows from it."""
+
+    setting: Setting
+    facts: dict[str, Any]
+    rule: str
+
+    def __str__(self) -> str:
+        follows = ", ".join(f"{named(fact)} = {value}" for fact, value in self.facts.items())
+        return f"{self.setting.place}: {_quoted(self.setting.value)} -> {follows}"
+
+    def record(self) -> dict[str, Any]:
+        """The source as columns: value, file, line, key and rule."""
+        file, line, key = self.setting.place
+        value = self.setting.value
+        shown = value if isinstance(value, str | int | float | bool | None) else str(value)
+        return {"value": shown, "file": file, "line": line, "key": key, "rule": self.rule}
+
+
+class Reading:
+    """The facts that files state, one by one."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._said_otherwise = {fact for field in options for fact in (field, *FACTS_OF.get(field, ()))}
+        self.facts: dict[str, Any] = {}
+        self._where: dict[str, str] = {}
+        self._options = options
+        self.notes: list[str] = []
+        self.sources: list[Source] = []
+        self.ignored: list[str] = []
+        self.unknown: list[str] = []
+        self.assumed: list[str] = []
+        self.problems: list[str] = []
+
+    def take(self, thing: Setting) -> None:
+        where, value = str(thing.place), thing.value
+        dialect = job_keys().dialects[thing.dialect]
+        meaning = dialect.find(thing.key)
+        if meaning is None:
+            self._take_unknown(thing, dialect)
+            return
+        stated = meaning.facts()
+        if stated and stated <= self._said_otherwise:
+            self.ignored.append(f"{where}: an option says it")
+            return
+        if value is None or value == {}:
+            if meaning.empty:
+                self.problems.append(f"{where}: {meaning.empty}")
+            return
+        if unknown_parts := [part for part in (value if isinstance(value, list) else [value]) if is_unknown(part)]:
+            self.problems.append(f"{where}: {described(unknown_parts[0])} is not certain{_way_out(meaning)}")
+            return
+        if isinstance(value, str) and "$" in value:
+            self.problems.append(f"{where}: {_quoted(value)}: the variable is not set in the file{_way_out(meaning)}")
+            return
+        try:
+            facts = _facts(meaning, value)
+        except ValueError as error:
+            self.problems.append(f"{where}: {_quoted(value)}: {error}{_way_out(meaning)}")
+            return
+        if meaning.assume and text(value) != "false":
+            self.assumed.append(f"{where}: {meaning.assume}")
+        new = {fact: v for fact, v in facts.items() if fact not in self._said_otherwise}
+        for fact, v in new.items():
+            self._state(fact, v, where)
+        if new and thing.dialect != "launcher":
+            self.sources.append(Source(thing, new, dialect.source))
+        elif not new:
+            self.ignored.append(f"{where}: {_quoted(value)}")
+
+    def _take_unknown(self, setting: Setting, dialect: Dialect) -> None:
+        """Refuse an unknown key whose name speaks of what decides memory, until an option settles it."""
+        where = str(setting.place)
+        if dialect.ignores(setting.key):
+            self.ignored.append(where)
+            return
+        if is_unknown(setting.key):
+            self.problems.append(f"{setting.place.file}: {described(setting.key)} may be any option; write it out")
+            return
+        about = concern(setting.key)
+        if about is None or setting.value is None or (about.options != ("method",) and is_off(setting.value)):
+            self.unknown.append(where)
+        elif any(option in self._options for option in about.options):
+            self.ignored.append(f"{where}: an option says it")
+        elif self._options.get("method") == "full" and about.options[0] in ("lora_r", "lora_targets"):
+            self.ignored.append(f"{where}: no adapters are trained")
+        else:
+            self.problems.append(
+                f"{where}: {_quoted(setting.value)}: this key is not known here, and may set {about.what}; "
+                f"give {options_of(about.options)}"
+            )
+
+    def _state(self, fact: str, value: Any, where: str) -> None:
+        if fact in self.facts and str(self.facts[fact]) != str(value):
+            self.problems.append(
+                f"{where}: {named(fact)} = {value} contradicts {self._where[fact]}, which says {self.facts[fact]}"
+            )
+        self.facts.setdefault(fact, value)
+        self._where.setdefault(fact, where)
+
+
+def adapters_in_question(reading: Reading, options: Mapping[str, Any]) -> list[str]:
+    """Settings of adapters without a key that says whether adapters are trained."""
+    of_adapters = [s for s in reading.sources if {"lora_r", "lora_targets", "dropout"} & set(s.facts)]
+    if "method" in options or "adapters" in reading.facts or not of_adapters:
+        return []
+    places = ", ".join(str(source.setting.place) for source in of_adapters)
+    return [f"{places}: no key that is known here says that adapters are trained; give --method"]
+
+
+def options_of(fields: Sequence[str]) -> str:
+    """Fields as options of the command.
+
+    >>> options_of(["torch_dtype", "mixed_precision"])
+    '--torch-dtype or --mixed-precision'
+    """
+    return " or ".join(f"--{field.replace('_', '-')}" for field in fields)
+
+
+def _way_out(meaning: Key) -> str:
+    """The option that settles a key, if one does."""
+    facts = meaning.facts()
+    possible = [*(field for field in Workload.model_fields if field in facts), *Workload.model_fields]
+    fields = [field for field in possible if facts and facts <= {field, *FACTS_OF.get(field, ())}]
+    return f"; or give {options_of(fields[:1])}" if fields else ""
+
+
+def _facts(meaning: Key, value: Any) -> dict[str, Any]:
+    """What a key states by a value.
+
+    Raises:
+        ValueError: it cannot be told.
+    """
+    if meaning.field is None:
+        if (facts := meaning.values.get(text(value))) is None:
+            known = f"; it may be {', '.join(meaning.values)}" if meaning.values else ""
+            raise ValueError(f"{meaning.because}{known}")
+        return facts
+    if meaning.field in Workload.model_fields:
+        return {meaning.field: read(meaning.field, value)}
+    try:
+        share = float(value)
+    except (TypeError, ValueError):
+        share = -1
+    if not 0 <= share < 1:
+        raise ValueError(f"{meaning.field}: must be a number >= 0 and < 1")
+    return {meaning.field: share}
+
+
+def named(fact: str) -> str:
+    """A fact with the field that it counts for, as messages have it."""
+    field = next((field for field, facts in FACTS_OF.items() if fact in facts and field not in BATCHES), fact)
+    return fact if fact == field else f"{field} ({fact})"
+
+
+def _quoted(value: Any) -> str:
+    return shortened(repr(value))

@@ -1,0 +1,353 @@
+"""Commands that start a training: what runs them, the launcher, the script, and their options as settings."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from autoconf.errors import BadInput
+from autoconf.jobs.importers.key_table import Dialect, Place, Setting, job_keys, settings
+from autoconf.jobs.importers.other_files import objective_in, refuse_objective
+from autoconf.jobs.importers.shell import Command, follow
+from autoconf.jobs.importers.words import described, is_unknown
+
+# Options of the launchers that take no value: accelerate v1.14.0, commands/launch.py; torch 2.13, distributed/run.py.
+_FLAGS = (
+    "quiet", "cpu", "multi_gpu", "tpu", "use_deepspeed", "use_fsdp", "use_parallelism_config", "use_megatron_lm", "m",
+    "module", "no_python", "debug", "enable_cpu_affinity", "same_network", "dynamo_use_fullgraph", "dynamo_use_dynamic",
+    "dynamo_use_regional_compilation", "tpu_cluster", "no_tpu_cluster", "tpu_use_sudo", "standalone", "run_path",
+)  # fmt: skip
+# Programs that run the command behind them, and change nothing of it.
+_RUNNERS = {
+    "srun", "uv", "uvx", "poetry", "pipenv", "conda", "micromamba", "mamba", "pixi", "hatch", "timeout", "env", "nohup",
+    "time", "exec", "sudo", "nice", "ionice", "numactl", "taskset", "stdbuf", "docker", "podman", "singularity",
+    "apptainer", "enroot", "command", "builtin", "nsys", "xvfb-run", "caffeinate", "setsid", "then", "do", "mpirun",
+    "mpiexec", "kubectl", "screen", "unbuffer", "script",
+}  # fmt: skip
+_SHELLS = {"bash", "sh", "zsh", "dash"}
+_LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun", "deepspeed", "trl", "axolotl"}
+_OTHER_TOOLS = {
+    "llamafactory-cli": "LLaMA-Factory", "lmf": "LLaMA-Factory", "tune": "torchtune", "swift": "ms-swift",
+    "xtuner": "XTuner", "litgpt": "LitGPT", "mlx_lm.lora": "MLX", "nemo": "NeMo", "torchtitan": "torchtitan",
+    "autotrain": "AutoTrain", "ludwig": "Ludwig", "unsloth": "unsloth", "sky": "SkyPilot", "oumi": "Oumi",
+}  # fmt: skip
+_STARTS = {
+    "tune": ("run",), "swift": ("sft", "rlhf", "pt"), "sky": ("launch", "jobs"), "nemo": ("llm",), "oumi": ("train",),
+    "ludwig": ("train", "experiment"), "xtuner": ("train",), "unsloth": ("train",),
+}  # fmt: skip
+_OTHER_MODULES = (
+    ("openrlhf", "OpenRLHF"), ("verl", "verl"), ("nemo", "NeMo"), ("mlx_lm", "MLX"), ("swift", "ms-swift"),
+    ("megatron", "Megatron-LM"), ("pretrain_gpt", "Megatron-LM"), ("torchtitan", "torchtitan"), ("litgpt", "LitGPT"),
+    ("llamafactory", "LLaMA-Factory"), ("xtuner", "XTuner"), ("lmflow", "LMFlow"),
+)  # fmt: skip
+_TELLING = ("model_name_or_path", "per_device_train_batch_size", "deepspeed")
+# What is abbreviated has a name that a script's own options do not start with.
+_ABBREVIATED = (
+    "model_name_or_path", "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing",
+    "attn_implementation", "activation_offloading", "lora_target_modules", "max_seq_length", "use_liger_kernel",
+)  # fmt: skip
+_SHORTEST = 8
+_ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
+PlaceOf = Callable[[str], Place]
+
+
+class Launch(NamedTuple):
+    """A command that starts a training.
+
+    Attributes:
+        framework: The trainer of ``job_keys.yaml``, if the command names one.
+        settings: Its options, and those of its launcher and environment.
+        script: The script or module that it starts.
+        files: The text of each file that the same script writes.
+        assumed: A sentence for each default of a variable.
+        line: The line of the command, if it is in a script.
+    """
+
+    framework: str | None
+    settings: list[Setting]
+    script: str = ""
+    files: Mapping[str, str] = {}
+    assumed: tuple[str, ...] = ()
+    line: int | None = None
+
+
+def launch_in_script(
+    script: str, place: PlaceOf, variables: Mapping[str, str], first_line: int | None = None
+) -> Launch | None:
+    """The training that a shell script starts; ``None`` if it starts none.
+
+    Args:
+        script: Its text.
+        place: The place of an option.
+        variables: The environment; assignments in the script come on top.
+        first_line: The line where the script starts, ``None`` if the lines of places do not follow from its own.
+
+    Raises:
+        BadInput: It starts more than one, or is not bash.
+
+    >>> script = "LR=1e-5\\ntrl sft --optim sgd \\\\\\n --learning_rate $LR"
+    >>> launch = launch_in_script(script, lambda option: Place("run.sh", None, option), {}, 1)
+    >>> launch.framework, [(s.key, s.value) for s in launch.settings]
+    ('trl', [('program', 'trl'), ('optim', 'sgd'), ('learning_rate', '1e-5')])
+    """
+    followed = follow(script, place("").file, variables)
+    found = []
+    for command in followed.commands:
+        where = _places(command, place, first_line)
+        if re.match(r"--?[A-Za-z]", command.words[0]):
+            raise BadInput(
+                f"{where(command.words[0])}: an option without a command; the line before it must end in a backslash"
+            )
+        if launch := launch_of(command.words, where, command.variables):
+            found.append(launch._replace(line=None if first_line is None else command.lines[0]))
+    found = _different(found)
+    if len(found) > 1:
+        lines = f" (lines {', '.join(str(launch.line) for launch in found)})" if first_line is not None else ""
+        raise BadInput(
+            f"{place('')}: {len(found)} commands start a training{lines}; keep one in a file of its own for --job"
+        )
+    if not found:
+        return None
+    return found[0]._replace(files={**followed.files, **found[0].files}, assumed=(*followed.assumed, *found[0].assumed))
+
+
+def _different(launches: Sequence[Launch]) -> list[Launch]:
+    """Launches without repetitions, as a function that is called twice has them."""
+    kept: dict[Any, Launch] = {}
+    for launch in launches:
+        key = (launch.framework, launch.script, repr([(s.dialect, s.key, s.value) for s in launch.settings]))
+        kept.setdefault(key, launch)
+    return list(kept.values())
+
+
+def _places(command: Command, place: PlaceOf, first_line: int | None) -> PlaceOf:
+    """The places of the options of one command."""
+
+    def where(option: str) -> Place:
+        found = place(described(option))
+        if first_line is None:
+            return found
+        starts = (line for word, line in zip(command.words, command.lines, strict=True) if word.startswith(option))
+        return found._replace(line=next(starts, command.lines[0]) + first_line - 1)
+
+    return where
+
+
+def launch_of(words: Sequence[str], place: PlaceOf, variables: Mapping[str, str]) -> Launch | None:
+    """The training that one command starts, seen through what runs it; ``None`` if it starts none.
+
+    >>> words = "srun --ntasks 1 uv run accelerate launch --num_processes 4 train.py --model_name_or_path m".split()
+    >>> launch_of(words, lambda option: Place("run.sh", 3, option), {}).script
+    'train.py'
+    """
+    words = [_with_variables(word, variables) for word in words]
+    while words:
+        if assignment := _ASSIGNMENT.fullmatch(words[0]):
+            variables = {**variables, assignment[1]: assignment[2]}
+            words = words[1:]
+            continue
+        program = words[0].rpartition("/")[2]
+        if program not in _RUNNERS:
+            break
+        words = _behind(program, words[1:])
+    if not words:
+        return None
+    program, rest = words[0].rpartition("/")[2], list(words[1:])
+    if program in _SHELLS:
+        return _in_shell(rest, place, variables)
+    return _launched(program, rest, place, variables)
+
+
+def _with_variables(word: str, variables: Mapping[str, str]) -> str:
+    """A word of a manifest, in which ``$(NAME)`` is a variable of the container."""
+    return re.sub(r"\$\((\w+)\)", lambda found: variables.get(found[1], found[0]), word)
+
+
+def _behind(program: str, words: Sequence[str]) -> list[str]:
+    """The command that another program runs: from the first word that is a program known here."""
+    for i, word in enumerate(words):
+        name = word.rpartition("/")[2]
+        is_program = name in _RUNNERS | _SHELLS | _LAUNCHERS | set(_OTHER_TOOLS) or _is_python(name)
+        after_option = i > 0 and words[i - 1].startswith("-") and "=" not in words[i - 1]
+        if is_program and not (after_option and name in ("python", "sh", "bash", "time", "script", "do", "then")):
+            return list(words[i:])
+        if program in ("uv", "poetry", "pipenv", "hatch", "pixi") and word.endswith(".py"):
+            return ["python", *words[i:]]
+        if program in ("env", "sudo") and _ASSIGNMENT.fullmatch(word):
+            return list(words[i:])
+    return []
+
+
+def _is_python(program: str) -> bool:
+    return re.fullmatch(r"python[\d.]*", program) is not None
+
+
+def _in_shell(words: Sequence[str], place: PlaceOf, variables: Mapping[str, str]) -> Launch | None:
+    """The training in ``bash -c "..."``, whatever other options come before."""
+    for i, word in enumerate(words):
+        if re.fullmatch(r"-[a-z]*c", word):
+            script = words[i + 1] if i + 1 < len(words) else ""
+            return launch_in_script(script, place, variables)
+        if not word.startswith(("-", "+")) and (
+            i == 0 or words[i - 1] not in ("-o", "-euo", "-eo", "-uo", "-exo", "-euxo")
+        ):
+            return None
+    return None
+
+
+def _launched(program: str, rest: list[str], place: PlaceOf, variables: Mapping[str, str]) -> Launch | None:
+    if _is_python(program):
+        program = "python"
+        rest = [word for word in rest if not re.fullmatch(r"-[uOBEsIW]+", word)]
+        module = rest[1] if rest[:1] == ["-m"] and len(rest) > 1 else ""
+        if module in ("accelerate.commands.launch", "torch.distributed.run", "torch.distributed.launch"):
+            program, rest = ("accelerate-launch" if "accelerate" in module else "torchrun"), rest[2:]
+        elif rest and rest[0].rpartition("/")[2] in ("torchrun", "accelerate"):
+            program, rest = rest[0].rpartition("/")[2], rest[1:]
+    if program == "accelerate":
+        if rest[:1] != ["launch"]:
+            return None
+        program, rest = "accelerate-launch", rest[1:]
+    if program in _OTHER_TOOLS and (program not in _STARTS or (rest[:1] and rest[0] in _STARTS[program])):
+        _refuse_tool(place(program), _OTHER_TOOLS[program])
+    if program in ("trl", "axolotl"):
+        return _framework_launch(program, rest, place)
+    if program not in ("accelerate-launch", "torchrun", "python", "deepspeed"):
+        return None
+    launch = _script_launch(program.removesuffix("-launch"), rest, place)
+    return launch and launch._replace(settings=[*launch.settings, *_environment(variables, place)])
+
+
+def _refuse_tool(place: Place, tool: str) -> None:
+    raise BadInput(f"{place}: a command of {tool}, which is not read; give the job by options instead of --job")
+
+
+def _environment(variables: Mapping[str, str], place: PlaceOf) -> Iterator[Setting]:
+    table = job_keys().dialects["environment"]
+    return (Setting(place(name), "environment", name, value) for name, value in variables.items() if table.find(name))
+
+
+def _framework_launch(program: str, words: Sequence[str], place: PlaceOf) -> Launch | None:
+    """``trl sft`` takes accelerate's options besides its own, ``axolotl train`` a file."""
+    command = words[0] if words else ""
+    if program == "trl" and command != "sft":
+        if command in ("env", "vllm-serve", "skills", "chat", ""):
+            return None
+        refuse_objective(place(command), f"trl {described(command)}")
+    if program == "axolotl" and command != "train":
+        return None
+    dialect = "arguments" if program == "trl" else "axolotl"
+    found = [Setting(place(program), "launcher", "program", program)]
+    rest = list(words[1:])
+    if program == "axolotl" and rest and not rest[0].startswith("-"):
+        found.append(Setting(place(rest[0]), "axolotl", "config", rest[0]))
+    return Launch(program, [*found, *_settings(_options(rest), dialect, place)])
+
+
+def _launcher(words: Sequence[str]) -> tuple[list[tuple[str, Any]], str, Sequence[str]]:
+    """A launcher's own options, the script or module, and what follows it."""
+    options: list[tuple[str, Any]] = []
+    i = 0
+    while i < len(words) and words[i].startswith("-"):
+        name, equals, value = words[i].partition("=")
+        if equals or name.lstrip("-").replace("-", "_") in _FLAGS:
+            options.append((name, value if equals else True))
+            i += 1
+        else:
+            options.append((name, words[i + 1] if i + 1 < len(words) else True))
+            i += 2
+    return options, words[i] if i < len(words) else "", words[i + 1 :]
+
+
+def _script_launch(launcher: str, rest: Sequence[str], place: PlaceOf) -> Launch | None:
+    options, script, words = _launcher(rest)
+    if not script.endswith(".py") and not any(_key(name) in ("m", "module") for name, _ in options):
+        if launcher == "python":
+            return None
+        raise BadInput(f"{place(launcher)}: which script is launched cannot be told")
+    name = script.removesuffix(".py").replace(".", "/")
+    known = job_keys().frameworks.items()
+    framework = next((f for f, trainer in known if any(_same_script(script, own) for own in trainer.scripts)), None)
+    arguments = list(_options(words))
+    names = [_key(option) for option, _ in arguments]
+    is_telling = framework is not None or any(key in names for key in _TELLING)
+    trains = re.search(r"(^|[/_-])(train|training|finetune|fine_tune|finetuning|sft|dpo|grpo|ppo|kto|orpo)", name)
+    if launcher == "python" and not is_telling and not (trains and arguments):
+        return None
+    if objective := objective_in(script):
+        refuse_objective(place(script), f"{objective} ({described(script)})")
+    for part, tool in _OTHER_MODULES:
+        if part in name.split("/"):
+            _refuse_tool(place(script), tool)
+    found = [Setting(place(launcher), "launcher", "program", launcher)]
+    if launcher != "python":
+        found += _settings(options, "accelerate", place)
+    config = words[0] if words and not words[0].startswith("-") else ""
+    if framework == "axolotl":
+        found += [Setting(place(config), "axolotl", "config", config)] if config else []
+        return Launch(framework, [*found, *_settings(arguments, "axolotl", place)], script)
+    if config.endswith((".yaml", ".yml", ".json")):
+        found.append(Setting(place(config), "arguments", "config", config))
+    return Launch(framework, [*found, *_settings(arguments, "arguments", place)], script)
+
+
+def _same_script(script: str, known: str) -> bool:
+    return script == known or script.endswith(f"/{known}")
+
+
+def _options(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Options of a script, each with none, one or several values, as argparse takes them: the last of a name counts."""
+    found: dict[str, tuple[str, Any]] = {}
+    i = 0
+    while i < len(words):
+        name, equals, value = words[i].partition("=")
+        i += 1
+        if not _is_option(name):
+            if is_unknown(name) and not equals:
+                found[f"{name} {i}"] = (name, True)
+            continue  # a word that is no option, such as a configuration's path
+        values = [value] if equals else []
+        while not equals and i < len(words) and not _is_option(words[i]):
+            values.append(words[i])
+            i += 1
+        found.pop(_key(name), None)
+        found[_key(name)] = (name, True if not values else values[0] if len(values) == 1 else values)
+    return iter(found.values())
+
+
+def _is_option(word: str) -> bool:
+    return re.match(r"--?[A-Za-z]", word) is not None
+
+
+def _key(name: str) -> str:
+    return name.lstrip("-").replace("-", "_")
+
+
+def _full_name(key: str, dialect: Dialect) -> str:
+    """The option of the Trainer that a name abbreviates, as argparse takes it if no other starts like it."""
+    if dialect.find(key) or dialect.ignores(key) or len(key) < _SHORTEST:
+        return key
+    found = [name for name in (*dialect.keys, *dialect.ignored) if name.startswith(key)]
+    return found[0] if len(found) == 1 and found[0] in _ABBREVIATED else key
+
+
+def _settings(options: Iterable[tuple[str, Any]], dialect: str, place: PlaceOf) -> Iterator[Setting]:
+    dialects = job_keys().dialects
+    table, launchers = dialects[dialect], dialects["accelerate"]
+    for name, value in options:
+        key, where = _key(name), place(name)
+        if key.startswith("no_") and table.find(key) is None and table.find(key[3:]):
+            key, value = key[3:], False  # as transformers' HfArgumentParser writes a flag that is on by default
+        if isinstance(value, str) and value.startswith("{") and not is_unknown(value):
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError):
+                raise BadInput(f"{where}: {value[:80]!r}: not JSON") from None
+        of = dialect
+        if dialect == "arguments":
+            key = _full_name(key, table)
+            if not table.find(key) and not table.ignores(key) and (launchers.find(key) or launchers.ignores(key)):
+                of = "accelerate"
+        yield from (setting._replace(place=where) for setting in settings(of, {key: value}, place))

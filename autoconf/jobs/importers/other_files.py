@@ -1,0 +1,120 @@
+"""Recognize files and commands that are not a supervised fine-tuning read here, to refuse them by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import BaseModel, ConfigDict
+
+from autoconf.errors import BadInput
+from autoconf.jobs.importers.key_table import Place, Setting
+
+OTHER_FILES = Path(__file__).with_name("other_files.yaml")
+_OBJECTIVES = {
+    **dict.fromkeys(("dpo", "kto", "orpo", "cpo", "simpo", "ipo", "bco"), "preference optimization"),
+    **dict.fromkeys(("grpo", "ppo", "rloo", "rlhf", "reinforce", "gspo", "dapo"), "reinforcement learning"),
+    **dict.fromkeys(("reward", "rm", "prm"), "reward modeling"),
+    **dict.fromkeys(("distill", "distillation", "gkd", "kd", "minillm"), "distillation"),
+    **dict.fromkeys(("pretrain", "pretraining", "mlm"), "pretraining"),
+}
+OFF = ("", "none", "null", "false", "no", "off", "0", "{}", "[]")
+
+
+class _OtherFiles(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tools: dict[str, tuple[tuple[str, ...], ...]]
+    objectives: dict[str, tuple[str, ...]]
+
+
+@cache
+def _table() -> _OtherFiles:
+    import yaml
+
+    return _OtherFiles.model_validate(yaml.safe_load(OTHER_FILES.read_text(encoding="utf-8")))
+
+
+def tool_of(document: Mapping[str, Any]) -> str | None:
+    """The kind of file that a mapping is, if it is one of another tool.
+
+    >>> tool_of({"model": {"_component_": "torchtune.models.llama3.llama3_8b"}})
+    'a recipe of torchtune'
+    """
+    for name, signs in _table().tools.items():
+        if any(all(_has(document, key) for key in keys) for keys in signs):
+            return name
+    return None
+
+
+def text_kind(text: str, name: str) -> str | None:
+    """The kind of a text that is neither settings nor a shell script, as far as it can be told.
+
+    >>> text_kind("from trl import SFTConfig\\n", "train"), text_kind("ls", "train")
+    ('a Python script', None)
+    """
+    suffix = Path(name).suffix.casefold()
+    is_script = text.startswith("#!") and "python" not in text.partition("\n")[0]
+    if suffix == ".py" or (
+        not is_script and re.search(r"^(from [\w.]+ import |import \w+|def \w+\()", text, re.MULTILINE)
+    ):
+        return "a Python script"
+    if suffix in (".md", ".rst", ".ipynb"):
+        return "a document"
+    if suffix in (".toml", ".ini", ".cfg") or re.match(r"\s*(#[^\n]*\s+)*\[[\w.\"-]+\]\s*$", text, re.MULTILINE):
+        return "TOML"
+    return None
+
+
+def _has(document: Mapping[str, Any], key: str) -> bool:
+    section, dot, inner = key.partition(".")
+    if not dot:
+        return key in document
+    value = document.get(section)
+    return isinstance(value, Mapping) and inner in value
+
+
+def objective_in(text: str) -> str | None:
+    """The objective other than supervised fine-tuning that a script, a module or a file's name speaks of.
+
+    >>> objective_in("scripts/train_dpo.py"), objective_in("trl.scripts.sft"), objective_in("dpo_data_sft.yaml")
+    ('preference optimization', None, None)
+    """
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", text).casefold())
+    return None if "sft" in words else next((_OBJECTIVES[word] for word in words if word in _OBJECTIVES), None)
+
+
+def check_objective(settings: Iterable[Setting], files: Iterable[str]) -> None:
+    """Refuse a job with another objective than supervised fine-tuning.
+
+    Raises:
+        BadInput: A key, or the name of a file, belongs to another objective.
+    """
+    for setting in settings:
+        if is_off(setting.value) or setting.dialect not in ("arguments", "axolotl"):
+            continue
+        key = setting.key.rpartition(".")[2]
+        for objective, keys in _table().objectives.items():
+            if any(fnmatchcase(key, pattern) for pattern in keys):
+                refuse_objective(setting.place, objective)
+    for file in files:
+        if named := objective_in(Path(file).name):
+            refuse_objective(Place(file), named)
+
+
+def refuse_objective(place: Place, objective: str) -> NoReturn:
+    """Refuse an objective, which is not supervised fine-tuning."""
+    raise BadInput(f"{place}: {objective} is not supervised fine-tuning, the only objective that is answered")
+
+
+def is_off(value: Any) -> bool:
+    """Whether a value turns its key off.
+
+    >>> is_off(False), is_off("none"), is_off(0), is_off(1)
+    (True, True, True, False)
+    """
+    return str(value).strip().casefold() in OFF

@@ -1,0 +1,82 @@
+"""Text of a shell script whose value is not certain, and how bash splits text into words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+# A part of a value that is not known is kept in the text, between two characters of Unicode's private area: so it takes
+# part in splitting and joining as bash does it, and can be described where it decides something.
+_START, _END = "\ue000", "\ue001"
+_UNKNOWN = re.compile(f"{_START}([^{_START}{_END}]*){_END}")
+_SPACE = "\u00a0"  # within a description, so that it is not split
+_LONGEST_SHOWN = 160
+LONGEST = 1 << 16  # characters of one value
+NEW_WORD = None  # between the items of "${array[@]}"
+
+
+def cleaned(text: str) -> str:
+    """Text without characters that mean an unknown part."""
+    return text.replace(_START, "?").replace(_END, "?")
+
+
+def unknown(name: str, why: str) -> str:
+    """A value that is not known.
+
+    >>> described(unknown("$BS", "4 or 1") + "x")
+    '$BS (4 or 1)x'
+    """
+    text = described(f"{name} ({why})" if why else name)
+    return f"{_START}{text.replace(' ', _SPACE)}{_END}"
+
+
+def is_unknown(text: object) -> bool:
+    """Whether a part of a value is not known."""
+    return isinstance(text, str) and _START in text
+
+
+def described(text: str) -> str:
+    """A value as messages have it: in one line, and not too long."""
+    plain = _UNKNOWN.sub(r"\1", text).replace(_START, "").replace(_END, "").replace(_SPACE, " ")
+    printable = "".join(c if c.isprintable() else " " for c in plain[: 2 * _LONGEST_SHOWN])
+    return printable if len(plain) <= _LONGEST_SHOWN else f"{printable[:_LONGEST_SHOWN]}..."
+
+
+def joined(name: str, values: Iterable[str | None]) -> str | None:
+    """The value of a variable that has one of several; ``None`` is not set.
+
+    >>> joined("BS", ["4", "4"]), described(joined("BS", ["4", "1", None]))
+    ('4', '$BS (4 or 1 or not set)')
+    """
+    different = list(dict.fromkeys(values))
+    if len(different) == 1:
+        return different[0]
+    shown = ["not set" if value is None else described(value)[:60] or "empty" for value in different[:6]]
+    return unknown(f"${name}", " or ".join(shown))
+
+
+def limited(name: str, text: str) -> str:
+    """A value, unless it is longer than any that matters."""
+    return text if len(text) <= LONGEST else unknown(f"${name}", f"longer than {LONGEST:,} characters")
+
+
+Piece = tuple[str, bool] | None  # a text and whether it is split, or the start of a new word
+
+
+def fields(pieces: Iterable[Piece]) -> list[str]:
+    """The words of expanded text: what is not quoted is split at white space.
+
+    >>> fields([("--a=", False), ("1 2", True), ("", False), NEW_WORD, ("b c", False)])
+    ['--a=1', '2', 'b c']
+    """
+    words: list[str] = []
+    current: str | None = None
+    for piece in pieces:
+        parts = [piece[0]] if piece and not piece[1] else re.split(r"[ \t\n]+", piece[0]) if piece else ["", ""]
+        for i, part in enumerate(parts):
+            if i and current is not None:
+                words.append(current)
+                current = None
+            if part or (piece and not piece[1]):
+                current = (current or "") + part
+    return words if current is None else [*words, current]

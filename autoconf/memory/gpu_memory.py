@@ -1,0 +1,137 @@
+"""Memory of one GPU over a training step: the largest of several moments, each linear in tokens and in 1 / GPUs.
+
+All arithmetic is in bytes and element-wise over numpy arrays: one candidate is an array of length one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from autoconf.memory.envelope import undominated
+from autoconf.memory.reserve import Reserve
+from autoconf.memory.units import GIB, Floats, Integers
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Bytes of each part at some moments: bytes that every GPU holds, and bytes that GPUs divide (``sharded``).
+
+    Attributes:
+        activations: shape (moments, 2): bytes whatever the tokens, and bytes per token of a GPU.
+        weights: this and every following part is an array of shape (moments,), or one number for all moments.
+        gradients: gradients, and buffers of their reduction.
+        optimizer: states, and temporaries of the optimizer's step.
+        gathered: parameters of other GPUs that are whole here for a while.
+    """
+
+    activations: Floats
+    weights: float | Floats = 0.0
+    weights_sharded: float | Floats = 0.0
+    gradients: float | Floats = 0.0
+    gradients_sharded: float | Floats = 0.0
+    optimizer: float | Floats = 0.0
+    optimizer_sharded: float | Floats = 0.0
+    gathered: float | Floats = 0.0
+    gathered_sharded: float | Floats = 0.0
+
+    def terms(self) -> Floats:
+        """Coefficients of ``_variables``, shape (parts, moments, 3), in the order of ``GpuMemory.PARTS``."""
+        parts = (
+            (self.weights, self.weights_sharded),
+            (self.gradients, self.gradients_sharded),
+            (self.optimizer, self.optimizer_sharded),
+            (self.gathered, self.gathered_sharded),
+        )
+        terms = np.zeros((len(GpuMemory.PARTS), len(self.activations), 3))
+        for index, (whole, sharded) in enumerate(parts):
+            terms[index, :, 0], terms[index, :, 2] = whole, sharded
+        terms[-1, :, :2] = self.activations
+        return terms
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Weights, gradients and optimizer states: the least that training holds, in bytes."""
+
+    whole: float  # on every GPU
+    sharded: float  # divided among GPUs
+
+    def on_each_gpu(self, gpus: Integers) -> Floats:
+        """Bytes on each of so many GPUs, shape (candidates,)."""
+        return np.asarray(self.whole + self.sharded / gpus, np.float64)
+
+
+class GpuMemory:
+    """Memory of one GPU of a job, on any number of GPUs and for any number of tokens.
+
+    Args:
+        moments: moments of a training step; the largest is the peak.
+        resident: what no training can do without.
+        unsharded_gradients: bytes of gradients that FSDP keeps whole on every GPU under gradient accumulation.
+
+    >>> moments = Moments(activations=np.array([[7.0, 30.0]]), weights_sharded=2100.0)
+    >>> memory = GpuMemory([moments], Resident(whole=0, sharded=2100))
+    >>> memory.peak_bytes(gpus=np.array([1, 2]), tokens=np.array([10, 5])).tolist()
+    [2407.0, 1207.0]
+    """
+
+    PARTS = ("weights", "gradients", "optimizer", "gathered", "activations")
+
+    def __init__(self, moments: Sequence[Moments], resident: Resident, unsharded_gradients: float = 0.0) -> None:
+        self.resident, self.unsharded_gradients = resident, unsharded_gradients
+        parts = np.concatenate([some.terms() for some in moments], axis=1)
+        total = parts.sum(axis=0)
+        kept = undominated(total, decimals=0)
+        self._parts, self._total = parts[:, kept], total[kept]  # shapes (parts, moments, 3) and (moments, 3)
+
+    def peak_bytes(self, gpus: Integers, tokens: Floats | Integers) -> Floats:
+        """Peak without the safety margin.
+
+        Args:
+            gpus: numbers of GPUs, >= 1; all arrays have shape (candidates,).
+            tokens: tokens of a micro-batch on each GPU.
+        """
+        return np.asarray((self._total @ _variables(gpus, tokens)).max(axis=0))
+
+    def needed_bytes(self, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
+        """The largest moment with its safety margin, shape (candidates,); arguments as ``peak_bytes`` has them.
+
+        The margin depends on the activations, so the moment that decides may be another one than the peak. Like
+        moments, the result never falls with more tokens and never rises with more GPUs.
+        """
+        return np.asarray(self._needs(gpus, tokens, reserve).max(axis=0))
+
+    def deciding_bytes(self, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
+        """Bytes at the moment that decides ``needed_bytes``, without its margin, and the part of them that grows with
+        tokens; shape (candidates, 2).
+        """
+        at = self._needs(gpus, tokens, reserve).argmax(axis=0)
+        bytes_ = (self._total[at] * _variables(gpus, tokens).T).sum(axis=1)
+        return np.stack([bytes_, self._total[at, 1] * tokens], axis=1)
+
+    def parts(self, gpus: int, tokens: float, reserve: Reserve) -> dict[str, float]:
+        """Bytes of each part, and of the margin (``reserve``), at the moment that decides.
+
+        Their sum is ``needed_bytes``.
+        """
+        one, those = np.array([gpus]), np.array([tokens], float)
+        at = int(self._needs(one, those, reserve).argmax())
+        variables = _variables(one, those)[:, 0]
+        found = {name: float(part[at] @ variables) for name, part in zip(self.PARTS, self._parts, strict=True)}
+        activations = np.array([self._total[at, 1] * tokens / GIB])
+        on_top = reserve.peak_share * float(self._total[at] @ variables)
+        return {**found, "reserve": float(reserve.gib(activations, one)[0]) * GIB + on_top}
+
+    def _needs(self, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
+        """Bytes of each moment with its margin, shape (moments, candidates)."""
+        activations = np.outer(self._total[:, 1], tokens) / GIB
+        peaks = self._total @ _variables(gpus, tokens)
+        return np.asarray((1 + reserve.peak_share) * peaks + GIB * reserve.gib(activations, gpus))
+
+
+def _variables(gpus: Integers, tokens: Floats | Integers) -> Floats:
+    """Shape (3, candidates): what the three terms of a moment are multiplied by."""
+    return np.stack([np.ones(len(gpus)), tokens, 1 / gpus])

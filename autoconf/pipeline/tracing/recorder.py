@@ -1,0 +1,188 @@
+"""Record every storage that a program on tensors creates, resizes and releases, and which part of the model did it.
+
+The log has two views: ``ledger`` takes from it how long each storage lives, ``validation.rank_trace`` how many bytes
+are alive at each moment.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+SAMPLES = 2  # of a traced micro-batch; a single sample would make some copies unnecessary
+
+
+class TraceError(RuntimeError):
+    """The traced program broke an assumption that its figures rest on."""
+
+
+class Part(NamedTuple):
+    """A part of a micro-batch: which segment of the model runs, and whether backward.
+
+    Segments are ``embedding``, ``layer``, ``head`` and ``tail`` (after the backward pass of the first layer).
+    """
+
+    segment: str
+    layer: int = -1
+    backward: bool = False
+    late: bool = False  # after the layer's first adapter began its backward pass
+
+
+EMBEDDING, HEAD, LOSS, TAIL = Part("embedding"), Part("head"), Part("head", backward=True), Part("tail", backward=True)
+
+
+class Change(NamedTuple):
+    """A storage that was created, grew, shrank or was released."""
+
+    storage: int  # its number, in the order in which storages were first seen
+    part: Part
+    op: str
+    nbytes: int  # that were added; below 0 where a storage shrank or was released
+    itemsize: int  # bytes of an element of the tensor that showed it
+    live: int  # bytes of all storages after the change
+
+
+class Recorder(TorchDispatchMode):
+    """Log the changes of all storages that ops create or resize, from creation to release.
+
+    Args:
+        tokens: tokens of a sample. A tensor with two dimensions of this size raises ``TraceError``: its bytes would not
+            be affine in the tokens. -1 for none.
+    """
+
+    def __init__(self, tokens: int = -1) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.part = EMBEDDING
+        self.changes: list[Change] = []
+        self.live = 0
+        self._numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_iter(out):
+            if isinstance(leaf, torch.Tensor):
+                self.see(leaf, str(func))
+        return out
+
+    def see(self, tensor: torch.Tensor, op: str = "resident") -> None:
+        """Log a tensor's storage, if it is new.
+
+        Args:
+            tensor: of a distributed tensor its local part counts.
+            op: what made it.
+
+        Raises:
+            TraceError: two of its dimensions are the tokens.
+        """
+        tensor = getattr(tensor, "_local_tensor", tensor)
+        storage = tensor.untyped_storage()
+        if storage in self._numbers:
+            return
+        if sum(size == self.tokens for size in tensor.shape) > 1:
+            raise TraceError(f"{op} holds a tensor of tokens x tokens: {tuple(tensor.shape)}")
+        number = len(self._sizes)
+        self._numbers[storage] = number
+        self._sizes.append(0)
+        self._resize(number, storage.nbytes(), op, tensor.itemsize)
+        weakref.finalize(storage, self._resize, number, 0, "release")
+
+    def number(self, tensor: torch.Tensor) -> int:
+        """The number of a tensor's storage, which has been seen."""
+        return self._numbers[tensor.untyped_storage()]
+
+    def _resize(self, number: int, nbytes: int, op: str, itemsize: int = 1) -> None:
+        grown = nbytes - self._sizes[number]
+        if grown:
+            self._sizes[number] = nbytes
+            self.live += grown
+            self.changes.append(Change(number, self.part, op, grown, itemsize, self.live))
+
+    @contextmanager
+    def resizes(self) -> Iterator[None]:
+        """Follow storages whose size changes in place, as those of gathered parameters do under FSDP."""
+        resize = torch.UntypedStorage.resize_
+
+        def followed(storage: Any, nbytes: int) -> Any:
+            result = resize(storage, nbytes)
+            if storage in self._numbers:
+                self._resize(self._numbers[storage], nbytes, "resize_")
+            return result
+
+        with mock.patch.object(torch.UntypedStorage, "resize_", followed):
+            yield
+
+
+@contextmanager
+def parts(layers: nn.ModuleList, recorder: Recorder) -> Iterator[None]:
+    """Tell a recorder which part of a model is running, forward, recomputed or backward.
+
+    Whoever runs a micro-batch sets ``recorder.part`` to ``EMBEDDING`` when it begins.
+
+    Args:
+        layers: the model's decoder layers.
+        recorder: what is told.
+    """
+    handles = _Hooks(recorder).register(layers)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Hooks:
+    """What modules and tensors call when a part of the model begins."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.adapted: set[int] = set()  # layers whose first adapter ran, and waits for its backward pass
+
+    def register(self, layers: nn.ModuleList) -> list[Any]:
+        handles = []
+        for index, layer in enumerate(layers):
+            # A checkpoint may recompute a layer's forward and not its __call__, so the submodules carry the hook.
+            handles += [m.register_forward_pre_hook(partial(self._layer_runs, index)) for m in layer.modules()]
+            handles.append(layer.register_forward_hook(partial(self._layer_ran, index)))
+            adapters = [m for name, m in layer.named_modules() if name.endswith("lora_A.default")]
+            handles += [m.register_forward_hook(partial(self._adapter_ran, index)) for m in adapters]
+        handles.append(layers[-1].register_forward_hook(self._last_layer_ran))
+        handles.append(layers[0].register_forward_pre_hook(self._first_layer_runs))
+        return handles
+
+    def _switch(self, part: Part, *_: Any) -> None:
+        self.recorder.part = part
+
+    def _layer_runs(self, layer: int, *_: Any) -> None:
+        part = self.recorder.part
+        if part.layer != layer or not part.backward:
+            self._switch(Part("layer", layer, part.backward))
+
+    def _layer_ran(self, layer: int, _: nn.Module, args: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        if hidden.requires_grad:
+            hidden.register_hook(partial(self._switch, Part("layer", layer, True)))
+
+    def _adapter_ran(self, layer: int, _: nn.Module, args: Any, output: torch.Tensor) -> None:
+        if not self.recorder.part.late and layer not in self.adapted and output.requires_grad:
+            self.adapted.add(layer)
+            output.register_hook(partial(self._switch, Part("layer", layer, True, True)))
+
+    def _last_layer_ran(self, *_: Any) -> None:
+        self.adapted.clear()  # checkpoints call adapters anew
+        if not self.recorder.part.backward:
+            self._switch(HEAD)
+
+    def _first_layer_runs(self, _: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and args[0].requires_grad and not self.recorder.part.backward:
+            args[0].register_hook(partial(self._switch, TAIL))

@@ -1,0 +1,155 @@
+"""Read the files of a version once, compare them with their digests, and load from what was read.
+
+Nothing is read a second time: whoever swaps a file, a link or a folder meanwhile changes nothing of what is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from autoconf import files as output_files
+from autoconf.errors import AutoConfError
+
+_LARGEST = 1 << 30  # bytes of one file; a version has 5 MB
+_TEMPORARY = (None, "/dev/shm")  # the system's folder for temporary files; memory, where nothing else can be written
+
+
+def digest(content: bytes) -> str:
+    """The SHA-256 of a file's content."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_file(path: Path, *, follow_links: bool = False) -> bytes:
+    """Read a regular file. Never waits, as reading a pipe would.
+
+    Raises:
+        OSError: it is a link, not a regular file, too large, or cannot be read.
+    """
+    if not follow_links and path.is_symlink():
+        raise OSError(f"{path} is a link")
+    no_links = 0 if follow_links else getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | no_links
+    with open(os.open(path, flags), "rb") as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise OSError(f"{path} is not a regular file")
+        content = stream.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise OSError(f"{path} has more than {_LARGEST >> 30} GiB")
+    return content
+
+
+def read_files(folder: Path, expected: Mapping[str, str], what: str, remedy: str, also: str) -> dict[str, bytes]:
+    """Read the files of a folder, which must be exactly those that are expected.
+
+    Args:
+        folder: of a version.
+        expected: the path of each file in the folder, and its SHA-256.
+        what: what messages call the folder's content.
+        remedy: what the user may do if a file is another one.
+        also: a file that may be there too, and is not read.
+
+    Returns:
+        The content of each file.
+
+    Raises:
+        AutoConfError: a file is missing, altered, extra, a link or not a regular file; the message names it.
+    """
+    try:
+        found = _names(folder, {*expected, also})
+        problems: dict[str, list[str]] = {
+            "is a link": sorted(name for name, kind in found.items() if kind == "link"),
+            "does not belong to it": sorted(found.keys() - {*expected, also}),
+            "is missing": sorted(expected.keys() - found.keys()),
+            "is not a regular file": sorted(name for name, kind in found.items() if kind != "file"),
+        }
+        contents = {} if any(problems.values()) else {name: read_file(folder / name) for name in sorted(expected)}
+    except OSError as error:
+        raise AutoConfError(f"{what}: cannot read its files: {error}") from error
+    problems["was altered"] = [name for name, content in contents.items() if digest(content) != expected[name]]
+    for problem, names in problems.items():
+        if names:
+            raise AutoConfError(f"{what}: {', '.join(names)} {problem} (in {folder}); {remedy}")
+    return contents
+
+
+def _names(folder: Path, expected: set[str], inside: str = "") -> dict[str, str]:
+    """Everything in a folder with its kind: file, link, folder or other. Looks into no folder that does not belong."""
+    folders = {parent.as_posix() for name in expected for parent in PurePosixPath(name).parents}
+    found = {}
+    with os.scandir(folder / inside) as entries:
+        for entry in entries:
+            name = f"{inside}{entry.name}"
+            if entry.is_symlink():
+                found[name] = "link"
+            elif entry.is_dir(follow_symlinks=False):
+                found |= _names(folder, expected, f"{name}/") if name in folders else {name: "folder"}
+            else:
+                found[name] = "file" if entry.is_file(follow_symlinks=False) else "other"
+    return found
+
+
+@contextmanager
+def private_copy(files: Mapping[str, bytes]) -> Iterator[Path]:
+    """A folder of verified files that only this user can look into; removed afterwards.
+
+    Args:
+        files: path in the folder and content of each file.
+
+    Raises:
+        AutoConfError: no folder for temporary files can be written to.
+    """
+    failed = []
+    for parent in _TEMPORARY:
+        folder = None
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="ado-autoconf-", dir=parent))  # with the mode 0700
+            output_files.unfinished.add(folder)
+            _write(files, folder)
+        except OSError as error:
+            _remove(folder)
+            failed.append(f"{folder or parent or 'temporary files'}: {error.strerror or error}")
+            continue
+        try:
+            yield folder
+        finally:
+            _remove(folder)
+        return
+    raise AutoConfError(
+        f"cannot write a private copy of the predictor ({'; '.join(failed)}); set TMPDIR to a folder with room"
+    )
+
+
+def _write(files: Mapping[str, bytes], folder: Path) -> None:
+    for name, content in files.items():
+        os.makedirs((folder / name).parent, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def _remove(folder: Path | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        output_files.unfinished.discard(folder)
+
+
+def check_ownership(folder: Path) -> None:
+    """Check that nobody but this user and root can have written into a folder.
+
+    Raises:
+        AutoConfError: it belongs to somebody else, or others can write to it.
+        OSError: it cannot be looked at.
+    """
+    if not hasattr(os, "geteuid"):
+        return  # Windows: its access lists are not looked at
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (os.geteuid(), 0) or found.st_mode & 0o022:
+        raise AutoConfError(
+            f"{folder}: must be a folder of your own that nobody else can write to, as predictors in it are run; "
+            "remove it, or set XDG_CACHE_HOME to another folder"
+        )

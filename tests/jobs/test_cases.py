@@ -1,0 +1,96 @@
+"""Each file of tests/data/job_cases is read rightly or refused by name, through the command."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from autoconf.cli.main import app
+
+CASES = Path(__file__).parents[1] / "data" / "job_cases"
+
+
+def run(name: str, *options: str) -> Result:
+    return CliRunner().invoke(app, ["recommend", "--job", str(CASES / name), "--gpu-model=H100", *options])
+
+
+def read(name: str, *options: str) -> dict:
+    result = run(name, "--json", *options)
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("flash.yaml", {"method": "full", "tokens_per_sample": 1024, "per_device_train_batch_size": 8, "stack": "trl"}),
+        ("noflash.yaml", {"method": "full", "tokens_per_sample": 1024, "per_device_train_batch_size": 8}),
+        (
+            "srun.sbatch",
+            {"method": "full", "tokens_per_sample": 2048, "per_device_train_batch_size": 2},
+        ),
+        ("split.sh", {"method": "lora", "lora_r": 8, "lora_targets": "all-linear", "tokens_per_sample": 2048}),
+        ("append.sh", {"method": "lora", "lora_r": 64, "tokens_per_sample": 2048, "per_device_train_batch_size": 1}),
+        ("hash.sh", {"method": "lora", "lora_r": 16, "tokens_per_sample": 8192, "per_device_train_batch_size": 16}),
+        ("comment.sh", {"method": "full", "tokens_per_sample": 1024, "per_device_train_batch_size": 1}),
+        ("nosuffix/launch.sh", {"method": "lora", "sharding": "fsdp2", "tokens_per_sample": 2048}),
+        ("launch.sh", {"sharding": "fsdp1", "tokens_per_sample": 2048, "torch_dtype": "bfloat16"}),
+    ],
+)
+def test_a_case_is_read(name: str, fields: dict) -> None:
+    answer = read(name)
+    assert {field: answer.get(field) for field in fields} == fields
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("grpo.yaml", ["grpo.yaml:", "not supervised fine-tuning"]),
+        ("dpo.sh", ["dpo.sh:1", "preference optimization", "train_dpo.py"]),
+        ("qlora.sh", ["--bits", "--lora_r", "--method", "--tokens-per-sample"]),
+        ("block.sh", ["--block_size", "32768", "--tokens-per-sample"]),
+        ("tune.yaml", ["torchtune"]),
+        ("nested.yaml", ["sections model, lora, training", "training.max_seq_length: 4096"]),
+        ("branch.sh", ["$BS (4 or 1)", "$LEN (8192 or 2048)", "--per-device-train-batch-size", "--tokens-per-sample"]),
+        ("fsdpcfg.sh", ["method", "tokens_per_sample", "--method and --tokens-per-sample"]),
+        ("cfgvar.sh", ["--config_file", "$1"]),
+        ("llf.sh", ["LLaMA-Factory"]),
+        ("pythonpy.py", ["Python"]),
+        ("dup.yaml", ["dup.yaml:4", "lora_r"]),
+        ("local.yaml", ["local.yaml:1 model_name_or_path", "qwen2.5-7b", "--model-name"]),
+        ("quote.sh", ["quote.sh:1"]),
+        ("listbomb.yaml", ["listbomb.yaml"]),
+        ("job.yaml", ["--model-name", "--method"]),
+        ("trainjob.yaml", ["--model-name", "--method"]),
+        ("kind.yaml", ["--model-name", "--method"]),
+    ],
+)
+def test_a_case_is_refused_in_a_line_that_says_what_to_do(name: str, words: list[str]) -> None:
+    result = run(name)
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert [word for word in words if word not in line] == []
+
+
+def test_options_settle_what_a_script_leaves_open() -> None:
+    answer = read("qlora.sh", "--method=qlora", "--tokens-per-sample=528", "--lora-targets=all-linear")
+    assert (answer["method"], answer["lora_r"], answer["tokens_per_sample"]) == ("qlora", 64, 528)
+    answer = read("fsdpcfg.sh", "--method=full", "--tokens-per-sample=2048")
+    assert answer["sharding"] == "fsdp2"
+    answer = read("branch.sh", "--per-device-train-batch-size=4", "--tokens-per-sample=2048")
+    assert answer["method"] == "lora"
+
+
+def test_what_was_assumed_is_in_every_form_of_the_answer() -> None:
+    result = run("comment.sh", "--json")
+    answer = json.loads(result.stdout)
+    assert any("tokens_per_sample = 1024" in line for line in answer["assumed"])
+    model = next(row for row in answer["read"] if row["key"] == "--model_name_or_path")
+    assert (model["value"], model["line"], Path(model["file"]).name) == ("Qwen/Qwen2.5-7B", 2, "comment.sh")
+    first, second, third, *_ = result.stderr.splitlines()
+    assert first.startswith("method: full (assumed: ") and second.startswith("tokens_per_sample: 1024 (assumed: ")
+    assert third.endswith("comment.sh:2 --per_device_train_batch_size)")
+    header, row = run("comment.sh", "--as-csv").stdout.splitlines()[:2]
+    assert "assumed" in header.split(",") and "tokens_per_sample = 1024" in row

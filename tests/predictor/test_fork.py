@@ -1,0 +1,95 @@
+"""Children that are forked while threads ask: each answers, or fails, and none hangs."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from autoconf.predictor.locks import LOADING, PREDICTING
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+# Threads ask from the cold start on; children are forked while the version is loaded, and while it answers.
+_FORK_WHILE_THREADS_ASK = """
+import os, sys, threading, time
+from autoconf import Workload, recommend
+version = sys.argv[1]
+
+def ask(tokens):
+    return recommend(Workload(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe",
+                              tokens_per_sample=tokens, batch_size=16, model_version=version)).gpus
+
+stop = threading.Event()
+def keep_asking(index):
+    tokens = 1000 + index
+    while not stop.is_set():
+        ask(tokens)
+        tokens += 4
+
+threads = [threading.Thread(target=keep_asking, args=(index,)) for index in range(4)]
+for thread in threads:
+    thread.start()
+children = []
+for number in range(12):
+    time.sleep(0.05)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if ask(8192) == 2 else 3)
+    children.append(child)
+deadline, outcomes = time.monotonic() + 90, []
+for child in children:
+    done, status = os.waitpid(child, os.WNOHANG)
+    while not done and time.monotonic() < deadline:
+        time.sleep(0.05)
+        done, status = os.waitpid(child, os.WNOHANG)
+    if not done:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+    outcomes.append(os.waitstatus_to_exitcode(status) if done else "hangs")
+stop.set()
+print(outcomes, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("version", ["1.1.0", "2.0.0"])
+def test_children_forked_while_four_threads_ask_answer(version):
+    command = [sys.executable, "-W", "ignore", "-c", _FORK_WHILE_THREADS_ASK, version]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.stdout.strip() == str([0] * 12), done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("lock", [LOADING, PREDICTING])
+def test_who_forks_waits_for_a_thread_that_loads_or_predicts_and_the_child_finds_no_lock_held(lock):
+    held, elapsed = threading.Event(), 0.3
+
+    def hold() -> None:
+        with lock:
+            held.set()
+            time.sleep(elapsed)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    started = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        with lock:
+            os._exit(0)
+    assert time.monotonic() - started >= elapsed / 2
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    thread.join()
+    with lock:  # nor does it stay held in the parent
+        pass
+
+
+def test_a_thread_that_holds_a_lock_may_fork():
+    with LOADING, PREDICTING:
+        child = os.fork()
+        if child == 0:
+            with LOADING, PREDICTING:
+                os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
