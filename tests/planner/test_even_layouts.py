@@ -1,0 +1,98 @@
+"""With ``even_layouts`` only layouts are considered that clusters are asked for."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from autoconf import Job, Workload, avoid_oom, cheapest_gpu, explain, recommend
+from autoconf.min_gpu_recommender import min_gpu_recommender
+
+JOB = {
+    "model_name": "llama2-70b", "method": "lora", "gpu_model": "NVIDIA-A100-80GB-PCIe", "tokens_per_sample": 4096,
+    "batch_size": 24, "max_gpus": 64,
+}  # fmt: skip
+
+
+def is_customary(count: int, per_worker: int) -> bool:
+    return count in (1, 2, 4, 8, 16, 32, 64) if count < per_worker else count % per_worker == 0
+
+
+def test_only_powers_of_two_and_whole_workers_are_recommended():
+    generator = np.random.default_rng(2)
+    changed = 0
+    for _ in range(60):
+        per_worker = int(generator.choice([1, 4, 6, 8]))
+        fields = {
+            **JOB, "tokens_per_sample": int(generator.choice([512, 4096, 16384])), "gpus_per_worker": per_worker,
+            "batch_size": int(generator.choice([6, 7, 24, 48, 60])),
+        }  # fmt: skip
+        any_layout, even = recommend(Workload(**fields)), recommend(Workload(**fields, even_layouts=True))
+        # The same as the smallest of all customary numbers of GPUs, each tried as a limit.
+        tried = [recommend(Workload(**{**fields, "max_gpus": most})) for most in range(1, 65)]
+        fitting = {answer.gpus * answer.workers for answer in tried if answer.can_recommend}
+        if even.can_recommend:
+            total = even.gpus * even.workers
+            assert is_customary(total, per_worker) and total >= min(fitting)
+            assert any_layout.can_recommend
+            changed += total != any_layout.gpus * any_layout.workers
+    assert changed > 5
+
+
+def test_a_job_whose_smallest_layout_is_even_keeps_it():
+    fields = {**JOB, "batch_size": 8}
+    assert recommend(Workload(**fields, even_layouts=True)) == recommend(Workload(**fields))
+
+
+def test_a_refusal_says_what_a_number_of_gpus_must_be():
+    answer = recommend(Workload(**{**JOB, "batch_size": 7, "even_layouts": True}))
+    assert "that divides batch_size 7 and is a power of two up to 8 or whole workers of 8 is enough" in answer.reason
+    assert "; batch_size=8 would fit on 4 GPUs" in answer.reason
+
+
+@pytest.mark.parametrize(("requested", "kept"), [(3, 4), (5, 8), (8, 8), (9, 16), (12, 16)])
+def test_avoid_oom_goes_to_the_next_even_request(requested, kept):
+    fields = {**JOB, "per_device_train_batch_size": 1}
+    del fields["batch_size"]
+    answer = avoid_oom(Job(**fields, even_layouts=True), requested)
+    assert answer.gpus * answer.workers == kept
+
+
+def test_explain_and_the_choice_of_a_gpu_type_consider_the_same():
+    fields = {**JOB, "batch_size": 24, "even_layouts": True}
+    assert list(explain(Workload(**fields)).at) == [4, 8]
+    del fields["gpu_model"]
+    ranking = cheapest_gpu(pd.DataFrame([fields]))
+    fitting = ranking[ranking["can_recommend"] == 1]
+    assert all(
+        is_customary(gpus * workers, 8) for gpus, workers in zip(fitting["gpus"], fitting["workers"], strict=True)
+    )
+
+
+@pytest.mark.parametrize("value", [True, 1, "true", "Yes", "on", np.bool_(True), 1.0])
+def test_every_entry_takes_it(value):
+    expected = (8, 1)
+    found = recommend(Workload.parse(**JOB, even_layouts=value))
+    table = recommend(pd.DataFrame([{**JOB, "even_layouts": value}], dtype=object))
+    by_ado = min_gpu_recommender(**JOB, model_version="2.0.0", even_layouts=value)
+    assert (found.gpus, found.workers) == expected
+    assert (table.loc[0, "gpus"], table.loc[0, "workers"]) == expected
+    assert (by_ado["gpus"], by_ado["workers"]) == expected
+
+
+def test_off_is_the_default_and_other_values_are_refused():
+    plain = recommend(Workload(**JOB))
+    for value in (False, 0, "no", "", None):
+        assert recommend(Workload.parse(**JOB, even_layouts=value)) == plain
+    for value in (2, "maybe", [], b"1"):
+        with pytest.raises(ValueError, match="even_layouts: must be true or false, got "):
+            Workload.parse(**JOB, even_layouts=value)
+
+
+def test_rows_of_a_table_have_their_own():
+    rows = pd.DataFrame(
+        [{**JOB, "even_layouts": even, "batch_size": b} for even, b in itertools.product((True, False), (6, 24))]
+    )
+    singles = [recommend(Workload(**row)) for row in rows.to_dict("records")]
+    assert recommend(rows)["gpus"].fillna(0).tolist() == [single.gpus or 0 for single in singles]

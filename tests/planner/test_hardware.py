@@ -1,0 +1,69 @@
+"""A version whose card names compute capabilities refuses what old GPU types cannot run, and says what can."""
+
+import pytest
+
+from autoconf.pipeline.catalog import gpus
+from autoconf.planner.alternatives import remedies_of_one
+from autoconf.planner.domain import inside
+from autoconf.planner.search import recommendations
+from autoconf.predictor import registry
+from autoconf.predictor.predictor import Predictor
+
+JOB = {"model_name": "qwen2.5-0.5b", "method": "lora", "tokens_per_sample": 512, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def newer() -> Predictor:
+    """Version 2.0.0 with the GPU types as later versions have them."""
+    known = registry.load("2.0.0")
+    domain = known.domain.model_copy(update={"gpus": gpus(later_aliases=True, after_2_0_0=True)})
+    card = known.card.model_copy(update={"domain": domain, "version": "3.0.0"})
+    return Predictor(card, known.memory, known._tabular)
+
+
+def columns(**changes) -> dict:
+    return {field: [value] for field, value in {**JOB, **changes}.items()}
+
+
+@pytest.mark.parametrize("gpu", ["Tesla-T4", "Tesla-V100-SXM2-32GB", "V100"])
+@pytest.mark.parametrize("settings", [{}, {"stack": "trl"}, {"method": "qlora"}])
+def test_old_gpu_types_are_refused_with_the_reason_and_a_newer_type(newer, gpu, settings):
+    (answer,) = recommendations(newer, columns(gpu_model=gpu, **settings))
+    assert (answer.can_recommend, answer.outcome) == (0, "outside_domain")
+    assert "has no bfloat16 and no FlashAttention-2, which need 8.0 and which the job trains with" in answer.reason
+    named = answer.reason.rpartition(" is ")[2]
+    assert newer.domain.gpus[named].compute_capability >= 8
+    (remedy, *_) = [
+        one for one in remedies_of_one(newer, columns(gpu_model=gpu, **settings)) if one.field == "gpu_model"
+    ]
+    assert newer.domain.gpus[remedy.value].compute_capability >= 8
+
+
+def test_without_bfloat16_flash_attention_is_still_missing(newer):
+    job = columns(gpu_model="T4", torch_dtype="float32", mixed_precision="no", adapter_dtype="float32")
+    (answer,) = recommendations(newer, job)
+    assert "has no FlashAttention-2, which need" in answer.reason
+
+
+def test_every_newer_type_is_answered(newer):
+    names = [name for name, gpu in newer.domain.gpus.items() if gpu.compute_capability >= 8]
+    assert len(names) == len(newer.domain.gpus) - 2
+    placed = inside(newer, {field: values * len(names) for field, values in columns().items()} | {"gpu_model": names})
+    assert placed.problems == {}
+
+
+def test_later_versions_refuse_h100_and_version_2_0_0_keeps_it(newer):
+    (answer,) = recommendations(newer, columns(gpu_model="H100"))
+    assert answer.reason == (
+        "gpu_model 'H100' fits several GPU types of version 3.0.0; give one of NVIDIA-H100-PCIe, "
+        "NVIDIA-H100-80GB-HBM3 or NVIDIA-H100-NVL"
+    )
+    (answer,) = recommendations(registry.load("2.0.0"), columns(gpu_model="H100"))
+    assert answer.can_recommend == 1
+
+
+def test_a_card_without_compute_capabilities_is_written_as_before():
+    for version in registry.RELEASED:
+        card = registry.card(version)
+        assert "compute_capability" not in card.model_dump_json()
+    assert "compute_capability" in gpus(after_2_0_0=True)["L40S"].model_dump_json()
