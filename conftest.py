@@ -25,9 +25,8 @@ _NEEDS = {
     "tests/repository/test_documents.py": "ray",
     "tests/repository/test_make_run.py": "ray",
 }
-# Helpers have no tests, and importing their toy experiment declares it to ado. Versions are traced on Python 3.11,
-# where make installs torch; elsewhere modules that need it cannot be imported.
-collect_ignore = ["tests/helpers", *([] if find_spec("torch") else ["autoconf/pipeline"])]
+# Versions are traced on Python 3.11, where make installs torch; elsewhere modules that need it cannot be imported.
+collect_ignore = [] if find_spec("torch") else ["autoconf/pipeline"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,7 +3,7 @@
 import pytest
 from example_job import EXAMPLE
 
-collect_ignore = ["data"]  # other people's scripts among them
+collect_ignore = ["helpers", "data"]  # other people's scripts among them
 
 
 @pytest.fixture
