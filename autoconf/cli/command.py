@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import typer
 from typer.core import TyperCommand, TyperOption
 
-AS_CSV = "--as-csv"  # what --csv without a file stands for
+AS_CSV = "--as-csv"  # what --csv without a file means
 
 
 def plain(name: str) -> str:

@@ -148,7 +148,7 @@ def show_own_version(made: dict[str, Any]) -> None:
 
 
 def show_stack(name: str, preset: Preset) -> None:
-    """Print a stack's settings, and where each of them stands."""
+    """Print a stack's settings, each with its source."""
     typer.echo(f"{name}: {preset.description}\n")
     rows = [{"setting": setting, "value": it.value, "source": it.source} for setting, it in preset.settings.items()]
     for case in preset.cases:
@@ -162,7 +162,7 @@ def show_stack(name: str, preset: Preset) -> None:
 
 
 def show_own_model(summary: dict[str, Any]) -> None:
-    """Print what a model of one's own needs, and what to do with its figures."""
+    """Print what a user model needs, and what to do with its figures."""
     typer.echo(f"{summary['model_name']}: {summary['parameters']:,} parameters\n")
     costs = summary["gib_per_1000_tokens"]
     _print(
@@ -210,7 +210,7 @@ def _show_paragraph(start: str, text: str) -> None:
 
 
 def _print(table: Table) -> None:
-    """Print to a terminal as wide and colourful as it is, elsewhere as plain lines of any length."""
+    """Print to a terminal as wide and colorful as it is, elsewhere as plain lines of any length."""
     if is_terminal(sys.stdout):
         Console(highlight=False).print(table)
         return

@@ -1,4 +1,4 @@
-"""``ado-autoconf trace`` and ``train``: a model of one's own, and a version of one's own."""
+"""``ado-autoconf trace`` and ``train``: a user model, and a user version."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def train_command(
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Make a version of your own: more models, and what your cluster holds beside tensors.
+    """Make a version of your own: more models, and what your cluster holds besides tensors.
 
     A table of runs has the columns of a job and number_gpus, and of failed or is_valid, peak_allocated_gib and
     gpu_memory_utilization_peak (percent) those that there are; ado's export of such a space fits as it is.

@@ -68,7 +68,7 @@ def _trust(version: str | None) -> None:
 def stacks_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """List the stacks that a job can name: the settings that each comes with, and where these stand.
+    """List the stacks that a job can name: the settings of each, with their sources.
 
     $ ado-autoconf stacks
     """

@@ -1,4 +1,4 @@
-"""The ado custom experiments beside the first: the questions next door, each a declaration and a call."""
+"""The other ado custom experiments: queries about memory, batch, sample length and GPU types."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def check_space_can_be_swept(entity_space: EntitySpaceRepresentation | None) -> 
     """Check that a space has a finite number of points.
 
     Args:
-        entity_space: None stands for "all entities of the sample store".
+        entity_space: None means "all entities of the sample store".
 
     Raises:
         ValueError: It has a continuous or unbounded dimension; the message names the dimensions of the space.
@@ -98,7 +98,7 @@ def entities_of_space(
     """All entities of a space in groups, in the order of its points.
 
     Args:
-        entity_space: None stands for "all stored entities".
+        entity_space: None means "all stored entities".
         stored: The entities of the sample store that lie in the space. They come with their results and their own
             identifiers, so they take precedence over newly made ones.
         size: Entities per group, 1 or more; the last group may be smaller.
@@ -117,7 +117,7 @@ def entities_of_space(
 
 
 def point_of(entity: Entity) -> Hashable:
-    """What identifies the point of a space that an entity stands for, whatever the entity's own identifier."""
+    """The key of an entity's point of a space, whatever the entity's own identifier."""
     return frozenset(
         (value.property.identifier, _hashable(value.value)) for value in entity.constitutive_property_values
     )

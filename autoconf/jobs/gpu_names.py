@@ -67,7 +67,7 @@ class GpuNames(Names):
         return fits if fits and all(_is_said(word, self._types[fits]) for word in words) else None
 
     def _fitting(self, name: str) -> list[str]:
-        """The types that a name may stand for: all that it says is true of them."""
+        """The types that a name may mean: all that it says is true of them."""
         words = gpu_words(name)
         if not any(_is_chip(word) for word in words):
             return []

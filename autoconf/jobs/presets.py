@@ -1,4 +1,4 @@
-"""Stacks by name: what each comes with and where that stands, and the stack that a job trains with.
+"""Presets of training stacks, each setting with its source, and the training stack of a job.
 
 The table is ``stacks.yaml``. A preset's settings hold unless the job says otherwise.
 """
@@ -29,7 +29,7 @@ class _Typed(BaseModel):
 
 
 class Setting(_Typed):
-    """A setting of a stack, and where it stands."""
+    """A setting of a stack, and its source."""
 
     value: Any
     source: str
@@ -51,7 +51,7 @@ class Preset(_Typed):
     chunked: Literal["chunked", "chunked_nll"] = "chunked"  # which of the two a chunked loss is here
 
     def values(self, method: str, given: dict[str, Any]) -> dict[str, Any]:
-        """The settings for a method, beside those that a job gives itself."""
+        """The settings for a method, under those that a job gives itself."""
         values = {name: setting.value for name, setting in self.settings.items()}
         for case in self.cases:
             if case.when.items() <= {"method": method, **values, **given}.items():
@@ -77,7 +77,7 @@ def training_stack(method: str, accumulating: bool, stack: str, *settings: Any) 
     """The stack that a job trains with.
 
     Args:
-        method: as the job has it; ``qlora`` quantises, ``full`` has no adapters.
+        method: as the job has it; ``qlora`` quantizes, ``full`` has no adapters.
         accumulating: whether an optimizer step takes several micro-batches.
         stack: a preset's name.
         settings: the job's own, in the order of ``SETTINGS``; ``None`` is what the preset says.
@@ -122,7 +122,7 @@ def _given(settings: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _check(method: str, given: dict[str, Any], values: dict[str, Any], stack: str) -> None:
-    """Refuse what a job says itself and cannot have; what a preset says beside it gives way."""
+    """Refuse what a job says itself and cannot have; the preset's own settings give way."""
     values = {**values, "method": method}
     exclusions = [("method", field) for field in given if method == "full" and field in _OF_ADAPTERS]
     if method == "qlora" and given.get("torch_dtype") == "float32":

@@ -1,7 +1,8 @@
 """How a job trains: the training stack, in the terms of the Hugging Face libraries, as one value.
 
-"Does it fit?" has an answer only for a stated stack. What a setting does to memory stands in one place each: here where
-it only multiplies bytes (the optimizer), in ``autoconf.pipeline`` where it changes what the training code holds.
+"Does it fit?" has an answer only for a stated stack. What a setting does to memory is defined in one place each: in
+``autoconf.memory`` where it only multiplies bytes, in ``autoconf.pipeline`` where it changes what the training code
+holds.
 """
 
 from __future__ import annotations
@@ -63,11 +64,11 @@ class Stack(BaseModel):
         default="default", description="modules with adapters: the architecture's own pair, or a named group, or names"
     )
     quantization: Literal["none", "nf4"] = Field(
-        default="none", description="4-bit base of bitsandbytes, double quantised"
+        default="none", description="4-bit base of bitsandbytes, double quantized"
     )
     upcast_unquantized: bool = Field(
         default=False,
-        description="PEFT's prepare_model_for_kbit_training: what is not quantised becomes float32, after which TRL "
+        description="PEFT's prepare_model_for_kbit_training: what is not quantized becomes float32, after which TRL "
         "returns embeddings and head to bfloat16; not where several GPUs shard",
     )
     kernels: tuple[Kernel, ...] = Field(default=(), description="Triton kernels in place of plain ops")

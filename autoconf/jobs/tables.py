@@ -1,4 +1,4 @@
-"""Tables of jobs and answers as files: read and checked as they stand, written whole or not at all."""
+"""Tables of jobs and answers as files: read and checked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_PROBLEMS = 20
 
 
 def read_table(path: str) -> pd.DataFrame:
-    """Read a CSV file as it stands.
+    """Read a CSV file, unchanged.
 
     Args:
         path: a file in UTF-8, ``-`` for standard input.
@@ -161,7 +161,7 @@ def earlier_answers(table: pd.DataFrame, query: Query = MIN_GPUS) -> list[str]:
 
 
 def _read_cells(reader: Callable[[str], Any], texts: Iterable[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the cells of a column stand for, and why those that can never be right cannot."""
+    """The values of a column's cells, and what is wrong with those that can never be right."""
     known: dict[str, Any] = {}
     wrong: dict[str, str] = {}
     for text in texts:

@@ -64,7 +64,7 @@ def whole_number(field: str, value: Any) -> int:
     Args:
         field: name for the error message.
         value: an int, a float, a ``Decimal``, a ``Fraction`` or one of numpy's scalars, or text that writes one (as CSV
-            files do). What it stands for is taken exactly: ``Fraction(10**30 + 1, 10**30)`` is not 1.
+            files do). Its value is taken exactly: ``Fraction(10**30 + 1, 10**30)`` is not 1.
 
     Raises:
         ValueError: the value is anything else: zero, negative, fractional, NaN, infinite, a boolean, bytes, None, a
@@ -103,7 +103,7 @@ def positive_number(field: str, value: Any) -> float:
 
 
 def _number(value: Any) -> int | Fraction | Decimal | None:
-    """The number that a value stands for, exactly; None where it stands for none, or for no finite one."""
+    """The exact number of a value; None where it is not a finite number."""
     if isinstance(value, str) and len(value) <= _LONGEST_NUMBER and value.isascii() and "_" not in value:
         try:
             value = Decimal(value)

@@ -1,4 +1,4 @@
-"""The architectures and GPUs that versions are built from: typed views of the two YAML tables beside this file."""
+"""The architectures and GPUs that versions are built from: typed views of the two YAML tables next to this file."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def deciding_keys(model_type: str) -> tuple[str, ...]:
 
 
 class Architecture(BaseModel):
-    """One model, of ``architectures.yaml`` or of one's own: what fixes its shapes, and where the figures come from."""
+    """One model, of ``architectures.yaml`` or of the user: what fixes its shapes, and where the figures come from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -83,7 +83,7 @@ class Architecture(BaseModel):
     assumption: str | None = None
     aliases: list[str] = []
     later_aliases: list[str] = []
-    learned_positions: int | None = None  # of a model of one's own; the table's say it in their configs
+    learned_positions: int | None = None  # of a user model; the table's say it in their configs
 
     @property
     def depth_key(self) -> str:

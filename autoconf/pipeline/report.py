@@ -48,7 +48,7 @@ def _pattern(what: str, command: str) -> re.Pattern[str]:
 
 
 def write_section(readme: Path, what: str, command: str, section: str) -> None:
-    """Replace what stands between the markers of a section.
+    """Replace the text between the markers of a section.
 
     Raises:
         BadInput: the file has no such markers.

@@ -231,7 +231,7 @@ def test_panels_of_four_settings_have_one_column_for_each_value_of_the_second(tm
 @pytest.mark.parametrize(
     ("panels", "message"),
     [
-        ("colour", "panels: 'colour' is none of experiment_id, model_name, method, gpu_model, "),
+        ("color", "panels: 'color' is none of experiment_id, model_name, method, gpu_model, "),
         ("stack,stack", "panels: 'stack,stack' has one of them twice\n"),
         ("stack,", "panels: '' is none of "),
         ("model_name,loss", "a.csv: panels: no answer says its loss\n"),
@@ -390,7 +390,7 @@ def test_more_gpus_are_drawn_darker_and_no_recommendation_apart(tmp_path: Path) 
     panels = {("m", "lora"): np.array([totals])}
     figure = draw(Chart("", [512 * (i + 1) for i in range(6)], [1], ["m"], ["lora"], panels))
     image = figure.axes[0].images[0].get_array()[0]
-    lightness = [float(np.dot(colour[:3], (0.2126, 0.7152, 0.0722))) for colour in image]
+    lightness = [float(np.dot(color[:3], (0.2126, 0.7152, 0.0722))) for color in image]
     assert lightness[:4] == sorted(lightness[:4], reverse=True)
     assert min(np.diff(lightness[:4][::-1])) > 0.1
     assert np.ptp(image[4][:3]) < 0.03

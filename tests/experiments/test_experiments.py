@@ -22,7 +22,7 @@ from ado.schema.point import SpacePoint
 from ado.schema.reference import ExperimentReference
 
 ROOT = Path(__file__).parents[2]
-# Of shipped versions: my-job.yaml asks one of one's own (test_your_own.py); others are no entities.
+# Of shipped versions: my-job.yaml asks one of the user (test_your_own.py); others are no entities.
 EXAMPLES = sorted(
     path for path in (ROOT / "examples").glob("*.yaml") if "\nentity:" in path.read_text() and path.stem != "my-job"
 )

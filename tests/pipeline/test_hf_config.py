@@ -1,4 +1,4 @@
-"""A model of one's own, from its Hugging Face config: what is traced, what is refused, and the file that it makes."""
+"""A user model, from its Hugging Face config: what is traced, what is refused, and the file that it makes."""
 
 from __future__ import annotations
 

@@ -322,11 +322,11 @@ def test_json_has_the_answer_and_what_python_gives(run, fields):
     assert json.loads(Path("said.json").read_text()) == said
 
 
-def test_a_terminal_gets_colours_and_no_line_that_is_too_long(tmp_path):
+def test_a_terminal_gets_colors_and_no_line_that_is_too_long(tmp_path):
     arguments = ["recommend", *options(TWO_GPUS), "--explain"]
-    colours = re.compile(r"\x1b\[[\d;]*m")
+    colors = re.compile(r"\x1b\[[\d;]*m")
     text = on_a_terminal("stdout", arguments, tmp_path, 50, TERM="xterm-256color")
-    lines = colours.sub("", text).splitlines()
+    lines = colors.sub("", text).splitlines()
     assert max(map(len, lines)) <= 50
     assert "█" in text and "38;5" in text
     assert [line.split()[1] for line in lines if line.startswith("optimizer")] == ["56.7", "28.4"]

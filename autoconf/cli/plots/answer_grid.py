@@ -116,7 +116,7 @@ def _reader(field: str) -> Callable[[str], Any]:
 
 
 def _total(can_recommend: str, gpus: str, workers: str) -> int:
-    """GPUs in total that one answer stands for."""
+    """GPUs in total of one answer."""
     can_recommend, gpus, workers = map(_measured, (can_recommend, gpus, workers))
     if not can_recommend:
         return MISSING
@@ -323,7 +323,7 @@ def _subtitle(points: pd.DataFrame, panels_of: Sequence[str]) -> str:
 
 
 def step(total: int) -> int:
-    """The colour step of a number of GPUs: one for each doubling.
+    """The color step of a number of GPUs: one for each doubling.
 
     >>> [step(total) for total in (1, 2, 3, 4, 5, 8, 64)]
     [0, 1, 2, 2, 3, 3, 6]
@@ -332,7 +332,7 @@ def step(total: int) -> int:
 
 
 def steps(totals: Iterable[int]) -> dict[int, str]:
-    """The steps that occur among numbers of GPUs, with the numbers that each stands for.
+    """The steps that occur among numbers of GPUs, with the numbers that each covers.
 
     >>> steps([1, 8, 5, 2])
     {0: '1', 1: '2', 3: '5-8'}

@@ -108,8 +108,8 @@ def draw(chart: Chart) -> Figure:
     layout = _layout(chart)
     totals = [int(total) for panel in chart.panels.values() for total in np.unique(panel)]
     labels = steps(total for total in totals if total > 0)
-    colours = _colours(max(labels, default=0))
-    keys = _legend_handles(chart, labels, colours)
+    colors = _colors(max(labels, default=0))
+    keys = _legend_handles(chart, labels, colors)
     width = max(_LEFT + layout.size[0] + _RIGHT, _NARROWEST)
     per_row = max(1, int((width - _LEFT) / 1.3))
     subtitle = wrapped(chart.subtitle, width - _LEFT - _RIGHT)
@@ -122,7 +122,7 @@ def draw(chart: Chart) -> Figure:
         """Inches from the upper left corner -> fractions of the figure."""
         return x / width, 1 - y / height
 
-    # A name may have a dollar sign, which stands for itself and opens no formula.
+    # A name may have a dollar sign, which must not open a formula.
     text: dict[str, Any] = {"ha": "left", "va": "baseline", "color": INK, "parse_math": False}
     figure.text(*place(_LEFT, 0.42), "Minimum number of GPUs", fontsize=15, fontweight="bold", **text)
     for line, words in enumerate(subtitle):
@@ -141,7 +141,7 @@ def draw(chart: Chart) -> Figure:
                 left, bottom = place(_LEFT + x, top + y + layout.panel[1])
                 axes = figure.add_axes((left, bottom, layout.panel[0] / width, layout.panel[1] / height))
                 axes.set_title(member, fontsize=8.5, color=FAINT, loc="left", pad=4, parse_math=False)
-                _draw_panel(axes, chart.panels[group, member], colours, layout.cell)
+                _draw_panel(axes, chart.panels[group, member], colors, layout.cell)
                 _label_axes(axes, chart, layout.cell, batches=k == 0 or (group, chart.members[0]) not in chart.panels)
     unit = " (k = 1024)" if any(short(tokens) != str(tokens) for tokens in chart.tokens) else ""
     axis: dict[str, Any] = {"fontsize": 9, "color": FAINT}
@@ -164,19 +164,19 @@ def wrapped(subtitle: str, width: float) -> list[str]:
     return lines
 
 
-def _colours(last_step: int) -> list[Any]:
-    """A colour for each step, darker for more: viridis, whose order colour-blind people see and grey prints keep."""
+def _colors(last_step: int) -> list[Any]:
+    """A color for each step, darker for more: viridis, whose order color-blind people see and grey prints keep."""
     import matplotlib
 
     last_step = max(last_step, 3)
     return [matplotlib.colormaps["viridis"](0.98 - 0.88 * s / last_step) for s in range(last_step + 1)]
 
 
-def _legend_handles(chart: Chart, labels: dict[int, str], colours: list[Any]) -> list[Any]:
+def _legend_handles(chart: Chart, labels: dict[int, str], colors: list[Any]) -> list[Any]:
     from matplotlib.patches import Patch
 
     unit = {s: " GPU" if label == "1" else " GPUs" for s, label in labels.items()}
-    handles = [Patch(facecolor=colours[s], label=f"{label}{unit[s]}") for s, label in labels.items()]
+    handles = [Patch(facecolor=colors[s], label=f"{label}{unit[s]}") for s, label in labels.items()]
     values = np.concatenate([panel.ravel() for panel in chart.panels.values()])
     if (values == NO_RECOMMENDATION).any():
         handles.append(Patch(facecolor=_GREY, edgecolor=_HATCH, linewidth=0, hatch="/////", label="no recommendation"))
@@ -185,7 +185,7 @@ def _legend_handles(chart: Chart, labels: dict[int, str], colours: list[Any]) ->
     return handles
 
 
-def _draw_panel(axes: Axes, totals: np.ndarray, colours: list[Any], cell: tuple[float, float]) -> None:
+def _draw_panel(axes: Axes, totals: np.ndarray, colors: list[Any], cell: tuple[float, float]) -> None:
     from matplotlib.collections import LineCollection
     from matplotlib.colors import to_rgba
 
@@ -193,7 +193,7 @@ def _draw_panel(axes: Axes, totals: np.ndarray, colours: list[Any], cell: tuple[
     image = np.ones((rows, columns, 4))
     for total in np.unique(totals):
         if total != MISSING:
-            image[totals == total] = to_rgba(_GREY) if total == NO_RECOMMENDATION else colours[step(int(total))]
+            image[totals == total] = to_rgba(_GREY) if total == NO_RECOMMENDATION else colors[step(int(total))]
     axes.imshow(image, origin="lower", aspect="auto", interpolation="nearest")
     segments = [line for y, x in np.argwhere(totals == NO_RECOMMENDATION) for line in _hatch(x - 0.5, y - 0.5)]
     axes.add_collection(LineCollection(segments, colors=_HATCH, linewidths=0.6), autolim=False)
@@ -219,9 +219,9 @@ def _frame(x: float, y: float) -> list[tuple[float, float]]:
     return [(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1), (x, y)]
 
 
-def is_dark(colour: Any) -> bool:
-    """Whether white has more contrast to a colour than our ink has (relative luminance as WCAG 2 has it)."""
-    return float(np.dot(np.power(colour[:3], 2.2), (0.2126, 0.7152, 0.0722))) < 0.21
+def is_dark(color: Any) -> bool:
+    """Whether white has more contrast to a color than our ink has (relative luminance as WCAG 2 has it)."""
+    return float(np.dot(np.power(color[:3], 2.2), (0.2126, 0.7152, 0.0722))) < 0.21
 
 
 def _label_axes(axes: Axes, chart: Chart, cell: tuple[float, float], *, batches: bool) -> None:

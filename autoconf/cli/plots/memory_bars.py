@@ -1,6 +1,6 @@
 """Draw an explanation: bars of what each GPU holds, as text and as a picture, and the changes that would help.
 
-Every part's bar begins where the one before it ends, so that the last one ends at what is needed; a line stands at the
+Every part's bar begins where the one before it ends, so that the last one ends at what is needed; a line marks the
 GPU's usable memory.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Of Okabe and Ito, whose colours colour-blind people tell apart.
+# Of Okabe and Ito, whose colors color-blind people tell apart.
 COLOURS = {
     "weights": "#0072B2",
     "gradients": "#E69F00",
@@ -85,7 +85,7 @@ def what_would_help(explanation: Explanation) -> list[str]:
 
 
 def show_explanation(explanation: Explanation) -> None:
-    """Print to a terminal as wide and colourful as it is, elsewhere as plain text."""
+    """Print to a terminal as wide and colorful as it is, elsewhere as plain text."""
     if is_terminal(sys.stdout):
         console = Console(highlight=False)
         for line in as_text(explanation, console.width, plain=console.options.ascii_only):
@@ -100,7 +100,7 @@ def as_text(explanation: Explanation, width: int, *, plain: bool) -> Iterator[Te
 
     Args:
         explanation: what is drawn.
-        width: columns that bars may take; where that leaves too few for bars, numbers stand alone.
+        width: columns that bars may take; where that leaves too few for bars, there are only numbers.
         plain: whether bars are made of ASCII.
     """
     estimates = drawn(explanation)
@@ -130,7 +130,7 @@ def _extent(held: Estimate) -> float:
 
 
 def _bar(start: float, part: float, usable: float, most: float, room: int, plain: bool) -> str:
-    """A part's bar in its place, across it the line at usable memory."""
+    """A part's bar where it begins, and across it the line at usable memory."""
     if room < _SHORTEST_BAR:
         return ""
     block, line = "#|" if plain else "█│"
@@ -142,8 +142,8 @@ def _bar(start: float, part: float, usable: float, most: float, room: int, plain
     return f"{cells[:at]:{at}}{line}{cells[at + 1 :]}"
 
 
-def _row(name: str, gib: float, bar: str, colour: str) -> Text:
-    return Text.assemble(f"{name:{_LABEL}}{gib:{_FIGURES}.1f}", *((" ", (bar, colour)) if bar else ()), no_wrap=True)
+def _row(name: str, gib: float, bar: str, color: str) -> Text:
+    return Text.assemble(f"{name:{_LABEL}}{gib:{_FIGURES}.1f}", *((" ", (bar, color)) if bar else ()), no_wrap=True)
 
 
 # --- as a picture -----------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def picture(job: Job, explanation: Explanation) -> Figure:
 
     def write(inches: float, words: str, **style: Any) -> None:
         style = {"color": FAINT, "fontsize": 9, **style}
-        # A name may have a dollar sign, which stands for itself and opens no formula.
+        # A name may have a dollar sign, which must not open a formula.
         figure.text(_LEFT / _WIDTH, 1 - inches / height, words, parse_math=False, va="baseline", **style)
 
     write(0.42, _title(explanation), fontsize=15, fontweight="bold", color=INK)

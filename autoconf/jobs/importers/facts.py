@@ -12,7 +12,7 @@ from autoconf.jobs.importers.unknown_keys import concern
 from autoconf.jobs.importers.words import described, is_unknown
 from autoconf.jobs.job import BATCHES, Workload, read
 
-# The facts that a field follows from, beside one of its own name.
+# The facts that determine a field, besides one of its own name.
 FACTS_OF = {
     "method": ("adapters", "quantized", "nested"),
     "gradient_checkpointing": ("checkpointing", "reentrant", "fsdp_checkpointing"),

@@ -81,7 +81,7 @@ def _named(setting: Setting, dialect: str, sources: Sources) -> list[Setting] | 
         sources.unread.append(setting)
         return []
     raise BadInput(
-        f"{setting.place}: {shortened(name)!r}: no such file beside {sources.path}; "
+        f"{setting.place}: {shortened(name)!r}: no such file next to {sources.path}; "
         f"give it by --job, or give {', '.join(sources.missing)}"
     )
 

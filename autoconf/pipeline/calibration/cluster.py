@@ -72,7 +72,7 @@ class Cluster:
 
 
 def learn_cluster(predictor: Predictor, table: pd.DataFrame, source: str) -> Cluster:
-    """Learn what a cluster holds beside tensors.
+    """Learn what a cluster holds besides tensors.
 
     Args:
         predictor: of the version to start from; it may have more models.
@@ -293,7 +293,7 @@ class _Judged:
 
 
 def _held_out(predictor: Predictor, measured: Measured, evidence: _Evidence) -> tuple[_Judged, _Judged]:
-    """The version as it is, and what is learned from the other folds, on every run; no job stands on both sides.
+    """The version as it is, and what is learned from the other folds, on every run; no job is on both sides.
 
     What counts is decisions, since these are what a user gets: the outcome of a run has the probability that outcomes
     of the other folds' runs have that are said the same.

@@ -222,7 +222,7 @@ def beyond_need(rows: pd.DataFrame, said: Booleans) -> dict[str, int]:
 
 
 def real_calibration(way: Way = AS_TRAINED) -> list[dict[str, Any]]:
-    """Predicted probability beside the share of held-out runs that finished."""
+    """Predicted probability next to the share of held-out runs that finished."""
     rows = read_rows()
     found = []
     for split in _SPLITS:

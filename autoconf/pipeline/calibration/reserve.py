@@ -1,4 +1,4 @@
-"""What must stay free on a GPU beside the traced peak, learned from real runs: how likely a job is to fit.
+"""What must stay free on a GPU on top of the traced peak, learned from real runs: how likely a job is to fit.
 
 A run fits where what its peak leaves free exceeds a base and a share of its activations. Neither is known. Real runs,
 finished and failed, are explained by some pairs better than by others; ``learn`` draws pairs as often as they explain

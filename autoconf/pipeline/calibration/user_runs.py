@@ -39,7 +39,7 @@ _EXPERIMENT = re.compile(r"SFTTrainer\.finetune[_-](full|lora|gptq-lora|pt)(?=[_
 _SETTING = re.compile(r"-(?!v\d)([a-z]\w*)\.")  # but the version
 _RUNS_AS = {"stack": "fms-hf-tuning", "gradient_checkpointing": "non-reentrant"}
 _OF_METHOD = {"lora": {"lora_r": "4"}}
-# Its names of settings, each with the field that they stand for and what their values are there.
+# Its names of settings, each with the field that they mean and what their values are there.
 _ADO: dict[str, tuple[str, dict[str, str]]] = {
     "model_max_length": ("tokens_per_sample", {}),
     "r": ("lora_r", {}),
@@ -291,7 +291,7 @@ def _with_keys(runs: pd.DataFrame, candidates: Candidates) -> pd.DataFrame:
 
 
 def _without_duplicates(runs: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-    """One row for each job that ended in one way, with the largest figures, and where the first of them stands."""
+    """One row for each job that ended in one way, with the largest figures, and the line of the first of them."""
     same = runs.groupby(["way", "gpus", "tokens", LABEL], sort=False)
     figures = {name: same[name].transform("max") for name in ("allocated_gib", "in_use_share")}
     first = ~runs.duplicated(["way", "gpus", "tokens", LABEL])

@@ -1,7 +1,7 @@
 """What cannot run on a CPU, held as a GPU holds it: CUDA kernels that the training code calls, on fake tensors.
 
 Each autograd function allocates the storages that its kernel allocates and saves what the kernel saves; no figure is
-written by hand. The source of each claim stands beside it.
+written by hand. Each claim has its source in a comment.
 """
 
 from __future__ import annotations

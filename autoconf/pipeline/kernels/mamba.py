@@ -2,11 +2,11 @@
 projection in one.
 
 Allocations follow mamba_ssm 2.3, ops/triton/ssd_combined.py, MambaSplitConv1dScanCombinedFn, with a gated norm and an
-output projection and without initial states; other files that comments name lie beside it. Run with kernels that do
-nothing, on one multiprocessor, that code allocates what this one does, to the byte. More multiprocessors than chunks
-make it split the sums of ``_chunk_state_bwd_db``, ``_chunk_scan_bwd_dC`` and ``_chunk_scan_bwd_dcb`` into more parts,
-which is left out: at 132 multiprocessors and the sizes of granite-4.0-h-1b with two groups the peak of a backward pass
-is short of 16.5 MiB with 1,018 tokens, of 1.8 with 4,078 and of nothing with 40,780.
+output projection and without initial states; other files that comments name are in the same folder. Run with kernels
+that do nothing, on one multiprocessor, that code allocates what this one does, to the byte. More multiprocessors than
+chunks make it split the sums of ``_chunk_state_bwd_db``, ``_chunk_scan_bwd_dC`` and ``_chunk_scan_bwd_dcb`` into more
+parts, which is left out: at 132 multiprocessors and the sizes of granite-4.0-h-1b with two groups the peak of a
+backward pass is short of 16.5 MiB with 1,018 tokens, of 1.8 with 4,078 and of nothing with 40,780.
 """
 
 from __future__ import annotations

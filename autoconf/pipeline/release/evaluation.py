@@ -118,7 +118,7 @@ class Judged:
 
 
 def judge(predictor: Predictor, jobs: pd.DataFrame) -> Judged:
-    """What a predictor says of jobs, beside what the traces say."""
+    """A predictor's decisions on jobs, next to those of the traces."""
     found = candidates(predictor, jobs)
     return Judged(jobs, found, headroom_gib(predictor, found), decide(predictor, found))
 

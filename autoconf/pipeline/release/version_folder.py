@@ -38,7 +38,7 @@ def complete(scratch: Path, card: Card, table: pd.DataFrame, evaluate: Evaluate 
         scratch: the folder.
         card: with all but libraries, files and evaluation.
         table: what the predictor learns: the columns of ``MONOTONE`` and the label.
-        evaluate: what is to be measured beside the orderings, with the predictor as it is trained.
+        evaluate: what to measure besides the orderings, with the predictor as it is trained.
 
     Returns:
         The digest of the card.
@@ -49,7 +49,7 @@ def complete(scratch: Path, card: Card, table: pd.DataFrame, evaluate: Evaluate 
     table.to_parquet(scratch / TRAINING_TABLE, compression="zstd", index=False)
     autogluon_adapter.fit(table, scratch / PREDICTOR, MONOTONE)
     _forget_place_and_time(scratch / PREDICTOR)
-    # The learned step lies a little beside 0 (at -0.0125 GiB in 2.0.0): a job with less than it needs must not fit.
+    # The learned step lies a little off 0 (at -0.0125 GiB in 2.0.0): a job with less than it needs must not fit.
     least = 0.0 if card.reserve is not None else None
     libraries = autogluon_adapter.installed_libraries()
     card = card.model_copy(update={"libraries": libraries, "least_headroom_gib": least})

@@ -1,5 +1,6 @@
-"""What a model holds beside its parameters at each point of a micro-batch, whatever its depth and its sharding: a short
-stack's storages (``autoconf.pipeline.tracing.ledger``), put together to the whole model.
+"""What a model holds besides its parameters at each point of a micro-batch, whatever its depth and its sharding.
+
+It is put together from the storages of a short stack (``autoconf.pipeline.tracing.ledger``).
 
 Decoder layers of one kind hold the same. So a moment of a layer at any depth is what the same moment of the short stack
 holds, plus what the layers before it saved for their backward pass; gradients are kept apart, because how many of them

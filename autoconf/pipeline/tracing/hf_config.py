@@ -1,4 +1,4 @@
-"""A model of one's own: its Hugging Face config read into an architecture, or what in it is the obstacle."""
+"""A user model: its Hugging Face config read into an architecture, or what in it is the obstacle."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _INERT = re.compile(
 
 
 def read_config(path: str) -> tuple[Path, dict[str, Any]]:
-    """Read a config as it stands.
+    """Read a config, unchanged.
 
     Args:
         path: a file in JSON, or a folder with a ``config.json``.
@@ -101,7 +101,7 @@ def own_architecture(
 
 
 def own_figures(architecture: Architecture, watched: Callable[[Ways], Iterable[LayerWay | HeadWay]]) -> ModelFigures:
-    """Figures of a model of one's own; arguments as ``tracing.traced`` has them.
+    """Figures of a user model; arguments as ``tracing.traced`` has them.
 
     Raises:
         BadInput: it cannot be traced.
@@ -120,7 +120,7 @@ def hub_id(path: str) -> str | None:
 
 
 def own_code(path: str) -> bool:
-    """Whether a config names modelling code of its own beside transformers'."""
+    """Whether a config names modeling code of its own besides transformers'."""
     return "auto_map" in read_config(path)[1]
 
 
@@ -128,7 +128,7 @@ def own_code(path: str) -> bool:
 
 
 def _check_published(config: dict[str, Any]) -> None:
-    """Refuse what can be told from the config as it stands."""
+    """Refuse what can be told from the config alone."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise BadInput("model_type: is missing, which says what kind of model it is")
@@ -233,7 +233,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _learned_positions(model: Any) -> int | None:
-    """Tokens that learned positions allow: an embedding beside that of tokens, as long as the config says."""
+    """Tokens that learned positions allow: an embedding besides that of tokens, as long as the config says."""
     longest = getattr(model.config, "max_position_embeddings", None)
     inside = {id(m) for layer in decoder_layers(model) for m in layer.modules()}
     tokens = model.get_input_embeddings()

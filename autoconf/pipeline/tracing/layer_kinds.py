@@ -25,7 +25,7 @@ def check_kinds(architecture: Architecture, published: dict[str, Any]) -> None:
 
     Args:
         architecture: of the model.
-        published: its config as it stands.
+        published: its config, unchanged.
 
     Raises:
         BadInput: two layers of one kind differ; the message names them and in what.

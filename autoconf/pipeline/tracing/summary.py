@@ -1,4 +1,4 @@
-"""What a model of one's own needs, in short: asked of the newest version's predictor, over the model's own figures."""
+"""What a user model needs, in short: asked of the newest version's predictor, over the model's own figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The file of a model of one's own: its figures and what they were traced from. Reading it takes no torch."""
+"""The file of a user model: its figures and what they were traced from. Reading it takes no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ARCHITECTURE = "architecture"
 
 
 class Trace(NamedTuple):
-    """A model of one's own and its figures."""
+    """A user model and its figures."""
 
     architecture: Architecture
     figures: ModelFigures

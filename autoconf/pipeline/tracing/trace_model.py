@@ -137,7 +137,7 @@ def head_job(architecture: Architecture, way: HeadWay) -> TrainingSetup:
 
 
 def units(architecture: Architecture, method: Method, targets: LoraTargets) -> Trainable:
-    """Parameters by FSDP's units, and what trains; of adapters per rank."""
+    """Parameters by FSDP's units, and the trainable ones; of adapters per rank."""
     short = short_stack(architecture)
     stack = Stack(lora_targets=targets, lora_r=1, quantization="nf4" if method == "qlora" else "none")
     model = build_model(TrainingSetup(architecture, method, stack), short)

@@ -32,14 +32,14 @@ from autoconf.pipeline.validation.rank_figures import RankFigures
 CUBLAS_GIB = 2 * (2 * 4096 + 8 * 16) * 1024 / GIB
 _WORTH_A_CAUSE = 2.0  # percent, between libraries of two times
 
-# GiB that must stay free beside what is traced, by whether there are several GPUs: as such, and as a share of
+# GiB that must stay free on top of what is traced, by whether there are several GPUs: as such, and as a share of
 # activations, between whose blocks PyTorch's allocator leaves gaps. docs/how-it-works/calibration.md derives them and
 # says what the runs allow.
 RESERVE = {False: (3.0, 0.0), True: (3.1, 0.22)}
 
 
 def reserve_gib(gpus: int, activations_gib: float) -> float:
-    """GiB that must stay free beside the traced peak.
+    """GiB that must stay free on top of the traced peak.
 
     >>> reserve_gib(1, 40.0), round(reserve_gib(2, 40.0), 1)
     (3.0, 11.9)
@@ -50,7 +50,7 @@ def reserve_gib(gpus: int, activations_gib: float) -> float:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that are judged together, and what is asked of them, in percent of the measured peak."""
+    """Rows that are judged together, and their required figures, in percent of the measured peak."""
 
     name: str
     frameworks: tuple[str, ...]
@@ -134,7 +134,7 @@ def differences(comparisons: Sequence[Comparison]) -> np.ndarray:
 
 
 def group_table(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """A row for each group: median, 95th percentile and worst of the absolute difference, and what is asked."""
+    """A row for each group: median, 95th percentile and worst of the absolute difference, and the required figures."""
     rows = []
     for group in GROUPS:
         found = differences(in_group(comparisons, group))

@@ -44,7 +44,7 @@ GPUS = (2, 8)
 # Tokens of each of ``rank_trace.SAMPLES`` samples: primes, none of which the figures were traced with.
 TOKENS = (509, 4099, 32771)
 _SEED = 20261125
-# Each setting is drawn on its own, as often as it stands here.
+# Each setting is drawn on its own, as often as it is listed here.
 _SETTINGS: dict[str, tuple[Any, ...]] = {
     "sharding": ("fsdp1", "fsdp1", "fsdp2", "fsdp2", "ddp"),
     "optim": ("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor", "sgd"),
@@ -226,7 +226,7 @@ def main(
     figures: Annotated[Path, typer.Option(help="folder with the figures of a version")] = MODELS / NEWEST,
     per_family: Annotated[int, typer.Option(help="jobs of each family of models", min=1)] = PER_FAMILY,
 ) -> None:
-    """Compare a random sample of jobs; write the table beside this file and its section of the documentation."""
+    """Compare a random sample of jobs; write the table next to this file and its section of the documentation."""
     console = Console()
     table = ModelsTable.read(figures)
     jobs = list(sample(table, per_family))

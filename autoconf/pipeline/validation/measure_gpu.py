@@ -1,7 +1,7 @@
-"""The reference workload for real, near the edge of memory of the GPU at hand: measured peaks beside traced ones.
+"""The reference workload for real, near the edge of memory of the GPU at hand: measured peaks next to traced ones.
 
 One GPU is enough: jobs on several run as one rank whose collectives do nothing (``torch.distributed``'s fake backend),
-which holds what a real rank holds. Weights are random. Writes ``measured_peaks.csv`` beside this file.
+which holds what a real rank holds. Weights are random. Writes ``measured_peaks.csv`` next to this file.
 """
 
 from __future__ import annotations
