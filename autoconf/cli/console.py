@@ -21,6 +21,7 @@ from autoconf.jobs.job import TRAINING_STACK
 from autoconf.jobs.names import families, listed
 from autoconf.jobs.presets import Preset
 from autoconf.jobs.queries import MIN_GPUS, Query
+from autoconf.planner.estimate import probability_text
 from autoconf.predictor import registry
 from autoconf.predictor.cards import Card
 
@@ -53,20 +54,6 @@ def _answer_texts(answer: dict[str, Any], question: Query) -> Iterator[tuple[str
             yield field, _text(answer[field])
 
 
-def probability_text(probability: float, threshold: float) -> str:
-    """A probability and the one that is required, with the digits that tell them apart.
-
-    >>> probability_text(0.5649, 0.9)
-    'probability 0.56, 0.90 required'
-    >>> probability_text(0.8999, 0.9)
-    'probability 0.8999, 0.9000 required'
-    """
-    digits = next((digits for digits in (2, 3, 4) if round(probability, digits) != threshold), 6)
-    if probability >= threshold:
-        digits = 2
-    return f"probability {probability:.{digits}f}, {threshold:.{digits}f} required"
-
-
 def show_answers(answers: list[dict[str, Any]], question: Query) -> None:
     """Print one job and its several answers, the best of them first."""
     fields = _job_fields(answers[0], question)
@@ -77,8 +64,9 @@ def show_answers(answers: list[dict[str, Any]], question: Query) -> None:
 
 def _show_notes(notes: Iterable[str]) -> None:
     """Print what an answer rests on, below it."""
+    columns = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else sys.maxsize
     for sentence in notes:
-        typer.echo(f"note: {sentence}")
+        typer.echo(textwrap.fill(f"note: {sentence}", columns, break_on_hyphens=False))
 
 
 def _job_fields(answer: dict[str, Any], question: Query) -> list[str]:

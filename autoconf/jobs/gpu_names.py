@@ -48,7 +48,7 @@ class GpuNames(Names):
             for name, usable in usable_gib.items()
         }
         self._by_words: dict[frozenset[str], set[str]] = {}
-        for spelling, name in self._exact.items():
+        for spelling, name in self.exact.items():
             self._by_words.setdefault(_telling(gpu_words(spelling)), set()).add(name)
         # A table may ask for one name a million times.
         self.fitting = lru_cache(maxsize=1024)(self._fitting)

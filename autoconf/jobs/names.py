@@ -83,9 +83,10 @@ class Names:
     def __init__(self, aliases: Mapping[str, Iterable[str]], *, field: str = "name", families: bool = False) -> None:
         self.field = field
         self._spellings = {name: [name, *others] for name, others in aliases.items()}
-        self._exact = {spelling: name for name, spellings in self._spellings.items() for spelling in spellings}
+        # The names and aliases as they are written in the domain, with the name of each.
+        self.exact = {spelling: name for name, spellings in self._spellings.items() for spelling in spellings}
         self._by_key: dict[str, set[str]] = {}
-        for spelling, name in self._exact.items():
+        for spelling, name in self.exact.items():
             for form in (spelling, _without_organisation(spelling)):
                 self._by_key.setdefault(key(form), set()).add(name)
         self._families = families
@@ -94,8 +95,8 @@ class Names:
 
     def find(self, name: str) -> str | None:
         """The domain's name for what somebody wrote; ``None`` if there is none, or more than one."""
-        if name in self._exact:
-            return self._exact[name]
+        if name in self.exact:
+            return self.exact[name]
         found = self._by_key.get(key(name), ())
         return next(iter(found)) if len(found) == 1 else None
 

@@ -10,6 +10,8 @@ from autoconf.jobs.presets import presets
 from autoconf.planner.domain import JobColumns
 from autoconf.predictor.predictor import Predictor
 
+# The fields whose defaults decide most. A job that has them all leaves nothing open.
+DECIDING = frozenset({"gradient_accumulation_steps", "stack", "optim"})
 _EIGHT_BITS = "adamw_bnb_8bit"  # the other value of an optimizer
 
 

@@ -110,6 +110,12 @@ class _Lookup:
     def __init__(self, predictor: Predictor) -> None:
         self.version, self.domain = predictor.card.version, predictor.domain
         self.names = names_of(self.domain)
+        largest = self.domain.max_batch_size
+        self.limits = (  # of the sizes of a job
+            ("tokens_per_sample", self.domain.max_tokens_per_sample),
+            ("batch_size", largest),
+            ("per_device_train_batch_size", largest),
+        )
         self.usable_gib = {name: gpu.usable_gib for name, gpu in self.domain.gpus.items()}
         self.refusing = {name: gpu for name, gpu in self.domain.gpus.items() if hardware.refuses(name, gpu)}
         self.positions = {
@@ -130,7 +136,7 @@ class _Lookup:
     def __call__(self, columns: JobColumns) -> Placed:
         problems: Problems = {}  # the first problem of a job is its reason
         models, methods, gpus = (self._find(field, column(columns, field), problems) for field in self.names)
-        tokens, batch_size, each = (self._sizes(field, limit, columns, problems) for field, limit in self._limits())
+        tokens, batch_size, each = (self._sizes(field, limit, columns, problems) for field, limit in self.limits)
         longest = self._longest(columns, models, tokens, problems)
         if self.refusing:
             self._check_gpus(columns, gpus, problems)
@@ -151,21 +157,11 @@ class _Lookup:
         )
         return Placed(jobs if not problems else jobs.subset(fine), fine, problems)
 
-    def _limits(self) -> tuple[tuple[str, int], ...]:
-        """The sizes that the domain limits."""
-        largest = self.domain.max_batch_size
-        return (
-            ("tokens_per_sample", self.domain.max_tokens_per_sample),
-            ("batch_size", largest),
-            ("per_device_train_batch_size", largest),
-        )
-
     def _find(self, field: str, values: list[str], problems: Problems) -> list[str]:
         """The domain's names for what users wrote; empty text where there is none."""
-        names = {value: self.names[field].find(value) or "" for value in set(values)}
-        unknown = {
-            value: outside(self.names[field].refusal(value, self.version)) for value, name in names.items() if not name
-        }
+        known = self.names[field]
+        names = {value: known.exact.get(value) or known.find(value) or "" for value in set(values)}
+        unknown = {value: outside(known.refusal(value, self.version)) for value, name in names.items() if not name}
         if unknown:
             for index, value in enumerate(values):
                 if value in unknown:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
 
@@ -91,7 +89,8 @@ def _of_candidates(predictor: Predictor, candidates: Candidates) -> list[Estimat
     fits = decide(predictor, candidates).tolist()
     probability = np.where(passing(candidates), predictor.probabilities(predictor.features(candidates)), 0.0).tolist()
     peak = (memory.peak_bytes(*place) / GIB).tolist()
-    why_not = _why_not(candidates.subset(~np.array(fits, bool)), predictor.card.threshold)
+    why_not = iter(causes(candidates.subset(~np.array(fits, bool))))
+    threshold = predictor.card.threshold
     found = []
     for index, (row, gpus, tokens) in enumerate(zip(*place, strict=True)):
         parts = memory.parts_gib(int(row), int(gpus), float(tokens), reserve)
@@ -110,25 +109,25 @@ def _of_candidates(predictor: Predictor, candidates: Candidates) -> list[Estimat
                 gathered_gib=parts["gathered"],
                 activations_gib=parts["activations"],
                 reserve_gib=parts["reserve"],
-                reason="" if fits[index] else f"probability {_cut(probability[index])}, {next(why_not)}",
+                reason="" if fits[index] else f"{probability_text(probability[index], threshold)}: {next(why_not)}",
                 outcome="ok" if fits[index] else "fits_nowhere",
             )
         )
     return found
 
 
-def _why_not(refused: Candidates, threshold: float) -> Iterator[str]:
-    """The probability that is required of candidates that do not fit, and why they do not."""
-    return (f"{threshold:.2f} required: {cause}" for cause in causes(refused))
+def probability_text(probability: float, threshold: float) -> str:
+    """A probability and the one that is required, with the digits that tell them apart.
 
-
-def _cut(probability: float) -> str:
-    """A probability below the required one, which rounding must not lift to it.
-
-    >>> _cut(0.8999), _cut(0.0)
-    ('0.89', '0.00')
+    >>> probability_text(0.5649, 0.9)
+    'probability 0.56, 0.90 required'
+    >>> probability_text(0.8999, 0.9)
+    'probability 0.8999, 0.9000 required'
     """
-    return f"{int(probability * 100) / 100:.2f}"
+    digits = next((digits for digits in (2, 3, 4) if round(probability, digits) != threshold), 6)
+    if probability >= threshold:
+        digits = 2
+    return f"probability {probability:.{digits}f}, {threshold:.{digits}f} required"
 
 
 _ESTIMATE = Solver(ESTIMATE, Estimate, estimates)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from functools import lru_cache
 from typing import Any
 
@@ -25,13 +26,27 @@ class _Writer:
     def __init__(self, predictor: Predictor) -> None:
         self.domain = predictor.domain
         self.names = names_of(self.domain)
+        self.own: dict[str, Container[str]] = {
+            "model_name": self.names["model_name"].exact,
+            "method": self.names["method"].exact,
+            "gpu_model": self.domain.gpus,
+        }
         self.too_old = {name for name, gpu in self.domain.gpus.items() if hardware.is_too_old(name, gpu)}
         self.warning = lru_cache(maxsize=4096)(self._warning)  # a table has few stacks
 
     def __call__(self, columns: JobColumns) -> list[Notes]:
         fields = [field for field in self.names if field in columns]
-        notes = [{name: self.names[field].note(name) for name in set(columns[field])} for field in fields]
-        old = {name for name in set(columns.get("gpu_model", ())) if self.names["gpu_model"].find(name) in self.too_old}
+        # Nothing is to be said of a name that is the domain's own.
+        notes = [
+            {name: "" if name in self.own[field] else self.names[field].note(name) for name in set(columns[field])}
+            for field in fields
+        ]
+        gpus = self.names["gpu_model"]
+        old = {
+            name
+            for name in set(columns.get("gpu_model", ()))
+            if (name if name in self.domain.gpus else gpus.find(name)) in self.too_old
+        }
         if not old and not any(any(of_field.values()) for of_field in notes):
             return [()] * len(columns["model_name"])
         named = (

@@ -14,7 +14,7 @@ from autoconf.errors import IgnoredColumnWarning
 from autoconf.jobs.column_hints import doubts
 from autoconf.jobs.job import REQUIRED_OF_JOB, Job, read
 from autoconf.jobs.queries import Query
-from autoconf.planner.defaults import decisive_defaults
+from autoconf.planner.defaults import DECIDING, decisive_defaults
 from autoconf.planner.domain import JobColumns, Problems, pick
 from autoconf.planner.notes import Notes, notes_on
 from autoconf.planner.results import Problem, Recommendation
@@ -65,7 +65,7 @@ class Solver(Generic[Answer]):
         """
         columns, problems = self.columns_of(job, model_version, models, **arguments)
         (answer,) = self._answers(columns, problems, models)
-        if problems:
+        if problems or columns.keys() >= DECIDING:
             return answer
         predictor = registry.load(columns["model_version"][0], models)
         return self.noted(answer, decisive_defaults(predictor, columns, self._briefly, self.best(answer)))

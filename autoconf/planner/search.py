@@ -35,7 +35,8 @@ def even_counts(predictor: Predictor, jobs: JobArrays) -> tuple[Integers, Boolea
     counts = np.arange(1, limit.max(initial=0) + 1)
     even = (counts <= limit[:, None]) & (counts % workers(counts, jobs.gpus_per_worker[:, None]) == 0)
     even &= counts >= jobs.min_gpus[:, None]
-    even &= ~jobs.even_layouts[:, None] | _customary(counts, jobs.gpus_per_worker[:, None])
+    if jobs.even_layouts.any():
+        even &= ~jobs.even_layouts[:, None] | _customary(counts, jobs.gpus_per_worker[:, None])
     used = even.any(axis=0)
     return counts[used], even[:, used]
 
