@@ -172,9 +172,9 @@ def _sentences(notes: str | None) -> list[str]:
 def says_no(answers: pd.DataFrame, question: Query) -> bool:
     """Whether any job got "no"; a job with ranked answers got what the first of them says.
 
-    >>> says_no(pd.DataFrame({"can_recommend": [1, 0]}), Query())
+    >>> says_no(pd.DataFrame({"can_recommend": [1, 0]}), Query(("can_recommend",)))
     True
-    >>> says_no(pd.DataFrame({"can_recommend": [1, 0], "rank": [1, 2]}), Query())
+    >>> says_no(pd.DataFrame({"can_recommend": [1, 0], "rank": [1, 2]}), Query(("can_recommend",)))
     False
     """
     no = ~answers[question.answers[0]].eq(1).fillna(False).astype(bool)

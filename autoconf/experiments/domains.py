@@ -41,6 +41,8 @@ def _values(field: str) -> list[Any]:
     """The values of a name or a setting; an empty setting is the stack's."""
     if field in NAMES:
         return _names()[field]
+    if field == "even_layouts":
+        return [False, True]
     return [*([""] if field in SETTINGS else []), *(_RANKS if field == "lora_r" else choices(field))]
 
 

@@ -90,11 +90,6 @@ class Job(BaseModel):
     model_version: str | None = Field(None, description="Version of the predictor, such as 2.0.0")
     gpus_per_worker: int = Field(8, description="Most GPUs of one worker (node); a whole number >= 1")
     max_gpus: int = Field(8, description="Most GPUs to consider, over all workers; a whole number >= 1")
-    even_layouts: bool = Field(
-        False,
-        description="Consider only layouts that clusters are asked for: powers of two of GPUs on one worker, and whole "
-        "workers beyond; true or false",
-    )
     gradient_accumulation_steps: int = Field(
         4,
         description="Micro-batches per optimizer step; a whole number >= 1. With 1, FSDP shards gradients at once, "
@@ -123,6 +118,11 @@ class Job(BaseModel):
     lora_r: int | None = Field(None, description="LoRA rank; a whole number >= 1; by default the stack's")
     lora_targets: LoraTargets | None = Field(
         None, description=_describe("Modules with LoRA adapters (default: the model's own pair)", LoraTargets)
+    )
+    even_layouts: bool = Field(
+        False,
+        description="Consider only layouts that clusters are asked for: powers of two of GPUs on one worker, and whole "
+        "workers beyond; true or false",
     )
 
     @model_validator(mode="before")

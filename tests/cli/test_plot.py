@@ -120,7 +120,11 @@ def test_our_answers_and_both_formats_of_ado_give_the_same_chart(
             np.testing.assert_array_equal(theirs.panels[panel], totals)
         assert run(exports(form), "-o", tmp_path / f"{form}.png").exit_code == 0
         (reasons,) = (column for name, column in pd.read_csv(exports(form)).items() if name.endswith("reason"))
-        assert sorted(reasons.dropna()) == sorted(filter(None, answers["reason"]))
+        # One job is told more changes that would help than a row of a table.
+        causes = [
+            sorted(reason.split("; ")[0] for reason in some if reason) for some in (reasons.dropna(), answers["reason"])
+        ]
+        assert causes[0] == causes[1] and causes[0]
     assert (tmp_path / "target.png").read_bytes() == (tmp_path / "observed.png").read_bytes()
 
 

@@ -57,7 +57,8 @@ def test_one_job_gets_the_answer_of_the_function(run, command):
     assert {field: answer[field] for field in job} == job
     assert answer["training_stack"] == "reference"
     only = pd.read_csv(pd.io.common.StringIO(run(command, "--csv", *options(job)).stdout))
-    assert list(only)[-len(question.answers) :] == list(question.answers)
+    answered = [column for column in only if column != "notes"]
+    assert answered[-len(question.answers) :] == list(question.answers)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -151,7 +152,7 @@ def test_prices_of_a_file_replace_the_packages(run):
 
 def test_one_job_is_answered_in_readable_lines(run):
     text = run("estimate", *options(COMMANDS["estimate"][2])).stdout
-    assert text.split()[-2:] == ["training_stack", "reference"]
+    assert "training_stack reference" in " ".join(text.split())
     assert not set(text) & set("\x1b─│")
     lines = run("gpu-model", *options(RANKED)).stdout.splitlines()
     assert lines[0].startswith("model_name llama-7b, method lora, tokens_per_sample 8192, batch_size 16, ")

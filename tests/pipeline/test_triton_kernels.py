@@ -34,7 +34,7 @@ def bytes_of(function: Callable[..., Any], *inputs: torch.Tensor) -> tuple[int, 
         outs = out if isinstance(out, tuple) else (out,)
         gradients = [torch.empty_like(t) for t in outs]
         before = recorder.live
-        recorder.moments.clear()
+        recorder.changes.clear()
         torch.autograd.backward(outs, gradients)
         return held, most, max(0, peak(recorder) - before)
 
@@ -130,7 +130,7 @@ def test_a_chunked_loss_holds_gradients_and_two_chunks_of_logits(trainable):
             chunk = rows // 32 * vocabulary  # elements
             # Float32 and bfloat16 logits of a chunk, and the gradient of the one before; a float32 loss per token.
             assert peak(recorder) == held + 4 * rows + (4 + 2 + 2) * chunk
-            recorder.moments.clear()
+            recorder.changes.clear()
             loss.backward()
             assert peak(recorder) <= held + 8
 
