@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import autoconf.experiments.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
+from autoconf.errors import AutoConfError
 from autoconf.jobs.job import NAMES, NUMBERS, choices
 from autoconf.jobs.presets import SETTINGS
 from autoconf.jobs.queries import ARGUMENTS
@@ -52,7 +53,10 @@ def _names() -> dict[str, list[str]]:
     found: dict[str, dict[str, None]] = {field: {} for field in NAMES}
     for card in sorted(_VERSIONS.glob("*/card.json")):
         version = card.parent.name
-        domain = json.loads(card.read_text(encoding="utf-8"))["domain"]
+        try:
+            domain = json.loads(card.read_text(encoding="utf-8"))["domain"]
+        except (OSError, ValueError, LookupError) as error:
+            raise AutoConfError(f"version {version}: cannot read {card.name}: {error}") from error
         found["model_version"][version] = None
         for field, names in (
             ("model_name", domain["models"]),

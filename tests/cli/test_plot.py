@@ -121,10 +121,9 @@ def test_our_answers_and_both_formats_of_ado_give_the_same_chart(
         assert run(exports(form), "-o", tmp_path / f"{form}.png").exit_code == 0
         (reasons,) = (column for name, column in pd.read_csv(exports(form)).items() if name.endswith("reason"))
         # One job is told more changes that would help than a row of a table.
-        causes = [
-            sorted(reason.split("; ")[0] for reason in some if reason) for some in (reasons.dropna(), answers["reason"])
-        ]
-        assert causes[0] == causes[1] and causes[0]
+        both = (reasons.dropna(), answers["reason"])
+        theirs_said, ours_said = (sorted(reason.split("; ")[0] for reason in some if reason) for some in both)
+        assert theirs_said == ours_said and ours_said
     assert (tmp_path / "target.png").read_bytes() == (tmp_path / "observed.png").read_bytes()
 
 

@@ -76,11 +76,7 @@ def test_ado_lists_what_an_experiment_requires_takes_and_gives(name):
     required, more, outputs = DECLARED[name]
     listed = experiment(name)
     assert [one.identifier for one in listed.requiredProperties] == [*required, "model_version"]
-    assert [one.identifier for one in listed.optionalProperties] == [
-        *more,
-        *TRAINING,
-        *(["even_layouts"] if "max_gpus" in more else []),
-    ]
+    assert [one.identifier for one in listed.optionalProperties] == [*more, *TRAINING]
     assert [one.identifier for one in listed.targetProperties] == [*outputs, "notes"]
     assert TRAINING_STACK in listed.metadata["description"]
     for one in (*listed.requiredProperties, *listed.optionalProperties):

@@ -99,7 +99,7 @@ def test_the_backward_pass_computes_the_scan_again_with_states_in_float32(dtype)
             entered + recomputed + now
             for now in (passing_back, states_and_groups + summing_products, states_and_groups + summing_decays)
         ]
-        assert set(moments) <= {live for _, live, _ in recorder.changes}
+        assert set(moments) <= {change.live for change in recorder.changes}
         assert peak(recorder) == max(moments)
 
 
