@@ -76,7 +76,10 @@ def test_ado_lists_what_an_experiment_requires_takes_and_gives(name):
     required, more, outputs = DECLARED[name]
     listed = experiment(name)
     assert [one.identifier for one in listed.requiredProperties] == [*required, "model_version"]
-    assert [one.identifier for one in listed.optionalProperties] == [*more, *TRAINING]
+    assert [one.identifier for one in listed.optionalProperties] == [
+        *more,
+        *(field for field in TRAINING if field != "even_layouts" or "max_gpus" in more),
+    ]
     assert [one.identifier for one in listed.targetProperties] == [*outputs, "notes"]
     assert TRAINING_STACK in listed.metadata["description"]
     for one in (*listed.requiredProperties, *listed.optionalProperties):
