@@ -320,7 +320,7 @@ def test_a_global_batch_as_an_option_takes_the_place_of_the_files(read_text) -> 
 
 def test_a_config_that_a_command_names_must_be_there(read_text, tmp_path: Path) -> None:
     command = "accelerate launch --config_file fsdp.yaml sft.py --model_name_or_path m --max_length 8"
-    with pytest.raises(BadInput, match=r"--config_file: 'fsdp\.yaml': no such file beside"):
+    with pytest.raises(BadInput, match=r"--config_file: 'fsdp\.yaml': no such file next to"):
         read_text(command)
     (tmp_path / "command.sh").write_text(command)
     both = read_job([str(tmp_path / "command.sh"), str(JOBS / "accelerate_fsdp2.yaml")], {})
