@@ -94,7 +94,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: $(BIN)/python requirements.lock pyproject.toml
-	@echo "Installing ado, Ray, AutoGluon and what they need into $(VENV): 1.2 GB, one to three minutes ..."
+	@echo "Installing ado, Ray, AutoGluon and what they need into $(VENV): 1.3 GB, one to three minutes ..."
 	$(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps -e .
 	@touch $@

@@ -55,7 +55,7 @@ class Writing:
         return cls(given["output_file"], given["as_json"], given["as_csv"], given["fail_on_no"])
 
     def end(self, no: bool) -> None:
-        """End the command where the answer is no and that is to be a failure."""
+        """End the command with a failure if the answer is "no" and --fail-on-no was given."""
         if no and self.fail_on_no:
             raise typer.Exit(ExitCode.ANSWERED_NO)
 
@@ -69,7 +69,7 @@ def answered(table: pd.DataFrame, model_version: str | None, asking: Asking) -> 
     wanted = table["model_version"].unique() if "model_version" in table else [""] * min(len(table), 1)
     wanted = {read("model_version", text) or model_version or registry.DEFAULT for text in wanted}
     for version in wanted:
-        with suppress(ValueError):  # there is no such version, which is said in each row
+        with suppress(ValueError):  # an unknown version is the reason of its rows
             registry.load(version)
     for start in range(0, max(len(table), 1), CHUNK):
         jobs = table.iloc[start : start + CHUNK]

@@ -89,7 +89,7 @@ def _writing(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.EPIPE:  # whoever read our output has had enough, which is no failure
+        if error.errno == errno.EPIPE:  # the reader of our output stopped, which is not a failure
             raise
         raise AutoConfError(f"{path}: writing failed: {error.strerror or error}") from None
 
