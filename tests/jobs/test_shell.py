@@ -44,7 +44,7 @@ def test_a_length_is_read_as_bash_gives_it(fields, script: str) -> None:
     [
         (f"{SFT} --max_length $1", r"\$1 \(not set in the file\)"),
         (f"if x; then L=1; else L=2; fi\n{SFT} --max_length $L", r"\$L \(1 or 2\)"),
-        (f"L=1\n[ -n \"$X\" ] && L=2\n{SFT} --max_length $L", r"\$L \(1 or 2\)"),
+        (f'L=1\n[ -n "$X" ] && L=2\n{SFT} --max_length $L', r"\$L \(1 or 2\)"),
         (f"for L in 1 2; do {SFT} --max_length $L; done", r"\$L \(1 or 2\)"),
         (f"L=$(cat length)\n{SFT} --max_length $L", "the output of a command"),
         (f"L=1\nsource job.env\n{SFT} --max_length $L", r"\$L \(job.env may change it\)"),
@@ -52,7 +52,7 @@ def test_a_length_is_read_as_bash_gives_it(fields, script: str) -> None:
         (f"{SFT} --config missing.yaml", "no such file"),
         (f"{SFT} --config $C", "which file it is is not certain"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_certain_is_named(fields, script: str, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         fields(script)
