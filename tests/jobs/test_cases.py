@@ -38,8 +38,15 @@ def read(name: str, *options: str) -> dict:
         ("nosuffix/launch.sh", {"method": "lora", "sharding": "fsdp2", "tokens_per_sample": 2048}),
         (
             "llf.sh",
-            {"method": "lora", "tokens_per_sample": 2048, "per_device_train_batch_size": 1, "mixed_precision": "bf16",
-             "lora_r": 8, "lora_targets": "all-linear", "stack": "llama-factory"},
+            {
+                "method": "lora",
+                "tokens_per_sample": 2048,
+                "per_device_train_batch_size": 1,
+                "mixed_precision": "bf16",
+                "lora_r": 8,
+                "lora_targets": "all-linear",
+                "stack": "llama-factory",
+            },
         ),
         ("launch.sh", {"sharding": "fsdp1", "tokens_per_sample": 2048, "torch_dtype": "bfloat16"}),
     ],

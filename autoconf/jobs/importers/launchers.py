@@ -30,12 +30,14 @@ _SHELLS = {"bash", "sh", "zsh", "dash"}
 _LLAMA_FACTORY = ("llamafactory-cli", "lmf")
 _LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun", "deepspeed", "trl", "axolotl", *_LLAMA_FACTORY}
 _OTHER_TOOLS = {
-    "tune": "torchtune", "swift": "ms-swift", "xtuner": "XTuner", "litgpt": "LitGPT", "mlx_lm.lora": "MLX", "nemo": "NeMo", "torchtitan": "torchtitan",
-    "autotrain": "AutoTrain", "ludwig": "Ludwig", "unsloth": "unsloth", "sky": "SkyPilot", "oumi": "Oumi",
+    "tune": "torchtune", "swift": "ms-swift", "megatron": "ms-swift", "xtuner": "XTuner", "litgpt": "LitGPT",
+    "mlx_lm.lora": "MLX", "nemo": "NeMo", "torchtitan": "torchtitan", "autotrain": "AutoTrain", "ludwig": "Ludwig",
+    "unsloth": "unsloth", "sky": "SkyPilot", "oumi": "Oumi",
 }  # fmt: skip
 _STARTS = {
     "tune": ("run",), "swift": ("sft", "rlhf", "pt"), "sky": ("launch", "jobs"), "nemo": ("llm",), "oumi": ("train",),
     "ludwig": ("train", "experiment"), "xtuner": ("train",), "unsloth": ("train",),
+    "megatron": ("sft", "rlhf", "pt"),
 }  # fmt: skip
 _OTHER_MODULES = (
     ("openrlhf", "OpenRLHF"), ("verl", "verl"), ("nemo", "NeMo"), ("mlx_lm", "MLX"), ("swift", "ms-swift"),

@@ -116,7 +116,7 @@ def _settings(text: str, path: str, dialect: str, setting: Setting) -> list[Sett
     if dialect == "fsdp":
         return [Setting(place(key), "fsdp", key.removeprefix("fsdp_"), value) for key, value in document.value.items()]
     found = dialect if dialect == "axolotl" and "base_model" in document.value else dialect_of(document.value, path)
-    if {found, dialect} == {"arguments", "llama-factory"}:  # one's file under a script of unknown origin, or a short one
+    if {found, dialect} == {"arguments", "llama-factory"}:  # under a script of unknown origin, or short
         found = dialect = "llama-factory"
     if found != dialect:
         key = next(iter(document.value))

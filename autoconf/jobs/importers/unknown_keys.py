@@ -5,8 +5,19 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_EVALUATION = {"eval", "evaluation", "val", "valid", "validation", "test", "generation", "inference", "predict",
-               "generate", "new"}  # max_new_tokens
+_EVALUATION = {
+    "eval",
+    "evaluation",
+    "val",
+    "valid",
+    "validation",
+    "test",
+    "generation",
+    "inference",
+    "predict",
+    "generate",
+    "new",
+}  # max_new_tokens
 _HARMLESS = {"dir", "path", "file", "name", "id", "url", "column", "col", "seed", "split", "special", "pad"}
 _HARMLESS_OF_ADAPTERS = {"alpha", "dropout", "bias"}
 
@@ -66,7 +77,8 @@ def concern(key: str) -> Concern | None:
     found = set(words)
     if found & _PARTLY:
         return _METHOD
-    if found <= _SAVING or found & _EVALUATION or found & (_HARMLESS_OF_ADAPTERS if found & _ADAPTER_WORDS else _HARMLESS):
+    harmless = _HARMLESS_OF_ADAPTERS if found & _ADAPTER_WORDS else _HARMLESS
+    if found <= _SAVING or found & _EVALUATION or found & harmless:
         return None
     if "checkpoint" in found and found & {"activation", "activations", "gradient", "grad"}:
         return _CHECKPOINTING
