@@ -11,7 +11,7 @@ The hierarchy of what reaches a caller:
   + Unsupported: a configuration that a version has no figures for; ``recommend`` and the others make it a reason
 * RuntimeError
   + AutoConfError: a broken installation or environment
-    - NoModelsFolder: a user version is asked for, and no folder of user versions is known
+    - NoModelsFolder: a user version is asked for, and there is no folder of user versions; in a table, a reason
 * UserWarning
   + IgnoredColumnWarning: a column of a table that looks as if it were meant to count
 """
