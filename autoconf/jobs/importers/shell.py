@@ -18,7 +18,7 @@ _MOST_COMMANDS = 4_000
 _DEEPEST = 40
 _LONGEST_SCRIPT = 1 << 17  # bytes
 _MOST_WORK = 1_000_000  # variables that are copied, at branches and commands
-# The scanner of tree-sitter-bash 0.25.1 passes code points to isalpha() and its like (src/scanner.c), which outside ASCII
+# The scanner of tree-sitter-bash 0.25.1 passes code points to isalpha() and the like (scanner.c), which outside ASCII
 # read beyond C's table: some texts crash the process. Bash gives these characters no meaning, so the grammar gets a
 # plain character of a word for each of their bytes.
 _ASCII = bytes(range(0x80)) + b"." * 0x80
