@@ -209,6 +209,8 @@ class _Translation:
         if checkpointing != "yes":
             return None if checkpointing is None else "none"
         reentrant = self._fact("reentrant")
+        if reentrant is None and self.framework is not None and "reentrant" not in self.framework.defaults:
+            return None  # the preset's, which differs by sharding
         return "reentrant" if reentrant == "yes" else "non-reentrant"
 
     def _sharding(self) -> str | None:
