@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from typing import Any
 
 from autoconf.jobs.job import (
@@ -40,14 +40,13 @@ class Query:
     arguments: tuple[str, ...] = ()  # numbers that the query takes and that are not fields of a job
     max_gpus: int = 8  # default of the jobs' ``max_gpus``
 
+    # Not cached: functools.cached_property locks before Python 3.12, and a child forked meanwhile would wait forever.
     @property
-    @cache  # and no cached_property, which locks before Python 3.12: a child forked meanwhile would wait forever
     def answered(self) -> tuple[str, ...]:
         """The job's fields that the query answers; a job must omit them."""
         return tuple(field for field in self.answers if field in Workload.model_fields)
 
     @property
-    @cache
     def fields(self) -> tuple[str, ...]:
         """The fields and arguments that affect the answer, in order."""
         without = {*self.answered, *BATCHES} - {*self.batches}
@@ -56,19 +55,17 @@ class Query:
         return tuple(field for field in self.all_fields if field not in without)
 
     @property
-    @cache
     def all_fields(self) -> tuple[str, ...]:
         """Every field of a job, and the arguments, in order."""
         return (*Workload.model_fields, *self.arguments)
 
     @property
-    @cache
     def required(self) -> tuple[str, ...]:
         """The fields and arguments that every job needs, apart from its batch."""
-        return (*(field for field in REQUIRED if field not in self.answered), *self.arguments)
+        answered = self.answered
+        return (*(field for field in REQUIRED if field not in answered), *self.arguments)
 
     @property
-    @cache
     def optional(self) -> dict[str, Any]:
         """The fields that a job may omit, with their defaults."""
         return {**OPTIONAL, "max_gpus": self.max_gpus, **dict.fromkeys(self.answered)}
