@@ -66,24 +66,30 @@ def trace_command(
         aliases = [_alias(alias) for alias in aliases or ()]
         targets = [target.strip() for target in (lora_targets or "").split(",") if target.strip()]
         with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):  # libraries print, and warn
-            own_model, trace_file, summary = _build()
-            aliases = _with_published(own_model.hub_id(config), aliases, f"{config}: _name_or_path", name)
-            with output(str(path)) as stream:  # a folder that cannot be written to shows here, and not minutes later
-                architecture = own_model.own_architecture(config, name, targets, aliases)
-                if own_model.own_code(config):
-                    note(
-                        f"{config}: auto_map names code of its own; transformers' code is traced, which runs without "
-                        "trust_remote_code"
-                    )
-                figures = own_model.own_figures(architecture, _watched)
-                trace_file.write_trace(architecture, figures, stream)
-        _note_problems(config, figures.problems)
-        found = summary.summary(path) | {"file": str(path), "next": _next(path, name)}
+            found = _traced(config, name, targets, aliases, path)
+        found |= {"file": str(path), "next": _next(path, name)}
         with output(None) as stream:
             if as_json:
                 write_object(found, stream)
             else:
                 show_own_model(found)
+
+
+def _traced(config: str, name: str, targets: list[str], aliases: list[str], path: Path) -> dict[str, Any]:
+    """Trace a model into a file, and summarize it."""
+    hf_config, trace_file, summary = _build()
+    aliases = _with_published(hf_config.hub_id(config), aliases, f"{config}: _name_or_path", name)
+    with output(str(path)) as stream:  # a folder that cannot be written to shows here, and not minutes later
+        architecture = hf_config.own_architecture(config, name, targets, aliases)
+        if hf_config.own_code(config):
+            note(
+                f"{config}: auto_map names code of its own; transformers' code is traced, which runs without "
+                "trust_remote_code"
+            )
+        figures = hf_config.own_figures(architecture, _watched)
+        trace_file.write_trace(architecture, figures, stream)
+    _note_problems(config, figures.problems)
+    return dict(summary.summary(path))
 
 
 def _note_problems(config: str, problems: Mapping[Any, str]) -> None:

@@ -120,7 +120,7 @@ class Trainable(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ModelFigures:
+class ModelProfile:
     """The memory profile of one model, in every way that could be traced, and why other ways could not."""
 
     model_name: str

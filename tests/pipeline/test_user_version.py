@@ -35,7 +35,7 @@ def made(tmp_path_factory):
     names = ["qwen2.5-0.5b", "llama-7b"]
     domain = released.domain.model_copy(update={"models": {name: released.domain.models[name] for name in names}})
     card = released.model_copy(update={"version": BASE, "domain": domain, "evaluation": {}})
-    with files.appearing(folder / "models" / BASE) as scratch:
+    with files.appearing_folder(folder / "models" / BASE) as scratch:
         write_models([table.figures(name) for name in names], scratch)
         runs = pd.read_parquet(registry.MODELS / "2.0.0" / rebuild.TRAINING_TABLE)
         version_folder.complete(scratch, card, runs)
@@ -108,7 +108,7 @@ def test_a_shell_may_expand_the_traces(place):
         (["--from", "1.1.0", "--measured", "runs.csv", "--version", "1.1.0+mine"], "--from: version 1.1.0 answers"),
         (["--from", "9.0.0", "--measured", "runs.csv", "--version", "9.0.0+mine"], "--from: model_version '9.0.0' is"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_made_is_refused_and_leaves_nothing(place, options, message):
     done = train(*options)
     assert done.exit_code == 2

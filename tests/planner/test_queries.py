@@ -212,16 +212,17 @@ def test_every_default_price_is_of_a_type_of_the_newest_version_and_has_its_sour
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("H100: 2.5\nL40S: free\n", "prices.yaml, line 2: L40S: price_per_hour: must be a number > 0, got 'free'"),
-        ("H100: 2.5\nL40S: -1\n", "prices.yaml, line 2: L40S: price_per_hour: must be a number > 0, got '-1'"),
-        ("L40S:\n  price: 1\n", "prices.yaml, line 1: L40S: price_per_hour: must be a number > 0, got ''"),
-        ("L40S: [1]\n", "prices.yaml, line 1: L40S: price_per_hour: must be a number > 0, got None"),
-        ("L40S: 1\nH100: 2\nL40S: 3\n", "prices.yaml, line 3: L40S: named more than once"),
-        ("[1]: 2\n", "prices.yaml, line 1: must be the name of a GPU type"),
-        ("- L40S\n", "prices.yaml, line 1: must have lines such as 'H100: 2.5'"),
-        ("", "prices.yaml, line 1: must have lines such as 'H100: 2.5'"),
-        ("H100: 1\nL40S: {\n", "prices.yaml, line 3: not YAML"),
+        ("H100: 2.5\nL40S: free\n", "prices.yaml:2: L40S: price_per_hour: must be a number > 0, got 'free'"),
+        ("H100: 2.5\nL40S: -1\n", "prices.yaml:2: L40S: price_per_hour: must be a number > 0, got -1"),
+        ("L40S:\n  price: 1\n", "prices.yaml:1: L40S: price_per_hour: must be a number > 0, got None"),
+        ("L40S: [1]\n", "prices.yaml:1: L40S: price_per_hour: must be a number > 0, got [1]"),
+        ("L40S: 1\nH100: 2\nL40S: 3\n", "prices.yaml:3: the key 'L40S' is repeated"),
+        ("[1]: 2\n", "prices.yaml:1: a key must be text"),
+        ("- L40S\n", "prices.yaml:1: must have lines such as 'H100: 2.5'"),
+        ("", "prices.yaml:1: must have lines such as 'H100: 2.5'"),
+        ("H100: 1\nL40S: {\n", "prices.yaml:3: not YAML"),
         ("H100: 1\n\x00", "prices.yaml: not YAML"),
+        ("H100: 1\n---\nL40S: 2\n", "prices.yaml:1: must have lines such as 'H100: 2.5'"),
         (
             "H100: 1\nA100: 2\n",
             "prices: 'A100' fits several GPU types of version 2.0.0; give one of NVIDIA-A100-SXM4-80GB",
@@ -241,9 +242,11 @@ def test_prices_come_from_a_file_or_a_mapping(tmp_path):
     file = tmp_path / "prices.yaml"
     file.write_text("H100: 2\nL40S:\n  price_per_hour: 0.9\n  source: mine\n")
     job = Job(**LORA, batch_size=16)
-    assert cheapest_gpu(job, prices=file) == cheapest_gpu(job, prices=str(file)) == cheapest_gpu(
-        job, prices={"H100": 2, "L40S": "0.9"}
-    )  # fmt: skip
+    assert (
+        cheapest_gpu(job, prices=file)
+        == cheapest_gpu(job, prices=str(file))
+        == cheapest_gpu(job, prices={"H100": 2, "L40S": "0.9"})
+    )
     for bad in ({"L40S": 0}, {"L40S": True}, {"": 1}, {}):
         with pytest.raises(ValueError, match="prices"):
             cheapest_gpu(job, prices=bad)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,8 @@ from pathlib import Path
 import platformdirs
 from rich.progress import track
 
-from autoconf.memory.profile import ModelFigures
+from autoconf.files import appearing_folder
+from autoconf.memory.profile import ModelProfile
 from autoconf.memory.store import read_models, write_models
 from autoconf.pipeline.catalog import Architecture, architectures
 
@@ -26,7 +26,7 @@ def fingerprint(architecture: Architecture) -> str:
     return hashlib.sha256(made_of.encode()).hexdigest()[:16]
 
 
-def traces(names: list[str], released: Path) -> list[ModelFigures]:
+def traces(names: list[str], released: Path) -> list[ModelProfile]:
     """Figures of models.
 
     Args:
@@ -43,18 +43,13 @@ def traces(names: list[str], released: Path) -> list[ModelFigures]:
     return [known[name] for name in names]
 
 
-def _cached(name: str) -> ModelFigures:
+def _cached(name: str) -> ModelProfile:
     """Trace a model, or read its trace: a run that was ended loses only the model that it was at."""
     architecture = architectures()[name]
     folder = platformdirs.user_cache_path("ado-autoconf") / "traces" / f"{name}-{fingerprint(architecture)}"
     if not folder.exists():
         from autoconf.pipeline.tracing.trace_model import traced  # torch and transformers take seconds to import
 
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch_name:
-            scratch = Path(scratch_name) / folder.name
-            scratch.mkdir()
+        with appearing_folder(folder, replace=False) as scratch:  # another process may be faster
             write_models([traced(architecture)], scratch)
-            if not folder.exists():  # another process may have been faster
-                scratch.rename(folder)
     return replace(read_models(folder)[0], made_of=fingerprint(architecture))

@@ -14,9 +14,10 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_
 from transformers.pytorch_utils import Conv1D
 
 from autoconf.errors import BadInput
+from autoconf.files import cannot_read
 from autoconf.jobs.names import listed
 from autoconf.jobs.stack import Stack
-from autoconf.memory.profile import HeadWay, LayerWay, ModelFigures
+from autoconf.memory.profile import HeadWay, LayerWay, ModelProfile
 from autoconf.pipeline.catalog import Architecture, architectures, deciding_keys
 from autoconf.pipeline.tracing.layer_kinds import attends_everywhere, check_kinds
 from autoconf.pipeline.tracing.ledger import rank_for, trace
@@ -50,7 +51,7 @@ def read_config(path: str) -> tuple[Path, dict[str, Any]]:
     except json.JSONDecodeError as error:
         raise BadInput(f"{file}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"{file}: cannot read it: {getattr(error, 'strerror', None) or error}") from None
+        raise cannot_read(file, error) from None
     if not isinstance(config, dict):
         raise BadInput(f"{file}: must hold an object in JSON, but holds a {type(config).__name__}")
     return file, config
@@ -100,7 +101,7 @@ def own_architecture(
     return architecture
 
 
-def own_figures(architecture: Architecture, watched: Callable[[Ways], Iterable[LayerWay | HeadWay]]) -> ModelFigures:
+def own_figures(architecture: Architecture, watched: Callable[[Ways], Iterable[LayerWay | HeadWay]]) -> ModelProfile:
     """Figures of a user model; arguments as ``tracing.traced`` has them.
 
     Raises:
@@ -248,9 +249,10 @@ def _learned_positions(model: Any) -> int | None:
 def _lora_targets(model_type: str, model: Any, given: Sequence[str]) -> list[str]:
     """The modules that get adapters: those that were given, PEFT's own within attention, or those of known models."""
     names = [
-        name for name, module in model.named_modules()
+        name
+        for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and re.search(r"\.\d+\.", name)
-    ]  # fmt: skip
+    ]
     linear = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
     for target in given:
         if target not in linear:
