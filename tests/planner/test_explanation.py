@@ -370,6 +370,18 @@ def test_a_picture_shows_what_was_estimated(fields):
         assert found.why in re.sub(" +", " ", written)
 
 
+@pytest.mark.parametrize("tokens_per_sample", range(8000, 9000, 200))  # the line moves through the reserve's number
+def test_no_number_is_crossed_by_the_line_of_usable_memory(tokens_per_sample):
+    crossing = job({**TWO_GPUS, "method": "full", "tokens_per_sample": tokens_per_sample})
+    figure = memory_bars.picture(crossing, explain(crossing))
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    line, _ = axes.transData.transform((79.1, 0))
+    numbers = [text.get_window_extent() for text in axes.texts if re.fullmatch(r"[\d.]+", text.get_text())]
+    assert len(numbers) >= 8
+    assert not any(box.x0 <= line <= box.x1 for box in numbers)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
