@@ -25,9 +25,11 @@ def test_only_powers_of_two_and_whole_workers_are_recommended():
     for _ in range(60):
         per_worker = int(generator.choice([1, 4, 6, 8]))
         fields = {
-            **JOB, "tokens_per_sample": int(generator.choice([512, 4096, 16384])), "gpus_per_worker": per_worker,
+            **JOB,
+            "tokens_per_sample": int(generator.choice([512, 4096, 16384])),
+            "gpus_per_worker": per_worker,
             "batch_size": int(generator.choice([6, 7, 24, 48, 60])),
-        }  # fmt: skip
+        }
         any_layout, even = recommend(Workload(**fields)), recommend(Workload(**fields, even_layouts=True))
         # The same as the smallest of all customary numbers of GPUs, each tried as a limit.
         tried = [recommend(Workload(**{**fields, "max_gpus": most})) for most in range(1, 65)]
