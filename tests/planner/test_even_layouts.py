@@ -10,9 +10,13 @@ from autoconf import Job, Workload, avoid_oom, cheapest_gpu, estimate, explain, 
 from autoconf.min_gpu_recommender import min_gpu_recommender
 
 JOB = {
-    "model_name": "llama2-70b", "method": "lora", "gpu_model": "NVIDIA-A100-80GB-PCIe", "tokens_per_sample": 4096,
-    "batch_size": 24, "max_gpus": 64,
-}  # fmt: skip
+    "model_name": "llama2-70b",
+    "method": "lora",
+    "gpu_model": "NVIDIA-A100-80GB-PCIe",
+    "tokens_per_sample": 4096,
+    "batch_size": 24,
+    "max_gpus": 64,
+}
 
 
 def customary(per_worker: int, most: int) -> list[int]:
@@ -23,11 +27,19 @@ def customary(per_worker: int, most: int) -> list[int]:
 def test_the_smallest_power_of_two_or_number_of_whole_workers_that_fits_is_recommended():
     generator = np.random.default_rng(2)
     rows = 60
-    jobs = pd.DataFrame({**JOB, "even_layouts": True, "gpus_per_worker": generator.choice([1, 4, 6, 8], rows),
-                         "tokens_per_sample": generator.choice([512, 4096, 16384], rows),
-                         "batch_size": generator.choice([6, 7, 24, 48, 60], rows)})  # fmt: skip
-    counts = [[n for n in customary(job.gpus_per_worker, job.max_gpus) if job.batch_size % n == 0]
-              for job in jobs.itertuples()]  # fmt: skip
+    jobs = pd.DataFrame(
+        {
+            **JOB,
+            "even_layouts": True,
+            "gpus_per_worker": generator.choice([1, 4, 6, 8], rows),
+            "tokens_per_sample": generator.choice([512, 4096, 16384], rows),
+            "batch_size": generator.choice([6, 7, 24, 48, 60], rows),
+        }
+    )
+    counts = [
+        [n for n in customary(job.gpus_per_worker, job.max_gpus) if job.batch_size % n == 0]
+        for job in jobs.itertuples()
+    ]
     on_each = jobs.assign(number_gpus=counts).explode("number_gpus")
     on_each = on_each[estimate(on_each)["fits"].to_numpy() == 1]
     expected = on_each.groupby(level=0)["number_gpus"].min().astype(int).reindex(jobs.index, fill_value=0)

@@ -243,9 +243,11 @@ def test_prices_come_from_a_file_or_a_mapping(tmp_path):
     file = tmp_path / "prices.yaml"
     file.write_text("H100: 2\nL40S:\n  price_per_hour: 0.9\n  source: mine\n")
     job = Job(**LORA, batch_size=16)
-    assert cheapest_gpu(job, prices=file) == cheapest_gpu(job, prices=str(file)) == cheapest_gpu(
-        job, prices={"H100": 2, "L40S": "0.9"}
-    )  # fmt: skip
+    assert (
+        cheapest_gpu(job, prices=file)
+        == cheapest_gpu(job, prices=str(file))
+        == cheapest_gpu(job, prices={"H100": 2, "L40S": "0.9"})
+    )
     for bad in ({"L40S": 0}, {"L40S": True}, {"": 1}, {}):
         with pytest.raises(ValueError, match="prices"):
             cheapest_gpu(job, prices=bad)
