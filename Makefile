@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A Ray cluster that happens to run on this machine is not ours to use.
 export RAY_ADDRESS := local
 
-.PHONY: help run test test-fast test-slow lint typecheck format docs predictor evaluate ground-truth measured \
+.PHONY: help run test test-fast test-slow lint typecheck format docs predictor evaluate ground-truth replay measured \
   measured-sample measure benchmark test-matrix test-drift lock clean
 
 help:  ## list the targets
@@ -27,8 +27,8 @@ run: $(VENV)/installed  ## create the environment and answer the first example
 test: lint  ## create the environment and run lint and all tests but the slow ones
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-test-fast: $(VENV)/installed  ## the tests that need neither PyTorch nor Ray
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not torch and not ray and not slow"
+test-fast: $(VENV)/installed  ## the tests that need neither PyTorch nor Ray nor long
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not torch and not ray and not slow and not long"
 
 test-slow: $(VENV)/tested  ## the tests that take minutes
 	$(BIN)/python -m pytest -n 2 -m slow
@@ -60,6 +60,9 @@ evaluate: $(VENV)/build  ## measure the newest predictor version
 ground-truth: $(VENV)/build  ## check composed figures against traces of FSDP ranks, and these against real processes and full depth
 	$(BIN)/python -m autoconf.pipeline.validation.composition
 	$(BIN)/python -m autoconf.pipeline.validation.rank_truth --output autoconf/pipeline/validation/rank_truth.csv
+
+replay: $(VENV)/build  ## replay PyTorch's allocator on jobs near the edge that ran or failed, and print the table
+	$(BIN)/python -m autoconf.pipeline.replay.known_runs
 
 measured: $(VENV)/build  ## trace the runs of MEASURED=runs.csv with their own stacks and libraries, and compare with what GPUs measured
 	@test -n "$(MEASURED)" || { echo "say which runs: make measured MEASURED=runs.csv" >&2; exit 2; }

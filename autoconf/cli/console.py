@@ -54,6 +54,21 @@ def _answer_texts(answer: dict[str, Any], question: Query) -> Iterator[tuple[str
             yield field, _text(answer[field])
 
 
+def show_replay(answer: dict[str, Any], notes: Iterable[str]) -> None:
+    """Print one job and what a replay of its allocations says; of whether expandable segments help a note tells."""
+    table = Table(show_header=False, box=box.SIMPLE, pad_edge=False)
+    fields = list(answer)
+    first = fields.index("peak_memory_gib")
+    for field in fields[:first]:
+        table.add_row(field, escape(str(answer[field])))
+    table.add_section()
+    for field in fields[first:]:
+        if answer[field] != "" and not isinstance(answer[field], bool):
+            table.add_row(field, escape(_text(answer[field])), style="bold")
+    _print(table)
+    _show_notes(notes)
+
+
 def show_answers(answers: list[dict[str, Any]], question: Query) -> None:
     """Print one job and its several answers, the best of them first."""
     fields = _job_fields(answers[0], question)

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-from autoconf.cli.ask import Asking, answer
+from autoconf.cli.ask import Asking, Writing, answer, given_fields
 from autoconf.cli.job_options import query_options
 from autoconf.cli.options import exit_codes
+from autoconf.cli.replay import replay_one
+from autoconf.errors import BadInput
 from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH, LARGEST_SAMPLE
 from autoconf.planner.avoid_oom import avoid_oom
 from autoconf.planner.estimate import estimate
@@ -83,12 +85,53 @@ def gpu_model_command(
 
 
 @query_options(ESTIMATE)
-def estimate_command(context: typer.Context) -> None:
+def estimate_command(
+    context: typer.Context,
+    replayed: Annotated[
+        bool,
+        typer.Option(
+            "--replay",
+            help="Replay PyTorch's allocator on what the job allocates, in minutes; needs the extra \\[build].",
+        ),
+    ] = False,
+    alloc_conf: Annotated[
+        str,
+        typer.Option(
+            "--alloc-conf",
+            metavar="TEXT",
+            show_default=False,
+            help="Settings of the allocator that is replayed, as PYTORCH_CUDA_ALLOC_CONF has them.",
+        ),
+    ] = "",
+    overhead_gib: Annotated[
+        float | None,
+        typer.Option(
+            "--overhead-gib",
+            metavar="NUMBER",
+            show_default=False,
+            help="GiB of the GPU that are not PyTorch's in a replay, such as the CUDA context and NCCL's buffers.",
+        ),
+    ] = None,
+) -> None:
     """Estimate whether a job fits on a number of GPUs, how likely that is, and where the memory goes.
 
     A table of jobs has the column number_gpus. fits (0 or 1), probability, in GiB the peak, what is needed and its
     parts, what is usable and the headroom, and the reason if there is no estimate are appended.
 
+    With --replay the job's own training code runs on tensors without memory, and PyTorch's allocator is replayed:
+    what it reserves, the least capacity that the job runs on, and the module and op that fail if it does not.
+    With --output FILE that is drawn over time, too.
+
     $ ado-autoconf estimate --model llama-7b --method lora --gpu L40S --seq-len 8192 --batch 8 --gpus 2
     """
-    answer(Asking(ESTIMATE, estimate), context)
+    asking = Asking(ESTIMATE, estimate)
+    if not replayed:
+        with exit_codes():
+            if alloc_conf or overhead_gib is not None:
+                raise BadInput("--alloc-conf and --overhead-gib: for --replay only")
+        answer(asking, context)
+        return
+    with exit_codes():
+        if context.params["csv_file"] is not None:
+            raise BadInput("--replay: for one job only")
+        replay_one(asking, given_fields(asking, context), Writing.of(context), alloc_conf, overhead_gib)

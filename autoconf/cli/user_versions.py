@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
-from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any
@@ -17,15 +15,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from autoconf.cli.build_extra import check_build_extra
 from autoconf.cli.console import is_terminal, show_own_model, show_own_version
 from autoconf.cli.options import exit_codes, note
 from autoconf.cli.output import output, write_object
 from autoconf.errors import AutoConfError, BadInput
 from autoconf.jobs.job import read
-from autoconf.jobs.names import Names, listed, words
+from autoconf.jobs.names import Names, words
 from autoconf.predictor import registry, user_versions
-
-_EXTRA = ("accelerate", "bitsandbytes", "peft", "torch", "transformers")
 
 
 def trace_command(
@@ -113,15 +110,8 @@ def _with_published(published: str | None, aliases: list[str], where: str, name:
 
 def _build() -> tuple[Any, Any, Any]:
     """The modules that trace and read traces."""
-    missing = [package for package in _EXTRA if find_spec(package) is None]
-    if missing:
-        raise BadInput(
-            f"trace needs the extra [build]: in a clone of the project run pip install torch==2.13.0 and "
-            f"pip install '.[build]' ({listed(missing)} not found)"
-        )
+    check_build_extra("trace")
     try:
-        # It warns that a kernel for CPUs is missing; nothing is computed here.
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         from autoconf.pipeline.tracing import hf_config, summary, trace_file
     except Exception as error:  # a broken library can fail at import with anything
         raise AutoConfError(

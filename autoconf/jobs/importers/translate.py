@@ -217,7 +217,8 @@ class _Translation:
         if "sharded" not in self.facts:
             if "launched" not in self.facts:
                 return None
-            self.assumed.append("sharding = ddp (the launcher is told nothing else)")
+            own = "" if self.framework else "; the script is not known here: if it shards the model, give --sharding"
+            self.assumed.append(f"sharding = ddp (the launcher is told nothing else{own})")
             return "ddp"
         if self.facts["sharded"] == "no":
             return "ddp"
