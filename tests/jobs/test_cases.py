@@ -170,3 +170,18 @@ def test_what_was_assumed_is_in_every_form_of_the_answer() -> None:
     assert third.endswith("comment.sh:2 --per_device_train_batch_size)")
     header, row = run("comment.sh", "--as-csv").stdout.splitlines()[:2]
     assert "assumed" in header.split(",") and "tokens_per_sample = 1024" in row
+
+
+def test_gpus_that_slurm_is_asked_for_are_in_every_form_of_the_answer() -> None:
+    path = str(CASES / "more/typed.sbatch")
+    answer = json.loads(CliRunner().invoke(app, ["recommend", "--job", path, "--json"]).stdout)
+    counts = {row["key"]: row["value"] for row in answer["read"] if row["key"].startswith("#SBATCH")}
+    assert counts == {"#SBATCH --gres": "v100:4", "#SBATCH --nodes": "2"}
+    assert answer["gpu_model"] == "v100" and any("Tesla-V100" in line for line in answer["notes"])
+    _, row = CliRunner().invoke(app, ["recommend", "--job", path, "--as-csv"]).stdout.splitlines()
+    assert "#SBATCH --nodes: 2" in row
+
+
+def test_a_type_of_gpu_that_leaves_several_open_is_asked_for() -> None:
+    result = CliRunner().invoke(app, ["recommend", "--job", str(CASES / "more/in_bash.sbatch")])
+    assert (result.exit_code, "--gpu-model" in result.stderr, "a100" in result.stderr) == (2, True, True)

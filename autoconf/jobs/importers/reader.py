@@ -17,7 +17,7 @@ from autoconf.jobs.importers.launchers import NO_FILE, launch_in_script
 from autoconf.jobs.importers.named_files import Sources, places_in, with_named_files
 from autoconf.jobs.importers.other_files import PYTHON, check_objective, text_kind
 from autoconf.jobs.importers.python_code import code_of, read_code
-from autoconf.jobs.importers.slurm import requested
+from autoconf.jobs.importers.slurm import Request, requested
 from autoconf.jobs.importers.translate import JobFile, job_of
 from autoconf.jobs.importers.words import cleaned
 from autoconf.jobs.job import read
@@ -33,7 +33,7 @@ class _Content(NamedTuple):
     commands: tuple[Command, ...] = ()
     files: Mapping[str, str] = {}
     assumed: tuple[str, ...] = ()
-    requested: tuple[str, ...] = ()
+    requested: tuple[Request, ...] = ()
 
 
 def read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
@@ -72,8 +72,10 @@ def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
     job = job_of(found, evidence_of(found, commands), options)
     not_read = (f"{setting.place}: not read: options give the job" for setting in unread)
     of_scripts = (f"{path}: {line}" for path, content in zip(paths, contents, strict=True) for line in content.assumed)
-    read_lines = (*job.read, *(line for content in contents for line in content.requested))
-    return job._replace(read=read_lines, assumed=(*job.assumed, *of_scripts, *not_read))
+    requests = tuple(request for content in contents for request in content.requested)
+    return job._replace(
+        read=(*job.read, *map(str, requests)), requests=requests, assumed=(*job.assumed, *of_scripts, *not_read)
+    )
 
 
 def _content(path: str, options: Mapping[str, Any]) -> _Content:
