@@ -277,8 +277,8 @@ def test_without_a_terminal_it_is_plain_text(run):
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.isascii()
     assert re.search(r"training_stack +trl with sharding=fsdp2\n", result.stdout)
-    assert "on 1 GPU: needs 146.1 GiB of 79.1, does not fit (probability 0.00)\n" in result.stdout
-    assert "on each of 2 GPUs: needs 72.8 GiB of 79.1, fits (probability 1.00)\n" in result.stdout
+    assert "on 1 GPU: needs 146.1 GiB of 79.1, does not fit (probability 0.00, 0.90 required)\n" in result.stdout
+    assert "on each of 2 GPUs: needs 72.8 GiB of 79.1, fits (probability 1.00, 0.90 required)\n" in result.stdout
     assert (
         "Single changes that lead to fewer GPUs, cheapest first:\n  torch_dtype=bfloat16 would fit on 1 GPU\n"
         in result.stdout

@@ -20,6 +20,7 @@ from autoconf.cli.console import is_terminal
 from autoconf.cli.plots.answer_grid import SEPARATOR
 from autoconf.cli.plots.sheet import FAINT, INK, Sheet, is_dark, wrapped
 from autoconf.jobs.job import Job
+from autoconf.planner.estimate import probability_text
 from autoconf.planner.explanation import Explanation
 from autoconf.planner.results import Estimate
 from autoconf.planner.rules import on_each
@@ -56,14 +57,14 @@ def drawn(explanation: Explanation) -> dict[int, Estimate]:
     return {count: held for count, held in explanation.at.items() if held.fits is not None}
 
 
-def heading(count: int, held: Estimate) -> str:
+def heading(count: int, held: Estimate, threshold: float) -> str:
     """
-    >>> print(heading(2, Estimate(fits=1, probability=0.97, needed_memory_gib=72.76, usable_memory_gib=79.1)))
-    on each of 2 GPUs: needs 72.8 GiB of 79.1, fits (probability 0.97)
+    >>> print(heading(2, Estimate(fits=1, probability=0.97, needed_memory_gib=72.76, usable_memory_gib=79.1), 0.9))
+    on each of 2 GPUs: needs 72.8 GiB of 79.1, fits (probability 0.97, 0.90 required)
     """
     verdict = "fits" if held.fits else "does not fit"
     needs = f"needs {held.needed_memory_gib:.1f} GiB of {held.usable_memory_gib:g}"
-    return f"{on_each(count)}: {needs}, {verdict} (probability {held.probability:.2f})"
+    return f"{on_each(count)}: {needs}, {verdict} ({probability_text(held.probability or 0.0, threshold)})"
 
 
 def what_would_help(explanation: Explanation) -> list[str]:
@@ -109,7 +110,7 @@ def as_text(explanation: Explanation, width: int, *, plain: bool) -> Iterator[Te
     most = max((_extent(held) for held in estimates.values()), default=0.0)
     room = width - _LABEL - _FIGURES - 1
     for count, held in estimates.items():
-        yield Text(heading(count, held), style="bold")
+        yield Text(heading(count, held, explanation.threshold or 0.0), style="bold")
         usable = _usable(held)
         start = 0.0
         for name, part in parts(held).items():
@@ -171,7 +172,7 @@ def picture(job: Job, explanation: Explanation) -> Figure:
         sheet.write(_LEFT, bottom + _AXIS + _LINE * line, words, color=INK)
     axes = sheet.axes(_LEFT, top, across, bottom - top)
     for row, (count, held) in enumerate(estimates.items()):
-        _draw_bar(axes, row, count, held)
+        _draw_bar(axes, row, count, held, explanation.threshold or 0.0)
     _finish(axes, estimates)
     return sheet.figure
 
@@ -196,7 +197,7 @@ def settings_of(job: Job) -> list[str]:
     ]  # fmt: skip
 
 
-def _draw_bar(axes: Axes, row: int, count: int, held: Estimate) -> None:
+def _draw_bar(axes: Axes, row: int, count: int, held: Estimate, threshold: float) -> None:
     start, room = 0.0, _extent(held) / (_WIDTH - _LEFT - _RIGHT)
     for name, part in parts(held).items():
         label = name if row == 0 else None
@@ -206,7 +207,7 @@ def _draw_bar(axes: Axes, row: int, count: int, held: Estimate) -> None:
             ink = "white" if is_dark(_rgb(name)) else INK
             axes.text((begin + end) / 2, row, f"{part:.1f}", ha="center", va="center", fontsize=7.5, color=ink)
         start += part
-    axes.text(0, row - 0.3, heading(count, held), ha="left", va="bottom", fontsize=8.5, color=INK)
+    axes.text(0, row - 0.3, heading(count, held, threshold), ha="left", va="bottom", fontsize=8.5, color=INK)
     axes.vlines(_usable(held), row - 0.27, row + 0.4, color=INK, linewidth=1.6)
 
 
