@@ -27,8 +27,8 @@ run: $(VENV)/installed  ## create the environment and answer the first example
 test: lint  ## create the environment and run lint and all tests but the slow ones
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-test-fast: $(VENV)/installed  ## the tests that need neither PyTorch nor Ray
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not torch and not ray and not slow"
+test-fast: $(VENV)/installed  ## the tests that need neither PyTorch nor Ray nor long
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not torch and not ray and not slow and not long"
 
 test-slow: $(VENV)/tested  ## the tests that take minutes
 	$(BIN)/python -m pytest -n 2 -m slow

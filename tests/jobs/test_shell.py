@@ -33,6 +33,10 @@ def fields(tmp_path: Path):
         f"bash -euo pipefail -c '{SFT} --max_length 64'",
         f"docker run --gpus all -v $PWD:/w image:1 {SFT} --max_length 64", f"{SFT} --max_length 8 --max_length 64",
         f"uv run {SFT} --max_length 64", f"{SFT} --max_length 64 # --max_length 8", f"{SFT} \\\n  --max_length 64\n",
+        f"A='--use_peft'\nB='--max_length 64'\nbash -c \"{SFT} $A $B\"", f"A=6\nB=4\n{SFT} --max_length ${{A}}${{B}}",
+        f"A=1\nB=2\nC=\"$A $B\"\nD=${{C#1 }}\n{SFT} --max_length $((D * 32))",
+        f"{SFT} --max_length 64 \\\n", f"{SFT} --max_length 64 \\",
+        f"{SFT} --max_length 64 \\\n\necho done", f"python submit.py --gpus 8 -- {SFT} --max_length 64",
         f"cat > c.yaml <<EOF\nmax_length: 64\ndataset_name: d\nEOF\n{SFT} --config c.yaml",
     ],
 )  # fmt: skip

@@ -150,6 +150,7 @@ def test_accumulation_that_nobody_chose_is_named_where_it_decides():
     assert not any(note.startswith("gradient") for note in changed(**large, gradient_accumulation_steps=4).notes)
 
 
+@pytest.mark.long
 def test_every_note_on_a_default_is_what_the_other_value_gets():
     """Of random jobs: each default is named exactly where another value changes the layout."""
     generator, domain = np.random.default_rng(5), registry.card("2.0.0").domain

@@ -60,6 +60,7 @@ def test_the_largest_batch_fits_and_one_more_sample_on_each_gpu_does_not(job, to
     assert fits(number_gpus, **job, batch_size=more) == (0 if more <= NEWEST.max_batch_size else None)
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(jobs, st.integers(1, 64), gpus)
 def test_the_longest_sample_fits_and_one_more_token_does_not(job, each, number_gpus):
