@@ -1,15 +1,15 @@
-"""What can go wrong, apart from bad input (``ValueError``) and from having no recommendation (an answer)."""
+"""Errors and warnings of the package. A job without a recommendation is an answer, not an error."""
 
 from __future__ import annotations
 
 
 class AutoConfError(RuntimeError):
-    """Something in the installation or the environment is broken; never an answer to a job."""
+    """A broken installation or environment; never an answer to a job."""
 
 
 class BadInput(ValueError):
-    """A file or an option that the user gave cannot be right; the message has a line for each problem."""
+    """Invalid user input: a file or an option. The message has a line for each problem."""
 
 
 class IgnoredColumnWarning(UserWarning):
-    """A table has a column that is ignored, but looks as if it were meant to count."""
+    """An ignored column of a table that looks like a misspelled field or a setting of the training stack."""

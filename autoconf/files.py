@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all."""
+"""Write files and folders completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from autoconf.errors import BadInput
 
 STANDARD_STREAM = "-"
 
-# Files and folders that are not complete yet. Whoever ends the process without an exception has to remove them.
+# Files and folders that are not complete yet. Code that ends the process without an exception must remove them.
 unfinished: set[Path] = set()
 
 
 def called(path: str) -> str:
-    """What messages call a file."""
+    """The name of a file in messages."""
     return "standard input" if path == STANDARD_STREAM else path
 
 
 def scratch_path(target: Path) -> Path:
-    """A new name next to ``target``, on the same file system, for what is not complete yet."""
+    """A new path next to ``target``, on the same file system, for a file or folder that is not complete yet."""
     return target.with_name(f".ado-autoconf-{secrets.token_hex(8)}.tmp")
 
 
 @contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
-    """A scratch folder that becomes ``folder``, which it replaces, when all went well, and vanishes otherwise."""
+def replacing(folder: Path) -> Iterator[Path]:
+    """Yield a scratch folder that replaces ``folder`` if the block succeeds and is removed otherwise."""
     scratch = scratch_path(folder)
     unfinished.add(scratch)
     try:

@@ -21,7 +21,7 @@ from autoconf.cli.output import json_rows, output, write_csv, write_json, write_
 from autoconf.cli.spellings import own_name
 from autoconf.errors import BadInput
 from autoconf.files import STANDARD_STREAM, called
-from autoconf.jobs.column_hints import doubts
+from autoconf.jobs.column_hints import hints
 from autoconf.jobs.job import Job, read
 from autoconf.jobs.queries import Query
 from autoconf.jobs.tables import check_jobs, earlier_answers, read_table
@@ -197,7 +197,7 @@ def _answer_table(asking: Asking, csv_file: str, model_version: str | None, to: 
     ignored = [column or "(without a name)" for column in table if column not in question.all_fields]
     if ignored:
         note(f"{called(csv_file)}: columns carried through, but ignored: {', '.join(ignored)}")
-    for sentence in doubts(table, question):
+    for sentence in hints(table, question):
         note(f"{called(csv_file)}: {sentence}")
     no = False
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from autoconf.files import appearing
+from autoconf.files import replacing
 from autoconf.memory.store import write_models
 from autoconf.pipeline.calibration import reserve
 from autoconf.pipeline.calibration.real_rows import read_rows
@@ -70,7 +70,7 @@ def train(version: str, folder: Path) -> str:
         libraries={},
         files={},
     )
-    with appearing(folder) as scratch:
+    with replacing(folder) as scratch:
         write_models(traces(names, folder), scratch)
         return complete(scratch, card, reserve.training_rows(np.random.default_rng(SEED)))
 

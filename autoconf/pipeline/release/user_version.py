@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from autoconf.errors import BadInput
-from autoconf.files import appearing, called
+from autoconf.files import called, replacing
 from autoconf.jobs.names import Names
 from autoconf.jobs.tables import read_table
 from autoconf.memory.model import StackMemory
@@ -81,7 +81,7 @@ def train_own(base: str, version: str, output: Path, traces: Sequence[str] = (),
             "made_from": _made_from(base, traces, runs, table),
         }
     )
-    with appearing(folder) as scratch:
+    with replacing(folder) as scratch:
         place = registry.place(base).folder
         write_models([*read_models(place), *(trace.figures for trace in found)], scratch)
         teaches, cluster = pd.read_parquet(place / rebuild.TRAINING_TABLE), None

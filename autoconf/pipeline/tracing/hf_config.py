@@ -52,7 +52,7 @@ def read_config(path: str) -> tuple[Path, dict[str, Any]]:
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{file}: cannot read it: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(config, dict):
-        raise BadInput(f"{file}: must hold an object in JSON, but holds a {type(config).__name__}")
+        raise BadInput(f"{file}: must hold a JSON object, but holds a {type(config).__name__}")
     return file, config
 
 
