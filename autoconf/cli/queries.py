@@ -1,4 +1,4 @@
-"""The commands of the other queries: each asks about a table of jobs or about one, as ``recommend`` does."""
+"""The commands of the other queries; like ``recommend``, each takes a table of jobs or one job."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from autoconf.cli.ask import Asking, answer
+from autoconf.cli.ask import CommandQuery, answer
 from autoconf.cli.job_options import query_options
 from autoconf.cli.options import exit_codes
 from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH, LARGEST_SAMPLE
@@ -20,15 +20,15 @@ from autoconf.planner.prices import read_prices
 
 @query_options(AVOID_OOM)
 def avoid_oom_command(context: typer.Context) -> None:
-    """Check a requested number of GPUs, and if it is too small, name the next larger one that fits.
+    """Check a requested number of GPUs; if it is too small, recommend the next larger one that fits.
 
-    Each GPU keeps its batch. A request that fits is kept, whatever --max-gpus.
+    The batch on each GPU stays the same. A request that fits is confirmed even if it exceeds --max-gpus.
     A table of jobs has the column number_gpus. can_recommend (0 or 1), gpus (per worker), workers and reason are
     appended.
 
     $ ado-autoconf avoid-oom --model llama-7b --method lora --gpu L40S --seq-len 8192 --per-device-batch-size 6 --gpus 2
     """
-    answer(Asking(AVOID_OOM, avoid_oom), context)
+    answer(CommandQuery(AVOID_OOM, avoid_oom), context)
 
 
 @query_options(LARGEST_BATCH)
@@ -40,7 +40,7 @@ def largest_batch_command(context: typer.Context) -> None:
 
     $ ado-autoconf largest-batch --model llama-7b --method lora --gpu L40S --seq-len 8192 --gpus 2
     """
-    answer(Asking(LARGEST_BATCH, largest_batch), context)
+    answer(CommandQuery(LARGEST_BATCH, largest_batch), context)
 
 
 @query_options(LARGEST_SAMPLE)
@@ -52,7 +52,7 @@ def largest_sample_command(context: typer.Context) -> None:
 
     $ ado-autoconf largest-sample --model llama-7b --method lora --gpu L40S --batch 8 --gpus 2
     """
-    answer(Asking(LARGEST_SAMPLE, largest_sample), context)
+    answer(CommandQuery(LARGEST_SAMPLE, largest_sample), context)
 
 
 @query_options(GPU_MODEL)
@@ -68,10 +68,10 @@ def gpu_model_command(
         ),
     ] = None,
 ) -> None:
-    """Rank the types of GPU by what the smallest layout that fits costs per hour.
+    """Rank GPU types by the cost per hour of the smallest layout that fits.
 
-    The cost is the price per GPU and hour times the number of GPUs; how long the job runs is not considered.
-    Ties go to fewer GPUs. Types without a price come after those with one, and those that the job does not fit on last.
+    The cost is the price per GPU and hour times the number of GPUs; the duration of the job is not considered.
+    Ties go to fewer GPUs. Types without a price come after types with one; types on which the job does not fit are last.
     A table of jobs has no gpu_model; each job is repeated for each type, with can_recommend (0 or 1), gpu_model, gpus
     (per worker), workers, cost_per_hour, rank (1 is the recommendation) and reason.
 
@@ -79,16 +79,16 @@ def gpu_model_command(
     """
     with exit_codes():
         known = read_prices(prices)
-    answer(Asking(GPU_MODEL, partial(cheapest_gpu, prices=known)), context)
+    answer(CommandQuery(GPU_MODEL, partial(cheapest_gpu, prices=known)), context)
 
 
 @query_options(ESTIMATE)
 def estimate_command(context: typer.Context) -> None:
-    """Estimate whether a job fits on a number of GPUs, how likely that is, and where the memory goes.
+    """Estimate whether a job fits on a number of GPUs, with which probability, and the memory by part.
 
-    A table of jobs has the column number_gpus. fits (0 or 1), probability, in GiB the peak, what is needed and its
-    parts, what is usable and the headroom, and the reason if there is no estimate are appended.
+    A table of jobs has the column number_gpus. The appended columns are fits (0 or 1), probability, in GiB the peak,
+    the needed memory with its parts, the usable memory and the headroom, and the reason if there is no estimate.
 
     $ ado-autoconf estimate --model llama-7b --method lora --gpu L40S --seq-len 8192 --batch 8 --gpus 2
     """
-    answer(Asking(ESTIMATE, estimate), context)
+    answer(CommandQuery(ESTIMATE, estimate), context)

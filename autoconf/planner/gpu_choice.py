@@ -49,10 +49,10 @@ def cheapest_gpu(
         models: folder of user versions; by default the one that the environment variable ``AUTOCONF_MODELS`` names.
 
     Returns:
-        For a ``Job`` the cheapest ``GpuModel``. For a DataFrame, one with the fields of ``GpuModel`` as columns and, for
-        each job, one row per GPU type of its version under the job's index: first the types on which it fits, by
-        cost, then those without a price, then the types on which it does not fit, with the reason. An invalid job
-        gets one row.
+        For a ``Job`` the cheapest ``GpuModel``. For a DataFrame, one with the fields of ``GpuModel`` as columns and for
+        each job one row per GPU type of its version, under the job's index: first the types on which it fits, by cost,
+        then those without a price, then the types on which it does not fit, with the reason. An invalid job gets one
+        row.
 
     Raises:
         TypeError: ``jobs`` is neither.

@@ -1,7 +1,6 @@
-"""Draw a chart of answers: the minimum GPUs over tokens and batch, one panel per model and method, or per
-whatever else answers differ in.
+"""Draw a chart of answers: the minimum number of GPUs over tokens and batch, with one panel per model and method.
 
-matplotlib is imported when something is drawn, and never through pyplot, so that no setting of the host changes.
+matplotlib is imported only to draw, and never through pyplot, so that no setting of the host process changes.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ _LEFT, _RIGHT, _BOTTOM, _TITLE, _LEGEND_ROW, _HEADINGS = 0.85, 0.3, 0.72, 0.85, 
 _NARROWEST = 6.4
 _SUBTITLE_LINE, _SUBTITLE_LETTER = 0.2, 0.075
 
-_ASPECT = 1.5  # width over height that a picture of many panels aims at
+_ASPECT = 1.5  # target of width over height for a picture of many panels
 _DPI, _MOST_PIXELS = 160, 80e6
 _SMALLEST_NUMBERED_CELL = 0.2  # width; numbers in smaller cells would run into each other
-_TICK_EVERY = 0.3  # a label needs about that much room
+_TICK_EVERY = 0.3  # space that a label needs
 
 INK, FAINT, _GREY, _HATCH = "#1f2328", "#59636e", "#e4e6e9", "#9aa1a9"
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where panels lie, in inches."""
+    """The positions of panels, in inches."""
 
     panel: tuple[float, float]
     cell: tuple[float, float]
@@ -47,17 +46,17 @@ class _Layout:
 
     @property
     def pitch(self) -> tuple[float, float]:
-        """From one group to the next, across and down."""
+        """The distance from one group to the next, across and down."""
         across = self.members * self.panel[0] + (self.members - 1) * _BETWEEN_MEMBERS + _BETWEEN_GROUPS
         return across, self.panel[1] + _BETWEEN_ROWS
 
     @property
     def size(self) -> tuple[float, float]:
-        """Of all panels together."""
+        """The size of all panels together."""
         return self.groups_per_row * self.pitch[0] - _BETWEEN_GROUPS, self.rows * self.pitch[1] - _BETWEEN_ROWS
 
     def corner(self, group: int, member: int) -> tuple[float, float]:
-        """The upper left corner of a panel, from that of the first."""
+        """The upper left corner of a panel, relative to the first panel."""
         row, column = divmod(group, self.groups_per_row)
         return column * self.pitch[0] + member * (self.panel[0] + _BETWEEN_MEMBERS), row * self.pitch[1]
 
@@ -78,20 +77,20 @@ def _layout(chart: Chart) -> _Layout:
 
 
 def check_matplotlib() -> None:
-    """Import what a picture needs.
+    """Check that matplotlib can be imported.
 
     Raises:
         AutoConfError: matplotlib does not import.
     """
     try:
         import matplotlib.backends.backend_agg
-        import matplotlib.figure  # noqa: F401 - what savefig needs must not fail late
-    except Exception as error:  # a broken library can fail at import with anything
+        import matplotlib.figure  # noqa: F401 - savefig needs it; fail early
+    except Exception as error:  # a broken library can raise any exception at import
         raise AutoConfError(f"matplotlib does not import: {type(error).__name__}: {error}") from error
 
 
 def empty_figure(width: float, height: float) -> Figure:
-    """A white figure, its size in inches."""
+    """Make a white figure; its size is in inches."""
     from matplotlib.figure import Figure
 
     dpi = min(_DPI, math.sqrt(_MOST_PIXELS / width / height))
@@ -119,10 +118,10 @@ def draw(chart: Chart) -> Figure:
     figure = empty_figure(width, height)
 
     def place(x: float, y: float) -> tuple[float, float]:
-        """Inches from the upper left corner -> fractions of the figure."""
+        """Convert inches from the upper left corner to fractions of the figure."""
         return x / width, 1 - y / height
 
-    # A name may have a dollar sign, which must not open a formula.
+    # A name may have a dollar sign, which must not start a formula.
     text: dict[str, Any] = {"ha": "left", "va": "baseline", "color": INK, "parse_math": False}
     figure.text(*place(_LEFT, 0.42), "Minimum number of GPUs", fontsize=15, fontweight="bold", **text)
     for line, words in enumerate(subtitle):
@@ -153,7 +152,7 @@ def draw(chart: Chart) -> Figure:
 
 
 def wrapped(subtitle: str, width: float) -> list[str]:
-    """The settings in lines of at most some inches, each setting whole."""
+    """Wrap the settings into lines of a width in inches, without breaking within a setting."""
     lines: list[str] = []
     for setting in subtitle.split(SEPARATOR):
         longer = SEPARATOR.join([*lines[-1:], setting])
@@ -165,7 +164,7 @@ def wrapped(subtitle: str, width: float) -> list[str]:
 
 
 def _colors(last_step: int) -> list[Any]:
-    """A color for each step, darker for more: viridis, whose order color-blind people see and grey prints keep."""
+    """A color for each step, darker for more: viridis, which color-blind people can read and gray prints preserve."""
     import matplotlib
 
     last_step = max(last_step, 3)
@@ -210,7 +209,7 @@ def _draw_panel(axes: Axes, totals: np.ndarray, colors: list[Any], cell: tuple[f
 
 
 def _hatch(x: float, y: float) -> list[list[tuple[float, float]]]:
-    """Diagonals of one cell with its lower left corner at (x, y); they continue into the neighbours."""
+    """Diagonals of the cell with its lower left corner at (x, y); they continue into the neighboring cells."""
     ends = ((0, 2 / 3, 1 / 3, 1), (0, 1 / 3, 2 / 3, 1), (0, 0, 1, 1), (1 / 3, 0, 1, 2 / 3), (2 / 3, 0, 1, 1 / 3))
     return [[(x + x0, y + y0), (x + x1, y + y1)] for x0, y0, x1, y1 in ends]
 
@@ -220,7 +219,7 @@ def _frame(x: float, y: float) -> list[tuple[float, float]]:
 
 
 def is_dark(color: Any) -> bool:
-    """Whether white has more contrast to a color than our ink has (relative luminance as WCAG 2 has it)."""
+    """Whether white has more contrast with a color than the ink color (relative luminance of WCAG 2)."""
     return float(np.dot(np.power(color[:3], 2.2), (0.2126, 0.7152, 0.0722))) < 0.21
 
 
@@ -238,6 +237,6 @@ def _label_axes(axes: Axes, chart: Chart, cell: tuple[float, float], *, batches:
 
 
 def _fitted(group: str, layout: _Layout) -> str:
-    """A group's name, cut to the width of its panels."""
+    """The name of a group, shortened to the width of its panels."""
     letters = int((layout.pitch[0] - 0.2) / 0.088)
     return group if len(group) <= letters else f"{group[: letters - 1]}…"

@@ -1,7 +1,7 @@
-"""Draw an explanation: bars of what each GPU holds, as text and as a picture, and the changes that would help.
+"""Draw an explanation as text or as a picture: bars of the memory of each GPU, and the changes that would help.
 
-Every part's bar begins where the one before it ends, so that the last one ends at what is needed; a line marks the
-GPU's usable memory.
+The bar of each part begins where the previous one ends, so the last bar ends at the needed memory. A line marks the
+usable memory of the GPU.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Of Okabe and Ito, whose colors color-blind people tell apart.
-COLOURS = {
+# Colors of Okabe and Ito, which color-blind people can distinguish.
+COLORS = {
     "weights": "#0072B2",
     "gradients": "#E69F00",
     "optimizer": "#009E73",
@@ -38,7 +38,7 @@ COLOURS = {
     "reserve": "#999999",
 }
 _PLAIN_WIDTH = 80
-_LABEL, _FIGURES = max(map(len, COLOURS)), 8  # columns of text before a bar
+_LABEL, _FIGURES = max(map(len, COLORS)), 8  # columns of text before a bar
 _SHORTEST_BAR = 8
 
 # Inches.
@@ -47,12 +47,12 @@ _SUBTITLE, _LINE, _AXIS, _LETTERS_PER_INCH = 0.68, 0.19, 0.62, 14.5
 
 
 def parts(held: Estimate) -> dict[str, float]:
-    """The parts of what a GPU needs, in GiB."""
-    return {name: getattr(held, f"{name}_gib") for name in COLOURS}
+    """The parts of the memory that a GPU needs, in GiB."""
+    return {name: getattr(held, f"{name}_gib") for name in COLORS}
 
 
 def drawn(explanation: Explanation) -> dict[int, Estimate]:
-    """What there is to draw: what the job holds, by GPUs in total."""
+    """The estimates to draw, by total number of GPUs."""
     return {count: held for count, held in explanation.at.items() if held.fits is not None}
 
 
@@ -67,7 +67,7 @@ def heading(count: int, held: Estimate) -> str:
 
 
 def what_would_help(explanation: Explanation) -> list[str]:
-    """The changes as lines below their heading; none of a job that takes one GPU or lies outside the domain."""
+    """The changes as lines below a heading; empty for a job that needs one GPU or is outside the domain."""
     recommended = explanation.recommendation.can_recommend
     would = "lead to fewer GPUs" if recommended else "would get a recommendation"
     if any(change.also for change in explanation.changes):
@@ -78,14 +78,14 @@ def what_would_help(explanation: Explanation) -> list[str]:
     if explanation.changes:
         return [f"Single changes that {would}, cheapest first:", *(f"  {change}" for change in explanation.changes)]
     asked = bool(explanation.at) and not (recommended and max(explanation.at) == 1)
-    return [f"No single change of those that were asked {would.replace('lead', 'leads')}."] if asked else []
+    return [f"None of the single changes tried {would.replace('lead', 'leads')}."] if asked else []
 
 
 # --- as text ----------------------------------------------------------------------------------------------------------
 
 
 def show_explanation(explanation: Explanation) -> None:
-    """Print to a terminal as wide and colorful as it is, elsewhere as plain text."""
+    """Print with the width and colors of a terminal, or as plain text elsewhere."""
     if is_terminal(sys.stdout):
         console = Console(highlight=False)
         for line in as_text(explanation, console.width, plain=console.options.ascii_only):
@@ -96,7 +96,7 @@ def show_explanation(explanation: Explanation) -> None:
 
 
 def as_text(explanation: Explanation, width: int, *, plain: bool) -> Iterator[Text]:
-    """The lines of an explanation.
+    """Yield the lines of an explanation.
 
     Args:
         explanation: what is drawn.
@@ -113,7 +113,7 @@ def as_text(explanation: Explanation, width: int, *, plain: bool) -> Iterator[Te
         usable = _usable(held)
         start = 0.0
         for name, part in parts(held).items():
-            yield _row(name, part, _bar(start, part, usable, most, room, plain), COLOURS[name])
+            yield _row(name, part, _bar(start, part, usable, most, room, plain), COLORS[name])
             start += part
         yield _row("usable", usable, _bar(0, 0, usable, most, room, plain), "default")
         yield Text()
@@ -125,12 +125,12 @@ def _usable(held: Estimate) -> float:
 
 
 def _extent(held: Estimate) -> float:
-    """GiB that a drawing of an estimate reaches to."""
+    """The GiB that a drawing of an estimate extends to."""
     return max(_usable(held), held.needed_memory_gib or 0.0)
 
 
 def _bar(start: float, part: float, usable: float, most: float, room: int, plain: bool) -> str:
-    """A part's bar where it begins, and across it the line at usable memory."""
+    """The bar of a part at its position, crossed by the line at usable memory."""
     if room < _SHORTEST_BAR:
         return ""
     block, line = "#|" if plain else "█│"
@@ -162,14 +162,14 @@ def picture(job: Job, explanation: Explanation) -> Figure:
     sentences = (explanation.why, *what_would_help(explanation))
     letters = int(across * _LETTERS_PER_INCH)
     below = [line for text in sentences for line in textwrap.wrap(text, letters, subsequent_indent="    ")]
-    top = _SUBTITLE + _LINE * len(subtitle) + 0.45  # the legend's
-    bottom = top + _ROW * len(estimates) + 0.15  # the line's label
+    top = _SUBTITLE + _LINE * len(subtitle) + 0.45  # space of the legend
+    bottom = top + _ROW * len(estimates) + 0.15  # space of the label of the line
     height = bottom + _AXIS + _LINE * len(below) + 0.15
     figure = empty_figure(_WIDTH, height)
 
     def write(inches: float, words: str, **style: Any) -> None:
         style = {"color": FAINT, "fontsize": 9, **style}
-        # A name may have a dollar sign, which must not open a formula.
+        # A name may have a dollar sign, which must not start a formula.
         figure.text(_LEFT / _WIDTH, 1 - inches / height, words, parse_math=False, va="baseline", **style)
 
     write(0.42, _title(explanation), fontsize=15, fontweight="bold", color=INK)
@@ -207,10 +207,8 @@ def _draw_bar(axes: Axes, row: int, count: int, held: Estimate) -> None:
     start, room = 0.0, _extent(held) / (_WIDTH - _LEFT - _RIGHT)
     for name, part in parts(held).items():
         label = name if row == 0 else None
-        axes.barh(
-            row, part, _BAR / _ROW, left=start, color=COLOURS[name], edgecolor="white", linewidth=0.8, label=label
-        )
-        if part > 0.35 * room:  # a number needs about that many inches
+        axes.barh(row, part, _BAR / _ROW, left=start, color=COLORS[name], edgecolor="white", linewidth=0.8, label=label)
+        if part > 0.35 * room:  # space that a number needs, in inches
             ink = "white" if is_dark(_rgb(name)) else INK
             axes.text(start + part / 2, row, f"{part:.1f}", ha="center", va="center", fontsize=7.5, color=ink)
         start += part
@@ -221,7 +219,7 @@ def _draw_bar(axes: Axes, row: int, count: int, held: Estimate) -> None:
 def _rgb(name: str) -> tuple[float, ...]:
     from matplotlib.colors import to_rgb
 
-    return to_rgb(COLOURS[name])
+    return to_rgb(COLORS[name])
 
 
 def _finish(axes: Axes, estimates: dict[int, Estimate]) -> None:
@@ -236,6 +234,6 @@ def _finish(axes: Axes, estimates: dict[int, Estimate]) -> None:
     for side in axes.spines.values():
         side.set_visible(False)
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(COLOURS), fontsize=8, frameon=False, borderpad=0,
+        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(COLORS), fontsize=8, frameon=False, borderpad=0,
         borderaxespad=0.3, handlelength=1.0, handleheight=0.9, columnspacing=1.2, labelcolor=INK,
     )  # fmt: skip
