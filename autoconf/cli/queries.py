@@ -71,7 +71,8 @@ def gpu_model_command(
     """Rank GPU types by the cost per hour of the smallest layout that fits.
 
     The cost is the price per GPU and hour times the number of GPUs; the duration of the job is not considered.
-    Ties go to fewer GPUs. Types without a price come after types with one; types on which the job does not fit are last.
+    Ties go to fewer GPUs. Types without a price come after types with one; types on which the job does not fit come
+    last.
     A table of jobs has no gpu_model; each job is repeated for each type, with can_recommend (0 or 1), gpu_model, gpus
     (per worker), workers, cost_per_hour, rank (1 is the recommendation) and reason.
 

@@ -306,7 +306,7 @@ def test_a_version_without_estimates_is_no_failure(run):
         assert "\nversion 1.1.0 has no estimates; the newest is 2.0.0\n" in result.stdout
         assert re.search(r"\n *gpus +4\n", result.stdout)
         assert "gpu_model=NVIDIA-H100-PCIe would fit on 2 GPUs" in result.stdout
-    assert result.stderr == "picture.png: not written, as there is nothing to draw\n"
+    assert result.stderr == "picture.png: not written, because there is nothing to draw\n"
     assert not Path("picture.png").exists()
 
 

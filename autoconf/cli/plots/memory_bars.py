@@ -57,7 +57,8 @@ def drawn(explanation: Explanation) -> dict[int, Estimate]:
 
 
 def heading(count: int, held: Estimate) -> str:
-    """
+    """The heading above the bars of an estimate.
+
     >>> print(heading(2, Estimate(fits=1, probability=0.97, needed_memory_gib=72.76, usable_memory_gib=79.1)))
     on each of 2 GPUs: needs 72.8 GiB of 79.1, fits (probability 0.97)
     """
