@@ -63,17 +63,21 @@ def test_long_table(measure, fresh, quick, baseline):
 @compared
 def test_one_job(measure, quick, baseline):
     """One job through the decorated function, another one each time, predictor loaded; the baseline is ado's decorator
-    around a product of two numbers.
+    around a product of two numbers. Calls are those of AutoConf's own named functions, counted by `sys.setprofile`;
+    reads are the values that `jobs/values.py` parses and validates.
     """
+    import pandas as pd
+    from calls import calls_of
     from toy_experiment import multiply
 
+    from autoconf import recommend
     from autoconf.min_gpu_recommender import min_gpu_recommender
 
     count = 50 if quick else 600
     jobs = points(space()).sample(count + 1, random_state=0).to_dict("records")
     calls = iter([{"x": x, "y": 1} for x in range(count + 1)] if baseline else jobs)
     facts = {"baseline": "a product"} if baseline else {"required": 8.0, "target": 5.0}
-    measure(
+    facts = measure(
         "one job through the decorated function",
         multiply if baseline else min_gpu_recommender,
         setup=lambda: ((), next(calls)),
@@ -82,6 +86,10 @@ def test_one_job(measure, quick, baseline):
         unit="ms",
         **facts,
     )
+    if not baseline:
+        table = pd.DataFrame([JOB])
+        ways = {"one job": lambda: min_gpu_recommender(**JOB), "a table of one row": lambda: recommend(table)}
+        facts["also"] = [fact for way, ask in ways.items() for fact in counts(way, calls_of(ask))]
 
 
 @compared
@@ -201,6 +209,15 @@ class Sweep:
             if quarter > 1
             else (0.0, 0.0)
         )
+
+
+def counts(way: str, calls: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """How many calls a job makes, and how many of them read a value."""
+    reads = sum(name == "read" for _, name in calls)
+    return [
+        {"figure": f"calls for {way}", "measured": len(calls), "unit": "calls", "required": 160},
+        {"figure": f"values read for {way}", "measured": reads, "unit": "reads", "required": 7},
+    ]
 
 
 def run(command: list[str], folder: Path) -> None:

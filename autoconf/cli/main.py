@@ -6,10 +6,8 @@ Standard output carries data only; notes, progress and errors go to standard err
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
-from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -29,7 +27,7 @@ from autoconf.cli.recommend import recommend_command
 from autoconf.cli.user_versions import trace_command, train_command
 from autoconf.cli.versions import stacks_command, versions_command
 from autoconf.distribution import __version__
-from autoconf.files import unfinished
+from autoconf.files import remove_unfinished
 from autoconf.jobs.job import TRAINING_STACK
 from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH, LARGEST_SAMPLE, MIN_GPUS
 
@@ -107,9 +105,7 @@ def run() -> None:
 
 def _end(number: int, _: Any) -> None:
     """Clean up and end by the signal as if it were not handled; a library could catch an exception raised here."""
-    for path in unfinished:
-        with suppress(OSError):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    remove_unfinished()
     if is_terminal(sys.stderr):
         os.write(sys.stderr.fileno(), b"\x1b[?25h")  # the progress bar hides the cursor
     signal.signal(number, signal.SIG_DFL)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import stat
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pandas as pd
 
 from autoconf.errors import AutoConfError, BadInput
-from autoconf.files import STANDARD_STREAM, scratch_path, unfinished
+from autoconf.files import STANDARD_STREAM, atomic_file, cannot_write, opened, reason
 from autoconf.jobs.job import Workload, read
 from autoconf.jobs.queries import ARGUMENTS
 from autoconf.jobs.values import is_empty, whole_number
@@ -42,25 +41,14 @@ def output(path: str | None) -> Iterator[BinaryIO]:
         return
     mode = _mode(path)
     if mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a device or pipe is never replaced
-        with _writing(path), _opened(Path(path), "wb", path) as stream:
+        with _writing(path), opened(path, lambda: open(path, "wb")) as stream:
             yield stream
         return
     target = Path(os.path.realpath(path))  # a link stays a link
     if mode is not None and (stat.S_ISDIR(mode) or not os.access(target, os.W_OK)):
         raise BadInput(f"{path}: cannot write it: {os.strerror(errno.EISDIR if stat.S_ISDIR(mode) else errno.EACCES)}")
-    scratch = scratch_path(target)
-    unfinished.add(scratch)
-    try:
-        with _writing(path), _opened(scratch, "xb", path) as stream:
-            yield stream
-            stream.flush()
-            if mode is not None:
-                shutil.copymode(target, scratch)
-            os.replace(scratch, target)
-    finally:
-        with suppress(OSError):
-            scratch.unlink()
-        unfinished.discard(scratch)
+    with _writing(path), opened(path, lambda: atomic_file(target)) as stream:
+        yield stream
 
 
 def _mode(path: str) -> int | None:
@@ -70,18 +58,7 @@ def _mode(path: str) -> int | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise _cannot_write(path, error) from None
-
-
-def _opened(file: Path, mode: str, path: str) -> Any:
-    try:
-        return open(file, mode)
-    except (OSError, ValueError) as error:
-        raise _cannot_write(path, error) from None
-
-
-def _cannot_write(path: str, error: Exception) -> BadInput:
-    return BadInput(f"{path}: cannot write it: {getattr(error, 'strerror', None) or error}")
+        raise cannot_write(path, error) from None
 
 
 @contextmanager
@@ -91,7 +68,7 @@ def _writing(path: str) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EPIPE:  # the reader of the output stopped, which is not a failure
             raise
-        raise AutoConfError(f"{path}: writing failed: {error.strerror or error}") from None
+        raise AutoConfError(f"{path}: writing failed: {reason(error)}") from None
 
 
 def write_csv(pieces: Iterable[pd.DataFrame], stream: BinaryIO) -> None:

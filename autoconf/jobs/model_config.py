@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
+from autoconf.files import cannot_read
 
 TABLE = Path(__file__).with_name("model_shapes.json")
 CONFIG = "config.json"
@@ -68,7 +69,7 @@ def read_config(file: Path) -> dict[str, Any]:
             raise BadInput(f"{file}: is larger than 1 MiB, so it is not a config")
         config = json.loads(content)
     except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"{file}: cannot read it as JSON: {getattr(error, 'strerror', None) or error}") from None
+        raise cannot_read(file, error, "it as JSON") from None
     if not isinstance(config, dict):
         raise BadInput(f"{file}: must hold a JSON object, but holds a {type(config).__name__}")
     return config

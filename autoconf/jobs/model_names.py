@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
+from autoconf.files import cannot_read
 from autoconf.jobs import model_config
 from autoconf.jobs.names import Names, listed, words
 
@@ -88,7 +89,7 @@ class ModelNames(Names):
         try:
             state = file.stat()
         except OSError as error:
-            return _Recognized(None, f"{file}: cannot read it: {error.strerror or error}")
+            return _Recognized(None, str(cannot_read(file, error)))
         return self._recognized(file, name, state.st_mtime_ns, state.st_size)
 
     def _recognize(self, file: Path, name: str, *_: int) -> _Recognized:

@@ -11,12 +11,9 @@ from typing import Any, BinaryIO
 import pandas as pd
 
 from autoconf.errors import BadInput
-from autoconf.files import STANDARD_STREAM, called
+from autoconf.files import STANDARD_STREAM, called, cannot_read
 from autoconf.jobs.job import TOGETHER, Workload
 from autoconf.jobs.queries import MIN_GPUS, Query
-
-_MOST_PROBLEMS = 20
-
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
@@ -44,7 +41,7 @@ def read_table(path: str) -> pd.DataFrame:
         if isinstance(error, BadInput):
             raise
         # ValueError: the text is not a valid path
-        raise BadInput(f"{path}: cannot read it: {getattr(error, 'strerror', None) or error}") from None
+        raise cannot_read(path, error) from None
 
 
 def _parsed(file: BinaryIO, source: str) -> pd.DataFrame:
@@ -148,11 +145,8 @@ def check_jobs(table: pd.DataFrame, source: str, query: Query = MIN_GPUS) -> Non
     for index, problem in query.contradictions(columns).items():
         problems[texts.index[index]] = [problem]
     if problems:
-        first = sorted(problems)[:_MOST_PROBLEMS]
-        messages = [f"{source}, line {line}: {'; '.join(problems[line])}" for line in first]
-        if len(problems) > len(first):
-            messages.append(f"{source}: {len(problems) - len(first)} more bad lines")
-        raise BadInput("\n".join(messages))
+        messages = [f"{source}, line {line}: {'; '.join(problems[line])}" for line in sorted(problems)]
+        raise BadInput.listing(messages, source, "more bad lines")
 
 
 def earlier_answers(table: pd.DataFrame, query: Query = MIN_GPUS) -> list[str]:

@@ -8,9 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from autoconf.errors import BadInput
+from autoconf.jobs.importers.documents import load_documents, read_text
 from autoconf.jobs.values import name, positive_number
 from autoconf.planner.known_names import gpu_names
 from autoconf.predictor.cards import Domain
@@ -51,36 +50,18 @@ def _default() -> Prices:
 
 
 def _read_file(path: str) -> Prices:
-    try:
-        node = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise BadInput(f"{path}, line {line}: not YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise BadInput(f"{path}: not YAML: {error}") from None
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: cannot read it: {getattr(error, 'strerror', None) or error}") from None
-    if not isinstance(node, yaml.MappingNode) or not node.value:
-        raise BadInput(f"{path}, line 1: must have lines such as 'H100: 2.5', a GPU type and its price per hour")
+    documents = load_documents(read_text(path), path)
+    if len(documents) != 1 or not isinstance(documents[0].value, dict) or not documents[0].value:
+        raise BadInput(f"{path}:1: must have lines such as 'H100: 2.5', a GPU type and its price per hour")
+    (document,) = documents
     prices: dict[str, float] = {}
-    for key, value in node.value:
-        where = f"{path}, line {key.start_mark.line + 1}"
-        if not isinstance(key, yaml.ScalarNode):
-            raise BadInput(f"{where}: must be the name of a GPU type")
-        if key.value in prices:
-            raise BadInput(f"{where}: {key.value}: named more than once")
+    for gpu, given in document.value.items():
+        price = given.get(PRICE) if isinstance(given, dict) else given
         try:
-            prices[name("GPU type", key.value)] = positive_number(f"{key.value}: {PRICE}", _price_of(value))
+            prices[name("GPU type", gpu)] = positive_number(f"{gpu}: {PRICE}", price)
         except ValueError as error:
-            raise BadInput(f"{where}: {error}") from None
+            raise BadInput(f"{path}:{document.line(gpu) or 1}: {error}") from None
     return prices
-
-
-def _price_of(node: yaml.Node) -> Any:
-    """The price in a node of a file; ``None`` if the node has no price."""
-    if isinstance(node, yaml.MappingNode):
-        node = next((value for key, value in node.value if key.value == PRICE), yaml.ScalarNode("", ""))
-    return node.value if isinstance(node, yaml.ScalarNode) else None
 
 
 def of_domain(prices: Prices, domain: Domain, version: str, elsewhere: Domain) -> dict[str, float]:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 
-from autoconf import files as output_files
 from autoconf.errors import AutoConfError
+from autoconf.files import reason, temporary
 
 _LARGEST = 1 << 30  # bytes of one file; a whole version has 5 MB
 _TEMPORARY = (None, "/dev/shm")  # the system's folder for temporary files; memory if that cannot be written to
@@ -108,19 +107,16 @@ def private_copy(files: Mapping[str, bytes]) -> Iterator[Path]:
     failed = []
     for parent in _TEMPORARY:
         folder = None
-        try:
-            folder = Path(tempfile.mkdtemp(prefix="ado-autoconf-", dir=parent))  # mode 0700
-            output_files.unfinished.add(folder)
-            _write(files, folder)
-        except OSError as error:
-            _remove(folder)
-            failed.append(f"{folder or parent or 'temporary files'}: {error.strerror or error}")
-            continue
-        try:
+        with ExitStack() as stack:
+            try:
+                folder = Path(tempfile.mkdtemp(prefix="ado-autoconf-", dir=parent))  # mode 0700
+                stack.enter_context(temporary(folder))
+                _write(files, folder)
+            except OSError as error:
+                failed.append(f"{folder or parent or 'temporary files'}: {reason(error)}")
+                continue
             yield folder
-        finally:
-            _remove(folder)
-        return
+            return
     raise AutoConfError(
         f"cannot write a private copy of the predictor ({'; '.join(failed)}); set TMPDIR to a folder with free space"
     )
@@ -130,12 +126,6 @@ def _write(files: Mapping[str, bytes], folder: Path) -> None:
     for name, content in files.items():
         os.makedirs((folder / name).parent, exist_ok=True)
         (folder / name).write_bytes(content)
-
-
-def _remove(folder: Path | None) -> None:
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
-        output_files.unfinished.discard(folder)
 
 
 def check_ownership(folder: Path) -> None:

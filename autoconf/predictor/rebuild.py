@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from io import BytesIO
@@ -17,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from autoconf.errors import AutoConfError
+from autoconf.files import atomic_folder
 from autoconf.memory import version_1
 from autoconf.memory.model import StackMemory
 from autoconf.memory.version_1 import MemoryTable
@@ -95,8 +95,7 @@ def _rebuild(version: VersionFiles, memory: MemoryTable | StackMemory, target: P
     started = time.perf_counter()
     for abandoned in target.parent.glob(f"{target.name}.*/"):  # left by a killed process, as this one has the lock
         shutil.rmtree(abandoned, ignore_errors=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.name}."))  # mode 0700
-    try:
+    with atomic_folder(target, mode=0o700, replace=False, prefix=f"{target.name}.") as scratch:
         _check_room(scratch)
         runs = training_table(pd.read_parquet(BytesIO(version.files[TRAINING_TABLE])), Predictor(card, memory, None))
         monotone = MONOTONE if card.reserve else version_1.MONOTONE
@@ -106,10 +105,6 @@ def _rebuild(version: VersionFiles, memory: MemoryTable | StackMemory, target: P
         digests = {name: digest(content) for name, content in files.items()}
         content = json.dumps({"made_of": made_of, "files": digests}, indent=2)
         (scratch / CARD).write_text(content, encoding="utf-8")
-        scratch.rename(target)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
     logger.warning("rebuilt predictor %s in %.0f s, kept in %s", card.version, time.perf_counter() - started, target)
 
 

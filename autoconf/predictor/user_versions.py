@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 from autoconf.errors import AutoConfError
+from autoconf.files import atomic_file, reason
 from autoconf.predictor.cards import CARD, digest
 from autoconf.predictor.integrity import read_file
 from autoconf.predictor.locks import LOADING
@@ -138,24 +138,14 @@ def _keep(folder: Path, sha256: str) -> None:
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with filelock.FileLock(f"{file}.lock"):
-            _replace(file, json.dumps(_read_pins(file) | dict.fromkeys(_paths(folder), sha256), indent=2))
+            pins = _read_pins(file) | dict.fromkeys(_paths(folder), sha256)
+            with atomic_file(file, mode=0o600) as stream:
+                stream.write(json.dumps(pins, indent=2).encode())
     except OSError as error:
         raise AutoConfError(
-            f"version {folder.name}: cannot keep its digest in {file}: {error.strerror or error}; give it with the "
+            f"version {folder.name}: cannot keep its digest in {file}: {reason(error)}; give it with the "
             f"version, as {folder.name}@sha256:{sha256}"
         ) from error
-
-
-def _replace(file: Path, text: str) -> None:
-    """Replace a file atomically: a concurrent reader sees the old or the new content."""
-    descriptor, scratch = tempfile.mkstemp(dir=file.parent)
-    try:
-        with open(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.replace(scratch, file)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
 
 
 def _pins_file() -> Path:

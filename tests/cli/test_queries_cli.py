@@ -141,7 +141,7 @@ def test_prices_of_a_file_replace_the_packages(run):
     assert (rows[0]["gpu_model"], rows[0]["cost_per_hour"]) == ("NVIDIA-H100-80GB-HBM3", 2)
     assert [row["cost_per_hour"] for row in rows[1:]] == [None] * 21
     for text, message in (
-        ("H100: 1\nL40S: free\n", "prices.yaml, line 2: L40S: price_per_hour: must be a number > 0, got 'free'"),
+        ("H100: 1\nL40S: free\n", "prices.yaml:2: L40S: price_per_hour: must be a number > 0, got 'free'"),
         ("H200X: 1\n", "prices: 'H200X' is not in the domain of version 2.0.0, which has "),
     ):
         Path("prices.yaml").write_text(text)

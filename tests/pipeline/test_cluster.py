@@ -12,7 +12,7 @@ import pytest
 from autoconf.errors import BadInput
 from autoconf.jobs.tables import read_table
 from autoconf.pipeline.calibration.cluster import learn_cluster
-from autoconf.pipeline.calibration.user_runs import contradicting, read_measured
+from autoconf.pipeline.calibration.user_runs import contradicting, read_user_runs
 from autoconf.pipeline.release.random_jobs import random_jobs
 from autoconf.planner.rules import passing
 from autoconf.predictor import check_jobs, registry
@@ -42,7 +42,7 @@ def table(*rows: dict[str, str]) -> pd.DataFrame:
 
 
 def read(*rows: dict[str, str]):
-    return read_measured(predictor(), table(*rows), "runs.csv")
+    return read_user_runs(predictor(), table(*rows), "runs.csv")
 
 
 def count(report: list[dict], begins: str) -> int:

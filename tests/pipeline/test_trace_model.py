@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 for package in ("torch", "transformers", "peft", "bitsandbytes"):
     pytest.importorskip(package, reason="versions are traced with the extra [build], installed on Python 3.11")
 
 from autoconf.memory.model import head_way, layer_way
+from autoconf.memory.profile import HeadWay, LayerWay
+from autoconf.memory.store import ModelsTable
 from autoconf.pipeline.catalog import architectures
-from autoconf.pipeline.tracing.trace_model import head_job, head_ways, layer_job, layer_ways
+from autoconf.pipeline.tracing.extrapolate import head_moments, layer_moments
+from autoconf.pipeline.tracing.ledger import rank_for, trace
+from autoconf.pipeline.tracing.trace_model import head_job, head_ways, layer_job, layer_ways, short_stack
+from autoconf.predictor.registry import MODELS
 
 LLAMA = architectures()["llama-7b"]
 
@@ -27,3 +33,26 @@ def test_a_job_that_is_traced_for_a_way_is_looked_up_by_that_way():
 def test_every_way_is_traced_once():
     for ways in (list(layer_ways()), list(head_ways())):
         assert len(ways) == len(set(ways))
+
+
+@pytest.mark.parametrize("name", ["mistral-7b-v0.1", "granite-4.0-h-350m"])  # layers of one kind, and of two
+def test_moments_of_a_trace_are_those_of_the_released_version(name):
+    """To the byte, after the rounding of the file: nobody who rewrites the tracing may change what was released."""
+    architecture = architectures()[name]
+    released = ModelsTable.read(MODELS / "2.0.0")
+    short = short_stack(architecture)
+    rank = rank_for(architecture, short)
+    for way in (
+        LayerWay("full", "bfloat16", "no", "bfloat16", False, "none", "default"),
+        LayerWay("full", "float32", "bf16", "float32", False, "reentrant", "default"),
+        LayerWay("lora", "float32", "bf16", "float32", True, "non-reentrant", "all-linear"),
+        LayerWay("qlora", "bfloat16", "bf16", "float32", True, "none", "attention"),
+        HeadWay(True, "bfloat16", "no", "full"),
+        HeadWay(False, "float32", "bf16", "chunked"),
+    ):
+        if isinstance(way, LayerWay):
+            storages = trace(layer_job(architecture, way), short, rank)
+            moments = layer_moments(storages, short, architecture.kinds)
+        else:
+            moments = head_moments(trace(head_job(architecture, way), short, rank), short, rank)
+        np.testing.assert_array_equal(np.array(moments, np.float32), released.moments(name, way))

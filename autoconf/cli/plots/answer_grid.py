@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from autoconf.jobs.ado_experiments import EXPERIMENT, settings_in
 from autoconf.jobs.job import BATCHES, NUMBERS, OPTIONAL, REQUIRED, choices, read
 from autoconf.jobs.presets import SETTINGS as OF_STACK
 from autoconf.jobs.values import is_empty, name, whole_number
@@ -20,7 +21,6 @@ NO_RECOMMENDATION = 0
 MISSING = -1  # a point without an answer, or whose measurement failed
 
 # Settings that have a single value in one picture, unless its panels differ in them; a file may have several values.
-EXPERIMENT = "experiment_id"  # ado's name for the column
 SETTINGS = (EXPERIMENT, "model_name", "method", "gpu_model", *(field for field in OPTIONAL if field not in BATCHES))
 PANELS = ("model_name", "method")
 POINT = (*REQUIRED, "batch_size")
@@ -75,8 +75,7 @@ def _set_by_experiment(field: str, experiment: str) -> Any:
     >>> _set_by_experiment("stack", "custom_experiments.min_gpu_recommender-stack.fms-hf-tuning-max_gpus.64")
     'fms-hf-tuning'
     """
-    _, *found = re.split(rf"-({'|'.join(OPTIONAL)})\.", experiment)
-    text = dict(zip(found[::2], found[1::2], strict=True)).get(field)
+    text = settings_in(experiment).get(field)
     return text and read(field, text)
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from autoconf.errors import BadInput
+from autoconf.files import cannot_read
 
 MAX_BYTES = 1 << 20
 MAX_VALUES = 20_000  # with aliases expanded; a large Kubernetes manifest has a few thousand
@@ -104,9 +105,9 @@ def read_bytes(path: str) -> bytes:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        raise BadInput(f"{shortened(path)}: cannot read it: {getattr(error, 'strerror', None) or error}") from None
+        raise cannot_read(shortened(path), error) from None
     if len(data) > MAX_BYTES:
-        raise BadInput(f"{path}: cannot read it: larger than {MAX_BYTES} bytes, the most that a job file may have")
+        raise BadInput(f"{path}: cannot read it: larger than {MAX_BYTES} bytes, the most that is read")
     return data
 
 
@@ -207,7 +208,7 @@ def _check_text(value: Any, file: str) -> None:
 
 def _check_limits(size: int, depth: int, where: str) -> None:
     if size > MAX_VALUES:
-        raise BadInput(f"{where}: more than {MAX_VALUES:,} values (with aliases expanded), too many for a job file")
+        raise BadInput(f"{where}: more than {MAX_VALUES:,} values (with aliases expanded), more than are read")
     if depth > MAX_DEPTH:
         raise BadInput(f"{where}: nested more than {MAX_DEPTH} levels deep")
 

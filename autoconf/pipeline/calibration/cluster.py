@@ -23,7 +23,7 @@ from autoconf.memory.reserve import Reserve
 from autoconf.memory.units import GIB, Booleans, Floats, Integers
 from autoconf.pipeline.calibration.real_rows import read_rows
 from autoconf.pipeline.calibration.reserve import VIRTUAL_ROWS, Learned, learn, table_of
-from autoconf.pipeline.calibration.user_runs import Measured, read_measured
+from autoconf.pipeline.calibration.user_runs import UserRuns, read_user_runs
 from autoconf.pipeline.validation.compare_measured import CUBLAS_GIB
 from autoconf.planner.rules import passing
 from autoconf.predictor.autogluon import LABEL
@@ -76,7 +76,7 @@ def learn_cluster(predictor: Predictor, table: pd.DataFrame, source: str) -> Clu
 
     Args:
         predictor: of the version to start from; it may have more models.
-        table: runs, as ``tables.read_table`` and ``read_measured`` have them.
+        table: runs, as ``tables.read_table`` and ``read_user_runs`` have them.
         source: what messages call the table.
 
     Raises:
@@ -84,7 +84,7 @@ def learn_cluster(predictor: Predictor, table: pd.DataFrame, source: str) -> Clu
     """
     if predictor.card.reserve is None or not isinstance(predictor.memory, StackMemory):
         raise BadInput(f"version {predictor.card.version} says nothing of what must stay free; 2.0.0 and later do")
-    measured = read_measured(predictor, table, source)
+    measured = read_user_runs(predictor, table, source)
     evidence = _Evidence(predictor, measured)
     before, after = _held_out(predictor, measured, evidence)
     gains = pd.Series(after.scores - before.scores).groupby(measured.runs["job"].to_numpy()).sum().to_numpy()
@@ -135,7 +135,7 @@ class _Evidence:
     with a share of the GPU that was never in use.
     """
 
-    def __init__(self, predictor: Predictor, measured: Measured) -> None:
+    def __init__(self, predictor: Predictor, measured: UserRuns) -> None:
         assert predictor.card.reserve is not None and isinstance(predictor.memory, StackMemory)
         runs, candidates = measured.runs, measured.candidates
         place = candidates.rows, candidates.gpus, candidates.tokens_per_gpu
@@ -292,7 +292,7 @@ class _Judged:
         }
 
 
-def _held_out(predictor: Predictor, measured: Measured, evidence: _Evidence) -> tuple[_Judged, _Judged]:
+def _held_out(predictor: Predictor, measured: UserRuns, evidence: _Evidence) -> tuple[_Judged, _Judged]:
     """The version as it is, and what is learned from the other folds, on every run; no job is on both sides.
 
     What counts is decisions, since these are what a user gets: the outcome of a run has the probability that outcomes
@@ -325,7 +325,7 @@ def _marginal(posterior: _Posterior) -> Floats:
     return posterior.weights.reshape(len(FACTORS), -1).sum(1)
 
 
-def _said(predictor: Predictor, measured: Measured, reserve: Reserve) -> Booleans:
+def _said(predictor: Predictor, measured: UserRuns, reserve: Reserve) -> Booleans:
     """Whether runs are said to fit under a reserve, at which predictors decide."""
     card = predictor.card.model_copy(update={"reserve": reserve})
     asked = Predictor(card, predictor.memory, None).features(measured.candidates)

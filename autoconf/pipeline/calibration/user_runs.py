@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from autoconf.errors import BadInput
+from autoconf.jobs.ado_experiments import EXPERIMENT, settings_in
 from autoconf.jobs.job import NUMBERS, OPTIONAL, Workload, check_together, read
 from autoconf.jobs.queries import MIN_GPUS, NUMBER_GPUS
 from autoconf.jobs.values import is_empty, whole_number
@@ -30,13 +31,11 @@ FAILED, VALID = "failed", "is_valid"
 ALLOCATED, IN_USE = "peak_allocated_gib", "gpu_memory_utilization_peak"
 _SEEN = (FAILED, VALID, ALLOCATED, IN_USE)
 _YES_NO = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
-_MOST_PROBLEMS = 20
 
 # ado's SFTTrainer actuator (https://github.com/IBM/ado, plugins/actuators/sfttrainer, the README of its package): the
 # method is in the experiment's name (finetune_lora_benchmark-v1.0.0), after which come settings that the space
-# fixes, as in -gradient_accumulation_steps.1-r.8. Its runs are fms-hf-tuning's, checkpointed, without reentrance.
-_EXPERIMENT = re.compile(r"SFTTrainer\.finetune[_-](full|lora|gptq-lora|pt)(?=[_-])")
-_SETTING = re.compile(r"-(?!v\d)([a-z]\w*)\.")  # but the version
+# fixes. Its runs are fms-hf-tuning's, checkpointed, without reentrance.
+_ACTUATOR = re.compile(r"SFTTrainer\.finetune[_-](full|lora|gptq-lora|pt)(?=[_-])")
 _RUNS_AS = {"stack": "fms-hf-tuning", "gradient_checkpointing": "non-reentrant"}
 _OF_METHOD = {"lora": {"lora_r": "4"}}
 # Its names of settings, each with the field that they mean and what their values are there.
@@ -55,7 +54,7 @@ _ANY_TABLE = {"model_max_length": "tokens_per_sample"}
 
 
 @dataclass(frozen=True)
-class Measured:
+class UserRuns:
     """Rows of a table that can be learned from, and what became of the others."""
 
     runs: pd.DataFrame  # line, job (a number), fits (1, 0), allocated_gib and in_use_share (NaN where not measured)
@@ -64,7 +63,7 @@ class Measured:
     ignored: list[str]  # columns
 
 
-def read_measured(predictor: Predictor, table: pd.DataFrame, source: str) -> Measured:
+def read_user_runs(predictor: Predictor, table: pd.DataFrame, source: str) -> UserRuns:
     """Read a table of runs.
 
     Args:
@@ -80,47 +79,39 @@ def read_measured(predictor: Predictor, table: pd.DataFrame, source: str) -> Mea
             column), or no row is left to learn from.
     """
     used = _check_columns(table, source)
-    problems: list[str] = []
-    rows, outside = [], Counter[str]()
-    for line, record in zip(table.index, table.to_dict("records"), strict=True):
-        row = _Row(line, record)
-        problems += [f"{source}, line {line}, {problem}" for problem in row.problems]
-        rows.append(row)
-    if len(problems) > _MOST_PROBLEMS:
-        problems[_MOST_PROBLEMS:] = [f"{source}: {len(problems) - _MOST_PROBLEMS} more problems"]
-    in_use = [row.in_use for row in rows if row.in_use]
-    if in_use and max(in_use) <= 1:
-        problems.append(f"{source}, column {IN_USE}: no value is above 1; percent are meant, from 0 to 100")
-    if problems:
-        raise BadInput("\n".join(problems))
-    silent = sum(not row.says for row in rows)
-    outside.update(row.outside for row in rows if row.says and row.outside)
-    rows = [row for row in rows if row.says and not row.outside]
-    columns = {field: [row.job.get(field, default) for row in rows] for field, default in _DEFAULTS.items()}
-    gpus = np.array([row.gpus for row in rows], np.int64)
-    placed = on_counts(predictor, columns, gpus)
-    outside.update(problem.reason for problem in placed.problems.values())
-    candidates = candidates_on(predictor, placed.jobs, gpus[placed.positions])
-    rows = [rows[position] for position in placed.positions]
-    runs = pd.DataFrame([row.seen() for row in rows], columns=["line", LABEL, "allocated_gib", "in_use_share"])
+    rows = zip(table.index, table.to_dict("records"), strict=True)
+    every = _checked([_read_run(line, record) for line, record in rows], source)
+    telling = [run for run in every if run.finished is not None]
+    outside = Counter(run.outside for run in telling if run.outside)
+    placed, candidates, problems = _placed(predictor, [run for run in telling if not run.outside])
+    outside.update(problems)
+    runs = pd.DataFrame([run.seen() for run in placed], columns=["line", LABEL, "allocated_gib", "in_use_share"])
     runs, once = _without_duplicates(_with_keys(runs, candidates))
     left_out = contradicting(predictor, runs, candidates.subset(once))
     kept = ~np.isin(np.arange(len(runs)), left_out)
-    report = [
-        {"rows": "read", "count": len(table)},
-        {"rows": "used", "count": int(kept.sum())},
-        {"rows": "duplicates: jobs that ended alike count once", "count": len(rows) - len(runs)},
-        {
-            "rows": "contradictions: left out, so that no run finished where a smaller one failed",
-            "count": len(left_out),
-        },
-        {"rows": "without an outcome or a figure", "count": silent},
-        *({"rows": f"outside the domain: {why}", "count": count} for why, count in sorted(outside.items())),
-    ]
+    counts = {
+        "read": len(table),
+        "used": int(kept.sum()),
+        "duplicates: jobs that ended alike count once": len(placed) - len(runs),
+        "contradictions: left out, so that no run finished where a smaller one failed": len(left_out),
+        "without an outcome or a figure": len(every) - len(telling),
+        **{f"outside the domain: {why}": count for why, count in sorted(outside.items())},
+    }
     if not kept.any():
-        raise BadInput(f"{source}: no row to learn from; " + "; ".join(f"{r['count']} {r['rows']}" for r in report))
+        raise BadInput(f"{source}: no row to learn from; " + "; ".join(f"{n} {rows}" for rows, n in counts.items()))
+    report = [{"rows": rows, "count": count} for rows, count in counts.items()]
     ignored = [str(column) for column in table if column not in used]
-    return Measured(runs[kept].reset_index(drop=True), candidates.subset(once[kept]), report, ignored)
+    return UserRuns(runs[kept].reset_index(drop=True), candidates.subset(once[kept]), report, ignored)
+
+
+def _placed(predictor: Predictor, runs: list[_Run]) -> tuple[list[_Run], Candidates, list[str]]:
+    """The runs whose jobs are in a version's domain, their candidates, and why others are not."""
+    columns = {field: [run.job.get(field, default) for run in runs] for field, default in _DEFAULTS.items()}
+    gpus = np.array([run.gpus for run in runs], np.int64)
+    placed = on_counts(predictor, columns, gpus)
+    candidates = candidates_on(predictor, placed.jobs, gpus[placed.positions])
+    problems = [problem.reason for problem in placed.problems.values()]
+    return [runs[position] for position in placed.positions], candidates, problems
 
 
 _DEFAULTS = {field: OPTIONAL.get(field) for field in Workload.model_fields}
@@ -132,8 +123,8 @@ def _check_columns(table: pd.DataFrame, source: str) -> set[str]:
     Raises:
         BadInput: one that must be there is missing.
     """
-    ado = "experiment_id" in table and any(_settings_of(str(e)) for e in table["experiment_id"].unique())
-    known = {*Workload.model_fields, NUMBER_GPUS, *_SEEN, *_ANY_TABLE, *({"experiment_id", *_ADO} if ado else ())}
+    ado = EXPERIMENT in table and any(_actuator_settings(str(e)) for e in table[EXPERIMENT].unique())
+    known = {*Workload.model_fields, NUMBER_GPUS, *_SEEN, *_ANY_TABLE, *({EXPERIMENT, *_ADO} if ado else ())}
     has = {*table, *(_ANY_TABLE[column] for column in table if column in _ANY_TABLE), *({"method"} if ado else ())}
     missing = MIN_GPUS.missing_columns(has) + [NUMBER_GPUS] * (NUMBER_GPUS not in has)
     if has.isdisjoint(_SEEN):
@@ -147,114 +138,147 @@ def _check_columns(table: pd.DataFrame, source: str) -> set[str]:
 
 
 @cache
-def _settings_of(experiment: str) -> Mapping[str, str]:
+def _actuator_settings(experiment: str) -> Mapping[str, str]:
     """The settings in the name of one of the actuator's experiments; none for any other.
 
-    >>> _settings_of("SFTTrainer.finetune_lora_benchmark-v1.0.0-fms_hf_tuning_version.2.8.2-r.8")
+    >>> _actuator_settings("SFTTrainer.finetune_lora_benchmark-v1.0.0-fms_hf_tuning_version.2.8.2-r.8")
     {'method': 'lora', 'fms_hf_tuning_version': '2.8.2', 'r': '8'}
     """
-    found = _EXPERIMENT.match(experiment)
-    if not found:
-        return {}
-    _, *parts = _SETTING.split(experiment)
-    return {"method": found[1], **dict(zip(parts[::2], parts[1::2], strict=True))}
+    found = _ACTUATOR.match(experiment)
+    return {"method": found[1], **settings_in(experiment)} if found else {}
 
 
-class _Row:
-    """A row as it was read; ``problems`` says what cannot be right, ``outside`` why no version has its job."""
+# --- rows -------------------------------------------------------------------------------------------------------------
 
-    def __init__(self, line: int, record: Mapping[str, str]) -> None:
-        self.line, self.record, self.problems, self.outside = line, record, list[str](), ""
-        settings = _settings_of(record.get("experiment_id", ""))
-        self.job = dict(self._fields(settings))
-        self.gpus = 0
-        if _number(record[NUMBER_GPUS]) == 0:  # the actuator's way to say CPU
-            self.outside = f"{NUMBER_GPUS} is 0"
-        else:
-            self.gpus = self._read(NUMBER_GPUS, lambda text: whole_number(NUMBER_GPUS, text)) or 0
-            if not self.problems and not self.outside:
-                self._check_together(bool(settings))
-        self.allocated = self._figure(ALLOCATED, np.inf)
-        self.in_use = self._figure(IN_USE, 100.0) or None
-        self.finished = self._outcome()
 
-    def _fields(self, settings: Mapping[str, str]) -> Iterable[tuple[str, Any]]:
-        texts: dict[str, tuple[str, str]] = {}  # of a field: value, and the column that says it
-        for column, value in self.record.items():
-            if column in Workload.model_fields and column not in _ADO and not is_empty(value):
-                texts[column] = value, column
-            elif column in _ANY_TABLE and not is_empty(value):
-                texts[_ANY_TABLE[column]] = value, column
-        if not settings:
-            texts["gradient_checkpointing"] = self.record.get("gradient_checkpointing", ""), "gradient_checkpointing"
-        else:
-            comes_with = {**_RUNS_AS, **_OF_METHOD.get(settings["method"], {})}
-            said = {**settings, **{column: value for column, value in self.record.items() if not is_empty(value)}}
-            for name, (field, values) in _ADO.items():
-                value = values.get(said.get(name, "").lower(), said.get(name, ""))
-                if value and comes_with.get(field) not in ("none", "bf16"):
-                    comes_with[field] = value
-            for field, value in {**settings, **comes_with}.items():
-                if field in Workload.model_fields:
-                    texts.setdefault(field, (value, "experiment_id"))
-        for field in Workload.model_fields:
-            value, column = texts.get(field, ("", field))
-            try:
-                yield field, _read_cached(field, value)
-            except ValueError as error:
-                if settings and field not in NUMBERS and value:  # the actuator has more of them than versions have
-                    self.outside = str(error)
-                elif self.record[NUMBER_GPUS] and _number(self.record[NUMBER_GPUS]) != 0:
-                    self.problems.append(f"column {column}: {str(error).removeprefix(f'{field}: ')}")
-                yield field, None
+@dataclass(frozen=True)
+class _Run:
+    """A row as it was read."""
 
-    def _check_together(self, ado: bool) -> None:
-        try:
-            check_together(self.job)
-        except ValueError as error:
-            if ado:
-                self.outside = str(error)
-            else:
-                self.problems.append(str(error))
-
-    def _read(self, column: str, how: Any) -> Any:
-        try:
-            return how(self.record[column])
-        except ValueError as error:
-            self.problems.append(f"column {column}: {str(error).removeprefix(f'{column}: ')}")
-            return None
-
-    def _figure(self, column: str, most: float) -> float | None:
-        """The largest of a cell's numbers: ado lists the values of a point that was measured several times."""
-        numbers = [_number(text) for text in _values(self.record.get(column, ""))]
-        if any(not 0 <= number <= most or number == np.inf for number in numbers):
-            allowed = "> 0" if most == np.inf else f"from 0 to {most:g}"
-            self.problems.append(f"column {column}: must be a number {allowed}, got {self.record[column]!r}")
-            return None
-        return max(numbers, default=0.0) or None
-
-    def _outcome(self) -> bool | None:
-        """Whether the run finished; None where nothing says so, or both."""
-        said = set()
-        for column, finished in ((FAILED, False), (VALID, True)):
-            for text in _values(self.record.get(column, "")):
-                if text.lower() not in _YES_NO:
-                    self.problems.append(f"column {column}: must be 0 or 1, got {text!r}")
-                else:
-                    said.add(_YES_NO[text.lower()] == finished)
-        if said == {True, False} and all(self.record.get(column) for column in (FAILED, VALID)):
-            self.problems.append(f"column {VALID}: contradicts {FAILED}")
-        return said.pop() if len(said) == 1 else None if said else (self.allocated or self.in_use) is not None or None
-
-    @property
-    def says(self) -> bool:
-        return self.finished is not None
+    line: int
+    job: Mapping[str, Any]
+    gpus: int
+    finished: bool | None  # None where nothing says so, or both
+    allocated_gib: float | None
+    in_use_percent: float | None
+    outside: str  # why no version answers for its job; empty text where one may
+    problems: tuple[str, ...]  # what cannot be right
 
     def seen(self) -> tuple[int, int, float, float]:
-        """What a run that failed had allocated is no peak."""
-        figures = (self.allocated, self.in_use and self.in_use / 100) if self.finished else (None, None)
-        allocated, in_use = (np.nan if figure is None else figure for figure in figures)
-        return self.line, int(bool(self.finished)), allocated, in_use
+        """Line, label, GiB allocated and share of the memory in use: a run that failed had no peak."""
+        allocated, in_use = (self.allocated_gib, self.in_use_percent) if self.finished else (None, None)
+        gib, percent = (np.nan if figure is None else figure for figure in (allocated, in_use))
+        return self.line, int(bool(self.finished)), gib, percent / 100
+
+
+def _checked(runs: list[_Run], source: str) -> list[_Run]:
+    """The runs, none of which has a problem.
+
+    Raises:
+        BadInput: one has, or the shares of memory in use are no percentages.
+    """
+    problems = [f"{source}, line {run.line}, {problem}" for run in runs for problem in run.problems]
+    in_use = [run.in_use_percent for run in runs if run.in_use_percent]
+    if in_use and max(in_use) <= 1:
+        problems.insert(0, f"{source}, column {IN_USE}: no value is above 1; percent are meant, from 0 to 100")
+    if problems:
+        raise BadInput.listing(problems, source, "more problems")
+    return runs
+
+
+def _read_run(line: int, record: Mapping[str, str]) -> _Run:
+    """Read a row; what cannot be right is gathered, and raises nothing."""
+    problems: list[str] = []
+    if _number(record[NUMBER_GPUS]) == 0:  # the actuator's way to say CPU
+        job, gpus, outside = dict[str, Any](), 0, f"{NUMBER_GPUS} is 0"
+    else:
+        job, gpus, outside = _read_job(record, problems)
+    allocated, in_use = _read_figure(record, ALLOCATED, np.inf, problems), _read_figure(record, IN_USE, 100.0, problems)
+    outcomes = _read_outcomes(record, problems)
+    if not outcomes and (allocated or in_use):  # only a run that finished has figures
+        outcomes = {True}
+    finished = outcomes.pop() if len(outcomes) == 1 else None
+    return _Run(line, job, gpus, finished, allocated, in_use, outside, tuple(problems))
+
+
+def _read_job(record: Mapping[str, str], problems: list[str]) -> tuple[dict[str, Any], int, str]:
+    """A row's job and number of GPUs, and why no version answers for the job."""
+    settings = _actuator_settings(record.get(EXPERIMENT, ""))
+    job, gpus, outside = dict[str, Any](), 0, ""
+    texts = _texts(record, settings)
+    for field in Workload.model_fields:
+        value, column = texts.get(field, ("", field))
+        try:
+            job[field] = _read_cached(field, value)
+        except ValueError as error:
+            job[field] = None
+            if settings and field not in NUMBERS and value:  # the actuator has more of them than versions have
+                outside = str(error)
+            else:
+                problems.append(f"column {column}: {str(error).removeprefix(f'{field}: ')}")
+    try:
+        gpus = whole_number(NUMBER_GPUS, record[NUMBER_GPUS])
+    except ValueError as error:
+        problems.append(f"column {error}")
+    if not problems and not outside:
+        try:
+            check_together(job)
+        except ValueError as error:
+            if settings:
+                outside = str(error)
+            else:
+                problems.append(str(error))
+    return job, gpus, outside
+
+
+def _texts(record: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """The text of each field that a row sets, and the column that has it."""
+    texts: dict[str, tuple[str, str]] = {}
+    for column, value in record.items():
+        field = _ANY_TABLE.get(column, column)
+        means_other = bool(settings) and column == field and column in _ADO  # than the field of that name
+        if field in Workload.model_fields and not is_empty(value) and not means_other:
+            texts[field] = value, column
+    if settings:
+        for field, value in {**settings, **_fixed_by_actuator(record, settings)}.items():
+            if field in Workload.model_fields:
+                texts.setdefault(field, (value, EXPERIMENT))
+    return texts
+
+
+def _fixed_by_actuator(record: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
+    """What the actuator's own settings mean, and what all its runs have."""
+    fields = {**_RUNS_AS, **_OF_METHOD.get(settings["method"], {})}
+    given = {**settings, **{column: value for column, value in record.items() if not is_empty(value)}}
+    for name, (field, values) in _ADO.items():
+        value = values.get(given.get(name, "").lower(), given.get(name, ""))
+        if value and fields.get(field) not in ("none", "bf16"):  # the first of two names has decided it
+            fields[field] = value
+    return fields
+
+
+def _read_figure(record: Mapping[str, str], column: str, most: float, problems: list[str]) -> float | None:
+    """The largest of a cell's numbers: ado lists the values of a point that was measured several times."""
+    numbers = [_number(text) for text in _values(record.get(column, ""))]
+    if any(not 0 <= number <= most or number == np.inf for number in numbers):
+        allowed = "> 0" if most == np.inf else f"from 0 to {most:g}"
+        problems.append(f"column {column}: must be a number {allowed}, got {record[column]!r}")
+        return None
+    return max(numbers, default=0.0) or None
+
+
+def _read_outcomes(record: Mapping[str, str], problems: list[str]) -> set[bool]:
+    """The ways in which a row says that its run ended: True where it finished."""
+    outcomes = set()
+    for column, means_finished in ((FAILED, False), (VALID, True)):
+        for text in _values(record.get(column, "")):
+            if text.lower() not in _YES_NO:
+                problems.append(f"column {column}: must be 0 or 1, got {text!r}")
+            else:
+                outcomes.add(_YES_NO[text.lower()] == means_finished)
+    if len(outcomes) == 2 and all(record.get(column) for column in (FAILED, VALID)):
+        problems.append(f"column {VALID}: contradicts {FAILED}")
+    return outcomes
 
 
 @cache

@@ -9,12 +9,11 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from autoconf.files import replacing
 from autoconf.memory.store import write_models
 from autoconf.pipeline.calibration import reserve
 from autoconf.pipeline.calibration.real_rows import read_rows
 from autoconf.pipeline.catalog import NEWEST, architectures, gpus, models
-from autoconf.pipeline.release.version_folder import SEED, complete
+from autoconf.pipeline.release.version_folder import SEED, complete, new_version
 from autoconf.pipeline.tracing.cache import traces
 from autoconf.predictor import registry
 from autoconf.predictor.cards import Card, Domain
@@ -70,7 +69,7 @@ def train(version: str, folder: Path) -> str:
         libraries={},
         files={},
     )
-    with replacing(folder) as scratch:
+    with new_version(folder) as scratch:
         write_models(traces(names, folder), scratch)
         return complete(scratch, card, reserve.training_rows(np.random.default_rng(SEED)))
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from autoconf.errors import BadInput
-from autoconf.files import called, replacing
+from autoconf.files import called
 from autoconf.jobs.names import Names
 from autoconf.jobs.tables import read_table
 from autoconf.memory.model import StackMemory
@@ -18,7 +18,7 @@ from autoconf.memory.store import ModelsTable, read_models, write_models
 from autoconf.pipeline.calibration.cluster import Cluster, learn_cluster
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.release.evaluation import measured
-from autoconf.pipeline.release.version_folder import complete
+from autoconf.pipeline.release.version_folder import complete, new_version
 from autoconf.pipeline.tracing.trace_file import Trace, read_trace
 from autoconf.predictor import rebuild, registry, user_versions
 from autoconf.predictor.cards import Card, Model, digest, read_card
@@ -81,7 +81,7 @@ def train_own(base: str, version: str, output: Path, traces: Sequence[str] = (),
             "made_from": _made_from(base, traces, runs, table),
         }
     )
-    with replacing(folder) as scratch:
+    with new_version(folder) as scratch:
         place = registry.place(base).folder
         write_models([*read_models(place), *(trace.figures for trace in found)], scratch)
         teaches, cluster = pd.read_parquet(place / rebuild.TRAINING_TABLE), None

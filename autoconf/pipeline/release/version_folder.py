@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from autoconf.files import atomic_folder, opened
 from autoconf.memory.model import StackMemory
 from autoconf.memory.store import ModelsTable
 from autoconf.pipeline.release import orderings
@@ -29,6 +31,17 @@ _CHECKS = 800  # drawn; about half of them can be spread over workers
 _TIME = re.compile(r"fit_time|predict_(child_)?time|predict_n_time_per_row|_time_\w+")  # where AutoGluon notes one
 
 Evaluate = Callable[[Predictor], dict[str, Any]]
+
+
+@contextmanager
+def new_version(folder: Path) -> Iterator[Path]:
+    """A scratch folder that becomes a version's when all went well.
+
+    Raises:
+        BadInput: it cannot be written to.
+    """
+    with opened(folder.parent, lambda: atomic_folder(folder), "to it") as scratch:
+        yield scratch
 
 
 def complete(scratch: Path, card: Card, table: pd.DataFrame, evaluate: Evaluate = lambda predictor: {}) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import platformdirs
 from rich.progress import track
 
+from autoconf.files import atomic_folder
 from autoconf.memory.profile import ModelFigures
 from autoconf.memory.store import read_models, write_models
 from autoconf.pipeline.catalog import Architecture, architectures
@@ -50,11 +50,6 @@ def _cached(name: str) -> ModelFigures:
     if not folder.exists():
         from autoconf.pipeline.tracing.trace_model import traced  # torch and transformers take seconds to import
 
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch_name:
-            scratch = Path(scratch_name) / folder.name
-            scratch.mkdir()
+        with atomic_folder(folder, replace=False) as scratch:  # another process may be faster
             write_models([traced(architecture)], scratch)
-            if not folder.exists():  # another process may have been faster
-                scratch.rename(folder)
     return replace(read_models(folder)[0], made_of=fingerprint(architecture))

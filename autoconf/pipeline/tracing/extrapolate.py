@@ -1,15 +1,17 @@
-"""What a model holds besides its parameters at each point of a micro-batch, whatever its depth and its sharding.
+"""Memory of a whole model at each point of a micro-batch, from the trace of a short stack of its layers.
 
-It is put together from the storages of a short stack (``autoconf.pipeline.tracing.ledger``).
+What is counted is what a model holds besides its parameters, whatever its depth and its sharding. It comes from the
+storages of the short stack (``autoconf.pipeline.tracing.ledger``).
 
-Decoder layers of one kind hold the same. So a moment of a layer at any depth is what the same moment of the short stack
-holds, plus what the layers before it saved for their backward pass; gradients are kept apart, because how many of them
-are whole at a time is the sharding's affair.
+Decoder layers of one kind hold the same. So a moment of a layer at any depth is the same moment of the short stack's
+layer of its kind, plus what the layers before it saved for their backward pass. Gradients are kept apart, because how
+many of them are whole at a time depends on the sharding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,79 +20,11 @@ from autoconf.memory.profile import Point, StackMoment
 from autoconf.pipeline.tracing.ledger import Storages
 from autoconf.pipeline.tracing.recorder import EMBEDDING, HEAD, LOSS, TAIL, Part, TraceError
 
-_NONE = np.zeros(4)
-
-
-class _Short:
-    """Moments of a short stack; sizes have the columns of ``ledger.Size``."""
-
-    def __init__(self, storages: Storages, layers: Sequence[str]) -> None:
-        self.storages, self.layers = storages, layers
-        at = np.arange(len(storages.born))
-        self.alive = (storages.born <= at[:, None]) & (storages.dead > at[:, None])  # moments x storages
-        self.is_gradient = storages.gradient_of > -2
-        self._born_in = np.array([p.layer if p.segment == "layer" and not p.backward else -1 for p in storages.parts])
-        # Autocast keeps its copies of weights until the model's forward is over; checkpoints and saved tensors stay.
-        self._kept = {backward: self._kept_at(self.first(LOSS if backward else HEAD)) for backward in (False, True)}
-        self.saved = {
-            backward: [storages.sizes[kept == index].sum(axis=0) for index in range(len(layers))]
-            for backward, kept in self._kept.items()
-        }
-
-    def _kept_at(self, moment: int) -> np.ndarray:
-        """The layer whose forward pass made a storage that is alive at a moment; -1 otherwise."""
-        return np.where(self.alive[moment] & ~self.is_gradient, self._born_in, -1)
-
-    def moments(self, part: Part) -> list[int]:
-        return [index for index, other in enumerate(self.storages.parts) if other == part]
-
-    def first(self, part: Part) -> int:
-        return self.storages.parts.index(part)
-
-    def below(self, part: Part) -> int:
-        """The layers before a part that it leaves alone; it may use up what the one right before it saved."""
-        if part in (HEAD, LOSS):
-            return len(self.layers) - 1
-        return max(part.layer - 1, 0)
-
-    def is_over(self, moment: int) -> bool:
-        """Whether the forward pass is over, and what it kept for itself is gone."""
-        if self.storages.parts[moment] != HEAD:
-            return self.storages.parts[moment].backward
-        kept = self._kept[False]
-        return not self.alive[moment][(kept >= 0) & (kept < len(self.layers) - 1)].all()
-
-    def activations(self, moment: int) -> np.ndarray:
-        """Bytes alive but for gradients and for what the layers ``below`` saved."""
-        part = self.storages.parts[moment]
-        kept = self._kept[self.is_over(moment)]
-        below = (kept >= 0) & (kept < self.below(part))
-        earlier = below & (self.storages.born < moment)
-        if not self.alive[moment][earlier].all():
-            raise TraceError(f"{part} frees what an earlier layer saved")
-        return self.storages.sizes[self.alive[moment] & ~below & ~self.is_gradient].sum(axis=0)
-
-    def outside(self, moment: int) -> np.ndarray:
-        """Bytes alive but for gradients and for what the layers' forward pass made."""
-        return self.storages.sizes[self.alive[moment] & (self._born_in < 0) & ~self.is_gradient].sum(axis=0)
-
-    def gradients(self, moment: int, layer: int) -> np.ndarray:
-        """Gradients of a layer's parameters (-1: of the rest of the model) that exist already."""
-        return self.storages.sizes[self.alive[moment] & (self.storages.gradient_of == layer)].sum(axis=0)
-
-    def all_gradients(self, layer: int) -> np.ndarray:
-        return self.storages.sizes[self.storages.gradient_of == layer].sum(axis=0)
-
-    def newborn(self, moment: int) -> np.ndarray:
-        return self.storages.sizes[moment] if self.is_gradient[moment] else _NONE
-
-    def boundary(self, moment: int) -> np.ndarray:
-        """Bytes alive when a part begins, before its first storage."""
-        return self.activations(moment) - (_NONE if self.is_gradient[moment] else self.storages.sizes[moment])
+_NOTHING = np.zeros(4)  # bytes, with the columns of ``ledger.Size``, as all sizes in this module
 
 
 def layer_moments(storages: Storages, short: Sequence[str], kinds: Sequence[str]) -> list[StackMoment]:
-    """Moments of the whole model but for those of its head, and of them only what no other exceeds.
+    """Moments of the whole model except those of its head, without those that another moment exceeds.
 
     Args:
         storages: of a short stack.
@@ -101,7 +35,7 @@ def layer_moments(storages: Storages, short: Sequence[str], kinds: Sequence[str]
     Raises:
         TraceError: layers of the short stack do not hold what they should.
     """
-    return _envelope(list(_layer_moments(_Short(storages, short), kinds)))
+    return _envelope(list(_WholeModel(_ShortStack(storages, short), kinds).moments()))
 
 
 def head_moments(storages: Storages, short: Sequence[str], rank: int) -> list[StackMoment]:
@@ -109,118 +43,251 @@ def head_moments(storages: Storages, short: Sequence[str], rank: int) -> list[St
 
     Nothing there has to do with adapters: what looks like a multiple of their rank is one by chance.
     """
-    moments = _head_moments(_Short(storages, short))
-    return _envelope(
-        [
-            m._replace(
-                constant=m.constant + rank * m.constant_per_rank,
-                per_token=m.per_token + rank * m.per_token_per_rank,
-                constant_per_rank=0.0,
-                per_token_per_rank=0.0,
-            )
-            for m in moments
-        ]
+    return _envelope([_at_rank(moment, rank) for moment in _head_moments(_ShortStack(storages, short))])
+
+
+def _at_rank(moment: StackMoment, rank: int) -> StackMoment:
+    return moment._replace(
+        constant=moment.constant + rank * moment.constant_per_rank,
+        per_token=moment.per_token + rank * moment.per_token_per_rank,
+        constant_per_rank=0.0,
+        per_token_per_rank=0.0,
     )
 
 
-def _layer_moments(short: _Short, kinds: Sequence[str]) -> Iterator[StackMoment]:
-    deep = len(kinds)
-    stands_for = _stands_for(short.layers, kinds)
-    below = {backward: _before(short, stands_for, backward) for backward in (False, True)}
-    gradient = np.array([short.all_gradients(layer) for layer in stands_for])
-    after = np.concatenate([np.cumsum(gradient[::-1], axis=0)[::-1][1:], [_NONE]])
-    root = short.gradients(short.first(Part("layer", len(short.layers) - 1, True)), -1)
-
-    for index in short.moments(EMBEDDING):
-        yield _moment(Point.EMBEDDING, short.activations(index))
-    yield _moment(Point.FIRST_GATHER, short.boundary(short.first(Part("layer", 0))))
-    for position, layer in _representatives(kinds, stands_for):
-        part = Part("layer", layer)
-        yield _moment(Point.GATHER, short.boundary(short.first(part)) + below[False][position])
-        for index in short.moments(part):
-            yield _moment(Point.FORWARD, short.activations(index) + below[False][position])
-    yield _moment(Point.KEPT, below[False][deep] + short.saved[False][-1])
-    yield _moment(Point.KEPT_OVER, below[True][deep] + short.saved[True][-1])
-    for position, layer in _representatives(kinds, stands_for):
-        if not short.moments(Part("layer", layer, True)):
-            continue  # before the first layer with adapters nothing has to be passed back
-        begin = short.first(Part("layer", layer, True))
-        grown = {"done": after[position], "rest": root}
-        last, first = position == deep - 1, position == 0
-        start = Point.LAST_START if last else Point.FIRST_START if first else Point.START
-        yield _moment(start, short.boundary(begin) + below[True][position], **grown)
-        for late in (False, True):
-            point = Point.LAST if last else Point.FIRST if first else Point.MIDDLE
-            for index in short.moments(Part("layer", layer, True, late)):
-                yield _moment(
-                    point.late if late else point,
-                    short.activations(index) + below[True][position],
-                    short.gradients(index, layer),
-                    short.newborn(index),
-                    **grown,
-                )
-        end = Point.FIRST_END if first else Point.END
-        left = _left(short)
-        if position and short.moments(before := Part("layer", stands_for[position - 1], True)):
-            left = short.boundary(short.first(before)) + below[True][position - 1]
-        yield _moment(end, left, gradient[position], **grown)
-    every = gradient.sum(axis=0)
-    tail = short.moments(TAIL)
-    for index in tail:
-        yield _moment(Point.TAIL, short.activations(index), done=every, rest=short.gradients(index, -1),
-                     newborn=short.newborn(index))  # fmt: skip
-    yield _moment(Point.TAIL_END, _NONE, done=every, rest=short.all_gradients(-1),
-                 newborn=short.newborn(tail[-1]) if tail else _NONE)  # fmt: skip
-
-
-def _before(short: _Short, stands_for: Sequence[int], backward: bool) -> np.ndarray:
-    """What the layers before each position saved, less what the one right before its stand-in saved, which is counted
-    with the stand-in; shape (positions + 1, 4), the last one for the head.
-    """
-    saved = np.array(short.saved[backward])
-    before = np.concatenate([[_NONE], np.cumsum(saved[stands_for], axis=0)])
-    right_before = np.array([saved[layer - 1] if layer else _NONE for layer in (*stands_for, len(short.layers))])
-    return before - right_before
-
-
-def _left(short: _Short) -> np.ndarray:
-    """What is held when the first layer's backward pass is over."""
-    tail = short.moments(TAIL)
-    return short.boundary(tail[0]) if tail else _NONE
-
-
-def _head_moments(short: _Short) -> Iterator[StackMoment]:
-    for index in short.moments(HEAD):
-        yield _moment(Point.HEAD_OVER if short.is_over(index) else Point.HEAD, short.outside(index))
-    first = short.first(LOSS)
-    yield _moment(Point.TURN, short.outside(first) - short.storages.sizes[first])
-    for index in short.moments(LOSS):
-        yield _moment(Point.LOSS, short.outside(index), short.gradients(index, -1), short.newborn(index))
-
-
 def _moment(
-    point: Point, held: np.ndarray, own: np.ndarray = _NONE, newborn: np.ndarray = _NONE, done: np.ndarray = _NONE,
-    rest: np.ndarray = _NONE,
-) -> StackMoment:  # fmt: skip
-    return StackMoment(point, *map(float, held), *(float(g[0] + g[2]) for g in (own, newborn, done, rest)))
+    point: Point,
+    activations: np.ndarray,
+    *,
+    layer: np.ndarray = _NOTHING,
+    newest: np.ndarray = _NOTHING,
+    finished: np.ndarray = _NOTHING,
+    root: np.ndarray = _NOTHING,
+) -> StackMoment:
+    """A moment with its activations and gradients, each of shape (4,)."""
+    gradients = [float(size[0] + size[2]) for size in (layer, newest, finished, root)]  # none depends on the tokens
+    return StackMoment(point, *map(float, activations), *gradients)
 
 
-def _stands_for(short: Sequence[str], kinds: Sequence[str]) -> list[int]:
-    """The layer of the short stack that stands for each of the whole model's."""
-    middle = {kind: index for index, kind in enumerate(short) if 0 < index < len(short) - 1}
-    return [0, *(middle[kind] for kind in kinds[1:-1]), len(short) - 1]
+class _ShortStack:
+    """The storages of a short stack, by the moments at which they are alive and by the layers that made them."""
+
+    def __init__(self, storages: Storages, layers: Sequence[str]) -> None:
+        self.layers = layers
+        self._storages = storages
+        moments = np.arange(len(storages.born))
+        self._alive = (storages.born <= moments[:, None]) & (storages.dead > moments[:, None])  # moments x storages
+        self._is_gradient = storages.gradient_of > -2
+        # The layer in whose forward pass each storage was created; -1 for any other.
+        self._layer_of = np.array([p.layer if p.segment == "layer" and not p.backward else -1 for p in storages.parts])
+        # Autocast keeps its copies of weights until the model's forward is over; checkpoints and saved tensors stay.
+        self._saved_by = {
+            backward: self._alive_from_forward(self.first(LOSS if backward else HEAD)) for backward in (False, True)
+        }
+
+    def _alive_from_forward(self, moment: int) -> np.ndarray:
+        """The layer in whose forward pass each storage that is alive at a moment was created; -1 for any other."""
+        return np.where(self._alive[moment] & ~self._is_gradient, self._layer_of, -1)
+
+    def saved(self, backward: bool) -> np.ndarray:
+        """Bytes that each layer keeps for its backward pass, while the head runs or (``backward``) after it."""
+        saved_by = self._saved_by[backward]
+        return np.array([self._storages.sizes[saved_by == layer].sum(axis=0) for layer in range(len(self.layers))])
+
+    def moments(self, part: Part) -> list[int]:
+        """The moments of a part, in order."""
+        return [moment for moment, other in enumerate(self._storages.parts) if other == part]
+
+    def first(self, part: Part) -> int:
+        """The first moment of a part."""
+        return self._storages.parts.index(part)
+
+    def forward_is_over(self, moment: int) -> bool:
+        """Whether the model's forward pass is over, and what it kept for itself is gone."""
+        part = self._storages.parts[moment]
+        if part != HEAD:
+            return part.backward
+        saved_by = self._saved_by[False]
+        return not self._alive[moment][(saved_by >= 0) & (saved_by < len(self.layers) - 1)].all()
+
+    def activations(self, moment: int) -> np.ndarray:
+        """Bytes alive at a moment, without gradients and without what untouched earlier layers saved.
+
+        Raises:
+            TraceError: one of these layers lost something that it had saved.
+        """
+        part = self._storages.parts[moment]
+        saved_by = self._saved_by[self.forward_is_over(moment)]
+        untouched = (saved_by >= 0) & (saved_by < self._untouched_layers(part))
+        if not self._alive[moment][untouched & (self._storages.born < moment)].all():
+            raise TraceError(f"{part} frees what an earlier layer saved")
+        return self._bytes(moment, ~untouched & ~self._is_gradient)
+
+    def _untouched_layers(self, part: Part) -> int:
+        """How many of the first layers a part leaves alone; it may use up what the one right before it saved."""
+        if part in (HEAD, LOSS):
+            return len(self.layers) - 1
+        return max(part.layer - 1, 0)
+
+    def activations_at_start(self, part: Part) -> np.ndarray:
+        """``activations`` when a part begins, before its first storage."""
+        first = self.first(part)
+        return self.activations(first) - (_NOTHING if self._is_gradient[first] else self._storages.sizes[first])
+
+    def outside_layers(self, moment: int) -> np.ndarray:
+        """Bytes alive at a moment, without gradients and without what the layers' forward pass made."""
+        return self._bytes(moment, (self._layer_of < 0) & ~self._is_gradient)
+
+    def outside_layers_at_start(self, part: Part) -> np.ndarray:
+        """``outside_layers`` when a part begins, before its first storage."""
+        first = self.first(part)
+        return self.outside_layers(first) - self._storages.sizes[first]
+
+    def gradients(self, moment: int, layer: int) -> np.ndarray:
+        """Gradients that exist at a moment of a layer's parameters; -1 for those outside of the layers."""
+        return self._bytes(moment, self._storages.gradient_of == layer)
+
+    def all_gradients(self, layer: int) -> np.ndarray:
+        """Gradients of all of a layer's parameters; -1 for those outside of the layers."""
+        return self._storages.sizes[self._storages.gradient_of == layer].sum(axis=0)
+
+    def newest_gradient(self, moment: int) -> np.ndarray:
+        """The gradient that is created at a moment, if one is."""
+        return self._storages.sizes[moment] if self._is_gradient[moment] else _NOTHING
+
+    def _bytes(self, moment: int, counted: np.ndarray) -> np.ndarray:
+        return self._storages.sizes[self._alive[moment] & counted].sum(axis=0)
 
 
-def _representatives(kinds: Sequence[str], stands_for: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Positions of the whole model that may be the peak, each with the layer of the short stack that stands for it.
+class _BackwardPoints(NamedTuple):
+    """Points of a layer's backward pass, by the layer's place."""
 
-    What is held grows or falls evenly along layers of one kind: their ends are enough.
+    start: Point
+    middle: Point
+    end: Point
+
+
+_OF_FIRST = _BackwardPoints(Point.FIRST_START, Point.FIRST, Point.FIRST_END)
+_OF_LAST = _BackwardPoints(Point.LAST_START, Point.LAST, Point.END)
+_OF_OTHERS = _BackwardPoints(Point.START, Point.MIDDLE, Point.END)
+
+
+class _WholeModel:
+    """All layers of a model, each with the layer of the short stack that has its figures.
+
+    ``position`` counts the layers of the whole model, ``layer`` those of the short stack.
     """
-    deep = len(kinds)
-    for position, layer in enumerate(stands_for):
-        neighbors = kinds[max(position - 1, 0) : position + 2]
-        if position in (0, 1, deep - 2, deep - 1) or len(set(neighbors)) > 1:
-            yield position, layer
+
+    def __init__(self, short: _ShortStack, kinds: Sequence[str]) -> None:
+        self.short, self.kinds, self.depth = short, kinds, len(kinds)
+        self.layer_at = _layer_at(short.layers, kinds)
+        self.saved = {backward: short.saved(backward) for backward in (False, True)}
+        self.saved_before = {backward: self._saved_before(backward) for backward in (False, True)}
+        # Gradients of the layer at each position, and of all layers behind it; both have shape (positions, 4).
+        self.gradients = np.array([short.all_gradients(layer) for layer in self.layer_at])
+        self.gradients_behind = np.concatenate([np.cumsum(self.gradients[::-1], axis=0)[::-1][1:], [_NOTHING]])
+
+    def _saved_before(self, backward: bool) -> np.ndarray:
+        """Bytes that the layers before each position saved; shape (positions + 1, 4), the last one for the head.
+
+        Without what the one right before the layer of the short stack saved: its activations have that.
+        """
+        saved = self.saved[backward]
+        all_before = np.concatenate([[_NOTHING], np.cumsum(saved[self.layer_at], axis=0)])
+        layers = (*self.layer_at, len(self.short.layers))
+        return all_before - np.array([saved[layer - 1] if layer else _NOTHING for layer in layers])
+
+    def moments(self) -> Iterator[StackMoment]:
+        """All moments except those of the head."""
+        for moment in self.short.moments(EMBEDDING):
+            yield _moment(Point.EMBEDDING, self.short.activations(moment))
+        yield _moment(Point.FIRST_GATHER, self.short.activations_at_start(Part("layer", 0)))
+        positions = list(self._positions())
+        for position in positions:
+            yield from self._forward(position)
+        for point, backward in ((Point.KEPT, False), (Point.KEPT_OVER, True)):
+            yield _moment(point, self.saved_before[backward][self.depth] + self.saved[backward][-1])
+        for position in positions:
+            if self._has_backward(position):
+                yield from self._backward(position)
+        yield from self._tail()
+
+    def _positions(self) -> Iterator[int]:
+        """Positions that may be the peak.
+
+        What is held grows or falls evenly along layers of one kind: their ends are enough.
+        """
+        for position in range(self.depth):
+            neighbors = self.kinds[max(position - 1, 0) : position + 2]
+            if position in (0, 1, self.depth - 2, self.depth - 1) or len(set(neighbors)) > 1:
+                yield position
+
+    def _forward(self, position: int) -> Iterator[StackMoment]:
+        part, before = Part("layer", self.layer_at[position]), self.saved_before[False][position]
+        yield _moment(Point.GATHER, self.short.activations_at_start(part) + before)
+        for moment in self.short.moments(part):
+            yield _moment(Point.FORWARD, self.short.activations(moment) + before)
+
+    def _has_backward(self, position: int) -> bool:
+        """Whether a layer has a backward pass: none has before the first one with adapters."""
+        return bool(self.short.moments(Part("layer", self.layer_at[position], True)))
+
+    def _backward(self, position: int) -> Iterator[StackMoment]:
+        layer, points = self.layer_at[position], self._points(position)
+        before, finished = self.saved_before[True][position], self.gradients_behind[position]
+        root = self.short.gradients(self.short.first(Part("layer", len(self.short.layers) - 1, True)), -1)
+        yield _moment(points.start, self._at_backward_start(position), finished=finished, root=root)
+        for late, point in ((False, points.middle), (True, points.middle.late)):
+            for moment in self.short.moments(Part("layer", layer, True, late)):
+                yield _moment(
+                    point,
+                    self.short.activations(moment) + before,
+                    layer=self.short.gradients(moment, layer),
+                    newest=self.short.newest_gradient(moment),
+                    finished=finished,
+                    root=root,
+                )
+        left = self._after_backward(position)
+        yield _moment(points.end, left, layer=self.gradients[position], finished=finished, root=root)
+
+    def _points(self, position: int) -> _BackwardPoints:
+        if position == self.depth - 1:
+            return _OF_LAST
+        return _OF_OTHERS if position else _OF_FIRST
+
+    def _at_backward_start(self, position: int) -> np.ndarray:
+        part = Part("layer", self.layer_at[position], True)
+        return self.short.activations_at_start(part) + self.saved_before[True][position]
+
+    def _after_backward(self, position: int) -> np.ndarray:
+        """What is held when a layer's backward pass is over: what the next part of the backward pass begins with."""
+        if position and self._has_backward(position - 1):
+            return self._at_backward_start(position - 1)
+        return self.short.activations_at_start(TAIL) if self.short.moments(TAIL) else _NOTHING
+
+    def _tail(self) -> Iterator[StackMoment]:
+        """The backward pass of the embeddings, and its end."""
+        finished, newest = self.gradients.sum(axis=0), _NOTHING
+        for moment in self.short.moments(TAIL):
+            newest, root = self.short.newest_gradient(moment), self.short.gradients(moment, -1)
+            yield _moment(Point.TAIL, self.short.activations(moment), newest=newest, finished=finished, root=root)
+        yield _moment(Point.TAIL_END, _NOTHING, newest=newest, finished=finished, root=self.short.all_gradients(-1))
+
+
+def _layer_at(short: Sequence[str], kinds: Sequence[str]) -> list[int]:
+    """The layer of the short stack that has the figures of the layer at each position of the whole model."""
+    between = {kind: layer for layer, kind in enumerate(short) if 0 < layer < len(short) - 1}
+    return [0, *(between[kind] for kind in kinds[1:-1]), len(short) - 1]
+
+
+def _head_moments(short: _ShortStack) -> Iterator[StackMoment]:
+    for moment in short.moments(HEAD):
+        point = Point.HEAD_OVER if short.forward_is_over(moment) else Point.HEAD
+        yield _moment(point, short.outside_layers(moment))
+    yield _moment(Point.TURN, short.outside_layers_at_start(LOSS))
+    for moment in short.moments(LOSS):
+        layer, newest = short.gradients(moment, -1), short.newest_gradient(moment)
+        yield _moment(Point.LOSS, short.outside_layers(moment), layer=layer, newest=newest)
 
 
 def _envelope(moments: list[StackMoment]) -> list[StackMoment]:

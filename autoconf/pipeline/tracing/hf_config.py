@@ -14,6 +14,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_
 from transformers.pytorch_utils import Conv1D
 
 from autoconf.errors import BadInput
+from autoconf.files import cannot_read
 from autoconf.jobs.names import listed
 from autoconf.jobs.stack import Stack
 from autoconf.memory.profile import HeadWay, LayerWay, ModelFigures
@@ -50,7 +51,7 @@ def read_config(path: str) -> tuple[Path, dict[str, Any]]:
     except json.JSONDecodeError as error:
         raise BadInput(f"{file}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"{file}: cannot read it: {getattr(error, 'strerror', None) or error}") from None
+        raise cannot_read(file, error) from None
     if not isinstance(config, dict):
         raise BadInput(f"{file}: must hold a JSON object, but holds a {type(config).__name__}")
     return file, config

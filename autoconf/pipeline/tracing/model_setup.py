@@ -331,12 +331,12 @@ class Rank:
         # The collator's mask exists, but no token is padded, and models ask only that: with FlashAttention they drop
         # it.
         _attention_mask = torch.empty_like(input_ids)
-        with self._gradient_sync(reduce):
+        with self.gradient_sync(reduce):
             # The outputs go out of scope before backward, as in the Trainer: logits are a third of a peak.
             loss = self.model(input_ids=input_ids, labels=torch.zeros_like(input_ids))["loss"]
             loss.backward()
 
-    def _gradient_sync(self, reduce: bool) -> Any:
+    def gradient_sync(self, reduce: bool) -> Any:
         if isinstance(self.model, FullyShardedDataParallel) and not reduce:
             return self.model.no_sync()
         if isinstance(self.model, FSDPModule):

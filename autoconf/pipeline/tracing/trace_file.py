@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from autoconf.errors import BadInput
+from autoconf.files import cannot_read
 from autoconf.memory.profile import ModelFigures
 from autoconf.memory.store import metadata, read_models, write_model
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.tracing.cache import fingerprint
 
-SUFFIX = ".traces.parquet"
 _ARCHITECTURE = "architecture"
 
 
@@ -50,9 +50,10 @@ def read_trace(path: str | Path) -> Trace:
         if text is None:
             raise ValueError("it holds no model")
     except (OSError, ValueError) as error:
+        # Arrow's own errors have a number at most, and tell of Parquet, which nobody asked for.
         number = getattr(error, "errno", None)
-        problem = os.strerror(number) if number else "it is no file of ado-autoconf trace"
-        raise BadInput(f"{path}: cannot read it: {problem}") from None
+        why = OSError(number, os.strerror(number)) if number else ValueError("it is no file of ado-autoconf trace")
+        raise cannot_read(path, why) from None
     try:
         architecture = Architecture.model_validate_json(text)
         (figures,) = read_models(Path(path))

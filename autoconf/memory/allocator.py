@@ -1,0 +1,390 @@
+"""PyTorch's caching allocator, replayed: the native backend for CUDA, on one GPU.
+
+Peak memory as PyTorch counts it (allocated) is less than what a job needs, because the allocator hands out parts of
+segments that it got from ``cudaMalloc``, keeps freed ones for later, and cannot give back a segment of which a part is
+in use. All of that follows from the order and the sizes of allocations, by the rules below.
+
+Source: torch 2.13.0 (commit cf30153c4c131c8164ee7798e5022d810682e2cb), c10/cuda/CUDACachingAllocator.cpp, class
+``DeviceCachingAllocator``. Rules name its functions; constants are those of c10/core/AllocatorConfig.h, lines 17 to 26.
+What is left out: private pools (CUDA graphs, ``torch.cuda.MemPool``) and sharing between processes. Addresses of
+segments are unknown; here each is above all earlier ones, which matters only between free blocks of the same size.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterator
+
+from autoconf.memory.allocator_blocks import Block, ExpandableSegment, Pool, can_grow_to, merge
+from autoconf.memory.allocator_settings import AllocatorSettings
+from autoconf.memory.out_of_memory import OutOfMemory
+
+MIN_BLOCK = 512  # kMinBlockSize: all sizes are multiples of it
+SMALL_SIZE = 2**20  # kSmallSize: the largest allocation of the small pool
+SMALL_SEGMENT = 2 * 2**20  # kSmallBuffer: segments of the small pool
+MIN_LARGE = 10 * 2**20  # kMinLargeAlloc: from here on a segment is as large as its first block
+ROUND_LARGE = 2 * 2**20  # kRoundLarge: rounded up to a multiple of this
+
+
+def allocation_size(size: int, large_segment_size: int = 20 * 2**20) -> int:
+    """Bytes of the segment that ``cudaMalloc`` is asked for: ``get_allocation_size``.
+
+    >>> [allocation_size(mib * 2**20) // 2**20 for mib in (1, 2, 9, 10, 11)]
+    [2, 20, 20, 10, 12]
+    """
+    if size <= SMALL_SIZE:
+        return SMALL_SEGMENT
+    if size < MIN_LARGE:
+        return large_segment_size
+    return _up(size, ROUND_LARGE)
+
+
+def rounded(nbytes: int, settings: AllocatorSettings) -> int:
+    """Bytes of the block for a request: ``round_size`` and ``roundup_power2_next_division``.
+
+    >>> rounded(1, AllocatorSettings()), rounded(1025, AllocatorSettings())
+    (512, 1536)
+    """
+    if nbytes < MIN_BLOCK:
+        return MIN_BLOCK
+    interval = min(max(nbytes.bit_length() - 1 - 20, 0), len(settings.roundup_power2_divisions) - 1)
+    divisions = settings.roundup_power2_divisions[interval]
+    if divisions > 1 and nbytes > MIN_BLOCK * divisions and nbytes & (nbytes - 1):
+        return _up(nbytes, (1 << (nbytes.bit_length() - 1)) // divisions)
+    return _up(nbytes, MIN_BLOCK)
+
+
+def _up(size: int, multiple: int) -> int:
+    return (size + multiple - 1) // multiple * multiple
+
+
+class Allocator:
+    """The allocator of one GPU.
+
+    Args:
+        capacity: bytes that ``cudaMalloc`` can hand out; ``None`` for no limit.
+        settings: of the allocator.
+        total: bytes of the GPU, of which ``memory_fraction`` is taken and that a failure names; by default the
+            capacity.
+
+    >>> allocator = Allocator(capacity=64 * 2**20)
+    >>> block = allocator.malloc(3 * 2**20)
+    >>> allocator.allocated // 2**20, allocator.reserved // 2**20
+    (3, 20)
+    >>> allocator.malloc(50 * 2**20)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    autoconf.memory.out_of_memory.OutOfMemory: CUDA out of memory. Tried to allocate 50.00 MiB. GPU 0 has a total ...
+    """
+
+    def __init__(
+        self, capacity: int | None = None, settings: AllocatorSettings | None = None, total: int | None = None
+    ) -> None:
+        self.settings = settings or AllocatorSettings()
+        self.capacity = capacity
+        self.total = capacity if total is None else total
+        self.allocated = self.reserved = self.max_allocated = self.max_reserved = 0
+        self.retries = 0  # num_alloc_retries: how often everything that is free was given back
+        self._small, self._large = Pool(True), Pool(False)
+        self._active: set[Block] = set()
+        self._events: dict[int, deque[Block]] = {}
+        self._reached: dict[int, int] = {}  # how many of a stream's events the GPU has passed
+        self._next_address = 0
+        limited = self.total is not None and self.settings.memory_fraction < 1
+        self._allowed = int(self.settings.memory_fraction * (self.total or 0)) if limited else None
+        self._collects = self._allowed is not None and self.settings.garbage_collection_threshold > 0
+
+    # --- what a program calls -----------------------------------------------------------------------------------------
+
+    def malloc(self, nbytes: int, stream: int = 0) -> Block:
+        """Allocate: ``DeviceCachingAllocator::malloc``.
+
+        Args:
+            nbytes: at least 1; PyTorch never asks for a tensor of 0 bytes.
+            stream: on which the tensor is made; only this stream gets the block again once it is free.
+
+        Raises:
+            OutOfMemory: there is no room.
+        """
+        self._process_events()
+        size = rounded(nbytes, self.settings)
+        pool = self._small if size <= SMALL_SIZE else self._large
+        block = self._cached(pool, size, stream)
+        if block is None:
+            if self._collects:
+                self._collect_garbage()
+            block = self._new(pool, size, stream)
+        if block is None and self._release_enough(pool, size, stream):
+            block = self._new(pool, size, stream)
+        if block is None:
+            self.empty_cache()
+            self.retries += 1
+            block = self._new(pool, size, stream)
+        if block is None:
+            tried = allocation_size(size, self.settings.large_segment_size)
+            free = (self.capacity or 0) - self.reserved
+            raise OutOfMemory(tried, self.allocated, self.reserved, free, self.total or 0)
+        return self._hand_out(block, size)
+
+    def free(self, block: Block) -> None:
+        """Free a block; if other streams used it, only once they have come that far: ``free`` and ``insert_events``."""
+        if not block.allocated:
+            raise ValueError("the block is not allocated")
+        block.allocated = False
+        self.allocated -= block.size
+        if not block.used_on:
+            self._return(block)
+            return
+        for stream in sorted(block.used_on):
+            block.events += 1
+            self._events.setdefault(stream, deque()).append(block)
+        block.used_on = set()
+
+    def record_stream(self, block: Block, stream: int) -> None:
+        """Note that another stream uses a block: ``recordStream``, which is ``Tensor.record_stream``."""
+        if stream != block.stream:
+            block.used_on.add(stream)
+
+    def synchronize(self, stream: int) -> None:
+        """Let a stream's work come to where the program is, so that events on it have passed.
+
+        Freed blocks come back at the next allocation, as ``process_events`` finds them.
+        """
+        self._reached[stream] = len(self._events.get(stream, ()))
+
+    def empty_cache(self) -> None:
+        """Wait for all streams, and give back all segments that are wholly free: ``release_cached_blocks``.
+
+        It is what ``torch.cuda.empty_cache`` does, and what a failed ``cudaMalloc`` leads to.
+        """
+        for stream in self._events:
+            self.synchronize(stream)
+        self._process_events()
+        for pool in (self._large, self._small):
+            blocks = pool.blocks()
+            for block in blocks:
+                if block.segment is None and not block.is_split:
+                    self._release(block)
+            for block in blocks:
+                if block.segment is not None:
+                    self._unmap(block)
+
+    def segments(self) -> Iterator[list[Block]]:
+        """The blocks of each segment, in order of address."""
+        pools = (self._small, self._large)
+        idle = [block for pool in pools for block in pool.blocks()]
+        idle += [block for pool in pools for blocks in pool.unmapped.values() for _, block in blocks]
+        for first in sorted((b for b in {*idle, *self._active} if b.before is None), key=lambda b: b.address):
+            blocks = [first]
+            while (after := blocks[-1].after) is not None:
+                blocks.append(after)
+            yield blocks
+
+    # --- blocks that are there ----------------------------------------------------------------------------------------
+
+    def _process_events(self) -> None:
+        """Take back blocks whose events have passed: ``process_events``."""
+        for stream in [stream for stream, passed in self._reached.items() if passed]:
+            for _ in range(self._reached.pop(stream)):
+                block = self._events[stream].popleft()
+                block.events -= 1
+                if not block.events:
+                    self._return(block)
+
+    def _cached(self, pool: Pool, size: int, stream: int) -> Block | None:
+        """Take the smallest free block of the stream that is large enough: ``get_free_block``."""
+        if self._collects:
+            pool.searches += 1
+        free = pool.free.get(stream, [])
+        index = bisect_left(free, (size, -1))
+        if index == len(free):
+            return None
+        if self.settings.expandable_segments:
+            # Best fit goes by what a block can grow to.
+            while index + 1 < len(free) and can_grow_to(free[index + 1][2]) < can_grow_to(free[index][2]):
+                index += 1
+        block = free[index][2]
+        limit = self.settings.max_split_size
+        if limit is not None:
+            # A block that is never split serves no small request, and no large one that would waste much of it.
+            most = size + self.settings.max_non_split_rounding if size >= limit else limit
+            if block.size >= most:
+                return None
+        del free[index]
+        return block
+
+    def _hand_out(self, block: Block, size: int) -> Block:
+        """Split off what is not needed: ``should_split`` and ``alloc_found_block``."""
+        remaining = block.size - size
+        if block.pool.is_small or self.settings.expandable_segments:
+            splits = remaining >= MIN_BLOCK
+        else:
+            limit = self.settings.max_split_size
+            splits = (limit is None or size < limit) and remaining > SMALL_SIZE
+        if splits:
+            rest = Block(block.pool, block.stream, block.address + size, remaining, block.segment)
+            rest.insert_after(block)
+            block.size = size
+            block.pool.add(rest)
+        block.allocated = True
+        self._active.add(block)
+        self.allocated += block.size
+        self.max_allocated = max(self.max_allocated, self.allocated)
+        return block
+
+    def _return(self, block: Block) -> None:
+        """Put a block back into its pool, as one with free neighbors: ``free_block``."""
+        self._active.remove(block)
+        merge(block, block.before)
+        merge(block, block.after)
+        block.pool.add(block)
+
+    # --- segments -----------------------------------------------------------------------------------------------------
+
+    def _new(self, pool: Pool, size: int, stream: int) -> Block | None:
+        """Get a segment, or let one grow: ``alloc_block``."""
+        nbytes = allocation_size(size, self.settings.large_segment_size)
+        if self._allowed is not None and self.reserved + nbytes > self._allowed:
+            return None
+        if self.settings.expandable_segments:
+            return self._grown(pool, size, stream)
+        if not self._has_room(nbytes):
+            return None
+        self._reserve(nbytes)
+        return Block(pool, stream, self._addresses(nbytes), nbytes, None)
+
+    def _has_room(self, nbytes: int) -> bool:
+        return self.capacity is None or self.reserved + nbytes <= self.capacity
+
+    def _reserve(self, nbytes: int) -> None:
+        self.reserved += nbytes
+        self.max_reserved = max(self.max_reserved, self.reserved)
+
+    def _addresses(self, nbytes: int) -> int:
+        address = self._next_address
+        self._next_address += nbytes
+        return address
+
+    def _release(self, block: Block) -> None:
+        """Give a segment back: ``release_block``."""
+        block.pool.remove(block)
+        self.reserved -= block.size
+
+    def _release_enough(self, pool: Pool, size: int, stream: int) -> bool:
+        """Give back blocks that are never split, until the request has room: ``release_available_cached_blocks``."""
+        limit = self.settings.max_split_size
+        if limit is None:
+            return False
+        wanted = max(size, limit)
+        free = pool.free.get(stream, [])
+        index = bisect_left(free, (wanted, -1))
+        if index < len(free) and free[index][2].segment is None:
+            self._release(free[index][2])
+            return True
+        oversize = [block for length, _, block in free[:index] if length >= limit and block.segment is None]
+        released = 0
+        while oversize and released < wanted:
+            block = oversize.pop()  # the largest first
+            released += block.size
+            self._release(block)
+        return released >= wanted
+
+    def _collect_garbage(self) -> None:
+        """Give back segments that have long been free: ``garbage_collect_cached_blocks``."""
+        assert self._allowed is not None
+        threshold = int(self.settings.garbage_collection_threshold * self._allowed)
+        target, reclaimed = self.reserved - threshold, 0
+        pool = self._large
+        candidates = [block for block in pool.blocks() if not block.is_split]
+        freed = target > 0
+        while freed and candidates and reclaimed < target:
+            average = sum(pool.searches - block.age for block in candidates) / len(candidates)
+            old = [b for b in candidates if b.segment is None and pool.searches - b.age >= average]
+            for block in old:
+                reclaimed += block.size
+                self._release(block)
+            candidates = [block for block in candidates if block not in old]
+            freed = bool(old)
+
+    # --- expandable segments ------------------------------------------------------------------------------------------
+
+    def _grown(self, pool: Pool, size: int, stream: int) -> Block | None:
+        """Map pages at the lowest address where the request finds room: ``try_allocate_expandable_block``."""
+        block = self._lowest_room(pool, size, stream)
+        if not block.mapped and not self._map(block, min(block.size, size)):
+            return None
+        while block.size < size:
+            after = block.after
+            assert after is not None
+            if not self._map(after, min(size - block.size, after.size)):
+                return None
+            block = after
+        pool.remove(block)
+        return block
+
+    def _lowest_room(self, pool: Pool, size: int, stream: int) -> Block:
+        """Blocks, free or not mapped, that have room together; the first of them: ``find_expandable_block``."""
+        for _, block in pool.unmapped.get(stream, []):
+            before = block.before
+            first = before if before is not None and before.is_available else block
+            found, at = 0, first
+            while found < size and at is not None and at.is_available:
+                found, at = found + at.size, at.after  # type: ignore[assignment]
+            if found >= size:
+                return first
+        page = SMALL_SEGMENT if pool.is_small else self.settings.large_segment_size
+        # ExpandableSegment::ExpandableSegment: addresses for 1 1/8 of the GPU.
+        total = self.total if self.total is not None else 2**50
+        length = _up(max(total + total // 8, size), page)
+        segment = ExpandableSegment(self._addresses(length), length, page)
+        block = Block(pool, stream, segment.address, length, segment)
+        block.mapped = False
+        pool.add(block)
+        return block
+
+    def _map(self, block: Block, size: int) -> bool:
+        """Give memory to the first bytes of a block that has none, in whole pages: ``map_block``."""
+        assert block.segment is not None
+        size = _up(size, block.segment.page)
+        if not self._has_room(size):
+            return False
+        block.pool.remove(block)
+        block.mapped = True
+        if size < block.size:
+            rest = Block(block.pool, block.stream, block.address + size, block.size - size, block.segment)
+            rest.mapped = False
+            rest.insert_after(block)
+            block.size = size
+            block.pool.add(rest)
+        self._reserve(size)
+        merge(block, block.before)
+        merge(block, block.after)
+        block.pool.add(block)
+        return True
+
+    def _unmap(self, block: Block) -> None:
+        """Give back the whole pages of a free block: ``unmap_block`` and ``release_expandable_segment``."""
+        segment, pool = block.segment, block.pool
+        assert segment is not None
+        start = segment.address + _up(block.address - segment.address, segment.page)
+        end = segment.address + (block.address + block.size - segment.address) // segment.page * segment.page
+        if start >= end:
+            return
+        pool.remove(block)
+        if start > block.address:
+            rest = Block(pool, block.stream, start, block.address + block.size - start, segment)
+            rest.insert_after(block)
+            block.size = start - block.address
+            pool.add(block)
+            block = rest
+        if end < block.address + block.size:
+            rest = Block(pool, block.stream, end, block.address + block.size - end, segment)
+            rest.insert_after(block)
+            block.size = end - start
+            pool.add(rest)
+        self.reserved -= block.size
+        block.mapped = False
+        merge(block, block.before)
+        merge(block, block.after)
+        if block.is_split:  # else the segment holds nothing any more, and its addresses are given back, too
+            pool.add(block)

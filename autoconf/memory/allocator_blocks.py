@@ -1,0 +1,105 @@
+"""Blocks of PyTorch's caching allocator, the pools of free ones, and how neighbors become one again.
+
+Names in double backticks are those of c10/cuda/CUDACachingAllocator.cpp of torch 2.13.0; see ``allocator``.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from dataclasses import dataclass
+
+
+class Block:
+    """A piece of a segment: struct ``Block``. Its neighbors in the segment are ``before`` and ``after``."""
+
+    __slots__ = (
+        "address", "after", "age", "allocated", "before", "events", "mapped", "pool", "segment", "size", "stream",
+        "used_on",
+    )  # fmt: skip
+
+    def __init__(self, pool: Pool, stream: int, address: int, size: int, segment: ExpandableSegment | None) -> None:
+        self.pool, self.stream, self.address, self.size, self.segment = pool, stream, address, size, segment
+        self.allocated = False
+        self.mapped = True
+        self.before: Block | None = None
+        self.after: Block | None = None
+        self.events = 0  # that wait for streams other than its own
+        self.used_on: set[int] = set()  # streams that record_stream named
+        self.age = 0
+
+    @property
+    def is_split(self) -> bool:
+        return self.before is not None or self.after is not None
+
+    @property
+    def is_available(self) -> bool:
+        return not self.allocated and not self.events and not self.used_on
+
+    def insert_after(self, block: Block) -> None:
+        """Become a block's next neighbor: ``Block::splice``."""
+        self.before, self.after = block, block.after
+        if block.after is not None:
+            block.after.before = self
+        block.after = self
+
+
+@dataclass(frozen=True)
+class ExpandableSegment:
+    """A range of addresses that memory is mapped into, page by page."""
+
+    address: int
+    size: int
+    page: int
+
+
+class Pool:
+    """Free blocks by stream, sorted by size and then address: ``BlockPool`` and ``BlockComparatorSize``.
+
+    Blocks that are not mapped, of expandable segments, are sorted by address (``BlockComparatorAddress``).
+    """
+
+    def __init__(self, is_small: bool) -> None:
+        self.is_small = is_small
+        self.free: dict[int, list[tuple[int, int, Block]]] = {}
+        self.unmapped: dict[int, list[tuple[int, Block]]] = {}
+        self.searches = 0
+
+    def add(self, block: Block) -> None:
+        if block.mapped:
+            block.age = self.searches
+            insort(self.free.setdefault(block.stream, []), (block.size, block.address, block))
+        else:
+            insort(self.unmapped.setdefault(block.stream, []), (block.address, block))
+
+    def remove(self, block: Block) -> None:
+        if block.mapped:
+            free = self.free[block.stream]
+            del free[bisect_left(free, (block.size, block.address))]
+        else:
+            unmapped = self.unmapped[block.stream]
+            del unmapped[bisect_left(unmapped, (block.address,))]
+
+    def blocks(self) -> list[Block]:
+        """Free and mapped, in order of streams."""
+        return [block for stream in sorted(self.free) for *_, block in self.free[stream]]
+
+
+def can_grow_to(block: Block) -> int:
+    after = block.after
+    return block.size + (after.size if after is not None and not after.mapped else 0)
+
+
+def merge(block: Block, neighbor: Block | None) -> None:
+    """Let a block swallow a neighbor that is as free as it: ``trymerge_blocks``."""
+    if neighbor is None or not neighbor.is_available or neighbor.mapped != block.mapped:
+        return
+    neighbor.pool.remove(neighbor)
+    if block.before is neighbor:
+        block.address, block.before = neighbor.address, neighbor.before
+        if block.before is not None:
+            block.before.after = block
+    else:
+        block.after = neighbor.after
+        if block.after is not None:
+            block.after.before = block
+    block.size += neighbor.size

@@ -1,0 +1,205 @@
+"""A program's allocations, handed to the replayed allocator: what it reserves, and the least capacity it runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+
+from autoconf.memory.allocator import Allocator
+from autoconf.memory.allocator_blocks import Block
+from autoconf.memory.allocator_settings import MIB, AllocatorSettings
+from autoconf.memory.out_of_memory import OutOfMemory
+from autoconf.memory.units import Integers
+
+
+class Action(IntEnum):
+    """What a program does with a block, or with a stream."""
+
+    ALLOCATE = 0
+    FREE = 1
+    RECORD_STREAM = 2  # the stream of the event uses the block
+    SYNCHRONIZE = 3  # the program waits for the stream
+    EMPTY_CACHE = 4
+
+
+class Place(NamedTuple):
+    """Where in a program a block was allocated.
+
+    >>> str(Place("step 1", "backward", "model.layers.3", "aten.mm.default"))
+    'step 1, backward, model.layers.3, aten.mm.default'
+    """
+
+    when: str
+    part: str
+    module: str
+    op: str
+
+    def __str__(self) -> str:
+        return ", ".join(filter(None, self))
+
+
+class Event(NamedTuple):
+    """One action of a program.
+
+    Args:
+        action: what it does.
+        block: number of the allocation; -1 where the action is of a stream.
+        nbytes: that are allocated; else 0.
+        stream: of the allocation, or that uses the block, or that is waited for.
+        place: index into the places of the program.
+    """
+
+    action: Action
+    block: int
+    nbytes: int = 0
+    stream: int = 0
+    place: int = 0
+
+
+@dataclass(frozen=True)
+class Program:
+    """The allocations of a program on one GPU, in their order."""
+
+    events: Sequence[Event]
+    places: Sequence[Place] = field(default=(Place("", "", "", ""),))
+
+    def place(self, event: int) -> Place:
+        return self.places[self.events[event].place]
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a program came to; bytes.
+
+    Attributes:
+        allocated: the most that was in use at once.
+        reserved: the most that all segments had.
+        failed_at: index of the event that found no room; ``None`` if the program ran to its end.
+        error: PyTorch's message there.
+        retries: how often all that was free was given back because ``cudaMalloc`` failed.
+        timeline: allocated and reserved after each event, shape (events, 2); empty unless asked for.
+    """
+
+    allocated: int
+    reserved: int
+    failed_at: int | None
+    error: str
+    retries: int
+    timeline: Integers
+
+
+def replay(
+    program: Program,
+    capacity: int | None = None,
+    settings: AllocatorSettings | None = None,
+    *,
+    total: int | None = None,
+    timeline: bool = False,
+) -> Replayed:
+    """Run a program's allocations through the allocator.
+
+    Args:
+        program: what to run.
+        capacity: bytes that PyTorch can get of the GPU; ``None`` for no limit.
+        settings: of the allocator.
+        total: bytes of the GPU; by default the capacity.
+        timeline: whether to keep what is allocated and reserved after each event.
+
+    >>> twice = [Event(Action.ALLOCATE, 0, 30 * MIB), Event(Action.FREE, 0), Event(Action.ALLOCATE, 1, 40 * MIB)]
+    >>> replay(Program(twice)).reserved // MIB
+    70
+    >>> found = replay(Program(twice), capacity=50 * MIB)
+    >>> found.reserved // MIB, found.failed_at, found.retries
+    (40, None, 1)
+    """
+    allocator = Allocator(capacity, settings, total)
+    blocks: dict[int, Block] = {}
+    line: list[tuple[int, int]] = []
+    failed_at, error = None, ""
+    for index, event in enumerate(program.events):
+        try:
+            _act(allocator, blocks, event)
+        except OutOfMemory as failure:
+            failed_at, error = index, str(failure)
+            break
+        if timeline:
+            line.append((allocator.allocated, allocator.reserved))
+    return Replayed(
+        allocator.max_allocated,
+        allocator.max_reserved,
+        failed_at,
+        error,
+        allocator.retries,
+        np.array(line, np.int64).reshape(-1, 2),
+    )
+
+
+def _act(allocator: Allocator, blocks: dict[int, Block], event: Event) -> None:
+    action = event.action
+    if action == Action.ALLOCATE:
+        blocks[event.block] = allocator.malloc(event.nbytes, event.stream)
+    elif action == Action.FREE:
+        allocator.free(blocks.pop(event.block))
+    elif action == Action.RECORD_STREAM:
+        allocator.record_stream(blocks[event.block], event.stream)
+    elif action == Action.SYNCHRONIZE:
+        allocator.synchronize(event.stream)
+    else:
+        allocator.empty_cache()
+
+
+class LeastCapacity(NamedTuple):
+    """The least capacity that a program runs on; bytes.
+
+    Attributes:
+        nbytes: from here on it ran at every capacity that was tried.
+        also_ran: capacities below, at which it ran although it failed at a higher one.
+    """
+
+    nbytes: int
+    also_ran: tuple[int, ...]
+
+
+def least_capacity(
+    program: Program, settings: AllocatorSettings | None = None, *, tolerance: int = 16 * MIB, grid: int = 12
+) -> LeastCapacity:
+    """Find the least capacity that a program runs on, to within a tolerance above it.
+
+    More capacity can make a program fail: what is given back, and when, changes where later blocks go. So after a
+    bisection between what is allocated and what is reserved without a limit, capacities of a grid up to the latter are
+    tried, and where one fails the search goes on above it.
+
+    Args:
+        program: what to run.
+        settings: of the allocator.
+        tolerance: bytes by which the answer may be too large.
+        grid: how many capacities are tried above the bisection's answer.
+
+    >>> twice = [Event(Action.ALLOCATE, 0, 30 * MIB), Event(Action.FREE, 0), Event(Action.ALLOCATE, 1, 40 * MIB)]
+    >>> least_capacity(Program(twice), tolerance=MIB).nbytes // MIB
+    40
+    """
+    free = replay(program, settings=settings)
+
+    def runs(capacity: int) -> bool:
+        return replay(program, capacity, settings).failed_at is None
+
+    low, high = free.allocated - 1, free.reserved
+    ran: list[int] = []
+    while True:
+        while high - low > tolerance:
+            middle = (low + high) // 2
+            if runs(middle):
+                high = middle
+            else:
+                low = middle
+        tried = sorted({int(c) for c in np.linspace(high, free.reserved, grid + 2)[1:-1]} - {high})
+        failing = [capacity for capacity in tried if capacity - high >= tolerance and not runs(capacity)]
+        if not failing:
+            return LeastCapacity(high, tuple(sorted(ran)))
+        ran.append(high)
+        low, high = failing[-1], free.reserved

@@ -1,0 +1,1 @@
+"""Jobs whose allocations are replayed, one by one."""

@@ -1,0 +1,284 @@
+"""The allocations of a fine-tuning job on one GPU, at full depth, in the order in which the training code makes them.
+
+The real code runs on fake tensors, as for peaks: the model as loaded, then some updates with accumulation, clipping and
+PyTorch's own optimizer, of which the first creates the states. What is recorded here and not there is the order: every
+allocation and release, the stream that was current, and the module and the op that asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from autoconf.memory.replay import Action, Event, Place, Program
+from autoconf.pipeline.kernels import cuda as cuda_kernels
+from autoconf.pipeline.kernels import triton as triton_kernels
+from autoconf.pipeline.tracing.model_setup import Rank, TrainingSetup, build_model, materialize, rank_of
+from autoconf.pipeline.tracing.recorder import EMBEDDING, LOSS, Part, Recorder, TraceError, parts
+
+UPDATES = 3  # the first creates the optimizer's states, the second finds them, the third what the second left
+# aten/src/ATen/cuda/CUDAContextLight.h and CublasHandlePool.cpp, parseChosenWorkspaceSize: :4096:2:16:8 KiB, and 32 MiB
+# on GPUs of compute capability 9; for each thread that multiplies matrices, that is for the main one and autograd's.
+CUBLAS_WORKSPACE = {8: (2 * 4096 + 8 * 16) * 1024, 9: 32 * 2**20}
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What a GPU is given.
+
+    Args:
+        samples: of a micro-batch.
+        tokens_per_sample: of each.
+        accumulation: micro-batches of an update.
+
+    >>> Batches(samples=4, tokens_per_sample=4096).tokens
+    16384
+    """
+
+    samples: int
+    tokens_per_sample: int
+    accumulation: int = 1
+
+    @property
+    def tokens(self) -> int:
+        return self.samples * self.tokens_per_sample
+
+
+class ProgramRecorder(Recorder):
+    """Log every allocation and release as an event, with stream and place.
+
+    Args:
+        workspace: bytes that cuBLAS asks of PyTorch's allocator at the first matrix product of a thread.
+    """
+
+    def __init__(self, workspace: int) -> None:
+        super().__init__()
+        self.events: list[Event] = []
+        self.when = "loading"
+        self._places: dict[Place, int] = {}
+        self._blocks: dict[int, int] = {}  # the block that a storage has now
+        self._blocks_made = 0
+        self._streams: dict[int, int] = {}
+        self._kept: list[Any] = []  # streams, so that no two have one id
+        self._modules: list[str] = []
+        self._workspace = workspace
+        self._threads_with_workspace: set[bool] = set()
+
+    @property
+    def program(self) -> Program:
+        return Program(tuple(self.events), tuple(self._places))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        if name.startswith(_PRODUCTS) and self.part.backward not in self._threads_with_workspace:
+            self._threads_with_workspace.add(self.part.backward)
+            self._allocate(self._workspace, "cuBLAS workspace")
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _resize(self, number: int, nbytes: int, op: str, itemsize: int = 1) -> None:
+        before = self._sizes[number]
+        super()._resize(number, nbytes, op, itemsize)
+        if nbytes == before:
+            return
+        block = self._blocks.pop(number, None)
+        if nbytes:  # at::native::resize_bytes_cuda gets the new block before it lets the old one go
+            self._blocks[number] = self._allocate(nbytes, op)
+        if block is not None:
+            self.events.append(Event(Action.FREE, block))
+
+    def _allocate(self, nbytes: int, op: str) -> int:
+        block = self._blocks_made
+        self._blocks_made += 1
+        self.events.append(Event(Action.ALLOCATE, block, nbytes, self._stream(), self._place(op)))
+        return block
+
+    def _stream(self) -> int:
+        # FSDP2 switches streams of the device that its parameters are on, here the CPU's, which do nothing.
+        current = torch.cpu.current_stream()
+        if id(current) not in self._streams:
+            self._kept.append(current)
+            self._streams[id(current)] = len(self._streams)
+        return self._streams[id(current)]
+
+    def _place(self, op: str) -> int:
+        part, module = self.part, self._modules[-1] if self._modules else ""
+        place = Place(self.when, _told(part), module, op)
+        return self._places.setdefault(place, len(self._places))
+
+    @contextmanager
+    def modules_of(self, model: nn.Module) -> Iterator[None]:
+        """Follow which module of a model runs its forward pass."""
+        names = {id(module): name for name, module in model.named_modules()}
+
+        def begins(module: nn.Module, _: Any) -> None:
+            self._modules.append(names.get(id(module), type(module).__name__))
+
+        def ends(module: nn.Module, _: Any, __: Any) -> None:
+            if self._modules:
+                self._modules.pop()
+
+        handles = [register_module_forward_pre_hook(begins), register_module_forward_hook(ends, always_call=True)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm")
+
+
+def _told(part: Part) -> str:
+    """
+    >>> _told(Part("layer", 3, backward=True)), _told(EMBEDDING)
+    ('layer 3 backward', 'embedding')
+    """
+    where = f"layer {part.layer}" if part.segment == "layer" else part.segment
+    return f"{where} backward" if part.backward else where
+
+
+def record(
+    job: TrainingSetup,
+    batches: Batches,
+    *,
+    updates: int = UPDATES,
+    layers: int | None = None,
+    compute_capability: int = 8,
+    told: Callable[[str], None] = lambda _: None,
+) -> Program:
+    """Record what a job allocates and releases on its first GPU.
+
+    Args:
+        job: what to train, how, and on how many GPUs.
+        batches: what each GPU is given.
+        updates: of the parameters, that is optimizer steps.
+        layers: depth of a shortened model; ``None`` for the whole one.
+        compute_capability: of the GPU, its first number: 8 of an A100 or L40S, 9 of an H100.
+        told: is called with what is going on, for a person to see.
+
+    Raises:
+        TraceError: the job cannot be recorded: an optimizer that is not PyTorch's own, or FSDP1 or DDP on several GPUs.
+    """
+    check_recordable(job)
+    told("building the model")
+    model = build_model(job, layers)
+    recorder = ProgramRecorder(CUBLAS_WORKSPACE[compute_capability])
+    with (
+        rank_of(job) as mesh,
+        FakeTensorMode(),
+        cuda_kernels.on_cuda(model, job.architecture.experts),
+        triton_kernels.in_place_of_plain_ops(model, job.stack),
+        mock.patch("torch.optim.adam._get_value", lambda _: 1.0),  # steps so far, a number that fake tensors lack
+    ):
+        materialize(model)
+        rank = Rank(job, model, mesh)
+        for tensor in _as_loaded(rank):
+            recorder.see(tensor)
+        optimizer = _optimizer(job, rank)
+        with recorder, recorder.resizes(), parts(rank.layers, recorder), recorder.modules_of(rank.model):
+            for update in range(updates):
+                told(f"step {update + 1} of {updates}")
+                recorder.when = f"step {update + 1}"
+                _update(rank, optimizer, batches, recorder)
+            return recorder.program
+
+
+def check_recordable(job: TrainingSetup) -> None:
+    """
+    Raises:
+        TraceError: the job cannot be recorded.
+    """
+    if job.stack.optim not in _OPTIMIZERS:
+        raise TraceError(
+            f"optim {job.stack.optim!r} cannot be replayed: its states are not made by PyTorch's allocator alone; "
+            f"these can be: {', '.join(_OPTIMIZERS)}"
+        )
+    if job.gpus > 1 and job.stack.sharding != "fsdp2":
+        raise TraceError(
+            f"sharding {job.stack.sharding!r} on several GPUs cannot be replayed: when its streams let go of blocks is "
+            "not recorded; fsdp2 and one GPU can be"
+        )
+
+
+def _as_loaded(rank: Rank) -> list[torch.Tensor]:
+    """Parameters and buffers in the order in which they come to the GPU.
+
+    torch/nn/modules/module.py, Module._apply: children first, then a module's own.
+    """
+    if rank.job.gpus > 1:
+        return rank.resident()
+    found: dict[int, torch.Tensor] = {}
+
+    def visit(module: nn.Module) -> None:
+        for child in module.children():
+            visit(child)
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            found.setdefault(id(tensor), tensor)
+
+    visit(rank.model)
+    return [*found.values(), *(t for t in rank.resident() if id(t) not in found)]
+
+
+def _adamw(parameters: list[nn.Parameter], foreach: bool) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, foreach=foreach)
+
+
+def _adamw_fused(parameters: list[nn.Parameter], foreach: bool) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, fused=True)
+
+
+def _sgd(parameters: list[nn.Parameter], foreach: bool) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=1e-3, foreach=foreach)
+
+
+_OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], bool], torch.optim.Optimizer]] = {
+    "adamw_torch": _adamw,
+    "adamw_torch_fused": _adamw_fused,
+    "sgd": _sgd,
+}
+
+
+def _uses_foreach(job: TrainingSetup) -> bool:
+    """Whether optimizer and clipping run on all parameters at once.
+
+    torch/optim/optimizer.py, _default_to_fused_or_foreach, and torch/utils/_foreach_utils.py, _has_foreach_support:
+    where each is a plain tensor on a CUDA device, and FSDP2's distributed tensors are not plain ones.
+    """
+    return job.gpus == 1 or job.stack.sharding != "fsdp2"
+
+
+def _optimizer(job: TrainingSetup, rank: Rank) -> torch.optim.Optimizer:
+    return _OPTIMIZERS[job.stack.optim](rank.trainable, _uses_foreach(job))
+
+
+def _update(rank: Rank, optimizer: torch.optim.Optimizer, batches: Batches, recorder: ProgramRecorder) -> None:
+    """One update as transformers' Trainer runs it (transformers/trainer.py, Trainer._run_epoch)."""
+    recorder.part = EMBEDDING
+    inputs = [_batch(batches) for _ in range(batches.accumulation)]  # all are fetched before the first one is used
+    for index, batch in enumerate(inputs):
+        recorder.part = EMBEDDING
+        with rank.gradient_sync(reduce=index + 1 == batches.accumulation):
+            loss = rank.model(input_ids=batch["input_ids"], labels=batch["labels"])["loss"]
+            recorder.part = LOSS
+            loss.backward()
+        del loss
+    recorder.part = Part("clipping")
+    foreach = _uses_foreach(rank.job)
+    norm = nn.utils.clip_grad_norm_(rank.trainable, 1.0, foreach=foreach or None)
+    recorder.part = Part("optimizer")
+    optimizer.step()
+    del norm
+    rank.model.zero_grad()
+
+
+def _batch(batches: Batches) -> dict[str, torch.Tensor]:
+    ids = torch.zeros((batches.samples, batches.tokens_per_sample), dtype=torch.long)
+    return {"input_ids": ids, "labels": torch.zeros_like(ids), "attention_mask": torch.ones_like(ids)}

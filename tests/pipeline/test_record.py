@@ -1,0 +1,144 @@
+"""Recorded programs: what a real training loop allocates, in its order."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+for package in ("torch", "transformers", "peft", "bitsandbytes"):
+    pytest.importorskip(package, reason="jobs are recorded with the extra [build], installed on Python 3.11")
+
+from small_jobs import small_job
+
+from autoconf.memory.replay import Action, Program, replay
+from autoconf.pipeline.replay.record import Batches, record
+from autoconf.pipeline.tracing.model_setup import trainable_shapes
+from autoconf.pipeline.tracing.recorder import SAMPLES, TraceError
+from autoconf.pipeline.validation import rank_trace
+
+AT_ONCE = {"gradient_accumulation": False}
+TOKENS = 509
+
+
+def live_bytes(program: Program, where: str, when: str) -> int:
+    """The most that was alive, not rounded, at an allocation in parts whose names have a word, in one step."""
+    sizes: dict[int, int] = {}
+    most = 0
+    for event in program.events:
+        if event.action == Action.FREE:
+            del sizes[event.block]
+            continue
+        place = program.places[event.place]
+        if place.op != "cuBLAS workspace":
+            sizes[event.block] = event.nbytes
+        if where in place.part and place.when == when:
+            most = max(most, sum(sizes.values()))
+    return most
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("full", {}),
+        ("full", {"gradient_checkpointing": "reentrant", "mixed_precision": "bf16"}),
+        ("lora", {"gradient_checkpointing": "none", "lora_dropout": 0.1, "adapter_dtype": "float32"}),
+        ("qlora", {"quantization": "nf4", "mixed_precision": "bf16"}),
+    ],
+)
+def test_a_micro_batch_peaks_where_the_trace_of_peaks_has_it(method: str, settings: dict) -> None:
+    job = small_job(method, **settings, **AT_ONCE)
+    traced = rank_trace.run(job, layers=None, tokens=TOKENS)
+    program = record(job, Batches(SAMPLES, TOKENS), updates=1)
+    # Labels, and the mask, are there to the end of an update; a trace of a peak lets labels go before the backward.
+    batch = 2 * 8 * SAMPLES * TOKENS
+    found = max(live_bytes(program, part, "step 1") for part in ("embedding", "layer", "head", "tail"))
+    assert traced.peak_bytes <= found <= traced.peak_bytes + batch
+
+
+@pytest.mark.parametrize(("optim", "per_parameter"), [("adamw_torch", 10), ("adamw_torch_fused", 8), ("sgd", 4)])
+def test_an_optimizer_step_holds_states_and_temporaries(optim: str, per_parameter: int) -> None:
+    """Bytes of a bfloat16 parameter: itself, its gradient, two states, and a temporary where foreach makes one."""
+    job = small_job("full", optim=optim, vocabulary=4096, **AT_ONCE)
+    program = record(job, Batches(1, 8), updates=2)
+    parameters = sum(shape.elements for shape in trainable_shapes(job))
+    found = live_bytes(program, "optimizer", "step 2") or live_bytes(program, "clipping", "step 2")
+    assert found == pytest.approx(per_parameter * parameters, rel=0.01)
+
+
+def test_the_first_step_makes_the_states_and_later_steps_repeat() -> None:
+    program = record(small_job("full", **AT_ONCE), Batches(2, TOKENS), updates=3)
+    made = {
+        when: Counter(e.nbytes for e in program.events if e.nbytes and program.places[e.place].when == when)
+        for when in ("loading", "step 1", "step 2", "step 3")
+    }
+    assert made["step 2"] == made["step 3"]
+    more = made["step 1"] - made["step 2"]  # and cuBLAS' workspaces
+    assert sum(size * n for size, n in more.items()) >= 2 * sum(size * n for size, n in made["loading"].items())
+
+
+def test_every_block_is_freed_at_most_once_and_after_it_was_made() -> None:
+    program = record(small_job("lora", **AT_ONCE), Batches(2, TOKENS, accumulation=2), updates=2)
+    live: set[int] = set()
+    for event in program.events:
+        if event.action == Action.ALLOCATE:
+            assert event.nbytes > 0 and event.block not in live
+            live.add(event.block)
+        else:
+            live.remove(event.block)
+    assert replay(program).failed_at is None
+
+
+def test_all_micro_batches_of_an_update_are_there_at_its_start() -> None:
+    few, many = (record(small_job("full"), Batches(2, TOKENS, accumulation=n), updates=1) for n in (2, 5))
+    more = live_bytes(many, "embedding", "step 1") - live_bytes(few, "embedding", "step 1")
+    assert more == 3 * 3 * 8 * 2 * TOKENS  # ids, labels and mask of int64
+
+
+def test_places_name_the_module_and_the_op() -> None:
+    program = record(small_job("full", **AT_ONCE), Batches(2, TOKENS), updates=1)
+    names = [str(place) for place in program.places]
+    assert "step 1, layer 1, model.layers.1.mlp.up_proj, aten.mm.default" in names
+    assert "step 1, optimizer, aten.zeros_like.default" in names
+    assert any("layer 0 backward" in name and "model.layers.0.mlp" in name for name in names)  # recomputed
+
+
+def test_fsdp2_gathers_and_reduces_on_streams_of_its_own() -> None:
+    job = small_job("full", gpus=2, sharding="fsdp2", **AT_ONCE)
+    program = record(job, Batches(2, TOKENS), updates=2)
+    parts: dict[int, set[str]] = {}
+    for event in program.events:
+        if event.action == Action.ALLOCATE:
+            place = program.places[event.place]
+            parts.setdefault(event.stream, set()).add(place.part)
+    compute, gather, reduce = sorted(parts, key=lambda stream: -len(parts[stream]))
+    assert compute == 0
+    if not any("backward" in part for part in parts[reduce]):
+        gather, reduce = reduce, gather
+    # torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py: the copy into the gather's buffer has its own stream
+    # (get_all_gather_streams), and so have what is reduced and the sharded gradients (foreach_reduce).
+    assert {"embedding", "layer 0"} <= parts[gather]
+    assert parts[reduce] and all("backward" in part for part in parts[reduce])
+
+
+def test_fsdp2_steps_parameter_by_parameter() -> None:
+    """PyTorch's foreach optimizers take plain tensors only."""
+    job = small_job("full", gpus=2, sharding="fsdp2", vocabulary=4096, **AT_ONCE)
+    program = record(job, Batches(1, 8), updates=2)
+    parameters = sum(shape.elements for shape in trainable_shapes(job)) / 2
+    found = live_bytes(program, "optimizer", "step 2")
+    largest = max(shape.elements for shape in trainable_shapes(job)) / 2
+    assert found == pytest.approx(8 * parameters + 2 * 2 * largest, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "settings", "message"),
+    [
+        (1, {"optim": "paged_adamw_8bit"}, "optim 'paged_adamw_8bit' cannot be replayed"),
+        (2, {"sharding": "fsdp1"}, "sharding 'fsdp1' on several GPUs cannot be replayed"),
+        (2, {"sharding": "ddp"}, "sharding 'ddp' on several GPUs cannot be replayed"),
+    ],
+)
+def test_what_cannot_be_recorded_is_said(gpus: int, settings: dict, message: str) -> None:
+    with pytest.raises(TraceError, match=message):
+        record(small_job("full", gpus=gpus, **settings), Batches(1, 8))
