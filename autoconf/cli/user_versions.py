@@ -114,7 +114,7 @@ def _build() -> tuple[Any, Any, Any]:
             f"pip install '.[build]' ({listed(missing)} not found)"
         )
     try:
-        # bitsandbytes warns that a kernel for CPUs is missing, but nothing is computed here.
+        # Suppress a warning that a kernel for CPUs is missing, because nothing is computed here.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         from autoconf.pipeline.tracing import hf_config, summary, trace_file
     except Exception as error:  # a broken library can raise any exception at import

@@ -229,7 +229,7 @@ def check_together(fields: Mapping[str, Any]) -> None:
 
     >>> check_together({"method": "full"})
     Traceback (most recent call last):
-    ValueError: batch_size or per_device_train_batch_size is required
+    ValueError: batch_size: is required, or per_device_train_batch_size instead
     """
     check_batch(fields)
     stack_of(fields)
