@@ -11,7 +11,7 @@ The hierarchy of exceptions that callers can see:
   + Unsupported: a configuration without a memory profile; queries turn it into the reason of an answer
 * RuntimeError
   + AutoConfError: a broken installation or environment
-    - NoModelsFolder: a user version was requested, but no folder of user versions is known
+    - NoModelsFolder: a user version was requested, but no folder of user versions is known; in a table, a reason
 * UserWarning
   + IgnoredColumnWarning: an ignored column of a table that looks like a misspelled field
 """

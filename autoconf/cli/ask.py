@@ -27,6 +27,7 @@ from autoconf.jobs.queries import Query
 from autoconf.jobs.tables import check_jobs, earlier_answers, read_table
 from autoconf.jobs.values import is_empty
 from autoconf.predictor import registry
+from autoconf.predictor.user_versions import NoModelsFolder
 
 # Jobs per update of the progress bar; only this many answers are in memory at a time.
 CHUNK = 10_000
@@ -69,7 +70,7 @@ def answered(table: pd.DataFrame, model_version: str | None, command: CommandQue
     wanted = table["model_version"].unique() if "model_version" in table else [""] * min(len(table), 1)
     wanted = {read("model_version", text) or model_version or registry.DEFAULT for text in wanted}
     for version in wanted:
-        with suppress(ValueError):  # an unknown version is the reason of its rows
+        with suppress(ValueError, NoModelsFolder):  # a version that is not there is the reason of its rows
             registry.load(version)
     for start in range(0, max(len(table), 1), CHUNK):
         jobs = table.iloc[start : start + CHUNK]

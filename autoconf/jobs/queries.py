@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from typing import Any
 
 from autoconf.jobs.job import (
@@ -40,12 +40,13 @@ class Query:
     arguments: tuple[str, ...] = ()  # numbers that the query needs besides the fields of a job
     max_gpus: int = 8  # default of the jobs' ``max_gpus``
 
-    @cached_property
+    # Not cached: functools.cached_property locks before Python 3.12, and a child forked meanwhile would wait forever.
+    @property
     def answered(self) -> tuple[str, ...]:
         """The job's fields that the query answers; a job must omit them."""
         return tuple(field for field in self.answers if field in Workload.model_fields)
 
-    @cached_property
+    @property
     def fields(self) -> tuple[str, ...]:
         """The fields and arguments that affect the answer, in order."""
         without = {*self.answered, *BATCHES} - {*self.batches}
@@ -53,17 +54,18 @@ class Query:
             without |= {"gpus_per_worker", "max_gpus", "even_layouts"}
         return tuple(field for field in self.all_fields if field not in without)
 
-    @cached_property
+    @property
     def all_fields(self) -> tuple[str, ...]:
         """Every field of a job, and the arguments, in order."""
         return (*Workload.model_fields, *self.arguments)
 
-    @cached_property
+    @property
     def required(self) -> tuple[str, ...]:
         """The fields and arguments that every job needs, apart from its batch."""
-        return (*(field for field in REQUIRED if field not in self.answered), *self.arguments)
+        answered = self.answered
+        return (*(field for field in REQUIRED if field not in answered), *self.arguments)
 
-    @cached_property
+    @property
     def optional(self) -> dict[str, Any]:
         """The fields that a job may omit, with their defaults."""
         return {**OPTIONAL, "max_gpus": self.max_gpus, **dict.fromkeys(self.answered)}

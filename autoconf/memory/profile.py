@@ -121,7 +121,7 @@ class Trainable(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ModelFigures:
+class ModelProfile:
     """The memory profile of one model for all settings that could be traced, and the reasons for the others."""
 
     model_name: str

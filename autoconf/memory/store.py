@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autoconf.memory.optimizers import Shape
-from autoconf.memory.profile import HeadWay, LayerWay, ModelFigures, StackMoment, Trainable, Units
+from autoconf.memory.profile import HeadWay, LayerWay, ModelProfile, StackMoment, Trainable, Units
 from autoconf.memory.units import Floats
 
 MOMENTS, MODELS = "moments.parquet", "models.json"
@@ -39,7 +39,7 @@ def _way(text: str) -> LayerWay | HeadWay:
     return LayerWay(*values) if len(words) == len(LayerWay._fields) else HeadWay(*values)
 
 
-def write_models(models: Iterable[ModelFigures], folder: Path) -> None:
+def write_models(models: Iterable[ModelProfile], folder: Path) -> None:
     """Write the profiles of models: moments as Parquet, one row group per model, everything else as JSON."""
     models = list(models)
     with (folder / MOMENTS).open("wb") as stream:
@@ -47,7 +47,7 @@ def write_models(models: Iterable[ModelFigures], folder: Path) -> None:
     (folder / MODELS).write_text(_others(models).replace('"},"', '"},\n"') + "\n", encoding="utf-8")
 
 
-def write_model(model: ModelFigures, stream: BinaryIO, about: Mapping[str, str]) -> None:
+def write_model(model: ModelProfile, stream: BinaryIO, about: Mapping[str, str]) -> None:
     """Write the profile of one model as one Parquet file, with everything except the moments in its metadata.
 
     Args:
@@ -69,7 +69,7 @@ def metadata(path: Path, key: str) -> str | None:
     return None if found is None else str(found, "utf-8")
 
 
-def _others(models: Iterable[ModelFigures]) -> str:
+def _others(models: Iterable[ModelProfile]) -> str:
     others = {
         model.model_name: {
             "made_of": model.made_of,
@@ -92,7 +92,7 @@ def _trainable_from_json(found: Mapping[str, Any]) -> Trainable:
     return Trainable(Units(**units), tuple(shapes))
 
 
-def _write_moments(models: Iterable[ModelFigures], stream: BinaryIO, about: Mapping[str, str] | None = None) -> None:
+def _write_moments(models: Iterable[ModelProfile], stream: BinaryIO, about: Mapping[str, str] | None = None) -> None:
     tables = [_moments_table(dict(itertools.chain(model.layers.items(), model.heads.items()))) for model in models]
     with pq.ParquetWriter(
         stream,
@@ -114,7 +114,7 @@ def _moments_table(moments: Mapping[Any, Floats]) -> pa.Table:
     return pa.table({"way": ways, **columns, "point": pa.array(values[:, 0].astype(np.int8))})
 
 
-def read_models(folder: Path) -> list[ModelFigures]:
+def read_models(folder: Path) -> list[ModelProfile]:
     """Read the profiles that ``write_models`` wrote.
 
     Raises:
@@ -181,9 +181,9 @@ class ModelsTable:
         """The settings under which layers and head of a model were traced."""
         return [_way(text) for text in self._moments(model)]
 
-    def figures(self, model: str) -> ModelFigures:
+    def figures(self, model: str) -> ModelProfile:
         """The profile of one model."""
-        found = ModelFigures(model, self._others[model]["made_of"])
+        found = ModelProfile(model, self._others[model]["made_of"])
         for text, moments in self._moments(model).items():
             way = _way(text)
             if isinstance(way, LayerWay):

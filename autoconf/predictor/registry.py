@@ -82,7 +82,15 @@ def load(version: str, models: ModelsFolder = None) -> Predictor:
         AutoConfError: the version's files are missing, altered or unreadable, a library does not import, or a rebuilt
             predictor gives other answers than the version did when it was made.
     """
-    found = place(version, models)
+    return load_from(place(version, models))
+
+
+def load_from(found: Place) -> Predictor:
+    """The predictor in a place, loaded at most once per process.
+
+    Raises:
+        AutoConfError: as ``load`` raises it.
+    """
     if found not in _loaded:
         with LOADING:
             if found not in _loaded:

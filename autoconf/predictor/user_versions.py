@@ -42,7 +42,7 @@ def folder_of(models: ModelsFolder = None) -> Path | None:
 
     Raises:
         ValueError: ``models`` is not a directory.
-        AutoConfError: ``AUTOCONF_MODELS`` is not a directory.
+        NoModelsFolder: ``AUTOCONF_MODELS`` is not a directory.
     """
     named = models if models is not None else os.environ.get(VARIABLE, "").strip() or None
     if named is None:
@@ -51,7 +51,7 @@ def folder_of(models: ModelsFolder = None) -> Path | None:
     if not folder.is_dir():
         if models is not None:
             raise ValueError(f"models: {os.fspath(models)!r} is not a directory")
-        raise AutoConfError(f"{VARIABLE}: {named!r} is not a directory")
+        raise NoModelsFolder(f"{VARIABLE}: {named!r} is not a directory")
     return folder
 
 

@@ -24,6 +24,7 @@ from autoconf.cli.main import app
 from autoconf.jobs.job import TRAINING_STACK
 from autoconf.jobs.presets import presets
 from autoconf.predictor import cards, registry
+from autoconf.predictor.user_versions import VARIABLE
 
 COLUMNS = ["model_name", "method", "gpu_model", "tokens_per_sample", "batch_size"]
 HEADER = ",".join(COLUMNS)
@@ -539,6 +540,24 @@ def test_json_has_all_of_every_version(run: Callable[..., Result], card: cards.C
         assert newest["default"] is True
         assert newest["domain"] == card.domain.model_dump()
         assert newest["evaluation"] == card.evaluation
+
+
+@pytest.mark.parametrize("folder", [None, "gone"])
+def test_a_user_version_without_its_folder_is_the_reason_of_its_rows(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, folder: str | None
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    if folder:
+        monkeypatch.setenv(VARIABLE, folder)
+    versions = (f"{GOOD},2.0.0", f"{GOOD},2.0.0+mine")
+    Path("jobs.csv").write_text(table(*versions, header=f"{HEADER},model_version"))
+    result = run("recommend", "--csv", "jobs.csv")
+    assert result.exit_code == 0
+    known, unknown = rows(result.stdout)
+    assert (known["can_recommend"], unknown["can_recommend"], unknown["outcome"]) == ("1", "0", "bad_value")
+    assert "AUTOCONF_MODELS" in unknown["reason"]
+    # A job whose only version cannot be had is not answered.
+    assert run("recommend", *ONE_JOB, "--model-version", "2.0.0+mine").exit_code == 1
 
 
 @pytest.mark.parametrize("arguments", [["9.9.9"], ["9.9.9", "--models"], ["9.9.9", "--json"]])

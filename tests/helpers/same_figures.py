@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from autoconf.memory.profile import ModelFigures
+from autoconf.memory.profile import ModelProfile
 
 
-def assert_same_figures(one: ModelFigures, other: ModelFigures) -> None:
+def assert_same_figures(one: ModelProfile, other: ModelProfile) -> None:
     """Compare all but the models' names and what they were made of."""
     assert one.units == other.units
     for found, expected in ((one.layers, other.layers), (one.heads, other.heads)):

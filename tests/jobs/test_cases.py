@@ -36,6 +36,18 @@ def read(name: str, *options: str) -> dict:
         ("hash.sh", {"method": "lora", "lora_r": 16, "tokens_per_sample": 8192, "per_device_train_batch_size": 16}),
         ("comment.sh", {"method": "full", "tokens_per_sample": 1024, "per_device_train_batch_size": 1}),
         ("nosuffix/launch.sh", {"method": "lora", "sharding": "fsdp2", "tokens_per_sample": 2048}),
+        (
+            "llf.sh",
+            {
+                "method": "lora",
+                "tokens_per_sample": 2048,
+                "per_device_train_batch_size": 1,
+                "mixed_precision": "bf16",
+                "lora_r": 8,
+                "lora_targets": "all-linear",
+                "stack": "llama-factory",
+            },
+        ),
         ("launch.sh", {"sharding": "fsdp1", "tokens_per_sample": 2048, "torch_dtype": "bfloat16"}),
     ],
 )
@@ -56,7 +68,6 @@ def test_a_case_is_read(name: str, fields: dict) -> None:
         ("branch.sh", ["$BS (4 or 1)", "$LEN (8192 or 2048)", "--per-device-train-batch-size", "--tokens-per-sample"]),
         ("fsdpcfg.sh", ["method", "tokens_per_sample", "--method and --tokens-per-sample"]),
         ("cfgvar.sh", ["--config_file", "$1"]),
-        ("llf.sh", ["LLaMA-Factory"]),
         ("pythonpy.py", ["Python"]),
         ("dup.yaml", ["dup.yaml:4", "lora_r"]),
         ("local.yaml", ["local.yaml:1 model_name_or_path", "qwen2.5-7b", "--model-name"]),

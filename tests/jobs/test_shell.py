@@ -1,5 +1,7 @@
 """Shell scripts are followed as bash runs them; what is not certain is named where it decides something."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,25 @@ def test_slurms_requests_are_told(tmp_path: Path) -> None:
     (tmp_path / "run").write_text(f"#!/bin/bash\n#SBATCH --gres=gpu:4\n#SBATCH --nodes 2\nsrun {SFT}\n")
     told = read_job([str(tmp_path / "run")], {}).read
     assert any("4 GPUs per node" in line for line in told) and any("2 nodes" in line for line in told)
+
+
+def test_characters_outside_ascii_do_not_end_the_process() -> None:
+    """The grammar of bash crashes on such texts in about four of ten processes, unless it gets ASCII alone."""
+    code = """if True:
+        import random
+        from contextlib import suppress
+        from autoconf.errors import BadInput
+        from autoconf.jobs.importers.shell import follow
+        draw = random.Random(0)
+        for _ in range(2000):
+            text = "{" + "".join(draw.choices("\\U00105659\\u0172\\U00015883 \\u02dc\\u764c,b~", k=draw.randint(8, 60)))
+            with suppress(BadInput):
+                follow(text, "run.sh", {})
+    """
+    children = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(6)]
+    assert [child.wait() for child in children] == [0] * 6
+
+
+def test_names_outside_ascii_are_kept(fields) -> None:
+    found = fields(f"# größer\nÜ=1\nL=64\n{SFT} --model_name_or_path Müller/7b-模型 --max_length $L")
+    assert found["model_name"] == "Müller/7b-模型" and found["tokens_per_sample"] == 64

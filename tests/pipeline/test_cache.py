@@ -11,7 +11,7 @@ import pytest
 from same_figures import assert_same_figures
 
 from autoconf.memory.optimizers import Shape
-from autoconf.memory.profile import HeadWay, LayerWay, ModelFigures, Point, StackMoment, Trainable, Units
+from autoconf.memory.profile import HeadWay, LayerWay, ModelProfile, Point, StackMoment, Trainable, Units
 from autoconf.memory.store import MOMENTS, ModelsTable, read_models, write_models
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.tracing import cache as trace_cache
@@ -20,11 +20,11 @@ WAY = LayerWay("lora", "bfloat16", "no", "float32", True, "none", "all-linear")
 HEAD = HeadWay(False, "bfloat16", "no", "chunked")
 
 
-def figures(name: str, size: float = 1.0) -> ModelFigures:
+def figures(name: str, size: float = 1.0) -> ModelProfile:
     """Figures as a trace has them; numbers that float32 holds."""
     units = Units(10, 20, 30, 4, 5, 6, 7, 8, 9, 10)
     moments = [StackMoment(point, *(size * k for k in range(8))) for point in (Point.KEPT, Point.FORWARD)]
-    return ModelFigures(
+    return ModelProfile(
         name,
         made_of="a digest",
         layers={WAY: np.array(moments), WAY._replace(dropout=False): np.array(moments[:1])},
@@ -34,7 +34,7 @@ def figures(name: str, size: float = 1.0) -> ModelFigures:
     )
 
 
-def assert_same(one: ModelFigures, other: ModelFigures) -> None:
+def assert_same(one: ModelProfile, other: ModelProfile) -> None:
     assert (one.model_name, one.made_of) == (other.model_name, other.made_of)
     assert_same_figures(one, other)
 

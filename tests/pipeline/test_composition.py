@@ -22,7 +22,7 @@ from autoconf.pipeline.validation import (
     composition,
     rank_trace,
 )
-from autoconf.pipeline.validation.composition import Comparison
+from autoconf.pipeline.validation.composition import ComposedPeak
 
 
 def drawn(count: int, seed: int) -> list[TrainingSetup]:
@@ -71,9 +71,9 @@ def test_others_are_predicted_at_every_number_of_tokens_and_gpus():
     assert peaks[2, tokens] == pytest.approx(run.peak_bytes(tokens, 2), rel=1e-5)
 
 
-def comparison(whole: float, gpus: int = 1, **settings) -> Comparison:
+def comparison(whole: float, gpus: int = 1, **settings) -> ComposedPeak:
     job = TrainingSetup(architectures()["llama-7b"], "lora", Stack(**settings), gpus)
-    return Comparison(job, 1018, 10 * GIB, whole * GIB)
+    return ComposedPeak(job, 1018, 10 * GIB, whole * GIB)
 
 
 def test_a_row_names_what_is_not_the_reference_stack():

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import autoconf
 from autoconf.cli.main import app
 from autoconf.errors import BadInput
-from autoconf.memory.profile import LayerWay, ModelFigures
+from autoconf.memory.profile import LayerWay, ModelProfile
 from autoconf.memory.store import ModelsTable
 from autoconf.pipeline.catalog import Architecture, architectures
 from autoconf.pipeline.tracing import cache as trace_cache
@@ -61,15 +61,15 @@ def command(*arguments: str) -> Any:
     return CliRunner().invoke(app, ["trace", *arguments])
 
 
-def shipped(name: str) -> ModelFigures:
+def shipped(name: str) -> ModelProfile:
     return ModelsTable.read(registry.MODELS / registry.DEFAULT).figures(name)
 
 
-def of_ones_own(name: str, known: str = KNOWN) -> tuple[Architecture, ModelFigures]:
+def of_ones_own(name: str, known: str = KNOWN) -> tuple[Architecture, ModelProfile]:
     """A model of the newest version, as if somebody had traced it."""
     architecture = architectures()[known].model_copy(update={"name": name, "aliases": [], "later_aliases": []})
     figures = shipped(known)
-    return architecture, ModelFigures(name, "", figures.layers, figures.heads, figures.units, figures.problems)
+    return architecture, ModelProfile(name, "", figures.layers, figures.heads, figures.units, figures.problems)
 
 
 @pytest.fixture

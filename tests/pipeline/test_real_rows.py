@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from autoconf.errors import AutoConfError
 from autoconf.pipeline.calibration import held_out, real_rows, reserve
-from autoconf.pipeline.calibration.held_out import Way
+from autoconf.pipeline.calibration.held_out import DecisionRule
 from autoconf.pipeline.calibration.reserve import THRESHOLD, features, free_gib, learn, training_rows
 from autoconf.pipeline.validation import benchmark_runs, environments
 from autoconf.pipeline.validation.benchmark_runs import read_runs
@@ -204,12 +204,12 @@ def test_nothing_is_learned_from_the_runs_that_judge():
         judged.update(fold.unseen.index)
         return held_out.curve(fold)
 
-    held_out.held_out(Way("spied on", spy, THRESHOLD), "model")
+    held_out.held_out(DecisionRule("spied on", spy, THRESHOLD), "model")
     assert judged == set(ROWS.index)
 
 
 def test_side_by_side_counts_what_a_constant_gets_wrong():
-    reserve_1_1_0 = Way("1.1.0", held_out.constant(held_out.VERSION_1_1_0), 0.5)
+    reserve_1_1_0 = DecisionRule("1.1.0", held_out.constant(held_out.VERSION_1_1_0), 0.5)
     for row in held_out.side_by_side((reserve_1_1_0,)):
         assert (row["failed, said to fit"], row["finished, said not to"], row["jobs given too few"]) == (6, 0, 1)
 
@@ -218,17 +218,17 @@ def test_side_by_side_counts_what_a_constant_gets_wrong():
 def test_a_curve_says_more_of_held_out_runs_than_a_step_at_its_reserve(split):
     fits = ROWS[LABEL].to_numpy()
     step, of_curve = (
-        held_out.log_loss(fits, held_out.held_out(way, split)).mean()
-        for way in (
-            Way("step", held_out.learned_constant(THRESHOLD), 0.5),
-            Way("curve", held_out.curve, THRESHOLD),
+        held_out.log_loss(fits, held_out.held_out(rule, split)).mean()
+        for rule in (
+            DecisionRule("step", held_out.learned_constant(THRESHOLD), 0.5),
+            DecisionRule("curve", held_out.curve, THRESHOLD),
         )
     )
     assert of_curve < step / 2
 
 
 def test_calibration_accounts_for_every_run_under_both_ways_of_holding_out():
-    found = pd.DataFrame(held_out.real_calibration(Way("curve", held_out.curve, THRESHOLD)))
+    found = pd.DataFrame(held_out.real_calibration(DecisionRule("curve", held_out.curve, THRESHOLD)))
     assert found.groupby("held out by")["runs"].sum().to_dict() == {"table": len(ROWS), "model": len(ROWS)}
     sure = found[found["predicted"] == "0.99 to 1"]
     assert (sure["share that finished"] == 1).all()

@@ -1,6 +1,7 @@
 """Children that are forked while threads ask: each answers, or fails, and none hangs."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -93,3 +94,58 @@ def test_a_thread_that_holds_a_lock_may_fork():
             with LOADING, PREDICTING:
                 os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+# A thread asks and is stopped wherever it is for the first time before the version is loaded; there a child is forked.
+_FORK_WHEREVER_A_THREAD_IS = """
+import os, signal, sys, threading
+from autoconf import Workload, recommend
+from autoconf.predictor.locks import LOADING
+
+job = dict(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe", tokens_per_sample=8192,
+           batch_size=16, model_version="1.0")  # which was never released: the answer needs no version to be loaded
+
+if sys.argv[1] == "ado":
+    from autoconf.min_gpu_recommender import min_gpu_recommender
+
+def ask():
+    return min_gpu_recommender(**job)["outcome"] if sys.argv[1] == "ado" else recommend(Workload(**job)).outcome
+
+seen, stopped, go_on, ended = set(), threading.Semaphore(0), threading.Semaphore(0), threading.Event()
+
+def stop(frame, event, argument):
+    code = frame.f_code
+    if code not in seen and "autoconf" in code.co_filename:
+        seen.add(code)
+        stopped.release()
+        go_on.acquire()
+
+def keep_stopping():
+    sys.settrace(stop)
+    ask()
+    sys.settrace(None)
+    ended.set()
+    stopped.release()
+
+threading.Thread(target=keep_stopping, daemon=True).start()
+outcomes = {}
+while stopped.acquire() and not ended.is_set():
+    if LOADING.acquire(timeout=0.01):  # otherwise who forks waits for the thread
+        LOADING.release()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            os._exit(0 if ask() == "bad_value" else 3)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        outcomes[code] = outcomes.get(code, 0) + 1
+    go_on.release()
+print(outcomes, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("road", ["ado", "python"])
+def test_children_forked_wherever_a_thread_is_before_its_first_answer_answer(road):
+    command = [sys.executable, "-W", "ignore", "-c", _FORK_WHEREVER_A_THREAD_IS, road]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert re.fullmatch(r"\{0: [3-9]\d\}\n", done.stdout), done.stdout + done.stderr[-2000:]

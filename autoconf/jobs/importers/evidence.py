@@ -17,7 +17,10 @@ _COMMON = (
     "load_in_8bit", "use_flash_attn", "target_modules", "r",
 )  # fmt: skip
 _OF_THE_TRAINER = 3  # keys of TrainingArguments that show transformers' Trainer
-_FOREIGN = 0.15  # the largest share of unknown keys in a file that is provably a trainer's; one is always allowed
+_FOREIGN = 1  # unknown keys in a file that is provably a trainer's: its own parser refuses all that it does not know
+_LLAMA_FACTORY = ("llama-factory", 2)  # and how many of its signs a file must have
+_SEVERAL = 3  # signs that show a trainer whose keys other trainers have as well
+_DIALECTS = ("arguments", "llama-factory")
 
 
 class Evidence(NamedTuple):
@@ -56,11 +59,9 @@ def dialect_of(document: Mapping[str, Any], file: str) -> str:
         raise BadInput(f"{file}: looks like {tool}, which is not read; give the job by options instead of --job")
     dialects = job_keys().dialects
     nested = {f"{key}.{inner}" for key, value in document.items() if isinstance(value, dict) for inner in value}
-    for name in ("axolotl", "accelerate"):
-        signs = dialects[name].signs
-        found = [sign for sign in signs if sign in document or sign in nested]
-        required = _ENOUGH if name == "axolotl" else 1
-        if len(found) >= required and (name != "axolotl" or "base_model" in document):
+    for name, required, model in (("axolotl", _ENOUGH, "base_model"), ("accelerate", 1, ""), (*_LLAMA_FACTORY, "")):
+        found = [sign for sign in dialects[name].signs if sign in document or sign in nested]
+        if len(found) >= required and (not model or model in document):
             _check_known(document, dialects[name], file, name)
             return name
     _check_known(document, dialects["arguments"], file, "arguments")
@@ -104,9 +105,13 @@ def evidence_of(settings: Sequence[Setting], commands: Iterable[Command]) -> Evi
     if named:
         (framework,) = named
         return Evidence(framework, True, (f"the command or the kind of file of {framework}",))
+    of_factory = {setting.key for setting in settings if setting.dialect == "llama-factory"}
+    if signs := [sign for sign in job_keys().frameworks["llama-factory"].signs if sign in of_factory]:
+        return Evidence("llama-factory", len(signs) >= _SEVERAL and _mostly_known(settings), tuple(signs))
     keys = {setting.key for setting in settings if setting.dialect == "arguments"}
     if not keys:
         return Evidence(None, False, ())
+    keys |= {key.partition(".")[0] for key in keys}
     scripts = {command.script for command in commands}
     for name in ("fms-hf-tuning", "trl"):
         known = job_keys().frameworks[name]
@@ -119,12 +124,12 @@ def evidence_of(settings: Sequence[Setting], commands: Iterable[Command]) -> Evi
             proven = is_sure and (bool(own) or not scripts) and _mostly_known(settings)
             return Evidence(name, proven, (*own, *signs))
     dialect = job_keys().dialects["arguments"]
-    known_keys = sorted(key for key in keys if dialect.find(key) or dialect.ignores(key))
+    known_keys = sorted(key for key in keys if dialect.knows(key))
     return Evidence("transformers", False, tuple(known_keys[:5]) if len(known_keys) >= _OF_THE_TRAINER else ())
 
 
 def _mostly_known(settings: Sequence[Setting]) -> bool:
-    dialect = job_keys().dialects["arguments"]
-    keys = {setting.key for setting in settings if setting.dialect == "arguments"}
-    unknown = [key for key in keys if not dialect.find(key) and not dialect.ignores(key)]
-    return len(unknown) <= max(1, _FOREIGN * len(keys))
+    dialects = {name: job_keys().dialects[name] for name in _DIALECTS}
+    keys = {(setting.dialect, setting.key) for setting in settings if setting.dialect in dialects}
+    unknown = [key for name, key in keys if not dialects[name].knows(key)]
+    return len(unknown) <= _FOREIGN

@@ -158,7 +158,7 @@ def _facts(meaning: Key, value: Any) -> dict[str, Any]:
         ValueError: it cannot be told.
     """
     if meaning.field is None:
-        if (facts := meaning.values.get(text(value))) is None:
+        if (facts := meaning.values.get(_as_boolean(meaning, text(value)))) is None:
             known = f"; it may be {', '.join(meaning.values)}" if meaning.values else ""
             raise ValueError(f"{meaning.because}{known}")
         return facts
@@ -173,6 +173,13 @@ def _facts(meaning: Key, value: Any) -> dict[str, Any]:
     return {meaning.field: share}
 
 
+def _as_boolean(meaning: Key, value: str) -> str:
+    """The text of a boolean, which argparse and transformers' parser take in several forms."""
+    if not set(meaning.values) <= {"true", "false"}:
+        return value
+    return "true" if value in ("yes", "t", "y", "1") else "false" if value in ("no", "f", "n", "0") else value
+
+
 def named(fact: str) -> str:
     """A fact with the field that it counts for, as messages have it."""
     field = next((field for field, facts in FACTS_OF.items() if fact in facts and field not in BATCHES), fact)
@@ -180,4 +187,6 @@ def named(fact: str) -> str:
 
 
 def _quoted(value: Any) -> str:
+    if any(is_unknown(part) for part in (value if isinstance(value, list) else [value])):
+        return described(" ".join(map(str, value)) if isinstance(value, list) else value)
     return shortened(repr(value))

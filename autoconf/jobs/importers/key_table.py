@@ -65,9 +65,10 @@ class Key(_Typed):
 
 
 class Dialect(_Typed):
-    """The keys of one kind of file."""
+    """The keys of one kind of file; where it is ``like`` another, the keys of that one come behind its own."""
 
     source: str
+    like: str = ""
     keys: dict[str, Key]
     signs: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -78,6 +79,10 @@ class Dialect(_Typed):
             return self.keys[key]
         found = (pattern for pattern in self.keys if "*" in pattern and fnmatchcase(key, pattern))
         return self.keys.get(next(found, ""))
+
+    def knows(self, key: str) -> bool:
+        """Whether the table has a key, or it changes no memory."""
+        return self.find(key) is not None or self.ignores(key)
 
     def ignores(self, key: str) -> bool:
         """Whether a key changes no memory."""
@@ -105,6 +110,16 @@ class JobKeys(_Typed):
     dialects: dict[str, Dialect]
     frameworks: dict[str, Framework]
 
+    @field_validator("dialects", mode="before")
+    @classmethod
+    def _with_others(cls, dialects: dict[str, Any]) -> dict[str, Any]:
+        complete = {}
+        for name, own in dialects.items():
+            other = dialects.get(own.get("like"), {})
+            keys = {**other.get("keys", {}), **own["keys"]}
+            complete[name] = {**own, "keys": keys, "ignored": [*own.get("ignored", ()), *other.get("ignored", ())]}
+        return complete
+
 
 @cache
 def job_keys() -> JobKeys:
@@ -122,14 +137,14 @@ def job_keys() -> JobKeys:
 
 def known_key(dialect: Dialect, key: str, value: Any) -> bool:
     """Whether the table has a key, or for a section any key in it."""
-    if dialect.find(key) or dialect.ignores(key) or key in ("fsdp_config", "accelerate_launch_args"):
+    if dialect.knows(key) or key in ("fsdp_config", "accelerate_launch_args"):
         return True
     if key.startswith("fsdp_") and job_keys().dialects["fsdp"].find(key.removeprefix("fsdp_")):
         return True
     if isinstance(value, list):
         return f"{key}[]" in dialect.keys
     inside = _flat(value, f"{key}.") if isinstance(value, Mapping) else ()
-    return any(dialect.find(inner) or dialect.ignores(inner) for inner, _ in inside)
+    return any(dialect.knows(inner) for inner, _ in inside)
 
 
 def text(value: Any) -> str:
@@ -156,7 +171,7 @@ def settings(dialect: str, mapping: Mapping[str, Any], place: Callable[[str], Pl
     >>> [(str(s.place), s.dialect, s.key) for s in found]
     [('a.yaml:3 fsdp_config.fsdp_version', 'fsdp', 'version')]
     """
-    table = job_keys().dialects[dialect]
+    table, launchers = job_keys().dialects[dialect], job_keys().dialects["accelerate"]
     for key, value in _flat(mapping):
         if dialect == "arguments" and key.startswith(_LAUNCHERS):
             launcher = {key.removeprefix(_LAUNCHERS): value}
@@ -167,6 +182,8 @@ def settings(dialect: str, mapping: Mapping[str, Any], place: Callable[[str], Pl
             yield Setting(place(key), "fsdp", key.removeprefix("fsdp_config.").removeprefix("fsdp_"), value)
         elif key.startswith("fsdp_") and key not in table.keys:
             yield Setting(place(key), "fsdp", key.removeprefix("fsdp_"), value)
+        elif dialect == "arguments" and not table.knows(key) and launchers.knows(key):  # TRL takes them in one file
+            yield Setting(place(key), "accelerate", key, value)
         else:
             yield Setting(place(key), dialect, key, value)
 

@@ -48,24 +48,24 @@ def read_manifest(documents: Sequence[Document], file: str, options: Mapping[str
     >>> [str(setting.place) for setting in launch.settings]
     ['job.yaml:1 spec.trainer.command: trl', 'job.yaml:1 spec.trainer.args: --optim']
     """
-    job = _Job(_training_job(documents, file), file)
+    found = _JobDocument(_training_job(documents, file), file)
     launches = []
     commands = []
-    for path in container_paths(job.document.value):
-        container = _mapping(_at(job.document.value, path))
+    for path in container_paths(found.document.value):
+        container = _mapping(_at(found.document.value, path))
         variables = _variables(container)
         if _CONFIG_VARIABLE in variables:
-            raise BadInput(f"{job.place((*path, 'env'))}: {_CONFIG_VARIABLE}: a pickled configuration is not read")
+            raise BadInput(f"{found.place((*path, 'env'))}: {_CONFIG_VARIABLE}: a pickled configuration is not read")
         if _CONFIG_PATH in variables:
-            place = job.place((*path, "env"), _CONFIG_PATH)
+            place = found.place((*path, "env"), _CONFIG_PATH)
             launches.append(_mounted(variables[_CONFIG_PATH], documents, place))
-        elif launch := job.launch(path, variables):
+        elif launch := found.launch(path, variables):
             launches.append(launch)
         else:
-            commands.append((job.place(path), _words(container, "command") + _words(container, "args")))
+            commands.append((found.place(path), _words(container, "command") + _words(container, "args")))
     if not launches:
-        _check_described(commands, options, job.place(("spec",)))
-    return Manifest(list(job.gpu_types(job.document.value, ())), launches)
+        _check_described(commands, options, found.place(("spec",)))
+    return Manifest(list(found.gpu_types(found.document.value, ())), launches)
 
 
 def _training_job(documents: Sequence[Document], file: str) -> Document:
@@ -171,7 +171,7 @@ def _mounted(path: str, documents: Sequence[Document], place: Place) -> Launch:
     return Launch("fms-hf-tuning", list(inside))
 
 
-class _Job(NamedTuple):
+class _JobDocument(NamedTuple):
     document: Document
     file: str
 

@@ -24,23 +24,25 @@ _RUNNERS = {
     "srun", "uv", "uvx", "poetry", "pipenv", "conda", "micromamba", "mamba", "pixi", "hatch", "timeout", "env", "nohup",
     "time", "exec", "sudo", "nice", "ionice", "numactl", "taskset", "stdbuf", "docker", "podman", "singularity",
     "apptainer", "enroot", "command", "builtin", "nsys", "xvfb-run", "caffeinate", "setsid", "then", "do", "mpirun",
-    "mpiexec", "kubectl", "screen", "unbuffer", "script",
+    "mpiexec", "kubectl", "screen", "unbuffer", "script", "ray", "jsrun", "ibrun",
 }  # fmt: skip
 _SHELLS = {"bash", "sh", "zsh", "dash"}
-_LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun", "deepspeed", "trl", "axolotl"}
+_LLAMA_FACTORY = ("llamafactory-cli", "lmf")
+_LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun", "deepspeed", "trl", "axolotl", *_LLAMA_FACTORY}
 _OTHER_TOOLS = {
-    "llamafactory-cli": "LLaMA-Factory", "lmf": "LLaMA-Factory", "tune": "torchtune", "swift": "ms-swift",
-    "xtuner": "XTuner", "litgpt": "LitGPT", "mlx_lm.lora": "MLX", "nemo": "NeMo", "torchtitan": "torchtitan",
-    "autotrain": "AutoTrain", "ludwig": "Ludwig", "unsloth": "unsloth", "sky": "SkyPilot", "oumi": "Oumi",
+    "tune": "torchtune", "swift": "ms-swift", "megatron": "ms-swift", "xtuner": "XTuner", "litgpt": "LitGPT",
+    "mlx_lm.lora": "MLX", "nemo": "NeMo", "torchtitan": "torchtitan", "autotrain": "AutoTrain", "ludwig": "Ludwig",
+    "unsloth": "unsloth", "sky": "SkyPilot", "oumi": "Oumi",
 }  # fmt: skip
 _STARTS = {
     "tune": ("run",), "swift": ("sft", "rlhf", "pt"), "sky": ("launch", "jobs"), "nemo": ("llm",), "oumi": ("train",),
     "ludwig": ("train", "experiment"), "xtuner": ("train",), "unsloth": ("train",),
+    "megatron": ("sft", "rlhf", "pt"),
 }  # fmt: skip
 _OTHER_MODULES = (
     ("openrlhf", "OpenRLHF"), ("verl", "verl"), ("nemo", "NeMo"), ("mlx_lm", "MLX"), ("swift", "ms-swift"),
     ("megatron", "Megatron-LM"), ("pretrain_gpt", "Megatron-LM"), ("torchtitan", "torchtitan"), ("litgpt", "LitGPT"),
-    ("llamafactory", "LLaMA-Factory"), ("xtuner", "XTuner"), ("lmflow", "LMFlow"),
+    ("xtuner", "XTuner"), ("lmflow", "LMFlow"),
 )  # fmt: skip
 _TELLING = ("model_name_or_path", "per_device_train_batch_size", "deepspeed")
 # What is abbreviated has a name that a script's own options do not start with.
@@ -49,6 +51,8 @@ _ABBREVIATED = (
     "attn_implementation", "activation_offloading", "lora_target_modules", "max_seq_length", "use_liger_kernel",
 )  # fmt: skip
 _SHORTEST = 8
+_ASSIGNMENT_OF_KEY = re.compile(r"\+{0,2}[A-Za-z_][\w.]*=")
+NO_FILE = "give the job by options instead of --job"
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 PlaceOf = Callable[[str], Place]
 
@@ -149,11 +153,16 @@ def launch_of(words: Sequence[str], place: PlaceOf, variables: Mapping[str, str]
             words = words[1:]
             continue
         program = words[0].rpartition("/")[2]
-        if program not in _RUNNERS:
+        if program in _RUNNERS:
+            words = _behind(program, words[1:])
+        elif behind := _behind_dashes(words):
+            words = behind
+        else:
             break
-        words = _behind(program, words[1:])
     if not words:
         return None
+    if is_unknown(words[0]) and any(word.lstrip("-").partition("=")[0] in _TELLING for word in words):
+        raise BadInput(f"{place(words[0])}: which program starts the training is not certain; {NO_FILE}")
     program, rest = words[0].rpartition("/")[2], list(words[1:])
     if program in _SHELLS:
         return _in_shell(rest, place, variables)
@@ -177,6 +186,15 @@ def _behind(program: str, words: Sequence[str]) -> list[str]:
             return ["python", *words[i:]]
         if program in ("env", "sudo") and _ASSIGNMENT.fullmatch(word):
             return list(words[i:])
+    return []
+
+
+def _behind_dashes(words: Sequence[str]) -> list[str]:
+    """The command behind ``--``, which what stands before submits to another machine."""
+    for i, word in enumerate(words[:-1]):
+        name = words[i + 1].rpartition("/")[2]
+        if word == "--" and i and (name in _RUNNERS | _SHELLS | _LAUNCHERS or _is_python(name)):
+            return list(words[i + 1 :])
     return []
 
 
@@ -212,8 +230,11 @@ def _launched(program: str, rest: list[str], place: PlaceOf, variables: Mapping[
         program, rest = "accelerate-launch", rest[1:]
     if program in _OTHER_TOOLS and (program not in _STARTS or (rest[:1] and rest[0] in _STARTS[program])):
         _refuse_tool(place(program), _OTHER_TOOLS[program])
-    if program in ("trl", "axolotl"):
-        return _framework_launch(program, rest, place)
+    if program in _LLAMA_FACTORY:
+        program = "llama-factory"
+    if program in ("trl", "axolotl", "llama-factory"):
+        launch = _framework_launch(program, rest, place)
+        return launch and launch._replace(settings=[*launch.settings, *_environment(variables, place)])
     if program not in ("accelerate-launch", "torchrun", "python", "deepspeed"):
         return None
     launch = _script_launch(program.removesuffix("-launch"), rest, place)
@@ -221,7 +242,7 @@ def _launched(program: str, rest: list[str], place: PlaceOf, variables: Mapping[
 
 
 def _refuse_tool(place: Place, tool: str) -> None:
-    raise BadInput(f"{place}: a command of {tool}, which is not read; give the job by options instead of --job")
+    raise BadInput(f"{place}: a command of {tool}, which is not read; {NO_FILE}")
 
 
 def _environment(variables: Mapping[str, str], place: PlaceOf) -> Iterator[Setting]:
@@ -230,20 +251,27 @@ def _environment(variables: Mapping[str, str], place: PlaceOf) -> Iterator[Setti
 
 
 def _framework_launch(program: str, words: Sequence[str], place: PlaceOf) -> Launch | None:
-    """``trl sft`` takes accelerate's options besides its own, ``axolotl train`` a file."""
+    """``trl sft`` takes accelerate's options besides its own, ``axolotl train`` and LLaMA-Factory's command a file."""
     command = words[0] if words else ""
     if program == "trl" and command != "sft":
         if command in ("env", "vllm-serve", "skills", "chat", ""):
             return None
         refuse_objective(place(command), f"trl {described(command)}")
-    if program == "axolotl" and command != "train":
+    if program != "trl" and command != "train":
         return None
-    dialect = "arguments" if program == "trl" else "axolotl"
+    dialect = "arguments" if program == "trl" else program
     found = [Setting(place(program), "launcher", "program", program)]
     rest = list(words[1:])
-    if program == "axolotl" and rest and not rest[0].startswith("-"):
-        found.append(Setting(place(rest[0]), "axolotl", "config", rest[0]))
+    if program != "trl":
+        found += _config(rest, dialect, place)
     return Launch(program, [*found, *_settings(_options(rest), dialect, place)])
+
+
+def _config(words: Sequence[str], dialect: str, place: PlaceOf) -> list[Setting]:
+    """The config that is named before any option."""
+    if not words or _is_option(words[0]) or _ASSIGNMENT_OF_KEY.match(words[0]):
+        return []
+    return [Setting(place(words[0]), dialect, "config", words[0])]
 
 
 def _launcher(words: Sequence[str]) -> tuple[list[tuple[str, Any]], str, Sequence[str]]:
@@ -266,15 +294,18 @@ def _script_launch(launcher: str, rest: Sequence[str], place: PlaceOf) -> Launch
     if not script.endswith(".py") and not any(_key(name) in ("m", "module") for name, _ in options):
         if launcher == "python":
             return None
-        raise BadInput(f"{place(launcher)}: which script is launched cannot be told")
+        unknown = next((f": {described(word)} is not certain" for word in rest if is_unknown(word)), "")
+        raise BadInput(f"{place(launcher)}: which script is launched cannot be told{unknown}; {NO_FILE}")
     name = script.removesuffix(".py").replace(".", "/")
     known = job_keys().frameworks.items()
     framework = next((f for f, trainer in known if any(_same_script(script, own) for own in trainer.scripts)), None)
+    if framework == "llama-factory" and words[:1] == ["train"]:
+        words = words[1:]
     arguments = list(_options(words))
     names = [_key(option) for option, _ in arguments]
     is_telling = framework is not None or any(key in names for key in _TELLING)
     trains = re.search(r"(^|[/_-])(train|training|finetune|fine_tune|finetuning|sft|dpo|grpo|ppo|kto|orpo)", name)
-    if launcher == "python" and not is_telling and not (trains and arguments):
+    if launcher == "python" and not is_telling and not (trains and words):
         return None
     if objective := objective_in(script):
         refuse_objective(place(script), f"{objective} ({described(script)})")
@@ -284,13 +315,13 @@ def _script_launch(launcher: str, rest: Sequence[str], place: PlaceOf) -> Launch
     found = [Setting(place(launcher), "launcher", "program", launcher)]
     if launcher != "python":
         found += _settings(options, "accelerate", place)
-    config = words[0] if words and not words[0].startswith("-") else ""
-    if framework == "axolotl":
-        found += [Setting(place(config), "axolotl", "config", config)] if config else []
-        return Launch(framework, [*found, *_settings(arguments, "axolotl", place)], script)
-    if config.endswith((".yaml", ".yml", ".json")):
-        found.append(Setting(place(config), "arguments", "config", config))
-    return Launch(framework, [*found, *_settings(arguments, "arguments", place)], script)
+    dialect = framework if framework in ("axolotl", "llama-factory") else "arguments"
+    if dialect == "arguments" and "finetuning_type" in names:
+        dialect = "llama-factory"
+    config = _config(words, dialect, place)
+    if dialect != "arguments" or (config and config[0].value.endswith((".yaml", ".yml", ".json"))):
+        found += config
+    return Launch(framework, [*found, *_settings(arguments, dialect, place)], script)
 
 
 def _same_script(script: str, known: str) -> bool:
@@ -298,18 +329,21 @@ def _same_script(script: str, known: str) -> bool:
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Options of a script, each with none, one or several values, as argparse takes them: the last of a name counts."""
+    """Options of a script, each with none, one or several values, as argparse takes them: the last of a name counts.
+
+    ``key=value`` is an option as well: it overrides a config in Hydra, OmegaConf and LLaMA-Factory.
+    """
     found: dict[str, tuple[str, Any]] = {}
     i = 0
     while i < len(words):
         name, equals, value = words[i].partition("=")
         i += 1
-        if not _is_option(name):
+        if not _is_option(name) and not _ASSIGNMENT_OF_KEY.match(words[i - 1]):
             if is_unknown(name) and not equals:
                 found[f"{name} {i}"] = (name, True)
             continue  # a word that is no option, such as a configuration's path
         values = [value] if equals else []
-        while not equals and i < len(words) and not _is_option(words[i]):
+        while not equals and i < len(words) and not _is_option(words[i]) and not _ASSIGNMENT_OF_KEY.match(words[i]):
             values.append(words[i])
             i += 1
         found.pop(_key(name), None)
@@ -322,20 +356,19 @@ def _is_option(word: str) -> bool:
 
 
 def _key(name: str) -> str:
-    return name.lstrip("-").replace("-", "_")
+    return name.lstrip("-+").replace("-", "_")
 
 
 def _full_name(key: str, dialect: Dialect) -> str:
     """The option of the Trainer that a name abbreviates, as argparse takes it if no other starts like it."""
-    if dialect.find(key) or dialect.ignores(key) or len(key) < _SHORTEST:
+    if dialect.knows(key) or len(key) < _SHORTEST:
         return key
     found = [name for name in (*dialect.keys, *dialect.ignored) if name.startswith(key)]
     return found[0] if len(found) == 1 and found[0] in _ABBREVIATED else key
 
 
 def _settings(options: Iterable[tuple[str, Any]], dialect: str, place: PlaceOf) -> Iterator[Setting]:
-    dialects = job_keys().dialects
-    table, launchers = dialects[dialect], dialects["accelerate"]
+    table = job_keys().dialects[dialect]
     for name, value in options:
         key, where = _key(name), place(name)
         if key.startswith("no_") and table.find(key) is None and table.find(key[3:]):
@@ -345,9 +378,6 @@ def _settings(options: Iterable[tuple[str, Any]], dialect: str, place: PlaceOf) 
                 value = json.loads(value)
             except (ValueError, RecursionError):
                 raise BadInput(f"{where}: {value[:80]!r}: not JSON") from None
-        of = dialect
         if dialect == "arguments":
             key = _full_name(key, table)
-            if not table.find(key) and not table.ignores(key) and (launchers.find(key) or launchers.ignores(key)):
-                of = "accelerate"
-        yield from (setting._replace(place=where) for setting in settings(of, {key: value}, place))
+        yield from (setting._replace(place=where) for setting in settings(dialect, {key: value}, place))

@@ -19,6 +19,8 @@ _NAMING = {
     ("arguments", "fsdp_config"): "fsdp",
     ("arguments", "config"): "arguments",
     ("axolotl", "config"): "axolotl",
+    ("llama-factory", "config"): "llama-factory",
+    ("llama-factory", "fsdp_config"): "fsdp",
 }
 _ANCESTORS = 3  # folders above a script in which a relative path may start
 
@@ -114,6 +116,8 @@ def _settings(text: str, path: str, dialect: str, setting: Setting) -> list[Sett
     if dialect == "fsdp":
         return [Setting(place(key), "fsdp", key.removeprefix("fsdp_"), value) for key, value in document.value.items()]
     found = dialect if dialect == "axolotl" and "base_model" in document.value else dialect_of(document.value, path)
+    if {found, dialect} == {"arguments", "llama-factory"}:  # under a script of unknown origin, or short
+        found = dialect = "llama-factory"
     if found != dialect:
         key = next(iter(document.value))
         raise BadInput(

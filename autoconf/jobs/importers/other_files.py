@@ -65,7 +65,15 @@ def text_kind(text: str, name: str) -> str | None:
         return "a Python script"
     if suffix in (".md", ".rst", ".ipynb"):
         return "a document"
-    if suffix in (".toml", ".ini", ".cfg") or re.match(r"\s*(#[^\n]*\s+)*\[[\w.\"-]+\]\s*$", text, re.MULTILINE):
+    if Path(name).name.startswith(("Makefile", "makefile", "GNUmakefile", "justfile")) or suffix == ".mk":
+        return "a Makefile"
+    if "Dockerfile" in Path(name).name or (not is_script and re.search(r"^FROM \S+(\n| AS )", text, re.MULTILINE)):
+        return "a Dockerfile"
+    if not is_script and re.search(r"^\s*\{\{-?|^\{%", text, re.MULTILINE):
+        return "a template of Helm or Jinja"
+    lines = (line.strip() for line in text.splitlines())
+    first = next((line for line in lines if line and not line.startswith("#")), "")
+    if suffix in (".toml", ".ini", ".cfg") or re.fullmatch(r"\[[\w.\"-]+\]", first):
         return "TOML"
     return None
 
@@ -102,7 +110,8 @@ def check_objective(settings: Iterable[Setting], files: Iterable[str]) -> None:
             if any(fnmatchcase(key, pattern) for pattern in keys):
                 refuse_objective(setting.place, objective)
     for file in files:
-        if named := objective_in(Path(file).name):
+        named = objective_in(Path(file).name)
+        if named and named != "distillation":  # many are named after data that another model wrote
             refuse_objective(Place(file), named)
 
 

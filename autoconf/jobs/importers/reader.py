@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
@@ -12,13 +13,14 @@ from autoconf.jobs.importers.evidence import Command, dialect_of, evidence_of
 from autoconf.jobs.importers.key_table import Place, Setting
 from autoconf.jobs.importers.key_table import settings as settings_of
 from autoconf.jobs.importers.kubernetes import is_manifest, missing_options, read_manifest
-from autoconf.jobs.importers.launchers import launch_in_script
+from autoconf.jobs.importers.launchers import NO_FILE, launch_in_script
 from autoconf.jobs.importers.named_files import Sources, places_in, with_named_files
 from autoconf.jobs.importers.other_files import check_objective, text_kind
 from autoconf.jobs.importers.slurm import requested
 from autoconf.jobs.importers.translate import JobFile, job_of
 from autoconf.jobs.job import read
 
+_SCRIPTS = (".sh", ".bash", ".sbatch", ".slurm", ".job", ".lsf")
 _LONGEST_LINE = 1_000  # of a message, in characters: names in files may be of any length
 
 
@@ -81,7 +83,9 @@ def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
     try:
         documents = load_documents(text, path)
     except NotDocuments as error:
-        documents, problem = [], f"{problem} ({error})"
+        documents = []
+        if Path(path).suffix not in _SCRIPTS and not text.startswith("#!"):
+            problem = f"{problem} ({error})"
     if is_manifest(documents):
         manifest = read_manifest(documents, path, options)
         settings = [*manifest.settings, *(s for launch in manifest.launches for s in launch.settings)]
@@ -89,10 +93,12 @@ def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
     if len(documents) == 1 and isinstance(documents[0].value, dict):
         return _mapping(documents[0], path)
     if kind := text_kind(text, path):
-        raise BadInput(f"{path}: looks like {kind}, which is not read; give the job by options instead of --job")
+        raise BadInput(f"{path}: looks like {kind}, which is not read; {NO_FILE}")
+    if any(isinstance(document.value, dict | list) for document in documents):
+        raise BadInput(f"{path}: must have settings, keys with values, in one document; {NO_FILE}")
     launch = launch_in_script(text, partial(Place, path, None), {}, 1)
     if launch is None:
-        raise BadInput(f"{path}: {problem}")
+        raise BadInput(f"{path}: {problem}; {NO_FILE}")
     return _Content(
         launch.settings,
         (Command(launch.framework, launch.script),),

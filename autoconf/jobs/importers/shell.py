@@ -18,6 +18,11 @@ _MOST_COMMANDS = 4_000
 _DEEPEST = 40
 _LONGEST_SCRIPT = 1 << 17  # bytes
 _MOST_WORK = 1_000_000  # variables that are copied, at branches and commands
+# The scanner of tree-sitter-bash 0.25.1 passes code points to isalpha() and the like (scanner.c), which outside ASCII
+# read beyond C's table: some texts crash the process. Bash gives these characters no meaning, so the grammar gets a
+# plain character of a word for each of their bytes.
+_ASCII = bytes(range(0x80)) + b"." * 0x80
+_DANGLING = re.compile(r"(^|[^\\])\\[ \t]*(?=\n[ \t]*(?:\n|\Z)|\Z)")
 _TESTS = ("[", "[[", "test", "false", "command", "which", "type", "hash", "grep", "nvidia-smi")
 # Files that other scripts source and that set up an environment, but no setting of a job.
 _ENVIRONMENTS = re.compile(r"(^|/)(activate|\.?bashrc|\.?profile|\.bash_profile|[\w.-]*conda[\w.-]*|modules?[\w.-]*)$")
@@ -80,6 +85,11 @@ def _parser() -> Any:
     return Parser(Language(tree_sitter_bash.language()))
 
 
+def _parsed(source: bytes) -> Any:
+    """The root of a script's syntax tree."""
+    return _parser().parse(source.translate(_ASCII)).root_node
+
+
 class _Shell:
     """The state of a script. A ``_run`` returns whether the script ends there."""
 
@@ -99,11 +109,14 @@ class _Shell:
 
     def follow_text(self, text: str, first_line: int) -> bool:
         """Follow a text in the current state, as ``eval`` does."""
-        source = text.replace("\r\n", "\n").encode("utf-8", "replace")
+        text = text.replace("\r\n", "\n")
+        source = text.encode("utf-8", "replace")
         if len(source) > _LONGEST_SCRIPT:
             raise BadInput(f"{self.file}: not a job's script: larger than {_LONGEST_SCRIPT:,} bytes")
-        tree = _parser().parse(source)
-        root = tree.root_node
+        root = _parsed(source)
+        if root.has_error:  # a line that ends in a backslash, and nothing behind it: bash takes it, the parser does not
+            source = _DANGLING.sub(r"\1 ", text).encode("utf-8", "replace")
+            root = _parsed(source)
         if root.descendant_count > _MOST_NODES:
             raise BadInput(f"{self.file}: not a job's script: more than {_MOST_NODES:,} parts")
         if root.has_error:
@@ -344,7 +357,7 @@ class _Shell:
             self._set_arguments([])
             self.variables.update(before)
             return False
-        if name == "eval" and rest and not is_unknown(" ".join(rest)):
+        if name == "eval" and rest:
             return self.follow_text(" ".join(rest), lines[0] - 1)
         if name in ("source", ".") and rest and not _ENVIRONMENTS.search(rest[0]):
             for key in self.variables:

@@ -81,17 +81,17 @@ def job_of(found: Iterable[Setting], evidence: Evidence, options: Mapping[str, A
         reading.problems += adapters_in_question(reading, options)
         raise BadInput(_together(reading.problems))
     framework = None if evidence.framework is None else job_keys().frameworks[evidence.framework]
-    job = _Job(reading, framework, evidence.proven, options)
-    job.combine()
+    translation = _Translation(reading, framework, evidence.proven, options)
+    translation.combine()
     return JobFile(
-        fields=job.fields,
+        fields=translation.fields,
         read=(*reading.notes, *map(str, reading.sources)),
-        assumed=tuple(job.assumed),
+        assumed=tuple(translation.assumed),
         ignored=tuple(reading.ignored),
         unknown=tuple(reading.unknown),
         sources=tuple(reading.sources),
         evidence=evidence,
-        asked=tuple(job.asked),
+        asked=tuple(translation.asked),
     )
 
 
@@ -106,7 +106,7 @@ def _together(problems: Sequence[str]) -> str:
     return "; ".join([*shown, f"and {more} more problems"] if more else shown)
 
 
-class _Job:
+class _Translation:
     """Facts become fields; what they leave open comes from the framework, and then from its preset."""
 
     def __init__(self, reading: Reading, framework: Framework | None, proven: bool, options: Mapping[str, Any]) -> None:
@@ -209,6 +209,8 @@ class _Job:
         if checkpointing != "yes":
             return None if checkpointing is None else "none"
         reentrant = self._fact("reentrant")
+        if reentrant is None and self.framework is not None and "reentrant" not in self.framework.defaults:
+            return None  # the preset's, which differs by sharding
         return "reentrant" if reentrant == "yes" else "non-reentrant"
 
     def _sharding(self) -> str | None:

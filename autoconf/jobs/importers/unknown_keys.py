@@ -5,9 +5,24 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_EVALUATION = {"eval", "evaluation", "val", "valid", "validation", "test", "generation", "inference", "predict"}
+_EVALUATION = {
+    "eval",
+    "evaluation",
+    "val",
+    "valid",
+    "validation",
+    "test",
+    "generation",
+    "inference",
+    "predict",
+    "generate",
+    "new",
+}  # max_new_tokens
 _HARMLESS = {"dir", "path", "file", "name", "id", "url", "column", "col", "seed", "split", "special", "pad"}
 _HARMLESS_OF_ADAPTERS = {"alpha", "dropout", "bias"}
+
+_SAVING = {"checkpointing", "steps", "strategy", "interval", "every", "limit", "total"}  # of files, not activations
+_PARTLY = {"spectrum", "unfrozen", "unfreeze"}
 
 
 class Concern(NamedTuple):
@@ -60,7 +75,10 @@ def concern(key: str) -> Concern | None:
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key)
     words = [word for word in re.split(r"[^a-z0-9]+", spaced.casefold()) if word]
     found = set(words)
-    if found & _EVALUATION or found & (_HARMLESS_OF_ADAPTERS if found & _ADAPTER_WORDS else _HARMLESS):
+    if found & _PARTLY:
+        return _METHOD
+    harmless = _HARMLESS_OF_ADAPTERS if found & _ADAPTER_WORDS else _HARMLESS
+    if found <= _SAVING or found & _EVALUATION or found & harmless:
         return None
     if "checkpoint" in found and found & {"activation", "activations", "gradient", "grad"}:
         return _CHECKPOINTING

@@ -9,7 +9,9 @@ from collections.abc import Iterable
 # part in splitting and joining as bash does it, and can be described where it decides something.
 _START, _END = "\ue000", "\ue001"
 _UNKNOWN = re.compile(f"{_START}([^{_START}{_END}]*){_END}")
-_SPACE = "\u00a0"  # within a description, so that it is not split
+# Within a description, all that bash would split or expand: so it stays one word where text is parsed again.
+_SIGNS = {ord(sign): chr(0xE100 + ord(sign)) for sign in map(chr, range(0x7F)) if not sign.isalnum() and sign != "_"}
+_PLAIN = {ord(hidden): chr(sign) for sign, hidden in _SIGNS.items()}
 _LONGEST_SHOWN = 160
 LONGEST = 1 << 16  # characters of one value
 NEW_WORD = None  # between the items of "${array[@]}"
@@ -17,7 +19,7 @@ NEW_WORD = None  # between the items of "${array[@]}"
 
 def cleaned(text: str) -> str:
     """Text without characters that mean an unknown part."""
-    return text.replace(_START, "?").replace(_END, "?")
+    return re.sub(r"[\ue000-\ue1ff]", "?", text)
 
 
 def unknown(name: str, why: str) -> str:
@@ -27,7 +29,7 @@ def unknown(name: str, why: str) -> str:
     '$BS (4 or 1)x'
     """
     text = described(f"{name} ({why})" if why else name)
-    return f"{_START}{text.replace(' ', _SPACE)}{_END}"
+    return f"{_START}{text.translate(_SIGNS)}{_END}"
 
 
 def is_unknown(text: object) -> bool:
@@ -37,7 +39,7 @@ def is_unknown(text: object) -> bool:
 
 def described(text: str) -> str:
     """A value as messages have it: in one line, and not too long."""
-    plain = _UNKNOWN.sub(r"\1", text).replace(_START, "").replace(_END, "").replace(_SPACE, " ")
+    plain = _UNKNOWN.sub(r"\1", text).replace(_START, "").replace(_END, "").translate(_PLAIN)
     printable = "".join(c if c.isprintable() else " " for c in plain[: 2 * _LONGEST_SHOWN])
     return printable if len(plain) <= _LONGEST_SHOWN else f"{printable[:_LONGEST_SHOWN]}..."
 

@@ -17,7 +17,8 @@ from autoconf.pipeline.release.version_folder import write_card
 from autoconf.pipeline.report import PAGES, VALIDATION, markdown, write_section
 from autoconf.predictor import cards, registry
 from autoconf.predictor.cards import CARD, Card
-from autoconf.predictor.registry import MODELS, RELEASED
+from autoconf.predictor.registry import MODELS
+from autoconf.predictor.user_versions import Place
 
 # Of the cards' decisions, which keep the names that they were released with.
 _HEADINGS = {
@@ -150,16 +151,15 @@ def draw_calibration(axes: Any, calibration: list[dict[str, Any]]) -> None:
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2)
 
 
-def evaluate(version: str) -> dict[str, Any]:
+def evaluate(version: str) -> tuple[dict[str, Any], str]:
     """Measure a version, released or just made, and write the figures down.
 
     Returns:
-        The card's ``evaluation``. ``RELEASED`` has the card's digest from then on, in this process.
+        The card's ``evaluation``, and the digest of the card with it.
     """
     folder = MODELS / version
     # Whoever makes a version believes what lies there: its digest cannot be in the code yet.
-    RELEASED[version] = cards.digest((folder / CARD).read_bytes())
-    predictor = registry.load(version)
+    predictor = registry.load_from(Place(folder, cards.digest((folder / CARD).read_bytes())))
     families = {name: architecture.family for name, architecture in architectures().items()}
     judged, figures = measured(predictor, families, space=sweep_space(predictor.card))
     evaluation: dict[str, Any] = {
@@ -168,7 +168,7 @@ def evaluate(version: str) -> dict[str, Any]:
         "side_by_side": side_by_side(),
         "calibration": real_calibration(),
     }
-    RELEASED[version] = write_card(folder, predictor.card.model_copy(update={"evaluation": evaluation}))
+    sha256 = write_card(folder, predictor.card.model_copy(update={"evaluation": evaluation}))
     for page, what, section in (
         (PAGES / f"evaluation-{version}.md", f"evaluation {version}", _section(evaluation, version)),
         (PAGES / f"domain-{version}.md", f"domain {version}", _domain(predictor.card)),
@@ -176,13 +176,13 @@ def evaluate(version: str) -> dict[str, Any]:
     ):
         write_section(page, what, "make evaluate", section)
     draw_picture(judged, evaluation, PAGES / f"evaluation-{version}.png")
-    return evaluation
+    return evaluation, sha256
 
 
 def main(version: Annotated[str, typer.Argument(help="version to evaluate")] = NEWEST) -> None:
     """Measure a predictor version against the traces and real runs; exit with 1 if a required figure is missed."""
     console = Console()
-    evaluation = evaluate(version)
+    evaluation, sha256 = evaluate(version)
     missed = []
     for key, value in evaluation["figures"].items():
         sign, required, target = TARGETS[key]
@@ -199,7 +199,7 @@ def main(version: Annotated[str, typer.Argument(help="version to evaluate")] = N
         missed += [str(row)] if row["same decision %"] < 99.5 or row["impossible %"] else []
         console.print(*row.values())
     console.print(f"written to {MODELS / version / CARD}")
-    print(release(version, RELEASED[version]))
+    print(release(version, sha256))
     if missed:
         raise typer.Exit(1)
 

@@ -13,7 +13,7 @@ import platformdirs
 from rich.progress import track
 
 from autoconf.files import atomic_folder
-from autoconf.memory.profile import ModelFigures
+from autoconf.memory.profile import ModelProfile
 from autoconf.memory.store import read_models, write_models
 from autoconf.pipeline.catalog import Architecture, architectures
 
@@ -26,7 +26,7 @@ def fingerprint(architecture: Architecture) -> str:
     return hashlib.sha256(made_of.encode()).hexdigest()[:16]
 
 
-def traces(names: list[str], released: Path) -> list[ModelFigures]:
+def traces(names: list[str], released: Path) -> list[ModelProfile]:
     """Figures of models.
 
     Args:
@@ -43,7 +43,7 @@ def traces(names: list[str], released: Path) -> list[ModelFigures]:
     return [known[name] for name in names]
 
 
-def _cached(name: str) -> ModelFigures:
+def _cached(name: str) -> ModelProfile:
     """Trace a model, or read its trace: a run that was ended loses only the model that it was at."""
     architecture = architectures()[name]
     folder = platformdirs.user_cache_path("ado-autoconf") / "traces" / f"{name}-{fingerprint(architecture)}"

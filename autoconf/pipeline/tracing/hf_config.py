@@ -17,7 +17,7 @@ from autoconf.errors import BadInput
 from autoconf.files import cannot_read
 from autoconf.jobs.names import listed
 from autoconf.jobs.stack import Stack
-from autoconf.memory.profile import HeadWay, LayerWay, ModelFigures
+from autoconf.memory.profile import HeadWay, LayerWay, ModelProfile
 from autoconf.pipeline.catalog import Architecture, architectures, deciding_keys
 from autoconf.pipeline.tracing.layer_kinds import attends_everywhere, check_kinds
 from autoconf.pipeline.tracing.ledger import rank_for, trace
@@ -101,7 +101,7 @@ def own_architecture(
     return architecture
 
 
-def own_figures(architecture: Architecture, watched: Callable[[Ways], Iterable[LayerWay | HeadWay]]) -> ModelFigures:
+def own_figures(architecture: Architecture, watched: Callable[[Ways], Iterable[LayerWay | HeadWay]]) -> ModelProfile:
     """Figures of a user model; arguments as ``tracing.traced`` has them.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import BinaryIO, NamedTuple
 
 from autoconf.errors import BadInput
 from autoconf.files import cannot_read
-from autoconf.memory.profile import ModelFigures
+from autoconf.memory.profile import ModelProfile
 from autoconf.memory.store import metadata, read_models, write_model
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.tracing.cache import fingerprint
@@ -21,10 +21,10 @@ class Trace(NamedTuple):
     """A user model and its figures."""
 
     architecture: Architecture
-    figures: ModelFigures
+    figures: ModelProfile
 
 
-def write_trace(architecture: Architecture, figures: ModelFigures, stream: BinaryIO) -> None:
+def write_trace(architecture: Architecture, figures: ModelProfile, stream: BinaryIO) -> None:
     """Write a model's figures; the same ones give the same bytes.
 
     Args:

@@ -16,7 +16,7 @@ from torch import nn
 
 from autoconf.jobs.stack import LoraTargets, Stack
 from autoconf.memory.optimizers import Shape
-from autoconf.memory.profile import HeadWay, LayerWay, ModelFigures, Trainable, Units
+from autoconf.memory.profile import HeadWay, LayerWay, ModelProfile, Trainable, Units
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.tracing.extrapolate import head_moments, layer_moments
@@ -57,14 +57,14 @@ def head_ways() -> Iterator[HeadWay]:
 Ways = list[LayerWay | HeadWay]
 
 
-def traced(architecture: Architecture, watched: Callable[[Ways], Iterable[LayerWay | HeadWay]] = iter) -> ModelFigures:
+def traced(architecture: Architecture, watched: Callable[[Ways], Iterable[LayerWay | HeadWay]] = iter) -> ModelProfile:
     """Figures of a model for all ways; those that cannot be traced are there with the reason.
 
     Args:
         architecture: the model.
         watched: passes the ways on, one by one, and sees when each is done.
     """
-    found = ModelFigures(architecture.name)
+    found = ModelProfile(architecture.name)
     short = short_stack(architecture)
     rank = rank_for(architecture, short)
     for way in watched([*layer_ways(), *head_ways()]):

@@ -63,7 +63,7 @@ _COMMAND, _WHAT = "make ground-truth", "composed figures"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComposedPeak:
     """Peaks per GPU of one job, in bytes."""
 
     job: TrainingSetup
@@ -119,14 +119,14 @@ def _composed(table: ModelsTable, job: TrainingSetup) -> GpuMemory:
     return gpu_memory(table, job.architecture.name, job.method, job.stack, several=job.gpus > 1)
 
 
-def compare(table: ModelsTable, jobs: Sequence[TrainingSetup]) -> Iterator[list[Comparison]]:
+def compare(table: ModelsTable, jobs: Sequence[TrainingSetup]) -> Iterator[list[ComposedPeak]]:
     """Compare jobs, each at several numbers of tokens and of GPUs; seconds for each, two at a time."""
     processes = multiprocessing.get_context("spawn")  # a forked torch may hang
     with ProcessPoolExecutor(min(os.cpu_count() or 1, len(jobs)), processes) as pool:
         for job, peaks in zip(jobs, pool.map(whole_peaks, jobs), strict=True):
             composed = _composed(table, job)
             yield [
-                Comparison(
+                ComposedPeak(
                     replace(job, gpus=gpus),
                     tokens,
                     float(composed.peak_bytes(np.array([gpus]), np.array([tokens]))[0]),
@@ -163,7 +163,7 @@ def _run(job: TrainingSetup, tokens: int) -> RankFigures:
     )
 
 
-def row(comparison: Comparison) -> dict[str, Any]:
+def row(comparison: ComposedPeak) -> dict[str, Any]:
     """A line of the table; settings are those that are not the reference stack's."""
     job = comparison.job
     settings = {name: value for name, value in job.stack if value != getattr(Stack(), name) and name != "quantization"}
@@ -179,9 +179,9 @@ def row(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def summary(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+def summary(comparisons: Sequence[ComposedPeak]) -> list[dict[str, Any]]:
     """How far composed peaks are from whole ones, by how GPUs share the work."""
-    groups: defaultdict[tuple[str, str], list[Comparison]] = defaultdict(list)
+    groups: defaultdict[tuple[str, str], list[ComposedPeak]] = defaultdict(list)
     for comparison in comparisons:
         job = comparison.job
         adapters = "full" if job.method == "full" else "LoRA and QLoRA"
@@ -203,7 +203,7 @@ def _without_gpus(job: TrainingSetup) -> tuple[str, str, Stack]:
     return job.architecture.name, job.method, job.stack
 
 
-def _spread(comparisons: Iterable[Comparison]) -> dict[str, str]:
+def _spread(comparisons: Iterable[ComposedPeak]) -> dict[str, str]:
     differences = [c.difference_percent for c in comparisons]
     absolute = np.abs(differences)
     return {
@@ -214,9 +214,9 @@ def _spread(comparisons: Iterable[Comparison]) -> dict[str, str]:
     }
 
 
-def worst(comparisons: Sequence[Comparison], count: int) -> list[dict[str, Any]]:
+def worst(comparisons: Sequence[ComposedPeak], count: int) -> list[dict[str, Any]]:
     """The jobs that differ most, each where it does."""
-    by_job: dict[tuple[str, str, Stack], Comparison] = {}
+    by_job: dict[tuple[str, str, Stack], ComposedPeak] = {}
     for comparison in sorted(comparisons, key=lambda c: abs(c.difference_percent)):
         by_job[_without_gpus(comparison.job)] = comparison
     return [row(c) for c in sorted(by_job.values(), key=lambda c: -abs(c.difference_percent))[:count]]
@@ -241,7 +241,7 @@ def main(
     sys.exit(int(missed > 0))
 
 
-def _section(comparisons: Sequence[Comparison]) -> str:
+def _section(comparisons: Sequence[ComposedPeak]) -> str:
     jobs = len({_without_gpus(c.job) for c in comparisons})
     families = len({c.job.architecture.family for c in comparisons})
     models = len({c.job.architecture.name for c in comparisons})

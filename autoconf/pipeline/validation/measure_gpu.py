@@ -47,7 +47,7 @@ SAMPLE = 2048  # tokens per sample
 
 
 @dataclass(frozen=True)
-class Measured:
+class GpuMeasurement:
     """One job: its traced peak and what CUDA's allocator saw, in GiB."""
 
     model_name: str
@@ -109,7 +109,7 @@ def run(job: TrainingSetup, samples: int, device: str = "cuda") -> bool:
     return True
 
 
-def measure() -> Iterator[Measured]:
+def measure() -> Iterator[GpuMeasurement]:
     """Run every case that fits the GPU at hand."""
     usable_gib = torch.cuda.mem_get_info()[1] / GIB
     table = ModelsTable.read(MODELS / NEWEST)
@@ -124,7 +124,7 @@ def measure() -> Iterator[Measured]:
         torch.cuda.reset_peak_memory_stats()
         went_through = run(TrainingSetup(architectures()[name], method, REFERENCE, gpus), samples)
         peak = memory.peak_bytes(np.array([gpus]), np.array([samples * SAMPLE]))[0]
-        yield Measured(
+        yield GpuMeasurement(
             name, method, gpus, samples, SAMPLE,
             traced_gib=round(peak / GIB, 3),
             allocated_gib=round(torch.cuda.max_memory_allocated() / GIB, 3),
