@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Do not use a Ray cluster that already runs on this machine.
 export RAY_ADDRESS := local
 
-.PHONY: help run test test-fast test-slow lint typecheck format docs predictor evaluate ground-truth measured \
+.PHONY: help run test test-fast test-slow lint typecheck format docs predictor evaluate ground-truth replay measured \
   measured-sample measure benchmark test-matrix test-drift lock clean
 
 help:  ## list the targets
@@ -27,8 +27,8 @@ run: $(VENV)/installed  ## create the environment and answer the first example
 test: lint  ## create the environment and run lint and all tests except slow ones
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-test-fast: $(VENV)/installed  ## the tests that need neither PyTorch nor Ray
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not torch and not ray and not slow"
+test-fast: $(VENV)/installed  ## short tests that need neither PyTorch nor Ray
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not torch and not ray and not slow and not long"
 
 test-slow: $(VENV)/tested  ## the tests that take minutes
 	$(BIN)/python -m pytest -n 2 -m slow
@@ -60,6 +60,9 @@ evaluate: $(VENV)/build  ## evaluate the newest predictor version
 ground-truth: $(VENV)/build  ## compare composed figures with traces of FSDP ranks, and these with real processes and full depth
 	$(BIN)/python -m autoconf.pipeline.validation.composition
 	$(BIN)/python -m autoconf.pipeline.validation.rank_truth --output autoconf/pipeline/validation/rank_truth.csv
+
+replay: $(VENV)/build  ## replay PyTorch's allocator for real runs near the limit of memory, and print the table
+	$(BIN)/python -m autoconf.pipeline.replay.known_runs
 
 measured: $(VENV)/build  ## trace the runs of MEASURED=runs.csv with their own stacks and libraries, and compare with the measured peaks
 	@test -n "$(MEASURED)" || { echo "give a table of runs: make measured MEASURED=runs.csv" >&2; exit 2; }

@@ -16,6 +16,13 @@ _NEEDS = {
     "tests/pipeline": "torch",
     "tests/memory/test_model.py": "torch",
     "tests/memory/test_optimizers.py": "torch",
+    "tests/predictor/test_drift.py": "long",
+    "tests/predictor/test_fork.py": "long",
+    "tests/predictor/test_host_process.py": "long",
+    "tests/repository/test_benchmarks.py": "long",
+    "tests/repository/test_distribution.py": "long",
+    "tests/cli/test_process.py": "long",
+    "tests/cli/test_spellings.py": "long",
     "tests/repository/test_your_own.py": "slow",
     "tests/pipeline/test_composition.py": "slow",
     "tests/pipeline/test_rank_truth.py": "slow",
@@ -29,11 +36,20 @@ _NEEDS = {
 collect_ignore = [] if find_spec("torch") else ["autoconf/pipeline"]
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import PyTorch, which takes seconds, where ``-m`` leaves out all tests that need it."""
+    leaves_out = "not torch" in (config.option.markexpr or "")
+    return True if leaves_out and "torch" in _needs(collection_path) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by their place, and put the file that takes longest first."""
     for item in items:
-        place = item.path.relative_to(_ROOT).as_posix() if item.path.is_relative_to(_ROOT) else ""
-        for path, needed in _NEEDS.items():
-            if place == path or place.startswith(f"{path}/"):
-                item.add_marker(needed)
+        for needed in _needs(item.path):
+            item.add_marker(needed)
     items.sort(key=lambda item: item.path.name != "test_your_own.py")
+
+
+def _needs(path: Path) -> list[str]:
+    place = path.relative_to(_ROOT).as_posix() if path.is_relative_to(_ROOT) else ""
+    return [needed for start, needed in _NEEDS.items() if f"{place}/".startswith(f"{start}/")]

@@ -54,6 +54,21 @@ def _answer_texts(answer: dict[str, Any], query: Query) -> Iterator[tuple[str, s
             yield field, _text(answer[field])
 
 
+def show_replay(answer: dict[str, Any], notes: Iterable[str]) -> None:
+    """Print one job and the result of a replay of its allocations; a note says whether expandable segments help."""
+    table = Table(show_header=False, box=box.SIMPLE, pad_edge=False)
+    fields = list(answer)
+    first = fields.index("peak_memory_gib")
+    for field in fields[:first]:
+        table.add_row(field, escape(str(answer[field])))
+    table.add_section()
+    for field in fields[first:]:
+        if answer[field] != "" and not isinstance(answer[field], bool):
+            table.add_row(field, escape(_text(answer[field])), style="bold")
+    _print(table)
+    _show_notes(notes)
+
+
 def show_answers(answers: list[dict[str, Any]], query: Query) -> None:
     """Print one job and its ranked answers, the best one first."""
     fields = _job_fields(answers[0], query)

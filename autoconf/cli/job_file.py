@@ -18,7 +18,9 @@ from autoconf.jobs.job import BATCHES
 from autoconf.jobs.model_config import config_file
 from autoconf.jobs.model_names import ModelNames
 from autoconf.jobs.names import listed
+from autoconf.planner.known_names import gpu_names
 from autoconf.predictor import registry
+from autoconf.predictor.cards import Domain
 
 NOTHING_TO_PATCH = 3  # exit code without a recommendation, so that no pipe applies an empty manifest
 
@@ -46,7 +48,7 @@ def job_from_files(paths: Sequence[str], options: Mapping[str, Any]) -> FromFile
         BadInput: A required setting cannot be read or is missing.
     """
     job = read_job(paths, options)
-    fields = {**job.fields, **options}
+    fields = {**_gpu(job, options), **job.fields, **options}
     _check_complete(paths, job, fields)
     if "model_name" not in options:
         fields["model_name"] = _model(paths, job, fields)
@@ -61,7 +63,7 @@ def job_from_files(paths: Sequence[str], options: Mapping[str, Any]) -> FromFile
     ):  # fmt: skip
         for line in lines:
             note(f"{heading}: {line}")
-    read = [source.record() for source in job.sources]
+    read = [*(source.record() for source in job.sources), *(request.record() for request in job.requests)]
     provenance = {"belongs_to": evidence, "read": read, "assumed": list(job.assumed), "unknown": list(job.unknown)}
     return FromFiles(fields, provenance)
 
@@ -98,9 +100,32 @@ def _check_complete(paths: Sequence[str], job: JobFile, fields: Mapping[str, Any
     if not any(batch in fields for batch in BATCHES):
         missing.append("per_device_train_batch_size")
     if missing:
-        hints = f" ({'; '.join(job.asked)})" if job.asked and "method" in missing else ""
+        asked = list(job.asked) if "method" in missing else []
+        if "gpu_model" in missing:  # a type that fits several of the version
+            asked += [str(request) for request in job.requests if request.kind]
+        hints = f" ({'; '.join(asked)})" if asked else ""
         wanted = [f"--{field.replace('_', '-')}" for field in missing]
         raise BadInput(f"{', '.join(paths)}: not certain: {', '.join(missing)}{hints}; give {listed(wanted)}")
+
+
+def _gpu(job: JobFile, options: Mapping[str, Any]) -> dict[str, str]:
+    """The type of GPU that Slurm is asked for, if it is one, and fits one type of the version.
+
+    Raises:
+        BadInput: The version is not known.
+    """
+    kinds = {request.kind for request in job.requests if request.kind}
+    if len(kinds) != 1 or "gpu_model" in {**job.fields, **options}:
+        return {}
+    (kind,) = kinds
+    return {} if gpu_names(_domain(options)).find(kind) is None else {"gpu_model": kind}
+
+
+def _domain(fields: Mapping[str, Any]) -> Domain:
+    try:
+        return registry.load(str(fields.get("model_version") or registry.DEFAULT)).domain
+    except ValueError as error:
+        raise BadInput(str(error)) from None
 
 
 def _model(paths: Sequence[str], job: JobFile, fields: Mapping[str, Any]) -> str:
@@ -116,11 +141,7 @@ def _model(paths: Sequence[str], job: JobFile, fields: Mapping[str, Any]) -> str
     if not name.startswith(("/", "./", "../", "~")) and name.count("/") < 2:
         return name
     version = str(fields.get("model_version") or registry.DEFAULT)
-    try:
-        domain = registry.load(version).domain
-    except ValueError as error:
-        raise BadInput(str(error)) from None
-    names = ModelNames({known: model.aliases for known, model in domain.models.items()})
+    names = ModelNames({known: model.aliases for known, model in _domain(fields).models.items()})
     if names.find(name) is not None:
         return name
     raise BadInput(f"{job.origin('model_name')}: {names.refusal(name, version)}; give --model-name")

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-from autoconf.cli.ask import CommandQuery, answer
+from autoconf.cli.ask import CommandQuery, OutputOptions, answer, given_fields
 from autoconf.cli.job_options import query_options
 from autoconf.cli.options import exit_codes
+from autoconf.cli.replay import replay_one
+from autoconf.errors import BadInput
 from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH, LARGEST_SAMPLE
 from autoconf.planner.avoid_oom import avoid_oom
 from autoconf.planner.estimate import estimate
@@ -84,12 +86,53 @@ def gpu_model_command(
 
 
 @query_options(ESTIMATE)
-def estimate_command(context: typer.Context) -> None:
+def estimate_command(
+    context: typer.Context,
+    replayed: Annotated[
+        bool,
+        typer.Option(
+            "--replay",
+            help="Replay PyTorch's allocator with the allocations of the job, in minutes; needs the extra \\[build].",
+        ),
+    ] = False,
+    alloc_conf: Annotated[
+        str,
+        typer.Option(
+            "--alloc-conf",
+            metavar="TEXT",
+            show_default=False,
+            help="Settings of the replayed allocator, in the format of PYTORCH_CUDA_ALLOC_CONF.",
+        ),
+    ] = "",
+    overhead_gib: Annotated[
+        float | None,
+        typer.Option(
+            "--overhead-gib",
+            metavar="NUMBER",
+            show_default=False,
+            help="GiB of the GPU outside PyTorch in a replay, such as the CUDA context and NCCL's buffers.",
+        ),
+    ] = None,
+) -> None:
     """Estimate whether a job fits on a number of GPUs, with which probability, and the memory by part.
 
     A table of jobs has the column number_gpus. The appended columns are fits (0 or 1), probability, in GiB the peak,
     the needed memory with its parts, the usable memory and the headroom, and the reason if there is no estimate.
 
+    With --replay the job's training code runs on tensors without memory, and PyTorch's allocator is replayed. The output
+    is the reserved memory, the smallest capacity on which the job runs, and the module and op that fail otherwise.
+    With --output FILE the memory is also drawn over time.
+
     $ ado-autoconf estimate --model llama-7b --method lora --gpu L40S --seq-len 8192 --batch 8 --gpus 2
     """
-    answer(CommandQuery(ESTIMATE, estimate), context)
+    command = CommandQuery(ESTIMATE, estimate)
+    if not replayed:
+        with exit_codes():
+            if alloc_conf or overhead_gib is not None:
+                raise BadInput("--alloc-conf and --overhead-gib: for --replay only")
+        answer(command, context)
+        return
+    with exit_codes():
+        if context.params["csv_file"] is not None:
+            raise BadInput("--replay: for one job only")
+        replay_one(command, given_fields(command, context), OutputOptions.of(context), alloc_conf, overhead_gib)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
-from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any
@@ -17,15 +15,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from autoconf.cli.build_extra import check_build_extra
 from autoconf.cli.console import is_terminal, show_own_model, show_own_version
 from autoconf.cli.options import exit_codes, note
 from autoconf.cli.output import output, write_object
 from autoconf.errors import AutoConfError, BadInput
 from autoconf.jobs.job import read
-from autoconf.jobs.names import Names, listed, words
+from autoconf.jobs.names import Names, words
 from autoconf.predictor import registry, user_versions
-
-_EXTRA = ("accelerate", "bitsandbytes", "peft", "torch", "transformers")
 
 
 def trace_command(
@@ -69,24 +66,30 @@ def trace_command(
         aliases = [_alias(alias) for alias in aliases or ()]
         targets = [target.strip() for target in (lora_targets or "").split(",") if target.strip()]
         with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):  # libraries print, and warn
-            own_model, trace_file, summary = _build()
-            aliases = _with_published(own_model.hub_id(config), aliases, f"{config}: _name_or_path", name)
-            with output(str(path)) as stream:  # fail now, not minutes later, if the folder cannot be written to
-                architecture = own_model.own_architecture(config, name, targets, aliases)
-                if own_model.own_code(config):
-                    note(
-                        f"{config}: auto_map names custom code; the code of transformers is traced instead, which runs "
-                        "without trust_remote_code"
-                    )
-                figures = own_model.own_figures(architecture, _watched)
-                trace_file.write_trace(architecture, figures, stream)
-        _note_problems(config, figures.problems)
-        found = summary.summary(path) | {"file": str(path), "next": _next(path, name)}
+            found = _traced(config, name, targets, aliases, path)
+        found |= {"file": str(path), "next": _next(path, name)}
         with output(None) as stream:
             if as_json:
                 write_object(found, stream)
             else:
                 show_own_model(found)
+
+
+def _traced(config: str, name: str, targets: list[str], aliases: list[str], path: Path) -> dict[str, Any]:
+    """Trace a model into a file, and summarize it."""
+    hf_config, trace_file, summary = _build()
+    aliases = _with_published(hf_config.hub_id(config), aliases, f"{config}: _name_or_path", name)
+    with output(str(path)) as stream:  # fail now, not minutes later, if the folder cannot be written to
+        architecture = hf_config.own_architecture(config, name, targets, aliases)
+        if hf_config.own_code(config):
+            note(
+                f"{config}: auto_map names code of its own; transformers' code is traced, which runs without "
+                "trust_remote_code"
+            )
+        figures = hf_config.own_figures(architecture, _watched)
+        trace_file.write_trace(architecture, figures, stream)
+    _note_problems(config, figures.problems)
+    return dict(summary.summary(path))
 
 
 def _note_problems(config: str, problems: Mapping[Any, str]) -> None:
@@ -107,15 +110,8 @@ def _with_published(published: str | None, aliases: list[str], where: str, name:
 
 def _build() -> tuple[Any, Any, Any]:
     """Import the modules that trace models and read traces."""
-    missing = [package for package in _EXTRA if find_spec(package) is None]
-    if missing:
-        raise BadInput(
-            f"trace needs the extra [build]: in a clone of the project run pip install torch==2.13.0 and "
-            f"pip install '.[build]' ({listed(missing)} not found)"
-        )
+    check_build_extra("trace")
     try:
-        # Suppress a warning that a kernel for CPUs is missing, because nothing is computed here.
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         from autoconf.pipeline.tracing import hf_config, summary, trace_file
     except Exception as error:  # a broken library can raise any exception at import
         raise AutoConfError(

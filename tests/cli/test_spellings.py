@@ -132,8 +132,10 @@ def completed(command: str, *words: str) -> list[str]:
     """What bash completes the last word to."""
     line = " ".join(["ado-autoconf", command, *words])
     environment = {
-        "_ADO_AUTOCONF_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) + 1),
-    }  # fmt: skip
+        "_ADO_AUTOCONF_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(words) + 1),
+    }
     result = CliRunner().invoke(app, [], prog_name="ado-autoconf", env=environment)
     return result.stdout.split("\n")
 

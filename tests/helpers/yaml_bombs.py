@@ -23,4 +23,4 @@ BOMBS = {
     "spaces": " " * (MAX_BYTES - 1) + "a",
     "digits": "1:" * (MAX_BYTES // 2 - 1) + "1",
     "deep JSON beside a long key": '{"' + "k" * 2000 + '": ' + "[" * 900 + "]" * 900 + "}",
-}  # fmt: skip
+}

@@ -48,6 +48,52 @@ def read(name: str, *options: str) -> dict:
                 "stack": "llama-factory",
             },
         ),
+        (
+            "pythonpy.py",
+            {
+                "model_name": "Qwen/Qwen2.5-7B",
+                "method": "full",
+                "tokens_per_sample": 2048,
+                "per_device_train_batch_size": 2,
+            },
+        ),
+        (
+            "more/literals.py",
+            {
+                "method": "qlora",
+                "tokens_per_sample": 4096,
+                "per_device_train_batch_size": 2,
+                "lora_r": 64,
+                "gradient_accumulation_steps": 8,
+                "lora_targets": "all-linear",
+                "optim": "paged_adamw_8bit",
+            },
+        ),
+        ("more/notebook.ipynb", {"method": "full", "tokens_per_sample": 1024, "per_device_train_batch_size": 4}),
+        ("more/commented.sh", {"method": "lora", "tokens_per_sample": 2048, "per_device_train_batch_size": 2}),
+        ("more/backslash_end.sh", {"method": "lora", "lora_r": 32, "tokens_per_sample": 4096}),
+        ("more/in_bash.sbatch", {"method": "full", "tokens_per_sample": 2048, "per_device_train_batch_size": 2}),
+        (
+            "more/submitted.sh",
+            {"method": "full", "per_device_train_batch_size": 4, "gradient_checkpointing": "none", "sharding": "ddp"},
+        ),
+        ("more/handbook.yaml", {"method": "full", "tokens_per_sample": 2048, "per_device_train_batch_size": 8}),
+        ("more/config_distill.yaml", {"method": "full", "tokens_per_sample": 8192, "loss": "chunked"}),
+        (
+            "more/factory.yaml",
+            {
+                "method": "qlora",
+                "tokens_per_sample": 4096,
+                "per_device_train_batch_size": 2,
+                "lora_r": 16,
+                "lora_targets": "default",
+                "gradient_accumulation_steps": 4,
+                "stack": "llama-factory",
+            },
+        ),
+        ("more/factory_full.yaml", {"method": "full", "loss": "chunked", "stack": "llama-factory"}),
+        ("more/factory_override.sh", {"method": "qlora", "tokens_per_sample": 8192, "lora_r": 64}),
+        ("more/factory_fsdp.sh", {"method": "full", "sharding": "fsdp2", "tokens_per_sample": 4096}),
         ("launch.sh", {"sharding": "fsdp1", "tokens_per_sample": 2048, "torch_dtype": "bfloat16"}),
     ],
 )
@@ -68,7 +114,26 @@ def test_a_case_is_read(name: str, fields: dict) -> None:
         ("branch.sh", ["$BS (4 or 1)", "$LEN (8192 or 2048)", "--per-device-train-batch-size", "--tokens-per-sample"]),
         ("fsdpcfg.sh", ["method", "tokens_per_sample", "--method and --tokens-per-sample"]),
         ("cfgvar.sh", ["--config_file", "$1"]),
-        ("pythonpy.py", ["Python"]),
+        ("more/parsed_args.py", ["parsed_args.py:6 SFTConfig: max_length: cli.max_length", "--tokens-per-sample"]),
+        ("more/assigned_twice.py", ["SFTConfig: per_device_train_batch_size: BATCH", "--per-device-train-batch-size"]),
+        ("more/dpo_script.py", ["dpo_script.py:2 DPOConfig", "preference optimization"]),
+        ("more/kbit.py", ["prepare_model_for_kbit_training", "float32 norms"]),
+        ("more/frozen.py", ["frozen.py:4 requires_grad"]),
+        ("more/trainer.py", ["not certain: tokens_per_sample", "--tokens-per-sample"]),
+        ("more/evaluated.sh", ["evaluated.sh:5 --max_length: $LEN (2048 or 16384)", "--tokens-per-sample"]),
+        ("more/launcher_of_two.sh", ["launcher_of_two.sh:3 $RUN (python or torchrun --nproc_per_node 8)"]),
+        ("more/spectrum.yaml", ["spectrum.yaml:8 spectrum_config_path", "--method"]),
+        ("more/reentrant.sh", ["--use_reentrant", "--gradient-checkpointing"]),
+        ("more/hydra.sh", ["data.max_length", "--tokens-per-sample", "trainer.micro_batch_size"]),
+        ("more/own_script.sh", ["--ctx: '4096'", "--tokens-per-sample"]),
+        ("more/factory_preference.yaml", ["stage: 'dpo'", "supervised fine-tuning"]),
+        ("more/factory_freeze.yaml", ["finetuning_type: 'freeze'", "--method"]),
+        ("more/factory_gptq.yaml", ["GPTQ", "quantized already"]),
+        ("more/factory_no_precision.yaml", ["bf16", "--mixed-precision"]),
+        ("more/factory_old.sh", ["lora_r and lora_targets", "--lora-r", "--lora-targets"]),
+        ("more/tasks.yaml", ["tasks.yaml: must have settings"]),
+        ("more/chart.yaml", ["a template of Helm or Jinja"]),
+        ("more/Makefile", ["a Makefile"]),
         ("dup.yaml", ["dup.yaml:4", "lora_r"]),
         ("local.yaml", ["local.yaml:1 model_name_or_path", "qwen2.5-7b", "--model-name"]),
         ("quote.sh", ["quote.sh:1"]),
@@ -105,3 +170,18 @@ def test_what_was_assumed_is_in_every_form_of_the_answer() -> None:
     assert third.endswith("comment.sh:2 --per_device_train_batch_size)")
     header, row = run("comment.sh", "--as-csv").stdout.splitlines()[:2]
     assert "assumed" in header.split(",") and "tokens_per_sample = 1024" in row
+
+
+def test_gpus_that_slurm_is_asked_for_are_in_every_form_of_the_answer() -> None:
+    path = str(CASES / "more/typed.sbatch")
+    answer = json.loads(CliRunner().invoke(app, ["recommend", "--job", path, "--json"]).stdout)
+    counts = {row["key"]: row["value"] for row in answer["read"] if row["key"].startswith("#SBATCH")}
+    assert counts == {"#SBATCH --gres": "v100:4", "#SBATCH --nodes": "2"}
+    assert answer["gpu_model"] == "v100" and any("Tesla-V100" in line for line in answer["notes"])
+    _, row = CliRunner().invoke(app, ["recommend", "--job", path, "--as-csv"]).stdout.splitlines()
+    assert "#SBATCH --nodes: 2" in row
+
+
+def test_a_type_of_gpu_that_leaves_several_open_is_asked_for() -> None:
+    result = CliRunner().invoke(app, ["recommend", "--job", str(CASES / "more/in_bash.sbatch")])
+    assert (result.exit_code, "--gpu-model" in result.stderr, "a100" in result.stderr) == (2, True, True)

@@ -73,15 +73,14 @@ def test_json_has_no_half_of_a_surrogate_pair() -> None:
         ("!!map [a]", "job:1: the tag 'tag:yaml.org,2002:map' is not read"),
         ("!mine {a: 1}", "job:1: the tag '!mine' is not read"),
         ("\n? [a]\n: b", "job:2: a key must be text"),
-        ("a: 1\n<<: 3", "job:2: cannot merge: expected a mapping or list of mappings for merging, "
-         "but found scalar"),
+        ("a: 1\n<<: 3", "job:2: cannot merge: expected a mapping or list of mappings for merging, but found scalar"),
         ("a: [", "job:2: not YAML: did not find expected node content"),
         ("a: \0", "job: not YAML: it has a character that YAML does not allow"),
         ("a: \ud800", "job: not YAML: it has a character that YAML does not allow"),
         (f"a: {'9' * 5000}", "job:1: a number of 5,000 characters; at most 100 are read"),
         (f'{{"a": {"9" * 5000}}}', "job:1: a number of 5,000 characters; at most 100 are read"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_loaded_is_refused_with_its_line(text: str, message: str) -> None:
     with pytest.raises(BadInput) as refused:
         load_documents(text, "job")

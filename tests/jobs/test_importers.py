@@ -502,6 +502,7 @@ def paths_in(value, path: tuple = ()):
         yield from paths_in(inner, (*path, key))
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=300)
 @given(st.sampled_from(["pytorchjob.yaml", "pytorchjob_configmap.yaml", "trainjob.yaml"]), st.data())
 def test_a_manifest_with_anything_anywhere_is_read_or_refused(tmp_path_factory, name: str, data: st.DataObject) -> None:

@@ -50,7 +50,7 @@ SETTINGS = {
     "spaces of a manifest": MANIFEST.replace("tuning/sft_trainer.py", "'--nproc_per_node" + " " * 900_000 + "'"),
     "names in a manifest": MANIFEST.replace("tuning/sft_trainer.py", "GPUS_" * 200_000),
     "a ConfigMap": f"{MANIFEST}---\napiVersion: v1\nkind: ConfigMap\ndata: {{config.json: '{ZEROS}'}}",
-}  # fmt: skip
+}
 CODE = """
 import resource, sys, time
 from autoconf.errors import BadInput

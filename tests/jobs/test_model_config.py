@@ -91,6 +91,7 @@ def test_a_folder_or_a_file_leads_to_a_config_and_a_name_does_not(tmp_path):
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_table_is_that_of_architectures_yaml():
     pytest.importorskip("transformers")
     from autoconf.pipeline.tracing.shape_table import written

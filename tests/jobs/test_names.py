@@ -36,6 +36,7 @@ def names(version: str, field: str) -> Names:
     return Names(found, families=field == "model_name")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("field", ["model_name", "method", "gpu_model"])
 @pytest.mark.parametrize("version", registry.RELEASED)
 def test_every_spelling_stands_for_one_name_of_the_version(version, field):

@@ -33,6 +33,10 @@ def fields(tmp_path: Path):
         f"bash -euo pipefail -c '{SFT} --max_length 64'",
         f"docker run --gpus all -v $PWD:/w image:1 {SFT} --max_length 64", f"{SFT} --max_length 8 --max_length 64",
         f"uv run {SFT} --max_length 64", f"{SFT} --max_length 64 # --max_length 8", f"{SFT} \\\n  --max_length 64\n",
+        f"A='--use_peft'\nB='--max_length 64'\nbash -c \"{SFT} $A $B\"", f"A=6\nB=4\n{SFT} --max_length ${{A}}${{B}}",
+        f"A=1\nB=2\nC=\"$A $B\"\nD=${{C#1 }}\n{SFT} --max_length $((D * 32))",
+        f"{SFT} --max_length 64 \\\n", f"{SFT} --max_length 64 \\",
+        f"{SFT} --max_length 64 \\\n\necho done", f"python submit.py --gpus 8 -- {SFT} --max_length 64",
         f"cat > c.yaml <<EOF\nmax_length: 64\ndataset_name: d\nEOF\n{SFT} --config c.yaml",
     ],
 )  # fmt: skip
@@ -46,7 +50,7 @@ def test_a_length_is_read_as_bash_gives_it(fields, script: str) -> None:
     [
         (f"{SFT} --max_length $1", r"\$1 \(not set in the file\)"),
         (f"if x; then L=1; else L=2; fi\n{SFT} --max_length $L", r"\$L \(1 or 2\)"),
-        (f"L=1\n[ -n \"$X\" ] && L=2\n{SFT} --max_length $L", r"\$L \(1 or 2\)"),
+        (f'L=1\n[ -n "$X" ] && L=2\n{SFT} --max_length $L', r"\$L \(1 or 2\)"),
         (f"for L in 1 2; do {SFT} --max_length $L; done", r"\$L \(1 or 2\)"),
         (f"L=$(cat length)\n{SFT} --max_length $L", "the output of a command"),
         (f"L=1\nsource job.env\n{SFT} --max_length $L", r"\$L \(job.env may change it\)"),
@@ -54,7 +58,7 @@ def test_a_length_is_read_as_bash_gives_it(fields, script: str) -> None:
         (f"{SFT} --config missing.yaml", "no such file"),
         (f"{SFT} --config $C", "which file it is is not certain"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_certain_is_named(fields, script: str, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         fields(script)

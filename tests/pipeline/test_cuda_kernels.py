@@ -15,7 +15,7 @@ import peft
 import torch
 import torch.nn.functional as F
 from recording import peak, recorded, saved_for_backward
-from small_jobs import small_job, small_rank
+from small_jobs import small_job
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -23,6 +23,7 @@ from autoconf.jobs.stack import Stack
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.tracing import model_setup
+from autoconf.pipeline.tracing.first_rank import first_rank
 from autoconf.pipeline.tracing.recorder import TraceError
 from autoconf.pipeline.validation import rank_trace
 
@@ -71,7 +72,7 @@ def test_models_run_the_kernel_in_every_layer(method, monkeypatch):
     calls = []
     attend = cuda_kernels.flash_attention
     monkeypatch.setattr(cuda_kernels, "flash_attention", lambda *a, **k: (calls.append(a[0].shape), attend(*a, **k))[1])
-    with small_rank(small_job(method, layers=3, gradient_checkpointing="none")) as rank:
+    with first_rank(small_job(method, layers=3, gradient_checkpointing="none")) as rank:
         rank.micro_batch(BATCH, TOKENS, reduce=False)
     assert calls == 3 * [(BATCH, TOKENS, 4, 32)]
 
@@ -86,7 +87,7 @@ def test_values_narrower_than_queries_are_widened_for_the_kernel(monkeypatch):
     calls, projected = [], []
     attend = cuda_kernels.flash_attention
     monkeypatch.setattr(cuda_kernels, "flash_attention", lambda *a, **k: (calls.append(a[:3]), attend(*a, **k))[1])
-    with small_rank(job) as rank:
+    with first_rank(job) as rank:
         rank.layers[0].self_attn.o_proj.register_forward_pre_hook(lambda _, args: projected.append(args[0].shape))
         rank.micro_batch(BATCH, TOKENS, reduce=False)
     assert [t.shape for t in calls[0]] == 3 * [(BATCH, TOKENS, 16, 192)]
@@ -161,7 +162,7 @@ def test_nothing_stays_patched():
 def test_a_recomputed_layer_runs_under_the_autocast_of_its_first_pass(checkpointing, mixed, computed):
     job = small_job("full", gradient_checkpointing=checkpointing, mixed_precision=mixed, torch_dtype="float32")
     computed_in, attended_in = [], []
-    with small_rank(job) as rank:
+    with first_rank(job) as rank:
         attention = rank.layers[-1].self_attn
         attention.q_proj.register_forward_hook(lambda _, __, out: computed_in.append(out.dtype))
         attention.register_forward_hook(lambda *_: attended_in.append(torch.is_autocast_enabled("cuda")))

@@ -78,8 +78,10 @@ def test_only_moments_that_another_exceeds_in_every_term_are_dropped():
     moments.append(StackMoment(Point.HEAD, 1, 0, *[0.0] * 6))  # at another point nothing exceeds it
     kept = _envelope(moments)
     assert [(m.point, m.constant, m.per_token) for m in kept] == [
-        (Point.FORWARD, 0, 2), (Point.FORWARD, 5, 1), (Point.HEAD, 1, 0)
-    ]  # fmt: skip
+        (Point.FORWARD, 0, 2),
+        (Point.FORWARD, 5, 1),
+        (Point.HEAD, 1, 0),
+    ]
 
 
 def test_a_backward_pass_that_frees_what_an_earlier_layer_saved_is_refused():

@@ -108,7 +108,7 @@ def trace_file(tmp_path) -> Path:
         ({"model_type": "gpt_neo", "num_layers": 2, "attention_types": [[["global"], 2]]}, "attention in classes of"),
         ({"model_type": "persimmon", **SMALL}, "by --lora-targets; there are query_key_value, dense, dense_h_to_4h"),
     ],
-)  # fmt: skip
+)
 def test_a_config_that_cannot_be_traced_says_what_is_the_obstacle(own_model, written, config, obstacle):
     path = written(config)
     with pytest.raises(BadInput) as refused:
@@ -213,8 +213,10 @@ def test_what_is_no_trace_is_refused(trace_file, tmp_path):
 
 
 def test_reading_a_trace_takes_no_torch(trace_file):
-    code = f"import sys; sys.modules['torch'] = None; from autoconf.pipeline.tracing.trace_file import read_trace; " \
-           f"print(read_trace({str(trace_file)!r}).architecture.name)"  # fmt: skip
+    code = (
+        f"import sys; sys.modules['torch'] = None; from autoconf.pipeline.tracing.trace_file import read_trace; "
+        f"print(read_trace({str(trace_file)!r}).architecture.name)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "mine\n"
 
 
@@ -254,7 +256,7 @@ def test_tokens_cost_what_the_estimates_differ_by(trace_file):
         (["--name", "LLaMA-7b"], "has 'LLaMA-7b' already, as llama-7b; choose another"),
         (["--name", "mine", "--alias", "Qwen/Qwen2.5-0.5B"], "--alias: in version 2.0.0 'Qwen/Qwen2.5-0.5B' is qwen2"),
     ],
-)  # fmt: skip
+)
 def test_names_that_a_version_has_or_a_file_cannot_have_are_refused(written, arguments, sentence):
     done = command(written(LLAMA), *arguments)
     assert (done.exit_code, done.stdout) == (2, "")

@@ -11,7 +11,6 @@ for package in ("torch", "transformers", "peft", "bitsandbytes"):
 
 import torch
 from recording import peak, recorded, saved_for_backward
-from small_jobs import small_rank
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -20,6 +19,7 @@ from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.kernels import mamba
 from autoconf.pipeline.tracing import model_setup
+from autoconf.pipeline.tracing.first_rank import first_rank
 from autoconf.pipeline.tracing.model_setup import TrainingSetup
 
 QLORA = {"quantization": "nf4", "mixed_precision": "bf16"}
@@ -138,14 +138,14 @@ def test_mamba_layers_train_with_the_kernel(method, settings, monkeypatch):
     monkeypatch.setattr(
         mamba, "split_conv1d_scan_combined", lambda *a, **k: (calls.append(a[0].shape), fused(*a, **k))[1]
     )
-    with small_rank(hybrid(method, **settings)) as rank:
+    with first_rank(hybrid(method, **settings)) as rank:
         rank.micro_batch(BATCH, TOKENS, reduce=False)
     assert calls == 2 * [(BATCH, TOKENS, 2 * 1536 + 2 * 128 + 48)]  # in the forward pass and recomputed
 
 
 def test_a_mamba_layer_without_checkpoint_holds_what_a_hand_counts():
     inner, projected = 1536, 2 * 1536 + 2 * 128 + 48
-    with small_rank(hybrid("full", gradient_checkpointing="none")) as rank:
+    with first_rank(hybrid("full", gradient_checkpointing="none")) as rank:
         layer = rank.layers[0].mamba
         hidden = torch.empty(BATCH, TOKENS, 768, dtype=torch.bfloat16, requires_grad=True)
         with recorded(TOKENS, hidden, *rank.resident()) as recorder:

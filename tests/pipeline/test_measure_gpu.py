@@ -1,6 +1,7 @@
 """The real training steps of ``make measure``, on the CPU as far as that goes: their peaks need a GPU."""
 
 import pytest
+import typer
 
 for package in ("torch", "transformers", "peft", "bitsandbytes"):
     pytest.importorskip(package, reason="versions are traced with the extra [build], installed on Python 3.11")
@@ -34,6 +35,8 @@ def test_samples_are_chosen_just_below_the_wanted_share_of_memory():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no GPU")
 def test_without_a_gpu_nothing_is_measured_and_that_is_said(capsys):
-    assert measure_gpu.main() == 1
+    with pytest.raises(typer.Exit) as ended:
+        measure_gpu.main()
+    assert ended.value.exit_code == 1
     assert "needs a CUDA GPU" in capsys.readouterr().out
     assert not measure_gpu.OUTPUT.exists()

@@ -11,13 +11,14 @@ import peft
 import torch
 import torch.distributed as dist
 from accelerate.utils import DistributedDataParallelKwargs
-from small_jobs import small_job, small_rank
+from small_jobs import small_job
 from torch import nn
 from transformers import Adafactor
 
 from autoconf.jobs.stack import Stack
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.tracing import model_setup
+from autoconf.pipeline.tracing.first_rank import first_rank
 from autoconf.pipeline.tracing.recorder import Recorder
 
 QLORA = {"quantization": "nf4", "mixed_precision": "bf16"}
@@ -36,7 +37,7 @@ def test_adafactor_is_refused_where_it_cannot_step():
     with pytest.raises(ValueError, match="optim 'adafactor' and sharding 'fsdp2' exclude each other"):
         small_job("full", gpus=2, optim="adafactor")
     small_job("full", gpus=1, optim="adafactor")
-    with small_rank(small_job("full", gpus=2)) as rank:
+    with first_rank(small_job("full", gpus=2)) as rank:
         for parameter in rank.trainable:
             parameter.grad = torch.zeros_like(parameter)
         optimizer = Adafactor(rank.trainable, lr=1e-3, scale_parameter=False, relative_step=False)
@@ -97,7 +98,7 @@ def test_without_the_upcast_norms_stay_as_loaded():
 )
 def test_layers_run_once_or_are_recomputed_as_the_stack_says(method, settings, checkpointing, with_gradients):
     passes = []
-    with small_rank(small_job(method, gradient_checkpointing=checkpointing, **settings)) as rank:
+    with first_rank(small_job(method, gradient_checkpointing=checkpointing, **settings)) as rank:
         # The last layer's is recomputed whole: its output is what the next op needs.
         rank.layers[-1].self_attn.register_forward_pre_hook(lambda *_: passes.append(torch.is_grad_enabled()))
         rank.micro_batch(2, 32, reduce=False)
@@ -157,7 +158,7 @@ def test_attention_means_every_linear_layer_of_attention_and_no_other(name):
 def test_the_optimizer_is_told_of_the_parameters_that_a_rank_trains(method, gpus, settings):
     job = small_job(method, gpus, **settings)
     told = model_setup.trainable_shapes(job)
-    with small_rank(job) as rank:
+    with first_rank(job) as rank:
         if settings.get("sharding") == "fsdp1" and settings.get("shard_adapters", True):
             assert {p.dim() for p in rank.trainable} == {len(shape.dimensions) for shape in told} == {1}
         else:
@@ -201,7 +202,7 @@ def test_only_adapters_that_fsdp_ignores_are_whole_on_every_gpu():
     sizes = {}
     for shard_adapters in (True, False):
         job = small_job("lora", 2, sharding="fsdp1", shard_adapters=shard_adapters)
-        with small_rank(job) as rank:
+        with first_rank(job) as rank:
             parameters = list(rank.model.parameters())
             sizes[shard_adapters] = [
                 sum(p.numel() for p in parameters if p.requires_grad == trainable) for trainable in (True, False)
@@ -213,7 +214,7 @@ def test_only_adapters_that_fsdp_ignores_are_whole_on_every_gpu():
 
 
 def _resident_bytes(job: model_setup.TrainingSetup) -> int:
-    with small_rank(job) as rank:
+    with first_rank(job) as rank:
         recorder = Recorder()
         for tensor in rank.resident():
             recorder.see(tensor)

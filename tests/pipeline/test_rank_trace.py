@@ -15,7 +15,7 @@ for package in ("torch", "transformers", "peft", "bitsandbytes"):
 
 import torch
 from recording import peak, recorded
-from small_jobs import small_job, small_rank
+from small_jobs import small_job
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
@@ -25,6 +25,7 @@ from autoconf.memory.optimizers import optimizer_bytes
 from autoconf.memory.version_1 import FIGURES, MemoryTable, read_figures
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.tracing import model_setup
+from autoconf.pipeline.tracing.first_rank import first_rank
 from autoconf.pipeline.tracing.model_setup import TrainingSetup
 from autoconf.pipeline.tracing.recorder import SAMPLES, TraceError
 from autoconf.pipeline.validation import rank_trace, trace_jobs
@@ -118,7 +119,7 @@ def enclosed_peak(method: model_setup.Method, gpus: int, reentrant: bool, layers
     """Peak of a second micro-batch whose checkpoints enclose FSDP's units."""
     way = "reentrant" if reentrant else "non-reentrant"
     job = small_job(method, gpus, layers, sharding="fsdp1", gradient_checkpointing=way, **AT_ONCE)
-    with small_rank(job) as rank:
+    with first_rank(job) as rank:
         for index, unit in enumerate(rank.layers):
             getattr(unit, "module", unit).gradient_checkpointing = False
             rank.layers[index] = Enclosed(unit, reentrant)

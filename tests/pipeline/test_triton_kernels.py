@@ -13,13 +13,14 @@ for package in ("torch", "transformers", "peft", "bitsandbytes"):
 import torch
 import torch.nn.functional as F
 from recording import peak, recorded
-from small_jobs import small_job, small_rank
+from small_jobs import small_job
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers.models.mistral import modeling_mistral
 
 from autoconf.pipeline.kernels import triton as triton_kernels
+from autoconf.pipeline.tracing.first_rank import first_rank
 from autoconf.pipeline.validation import rank_trace
 
 BATCH, TOKENS, WIDTH = 2, 509, 128
@@ -47,7 +48,7 @@ def activation(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor
 def test_rms_norm_saves_its_input_and_a_float32_for_each_token():
     found = {}
     for kernels in (("fast_rms_layernorm",), ()):
-        with small_rank(small_job("full", kernels=kernels)) as rank:
+        with first_rank(small_job("full", kernels=kernels)) as rank:
             norm = rank.layers[0].input_layernorm
             found[kernels] = bytes_of(norm, activation(BATCH, TOKENS, WIDTH))
             assert (norm.weight.grad is None) == bool(kernels)  # the kernel has none for it
@@ -66,7 +67,7 @@ def test_rotary_embeddings_are_made_in_place():
 
     found = {}
     for kernels in (("fast_rope_embeddings",), ()):
-        with small_rank(small_job("lora", kernels=kernels)):
+        with first_rank(small_job("lora", kernels=kernels)):
             found[kernels] = bytes_of(rotate, activation(BATCH, TOKENS, 4, 32), activation(BATCH, TOKENS, 2, 32))
     angles = 2 * ROWS * 32
     assert found["fast_rope_embeddings",] == (0, angles, 0)
@@ -78,7 +79,7 @@ def test_rotary_embeddings_are_made_in_place():
 def test_cross_entropy_keeps_no_probabilities_and_writes_its_gradient_into_the_logits(vocabulary, parts):
     found = {}
     for kernels in (("fast_loss",), ()):
-        with small_rank(small_job("lora", kernels=kernels)):
+        with first_rank(small_job("lora", kernels=kernels)):
             logits = activation(TOKENS, vocabulary, dtype=torch.float32)
             found[kernels] = bytes_of(F.cross_entropy, logits, torch.zeros(TOKENS, dtype=torch.long))
     held, most, backward = found["fast_loss",]
@@ -107,7 +108,7 @@ def test_a_chunked_loss_never_holds_all_logits(method):
     largest, peaks = {}, {}
     for loss in ("chunked", "full"):
         job = small_job(method, vocabulary=vocabulary, loss=loss)
-        with small_rank(job) as rank, Largest() as seen:
+        with first_rank(job) as rank, Largest() as seen:
             rank.micro_batch(BATCH, TOKENS, reduce=False)
         largest[loss] = seen.elements
         peaks[loss] = rank_trace.run(job, layers=2, tokens=TOKENS).peak_bytes
@@ -156,7 +157,7 @@ def _projections(attention: Any) -> dict[str, Callable[..., Any]]:
 def test_fused_lora_keeps_what_dropout_leaves_of_its_input_and_no_mask():
     held = {}
     for kernels in (("fused_lora",), ()):
-        with small_rank(small_job("qlora", kernels=kernels, **FUSED)) as rank:
+        with first_rank(small_job("qlora", kernels=kernels, **FUSED)) as rank:
             for name, project in _projections(rank.layers[0].self_attn).items():
                 held[name, kernels], *_ = bytes_of(project, activation(BATCH, TOKENS, WIDTH))
     hidden = output = 2 * ROWS * WIDTH
@@ -169,7 +170,7 @@ def test_fused_lora_keeps_what_dropout_leaves_of_its_input_and_no_mask():
 
 @pytest.mark.parametrize(("name", "in_place"), [("qkv", True), ("o", False)])
 def test_fused_lora_writes_the_gradient_of_q_k_and_v_into_their_input(name, in_place):
-    with small_rank(small_job("qlora", kernels=["fused_lora"], **FUSED)) as rank:
+    with first_rank(small_job("qlora", kernels=["fused_lora"], **FUSED)) as rank:
         hidden = activation(BATCH, TOKENS, WIDTH)
         out = _projections(rank.layers[0].self_attn)[name](hidden)
         outs = out if isinstance(out, tuple) else (out,)

@@ -108,7 +108,7 @@ def test_a_shell_may_expand_the_traces(place):
         (["--from", "1.1.0", "--measured", "runs.csv", "--version", "1.1.0+mine"], "--from: version 1.1.0 answers"),
         (["--from", "9.0.0", "--measured", "runs.csv", "--version", "9.0.0+mine"], "--from: model_version '9.0.0' is"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_made_is_refused_and_leaves_nothing(place, options, message):
     done = train(*options)
     assert done.exit_code == 2

@@ -47,6 +47,7 @@ def without_recommendation(predictor, count: int, seed: int) -> dict:
     return pick(columns, [index for index, found in enumerate(answers) if not found.can_recommend])
 
 
+@pytest.mark.long
 def test_a_remedy_is_the_answer_to_the_same_job_with_that_one_change(predictor):
     columns = without_recommendation(predictor, 400, seed=1)
     helped = set()
@@ -270,6 +271,7 @@ def test_a_change_of_the_stack_is_told_where_it_helps(predictor, job, field, val
     assert told.gpus * told.workers == 16
 
 
+@pytest.mark.long
 def test_the_nearest_batch_of_each_gpu_is_the_largest_smaller_one_that_does(predictor, job):
     del job["batch_size"], job["model_version"]
     job = {**job, "model_name": "llama2-70b", "tokens_per_sample": 2048}

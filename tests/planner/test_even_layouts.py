@@ -6,38 +6,47 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from autoconf import Job, Workload, avoid_oom, cheapest_gpu, explain, recommend
+from autoconf import Job, Workload, avoid_oom, cheapest_gpu, estimate, explain, recommend
 from autoconf.min_gpu_recommender import min_gpu_recommender
 
 JOB = {
-    "model_name": "llama2-70b", "method": "lora", "gpu_model": "NVIDIA-A100-80GB-PCIe", "tokens_per_sample": 4096,
-    "batch_size": 24, "max_gpus": 64,
-}  # fmt: skip
+    "model_name": "llama2-70b",
+    "method": "lora",
+    "gpu_model": "NVIDIA-A100-80GB-PCIe",
+    "tokens_per_sample": 4096,
+    "batch_size": 24,
+    "max_gpus": 64,
+}
 
 
-def is_customary(count: int, per_worker: int) -> bool:
-    return count in (1, 2, 4, 8, 16, 32, 64) if count < per_worker else count % per_worker == 0
+def customary(per_worker: int, most: int) -> list[int]:
+    """Powers of two on one worker, and whole workers."""
+    return [n for n in range(1, most + 1) if (n < per_worker and n in (1, 2, 4, 8, 16, 32)) or n % per_worker == 0]
 
 
-def test_only_powers_of_two_and_whole_workers_are_recommended():
+def test_the_smallest_power_of_two_or_number_of_whole_workers_that_fits_is_recommended():
     generator = np.random.default_rng(2)
-    changed = 0
-    for _ in range(60):
-        per_worker = int(generator.choice([1, 4, 6, 8]))
-        fields = {
-            **JOB, "tokens_per_sample": int(generator.choice([512, 4096, 16384])), "gpus_per_worker": per_worker,
-            "batch_size": int(generator.choice([6, 7, 24, 48, 60])),
-        }  # fmt: skip
-        any_layout, even = recommend(Workload(**fields)), recommend(Workload(**fields, even_layouts=True))
-        # The same as the smallest of all customary numbers of GPUs, each tried as a limit.
-        tried = [recommend(Workload(**{**fields, "max_gpus": most})) for most in range(1, 65)]
-        fitting = {answer.gpus * answer.workers for answer in tried if answer.can_recommend}
-        if even.can_recommend:
-            total = even.gpus * even.workers
-            assert is_customary(total, per_worker) and total >= min(fitting)
-            assert any_layout.can_recommend
-            changed += total != any_layout.gpus * any_layout.workers
-    assert changed > 5
+    rows = 60
+    jobs = pd.DataFrame(
+        {
+            **JOB,
+            "even_layouts": True,
+            "gpus_per_worker": generator.choice([1, 4, 6, 8], rows),
+            "tokens_per_sample": generator.choice([512, 4096, 16384], rows),
+            "batch_size": generator.choice([6, 7, 24, 48, 60], rows),
+        }
+    )
+    counts = [
+        [n for n in customary(job.gpus_per_worker, job.max_gpus) if job.batch_size % n == 0]
+        for job in jobs.itertuples()
+    ]
+    on_each = jobs.assign(number_gpus=counts).explode("number_gpus")
+    on_each = on_each[estimate(on_each)["fits"].to_numpy() == 1]
+    expected = on_each.groupby(level=0)["number_gpus"].min().astype(int).reindex(jobs.index, fill_value=0)
+    found = recommend(jobs)
+    assert (found["gpus"] * found["workers"]).fillna(0).tolist() == expected.tolist()
+    any_layout = recommend(jobs.assign(even_layouts=False))
+    assert ((any_layout["gpus"] * any_layout["workers"]).fillna(0) != expected).sum() > 5
 
 
 def test_a_job_whose_smallest_layout_is_even_keeps_it():
@@ -66,7 +75,7 @@ def test_explain_and_the_choice_of_a_gpu_type_consider_the_same():
     ranking = cheapest_gpu(pd.DataFrame([fields]))
     fitting = ranking[ranking["can_recommend"] == 1]
     assert all(
-        is_customary(gpus * workers, 8) for gpus, workers in zip(fitting["gpus"], fitting["workers"], strict=True)
+        gpus * workers in customary(8, 64) for gpus, workers in zip(fitting["gpus"], fitting["workers"], strict=True)
     )
 
 

@@ -136,6 +136,7 @@ def that_help(fields: dict, below: int | None) -> list[tuple]:
     return told
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("version", "count"), [("1.1.0", 300), ("2.0.0", 250)])
 def test_every_single_change_that_helps_is_told_cheapest_first_and_no_other(version, count):
     helped, without, pairs = set(), 0, 0  # whether a job had a recommendation, and what helped it
@@ -322,6 +323,7 @@ def test_json_has_the_answer_and_what_python_gives(run, fields):
     assert json.loads(Path("said.json").read_text()) == said
 
 
+@pytest.mark.long
 def test_a_terminal_gets_colors_and_no_line_that_is_too_long(tmp_path):
     arguments = ["recommend", *options(TWO_GPUS), "--explain"]
     colors = re.compile(r"\x1b\[[\d;]*m")

@@ -150,6 +150,7 @@ def test_accumulation_that_nobody_chose_is_named_where_it_decides():
     assert not any(note.startswith("gradient") for note in changed(**large, gradient_accumulation_steps=4).notes)
 
 
+@pytest.mark.long
 def test_every_note_on_a_default_is_what_the_other_value_gets():
     """Of random jobs: each default is named exactly where another value changes the layout."""
     generator, domain = np.random.default_rng(5), registry.card("2.0.0").domain
@@ -157,15 +158,18 @@ def test_every_note_on_a_default_is_what_the_other_value_gets():
     decided = set()
     for _ in range(40):
         fields = {
-            "model_name": str(generator.choice(models)), "method": str(generator.choice(domain.methods)),
-            "gpu_model": str(generator.choice(list(domain.gpus))), "tokens_per_sample": 1024,
+            "model_name": str(generator.choice(models)),
+            "method": str(generator.choice(domain.methods)),
+            "gpu_model": str(generator.choice(list(domain.gpus))),
+            "tokens_per_sample": 1024,
             "batch_size": int(generator.choice([1, 4, 8])),
-        }  # fmt: skip
+        }
         answer = recommend(Workload(**fields))
         for field, others in (
-            ("gradient_accumulation_steps", [1]), ("optim", ["adamw_bnb_8bit"]),
+            ("gradient_accumulation_steps", [1]),
+            ("optim", ["adamw_bnb_8bit"]),
             ("stack", ["trl", "fms-hf-tuning", "llama-factory"]),
-        ):  # fmt: skip
+        ):
             answers = [recommend(Workload(**fields, **{field: other})) for other in others]
             layouts = {(other.gpus, other.workers) for other in answers if other.outcome != "outside_domain"}
             named = any(note.startswith(f"{field} was not given") for note in answer.notes)

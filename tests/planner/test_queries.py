@@ -60,6 +60,7 @@ def test_the_largest_batch_fits_and_one_more_sample_on_each_gpu_does_not(job, to
     assert fits(number_gpus, **job, batch_size=more) == (0 if more <= NEWEST.max_batch_size else None)
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(jobs, st.integers(1, 64), gpus)
 def test_the_longest_sample_fits_and_one_more_token_does_not(job, each, number_gpus):
@@ -247,9 +248,11 @@ def test_prices_come_from_a_file_or_a_mapping(tmp_path):
     file = tmp_path / "prices.yaml"
     file.write_text("H100: 2\nL40S:\n  price_per_hour: 0.9\n  source: mine\n")
     job = Job(**LORA, batch_size=16)
-    assert cheapest_gpu(job, prices=file) == cheapest_gpu(job, prices=str(file)) == cheapest_gpu(
-        job, prices={"H100": 2, "L40S": "0.9"}
-    )  # fmt: skip
+    assert (
+        cheapest_gpu(job, prices=file)
+        == cheapest_gpu(job, prices=str(file))
+        == cheapest_gpu(job, prices={"H100": 2, "L40S": "0.9"})
+    )
     for bad in ({"L40S": 0}, {"L40S": True}, {"": 1}, {}):
         with pytest.raises(ValueError, match="prices"):
             cheapest_gpu(job, prices=bad)

@@ -116,6 +116,7 @@ def test_more_than_the_versions_gpus_are_considered_up_to_its_limit(job):
     assert ask(job, max_gpus=64).reason.startswith("no number of GPUs up to 64 that divides ")
 
 
+@pytest.mark.long
 def test_a_table_answers_as_single_jobs_do(job, monkeypatch):
     generator = np.random.default_rng(3)
     domain = registry.card("1.1.0").domain

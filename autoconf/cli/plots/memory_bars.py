@@ -159,7 +159,7 @@ def picture(job: Job, explanation: Explanation) -> Figure:
     check_matplotlib()
     estimates = drawn(explanation)
     across = _WIDTH - _LEFT - _RIGHT
-    subtitle = wrapped(SEPARATOR.join(_settings(job)), across)
+    subtitle = wrapped(SEPARATOR.join(settings_of(job)), across)
     sentences = (explanation.why, *what_would_help(explanation))
     letters = int(across * _LETTERS_PER_INCH)
     below = [line for text in sentences for line in textwrap.wrap(text, letters, subsequent_indent="    ")]
@@ -194,7 +194,8 @@ def _title(explanation: Explanation) -> str:
     return f"{layout}: where the memory goes"
 
 
-def _settings(job: Job) -> list[str]:
+def settings_of(job: Job) -> list[str]:
+    """A job in a few words for the line below a title."""
     batch = job.batch_size or f"{job.per_device_train_batch_size} on each GPU"
     steps = job.gradient_accumulation_steps
     accumulation = "1 micro-batch" if steps == 1 else f"{steps} micro-batches"

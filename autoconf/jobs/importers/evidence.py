@@ -104,7 +104,8 @@ def evidence_of(settings: Sequence[Setting], commands: Iterable[Command]) -> Evi
         raise BadInput(f"these files belong to {' and '.join(sorted(named))}; one job has one trainer")
     if named:
         (framework,) = named
-        return Evidence(framework, True, (f"the command or the kind of file of {framework}",))
+        proven = framework != "transformers"  # whose scripts are everybody's own
+        return Evidence(framework, proven, (f"the command or the kind of file of {framework}",))
     of_factory = {setting.key for setting in settings if setting.dialect == "llama-factory"}
     if signs := [sign for sign in job_keys().frameworks["llama-factory"].signs if sign in of_factory]:
         return Evidence("llama-factory", len(signs) >= _SEVERAL and _mostly_known(settings), tuple(signs))
@@ -119,13 +120,15 @@ def evidence_of(settings: Sequence[Setting], commands: Iterable[Command]) -> Evi
         own = [s for s in scripts if any(s == hint or s.endswith(f"/{hint}") for hint in known.script_hints)]
         other = job_keys().frameworks["trl" if name == "fms-hf-tuning" else "fms-hf-tuning"]
         exclusive = [sign for sign in signs if sign not in other.signs]
-        if len(signs) + len(own) >= _ENOUGH and exclusive:
-            is_sure = any(sign not in _COMMON for sign in signs)
+        is_sure = any(sign not in _COMMON for sign in signs)
+        if len(signs) + len(own) >= _ENOUGH and exclusive and (is_sure or name == "trl"):
             proven = is_sure and (bool(own) or not scripts) and _mostly_known(settings)
             return Evidence(name, proven, (*own, *signs))
     dialect = job_keys().dialects["arguments"]
     known_keys = sorted(key for key in keys if dialect.knows(key))
-    return Evidence("transformers", False, tuple(known_keys[:5]) if len(known_keys) >= _OF_THE_TRAINER else ())
+    if len(known_keys) < _OF_THE_TRAINER:
+        return Evidence(None, False, ())
+    return Evidence("transformers", False, tuple(known_keys[:5]))
 
 
 def _mostly_known(settings: Sequence[Setting]) -> bool:

@@ -16,6 +16,7 @@ _BRACES = re.compile(
     re.DOTALL,
 )
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "'": "'", '"': '"', "\\": "\\"}
+_LEADING = re.compile(r"^(?:\s|\\\n)+")
 _LARGEST = 2**63
 Value = str | list[str]
 
@@ -34,8 +35,10 @@ class Expander:
         self.assumed: dict[str, None] = {}
 
     def raw(self, node: Any) -> str:
-        """The text of a node."""
-        return self.source[node.start_byte : node.end_byte].decode("utf-8", "replace")
+        """The text of a node; the parser counts white space before an expansion in quotes to it."""
+        text = self.source[node.start_byte : node.end_byte].decode("utf-8", "replace")
+        is_expansion = "expansion" in node.type or "substitution" in node.type
+        return _LEADING.sub("", text) if is_expansion else text
 
     def words(self, node: Any) -> list[str]:
         """The words that a node gives."""
@@ -78,7 +81,8 @@ class Expander:
             is_expansion = "expansion" in child.type or "substitution" in child.type
             if not is_expansion or child.start_byte < start or child.end_byte > end:
                 continue
-            yield self._literal(start, child.start_byte), False
+            before = child.end_byte - len(self.raw(child).encode("utf-8", "surrogateescape"))
+            yield self._literal(start, before), False
             yield from self.pieces(child, quoted)
             start = child.end_byte
         yield self._literal(start, end), False

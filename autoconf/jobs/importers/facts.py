@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,11 @@ FACTS_OF = {
     "tokens_per_sample": ("packed",),
     **{batch: BATCHES for batch in BATCHES},
 }
+
+
+_QUANTIZED = re.compile(
+    r"(?i)(?<![a-z])(gptq|awq|aqlm|hqq|bnb|gguf|int[48]|fp8|nvfp4|mxfp4|[48]-?bit|w[48]a\d+)(?![a-z])"
+)
 
 
 class Source(NamedTuple):
@@ -162,6 +168,8 @@ def _facts(meaning: Key, value: Any) -> dict[str, Any]:
             known = f"; it may be {', '.join(meaning.values)}" if meaning.values else ""
             raise ValueError(f"{meaning.because}{known}")
         return facts
+    if meaning.field == "model_name" and (found := _QUANTIZED.search(str(value))):
+        raise ValueError(f"{found[0]} in the name says that the checkpoint is quantized already, which is not covered")
     if meaning.field in Workload.model_fields:
         return {meaning.field: read(meaning.field, value)}
     try:

@@ -22,6 +22,7 @@ _OBJECTIVES = {
     **dict.fromkeys(("distill", "distillation", "gkd", "kd", "minillm"), "distillation"),
     **dict.fromkeys(("pretrain", "pretraining", "mlm"), "pretraining"),
 }
+PYTHON = "a Python script"
 OFF = ("", "none", "null", "false", "no", "off", "0", "{}", "[]")
 
 
@@ -62,7 +63,7 @@ def text_kind(text: str, name: str) -> str | None:
     if suffix == ".py" or (
         not is_script and re.search(r"^(from [\w.]+ import |import \w+|def \w+\()", text, re.MULTILINE)
     ):
-        return "a Python script"
+        return PYTHON
     if suffix in (".md", ".rst", ".ipynb"):
         return "a document"
     if Path(name).name.startswith(("Makefile", "makefile", "GNUmakefile", "justfile")) or suffix == ".mk":

@@ -15,9 +15,11 @@ from autoconf.jobs.importers.key_table import settings as settings_of
 from autoconf.jobs.importers.kubernetes import is_manifest, missing_options, read_manifest
 from autoconf.jobs.importers.launchers import NO_FILE, launch_in_script
 from autoconf.jobs.importers.named_files import Sources, places_in, with_named_files
-from autoconf.jobs.importers.other_files import check_objective, text_kind
-from autoconf.jobs.importers.slurm import requested
+from autoconf.jobs.importers.other_files import PYTHON, check_objective, text_kind
+from autoconf.jobs.importers.python_code import code_of, read_code
+from autoconf.jobs.importers.slurm import Request, requested
 from autoconf.jobs.importers.translate import JobFile, job_of
+from autoconf.jobs.importers.words import cleaned
 from autoconf.jobs.job import read
 
 _SCRIPTS = (".sh", ".bash", ".sbatch", ".slurm", ".job", ".lsf")
@@ -31,7 +33,7 @@ class _Content(NamedTuple):
     commands: tuple[Command, ...] = ()
     files: Mapping[str, str] = {}
     assumed: tuple[str, ...] = ()
-    requested: tuple[str, ...] = ()
+    requested: tuple[Request, ...] = ()
 
 
 def read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
@@ -70,8 +72,10 @@ def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
     job = job_of(found, evidence_of(found, commands), options)
     not_read = (f"{setting.place}: not read: options give the job" for setting in unread)
     of_scripts = (f"{path}: {line}" for path, content in zip(paths, contents, strict=True) for line in content.assumed)
-    read_lines = (*job.read, *(line for content in contents for line in content.requested))
-    return job._replace(read=read_lines, assumed=(*job.assumed, *of_scripts, *not_read))
+    requests = tuple(request for content in contents for request in content.requested)
+    return job._replace(
+        read=(*job.read, *map(str, requests)), requests=requests, assumed=(*job.assumed, *of_scripts, *not_read)
+    )
 
 
 def _content(path: str, options: Mapping[str, Any]) -> _Content:
@@ -91,12 +95,17 @@ def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
         settings = [*manifest.settings, *(s for launch in manifest.launches for s in launch.settings)]
         return _Content(settings, tuple(Command(launch.framework, launch.script) for launch in manifest.launches))
     if len(documents) == 1 and isinstance(documents[0].value, dict):
+        if {"cells", "nbformat"} <= set(documents[0].value):
+            return _code(code_of(documents[0].value), path, of_notebook=True)
         return _mapping(documents[0], path)
-    if kind := text_kind(text, path):
+    kind = text_kind(text, path)
+    if kind == PYTHON:
+        return _code(text, path)
+    if kind:
         raise BadInput(f"{path}: looks like {kind}, which is not read; {NO_FILE}")
     if any(isinstance(document.value, dict | list) for document in documents):
         raise BadInput(f"{path}: must have settings, keys with values, in one document; {NO_FILE}")
-    launch = launch_in_script(text, partial(Place, path, None), {}, 1)
+    launch = launch_in_script(cleaned(text), partial(Place, path, None), {}, 1)
     if launch is None:
         raise BadInput(f"{path}: {problem}; {NO_FILE}")
     return _Content(
@@ -106,6 +115,12 @@ def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
         launch.assumed,
         tuple(requested(text, path)),
     )
+
+
+def _code(text: str, path: str, of_notebook: bool = False) -> _Content:
+    code = read_code(text, path)
+    settings = [s._replace(place=s.place._replace(line=None)) for s in code.settings] if of_notebook else code.settings
+    return _Content(settings, (Command(code.framework, ""),))
 
 
 def _mapping(document: Document, path: str) -> _Content:

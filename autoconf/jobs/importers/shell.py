@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.documents import shortened
 from autoconf.jobs.importers.expansion import Expander, Value, assigned_in, first_error
-from autoconf.jobs.importers.words import cleaned, is_unknown, joined, limited, unknown
+from autoconf.jobs.importers.words import is_unknown, joined, limited, unknown
 
 _MOST_NODES = 40_000
 _MOST_COMMANDS = 4_000
@@ -73,7 +73,7 @@ def follow(text: str, file: str, variables: Mapping[str, str]) -> Script:
     '--a=$BS (4 or 8)'
     """
     shell = _Shell(file, dict(variables))
-    shell.follow_text(cleaned(text), 0)
+    shell.follow_text(text, 0)
     return Script(shell.commands, shell.files, tuple(shell.assumed))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from autoconf.jobs.importers.documents import shortened
 from autoconf.jobs.importers.key_table import Place
@@ -14,12 +15,39 @@ _MEANINGS = {
     "--gres": "GPUs per node", "--gpus-per-node": "GPUs per node", "--gpus": "GPUs", "-G": "GPUs", "--nodes": "nodes",
     "-N": "nodes", "--gpus-per-task": "GPUs per task", "--ntasks-per-node": "tasks per node",
 }  # fmt: skip
+_GPUS = ("--gres", "--gpus-per-node", "--gpus", "-G", "--gpus-per-task")
 
 
-def requested(text: str, file: str) -> Iterator[str]:
-    """What a script requests from Slurm, a sentence for each option that counts GPUs or nodes.
+class Request(NamedTuple):
+    """A count that a script requests.
 
-    >>> list(requested("#!/bin/bash\\n#SBATCH --gres=gpu:a100:4\\n", "job.sbatch"))
+    Attributes:
+        place: The option.
+        count: The count, as it is written.
+        what: What is counted.
+        kind: The type of GPU; empty text if the option names none.
+    """
+
+    place: Place
+    count: str
+    what: str
+    kind: str = ""
+
+    def __str__(self) -> str:
+        kind = f" ({shortened(self.kind)})" if self.kind else ""
+        return f"{self.place}: {shortened(self.count)} {self.what}{kind} are requested"
+
+    def record(self) -> dict[str, Any]:
+        """The request as columns: value, file, line, key and rule."""
+        file, line, key = self.place
+        value = f"{self.kind}:{self.count}" if self.kind else self.count
+        return {"value": value, "file": file, "line": line, "key": key, "rule": f"Slurm's sbatch: {self.what}"}
+
+
+def requested(text: str, file: str) -> Iterator[Request]:
+    """What a script requests from Slurm, each option that counts GPUs or nodes.
+
+    >>> list(map(str, requested("#!/bin/bash\\n#SBATCH --gres=gpu:a100:4\\n", "job.sbatch")))
     ['job.sbatch:2 #SBATCH --gres: 4 GPUs per node (a100) are requested']
     """
     for number, line in enumerate(text.splitlines(), 1):
@@ -27,7 +55,8 @@ def requested(text: str, file: str) -> Iterator[str]:
         for option, value in _OPTION.findall(found["options"]) if found else ():
             if option not in _MEANINGS or (option == "--gres" and not value.startswith("gpu")):
                 continue
-            *kinds, count = value.removeprefix("gpu:").split(":")
-            kind = f" ({shortened(kinds[0])})" if kinds else ""
-            place = Place(file, number, f"#SBATCH {option}")
-            yield f"{place}: {shortened(count)} {_MEANINGS[option]}{kind} are requested"
+            *kinds, count = value.removeprefix("gpu:").removeprefix("gpu").split(":")
+            if option in _GPUS and not count[:1].isdecimal():  # --gres=gpu:a100 is one
+                kinds, count = [*kinds, count] if count else kinds, "1"
+            kind = kinds[0] if kinds and option in _GPUS else ""
+            yield Request(Place(file, number, f"#SBATCH {option}"), count, _MEANINGS[option], kind)

@@ -9,6 +9,7 @@ from autoconf.errors import BadInput
 from autoconf.jobs.importers.evidence import Evidence
 from autoconf.jobs.importers.facts import FACTS_OF, Reading, Source, adapters_in_question, named, options_of
 from autoconf.jobs.importers.key_table import Framework, Setting, job_keys
+from autoconf.jobs.importers.slurm import Request
 from autoconf.jobs.job import BATCHES, OPTIONAL
 from autoconf.jobs.names import key
 from autoconf.jobs.presets import SETTINGS, Preset, presets
@@ -36,6 +37,7 @@ class JobFile(NamedTuple):
         sources: The settings that decide something.
         evidence: Whose files they are.
         asked: What the files hint at, but do not settle.
+        requests: The counts that Slurm is asked for.
     """
 
     fields: dict[str, Any]
@@ -46,6 +48,7 @@ class JobFile(NamedTuple):
     sources: tuple[Source, ...] = ()
     evidence: Evidence = Evidence(None, False, ())
     asked: tuple[str, ...] = ()
+    requests: tuple[Request, ...] = ()
 
     def origin(self, field: str) -> str:
         """Where a field comes from, in a few words."""
@@ -217,7 +220,8 @@ class _Translation:
         if "sharded" not in self.facts:
             if "launched" not in self.facts:
                 return None
-            self.assumed.append("sharding = ddp (the launcher is told nothing else)")
+            own = "" if self.framework else "; the script is not known here: if it shards the model, give --sharding"
+            self.assumed.append(f"sharding = ddp (the launcher is told nothing else{own})")
             return "ddp"
         if self.facts["sharded"] == "no":
             return "ddp"

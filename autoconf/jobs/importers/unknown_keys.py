@@ -51,7 +51,7 @@ _ADAPTER_WORDS = {
 }  # fmt: skip
 _CONCERNS: tuple[tuple[Concern, set[str]], ...] = (
     (_OFFLOAD, {"offload", "offloading", "offloaded"}),
-    (_CHECKPOINTING, {"checkpointing", "recompute", "recomputation", "remat", "gc"}),
+    (_CHECKPOINTING, {"checkpointing", "recompute", "recomputation", "remat", "gc", "reentrant"}),
     (_PARALLEL, {"parallel", "parallelism", "fsdp", "zero", "zero2", "zero3", "deepspeed", "megatron", "shard",
                  "sharding", "sharded", "ulysses", "tp", "pp", "cp", "sp", "ep"}),
     (_STEPS, {"accumulation", "accum", "accumulate"}),

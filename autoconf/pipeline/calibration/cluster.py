@@ -255,8 +255,10 @@ class _Posterior:
         for several, (base, share, width) in evidence.explanations.items():
             which = of.explanation[drawn]
             found[several] = (
-                (1 + on_top) * base[which] + moved, (1 + on_top) * share[which], (1 + on_top) * width[which],
-            )  # fmt: skip
+                (1 + on_top) * base[which] + moved,
+                (1 + on_top) * share[which],
+                (1 + on_top) * width[which],
+            )
         return Learned(found, on_top)
 
     def summary(self) -> dict[str, float]:

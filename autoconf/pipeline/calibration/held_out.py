@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import typer
 
 from autoconf.memory.units import Booleans, Floats
 from autoconf.pipeline.calibration.real_rows import read_rows
@@ -248,4 +249,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

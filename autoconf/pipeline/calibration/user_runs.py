@@ -47,9 +47,10 @@ _ADO: dict[str, tuple[str, dict[str, str]]] = {
     "accelerate_config_mixed_precision": ("mixed_precision", {}),
     "gradient_checkpointing": ("gradient_checkpointing", {"true": "", "1": "", "false": "none", "0": "none"}),
     "gradient_checkpointing_use_reentrant": (
-        "gradient_checkpointing", {"true": "reentrant", "1": "reentrant", "false": "", "0": ""},
+        "gradient_checkpointing",
+        {"true": "reentrant", "1": "reentrant", "false": "", "0": ""},
     ),
-}  # fmt: skip
+}
 _ANY_TABLE = {"model_max_length": "tokens_per_sample"}
 
 

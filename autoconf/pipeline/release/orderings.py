@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -38,6 +38,8 @@ _CHUNKED_FROM = [
     ("full fine-tuning", True, "chunked_nll", 32_768),
 ]
 _TOLERANCE = 1e-6  # figures are kept with seven digits
+
+Violations = Iterator[str]  # empty text for a pair that is ordered
 
 
 class Checker:
@@ -76,6 +78,14 @@ class Checker:
         return any(((other <= usable - edge) & (one > usable - edge)).any() for usable in self.usable_gib)
 
 
+class _Promise(NamedTuple):
+    """What never needs less than what, for which jobs, and what breaks it: a sentence, or nothing, for each pair."""
+
+    never_needs_less: str
+    holds_for: str
+    violations: Violations
+
+
 def check(predictor: Predictor) -> list[dict[str, Any]]:
     """Check what a version promises.
 
@@ -87,45 +97,8 @@ def check(predictor: Predictor) -> list[dict[str, Any]]:
     """
     _check_step(predictor)
     console = Console(stderr=True)
-    checker = Checker(predictor)
     rows = []
-    for name, holds_for, violations in (
-        (
-            "more tokens or a larger batch, at as many GPUs, than fewer",
-            "every job",
-            _never_negative(checker, ("per_token", "per_token_per_rank")),
-        ),
-        (
-            "fewer GPUs, from two on, than more, at the same batch",
-            "every job",
-            _never_negative(checker, ("per_token", "per_token_per_rank", "finished_gradients")),
-        ),
-        (
-            "one GPU than two, at the same batch",
-            "full and LoRA, the presets with FSDP that mix no precision",
-            _second_gpu(checker),
-        ),
-        ("full fine-tuning than LoRA", "the stack reference", _lora(checker)),
-        ("no gradient checkpointing than either way of it", "every job", _checkpointing(checker)),
-        ("adamw_torch than adamw_torch_fused", "every job", _optimizers(checker, "adamw_torch_fused", (2, 4))),
-        ("32-bit AdamW states than 8-bit ones", "what trains in float32", _optimizers(checker, "adamw_bnb_8bit", (4,))),
-        (
-            "a higher rank of adapters than a lower one",
-            "optimizers other than 8-bit ones",
-            _never_negative(
-                checker,
-                ("constant_per_rank", "per_token_per_rank", "layer_gradients", "newest_gradient", "finished_gradients"),
-            ),
-        ),
-        *(
-            (
-                f"all logits than chunks of them, from {tokens:,} tokens per GPU on",
-                f"{what}; loss {loss}",
-                _chunked(checker, trains, loss, tokens),
-            )
-            for what, trains, loss, tokens in _CHUNKED_FROM
-        ),
-    ):
+    for name, holds_for, violations in _promises(Checker(predictor)):
         found = list(track(violations, name, transient=True, console=console, disable=not console.is_terminal))
         broken = [what for what in found if what]
         if broken:
@@ -136,6 +109,41 @@ def check(predictor: Predictor) -> list[dict[str, Any]]:
     return rows
 
 
+def _promises(checker: Checker) -> Iterator[_Promise]:
+    per_token = ("per_token", "per_token_per_rank")
+    per_rank = ("constant_per_rank", "per_token_per_rank", "layer_gradients", "newest_gradient", "finished_gradients")
+    yield _Promise(
+        "more tokens or a larger batch, at as many GPUs, than fewer", "every job", _never_negative(checker, per_token)
+    )
+    yield _Promise(
+        "fewer GPUs, from two on, than more, at the same batch",
+        "every job",
+        _never_negative(checker, (*per_token, "finished_gradients")),
+    )
+    yield _Promise(
+        "one GPU than two, at the same batch",
+        "full and LoRA, the presets with FSDP that mix no precision",
+        _second_gpu(checker),
+    )
+    yield _Promise("full fine-tuning than LoRA", "the stack reference", _lora(checker))
+    yield _Promise("no gradient checkpointing than either way of it", "every job", _checkpointing(checker))
+    yield _Promise("adamw_torch than adamw_torch_fused", "every job", _optimizers(checker, "adamw_torch_fused", (2, 4)))
+    yield _Promise(
+        "32-bit AdamW states than 8-bit ones", "what trains in float32", _optimizers(checker, "adamw_bnb_8bit", (4,))
+    )
+    yield _Promise(
+        "a higher rank of adapters than a lower one",
+        "optimizers other than 8-bit ones",
+        _never_negative(checker, per_rank),
+    )
+    for what, trains, loss, tokens in _CHUNKED_FROM:
+        yield _Promise(
+            f"all logits than chunks of them, from {tokens:,} tokens per GPU on",
+            f"{what}; loss {loss}",
+            _chunked(checker, trains, loss, tokens),
+        )
+
+
 def _check_step(predictor: Predictor) -> None:
     """Refuse a predictor that does not say "fits" from some headroom on, and nowhere before."""
     headroom = np.linspace(-3, 3, 6001)
@@ -143,9 +151,6 @@ def _check_step(predictor: Predictor) -> None:
         fits = predictor.answers(pd.DataFrame({"headroom_gib": headroom, "sharded": sharded}))
         if fits[0] or not fits[-1] or (np.diff(fits.astype(int)) < 0).any():
             raise AutoConfError(f"the predictor is not a step in headroom between -3 and 3 GiB (sharded: {sharded:g})")
-
-
-Violations = Iterator[str]  # empty text for a pair that is ordered
 
 
 def _never_negative(checker: Checker, columns: tuple[str, ...]) -> Violations:

@@ -15,13 +15,11 @@ from unittest import mock
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from autoconf.memory.replay import Action, Event, Place, Program
-from autoconf.pipeline.kernels import cuda as cuda_kernels
-from autoconf.pipeline.kernels import triton as triton_kernels
-from autoconf.pipeline.tracing.model_setup import Rank, TrainingSetup, build_model, materialize, rank_of
+from autoconf.pipeline.tracing.first_rank import first_rank
+from autoconf.pipeline.tracing.model_setup import Rank, TrainingSetup
 from autoconf.pipeline.tracing.recorder import EMBEDDING, LOSS, Part, Recorder, TraceError, parts
 
 UPDATES = 3  # the first creates the optimizer's states, the second finds them, the third what the second left
@@ -169,17 +167,11 @@ def record(
     """
     check_recordable(job)
     told("building the model")
-    model = build_model(job, layers)
     recorder = ProgramRecorder(CUBLAS_WORKSPACE[compute_capability])
     with (
-        rank_of(job) as mesh,
-        FakeTensorMode(),
-        cuda_kernels.on_cuda(model, job.architecture.experts),
-        triton_kernels.in_place_of_plain_ops(model, job.stack),
+        first_rank(job, layers) as rank,
         mock.patch("torch.optim.adam._get_value", lambda _: 1.0),  # steps so far, a number that fake tensors lack
     ):
-        materialize(model)
-        rank = Rank(job, model, mesh)
         for tensor in _as_loaded(rank):
             recorder.see(tensor)
         optimizer = _optimizer(job, rank)

@@ -249,9 +249,10 @@ def _learned_positions(model: Any) -> int | None:
 def _lora_targets(model_type: str, model: Any, given: Sequence[str]) -> list[str]:
     """The modules that get adapters: those that were given, PEFT's own within attention, or those of known models."""
     names = [
-        name for name, module in model.named_modules()
+        name
+        for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and re.search(r"\.\d+\.", name)
-    ]  # fmt: skip
+    ]
     linear = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
     for target in given:
         if target not in linear:

@@ -14,13 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from autoconf.jobs.stack import Stack
 from autoconf.pipeline.catalog import Architecture
-from autoconf.pipeline.kernels import cuda as cuda_kernels
-from autoconf.pipeline.kernels import triton as triton_kernels
-from autoconf.pipeline.tracing.model_setup import Rank, TrainingSetup, build_model, materialize
+from autoconf.pipeline.tracing.first_rank import first_rank
+from autoconf.pipeline.tracing.model_setup import TrainingSetup, build_model
 from autoconf.pipeline.tracing.recorder import LOSS, SAMPLES, Change, Part, Recorder, TraceError, parts
 
 # Tokens of a sample: a prime; half of what losses leave of it, (TOKENS - 1) / 2, is one as well.
@@ -98,14 +96,7 @@ def trace(job: TrainingSetup, layers: Sequence[str], rank: int) -> Storages:
         TraceError: a tensor of tokens x tokens is held.
     """
     job = job.with_rank(rank)
-    model = build_model(job, layers)
-    with (
-        FakeTensorMode(),
-        cuda_kernels.on_cuda(model, job.architecture.experts),
-        triton_kernels.in_place_of_plain_ops(model, job.stack),
-    ):
-        materialize(model)
-        gpu = Rank(job, model, None)
+    with first_rank(job, layers) as gpu:
         recorder = Recorder(TOKENS)
         for tensor in gpu.resident():
             recorder.see(tensor)

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import typer
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from autoconf.jobs import model_config
@@ -81,5 +82,10 @@ def written() -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write the table into the package."""
     Path(model_config.TABLE).write_text(written(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -65,14 +65,16 @@ GROUPS = (
     Group(
         "full, LoRA and QLoRA with fused kernels",
         (
-            "foak-fast-kernels", "foak-fast-kernels-liger",
-            "accelerated-peft-bnb-foak", "accelerated-peft-bnb-foak-liger",
+            "foak-fast-kernels",
+            "foak-fast-kernels-liger",
+            "accelerated-peft-bnb-foak",
+            "accelerated-peft-bnb-foak-liger",
         ),
         (4, 1),
         (8, 3),
         (12, 6),
     ),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ which holds what a real rank holds. Weights are random. Writes ``measured_peaks.
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -18,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
+import typer
 from rich.console import Console
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -138,20 +138,19 @@ def measure() -> Iterator[GpuMeasurement]:
         torch.cuda.empty_cache()
 
 
-def main() -> int:
-    """Measure, print and write the table; 1 where there is no CUDA GPU."""
+def main() -> None:
+    """Measure, print and write the table; exit with 1 where there is no CUDA GPU."""
     console = Console()
     if not torch.cuda.is_available():
         console.print("make measure needs a CUDA GPU, and torch finds none: nothing was measured")
-        return 1
+        raise typer.Exit(1)
     rows = []
     for measured in measure():
         rows.append(asdict(measured))
         console.print(measured)
     pd.DataFrame(rows).to_csv(OUTPUT, index=False, lineterminator="\n")
     console.print(f"written to {OUTPUT}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

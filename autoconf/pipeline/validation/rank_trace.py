@@ -14,25 +14,15 @@ by one, and extrapolates each to the full depth. Anything that breaks these assu
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from autoconf.memory.envelope import undominated
 from autoconf.memory.optimizers import optimizer_bytes
-from autoconf.pipeline.kernels import cuda as cuda_kernels
-from autoconf.pipeline.kernels import triton as triton_kernels
-from autoconf.pipeline.tracing.model_setup import (
-    Rank,
-    TrainingSetup,
-    build_model,
-    materialize,
-    rank_of,
-    trainable_shapes,
-)
+from autoconf.pipeline.tracing.first_rank import first_rank
+from autoconf.pipeline.tracing.model_setup import TrainingSetup, trainable_shapes
 from autoconf.pipeline.tracing.recorder import EMBEDDING, SAMPLES, Part, Recorder, TraceError, parts
 from autoconf.pipeline.validation.rank_figures import RankFigures
 
@@ -74,16 +64,8 @@ def run(job: TrainingSetup, *, layers: int | None, tokens: int, real: bool = Fal
         real: with real tensors on the CPU, the check on fake ones; a job on several GPUs then needs a process group,
             which the caller's process has joined.
     """
-    model = build_model(job, layers)
     accumulating = job.stack.gradient_accumulation
-    with (
-        rank_of(job) as mesh,
-        nullcontext() if real else FakeTensorMode(),
-        cuda_kernels.on_cuda(model, job.architecture.experts),
-        triton_kernels.in_place_of_plain_ops(model, job.stack),
-    ):
-        materialize(model)
-        rank = Rank(job, model, mesh)
+    with first_rank(job, layers, real=real) as rank:
         recorder = Recorder(tokens)
         for tensor in rank.resident():
             recorder.see(tensor)

@@ -38,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main()  # without typer, which the environments of old libraries need not have

@@ -1,0 +1,164 @@
+"""``ado-autoconf estimate --replay``: one job's allocations, replayed."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from autoconf.cli.ask import CommandQuery, OutputOptions, answer_one
+from autoconf.cli.build_extra import check_build_extra
+from autoconf.cli.console import show_replay
+from autoconf.cli.options import note, picture_kind
+from autoconf.cli.output import output, write_object
+from autoconf.cli.plots import timeline
+from autoconf.errors import AutoConfError, BadInput
+from autoconf.files import STANDARD_STREAM
+from autoconf.jobs.job import Job
+from autoconf.memory.allocator_settings import AllocatorSettings
+from autoconf.planner.estimate import estimate
+from autoconf.planner.hardware import compute_capability
+from autoconf.planner.known_names import names_of
+from autoconf.planner.results import Estimate
+from autoconf.predictor import registry
+
+if TYPE_CHECKING:
+    from autoconf.pipeline.replay.judge import Timeline, Verdict
+
+_EXPANDABLE = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
+
+
+def replay_one(
+    command: CommandQuery, fields: dict[str, Any], to: OutputOptions, alloc_conf: str, overhead_gib: float | None
+) -> None:
+    """Write what a replay says of one job: as JSON, or as text, with a picture if a file is named.
+
+    Args:
+        command: the query that the fields are of.
+        fields: of the job, and its number of GPUs.
+        to: where answers go.
+        alloc_conf: settings of PyTorch's allocator, as its environment variable has them.
+        overhead_gib: what is not PyTorch's; ``None`` for what is known of it.
+
+    Raises:
+        BadInput: an option cannot be right, the extra [build] is missing, or the job cannot be replayed.
+        AutoConfError: a library of the extra [build] does not import.
+    """
+    as_picture = to.file is not None and not to.as_json
+    kind = picture_kind(to.file or STANDARD_STREAM) if as_picture else ""
+    if to.as_csv:
+        raise BadInput("--replay: gives text, JSON and a picture, and no CSV")
+    settings = _settings(alloc_conf)
+    job, gpus = _job(command, fields)
+    check_build_extra("--replay")
+    found = estimate(job, number_gpus=gpus)
+    if found.usable_memory_gib is None:  # a reason why not is the answer
+        note(f"not replayed: {found.reason}")
+        answer_one(command, fields, to)
+        return
+    if overhead_gib is not None and not 0 <= overhead_gib < found.usable_memory_gib:
+        raise BadInput(f"--overhead-gib: must be from 0 to less than the GPU's {found.usable_memory_gib:g} GiB")
+    verdict, drawn = _replayed(job, gpus, found, settings, overhead_gib)
+    answer = {**_given(command, job, gpus), **asdict(verdict), "training_stack": job.stack_name()}
+    if to.as_json:
+        with output(to.file) as stream:
+            write_object({**answer, "notes": list(_notes(verdict))}, stream)
+    else:
+        if as_picture:
+            figure = timeline.picture(job, gpus, verdict, drawn)
+            with output(to.file) as stream:
+                figure.savefig(stream, format=kind)
+        if to.file != STANDARD_STREAM:
+            with output(None):
+                show_replay(answer, _notes(verdict))
+    to.end(not verdict.fits)
+
+
+def _settings(alloc_conf: str) -> AllocatorSettings:
+    try:
+        return AllocatorSettings.parse(alloc_conf)
+    except ValueError as error:
+        raise BadInput(f"--alloc-conf: {error}") from None
+
+
+def _job(command: CommandQuery, fields: Mapping[str, Any]) -> tuple[Job, int]:
+    try:
+        job, numbers = command.query.parse({"model_version": registry.DEFAULT, **fields})
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    return job, numbers["number_gpus"]
+
+
+def _given(command: CommandQuery, job: Job, gpus: int) -> dict[str, Any]:
+    given = job.model_dump(exclude_unset=True)
+    fields = (field for field in command.query.fields if given.get(field) is not None)
+    return {**{field: given[field] for field in fields}, "number_gpus": gpus}
+
+
+def _replayed(
+    job: Job, gpus: int, found: Estimate, settings: AllocatorSettings, overhead: float | None
+) -> tuple[Verdict, Timeline]:
+    assert found.usable_memory_gib is not None and job.gpu_model is not None and job.tokens_per_sample is not None
+    domain = registry.card(job.model_version or registry.DEFAULT).domain
+    names = names_of(domain)
+    model, gpu = names["model_name"].find(job.model_name), names["gpu_model"].find(job.gpu_model)
+    method = names["method"].find(job.method)
+    assert model is not None and gpu is not None  # else there was no estimate
+    with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):  # libraries print, and warn
+        try:
+            from autoconf.pipeline.catalog import architectures
+            from autoconf.pipeline.replay.judge import judge, overhead_gib
+            from autoconf.pipeline.replay.record import Batches, record
+            from autoconf.pipeline.tracing.model_setup import TrainingSetup
+            from autoconf.pipeline.tracing.recorder import TraceError
+        except Exception as error:  # a broken library can fail at import with anything
+            raise AutoConfError(
+                f"a library of the extra [build] does not import: {type(error).__name__}: {error}"
+            ) from None
+        if model not in architectures():
+            raise BadInput(f"--replay: {model} is a model of your own; only those of released versions are replayed")
+        stack = job.training_stack()
+        samples = job.per_device_train_batch_size or (job.batch_size or gpus) // gpus
+        batches = Batches(samples, job.tokens_per_sample, job.gradient_accumulation_steps)
+        newer = (compute_capability(gpu, domain.gpus[gpu]) or _capability(gpu)) >= 9
+        try:
+            setup = TrainingSetup(architectures()[model], method, stack, gpus)  # type: ignore[arg-type]
+            program = record(setup, batches, compute_capability=9 if newer else 8, provenance=_tell)
+        except TraceError as error:
+            raise BadInput(f"--replay: {error}") from None
+        _tell(f"replaying {len(program.events):,} events")
+        known = overhead_gib(gpus) if overhead is None else overhead
+        return judge(program, found.usable_memory_gib, known, settings)
+
+
+def _capability(gpu: str) -> float:
+    """Of a type whose version does not name it."""
+    from autoconf.pipeline.catalog import gpu_types
+
+    return gpu_types()[gpu].compute_capability if gpu in gpu_types() else 8.0
+
+
+def _tell(message: str) -> None:
+    typer.secho(f"replay: {message}", err=True, dim=True)
+
+
+def _notes(verdict: Verdict) -> list[str]:
+    """Sentences about what the answer rests on, and what would help."""
+    notes = [
+        f"replayed from the model as loaded through three steps; {verdict.overhead_gib:g} GiB of the GPU are taken as "
+        "not PyTorch's (--overhead-gib)"
+    ]
+    if verdict.expandable_segments_help:
+        notes.append(f"with {_EXPANDABLE} it needs {verdict.expandable_segments_gib:.2f} GiB, and fits")
+    elif not verdict.fits:
+        notes.append(f"with {_EXPANDABLE} it needs {verdict.expandable_segments_gib:.2f} GiB, and does not fit either")
+    if verdict.touchy:
+        notes.append(
+            "it would run with less memory, too, and fail with some more of it: what is given back, and when, decides"
+        )
+    return notes

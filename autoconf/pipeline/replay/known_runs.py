@@ -1,0 +1,145 @@
+"""Replay jobs near the edge of a GPU's memory of which it is known whether they ran, and print a table.
+
+``python -m autoconf.pipeline.replay.known_runs`` takes a quarter of an hour on a laptop's core. Words select runs:
+``python -m autoconf.pipeline.replay.known_runs mistral lora`` replays those whose names have both.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from autoconf.jobs.stack import Stack
+from autoconf.pipeline.catalog import architectures
+from autoconf.pipeline.replay.judge import Verdict, judge, overhead_gib
+from autoconf.pipeline.replay.record import Batches, record
+from autoconf.pipeline.report import markdown
+from autoconf.pipeline.tracing.model_setup import Method, TrainingSetup
+
+A100_GIB = 79.15
+
+
+@dataclass(frozen=True)
+class KnownRun:
+    """A run whose job can be stated; memory in GiB.
+
+    Args:
+        name: of the run.
+        model: architecture.
+        method: of tuning.
+        batches: of each GPU.
+        ran: whether it ran to the end.
+        gpus: A100 with 80 GB.
+        settings: of the stack; the rest is the reference stack.
+        vocabulary: where it is not the model's own.
+        allocated_gib: the most that torch.cuda.max_memory_allocated was; ``None`` where that was not told.
+        in_use_gib: the most that nvidia-smi read, cache and context included.
+    """
+
+    name: str
+    model: str
+    method: Method
+    batches: Batches
+    ran: bool
+    gpus: int = 1
+    settings: dict[str, Any] = field(default_factory=dict)
+    vocabulary: int | None = None
+    allocated_gib: float | None = None
+    in_use_gib: float | None = None
+
+    @property
+    def job(self) -> TrainingSetup:
+        architecture = architectures()[self.model]
+        if self.vocabulary:
+            config = {**architecture.config, "vocab_size": self.vocabulary}
+            architecture = architecture.model_copy(update={"config": config})
+        stack = Stack(**self.settings, gradient_accumulation=self.batches.accumulation > 1)
+        return TrainingSetup(architecture, self.method, stack, self.gpus)
+
+
+# fms-acceleration's benchmarks (scripts/benchmarks/refs/a100_80gb, torch 2.4.1): reentrant checkpoints, one more token
+# for padding, LoRA on attention with PEFT's float32 adapters.
+_BENCHMARK: dict[str, Any] = {"gradient_checkpointing": "reentrant"}
+_LORA = {
+    **_BENCHMARK,
+    "adapter_dtype": "float32",
+    "lora_r": 16,
+    "lora_dropout": 0.1,
+    "lora_targets": ("q_proj", "k_proj", "v_proj", "o_proj"),
+}
+# Liger-Kernel's examples/huggingface without its kernels: bf16 mixed precision, hence float32 parameters in shards.
+# They ran FSDP1; FSDP2 is replayed.
+_LIGER = {"mixed_precision": "bf16", "sharding": "fsdp2"}
+
+RUNS = (
+    KnownRun("granite-3.1-8b full, 4,096 x 1, accumulation 2", "granite-3.1-8b-instruct", "full",
+             Batches(1, 4096, 2), True),
+    KnownRun("mistral-7b full, 4,096 x 4", "mistral-7b-v0.1", "full", Batches(4, 4096), True,
+             settings=_BENCHMARK, vocabulary=32001, allocated_gib=67.46, in_use_gib=75.45),
+    KnownRun("mistral-7b full, 4,096 x 8", "mistral-7b-v0.1", "full", Batches(8, 4096), True,
+             settings=_BENCHMARK, vocabulary=32001, allocated_gib=67.46, in_use_gib=71.28),
+    KnownRun("mistral-7b LoRA r 16, 4,096 x 4", "mistral-7b-v0.1", "lora", Batches(4, 4096), True,
+             settings=_LORA, vocabulary=32001, allocated_gib=24.87, in_use_gib=28.88),
+    KnownRun("mistral-7b LoRA r 16, 4,096 x 8", "mistral-7b-v0.1", "lora", Batches(8, 4096), True,
+             settings=_LORA, vocabulary=32001, allocated_gib=36.08, in_use_gib=42.22),
+    KnownRun("llama3.2-3b full, 8,192 x 4", "llama3.2-3b", "full", Batches(4, 8192), True),
+    KnownRun("llama3.2-3b full, 2,048 x 16", "llama3.2-3b", "full", Batches(16, 2048), True),
+    KnownRun("llama3.2-3b full, 512 x 64", "llama3.2-3b", "full", Batches(64, 512), True),
+    KnownRun("llama3.2-3b full, 512 x 64, accumulation 4", "llama3.2-3b", "full", Batches(64, 512, 4), True),
+    KnownRun("Llama-3-8B full, 4 GPUs, 512 x 48 on each", "llama3-8b", "full", Batches(48, 512), True, 4,
+             settings=_LIGER, allocated_gib=66.9),
+    KnownRun("Qwen2-7B full, 4 GPUs, 512 x 48 on each", "qwen2.5-7b", "full", Batches(48, 512), False, 4,
+             settings=_LIGER),
+    KnownRun("Llama-3-8B full, 4 GPUs, 512 x 32 on each", "llama3-8b", "full", Batches(32, 512), True, 4,
+             settings=_LIGER, allocated_gib=52.8),
+)  # fmt: skip
+
+
+def replayed(run: KnownRun) -> Verdict:
+    """What the replay says of a run."""
+    with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):
+        program = record(run.job, run.batches)
+    return judge(program, A100_GIB, overhead_gib(run.gpus))[0]
+
+
+def row(run: KnownRun, found: Verdict) -> dict[str, Any]:
+    """A line of the table."""
+    measured = [f"{gib:g}" if gib else "-" for gib in (run.allocated_gib, run.in_use_gib)]
+    verdicts = {True: "ran", False: "out of memory"}
+    return {
+        "run": run.name,
+        "measured: allocated / in use": " / ".join(measured),
+        "allocated": f"{found.peak_memory_gib:.2f}",
+        "reserved without limit": f"{found.peak_reserved_gib:.2f}",
+        "least capacity": f"{found.least_capacity_gib:.2f}",
+        "needed": f"{found.needed_memory_gib:.2f}",
+        "with expandable segments": f"{found.expandable_segments_gib:.2f}",
+        "replay says": "runs" if found.fits else "does not run",
+        "happened": verdicts[run.ran],
+    }
+
+
+def main(
+    words: Annotated[list[str] | None, typer.Argument(help="Words that the names of runs have.")] = None,
+) -> None:
+    """Replay runs and print the table."""
+    chosen = [run for run in RUNS if all(word.lower() in run.name.lower() for word in words or ())]
+    if not chosen:
+        typer.echo(f"no run has {' and '.join(words or ())} in its name", err=True)
+        raise typer.Exit(2)
+    console = Console(stderr=True)
+    rows = []
+    for run in chosen:
+        console.print(f"replaying {run.name}")
+        rows.append(row(run, replayed(run)))
+    typer.echo(markdown(rows))
+
+
+if __name__ == "__main__":
+    typer.run(main)
