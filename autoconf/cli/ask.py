@@ -22,8 +22,8 @@ from autoconf.cli.spellings import own_name
 from autoconf.errors import BadInput
 from autoconf.files import STANDARD_STREAM, called
 from autoconf.jobs.column_hints import hints
-from autoconf.jobs.job import Job, read
-from autoconf.jobs.queries import Query
+from autoconf.jobs.job import NAMES, Job, read
+from autoconf.jobs.queries import NOTES, Query
 from autoconf.jobs.tables import check_jobs, earlier_answers, read_table
 from autoconf.jobs.values import is_empty
 from autoconf.predictor import registry
@@ -76,7 +76,20 @@ def answered(table: pd.DataFrame, model_version: str | None, command: CommandQue
         jobs = table.iloc[start : start + CHUNK]
         fields = [field for field in command.query.all_fields if field in jobs]
         answers = command.ask(jobs[fields], model_version=model_version)
-        yield _with_answers(jobs, answers[list(command.query.answers)])  # only some pieces have notes
+        if not start:
+            noted = _has_notes(answers, table, command, model_version)
+        found = answers[list(command.query.answers)]
+        yield _with_answers(jobs, found.assign(**{NOTES: answers.get(NOTES, "")}) if noted else found)
+
+
+def _has_notes(first: pd.DataFrame, table: pd.DataFrame, command: CommandQuery, model_version: str | None) -> bool:
+    """Whether the answers get a column of notes: some answer has notes, and the table itself has no such column."""
+    if NOTES in table or NOTES in first:
+        return NOTES not in table
+    rest = table.iloc[CHUNK:]
+    names = [field for field in NAMES if field in rest]  # they decide whether there are notes
+    fields = [field for field in command.query.all_fields if field in rest]
+    return NOTES in command.ask(rest.drop_duplicates(names)[fields], model_version=model_version)
 
 
 def _with_answers(jobs: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
@@ -186,6 +199,12 @@ def says_no(answers: pd.DataFrame, query: Query) -> bool:
     return bool(no.any())
 
 
+def _with_lists(pieces: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """Convert the notes on each answer to a list, as in the JSON about one job."""
+    for piece in pieces:
+        yield piece.assign(**{NOTES: piece[NOTES].map(_sentences)}) if NOTES in piece else piece
+
+
 def _answer_table(command: CommandQuery, csv_file: str, model_version: str | None, to: OutputOptions) -> None:
     query = command.query
     model_version = version_named(model_version)
@@ -213,6 +232,9 @@ def _answer_table(command: CommandQuery, csv_file: str, model_version: str | Non
     with output(to.file) as stream:
         pieces = answered(table, model_version, command)
         first = next(pieces)  # a broken version raises here, before anything is written
-        write = write_json if to.as_json else write_csv
-        write(noticing_no(_watched(chain([first], pieces), len(table))), stream)
+        found = noticing_no(_watched(chain([first], pieces), len(table)))
+        if to.as_json:
+            write_json(found if NOTES in table else _with_lists(found), stream)
+        else:
+            write_csv(found, stream)
     to.end(no)

@@ -120,7 +120,7 @@ def estimate_command(
     the needed memory with its parts, the usable memory and the headroom, and the reason if there is no estimate.
 
     With --replay the job's training code runs on tensors without memory, and PyTorch's allocator is replayed. The
-    output is the reserved memory, the smallest capacity on which the job runs, and the module and op that fail otherwise.
+    output is the reserved memory, the smallest capacity on which the job runs, and the module and op that fail below.
     With --output FILE the memory is also drawn over time.
 
     $ ado-autoconf estimate --model llama-7b --method lora --gpu L40S --seq-len 8192 --batch 8 --gpus 2

@@ -128,7 +128,7 @@ def _replayed(
         newer = (compute_capability(gpu, domain.gpus[gpu]) or _capability(gpu)) >= 9
         try:
             setup = TrainingSetup(architectures()[model], method, stack, gpus)  # type: ignore[arg-type]
-            program = record(setup, batches, compute_capability=9 if newer else 8, provenance=_tell)
+            program = record(setup, batches, compute_capability=9 if newer else 8, told=_tell)
         except TraceError as error:
             raise BadInput(f"--replay: {error}") from None
         _tell(f"replaying {len(program.events):,} events")

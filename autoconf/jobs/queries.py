@@ -22,6 +22,7 @@ from autoconf.jobs.job import (
 from autoconf.jobs.values import is_empty, whole_number
 
 NUMBER_GPUS = "number_gpus"
+NOTES = "notes"  # the last column of answers, if there are any notes
 # Arguments of queries that are not fields of a job.
 ARGUMENTS = {NUMBER_GPUS: "GPUs of the job, over all workers; a whole number >= 1"}
 
