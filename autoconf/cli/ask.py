@@ -22,8 +22,8 @@ from autoconf.cli.spellings import own_name
 from autoconf.errors import BadInput
 from autoconf.files import STANDARD_STREAM, called
 from autoconf.jobs.column_hints import doubts
-from autoconf.jobs.job import Job, read
-from autoconf.jobs.queries import Query
+from autoconf.jobs.job import NAMES, Job, read
+from autoconf.jobs.queries import NOTES, Query
 from autoconf.jobs.tables import check_jobs, earlier_answers, read_table
 from autoconf.jobs.values import is_empty
 from autoconf.predictor import registry
@@ -76,7 +76,20 @@ def answered(table: pd.DataFrame, model_version: str | None, asking: Asking) -> 
         jobs = table.iloc[start : start + CHUNK]
         fields = [field for field in asking.question.all_fields if field in jobs]
         answers = asking.ask(jobs[fields], model_version=model_version)
-        yield _beside(jobs, answers[list(asking.question.answers)])  # notes come with some pieces only
+        if not start:
+            noted = _has_notes(answers, table, asking, model_version)
+        found = answers[list(asking.question.answers)]
+        yield _beside(jobs, found.assign(**{NOTES: answers.get(NOTES, "")}) if noted else found)
+
+
+def _has_notes(first: pd.DataFrame, table: pd.DataFrame, asking: Asking, model_version: str | None) -> bool:
+    """Whether a table's answers have a column of notes: an answer has one, and the table has no such column itself."""
+    if NOTES in table or NOTES in first:
+        return NOTES not in table
+    rest = table.iloc[CHUNK:]
+    names = [field for field in NAMES if field in rest]  # which decide whether there are notes
+    fields = [field for field in asking.question.all_fields if field in rest]
+    return NOTES in asking.ask(rest.drop_duplicates(names)[fields], model_version=model_version)
 
 
 def _beside(jobs: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
@@ -184,6 +197,12 @@ def says_no(answers: pd.DataFrame, question: Query) -> bool:
     return bool(no.any())
 
 
+def _with_lists(pieces: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """Answers with the notes on each as a list, as JSON has them about one job."""
+    for piece in pieces:
+        yield piece.assign(**{NOTES: piece[NOTES].map(_sentences)}) if NOTES in piece else piece
+
+
 def _answer_table(asking: Asking, csv_file: str, model_version: str | None, to: Writing) -> None:
     question = asking.question
     model_version = version_named(model_version)
@@ -211,6 +230,9 @@ def _answer_table(asking: Asking, csv_file: str, model_version: str | None, to: 
     with output(to.file) as stream:
         pieces = answered(table, model_version, asking)
         first = next(pieces)  # a broken version shows here, before anything is written
-        write = write_json if to.as_json else write_csv
-        write(noticing_no(_watched(chain([first], pieces), len(table))), stream)
+        found = noticing_no(_watched(chain([first], pieces), len(table)))
+        if to.as_json:
+            write_json(found if NOTES in table else _with_lists(found), stream)
+        else:
+            write_csv(found, stream)
     to.end(no)

@@ -35,7 +35,7 @@ def show_answer(answer: dict[str, Any], question: Query = MIN_GPUS) -> None:
     """Print one job and its answer."""
     table = Table(show_header=False, box=box.SIMPLE, pad_edge=False)
     for field in _job_fields(answer, question):
-        table.add_row(field, escape(str(answer[field])))
+        table.add_row(field, escape(_job_text(field, answer[field])))
     table.add_section()
     for field, text in _answer_texts(answer, question):
         table.add_row(field, escape(text), style="bold")
@@ -51,7 +51,7 @@ def _answer_texts(answer: dict[str, Any], question: Query) -> Iterator[tuple[str
             threshold = registry.card(answer["model_version"]).threshold
             yield field, f"{answer[field]} ({probability_text(answer['probability'], threshold)})"
         elif not (field == "probability" and estimated) and answer[field] not in (None, ""):
-            yield field, _text(answer[field])
+            yield field, _job_text(field, answer[field]) if field in _COUNTED else _text(answer[field])
 
 
 def show_replay(answer: dict[str, Any], notes: Iterable[str]) -> None:
@@ -88,6 +88,21 @@ def _job_fields(answer: dict[str, Any], question: Query) -> list[str]:
     """The fields and numbers of a job in what was answered."""
     fields = question.all_fields
     return [field for field in fields if field in answer and field not in question.answers]
+
+
+_COUNTED = {
+    "per_device_train_batch_size": "samples per micro-batch on each GPU",
+    "batch_size": "samples per micro-batch over all GPUs",
+}
+
+
+def _job_text(field: str, value: Any) -> str:
+    """The value of a job's field; of a batch with what it counts.
+
+    >>> _job_text("batch_size", 16)
+    '16 samples per micro-batch over all GPUs'
+    """
+    return f"{value} {_COUNTED[field]}" if field in _COUNTED else str(value)
 
 
 def _text(value: Any) -> str:

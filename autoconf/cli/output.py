@@ -103,4 +103,4 @@ def _json_value(column: str, value: Any) -> Any:
         return None if is_empty(value) else read(column, value)
     if column in ARGUMENTS:
         return whole_number(column, value)
-    return None if pd.isna(value) else value
+    return value if isinstance(value, list) else None if pd.isna(value) else value

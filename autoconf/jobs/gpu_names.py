@@ -16,6 +16,7 @@ _PCI_EXPRESS = re.compile(r"pci[\s_-]*e(?![a-z])")
 # Words that may be written together with a chip's name: brands before it; its board and its generation after it.
 _BRANDS = "nvidia|tesla|geforce|quadro|rtx|gtx"
 _BOARDS = r"sxm\d*|pcie|nvl|hbm\d+e?|ada"
+_BOARD = re.compile(r"sxm\d*|pcie")
 _WORD = re.compile(rf"{_BRANDS}|{_BOARDS}|[a-z]*\d+[a-z]*?(?=(?:{_BOARDS})|[^a-z0-9]|$)|[a-z]+|\d+")
 _NAMES_NO_TYPE = frozenset({"nvidia", "gpu"})
 _CONSUMER = frozenset({"geforce", "rtx"})  # brands of their own; all other types may be called a Tesla
@@ -33,8 +34,8 @@ class GpuNames(Names):
     ('Tesla-V100-SXM2-32GB', 'NVIDIA-GeForce-RTX-4090', 'NVIDIA-A100-SXM4-80GB', 'Tesla-V100-SXM2-32GB')
     >>> gpus.find("A100"), gpus.fitting("A100")
     (None, ['NVIDIA-A100-SXM4-80GB', 'NVIDIA-A100-SXM4-40GB'])
-    >>> gpus.find("L40"), gpus.find("V100 16GB"), gpus.find("RTX 4090 Laptop")
-    (None, None, None)
+    >>> gpus.find("L40"), gpus.find("V100 16GB"), gpus.find("RTX 4090 Laptop"), gpus.find("L4 PCIe")
+    (None, None, None, 'NVIDIA-L4')
 
     Args:
         usable_gib: each type with the memory that CUDA reports, in GiB.
@@ -132,8 +133,15 @@ def _is_said(word: str, of_type: Collection[str]) -> bool:
     if word == "tesla":
         return not _CONSUMER & set(of_type)
     if word == "sxm":
-        return any(known.startswith("sxm") for known in of_type)
+        return any(known.startswith("sxm") for known in of_type) or _says_no_board(of_type)
+    if _BOARD.fullmatch(word):
+        return word in of_type or _says_no_board(of_type)
     return word in _NAMES_NO_TYPE or word in of_type
+
+
+def _says_no_board(of_type: Collection[str]) -> bool:
+    """Whether a type goes by names without its board, so that any board may be said of it: "H200 SXM", "L40S PCIe"."""
+    return not any(word != "ada" and re.fullmatch(_BOARDS, word) for word in of_type)
 
 
 def _may_be_said(word: str, of_type: Collection[str]) -> bool:

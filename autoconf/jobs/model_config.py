@@ -52,6 +52,21 @@ def config_file(model_name: str) -> Path | None:
         return None
 
 
+def without_config(model_name: str) -> str:
+    """Why a name that is meant as a folder or a file leads to no config; empty text where it is not meant so.
+
+    >>> without_config("llama/config.json"), without_config("meta-llama/Llama-3.1-8B")
+    ('there is no file llama/config.json', '')
+    """
+    try:
+        path = Path(model_name).expanduser()
+        if path.is_dir():
+            return f"the folder {path} has no {CONFIG}"
+        return f"there is no file {path}" if path.suffix.lower() == ".json" else ""
+    except (OSError, ValueError, RuntimeError):  # too long for a path, a null byte, no such user
+        return ""
+
+
 def read_config(file: Path) -> dict[str, Any]:
     """Read a config: as data in JSON, and nothing else.
 

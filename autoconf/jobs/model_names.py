@@ -61,7 +61,8 @@ class ModelNames(Names):
             return f"model_name {name!r}: {says}"
         like, how = self._like(name)
         if like is None:
-            return super().refusal(name, version)
+            path = model_config.without_config(name)
+            return f"{super().refusal(name, version)}{f'; {path}' if path else ''}"
         return (
             f"model_name {name!r} is not in the domain of version {version}. It {how} {like}: if it has the same "
             f"shapes, give --model-name {like}, or the folder of its config.json; ado-autoconf trace adds other models"

@@ -22,6 +22,7 @@ from autoconf.jobs.job import (
 from autoconf.jobs.values import is_empty, whole_number
 
 NUMBER_GPUS = "number_gpus"
+NOTES = "notes"  # the column of notes, which answers have behind the others if there are any
 # What a query takes beyond the fields of a job.
 ARGUMENTS = {NUMBER_GPUS: "GPUs of the job, over all workers; a whole number >= 1"}
 

@@ -13,7 +13,7 @@ import pandas as pd
 from autoconf.errors import BadInput
 from autoconf.files import STANDARD_STREAM, called, cannot_read
 from autoconf.jobs.job import TOGETHER, Workload
-from autoconf.jobs.queries import MIN_GPUS, Query
+from autoconf.jobs.queries import MIN_GPUS, NOTES, Query
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
@@ -150,8 +150,11 @@ def check_jobs(table: pd.DataFrame, source: str, query: Query = MIN_GPUS) -> Non
 
 
 def earlier_answers(table: pd.DataFrame, query: Query = MIN_GPUS) -> list[str]:
-    """The answers' columns that a table has already."""
-    return [column for column in query.answers if column in table]
+    """The answers' columns that a table has already; notes before them are the user's own."""
+    columns = list(table)
+    found = [column for column in query.answers if column in columns]
+    noted = query.answers[0] in found and NOTES in columns[columns.index(query.answers[0]) :]
+    return [*found, *([NOTES] if noted else [])]
 
 
 def _read_cells(reader: Callable[[str], Any], texts: Iterable[str]) -> tuple[dict[str, Any], dict[str, str]]:

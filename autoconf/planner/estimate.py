@@ -87,7 +87,9 @@ def _of_candidates(predictor: Predictor, candidates: Candidates) -> list[Estimat
     assert isinstance(memory, StackMemory) and reserve is not None
     place = candidates.rows, candidates.gpus, candidates.tokens_per_gpu
     fits = decide(predictor, candidates).tolist()
-    probability = np.where(passing(candidates), predictor.probabilities(predictor.features(candidates)), 0.0).tolist()
+    features = predictor.features(candidates)
+    possible = passing(candidates) & predictor.possible(features)
+    probability = np.where(possible, predictor.probabilities(features), 0.0).tolist()
     peak = (memory.peak_bytes(*place) / GIB).tolist()
     why_not = iter(causes(candidates.subset(~np.array(fits, bool))))
     threshold = predictor.card.threshold

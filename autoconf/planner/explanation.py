@@ -28,6 +28,7 @@ class Explanation:
     at: dict[int, Estimate]
     # Cheapest first: with a recommendation those that lead to fewer GPUs, otherwise those that get one.
     changes: tuple[Remedy, ...]
+    threshold: float | None = None  # the probability that is required; None outside the version's domain
 
     @property
     def why(self) -> str:
@@ -78,7 +79,7 @@ def explain(job: Job, model_version: str | None = None, models: ModelsFolder = N
     on_each = {field: values * len(shown) for field, values in columns.items()} | {NUMBER_GPUS: shown}
     at = dict(zip(shown, estimates(predictor, on_each), strict=True))
     changes = found.changes if total is None else _to_fewer(predictor, columns, total)
-    return Explanation(replace(found, stack=job.stack_name()), at, changes)
+    return Explanation(replace(found, stack=job.stack_name()), at, changes, predictor.card.threshold if at else None)
 
 
 def _considered(predictor: Predictor, columns: JobColumns) -> list[int]:

@@ -13,7 +13,7 @@ import pandas as pd
 from autoconf.errors import IgnoredColumnWarning
 from autoconf.jobs.column_hints import doubts
 from autoconf.jobs.job import REQUIRED_OF_JOB, Job, read
-from autoconf.jobs.queries import Query
+from autoconf.jobs.queries import NOTES, Query
 from autoconf.planner.defaults import DECIDING, decisive_defaults
 from autoconf.planner.domain import JobColumns, Problems, pick
 from autoconf.planner.notes import Notes, notes_on
@@ -205,7 +205,7 @@ def frame(answers: Sequence[Any], kind: Any, query: Query) -> pd.DataFrame:
     types = get_type_hints(kind)
     columns = {name: ([getattr(one, name) for one in answers], _DTYPES.get(types[name])) for name in query.answers}
     if any(one.notes for one in answers):
-        columns["notes"] = (["; ".join(one.notes) for one in answers], None)
+        columns[NOTES] = (["; ".join(one.notes) for one in answers], None)
     return pd.DataFrame(
         {
             name: pd.array(values, dtype) if dtype == "Int64" else np.array(values, dtype or object)
@@ -217,7 +217,7 @@ def frame(answers: Sequence[Any], kind: Any, query: Query) -> pd.DataFrame:
 def joined(chunks: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Chunks of answers as one table; chunks without notes have no such column."""
     table = pd.concat(chunks)
-    return table.fillna({"notes": ""}) if "notes" in table else table
+    return table.fillna({NOTES: ""}) if NOTES in table else table
 
 
 def _read_columns(columns: dict[str, list[Any]], query: Query) -> tuple[JobColumns, Problems]:

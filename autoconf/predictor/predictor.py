@@ -89,10 +89,13 @@ class Predictor:
 
     def answers(self, table: pd.DataFrame) -> Booleans:
         """Whether a table of ``features`` is predicted to fit, shape (rows,)."""
-        fits = self.probabilities(table) >= self.card.threshold
-        if self.card.least_headroom_gib is not None:
-            fits &= table["headroom_gib"].to_numpy() >= self.card.least_headroom_gib
-        return fits
+        return self.possible(table) & (self.probabilities(table) >= self.card.threshold)
+
+    def possible(self, table: pd.DataFrame) -> Booleans:
+        """Whether a table of ``features`` has the least headroom without which nothing fits, shape (rows,)."""
+        least = self.card.least_headroom_gib
+        enough: Booleans = np.ones(len(table), bool) if least is None else table["headroom_gib"].to_numpy() >= least
+        return enough
 
     def fits(self, candidates: Candidates) -> Booleans:
         """Whether candidates are predicted to fit, shape (candidates,)."""

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from autoconf import Job, avoid_oom, cheapest_gpu, cli, estimate, largest_batch, largest_sample
+from autoconf.cli.ask import CHUNK
 from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, LARGEST_BATCH, LARGEST_SAMPLE
 
 MODEL = {"model_name": "llama-7b", "method": "lora"}
@@ -212,3 +213,37 @@ def test_an_explained_no_is_a_failure_too(run):
     assert run("recommend", *job, "--explain", "--fail-on-no", "-o", "why.png").exit_code == 4
     assert Path("why.png").stat().st_size > 0
     assert run("recommend", *options(ANSWERED["recommend"]), "--explain", "--fail-on-no").exit_code == 0
+
+
+NOTED = "model_name,method,gpu_model,tokens_per_sample,batch_size\nllama-7b,lora,V100,512,4\n"
+TAKEN = "gpu_model 'V100' was taken for Tesla-V100-SXM2-32GB"
+
+
+def test_a_table_has_a_column_of_notes_where_an_answer_has_one(run):
+    Path("jobs.csv").write_text(NOTED + "llama-7b,lora,NVIDIA-L4,512,4\n")
+    first = run("recommend", "--csv", "jobs.csv", "--output", "answers.csv")
+    assert first.stderr == ""
+    noted = pd.read_csv("answers.csv", keep_default_na=False)["notes"].tolist()
+    assert noted[0].startswith(f"{TAKEN}; Tesla-V100-SXM2-32GB (compute capability 7.0) has no") and noted[1] == ""
+    listed = [row["notes"] for row in json.loads(run("recommend", "--csv", "jobs.csv", "--json").stdout)]
+    assert listed == [noted[0].split("; "), []]
+    again = run("recommend", "--csv", "answers.csv")
+    assert again.stdout == Path("answers.csv").read_text()
+    assert again.stderr.strip().endswith("replaced by new ones: can_recommend, gpus, workers, reason, outcome, notes")
+
+
+def test_notes_in_a_later_piece_of_a_long_table_have_their_column(run):
+    rows = ["llama-7b,lora,NVIDIA-L4,512,4\n"] * CHUNK
+    header, noted = NOTED.splitlines(keepends=True)
+    lines = run("recommend", "--csv", "-", input="".join([header, *rows, noted])).stdout.splitlines()
+    assert lines[0].endswith(",reason,outcome,notes")
+    assert lines[1].endswith(",ok,") and TAKEN in lines[-1]
+
+
+def test_a_users_own_column_of_notes_is_kept(run):
+    Path("jobs.csv").write_text(NOTED.replace("\n", ",notes\n", 1).replace("512,4", "512,4,mine"))
+    for file in ("jobs.csv", "answers.csv"):  # and once more when the answers are asked again
+        result = run("recommend", "--csv", file, "--output", "answers.csv")
+        assert result.exit_code == 0
+        assert Path("answers.csv").read_text().splitlines()[1] == "llama-7b,lora,V100,512,4,mine,1,1,1,,ok"
+    assert json.loads(run("recommend", "--csv", "jobs.csv", "--json").stdout)[0]["notes"] == "mine"

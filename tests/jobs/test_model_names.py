@@ -135,3 +135,10 @@ def test_no_model_of_another_size_is_named_as_the_one(models, written):
     reason = models.refusal(written, "2.0.0")
     assert "--model-name" not in reason
     assert "is not in the domain of version 2.0.0, which has " in reason
+
+
+def test_a_folder_without_a_config_and_a_missing_file_are_named(tmp_path):
+    names = ModelNames({"llama-7b": ()})
+    assert names.refusal(str(tmp_path), "2.0.0").endswith(f"; the folder {tmp_path} has no config.json")
+    missing = tmp_path / "config.json"
+    assert names.refusal(str(missing), "2.0.0").endswith(f"; there is no file {missing}")

@@ -277,8 +277,8 @@ def test_without_a_terminal_it_is_plain_text(run):
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.isascii()
     assert re.search(r"training_stack +trl with sharding=fsdp2\n", result.stdout)
-    assert "on 1 GPU: needs 146.1 GiB of 79.1, does not fit (probability 0.00)\n" in result.stdout
-    assert "on each of 2 GPUs: needs 72.8 GiB of 79.1, fits (probability 1.00)\n" in result.stdout
+    assert "on 1 GPU: needs 146.1 GiB of 79.1, does not fit (probability 0.00, 0.90 required)\n" in result.stdout
+    assert "on each of 2 GPUs: needs 72.8 GiB of 79.1, fits (probability 1.00, 0.90 required)\n" in result.stdout
     assert (
         "Single changes that lead to fewer GPUs, cheapest first:\n  torch_dtype=bfloat16 would fit on 1 GPU\n"
         in result.stdout
@@ -370,6 +370,18 @@ def test_a_picture_shows_what_was_estimated(fields):
     assert job(fields).stack_name() in written
     if found.why:
         assert found.why in re.sub(" +", " ", written)
+
+
+@pytest.mark.parametrize("tokens_per_sample", range(8000, 9000, 200))  # the line moves through the reserve's number
+def test_no_number_is_crossed_by_the_line_of_usable_memory(tokens_per_sample):
+    crossing = job({**TWO_GPUS, "method": "full", "tokens_per_sample": tokens_per_sample})
+    figure = memory_bars.picture(crossing, explain(crossing))
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    line, _ = axes.transData.transform((79.1, 0))
+    numbers = [text.get_window_extent() for text in axes.texts if re.fullmatch(r"[\d.]+", text.get_text())]
+    assert len(numbers) >= 8
+    assert not any(box.x0 <= line <= box.x1 for box in numbers)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from autoconf import AutoConfError, Workload, recommend
+from autoconf import AutoConfError, Job, Workload, largest_sample, recommend
+from autoconf.planner.estimate import estimates
 from autoconf.predictor import cards, registry
 from autoconf.predictor.cards import CARD
 from autoconf.predictor.check_jobs import CHECK_JOBS, candidates
@@ -150,3 +151,16 @@ def test_versions_made_from_now_on_never_say_that_a_job_with_negative_headroom_f
     card = released.card.model_copy(update={"least_headroom_gib": 0.0})
     made = Predictor(card, released.memory, released._tabular)
     assert made.answers(step).tolist() == [False, False, False, True, True]
+
+
+def test_a_job_that_its_negative_headroom_excludes_has_no_probability_of_fitting():
+    job = {"model_name": "llama-7b", "method": "lora", "gpu_model": "NVIDIA-A100-80GB-PCIe", "model_version": "2.0.0"}
+    edge = largest_sample(Job(**job, batch_size=1), number_gpus=1).tokens_per_sample
+    columns = {name: [value] for name, value in {**job, "tokens_per_sample": edge, "batch_size": 1}.items()}
+    released = registry.load("2.0.0")
+    (before,) = estimates(released, {**columns, "number_gpus": [1]})
+    assert before.fits and before.headroom_gib < 0  # its answers are frozen
+    card = released.card.model_copy(update={"least_headroom_gib": 0.0})
+    (found,) = estimates(Predictor(card, released.memory, released._tabular), {**columns, "number_gpus": [1]})
+    assert (found.fits, found.probability, found.headroom_gib) == (0, 0.0, before.headroom_gib)
+    assert found.reason.startswith("probability 0.00, 0.90 required: training peaks near ")

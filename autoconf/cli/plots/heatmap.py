@@ -1,7 +1,5 @@
 """Draw a chart of answers: the minimum GPUs over tokens and batch, one panel per model and method, or per
 whatever else answers differ in.
-
-matplotlib is imported when something is drawn, and never through pyplot, so that no setting of the host changes.
 """
 
 from __future__ import annotations
@@ -12,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autoconf.cli.plots.answer_grid import MISSING, NO_RECOMMENDATION, SEPARATOR, Chart, short, step, steps
-from autoconf.errors import AutoConfError
+from autoconf.cli.plots.answer_grid import MISSING, NO_RECOMMENDATION, Chart, short, step, steps
+from autoconf.cli.plots.sheet import FAINT, INK, Sheet, is_dark, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,14 +23,13 @@ _SMALLEST_PANEL, _LARGEST_PANEL = (1.5, 1.0), (9.0, 7.0)
 _BETWEEN_MEMBERS, _BETWEEN_GROUPS, _BETWEEN_ROWS = 0.14, 0.62, 0.86
 _LEFT, _RIGHT, _BOTTOM, _TITLE, _LEGEND_ROW, _HEADINGS = 0.85, 0.3, 0.72, 0.85, 0.2, 0.72
 _NARROWEST = 6.4
-_SUBTITLE_LINE, _SUBTITLE_LETTER = 0.2, 0.075
+_SUBTITLE_LINE = 0.2
 
 _ASPECT = 1.5  # width over height that a picture of many panels aims at
-_DPI, _MOST_PIXELS = 160, 80e6
 _SMALLEST_NUMBERED_CELL = 0.2  # width; numbers in smaller cells would run into each other
 _TICK_EVERY = 0.3  # a label needs about that much room
 
-INK, FAINT, _GREY, _HATCH = "#1f2328", "#59636e", "#e4e6e9", "#9aa1a9"
+_GREY, _HATCH = "#e4e6e9", "#9aa1a9"
 
 
 @dataclass(frozen=True)
@@ -77,91 +74,54 @@ def _layout(chart: Chart) -> _Layout:
     return min(layouts, key=lambda layout: abs(math.log(layout.size[0] / layout.size[1] / _ASPECT)))
 
 
-def check_matplotlib() -> None:
-    """Import what a picture needs.
-
-    Raises:
-        AutoConfError: matplotlib does not import.
-    """
-    try:
-        import matplotlib.backends.backend_agg
-        import matplotlib.figure  # noqa: F401 - what savefig needs must not fail late
-    except Exception as error:  # a broken library can fail at import with anything
-        raise AutoConfError(f"matplotlib does not import: {type(error).__name__}: {error}") from error
-
-
-def empty_figure(width: float, height: float) -> Figure:
-    """A white figure, its size in inches."""
-    from matplotlib.figure import Figure
-
-    dpi = min(_DPI, math.sqrt(_MOST_PIXELS / width / height))
-    return Figure(figsize=(width, height), dpi=dpi, facecolor="white")
-
-
 def draw(chart: Chart) -> Figure:
     """Draw a chart; save the result with its ``savefig``.
 
     Raises:
         AutoConfError: matplotlib does not import.
     """
-    check_matplotlib()
     layout = _layout(chart)
-    totals = [int(total) for panel in chart.panels.values() for total in np.unique(panel)]
-    labels = steps(total for total in totals if total > 0)
-    colors = _colors(max(labels, default=0))
-    keys = _legend_handles(chart, labels, colors)
     width = max(_LEFT + layout.size[0] + _RIGHT, _NARROWEST)
-    per_row = max(1, int((width - _LEFT) / 1.3))
     subtitle = wrapped(chart.subtitle, width - _LEFT - _RIGHT)
+    labels = steps(int(total) for panel in chart.panels.values() for total in np.unique(panel) if total > 0)
+    entries = len(labels) + sum(_has(chart, value) for value in (NO_RECOMMENDATION, MISSING))
+    per_row = max(1, int((width - _LEFT) / 1.3))
     title = _TITLE + _SUBTITLE_LINE * (len(subtitle) - 1)
-    top = title + _LEGEND_ROW * math.ceil(len(keys) / per_row) + _HEADINGS
-    height = top + layout.size[1] + _BOTTOM
-    figure = empty_figure(width, height)
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        """Inches from the upper left corner -> fractions of the figure."""
-        return x / width, 1 - y / height
-
-    # A name may have a dollar sign, which must not open a formula.
-    text: dict[str, Any] = {"ha": "left", "va": "baseline", "color": INK, "parse_math": False}
-    figure.text(*place(_LEFT, 0.42), "Minimum number of GPUs", fontsize=15, fontweight="bold", **text)
+    top = title + _LEGEND_ROW * math.ceil(entries / per_row) + _HEADINGS
+    sheet = Sheet(width, top + layout.size[1] + _BOTTOM)
+    colors = _colors(max(labels, default=0))
+    sheet.write_title(_LEFT, 0.42, "Minimum number of GPUs")
     for line, words in enumerate(subtitle):
-        figure.text(*place(_LEFT, 0.68 + line * _SUBTITLE_LINE), words, fontsize=9.5, **{**text, "color": FAINT})
-    figure.legend(
-        handles=keys, ncols=min(per_row, len(keys)), loc="upper left", bbox_to_anchor=place(_LEFT, title),
-        fontsize=9, labelcolor=INK, frameon=False, borderpad=0, borderaxespad=0, handlelength=1.6, handleheight=1.1,
-        columnspacing=1.6,
+        sheet.write(_LEFT, 0.68 + line * _SUBTITLE_LINE, words, fontsize=9.5)
+    sheet.figure.legend(
+        handles=_legend_handles(chart, labels, colors), ncols=min(per_row, entries), loc="upper left",
+        bbox_to_anchor=sheet.at(_LEFT, title), fontsize=9, labelcolor=INK, frameon=False, borderpad=0, borderaxespad=0,
+        handlelength=1.6, handleheight=1.1, columnspacing=1.6,
     )  # fmt: skip
+    _draw_groups(sheet, chart, layout, top, colors)
+    _name_axes(sheet, chart, layout, top)
+    return sheet.figure
+
+
+def _draw_groups(sheet: Sheet, chart: Chart, layout: _Layout, top: float, colors: list[Any]) -> None:
     for g, group in enumerate(chart.groups):
         x, y = layout.corner(g, 0)
-        figure.text(*place(_LEFT + x, top + y - 0.3), _fitted(group, layout), fontsize=9, fontweight="bold", **text)
+        sheet.write(_LEFT + x, top + y - 0.3, _fitted(group, layout), fontweight="bold", color=INK)
         for k, member in enumerate(chart.members):
             if (group, member) in chart.panels:
                 x, y = layout.corner(g, k)
-                left, bottom = place(_LEFT + x, top + y + layout.panel[1])
-                axes = figure.add_axes((left, bottom, layout.panel[0] / width, layout.panel[1] / height))
+                axes = sheet.axes(_LEFT + x, top + y, *layout.panel)
                 axes.set_title(member, fontsize=8.5, color=FAINT, loc="left", pad=4, parse_math=False)
                 _draw_panel(axes, chart.panels[group, member], colors, layout.cell)
                 _label_axes(axes, chart, layout.cell, batches=k == 0 or (group, chart.members[0]) not in chart.panels)
+
+
+def _name_axes(sheet: Sheet, chart: Chart, layout: _Layout, top: float) -> None:
     unit = " (k = 1024)" if any(short(tokens) != str(tokens) for tokens in chart.tokens) else ""
-    axis: dict[str, Any] = {"fontsize": 9, "color": FAINT}
-    figure.text(*place(_LEFT, height - 0.22), f"tokens per sample{unit}", ha="left", va="bottom", **axis)
+    sheet.write(_LEFT, sheet.height - 0.22, f"tokens per sample{unit}", va="bottom")
     for row in range(layout.rows):
         middle = top + row * layout.pitch[1] + layout.panel[1] / 2
-        figure.text(*place(0.3, middle), "batch size", ha="center", va="center", rotation=90, **axis)
-    return figure
-
-
-def wrapped(subtitle: str, width: float) -> list[str]:
-    """The settings in lines of at most some inches, each setting whole."""
-    lines: list[str] = []
-    for setting in subtitle.split(SEPARATOR):
-        longer = SEPARATOR.join([*lines[-1:], setting])
-        if lines and len(longer) * _SUBTITLE_LETTER <= width:
-            lines[-1] = longer
-        else:
-            lines.append(setting)
-    return lines
+        sheet.write(0.3, middle, "batch size", ha="center", va="center", rotation=90)
 
 
 def _colors(last_step: int) -> list[Any]:
@@ -172,15 +132,18 @@ def _colors(last_step: int) -> list[Any]:
     return [matplotlib.colormaps["viridis"](0.98 - 0.88 * s / last_step) for s in range(last_step + 1)]
 
 
+def _has(chart: Chart, total: int) -> bool:
+    return any((panel == total).any() for panel in chart.panels.values())
+
+
 def _legend_handles(chart: Chart, labels: dict[int, str], colors: list[Any]) -> list[Any]:
     from matplotlib.patches import Patch
 
     unit = {s: " GPU" if label == "1" else " GPUs" for s, label in labels.items()}
     handles = [Patch(facecolor=colors[s], label=f"{label}{unit[s]}") for s, label in labels.items()]
-    values = np.concatenate([panel.ravel() for panel in chart.panels.values()])
-    if (values == NO_RECOMMENDATION).any():
+    if _has(chart, NO_RECOMMENDATION):
         handles.append(Patch(facecolor=_GREY, edgecolor=_HATCH, linewidth=0, hatch="/////", label="no recommendation"))
-    if (values == MISSING).any():
+    if _has(chart, MISSING):
         handles.append(Patch(facecolor="white", edgecolor=_HATCH, linewidth=0.6, label="no answer in the file"))
     return handles
 
@@ -217,11 +180,6 @@ def _hatch(x: float, y: float) -> list[list[tuple[float, float]]]:
 
 def _frame(x: float, y: float) -> list[tuple[float, float]]:
     return [(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1), (x, y)]
-
-
-def is_dark(color: Any) -> bool:
-    """Whether white has more contrast to a color than our ink has (relative luminance as WCAG 2 has it)."""
-    return float(np.dot(np.power(color[:3], 2.2), (0.2126, 0.7152, 0.0722))) < 0.21
 
 
 def _label_axes(axes: Axes, chart: Chart, cell: tuple[float, float], *, batches: bool) -> None:

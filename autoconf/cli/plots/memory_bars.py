@@ -10,7 +10,7 @@ import math
 import sys
 import textwrap
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -18,8 +18,9 @@ from rich.text import Text
 
 from autoconf.cli.console import is_terminal
 from autoconf.cli.plots.answer_grid import SEPARATOR
-from autoconf.cli.plots.heatmap import FAINT, INK, check_matplotlib, empty_figure, is_dark, wrapped
+from autoconf.cli.plots.sheet import FAINT, INK, Sheet, is_dark, wrapped
 from autoconf.jobs.job import Job
+from autoconf.planner.estimate import probability_text
 from autoconf.planner.explanation import Explanation
 from autoconf.planner.results import Estimate
 from autoconf.planner.rules import on_each
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Of Okabe and Ito, whose colors color-blind people tell apart.
-COLOURS = {
+COLORS = {
     "weights": "#0072B2",
     "gradients": "#E69F00",
     "optimizer": "#009E73",
@@ -38,7 +39,7 @@ COLOURS = {
     "reserve": "#999999",
 }
 _PLAIN_WIDTH = 80
-_LABEL, _FIGURES = max(map(len, COLOURS)), 8  # columns of text before a bar
+_LABEL, _FIGURES = max(map(len, COLORS)), 8  # columns of text before a bar
 _SHORTEST_BAR = 8
 
 # Inches.
@@ -48,7 +49,7 @@ _SUBTITLE, _LINE, _AXIS, _LETTERS_PER_INCH = 0.68, 0.19, 0.62, 14.5
 
 def parts(held: Estimate) -> dict[str, float]:
     """The parts of what a GPU needs, in GiB."""
-    return {name: getattr(held, f"{name}_gib") for name in COLOURS}
+    return {name: getattr(held, f"{name}_gib") for name in COLORS}
 
 
 def drawn(explanation: Explanation) -> dict[int, Estimate]:
@@ -56,14 +57,14 @@ def drawn(explanation: Explanation) -> dict[int, Estimate]:
     return {count: held for count, held in explanation.at.items() if held.fits is not None}
 
 
-def heading(count: int, held: Estimate) -> str:
+def heading(count: int, held: Estimate, threshold: float) -> str:
     """
-    >>> print(heading(2, Estimate(fits=1, probability=0.97, needed_memory_gib=72.76, usable_memory_gib=79.1)))
-    on each of 2 GPUs: needs 72.8 GiB of 79.1, fits (probability 0.97)
+    >>> print(heading(2, Estimate(fits=1, probability=0.97, needed_memory_gib=72.76, usable_memory_gib=79.1), 0.9))
+    on each of 2 GPUs: needs 72.8 GiB of 79.1, fits (probability 0.97, 0.90 required)
     """
     verdict = "fits" if held.fits else "does not fit"
     needs = f"needs {held.needed_memory_gib:.1f} GiB of {held.usable_memory_gib:g}"
-    return f"{on_each(count)}: {needs}, {verdict} (probability {held.probability:.2f})"
+    return f"{on_each(count)}: {needs}, {verdict} ({probability_text(held.probability or 0.0, threshold)})"
 
 
 def what_would_help(explanation: Explanation) -> list[str]:
@@ -109,11 +110,11 @@ def as_text(explanation: Explanation, width: int, *, plain: bool) -> Iterator[Te
     most = max((_extent(held) for held in estimates.values()), default=0.0)
     room = width - _LABEL - _FIGURES - 1
     for count, held in estimates.items():
-        yield Text(heading(count, held), style="bold")
+        yield Text(heading(count, held, explanation.threshold or 0.0), style="bold")
         usable = _usable(held)
         start = 0.0
         for name, part in parts(held).items():
-            yield _row(name, part, _bar(start, part, usable, most, room, plain), COLOURS[name])
+            yield _row(name, part, _bar(start, part, usable, most, room, plain), COLORS[name])
             start += part
         yield _row("usable", usable, _bar(0, 0, usable, most, room, plain), "default")
         yield Text()
@@ -155,7 +156,6 @@ def picture(job: Job, explanation: Explanation) -> Figure:
     Raises:
         AutoConfError: matplotlib does not import.
     """
-    check_matplotlib()
     estimates = drawn(explanation)
     across = _WIDTH - _LEFT - _RIGHT
     subtitle = wrapped(SEPARATOR.join(settings_of(job)), across)
@@ -164,24 +164,17 @@ def picture(job: Job, explanation: Explanation) -> Figure:
     below = [line for text in sentences for line in textwrap.wrap(text, letters, subsequent_indent="    ")]
     top = _SUBTITLE + _LINE * len(subtitle) + 0.45  # the legend's
     bottom = top + _ROW * len(estimates) + 0.15  # the line's label
-    height = bottom + _AXIS + _LINE * len(below) + 0.15
-    figure = empty_figure(_WIDTH, height)
-
-    def write(inches: float, words: str, **style: Any) -> None:
-        style = {"color": FAINT, "fontsize": 9, **style}
-        # A name may have a dollar sign, which must not open a formula.
-        figure.text(_LEFT / _WIDTH, 1 - inches / height, words, parse_math=False, va="baseline", **style)
-
-    write(0.42, _title(explanation), fontsize=15, fontweight="bold", color=INK)
+    sheet = Sheet(_WIDTH, bottom + _AXIS + _LINE * len(below) + 0.15)
+    sheet.write_title(_LEFT, 0.42, _title(explanation))
     for line, words in enumerate(subtitle):
-        write(_SUBTITLE + _LINE * line, words)
+        sheet.write(_LEFT, _SUBTITLE + _LINE * line, words)
     for line, words in enumerate(below):
-        write(bottom + _AXIS + _LINE * line, words, color=INK)
-    axes = figure.add_axes((_LEFT / _WIDTH, 1 - bottom / height, across / _WIDTH, (bottom - top) / height))
+        sheet.write(_LEFT, bottom + _AXIS + _LINE * line, words, color=INK)
+    axes = sheet.axes(_LEFT, top, across, bottom - top)
     for row, (count, held) in enumerate(estimates.items()):
-        _draw_bar(axes, row, count, held)
+        _draw_bar(axes, row, count, held, explanation.threshold or 0.0)
     _finish(axes, estimates)
-    return figure
+    return sheet.figure
 
 
 def _title(explanation: Explanation) -> str:
@@ -204,25 +197,35 @@ def settings_of(job: Job) -> list[str]:
     ]  # fmt: skip
 
 
-def _draw_bar(axes: Axes, row: int, count: int, held: Estimate) -> None:
+def _draw_bar(axes: Axes, row: int, count: int, held: Estimate, threshold: float) -> None:
     start, room = 0.0, _extent(held) / (_WIDTH - _LEFT - _RIGHT)
     for name, part in parts(held).items():
         label = name if row == 0 else None
-        axes.barh(
-            row, part, _BAR / _ROW, left=start, color=COLOURS[name], edgecolor="white", linewidth=0.8, label=label
-        )
-        if part > 0.35 * room:  # a number needs about that many inches
+        axes.barh(row, part, _BAR / _ROW, left=start, color=COLORS[name], edgecolor="white", linewidth=0.8, label=label)
+        begin, end = _beside_line(start, start + part, _usable(held))
+        if end - begin > 0.35 * room:  # a number needs about that many inches
             ink = "white" if is_dark(_rgb(name)) else INK
-            axes.text(start + part / 2, row, f"{part:.1f}", ha="center", va="center", fontsize=7.5, color=ink)
+            axes.text((begin + end) / 2, row, f"{part:.1f}", ha="center", va="center", fontsize=7.5, color=ink)
         start += part
-    axes.text(0, row - 0.3, heading(count, held), ha="left", va="bottom", fontsize=8.5, color=INK)
+    axes.text(0, row - 0.3, heading(count, held, threshold), ha="left", va="bottom", fontsize=8.5, color=INK)
     axes.vlines(_usable(held), row - 0.27, row + 0.4, color=INK, linewidth=1.6)
+
+
+def _beside_line(begin: float, end: float, line: float) -> tuple[float, float]:
+    """The larger piece of a bar that a line may cross.
+
+    >>> _beside_line(73, 86, 79), _beside_line(30, 73, 79)
+    ((79, 86), (30, 73))
+    """
+    if not begin < line < end:
+        return begin, end
+    return (begin, line) if line - begin > end - line else (line, end)
 
 
 def _rgb(name: str) -> tuple[float, ...]:
     from matplotlib.colors import to_rgb
 
-    return to_rgb(COLOURS[name])
+    return to_rgb(COLORS[name])
 
 
 def _finish(axes: Axes, estimates: dict[int, Estimate]) -> None:
@@ -237,6 +240,6 @@ def _finish(axes: Axes, estimates: dict[int, Estimate]) -> None:
     for side in axes.spines.values():
         side.set_visible(False)
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(COLOURS), fontsize=8, frameon=False, borderpad=0,
+        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(COLORS), fontsize=8, frameon=False, borderpad=0,
         borderaxespad=0.3, handlelength=1.0, handleheight=0.9, columnspacing=1.2, labelcolor=INK,
     )  # fmt: skip

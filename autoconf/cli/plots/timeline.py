@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from autoconf.cli.plots.answer_grid import SEPARATOR
-from autoconf.cli.plots.heatmap import FAINT, INK, check_matplotlib, empty_figure, wrapped
 from autoconf.cli.plots.memory_bars import settings_of
+from autoconf.cli.plots.sheet import FAINT, INK, Sheet, wrapped
 from autoconf.jobs.job import Job
 from autoconf.memory.units import GIB, Floats, Integers
 
@@ -34,26 +34,18 @@ def picture(job: Job, gpus: int, verdict: Verdict, drawn: Timeline) -> Figure:
     Raises:
         AutoConfError: matplotlib does not import.
     """
-    check_matplotlib()
     across = _WIDTH - _LEFT - _RIGHT
     subtitle = wrapped(SEPARATOR.join(settings_of(job)), across)
     height = _HEIGHT + _LINE * len(subtitle)
-    figure = empty_figure(_WIDTH, height)
-
-    def write(inches: float, words: str, **style: Any) -> None:
-        style = {"color": FAINT, "fontsize": 9, **style}
-        figure.text(_LEFT / _WIDTH, 1 - inches / height, words, parse_math=False, va="baseline", **style)
-
-    write(0.42, title(gpus, verdict), fontsize=15, fontweight="bold", color=INK)
+    sheet = Sheet(_WIDTH, height)
+    sheet.write_title(_LEFT, 0.42, title(gpus, verdict))
     for line, words in enumerate(subtitle):
-        write(0.68 + _LINE * line, words)
+        sheet.write(_LEFT, 0.68 + _LINE * line, words)
     for line, words in enumerate(_below(verdict, int(across * _LETTERS_PER_INCH))):
-        write(height - _PLOT_BOTTOM + 0.5 + _LINE * line, words, color=INK)
+        sheet.write(_LEFT, height - _PLOT_BOTTOM + 0.5 + _LINE * line, words, color=INK)
     top = _PLOT_TOP + _LINE * (len(subtitle) - 1)
-    inside = height - top - _PLOT_BOTTOM
-    axes = figure.add_axes((_LEFT / _WIDTH, _PLOT_BOTTOM / height, across / _WIDTH, inside / height))
-    _draw(axes, verdict, drawn)
-    return figure
+    _draw(sheet.axes(_LEFT, top, across, height - top - _PLOT_BOTTOM), verdict, drawn)
+    return sheet.figure
 
 
 def title(gpus: int, verdict: Verdict) -> str:

@@ -23,7 +23,7 @@ class Request(NamedTuple):
 
     Attributes:
         place: The option.
-        number: How many, as it is written.
+        number: The count, as it is written.
         what: What is counted.
         kind: The type of GPU; empty text if the option names none.
     """
