@@ -25,8 +25,8 @@ _RANKS = [2**exponent for exponent in range(11)]  # usual ones; any whole number
 def property_domain(field: str) -> PropertyDomain:
     """The domain of a field of a job, or of an argument of a query.
 
-    Names and settings are open: a value that is not listed is answered as outside the version's domain or names a
-    user version, and spelling is free. Numbers are whole.
+    Names are open: they go by aliases and free spelling, and user versions have names of their own. A rank is open, as
+    it may be empty. Settings are categories, and numbers are whole.
 
     >>> property_domain("loss").values, property_domain("batch_size").interval
     (['', 'full', 'chunked'], 1)
@@ -35,7 +35,9 @@ def property_domain(field: str) -> PropertyDomain:
         return PropertyDomain(
             variableType=VariableTypeEnum.DISCRETE_VARIABLE_TYPE, interval=1, domainRange=[1, _LARGEST + 1]
         )
-    return PropertyDomain(variableType=VariableTypeEnum.OPEN_CATEGORICAL_VARIABLE_TYPE, values=_values(field))
+    is_open = field in NAMES or field == "lora_r"
+    kind = VariableTypeEnum.OPEN_CATEGORICAL_VARIABLE_TYPE if is_open else VariableTypeEnum.CATEGORICAL_VARIABLE_TYPE
+    return PropertyDomain(variableType=kind, values=_values(field))
 
 
 def _values(field: str) -> list[Any]:

@@ -106,10 +106,19 @@ def trust(folder: Path) -> str:
     Raises:
         AutoConfError: the card cannot be read, or its digest not be kept.
     """
-    with LOADING:
-        found = _card_digest(folder)
-        _keep(folder, found)
+    found = _card_digest(folder)
+    pin(folder, found)
     return found
+
+
+def pin(folder: Path, sha256: str) -> None:
+    """Note the digest that the card of a version must have from now on, whatever it was before.
+
+    Raises:
+        AutoConfError: it cannot be kept.
+    """
+    with LOADING:
+        _keep(folder, sha256)
 
 
 def _pinned(folder: Path) -> str:

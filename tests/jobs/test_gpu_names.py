@@ -16,6 +16,7 @@ SPELLINGS = {
         "4090", "RTX4090", "rtx 4090", "GeForce RTX 4090", "geforce_rtx_4090", "4090 24GB", "RTX-4090-24G",
         "NVIDIA GeForce RTX 4090 (24 GiB)", "nvidia/RTX-4090",
     ],
+    "NVIDIA-H200": ["H200", "h200 sxm", "H200-SXM5-141GB"],
     "NVIDIA-GeForce-RTX-3090": ["3090", "RTX3090", "GeForceRTX3090", "RTX 3090 24 GB"],
     "NVIDIA-GeForce-RTX-5090": ["5090", "rtx5090", "5090 32GB"],
     "Tesla-V100-SXM2-32GB": ["V100", "v100-32g", "V100 32 GB", "Tesla V100", "TeslaV100", "nvidia-tesla-v100",
