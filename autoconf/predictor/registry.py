@@ -118,10 +118,8 @@ def _card(found: Place) -> Card:
 
 
 def _remedy(folder: Path) -> str:
-    """What a user may do where a version is not whole, or not what it was."""
-    if not user_versions.is_own(folder.name):
-        return RELEASED_AGAIN
-    return user_versions.remedy(folder.name)
+    """What helps where a version is not whole."""
+    return user_versions.RESTORED if user_versions.is_own(folder.name) else RELEASED_AGAIN
 
 
 # scikit-learn and threadpoolctl set these when they are imported.

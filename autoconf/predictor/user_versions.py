@@ -95,8 +95,12 @@ def place(version: str, folder: Path | None) -> Place:
     return Place(folder / name, found[1])
 
 
-def remedy(name: str) -> str:
-    """What a user may do where a version of the user is not what it was."""
+# What helps where the files of a version of the user are not those of its card, or its card has not the given digest.
+RESTORED = "restore its files, or make it again with ado-autoconf train"
+
+
+def _if_wanted(name: str) -> str:
+    """What a user may do where a version of the user has another card than at its first use."""
     return f"if that was you, take it as it is by: ado-autoconf versions {name} --trust"
 
 
@@ -128,7 +132,7 @@ def _pinned(folder: Path) -> str:
         pins = _read_pins(_pins_file())
         known = [pins.get(path) for path in _paths(folder)]
         if any(pin not in (None, found) for pin in known):
-            raise AutoConfError(f"version {folder.name}: {CARD} was altered (in {folder}); {remedy(folder.name)}")
+            raise AutoConfError(f"version {folder.name}: {CARD} was altered (in {folder}); {_if_wanted(folder.name)}")
         if None in known:
             _keep(folder, found)
     return found

@@ -307,3 +307,9 @@ except AutoConfError as error:
     assert f"cannot keep its digest in {folder / 'versions.json'}: File too large" in done.stdout, done
     assert (folder / "versions.json").read_text() == before
     assert {path.name for path in folder.iterdir()} <= {"versions.json", "versions.json.lock"}
+
+
+def test_what_trust_cannot_help_is_to_be_restored(models):
+    (models / OWN / "notes.txt").write_text("mine")
+    with pytest.raises(AutoConfError, match=r"notes\.txt does not belong to it .*; restore its files, or make it again"):
+        recommend(Workload.parse(**JOB, model_version=OWN), models=models)
