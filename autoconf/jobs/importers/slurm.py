@@ -23,24 +23,24 @@ class Request(NamedTuple):
 
     Attributes:
         place: The option.
-        count: The count, as it is written.
+        number: The count, as it is written.
         what: What is counted.
         kind: The type of GPU; empty text if the option names none.
     """
 
     place: Place
-    count: str
+    number: str
     what: str
     kind: str = ""
 
     def __str__(self) -> str:
         kind = f" ({shortened(self.kind)})" if self.kind else ""
-        return f"{self.place}: {shortened(self.count)} {self.what}{kind} are requested"
+        return f"{self.place}: {shortened(self.number)} {self.what}{kind} are requested"
 
     def record(self) -> dict[str, Any]:
         """The request as columns: value, file, line, key and rule."""
         file, line, key = self.place
-        value = f"{self.kind}:{self.count}" if self.kind else self.count
+        value = f"{self.kind}:{self.number}" if self.kind else self.number
         return {"value": value, "file": file, "line": line, "key": key, "rule": f"Slurm's sbatch: {self.what}"}
 
 

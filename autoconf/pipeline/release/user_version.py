@@ -92,7 +92,7 @@ def train_own(base: str, version: str, output: Path, traces: Sequence[str] = (),
             teaches = teaches if cluster.training_table is None else cluster.training_table
         sha256 = complete(scratch, card, teaches, lambda predictor: _evaluation(predictor, found, cluster))
     user_versions.pin(folder, sha256)
-    # What lies there is read and checked once, now, so that the first job does not wait for it.
+    # Its files are read and checked now, so that the first job does not wait for it.
     return OwnVersion(folder, sha256, registry.load(version, output).card, cluster)
 
 
