@@ -141,7 +141,7 @@ def answer_one(asking: Asking, fields: dict[str, Any], to: Writing, told: Mappin
         told: What is known of where the fields come from; in JSON and CSV with the answer.
     """
     question = asking.question
-    _, answers, shown = _answered_one(asking, fields)
+    _, answers, shown = answered_one(asking, fields)
     ranked = "rank" in question.answers
     with output(to.file) as stream:
         if to.as_json:
@@ -155,7 +155,7 @@ def answer_one(asking: Asking, fields: dict[str, Any], to: Writing, told: Mappin
     to.end(says_no(answers, question))
 
 
-def _answered_one(asking: Asking, fields: dict[str, Any]) -> tuple[Job, pd.DataFrame, list[dict[str, Any]]]:
+def answered_one(asking: Asking, fields: dict[str, Any]) -> tuple[Job, pd.DataFrame, list[dict[str, Any]]]:
     """One job, its answers as a table, and as they are shown."""
     question = asking.question
     try:
