@@ -68,6 +68,13 @@ def test_an_abbreviated_option_counts(fields) -> None:
     assert fields(f"{SFT} --per_device_train_b 3 --max_length 8")["per_device_train_batch_size"] == 3
 
 
+def test_the_parser_of_trl_takes_any_option_that_is_unique(fields) -> None:
+    found = fields(f"{SFT} --max_len 8 --load_in_4 True --use_lig True --lora_d 0.1")
+    assert (found["tokens_per_sample"], found["method"], found["loss"]) == (8, "qlora", "chunked")
+    with pytest.raises(BadInput, match="--load_in_4"):
+        fields("python train.py --model_name_or_path m --load_in_4 True", tokens_per_sample=8, batch_size=1)
+
+
 def test_slurms_requests_are_told(tmp_path: Path) -> None:
     (tmp_path / "run").write_text(f"#!/bin/bash\n#SBATCH --gres=gpu:4\n#SBATCH --nodes 2\nsrun {SFT}\n")
     told = read_job([str(tmp_path / "run")], {}).read

@@ -413,7 +413,7 @@ def test_environments_have_what_a_trace_imports():
     """So that a module which gains an import does not break the environments of other libraries without a word."""
     pytest.importorskip("torch", reason="versions are traced with the extra [build], installed on Python 3.11")
     code = (
-        "import json, sys, autoconf.pipeline.validation.trace_jobs\n"
+        "import json, sys, autoconf.pipeline.validation.trace_jobs, autoconf.pipeline.validation.replay_jobs\n"
         "json.dump([m.__file__ for name, m in sys.modules.items() if name.startswith('autoconf')], sys.stdout)"
     )
     files = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)

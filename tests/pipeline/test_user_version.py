@@ -35,7 +35,7 @@ def made(tmp_path_factory):
     names = ["qwen2.5-0.5b", "llama-7b"]
     domain = released.domain.model_copy(update={"models": {name: released.domain.models[name] for name in names}})
     card = released.model_copy(update={"version": BASE, "domain": domain, "evaluation": {}})
-    with files.appearing_folder(folder / "models" / BASE) as scratch:
+    with files.atomic_folder(folder / "models" / BASE) as scratch:
         write_models([table.figures(name) for name in names], scratch)
         runs = pd.read_parquet(registry.MODELS / "2.0.0" / rebuild.TRAINING_TABLE)
         version_folder.complete(scratch, card, runs)

@@ -295,7 +295,7 @@ def test_without_a_recommendation_each_change_is_told_once(run):
 def test_where_no_change_helps_it_says_so(run):
     stubborn = {**NO_GPUS, "model_name": "llama3.1-405b", "gpu_model": "T4", "sharding": "fsdp2", "batch_size": 1}
     assert explain(job(stubborn)).changes == ()
-    assert run(stubborn).stdout.endswith("\nNo single change of those that were asked would get a recommendation.\n")
+    assert run(stubborn).stdout.endswith("\nNone of the single changes tried would get a recommendation.\n")
     assert "change" not in run({**TWO_GPUS, "method": "lora"}).stdout  # one GPU
     assert "change" not in run({**TWO_GPUS, "model_name": "gpt-9"}).stdout  # outside the domain
 
@@ -307,7 +307,7 @@ def test_a_version_without_estimates_is_no_failure(run):
         assert "\nversion 1.1.0 has no estimates; the newest is 2.0.0\n" in result.stdout
         assert re.search(r"\n *gpus +4\n", result.stdout)
         assert "gpu_model=NVIDIA-H100-PCIe would fit on 2 GPUs" in result.stdout
-    assert result.stderr == "picture.png: not written, as there is nothing to draw\n"
+    assert result.stderr == "picture.png: not written, because there is nothing to draw\n"
     assert not Path("picture.png").exists()
 
 

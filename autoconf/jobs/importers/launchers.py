@@ -129,12 +129,15 @@ def _different(launches: Sequence[Launch]) -> list[Launch]:
 def _places(command: Command, place: PlaceOf, first_line: int | None) -> PlaceOf:
     """The places of the options of one command."""
 
+    lines: dict[str, int] = {}
+    for word, line in zip(command.words, command.lines, strict=True):
+        lines.setdefault(word.partition("=")[0], line)
+
     def where(option: str) -> Place:
         found = place(described(option))
         if first_line is None:
             return found
-        starts = (line for word, line in zip(command.words, command.lines, strict=True) if word.startswith(option))
-        return found._replace(line=next(starts, command.lines[0]) + first_line - 1)
+        return found._replace(line=lines.get(option, command.lines[0]) + first_line - 1)
 
     return where
 
@@ -264,7 +267,7 @@ def _framework_launch(program: str, words: Sequence[str], place: PlaceOf) -> Lau
     rest = list(words[1:])
     if program != "trl":
         found += _config(rest, dialect, place)
-    return Launch(program, [*found, *_settings(_options(rest), dialect, place)])
+    return Launch(program, [*found, *_settings(_options(rest), dialect, place, program == "trl")])
 
 
 def _config(words: Sequence[str], dialect: str, place: PlaceOf) -> list[Setting]:
@@ -321,7 +324,7 @@ def _script_launch(launcher: str, rest: Sequence[str], place: PlaceOf) -> Launch
     config = _config(words, dialect, place)
     if dialect != "arguments" or (config and config[0].value.endswith((".yaml", ".yml", ".json"))):
         found += config
-    return Launch(framework, [*found, *_settings(arguments, dialect, place)], script)
+    return Launch(framework, [*found, *_settings(arguments, dialect, place, framework == "trl")], script)
 
 
 def _same_script(script: str, known: str) -> bool:
@@ -359,15 +362,26 @@ def _key(name: str) -> str:
     return name.lstrip("-+").replace("-", "_")
 
 
-def _full_name(key: str, dialect: Dialect) -> str:
-    """The option of the Trainer that a name abbreviates, as argparse takes it if no other starts like it."""
-    if dialect.knows(key) or len(key) < _SHORTEST:
+def _full_name(key: str, dialect: Dialect, known_parser: bool) -> str:
+    """The option of the Trainer that a name abbreviates, as argparse takes it if no other starts like it.
+
+    Args:
+        key: The name.
+        dialect: The options.
+        known_parser: Whether the script has no other options than these.
+    """
+    if dialect.knows(key) or is_unknown(key) or (not known_parser and len(key) < _SHORTEST):
         return key
     found = [name for name in (*dialect.keys, *dialect.ignored) if name.startswith(key)]
-    return found[0] if len(found) == 1 and found[0] in _ABBREVIATED else key
+    meanings = [dialect.find(name) for name in found]
+    if not found or (len(found) > 1 and (meanings[0] is None or any(each != meanings[0] for each in meanings))):
+        return key
+    return found[0] if known_parser or found[0] in _ABBREVIATED else key
 
 
-def _settings(options: Iterable[tuple[str, Any]], dialect: str, place: PlaceOf) -> Iterator[Setting]:
+def _settings(
+    options: Iterable[tuple[str, Any]], dialect: str, place: PlaceOf, known_parser: bool = False
+) -> Iterator[Setting]:
     table = job_keys().dialects[dialect]
     for name, value in options:
         key, where = _key(name), place(name)
@@ -379,5 +393,5 @@ def _settings(options: Iterable[tuple[str, Any]], dialect: str, place: PlaceOf) 
             except (ValueError, RecursionError):
                 raise BadInput(f"{where}: {value[:80]!r}: not JSON") from None
         if dialect == "arguments":
-            key = _full_name(key, table)
+            key = _full_name(key, table, known_parser)
         yield from (setting._replace(place=where) for setting in settings(dialect, {key: value}, place))

@@ -84,6 +84,8 @@ def concern(key: str) -> Concern | None:
         return _CHECKPOINTING
     if "ckpt" in found and found & {"activation", "act", "gradient", "grad"}:
         return _CHECKPOINTING
+    if {"load", "in"} <= found:
+        return _BITS
     if found & _ADAPTER_WORDS and found & {"r", "rank", "dim"}:
         return _RANK
     if found & _ADAPTER_WORDS and found & {"target", "targets", "modules", "layers"}:

@@ -219,36 +219,33 @@ def _as_loaded(rank: Rank) -> list[torch.Tensor]:
     return [*found.values(), *(t for t in rank.resident() if id(t) not in found)]
 
 
-def _adamw(parameters: list[nn.Parameter], foreach: bool) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, foreach=foreach)
+# Optimizer and clipping run on all parameters at once, which is PyTorch's default on CUDA for plain and for distributed
+# tensors: torch/optim/optimizer.py, _default_to_fused_or_foreach; torch/utils/_foreach_utils.py, _has_foreach_support;
+# torch/distributed/tensor/__init__.py, which adds DTensor to the types of both. Fake tensors are of neither type.
+_FOREACH = True
 
 
-def _adamw_fused(parameters: list[nn.Parameter], foreach: bool) -> torch.optim.Optimizer:
+def _adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, foreach=_FOREACH)
+
+
+def _adamw_fused(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, fused=True)
 
 
-def _sgd(parameters: list[nn.Parameter], foreach: bool) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=1e-3, foreach=foreach)
+def _sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=1e-3, foreach=_FOREACH)
 
 
-_OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], bool], torch.optim.Optimizer]] = {
+_OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "adamw_torch": _adamw,
     "adamw_torch_fused": _adamw_fused,
     "sgd": _sgd,
 }
 
 
-def _uses_foreach(job: TrainingSetup) -> bool:
-    """Whether optimizer and clipping run on all parameters at once.
-
-    torch/optim/optimizer.py, _default_to_fused_or_foreach, and torch/utils/_foreach_utils.py, _has_foreach_support:
-    where each is a plain tensor on a CUDA device, and FSDP2's distributed tensors are not plain ones.
-    """
-    return job.gpus == 1 or job.stack.sharding != "fsdp2"
-
-
 def _optimizer(job: TrainingSetup, rank: Rank) -> torch.optim.Optimizer:
-    return _OPTIMIZERS[job.stack.optim](rank.trainable, _uses_foreach(job))
+    return _OPTIMIZERS[job.stack.optim](rank.trainable)
 
 
 def _update(rank: Rank, optimizer: torch.optim.Optimizer, batches: Batches, recorder: ProgramRecorder) -> None:
@@ -263,8 +260,7 @@ def _update(rank: Rank, optimizer: torch.optim.Optimizer, batches: Batches, reco
             loss.backward()
         del loss
     recorder.part = Part("clipping")
-    foreach = _uses_foreach(rank.job)
-    norm = nn.utils.clip_grad_norm_(rank.trainable, 1.0, foreach=foreach or None)
+    norm = nn.utils.clip_grad_norm_(rank.trainable, 1.0, foreach=_FOREACH)
     recorder.part = Part("optimizer")
     optimizer.step()
     del norm

@@ -46,6 +46,9 @@ class Run:
     failed: bool
     peak_gib: float | None  # torch.cuda.max_memory_allocated, as the Trainer reported it; None where it was not
     unreported_gib: float  # what the report leaves out
+    samples: int = 1  # of one micro-batch on each GPU
+    accumulation: int = 1  # micro-batches of an update
+    in_use_gib: float | None = None  # the most that nvidia-smi read, cache and context included; None where it did not
 
     @property
     def stack_name(self) -> str:
@@ -199,6 +202,9 @@ def _benchmark_run(line: int, row: dict[str, str]) -> Run:
         failed=_one_of(row, "failed", _FAILED),
         peak_gib=_gib(row, "peak_allocated_gib") if row["peak_allocated_gib"] and row["tokens_per_sample"] else None,
         unreported_gib=unreported,
+        samples=_whole(row, "per_device_train_batch_size"),
+        accumulation=_whole(row, "gradient_accumulation_steps"),
+        in_use_gib=_gib(row, "nvidia_smi_gib") if row.get("nvidia_smi_gib") else None,
     )
 
 

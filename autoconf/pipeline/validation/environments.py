@@ -77,6 +77,18 @@ def traced(libraries: Libraries | None, jobs: list[dict[str, Any]]) -> list[dict
     Raises:
         AutoConfError: the environment cannot be made, or the process fails.
     """
+    return run(libraries, "autoconf.pipeline.validation.trace_jobs", jobs)
+
+
+def run(libraries: Libraries | None, module: str, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Run a module with given libraries on jobs, which it reads from standard input as JSON.
+
+    Returns:
+        What it writes to standard output, for each job.
+
+    Raises:
+        AutoConfError: the environment cannot be made, or the process fails.
+    """
     python = sys.executable if libraries is None else str(python_of(libraries))
     environment = {
         **os.environ,
@@ -84,7 +96,7 @@ def traced(libraries: Libraries | None, jobs: list[dict[str, Any]]) -> list[dict
         "TRANSFORMERS_VERBOSITY": "error",
         "PYTHONWARNINGS": "ignore",
     }
-    command = [python, "-m", "autoconf.pipeline.validation.trace_jobs"]
+    command = [python, "-m", module]
     finished = subprocess.run(command, input=json.dumps(jobs), env=environment, stdout=subprocess.PIPE, text=True)
     if finished.returncode:
         raise AutoConfError(f"traces with {libraries or 'the installed libraries'} failed (exit {finished.returncode})")

@@ -1,0 +1,48 @@
+"""Replay jobs given as JSON on standard input, with whatever libraries are installed; figures go to standard output as
+JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import redirect_stdout
+from typing import Any
+
+from autoconf.jobs.stack import Stack
+from autoconf.memory.replay import replay
+from autoconf.memory.units import GIB
+from autoconf.pipeline.catalog import Architecture
+from autoconf.pipeline.replay.record import Batches, record
+from autoconf.pipeline.tracing.model_setup import TrainingSetup
+from autoconf.pipeline.tracing.recorder import TraceError
+
+
+def replayed(job: dict[str, Any]) -> dict[str, Any]:
+    """Most that is allocated and reserved on a GPU of some capacity, in GiB, or what keeps it from being told."""
+    parsed = TrainingSetup(Architecture(**job["architecture"]), job["method"], Stack(**job["stack"]), job["gpus"])
+    try:
+        program = record(parsed, Batches(*job["batches"]))
+    except (TraceError, ValueError, AttributeError, RuntimeError, TypeError) as error:
+        return {"problem": f"{type(error).__name__}: {error}"}
+    found = replay(program, int(job["capacity_gib"] * GIB))
+    return {
+        "allocated_gib": found.allocated / GIB,
+        "reserved_gib": found.reserved / GIB,
+        "failed": found.failed_at is not None,
+        "retries": found.retries,
+    }
+
+
+def main() -> None:
+    jobs = json.load(sys.stdin)
+    with redirect_stdout(sys.stderr):  # libraries print
+        figures = []
+        for number, job in enumerate(jobs, 1):
+            print(f"replaying job {number} of {len(jobs)}", flush=True)
+            figures.append(replayed(job))
+    json.dump(figures, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
