@@ -18,7 +18,7 @@ from autoconf.pipeline.report import PAGES, VALIDATION, markdown, write_section
 from autoconf.predictor import cards, registry
 from autoconf.predictor.cards import CARD, Card
 from autoconf.predictor.registry import MODELS
-from autoconf.predictor.user_versions import Place
+from autoconf.predictor.user_versions import VersionFolder
 
 # Of the cards' decisions, which keep the names that they were released with.
 _HEADINGS = {
@@ -159,7 +159,7 @@ def evaluate(version: str) -> tuple[dict[str, Any], str]:
     """
     folder = MODELS / version
     # Whoever makes a version believes what lies there: its digest cannot be in the code yet.
-    predictor = registry.load_from(Place(folder, cards.digest((folder / CARD).read_bytes())))
+    predictor = registry.load_from(VersionFolder(folder, cards.digest((folder / CARD).read_bytes())))
     families = {name: architecture.family for name, architecture in architectures().items()}
     judged, figures = measured(predictor, families, space=sweep_space(predictor.card))
     evaluation: dict[str, Any] = {
