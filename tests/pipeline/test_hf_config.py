@@ -90,11 +90,14 @@ def trace_file(tmp_path) -> Path:
         ("[1]", "must hold a JSON object, but holds a list"),
         ({"hidden_size": 64}, "model_type: is missing"),
         ({"model_type": "lama"}, "model_type: transformers 5.23.0 does not know 'lama'"),
-        ({"model_type": "mine", "auto_map": {"AutoConfig": "m.C"}}, "auto_map: model_type 'mine' comes with code of"),
+        ({"model_type": "mine", "auto_map": {"AutoConfig": "m.C"}}, "auto_map: model_type 'mine' needs custom code"),
         ({"model_type": "bert"}, "model_type: 'bert' is not a causal language model"),
         ({"model_type": "t5"}, "model_type: 't5' is not a causal language model"),
         ({"model_type": "gemma3", "text_config": {"hidden_size": 64}}, "text_config: a model of several parts"),
-        ({**LLAMA, "quantization_config": {"quant_method": "awq"}}, "quantization_config: the checkpoint is quantized"),
+        (
+            {**LLAMA, "quantization_config": {"quant_method": "awq"}},
+            "quantization_config: the checkpoint is already quantized",
+        ),
         ({**LLAMA, "hidden_size": "wide"}, "Validation error for field 'hidden_size'"),
         ({**LLAMA, "num_attention_heads": 0}, "transformers rejects it: ZeroDivisionError"),
         ({**LLAMA, "num_hidden_layers": 1}, "num_hidden_layers: must be a whole number from 2 to 1024, got 1"),
@@ -105,8 +108,11 @@ def trace_file(tmp_path) -> Path:
         ({"model_type": "cohere2", **SMALL, "num_hidden_layers": 8}, "layers 1 and 3 differ (they hold different tens"),
         ({"model_type": "falcon_h1", **SMALL}, "its layers do more than attention"),
         ({"model_type": "bloom", **SMALL}, "creates a tensor of tokens x tokens"),
-        ({"model_type": "gpt_neo", "num_layers": 2, "attention_types": [[["global"], 2]]}, "attention in classes of"),
-        ({"model_type": "persimmon", **SMALL}, "by --lora-targets; there are query_key_value, dense, dense_h_to_4h"),
+        (
+            {"model_type": "gpt_neo", "num_layers": 2, "attention_types": [[["global"], 2]]},
+            "attention has custom classes",
+        ),
+        ({"model_type": "persimmon", **SMALL}, "with --lora-targets; there are query_key_value, dense, dense_h_to_4h"),
     ],
 )
 def test_a_config_that_cannot_be_traced_says_what_is_the_obstacle(own_model, written, config, obstacle):

@@ -23,7 +23,7 @@ from autoconf.cli.plots.memory_bars import as_text, drawn, parts
 from autoconf.jobs.names import key
 from autoconf.jobs.queries import MIN_GPUS
 from autoconf.planner.domain import pick
-from autoconf.planner.runner import _read_columns
+from autoconf.planner.runner import read_columns
 from autoconf.planner.search import recommendations
 from autoconf.predictor import registry
 
@@ -116,7 +116,7 @@ def that_help(fields: dict, below: int | None) -> list[tuple]:
     changed = [{**fields, field: value} for field, value in asked]
     # Without the changes that would help where one does not, of which a table's reasons tell.
     table = {field: [one.get(field) for one in changed] for field in Workload.model_fields}
-    columns, problems = _read_columns(table, MIN_GPUS)
+    columns, problems = read_columns(table, MIN_GPUS)
     sound = [index for index in range(len(changed)) if index not in problems]
     answers = recommendations(registry.load(fields["model_version"]), pick(columns, sound))
     totals = {index: total(said) for index, said in zip(sound, answers, strict=True) if said.can_recommend}
