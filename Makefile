@@ -1,5 +1,5 @@
-# Two commands need nothing but Python 3.11, 3.12 or 3.13:  make run   make test
-# `make help` lists the rest. PYTHON=... chooses the interpreter, VENV=... the environment's folder.
+# Two commands need only Python 3.11, 3.12 or 3.13:  make run   make test
+# `make help` lists the others. PYTHON=... selects the interpreter, VENV=... the folder of the environment.
 
 PYTHON ?= $(shell for p in python3 python python3.13 python3.12 python3.11; do \
   $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MEASURED ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# A Ray cluster that happens to run on this machine is not ours to use.
+# Do not use a Ray cluster that already runs on this machine.
 export RAY_ADDRESS := local
 
 .PHONY: help run test test-fast test-slow lint typecheck format docs predictor evaluate ground-truth replay measured \
@@ -16,7 +16,7 @@ export RAY_ADDRESS := local
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
-# ado prints the result between lines of its own and of Ray, so the answer is repeated at the end.
+# ado prints the result between other lines of ado and Ray, so the answer is repeated at the end.
 run: SHELL := bash
 run: $(VENV)/installed  ## create the environment and answer the first example
 	@echo "Asking examples/qwen.yaml through ado; starting Ray takes some seconds ..."
@@ -24,10 +24,10 @@ run: $(VENV)/installed  ## create the environment and answer the first example
 	@awk '$$1 ~ /^(can_recommend|gpus|workers)$$/ { answer = answer (answer ? ", " : "") $$1 " " $$2 } \
 	  END { print answer ? answer : "no answer"; exit !answer }' $(VENV)/answer.txt
 
-test: lint  ## create the environment and run lint and all tests but the slow ones
+test: lint  ## create the environment and run lint and all tests except slow ones
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-test-fast: $(VENV)/installed  ## the tests that need neither PyTorch nor Ray nor long
+test-fast: $(VENV)/installed  ## short tests that need neither PyTorch nor Ray
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not torch and not ray and not slow and not long"
 
 test-slow: $(VENV)/tested  ## the tests that take minutes
@@ -46,7 +46,7 @@ docs: $(VENV)/documented  ## build the documentation into build/site
 typecheck: $(VENV)/tested  ## check types
 	$(BIN)/mypy
 
-format: $(VENV)/installed  ## format the code and mend what ruff can mend
+format: $(VENV)/installed  ## format the code and apply ruff's fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -54,24 +54,24 @@ predictor: $(VENV)/build  ## rebuild the newest predictor version from the archi
 	$(BIN)/python -m autoconf.pipeline.release.train
 	$(MAKE) evaluate
 
-evaluate: $(VENV)/build  ## measure the newest predictor version
+evaluate: $(VENV)/build  ## evaluate the newest predictor version
 	$(BIN)/python -m autoconf.pipeline.release.evaluate
 
-ground-truth: $(VENV)/build  ## check composed figures against traces of FSDP ranks, and these against real processes and full depth
+ground-truth: $(VENV)/build  ## compare composed figures with traces of FSDP ranks, and these with real processes and full depth
 	$(BIN)/python -m autoconf.pipeline.validation.composition
 	$(BIN)/python -m autoconf.pipeline.validation.rank_truth --output autoconf/pipeline/validation/rank_truth.csv
 
-replay: $(VENV)/build  ## replay PyTorch's allocator on jobs near the edge that ran or failed, and print the table
+replay: $(VENV)/build  ## replay PyTorch's allocator for real runs near the limit of memory, and print the table
 	$(BIN)/python -m autoconf.pipeline.replay.known_runs
 
-measured: $(VENV)/build  ## trace the runs of MEASURED=runs.csv with their own stacks and libraries, and compare with what GPUs measured
-	@test -n "$(MEASURED)" || { echo "say which runs: make measured MEASURED=runs.csv" >&2; exit 2; }
+measured: $(VENV)/build  ## trace the runs of MEASURED=runs.csv with their own stacks and libraries, and compare with the measured peaks
+	@test -n "$(MEASURED)" || { echo "give a table of runs: make measured MEASURED=runs.csv" >&2; exit 2; }
 	$(BIN)/python -m autoconf.pipeline.validation.compare_measured $(MEASURED)
 
-measured-sample: $(VENV)/build  ## trace one run of each library environment anew, and compare with the published peaks
+measured-sample: $(VENV)/build  ## trace one run of each library environment again, and compare with the published peaks
 	$(BIN)/python -m autoconf.pipeline.calibration.real_rows --check $(wildcard autoconf/pipeline/validation/one_run_per_environment/*.csv)
 
-measure: $(VENV)/build  ## on a machine with a CUDA GPU: run the reference workload near the edge of memory
+measure: $(VENV)/build  ## on a machine with a CUDA GPU: run the reference workload near the limit of memory
 	$(BIN)/python -m autoconf.pipeline.validation.measure_gpu
 
 benchmark: $(VENV)/installed  ## measure speed, each figure next to its baseline, into BENCHMARKS.md
@@ -85,7 +85,7 @@ test-matrix:  ## the suite's drift tests under other Pythons, AutoGluons and ado
 test-drift:  ## one mismatched combination of the matrix, as CI runs it
 	tests/matrix.sh drift
 
-lock:  ## resolve requirements.lock anew (needs uv)
+lock:  ## resolve requirements.lock again (needs uv)
 	uv pip compile --universal --python-version 3.11 --extra test --no-header --no-annotate \
 	  --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
 
@@ -97,12 +97,12 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: $(BIN)/python requirements.lock pyproject.toml
-	@echo "Installing ado, Ray, AutoGluon and what they need into $(VENV): 1.3 GB, one to three minutes ..."
+	@echo "Installing ado, Ray, AutoGluon and their dependencies into $(VENV): 1.3 GB, one to three minutes ..."
 	$(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps -e .
 	@touch $@
 
-# Versions are traced on Python 3.11; on later ones the suite skips the tests that need torch.
+# Versions are traced on Python 3.11; on later versions of Python the suite skips the tests that need torch.
 $(VENV)/tested: $(VENV)/installed
 	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then $(MAKE) --no-print-directory $(VENV)/build; fi
 	@touch $@

@@ -9,12 +9,12 @@ import lazy_loader
 
 from autoconf.predictor.locks import LOADING
 
-# The names and their modules are in __init__.pyi. Loading ado's plugins imports this package in every ado process, so
-# that pandas must wait until somebody asks.
+# The names and their modules are in __init__.pyi. Every ado process imports this package when it loads its plugins, so
+# pandas must not be imported before it is needed.
 _import, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used; a process that is forked meanwhile would wait for it for ever."""
+    """Import a public name on first use, under a lock: a process forked during an import would wait for it forever."""
     with LOADING:
         return _import(name)

@@ -1,17 +1,17 @@
-"""The installed distribution: its version, and another one that installs a package of the same name."""
+"""The version of the installed distribution, and a check for another distribution with a package of the same name."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 from autoconf.errors import AutoConfError
 
 NAME = "autoconf-gpus"
-# Another project on the package index, and the name of this one before 2.1.0: it, too, installs a package `autoconf`
-# and a command `ado-autoconf`, so that one overwrites files of the other.
+# Another project on the package index, and the name of this one before 2.1.0. It also installs a package `autoconf`
+# and a command `ado-autoconf`, so one overwrites files of the other.
 CLASHING = "ado-autoconf"
 
 
 def __getattr__(name: str) -> str:
-    """Look ``__version__`` up when it is asked for: a source tree that is not installed has none."""
+    """Look ``__version__`` up on first use, because a source tree that is not installed has no version."""
     if name == "__version__":
         return version(NAME)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -21,7 +21,7 @@ def check_installation() -> None:
     """Check that no other distribution installs a package of this name.
 
     Raises:
-        AutoConfError: one does; the message names both, and how to get rid of it.
+        AutoConfError: another one does; the message names both, and how to remove it.
 
     >>> check_installation()
     """

@@ -1,43 +1,43 @@
-"""The exceptions that AutoConf raises, apart from ``ValueError``.
+"""The exceptions that AutoConf raises in addition to ``ValueError``.
 
-A value that can never be right raises a ``ValueError`` that names its field. That a job has no recommendation is an
-answer, and no exception.
+An invalid value raises a ``ValueError`` that names its field. A job without a recommendation is an answer, not an
+exception.
 
-The hierarchy of what reaches a caller:
+The hierarchy of exceptions that callers can see:
 
 * ValueError
-  + BadInput: a file, an option or a folder of the user's
+  + BadInput: an invalid file, option or folder
     - NotDocuments: a file that is neither YAML nor JSON
-  + Unsupported: a configuration that a version has no figures for; ``recommend`` and the others make it a reason
+  + Unsupported: a configuration without a memory profile; queries turn it into the reason of an answer
 * RuntimeError
   + AutoConfError: a broken installation or environment
-    - NoModelsFolder: a user version is asked for, and there is no folder of user versions; in a table, a reason
+    - NoModelsFolder: a user version was requested, but no folder of user versions is known; in a table, a reason
 * UserWarning
-  + IgnoredColumnWarning: a column of a table that looks as if it were meant to count
+  + IgnoredColumnWarning: an ignored column of a table that looks like a misspelled field
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-MOST_PROBLEMS = 20  # that one message lists
+MOST_PROBLEMS = 20  # the most problems that one message lists
 
 
 class AutoConfError(RuntimeError):
-    """Something in the installation or the environment is broken; never an answer to a job."""
+    """A broken installation or environment; never an answer to a job."""
 
 
 class BadInput(ValueError):
-    """A file or an option that the user gave cannot be right; the message has a line for each problem."""
+    """Invalid user input: a file or an option. The message has a line for each problem."""
 
     @classmethod
     def listing(cls, problems: Sequence[str], source: str, others: str) -> BadInput:
-        """An error of many problems, of which the first 20 are listed and the others counted.
+        """Make an error that lists the first 20 of many problems and counts the others.
 
         Args:
-            problems: a sentence for each.
-            source: what messages call the file.
-            others: what the others are called.
+            problems: a sentence for each problem.
+            source: the name of the file in messages.
+            others: the name of the others, such as "more bad lines".
 
         >>> problems = [f"jobs.csv, line {line}: no number" for line in range(2, 27)]
         >>> print(str(BadInput.listing(problems, "jobs.csv", "more bad lines")).splitlines()[-1])
@@ -50,4 +50,4 @@ class BadInput(ValueError):
 
 
 class IgnoredColumnWarning(UserWarning):
-    """A table has a column that is ignored, but looks as if it were meant to count."""
+    """An ignored column of a table that looks like a misspelled field or a setting of the training stack."""

@@ -1,4 +1,4 @@
-"""Errors that name a file, and files and folders that appear complete or not at all."""
+"""Write files and folders completely or not at all, and make errors that name a file."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _unfinished: set[Path] = set()
 
 
 def called(path: str) -> str:
-    """What messages call a file."""
+    """The name of a file in messages."""
     return "standard input" if path == STANDARD_STREAM else path
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, without the number of the error and the path.
+    """The message of an error, without the error number and the path.
 
     >>> reason(FileNotFoundError(2, "No such file or directory", "jobs.csv")), reason(ValueError("embedded null byte"))
     ('No such file or directory', 'embedded null byte')
@@ -33,29 +33,29 @@ def reason(error: Exception) -> str:
 
 
 def cannot_read(path: object, error: Exception, what: str = "it") -> BadInput:
-    """The error of a file that cannot be read.
+    """Make the error for a file that cannot be read.
 
     Args:
-        path: what messages call the file.
-        error: why; an ``OSError``, or the ``ValueError`` of a path that cannot be one.
-        what: as which it cannot be read, such as "it as JSON".
+        path: the name of the file in messages.
+        error: the cause: an ``OSError``, or the ``ValueError`` of an invalid path.
+        what: the object of the sentence, such as "it as JSON".
     """
     return BadInput(f"{path}: cannot read {what}: {reason(error)}")
 
 
 def cannot_write(path: object, error: Exception, what: str = "it") -> BadInput:
-    """The error of a file or a folder that cannot be written; likewise."""
+    """Make the error for a file or a folder that cannot be written; arguments as in ``cannot_read``."""
     return BadInput(f"{path}: cannot write {what}: {reason(error)}")
 
 
 @contextmanager
 def opened(path: object, opening: Callable[[], AbstractContextManager[T]], what: str = "it") -> Iterator[T]:
-    """Open something to write to. What fails later is no fault of the path, and raises what it raises.
+    """Open a file or a folder to write to. Only errors on opening become ``BadInput``; later errors are unchanged.
 
     Args:
-        path: what messages call it.
-        opening: opens it.
-        what: what cannot be written.
+        path: the name of the file or folder in messages.
+        opening: the function that opens it.
+        what: the object of the sentence, as in ``cannot_write``.
 
     Raises:
         BadInput: it cannot be opened.
@@ -69,12 +69,12 @@ def opened(path: object, opening: Callable[[], AbstractContextManager[T]], what:
 
 
 @contextmanager
-def appearing_file(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
-    """A file that is complete when it appears. It replaces another one, whose mode it keeps; on an error nothing does.
+def atomic_file(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """Write a file completely or not at all. An existing file is replaced, and its mode is kept.
 
     Args:
         path: the file.
-        mode: of a new file, less what the process masks.
+        mode: mode of a new file, before the umask of the process.
 
     Raises:
         OSError: it cannot be written.
@@ -88,19 +88,19 @@ def appearing_file(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def appearing_folder(
+def atomic_folder(
     folder: Path, mode: int = 0o777, replace: bool = True, prefix: str = ".ado-autoconf-"
 ) -> Iterator[Path]:
-    """A scratch folder that becomes ``folder`` when all went well, and vanishes otherwise.
+    """Yield a scratch folder that becomes ``folder`` if the block succeeds and is removed otherwise.
 
     Args:
         folder: the folder.
-        mode: of it, less what the process masks.
-        replace: whether it replaces a folder that is there already, or is dropped.
-        prefix: how the name of the scratch folder begins, by which a later process finds one that was abandoned.
+        mode: mode of the folder, before the umask of the process.
+        replace: whether to replace an existing folder; otherwise the scratch folder is removed.
+        prefix: prefix of the name of the scratch folder, by which a later process can find an abandoned one.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the folder cannot be made.
     """
     with temporary(_scratch(folder, prefix)) as scratch:
         scratch.mkdir(mode=mode, parents=True)
@@ -112,13 +112,13 @@ def appearing_folder(
 
 
 def _scratch(target: Path, prefix: str) -> Path:
-    """A new name next to ``target``, on the same file system, for what is not complete yet."""
+    """A new path next to ``target``, on the same file system, for a file or folder that is not complete yet."""
     return target.with_name(f"{prefix}{secrets.token_hex(8)}.tmp")
 
 
 @contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """A file or folder that is removed afterwards, if it still exists, whatever happens."""
+    """Remove a file or folder at the end of the block, if it still exists, also after an error."""
     _unfinished.add(path)
     try:
         yield path
@@ -128,7 +128,7 @@ def temporary(path: Path) -> Iterator[Path]:
 
 
 def remove_unfinished() -> None:
-    """Remove what is ``temporary`` now: for a process that ends without an exception."""
+    """Remove all ``temporary`` files and folders, for a process that ends without an exception."""
     for path in [*_unfinished]:
         _remove(path)
 

@@ -1,4 +1,4 @@
-"""The first ado custom experiment: the smallest number of GPUs. The others are in ``experiments.py``."""
+"""The ado custom experiment ``min_gpu_recommender``. The other experiments are in ``autoconf.experiments``."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def min_gpu_recommender(job: Job, models: ModelsFolder = None) -> Recommendation
         gpus_per_worker: GPUs of one node, >= 1.
         max_gpus: most GPUs to consider in total, >= 1.
         gradient_accumulation_steps: micro-batches per optimizer step, >= 1. With 1, FSDP shards gradients at once.
-        stack: how the job trains: one of ``autoconf.jobs.presets.presets()``. What follows is what the stack says,
-            where it is empty.
+        stack: the training stack, one of ``autoconf.jobs.presets.presets()``. Settings below that are empty have the
+            value of the stack.
         optim: ``adamw_torch``, ``adamw_torch_fused``, ``adamw_bnb_8bit``, ``paged_adamw_8bit``, ``adafactor`` or
             ``sgd``.
-        torch_dtype: ``bfloat16`` or ``float32``, of the loaded parameters.
-        adapter_dtype: ``bfloat16`` or ``float32``, of LoRA's adapters.
+        torch_dtype: ``bfloat16`` or ``float32``, the dtype of the loaded parameters.
+        adapter_dtype: ``bfloat16`` or ``float32``, the dtype of the LoRA adapters.
         mixed_precision: ``no`` or ``bf16``.
         gradient_checkpointing: ``none``, ``reentrant`` or ``non-reentrant``.
         loss: ``full`` or ``chunked``.
         sharding: ``ddp``, ``fsdp1`` or ``fsdp2``.
-        lora_r: LoRA's rank, >= 1.
+        lora_r: LoRA rank, >= 1.
         lora_targets: ``default``, ``attention`` or ``all-linear``.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: tables made from the code, and the repository's files that pages link to.
+"""MkDocs hooks that generate tables from the code, and add the repository's files that pages link to.
 
 A line ``<!-- generated: NAME -->`` of a page becomes the table of that name when the site is built. Links that leave
 ``docs/`` lead to a page of the site, or to a copy of the file, so that a link works in the repository and on the site.
@@ -17,7 +17,7 @@ from posixpath import dirname, join, normpath, relpath
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-# Documents of the repository that are pages of the site, too.
+# Documents of the repository that are also pages of the site.
 PAGES = {
     "README.md": "index.md",
     "SECURITY.md": "security.md",
@@ -53,7 +53,7 @@ def inputs() -> str:
 
     rows = []
     for field, info in Workload.model_fields.items():
-        default = _code(OPTIONAL.get(field)) or ("as the stack" if field not in ("model_version",) else "the newest")
+        default = _code(OPTIONAL.get(field)) or ("from the stack" if field not in ("model_version",) else "the newest")
         if field in REQUIRED:
             default = "required"
         elif field in ("batch_size", "per_device_train_batch_size"):
@@ -64,7 +64,7 @@ def inputs() -> str:
 
 
 def experiments() -> str:
-    """The ado experiments: what each needs beyond the other, and gives."""
+    """The ado experiments, with their properties, outputs and examples."""
     import yaml
 
     import autoconf.experiments.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
@@ -126,7 +126,7 @@ def stacks() -> str:
 
 
 def job_keys() -> str:
-    """What the keys of other projects' files mean."""
+    """The keys of other projects' files, with their meaning."""
     from autoconf.jobs.importers.key_table import job_keys
 
     parts = []
@@ -167,11 +167,11 @@ def other_files() -> str:
 
 
 def command() -> str:
-    """Every command with its options, by typer's own documentation of an app."""
+    """Every command with its options, from typer's documentation of an app."""
     words = [sys.executable, "-m", "typer", "autoconf.cli.main", "utils", "docs", "--name", "ado-autoconf"]
     environment = {**os.environ, "TERM": "dumb", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment, cwd=ROOT)
-    text = html.unescape(done.stdout).split("\n", 1)[1]  # the page has a title of its own
+    text = html.unescape(done.stdout).split("\n", 1)[1]  # the page has its own title
     return re.sub(r"(?:^\$ ado-autoconf (?!\[|recommend \[).*\n\n?)+", _as_code, text, flags=re.MULTILINE)
 
 
@@ -215,7 +215,7 @@ def _origin(page: str) -> str:
 
 
 def _target(link: str, page: str) -> str | None:
-    """Where a relative link of a page leads on the site; ``None`` for one that needs no change."""
+    """The target of a relative link of a page on the site; ``None`` if the link needs no change."""
     if re.match(r"[a-z]+:|/", link):
         return None
     path = normpath(join(dirname(_origin(page)), link))
@@ -231,7 +231,7 @@ def _target(link: str, page: str) -> str | None:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the repository's documents as pages, and the files that pages link to as copies."""
+    """Add documents of the repository as pages, and files that pages link to as copies."""
     from mkdocs.structure.files import File
 
     for source, page in PAGES.items():
@@ -247,6 +247,6 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Put tables in, and let links lead to where things are on the site."""
+    """Insert tables, and adjust links to the site."""
     markdown = _LINK.sub(lambda link: (_target(link[1], page.file.src_uri) or link[1]) + link[2], markdown)
     return _GENERATED.sub(lambda block: TABLES[block[1]](), markdown)

@@ -1,4 +1,4 @@
-"""Ask about jobs: read one or a table of them, answer, and write the answers."""
+"""Answer a query from the command line: read one job or a table of jobs, answer, and write the answers."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from autoconf.cli.console import is_terminal, show_answer, show_answers
-from autoconf.cli.job_file import told_in_cells
+from autoconf.cli.job_file import provenance_cells
 from autoconf.cli.options import ExitCode, exit_codes, note, version_named
 from autoconf.cli.output import json_rows, output, write_csv, write_json, write_object
 from autoconf.cli.spellings import own_name
 from autoconf.errors import BadInput
 from autoconf.files import STANDARD_STREAM, called
-from autoconf.jobs.column_hints import doubts
+from autoconf.jobs.column_hints import hints
 from autoconf.jobs.job import NAMES, Job, read
 from autoconf.jobs.queries import NOTES, Query
 from autoconf.jobs.tables import check_jobs, earlier_answers, read_table
@@ -29,21 +29,21 @@ from autoconf.jobs.values import is_empty
 from autoconf.predictor import registry
 from autoconf.predictor.user_versions import NoModelsFolder
 
-# Jobs answered between two updates of the progress bar; also what is in memory besides the table itself.
+# Jobs per update of the progress bar; only this many answers are in memory at a time.
 CHUNK = 10_000
 
 
 @dataclass(frozen=True)
-class Asking:
-    """A query as a command asks it: of a table, and of one job as a table of one."""
+class CommandQuery:
+    """A query, and the function of the Python API that answers it."""
 
-    question: Query
+    query: Query
     ask: Callable[..., pd.DataFrame]
 
 
 @dataclass(frozen=True)
-class Writing:
-    """Where and how a command writes its answers, and how it ends."""
+class OutputOptions:
+    """The output options of a command: file, format, and exit code."""
 
     file: str | None
     as_json: bool
@@ -51,7 +51,7 @@ class Writing:
     fail_on_no: bool
 
     @classmethod
-    def of(cls, context: typer.Context) -> Writing:
+    def of(cls, context: typer.Context) -> OutputOptions:
         given = context.params
         return cls(given["output_file"], given["as_json"], given["as_csv"], given["fail_on_no"])
 
@@ -61,11 +61,11 @@ class Writing:
             raise typer.Exit(ExitCode.ANSWERED_NO)
 
 
-def answered(table: pd.DataFrame, model_version: str | None, asking: Asking) -> Iterator[pd.DataFrame]:
-    """Answer a checked table piece by piece: its columns, with the answers' columns appended.
+def answered(table: pd.DataFrame, model_version: str | None, command: CommandQuery) -> Iterator[pd.DataFrame]:
+    """Answer a checked table in pieces: its columns, with the output columns appended.
 
     Raises:
-        AutoConfError: a version that the table asks for is broken; before the first piece.
+        AutoConfError: a version that the table names is broken; raised before the first piece.
     """
     wanted = table["model_version"].unique() if "model_version" in table else [""] * min(len(table), 1)
     wanted = {read("model_version", text) or model_version or registry.DEFAULT for text in wanted}
@@ -74,33 +74,33 @@ def answered(table: pd.DataFrame, model_version: str | None, asking: Asking) -> 
             registry.load(version)
     for start in range(0, max(len(table), 1), CHUNK):
         jobs = table.iloc[start : start + CHUNK]
-        fields = [field for field in asking.question.all_fields if field in jobs]
-        answers = asking.ask(jobs[fields], model_version=model_version)
+        fields = [field for field in command.query.all_fields if field in jobs]
+        answers = command.ask(jobs[fields], model_version=model_version)
         if not start:
-            noted = _has_notes(answers, table, asking, model_version)
-        found = answers[list(asking.question.answers)]
-        yield _beside(jobs, found.assign(**{NOTES: answers.get(NOTES, "")}) if noted else found)
+            noted = _has_notes(answers, table, command, model_version)
+        found = answers[list(command.query.answers)]
+        yield _with_answers(jobs, found.assign(**{NOTES: answers.get(NOTES, "")}) if noted else found)
 
 
-def _has_notes(first: pd.DataFrame, table: pd.DataFrame, asking: Asking, model_version: str | None) -> bool:
-    """Whether a table's answers have a column of notes: an answer has one, and the table has no such column itself."""
+def _has_notes(first: pd.DataFrame, table: pd.DataFrame, command: CommandQuery, model_version: str | None) -> bool:
+    """Whether the answers get a column of notes: some answer has notes, and the table itself has no such column."""
     if NOTES in table or NOTES in first:
         return NOTES not in table
     rest = table.iloc[CHUNK:]
-    names = [field for field in NAMES if field in rest]  # which decide whether there are notes
-    fields = [field for field in asking.question.all_fields if field in rest]
-    return NOTES in asking.ask(rest.drop_duplicates(names)[fields], model_version=model_version)
+    names = [field for field in NAMES if field in rest]  # they decide whether there are notes
+    fields = [field for field in command.query.all_fields if field in rest]
+    return NOTES in command.ask(rest.drop_duplicates(names)[fields], model_version=model_version)
 
 
-def _beside(jobs: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
-    """Jobs with their answers; one that has several is repeated."""
+def _with_answers(jobs: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
+    """Jobs with their answers; a job with several answers is repeated."""
     return pd.concat(
         [jobs.loc[answers.index].reset_index(drop=True), answers.reset_index(drop=True)], axis=1
     ).set_index(answers.index)
 
 
 def _watched(pieces: Iterable[pd.DataFrame], total: int) -> Iterator[pd.DataFrame]:
-    """Show progress on standard error where a person watches a long table."""
+    """Show progress on standard error if it is a terminal and the table is long."""
     columns = TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
     hidden = total <= CHUNK or not is_terminal(sys.stderr)
@@ -111,67 +111,69 @@ def _watched(pieces: Iterable[pd.DataFrame], total: int) -> Iterator[pd.DataFram
             bar.advance(task, piece.index.nunique())
 
 
-def given_fields(asking: Asking, context: typer.Context) -> dict[str, str]:
-    """The fields and numbers of one job that the command line has."""
-    fields = asking.question.fields
+def given_fields(command: CommandQuery, context: typer.Context) -> dict[str, str]:
+    """The fields and arguments of one job on the command line."""
+    fields = command.query.fields
     return {field: context.params[field] for field in fields if not is_empty(context.params[field])}
 
 
-def answer(asking: Asking, context: typer.Context) -> None:
-    """Answer what the command of a query was given, one job or a table."""
-    job, csv_file, to = given_fields(asking, context), context.params["csv_file"], Writing.of(context)
+def answer(command: CommandQuery, context: typer.Context) -> None:
+    """Run the command of a query for one job or for a table."""
+    job, csv_file, to = given_fields(command, context), context.params["csv_file"], OutputOptions.of(context)
     with exit_codes():
         if csv_file is None:
-            answer_one(asking, job, to)
+            answer_one(command, job, to)
             return
         version = job.pop("model_version", None)
         if job:
             options = ", ".join(map(own_name, job))
             raise BadInput(f"{options}: for one job only; with --csv these are columns of the file")
-        _answer_table(asking, csv_file, version, to)
+        _answer_table(command, csv_file, version, to)
 
 
-def answer_one(asking: Asking, fields: dict[str, Any], to: Writing, told: Mapping[str, Any] | None = None) -> None:
-    """Write the answer about one job: as text, unless another form or a file is asked for.
+def answer_one(
+    command: CommandQuery, fields: dict[str, Any], to: OutputOptions, provenance: Mapping[str, Any] | None = None
+) -> None:
+    """Write the answer about one job: as text, unless another format or a file is given.
 
     Args:
-        asking: The query.
+        command: The query.
         fields: The fields of the job.
-        to: Where the answer goes, and in which form.
-        told: What is known of where the fields come from; in JSON and CSV with the answer.
+        to: The output options.
+        provenance: The sources of the fields; JSON and CSV include them.
     """
-    question = asking.question
-    _, answers, shown = _answered_one(asking, fields)
-    ranked = "rank" in question.answers
+    query = command.query
+    _, answers, shown = answered_one(command, fields)
+    ranked = "rank" in query.answers
     with output(to.file) as stream:
         if to.as_json:
-            write_object(shown if ranked else {**shown[0], **(told or {})}, stream)
+            write_object(shown if ranked else {**shown[0], **(provenance or {})}, stream)
         elif to.as_csv or to.file not in (None, STANDARD_STREAM):
-            write_csv([answers.assign(**told_in_cells(told or {}))], stream)
+            write_csv([answers.assign(**provenance_cells(provenance or {}))], stream)
         elif ranked:
-            show_answers(shown, question)
+            show_answers(shown, query)
         else:
-            show_answer(shown[0], question)
-    to.end(says_no(answers, question))
+            show_answer(shown[0], query)
+    to.end(says_no(answers, query))
 
 
-def _answered_one(asking: Asking, fields: dict[str, Any]) -> tuple[Job, pd.DataFrame, list[dict[str, Any]]]:
-    """One job, its answers as a table, and as they are shown."""
-    question = asking.question
+def answered_one(command: CommandQuery, fields: dict[str, Any]) -> tuple[Job, pd.DataFrame, list[dict[str, Any]]]:
+    """Answer one job; return the job, its answers as a table, and the answers to show."""
+    query = command.query
     try:
-        job, numbers = question.parse({"model_version": registry.DEFAULT, **fields})
+        job, numbers = query.parse({"model_version": registry.DEFAULT, **fields})
     except ValueError as error:
         hint = "" if fields else "; give --csv FILE, or one job by options (see --help)"
         raise BadInput(f"{error}{hint}") from None
-    known = {**question.optional, **job.model_dump(exclude_unset=True), **numbers}
-    given = {field: known[field] for field in question.fields if known[field] is not None}
-    if "rank" in question.answers:  # the API ranks types of GPU for tables only
+    known = {**query.optional, **job.model_dump(exclude_unset=True), **numbers}
+    given = {field: known[field] for field in query.fields if known[field] is not None}
+    if "rank" in query.answers:  # the API ranks types of GPU for tables only
         table = pd.DataFrame({field: [value] for field, value in given.items()}, dtype=object)
-        answers = _beside(table, asking.ask(table))
+        answers = _with_answers(table, command.ask(table))
         shown = [{**row, "notes": _sentences(row.get("notes"))} for row in json_rows(answers)]
     else:
-        found = asking.ask(job, **numbers)
-        row = {**given, **{name: getattr(found, name) for name in question.answers}}
+        found = command.ask(job, **numbers)
+        row = {**given, **{name: getattr(found, name) for name in query.answers}}
         joined = {"notes": "; ".join(found.notes)} if found.notes else {}
         answers = pd.DataFrame([{**row, **joined}], dtype=object)
         shown = [{**row, "notes": list(found.notes)}]
@@ -183,53 +185,53 @@ def _sentences(notes: str | None) -> list[str]:
     return notes.split("; ") if notes else []
 
 
-def says_no(answers: pd.DataFrame, question: Query) -> bool:
-    """Whether any job got "no"; a job with ranked answers got what the first of them says.
+def says_no(answers: pd.DataFrame, query: Query) -> bool:
+    """Whether the answer for any job is "no"; of ranked answers, the first one counts.
 
     >>> says_no(pd.DataFrame({"can_recommend": [1, 0]}), Query(("can_recommend",)))
     True
     >>> says_no(pd.DataFrame({"can_recommend": [1, 0], "rank": [1, 2]}), Query(("can_recommend",)))
     False
     """
-    no = ~answers[question.answers[0]].eq(1).fillna(False).astype(bool)
+    no = ~answers[query.answers[0]].eq(1).fillna(False).astype(bool)
     if "rank" in answers:
         no &= answers["rank"].isna() | answers["rank"].eq(1).fillna(False).astype(bool)
     return bool(no.any())
 
 
 def _with_lists(pieces: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-    """Answers with the notes on each as a list, as JSON has them about one job."""
+    """Convert the notes on each answer to a list, as in the JSON about one job."""
     for piece in pieces:
         yield piece.assign(**{NOTES: piece[NOTES].map(_sentences)}) if NOTES in piece else piece
 
 
-def _answer_table(asking: Asking, csv_file: str, model_version: str | None, to: Writing) -> None:
-    question = asking.question
+def _answer_table(command: CommandQuery, csv_file: str, model_version: str | None, to: OutputOptions) -> None:
+    query = command.query
     model_version = version_named(model_version)
     table = read_table(csv_file)
-    check_jobs(table, called(csv_file), question)
-    earlier = earlier_answers(table, question)
+    check_jobs(table, called(csv_file), query)
+    earlier = earlier_answers(table, query)
     if earlier:
         note(f"{called(csv_file)}: earlier answers, replaced by new ones: {', '.join(earlier)}")
-        if "rank" in earlier:  # each job once again
+        if "rank" in earlier:  # the table has several rows per job; keep one
             table = table[table["rank"] == "1"]
         table = table.drop(columns=earlier)
-    ignored = [column or "(without a name)" for column in table if column not in question.all_fields]
+    ignored = [column or "(without a name)" for column in table if column not in query.all_fields]
     if ignored:
         note(f"{called(csv_file)}: columns carried through, but ignored: {', '.join(ignored)}")
-    for sentence in doubts(table, question):
+    for sentence in hints(table, query):
         note(f"{called(csv_file)}: {sentence}")
     no = False
 
     def noticing_no(pieces: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         nonlocal no
         for piece in pieces:
-            no = no or says_no(piece, question)
+            no = no or says_no(piece, query)
             yield piece
 
     with output(to.file) as stream:
-        pieces = answered(table, model_version, asking)
-        first = next(pieces)  # a broken version shows here, before anything is written
+        pieces = answered(table, model_version, command)
+        first = next(pieces)  # a broken version raises here, before anything is written
         found = noticing_no(_watched(chain([first], pieces), len(table)))
         if to.as_json:
             write_json(found if NOTES in table else _with_lists(found), stream)

@@ -1,4 +1,4 @@
-"""Commands whose options go by several names, of which help shows one."""
+"""Commands whose options have several names, of which the help shows only the first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ AS_CSV = "--as-csv"  # what --csv without a file means
 
 
 def plain(name: str) -> str:
-    """An option's name with - for _; typer applies it to what is typed, and to names of commands.
+    """Write - for _ in a name; typer applies this function to options and to names of commands.
 
     >>> plain("model_name")
     'model-name'
@@ -24,7 +24,7 @@ def plain(name: str) -> str:
 class Command(TyperCommand):
     """A command whose help shows the first name of each option and its short one."""
 
-    advice: ClassVar[Mapping[str, str]] = {}  # what to say to somebody who gives an option that there is not
+    advice: ClassVar[Mapping[str, str]] = {}  # unsupported options of other tools, with what to use instead
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         known = {name for param in self.params for name in param.opts}
@@ -42,18 +42,18 @@ class Command(TyperCommand):
 
 
 def advising(advice: Mapping[str, str]) -> type[Command]:
-    """A command that says what to give instead of options that it does not have."""
+    """Make a class of commands whose errors about unknown options say what to use instead."""
     return type("AdvisingCommand", (Command,), {"advice": advice})
 
 
 def _options(args: list[str]) -> list[str]:
-    """The arguments that are read as options."""
+    """The arguments that are options."""
     end = args.index("--") if "--" in args else len(args)
     return [arg for arg in args[:end] if arg.startswith("-")]
 
 
 def _csv_without_file(args: list[str]) -> Iterator[str]:
-    """Arguments in which ``--csv``, where no file follows, is the option for CSV as output."""
+    """Replace ``--csv`` without a file by the option for CSV output."""
     for arg, following in zip(args, [*args[1:], "--"], strict=False):
         alone = arg == "--csv" and following != "-" and following.startswith("-")
         yield AS_CSV if alone else arg

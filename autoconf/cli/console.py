@@ -1,4 +1,4 @@
-"""What the command prints for people to read: one answer, and what a version answers for and how well."""
+"""Print answers, versions, stacks and user models as text."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from autoconf.predictor.cards import Card
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a person watches a standard stream; there is none where the shell closed it (``>&-``)."""
+    """Whether a standard stream is a terminal; ``None`` is a stream that the shell closed (``>&-``)."""
     return stream is not None and stream.isatty()
 
 
-def show_answer(answer: dict[str, Any], question: Query = MIN_GPUS) -> None:
+def show_answer(answer: dict[str, Any], query: Query = MIN_GPUS) -> None:
     """Print one job and its answer."""
     table = Table(show_header=False, box=box.SIMPLE, pad_edge=False)
-    for field in _job_fields(answer, question):
+    for field in _job_fields(answer, query):
         table.add_row(field, escape(_job_text(field, answer[field])))
     table.add_section()
-    for field, text in _answer_texts(answer, question):
+    for field, text in _answer_texts(answer, query):
         table.add_row(field, escape(text), style="bold")
     _print(table)
     _show_notes(answer["notes"])
 
 
-def _answer_texts(answer: dict[str, Any], question: Query) -> Iterator[tuple[str, str]]:
-    """The fields of an answer that have a value, and their text; whether a job fits comes with the probability."""
+def _answer_texts(answer: dict[str, Any], query: Query) -> Iterator[tuple[str, str]]:
+    """The fields of an answer that have a value, and their texts; ``fits`` includes the probability."""
     estimated = answer.get("fits") is not None and answer.get("probability") is not None
-    for field in (*question.answers, "training_stack"):
+    for field in (*query.answers, "training_stack"):
         if field == "fits" and estimated:
             threshold = registry.card(answer["model_version"]).threshold
             yield field, f"{answer[field]} ({probability_text(answer['probability'], threshold)})"
@@ -55,7 +55,7 @@ def _answer_texts(answer: dict[str, Any], question: Query) -> Iterator[tuple[str
 
 
 def show_replay(answer: dict[str, Any], notes: Iterable[str]) -> None:
-    """Print one job and what a replay of its allocations says; of whether expandable segments help a note tells."""
+    """Print one job and the result of a replay of its allocations; a note says whether expandable segments help."""
     table = Table(show_header=False, box=box.SIMPLE, pad_edge=False)
     fields = list(answer)
     first = fields.index("peak_memory_gib")
@@ -69,25 +69,25 @@ def show_replay(answer: dict[str, Any], notes: Iterable[str]) -> None:
     _show_notes(notes)
 
 
-def show_answers(answers: list[dict[str, Any]], question: Query) -> None:
-    """Print one job and its several answers, the best of them first."""
-    fields = _job_fields(answers[0], question)
+def show_answers(answers: list[dict[str, Any]], query: Query) -> None:
+    """Print one job and its ranked answers, the best one first."""
+    fields = _job_fields(answers[0], query)
     typer.echo(", ".join(f"{field} {answers[0][field]}" for field in (*fields, "training_stack")) + "\n")
-    _print(_table([{name: _text(answer[name]) for name in question.answers} for answer in answers]))
+    _print(_table([{name: _text(answer[name]) for name in query.answers} for answer in answers]))
     _show_notes(dict.fromkeys(sentence for answer in answers for sentence in answer["notes"]))
 
 
 def _show_notes(notes: Iterable[str]) -> None:
-    """Print what an answer rests on, below it."""
+    """Print the notes on an answer."""
     columns = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else sys.maxsize
     for sentence in notes:
         typer.echo(textwrap.fill(f"note: {sentence}", columns, break_on_hyphens=False))
 
 
-def _job_fields(answer: dict[str, Any], question: Query) -> list[str]:
-    """The fields and numbers of a job in what was answered."""
-    fields = question.all_fields
-    return [field for field in fields if field in answer and field not in question.answers]
+def _job_fields(answer: dict[str, Any], query: Query) -> list[str]:
+    """The fields and arguments of the job in an answer."""
+    fields = query.all_fields
+    return [field for field in fields if field in answer and field not in query.answers]
 
 
 _COUNTED = {
@@ -97,7 +97,7 @@ _COUNTED = {
 
 
 def _job_text(field: str, value: Any) -> str:
-    """The value of a job's field; of a batch with what it counts.
+    """The value of a job's field; a batch includes its unit.
 
     >>> _job_text("batch_size", 16)
     '16 samples per micro-batch over all GPUs'
@@ -106,14 +106,14 @@ def _job_text(field: str, value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """What an answer has; of measures in GiB and of prices two decimals."""
+    """The text of a value; GiB and prices have two decimals."""
     if value is None:
         return ""
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def show_summary(card: Card, default: bool) -> None:
-    """Print what a version answers for, in few lines; in one if it is not the default."""
+    """Print the domain and the main figures of a version; one line if it is not the default."""
     domain, evaluation = card.domain, card.evaluation
     if not default:
         counts = f"{len(domain.models)} models, methods {listed(domain.methods)}, {len(domain.gpus)} GPU types"
@@ -128,7 +128,7 @@ def show_summary(card: Card, default: bool) -> None:
         "GPUs": ", ".join(domain.gpus),
         "limits": f"up to {domain.max_tokens_per_sample:,} tokens per sample, batch size {domain.max_batch_size:,}, "
         f"{domain.max_gpus} GPUs",
-        "stack": "what the job says; ado-autoconf stacks lists them",
+        "stack": "set by the job; ado-autoconf stacks lists them",
         "figures": "; ".join(f"{name}: {value:g} %" for name, value in [*evaluation.get("figures", {}).items()][:2]),
     }.items():
         _show_paragraph(f"{title:9}", text)
@@ -136,7 +136,7 @@ def show_summary(card: Card, default: bool) -> None:
 
 
 def show_version(card: Card, default: bool) -> None:
-    """Print all about a version but its models' names."""
+    """Print everything about a version except the names of its models."""
     _show_heading(card, default)
     _show_paragraph("", f"Answers hold for {TRAINING_STACK}.")
     typer.echo()
@@ -156,7 +156,7 @@ def show_version(card: Card, default: bool) -> None:
 
 
 def show_models(card: Card, default: bool) -> None:
-    """Print a version's models and their other names, each on a line of its own, to be copied."""
+    """Print a version's models and their other names, one per line."""
     _show_heading(card, default)
     for name, model in card.domain.models.items():
         limit = model.max_tokens_per_sample
@@ -166,7 +166,7 @@ def show_models(card: Card, default: bool) -> None:
 
 
 def show_own_version(made: dict[str, Any]) -> None:
-    """Print a version that was made: where it is, what was learned, how good it is, and how to use it."""
+    """Print a new user version: its folder, what was learned, its evaluation, and how to use it."""
     typer.echo(f"made version {made['version']} of {made['models']} models in {made['folder']}\n")
     for rows in figure_tables(
         {name: made[name] for name in ("learned", "runs", "measured", "figures") if name in made}
@@ -178,7 +178,7 @@ def show_own_version(made: dict[str, Any]) -> None:
 
 
 def show_stack(name: str, preset: Preset) -> None:
-    """Print a stack's settings, each with its source."""
+    """Print the settings of a stack with their sources."""
     typer.echo(f"{name}: {preset.description}\n")
     rows = [{"setting": setting, "value": it.value, "source": it.source} for setting, it in preset.settings.items()]
     for case in preset.cases:
@@ -192,7 +192,7 @@ def show_stack(name: str, preset: Preset) -> None:
 
 
 def show_own_model(summary: dict[str, Any]) -> None:
-    """Print what a user model needs, and what to do with its figures."""
+    """Print the memory needs of a user model, and the next command."""
     typer.echo(f"{summary['model_name']}: {summary['parameters']:,} parameters\n")
     costs = summary["gib_per_1000_tokens"]
     _print(
@@ -213,7 +213,7 @@ def show_own_model(summary: dict[str, Any]) -> None:
         typer.echo()
         _print(_table(list(rows.values())))
     job = summary["layouts"][0]
-    typer.echo(f"\nwith batch_size {job['batch_size']} and max_gpus {job['max_gpus']}; - is none")
+    typer.echo(f"\nwith batch_size {job['batch_size']} and max_gpus {job['max_gpus']}; - means none")
     typer.echo(f"\n{summary['file']} has the figures; a version with this model:\n{summary['next']}")
 
 
@@ -230,7 +230,7 @@ def _made(card: Card) -> str:
 
 
 def _show_paragraph(start: str, text: str) -> None:
-    """Print text below itself, in lines as wide as the terminal, broken at spaces and nowhere else."""
+    """Print a paragraph as wide as the terminal, with a hanging indent, breaking lines only at spaces."""
     width = shutil.get_terminal_size().columns
     wrapped = textwrap.wrap(
         text, width, initial_indent=start, subsequent_indent=" " * len(start), break_long_words=False,
@@ -240,7 +240,7 @@ def _show_paragraph(start: str, text: str) -> None:
 
 
 def _print(table: Table) -> None:
-    """Print to a terminal as wide and colorful as it is, elsewhere as plain lines of any length."""
+    """Print with the width and colors of a terminal, or as plain lines of any length elsewhere."""
     if is_terminal(sys.stdout):
         Console(highlight=False).print(table)
         return
@@ -252,7 +252,7 @@ def _print(table: Table) -> None:
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    """A table of rows that have the same keys; the first column's names stay whole."""
+    """Make a table from rows with the same keys; the first column is never wrapped."""
     table = Table(box=box.SIMPLE if is_terminal(sys.stdout) else None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, column in enumerate(rows[0] if rows else ()):
         table.add_column(escape(column), overflow="fold", no_wrap=index == 0)
@@ -262,7 +262,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 
 def figure_tables(evaluation: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """A card's figures, whatever they are, as tables; a table is a list of rows with the same keys.
+    """Convert the evaluation of a card to tables; a table is a list of rows with the same keys.
 
     >>> figure_tables({"jobs": 3960, "figures": {"same decision": {"value": 0.99, "required": 0.97}}})
     [[{'evaluation': 'jobs', '': 3960}], [{'figures': 'same decision', 'value': 0.99, 'required': 0.97}]]
@@ -284,5 +284,5 @@ def figure_tables(evaluation: dict[str, Any]) -> list[list[dict[str, Any]]]:
 
 
 def _is_table(value: Any) -> bool:
-    """Whether a figure is a dict, or a list of them, that is not empty."""
+    """Whether a value is a non-empty dict, or a non-empty list of dicts."""
     return bool(value) and (isinstance(value, dict) or (isinstance(value, list) and isinstance(value[0], dict)))

@@ -1,4 +1,4 @@
-"""``ado-autoconf recommend --job``: a job from the files that people have, and the manifest for its answer."""
+"""Implement ``recommend --job``: read a job from existing files, and patch the manifest with the answer."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from autoconf.planner.known_names import gpu_names
 from autoconf.predictor import registry
 from autoconf.predictor.cards import Domain
 
-NOTHING_TO_PATCH = 3  # the exit code where there is no recommendation, so that no pipe applies an empty manifest
+NOTHING_TO_PATCH = 3  # exit code without a recommendation, so that no pipe applies an empty manifest
 
 
-# What the first lines of the summary are about; one of the batches is there.
+# The fields in the first lines of the summary; a job has one of the batches.
 _FIRST = ("method", "tokens_per_sample", "per_device_train_batch_size", "batch_size")
 
 
@@ -34,18 +34,18 @@ class FromFiles(NamedTuple):
 
     Attributes:
         fields: The fields of the job.
-        told: What was read, assumed and not known, as columns of an answer.
+        provenance: Settings that were read, assumed or unknown, as columns of an answer.
     """
 
     fields: dict[str, Any]
-    told: dict[str, Any]
+    provenance: dict[str, Any]
 
 
 def job_from_files(paths: Sequence[str], options: Mapping[str, Any]) -> FromFiles:
-    """Read the job in some files, options winning over them, and note what was read.
+    """Read a job from files, override it with options, and write notes about what was read.
 
     Raises:
-        BadInput: Something that matters cannot be read, or is missing.
+        BadInput: A required setting cannot be read or is missing.
     """
     job = read_job(paths, options)
     fields = {**_gpu(job, options), **job.fields, **options}
@@ -64,17 +64,19 @@ def job_from_files(paths: Sequence[str], options: Mapping[str, Any]) -> FromFile
         for line in lines:
             note(f"{heading}: {line}")
     read = [*(source.record() for source in job.sources), *(request.record() for request in job.requests)]
-    told = {"belongs_to": evidence, "read": read, "assumed": list(job.assumed), "unknown": list(job.unknown)}
-    return FromFiles(fields, told)
+    provenance = {"belongs_to": evidence, "read": read, "assumed": list(job.assumed), "unknown": list(job.unknown)}
+    return FromFiles(fields, provenance)
 
 
-def told_in_cells(told: Mapping[str, Any]) -> dict[str, str]:
-    """What was read, assumed and not known, as text in the cells of a table.
+def provenance_cells(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """Convert settings that were read, assumed or unknown to text for the cells of a table.
 
-    >>> told_in_cells({"read": [{"value": 8, "file": "a.yaml", "line": 3, "key": "lora_r"}], "assumed": ["a", "b"]})
+    >>> provenance_cells({"read": [{"value": 8, "file": "a.yaml", "line": 3, "key": "lora_r"}], "assumed": ["a", "b"]})
     {'read': 'a.yaml:3 lora_r: 8', 'assumed': 'a; b'}
     """
-    return {name: value if isinstance(value, str) else "; ".join(map(_in_cell, value)) for name, value in told.items()}
+    return {
+        name: value if isinstance(value, str) else "; ".join(map(_in_cell, value)) for name, value in provenance.items()
+    }
 
 
 def _in_cell(item: Any) -> str:
@@ -84,7 +86,7 @@ def _in_cell(item: Any) -> str:
 
 
 def _evidence(job: JobFile) -> str:
-    """Whose files they are, and what shows it."""
+    """The framework that the files belong to, and the evidence."""
     evidence = job.evidence
     if evidence.framework is None:
         return ""
@@ -93,7 +95,7 @@ def _evidence(job: JobFile) -> str:
 
 
 def _check_complete(paths: Sequence[str], job: JobFile, fields: Mapping[str, Any]) -> None:
-    """Refuse a job of which something is neither in the files nor among the options."""
+    """Refuse a job if a required field is neither in the files nor in the options."""
     missing = [field for field in ("model_name", "method", "gpu_model", "tokens_per_sample") if field not in fields]
     if not any(batch in fields for batch in BATCHES):
         missing.append("per_device_train_batch_size")
@@ -130,7 +132,7 @@ def _model(paths: Sequence[str], job: JobFile, fields: Mapping[str, Any]) -> str
     """The model of the files: a name, or a folder with a config on this machine.
 
     Raises:
-        BadInput: It is a path that does not lead to one here; the message names the model that it ends like.
+        BadInput: It is a path that does not exist here; the message suggests the model that it ends like.
     """
     name = str(fields["model_name"])
     for folder in (Path(), *(Path(path).parent for path in paths)):
@@ -148,19 +150,19 @@ def _model(paths: Sequence[str], job: JobFile, fields: Mapping[str, Any]) -> str
 def write_patched(
     paths: Sequence[str], job: Mapping[str, Any], answer: Mapping[str, Any], output_file: str | None
 ) -> int:
-    """Write the file that counts GPUs with the counts of the answer; note what that does to the global batch.
+    """Write the file that sets the number of GPUs, patched with the answer, and note the effect on the global batch.
 
     Args:
         paths: Files of the job.
-        job: The fields that files and options give.
+        job: The fields from files and options.
         answer: One row of ``recommend``.
-        output_file: Where the file is written; by default to standard output.
+        output_file: The file to write; by default standard output.
 
     Returns:
-        The exit code: 0, or 3 without a recommendation; then the reason is noted and nothing is written.
+        The exit code: 0, or 3 without a recommendation, when only the reason is noted.
 
     Raises:
-        BadInput: No file counts GPUs, or a count in it cannot be changed.
+        BadInput: No file sets the number of GPUs, or a number in it cannot be changed.
     """
     if not answer["can_recommend"]:
         note(f"no recommendation: {answer['reason']}")
@@ -174,7 +176,7 @@ def write_patched(
 
 
 def gpu_change(before: int, after: int, job: Mapping[str, Any]) -> str:
-    """A sentence about another number of GPUs, the global batch that follows, and what keeps the batch.
+    """Describe a change of the number of GPUs, its effect on the global batch, and how to keep the batch.
 
     >>> gpu_change(8, 1, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2})
     '8 -> 1 GPUs: the global batch changes from 64 to 8 samples; gradient_accumulation_steps=16 keeps it at 64'

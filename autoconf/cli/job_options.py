@@ -1,4 +1,4 @@
-"""The options of commands that ask about jobs: a job's fields, tables, and what is written."""
+"""The options of the commands for queries: fields of a job, input tables and output."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from autoconf.jobs.queries import ARGUMENTS, Query
 from autoconf.predictor import registry
 
 OTHER_NAMES = (
-    "Options also go by the names that trainers give them, such as --model (-m), --gpu (-g), --seq-len, --batch (-b), "
+    "Options also have the names that trainers use, such as --model (-m), --gpu (-g), --seq-len, --batch (-b), "
     "--gas, --dtype, --optimizer and --lora-rank (-r), and may be written with _ for -."
 )
-# What a command is given besides fields, by the name of the parameter.
+# The options of every command besides the fields of a job, by the name of the parameter.
 _OF_EVERY_QUERY: dict[str, Any] = {
     "csv_file": Annotated[
         str | None,
@@ -34,7 +34,9 @@ _OF_EVERY_QUERY: dict[str, Any] = {
     "as_csv": Annotated[bool, typer.Option(AS_CSV, hidden=True)],
     "output_file": Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="FILE", show_default=False, help="Where answers go; by default stdout."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", show_default=False, help="File for the answers; by default stdout."
+        ),
     ],
     "as_json": Annotated[bool, typer.Option("--json", help="Write JSON.")],
     "fail_on_no": Annotated[
@@ -47,16 +49,17 @@ _OF_EVERY_QUERY: dict[str, Any] = {
 
 
 def job_fields(query: Query) -> list[str]:
-    """The fields and numbers of one job in the order of their options.
+    """The fields and arguments of one job, in the order of their options.
 
-    The version comes first, which tables have as an option, too; the batch of each GPU comes before that of all.
+    The version comes first, because it is an option for tables as well; the batch on each GPU comes before the batch
+    over all GPUs.
     """
     first = ("model_version", "model_name", "method", "gpu_model", "tokens_per_sample", *reversed(BATCHES))
     return sorted(query.fields, key=lambda field: first.index(field) if field in first else len(first))
 
 
 def query_options(query: Query) -> Callable[[Callable[..., None]], Any]:
-    """Give a command the options of a query: how jobs come, where answers go, and the fields of one job."""
+    """Give a command the options of a query: input, output, and the fields of one job."""
     return with_options({**_OF_EVERY_QUERY, **{field: _field_option(query, field) for field in job_fields(query)}})
 
 
@@ -67,7 +70,7 @@ def query_command(query: Query) -> type[Command]:
 
 def _field_option(query: Query, field: str) -> Any:
     default = query.optional.get(field) or ("the newest" if field == "model_version" else None)
-    panel = "How it trains" if field in ("stack", *SETTINGS) else "One job" if field != "model_version" else None
+    panel = "Training stack" if field in ("stack", *SETTINGS) else "One job" if field != "model_version" else None
     option = typer.Option(
         *names(field),
         help=escape(f"{_description(field)}{f' (default: {default})' if default else ''}."),
@@ -80,21 +83,21 @@ def _field_option(query: Query, field: str) -> Any:
 
 
 def _description(field: str) -> str:
-    """What a field is, with all of its choices."""
+    """The description of a field, with all of its choices."""
     description = str(ARGUMENTS.get(field) or Workload.model_fields[field].description)
     listed = all(choice in description for choice in _choices(field))
     return description if listed else f"{description}: {', '.join(_choices(field))}"
 
 
 def _choices(field: str) -> tuple[str, ...]:
-    """The values of a field that has few."""
+    """The values of a field that has a fixed set of values."""
     if field == "method":
         return ("full", "lora", "qlora")
     return () if field in (*NAMES, *NUMBERS, *ARGUMENTS) else choices(field)
 
 
 def _completion(field: str) -> Callable[[str], list[str]]:
-    """What a shell completes a value of a field to."""
+    """The completion function of a field for shells."""
 
     def complete(incomplete: str) -> list[str]:
         return [value for value in _values(field) if value.startswith(incomplete)]

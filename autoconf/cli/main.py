@@ -69,7 +69,7 @@ def main(
     """
 
 
-_ASK, _ABOUT, _EXTEND = "Ask about jobs", "What can be asked, and pictures of answers", "Your own models and clusters"
+_ASK, _ABOUT, _EXTEND = "Queries about jobs", "Versions, stacks and plots", "Your own models and clusters"
 for name, query, command in (
     ("recommend", MIN_GPUS, recommend_command),
     ("avoid-oom", AVOID_OOM, avoid_oom_command),
@@ -90,21 +90,21 @@ app.command("train", cls=Command, rich_help_panel=_EXTEND)(train_command)
 
 
 def run() -> None:
-    """The command as a process of its own: it leaves nothing half written, whatever signal ends it but SIGKILL."""
-    for ending in ("SIGINT", "SIGTERM", "SIGHUP", "SIGPIPE"):  # Windows does not have them all
+    """Run the command as a process; no signal except SIGKILL leaves a partly written file."""
+    for ending in ("SIGINT", "SIGTERM", "SIGHUP", "SIGPIPE"):  # Windows lacks some of them
         number = getattr(signal, ending, None)
-        # Python itself ignores SIGPIPE; the others only somebody who wants us to, such as nohup.
+        # Python itself ignores SIGPIPE; the others are ignored only if the caller, such as nohup, wants this.
         if number is not None and (ending == "SIGPIPE" or signal.getsignal(number) != signal.SIG_IGN):
             signal.signal(number, _end)
     try:
         app()
-    except OSError as error:  # of what typer writes itself, such as help onto a full disk
+    except OSError as error:  # raised by typer's own output, such as help on a full disk
         typer.secho(f"ado-autoconf: {error}", err=True, fg="red")
         sys.exit(1)
 
 
 def _end(number: int, _: Any) -> None:
-    """End by a signal as if it had not been caught; an exception can get lost in whatever library it is raised in."""
+    """Clean up and end by the signal as if it were not handled; a library could catch an exception raised here."""
     remove_unfinished()
     if is_terminal(sys.stderr):
         os.write(sys.stderr.fileno(), b"\x1b[?25h")  # the progress bar hides the cursor

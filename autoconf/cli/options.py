@@ -1,4 +1,4 @@
-"""What commands share: exit codes, notes on standard error, options made from a table."""
+"""Helpers of the commands: exit codes, notes on standard error, and generated options."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from autoconf.jobs.job import read
 
 
 class ExitCode(IntEnum):
-    """How the command ends; ended by signal n, it is 128 + n."""
+    """Exit codes of the command; a command ended by signal n has 128 + n."""
 
     ANSWERED = 0  # "no" is an answer
     BROKEN_ENVIRONMENT = 1
@@ -30,7 +30,7 @@ class ExitCode(IntEnum):
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Turn what can go wrong into a message on standard error and an exit code."""
+    """Turn errors into a message on standard error and an exit code."""
     try:
         yield
     except (BadInput, AutoConfError) as error:
@@ -43,7 +43,7 @@ _held: ContextVar[list[str] | None] = ContextVar("held", default=None)
 
 
 def note(message: str, first: bool = False) -> None:
-    """Write a line to standard error; while ``notes_held`` holds notes back, keep it, ``first`` before all others."""
+    """Write a line to standard error; inside ``notes_held``, collect it instead, with ``first`` before all others."""
     held = _held.get()
     if held is None:
         typer.secho(message, err=True, fg="yellow")
@@ -53,7 +53,7 @@ def note(message: str, first: bool = False) -> None:
 
 @contextmanager
 def notes_held() -> Iterator[None]:
-    """Hold notes back, so that the last one can be written first; all are written at the end, whatever happens."""
+    """Collect notes, so that a late one can be written first; write all at the end, also after an error."""
     held: list[str] = []
     token = _held.set(held)
     try:
@@ -65,10 +65,10 @@ def notes_held() -> Iterator[None]:
 
 
 def with_options(options: Mapping[str, Any]) -> Callable[[Callable[..., None]], Any]:
-    """Give a command more options, whose values it finds in its context.
+    """Give a command more options, whose values are in its context.
 
     Args:
-        options: the type of each, annotated with a ``typer.Option``, by name. None of them is required.
+        options: the type of each option, annotated with a ``typer.Option``, by name. All of them are optional.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -92,7 +92,7 @@ def with_options(options: Mapping[str, Any]) -> Callable[[Callable[..., None]], 
 
 
 def version_named(text: str | None) -> str | None:
-    """The version that the command line names, if any."""
+    """The version given on the command line, if any."""
     try:
         return read("model_version", text)
     except ValueError as error:

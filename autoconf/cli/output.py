@@ -1,4 +1,4 @@
-"""Write answers: CSV, JSON, and files that appear complete or not at all."""
+"""Write answers as CSV or JSON; a file is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import pandas as pd
 
 from autoconf.errors import AutoConfError, BadInput
-from autoconf.files import STANDARD_STREAM, appearing_file, cannot_write, opened, reason
+from autoconf.files import STANDARD_STREAM, atomic_file, cannot_write, opened, reason
 from autoconf.jobs.job import Workload, read
 from autoconf.jobs.queries import ARGUMENTS
 from autoconf.jobs.values import is_empty, whole_number
@@ -23,7 +23,7 @@ from autoconf.jobs.values import is_empty, whole_number
 
 @contextmanager
 def output(path: str | None) -> Iterator[BinaryIO]:
-    """Open what a result goes to: a file, which appears complete or not at all, or standard output.
+    """Open the output of a command: a file, which is written completely or not at all, or standard output.
 
     Args:
         path: ``None`` or ``-`` for standard output.
@@ -47,12 +47,12 @@ def output(path: str | None) -> Iterator[BinaryIO]:
     target = Path(os.path.realpath(path))  # a link stays a link
     if mode is not None and (stat.S_ISDIR(mode) or not os.access(target, os.W_OK)):
         raise BadInput(f"{path}: cannot write it: {os.strerror(errno.EISDIR if stat.S_ISDIR(mode) else errno.EACCES)}")
-    with _writing(path), opened(path, lambda: appearing_file(target)) as stream:
+    with _writing(path), opened(path, lambda: atomic_file(target)) as stream:
         yield stream
 
 
 def _mode(path: str) -> int | None:
-    """What a path leads to; None where there is nothing yet, unlike where that cannot be told (a loop of links)."""
+    """The mode of a path; ``None`` if it does not exist. Raises if this is unknown, such as for a loop of links."""
     try:
         return os.stat(Path(path)).st_mode
     except FileNotFoundError:
@@ -66,19 +66,19 @@ def _writing(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.EPIPE:  # the reader of our output stopped, which is not a failure
+        if error.errno == errno.EPIPE:  # the reader of the output stopped, which is not a failure
             raise
         raise AutoConfError(f"{path}: writing failed: {reason(error)}") from None
 
 
 def write_csv(pieces: Iterable[pd.DataFrame], stream: BinaryIO) -> None:
-    """Write answers as CSV in UTF-8, lines ended by a line feed."""
+    """Write answers as CSV in UTF-8 with line feeds."""
     for number, piece in enumerate(pieces):
         stream.write(piece.to_csv(index=False, header=number == 0, lineterminator="\n").encode("utf-8"))
 
 
 def write_json(pieces: Iterable[pd.DataFrame], stream: BinaryIO) -> None:
-    """Write answers as a JSON list with an object, on a line of its own, for each job."""
+    """Write answers as a JSON list with one object per job, each on its own line."""
     separator = "[\n"
     for piece in pieces:
         for row in json_rows(piece):
@@ -88,12 +88,12 @@ def write_json(pieces: Iterable[pd.DataFrame], stream: BinaryIO) -> None:
 
 
 def write_object(shown: Any, stream: BinaryIO) -> None:
-    """Write one JSON value on lines that people can read."""
+    """Write one JSON value, indented."""
     stream.write(f"{json.dumps(shown, indent=2, ensure_ascii=False)}\n".encode())
 
 
 def json_rows(piece: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """Answered jobs as objects: numbers as numbers, what is absent as ``None``, columns of the user's own as text."""
+    """Convert answered jobs to objects: numbers stay numbers, absent values are ``None``, other columns are text."""
     for row in piece.astype(object).to_dict("records"):
         yield {str(column): _json_value(str(column), value) for column, value in row.items()}
 

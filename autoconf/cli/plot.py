@@ -1,4 +1,4 @@
-"""``ado-autoconf plot``: a picture of answers."""
+"""The command ``ado-autoconf plot``, which draws answers."""
 
 from __future__ import annotations
 
@@ -44,15 +44,17 @@ def plot_command(
     panels: Annotated[
         str,
         typer.Option(
-            "--panels", metavar="FIELD,...", help="What panels differ in: the last one within a group of them."
+            "--panels",
+            metavar="FIELD,...",
+            help="The fields that panels differ in; the last one varies within a group.",
         ),
     ] = ",".join(answer_grid.PANELS),
 ) -> None:
     """Draw the minimum number of GPUs over tokens and batch, one panel for each model and method.
 
-    With --panels, one for each stack, optimizer or whatever else the answers differ in.
-    A picture is of one GPU type, version and so on.
-    Where the file has several, the first one is drawn, unless an option below names another.
+    With --panels, draw one panel for each stack, optimizer or other field in which the answers differ.
+    A picture shows one GPU type, one version and so on.
+    If the file has several, the first one is drawn, unless an option below selects another.
 
     $ ado-autoconf plot answers.csv -o picture.png --gpu-model L40S
 
@@ -83,7 +85,7 @@ def plot_command(
 
 
 def _located(source: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of ``charts``, whose messages start with the line, and put the file before it."""
+    """Call a function of ``answer_grid`` and prepend the name of the file to its error messages."""
     try:
         return function(*arguments)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The commands of the other queries: each asks about a table of jobs or about one, as ``recommend`` does."""
+"""The commands of the other queries; like ``recommend``, each takes a table of jobs or one job."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from autoconf.cli.ask import Asking, Writing, answer, given_fields
+from autoconf.cli.ask import CommandQuery, OutputOptions, answer, given_fields
 from autoconf.cli.job_options import query_options
 from autoconf.cli.options import exit_codes
 from autoconf.cli.replay import replay_one
@@ -22,15 +22,15 @@ from autoconf.planner.prices import read_prices
 
 @query_options(AVOID_OOM)
 def avoid_oom_command(context: typer.Context) -> None:
-    """Check a requested number of GPUs, and if it is too small, name the next larger one that fits.
+    """Check a requested number of GPUs; if it is too small, recommend the next larger one that fits.
 
-    Each GPU keeps its batch. A request that fits is kept, whatever --max-gpus.
+    The batch on each GPU stays the same. A request that fits is confirmed even if it exceeds --max-gpus.
     A table of jobs has the column number_gpus. can_recommend (0 or 1), gpus (per worker), workers and reason are
     appended.
 
     $ ado-autoconf avoid-oom --model llama-7b --method lora --gpu L40S --seq-len 8192 --per-device-batch-size 6 --gpus 2
     """
-    answer(Asking(AVOID_OOM, avoid_oom), context)
+    answer(CommandQuery(AVOID_OOM, avoid_oom), context)
 
 
 @query_options(LARGEST_BATCH)
@@ -42,7 +42,7 @@ def largest_batch_command(context: typer.Context) -> None:
 
     $ ado-autoconf largest-batch --model llama-7b --method lora --gpu L40S --seq-len 8192 --gpus 2
     """
-    answer(Asking(LARGEST_BATCH, largest_batch), context)
+    answer(CommandQuery(LARGEST_BATCH, largest_batch), context)
 
 
 @query_options(LARGEST_SAMPLE)
@@ -54,7 +54,7 @@ def largest_sample_command(context: typer.Context) -> None:
 
     $ ado-autoconf largest-sample --model llama-7b --method lora --gpu L40S --batch 8 --gpus 2
     """
-    answer(Asking(LARGEST_SAMPLE, largest_sample), context)
+    answer(CommandQuery(LARGEST_SAMPLE, largest_sample), context)
 
 
 @query_options(GPU_MODEL)
@@ -70,10 +70,11 @@ def gpu_model_command(
         ),
     ] = None,
 ) -> None:
-    """Rank the types of GPU by what the smallest layout that fits costs per hour.
+    """Rank GPU types by the cost per hour of the smallest layout that fits.
 
-    The cost is the price per GPU and hour times the number of GPUs; how long the job runs is not considered.
-    Ties go to fewer GPUs. Types without a price come after those with one, and those that the job does not fit on last.
+    The cost is the price per GPU and hour times the number of GPUs; the duration of the job is not considered.
+    Ties go to fewer GPUs. Types without a price come after types with one; types on which the job does not fit come
+    last.
     A table of jobs has no gpu_model; each job is repeated for each type, with can_recommend (0 or 1), gpu_model, gpus
     (per worker), workers, cost_per_hour, rank (1 is the recommendation) and reason.
 
@@ -81,7 +82,7 @@ def gpu_model_command(
     """
     with exit_codes():
         known = read_prices(prices)
-    answer(Asking(GPU_MODEL, partial(cheapest_gpu, prices=known)), context)
+    answer(CommandQuery(GPU_MODEL, partial(cheapest_gpu, prices=known)), context)
 
 
 @query_options(ESTIMATE)
@@ -91,7 +92,7 @@ def estimate_command(
         bool,
         typer.Option(
             "--replay",
-            help="Replay PyTorch's allocator on what the job allocates, in minutes; needs the extra \\[build].",
+            help="Replay PyTorch's allocator with the allocations of the job, in minutes; needs the extra \\[build].",
         ),
     ] = False,
     alloc_conf: Annotated[
@@ -100,7 +101,7 @@ def estimate_command(
             "--alloc-conf",
             metavar="TEXT",
             show_default=False,
-            help="Settings of the allocator that is replayed, as PYTORCH_CUDA_ALLOC_CONF has them.",
+            help="Settings of the replayed allocator, in the format of PYTORCH_CUDA_ALLOC_CONF.",
         ),
     ] = "",
     overhead_gib: Annotated[
@@ -109,29 +110,29 @@ def estimate_command(
             "--overhead-gib",
             metavar="NUMBER",
             show_default=False,
-            help="GiB of the GPU that are not PyTorch's in a replay, such as the CUDA context and NCCL's buffers.",
+            help="GiB of the GPU outside PyTorch in a replay, such as the CUDA context and NCCL's buffers.",
         ),
     ] = None,
 ) -> None:
-    """Estimate whether a job fits on a number of GPUs, how likely that is, and where the memory goes.
+    """Estimate whether a job fits on a number of GPUs, with which probability, and the memory by part.
 
-    A table of jobs has the column number_gpus. fits (0 or 1), probability, in GiB the peak, what is needed and its
-    parts, what is usable and the headroom, and the reason if there is no estimate are appended.
+    A table of jobs has the column number_gpus. The appended columns are fits (0 or 1), probability, in GiB the peak,
+    the needed memory with its parts, the usable memory and the headroom, and the reason if there is no estimate.
 
-    With --replay the job's own training code runs on tensors without memory, and PyTorch's allocator is replayed:
-    what it reserves, the least capacity that the job runs on, and the module and op that fail if it does not.
-    With --output FILE that is drawn over time, too.
+    With --replay the job's training code runs on tensors without memory, and PyTorch's allocator is replayed. The
+    output is the reserved memory, the smallest capacity on which the job runs, and the module and op that fail below.
+    With --output FILE the memory is also drawn over time.
 
     $ ado-autoconf estimate --model llama-7b --method lora --gpu L40S --seq-len 8192 --batch 8 --gpus 2
     """
-    asking = Asking(ESTIMATE, estimate)
+    command = CommandQuery(ESTIMATE, estimate)
     if not replayed:
         with exit_codes():
             if alloc_conf or overhead_gib is not None:
                 raise BadInput("--alloc-conf and --overhead-gib: for --replay only")
-        answer(asking, context)
+        answer(command, context)
         return
     with exit_codes():
         if context.params["csv_file"] is not None:
             raise BadInput("--replay: for one job only")
-        replay_one(asking, given_fields(asking, context), Writing.of(context), alloc_conf, overhead_gib)
+        replay_one(command, given_fields(command, context), OutputOptions.of(context), alloc_conf, overhead_gib)

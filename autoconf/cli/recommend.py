@@ -1,4 +1,4 @@
-"""``ado-autoconf recommend``: the smallest number of GPUs, for a table of jobs or for one."""
+"""The command ``ado-autoconf recommend``: the smallest number of GPUs for a table of jobs or for one job."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from autoconf.cli.ask import Asking, Writing, _answered_one, answer, answer_one, given_fields
+from autoconf.cli.ask import CommandQuery, OutputOptions, answer, answer_one, answered_one, given_fields
 from autoconf.cli.console import show_answer
 from autoconf.cli.job_file import job_from_files, write_patched
 from autoconf.cli.job_options import query_options
@@ -20,7 +20,7 @@ from autoconf.jobs.queries import MIN_GPUS
 from autoconf.planner.explanation import explain
 from autoconf.planner.min_gpus import recommend
 
-RECOMMEND = Asking(MIN_GPUS, recommend)
+RECOMMEND = CommandQuery(MIN_GPUS, recommend)
 
 
 @query_options(MIN_GPUS)
@@ -30,7 +30,8 @@ def recommend_command(
         bool,
         typer.Option(
             "--explain",
-            help="Of one job: where the memory goes and what would help, as text, or as a picture to --output.",
+            help="For one job: show the memory by part and the changes that would help, as text, or as a picture with "
+            "--output.",
         ),
     ] = False,
     job_files: Annotated[
@@ -39,8 +40,8 @@ def recommend_command(
             "--job",
             metavar="FILE",
             show_default=False,
-            help="Read one job from a PyTorchJob or TrainJob, a command line, arguments of TRL or the Trainer, "
-            "accelerate's or axolotl's config; several files are read as one job, and options win.",
+            help="Read one job from a PyTorchJob or TrainJob, a command line, arguments of TRL or the Trainer, or a "
+            "config of accelerate or axolotl; several files form one job, and options override files.",
         ),
     ] = None,
     patch: Annotated[
@@ -50,21 +51,22 @@ def recommend_command(
         ),
     ] = False,
 ) -> None:
-    """Recommend the smallest number of GPUs, for a table of jobs or for one.
+    """Recommend the smallest number of GPUs for a table of jobs or for one job.
 
     $ ado-autoconf recommend --model llama-7b --method lora --gpu L40S --seq-len 512 --per-device-batch-size 8
 
     $ ado-autoconf recommend --csv jobs.csv --output answers.csv
 
-    A table's columns are named as the options of one job, with _ for -. Optional ones may be absent, and cells empty.
+    The columns of a table have the names of the options of one job, with _ for -. Optional columns may be absent, and
+    optional cells empty.
     All columns are kept; can_recommend (0 or 1), gpus (per worker), workers and reason are appended.
-    Answers that the table has already (a column can_recommend) are replaced.
-    If any line is bad, nothing is written.
+    If the table already has answers (a column can_recommend), they are replaced.
+    If any line is invalid, nothing is written.
 
-    The answer about one job is printed as text, or with --json or --csv as data; to a file it is written as CSV.
+    The answer about one job is printed as text, or as data with --json or --csv; a file is written as CSV.
 
-    With --explain, the memory is shown too, on that number of GPUs and on the next smaller one.
-    And which single changes of the job would lead to fewer GPUs, or to a recommendation.
+    --explain also shows the memory on that number of GPUs and on the next smaller one, and the single changes of the
+    job that would lead to fewer GPUs or to a recommendation.
 
     $ ado-autoconf recommend --job examples/pytorchjob.yaml --patch
     """
@@ -76,7 +78,7 @@ def recommend_command(
                 raise BadInput("--csv and --job or --patch exclude each other")
         answer(RECOMMEND, context)
         return
-    fields, to = given_fields(RECOMMEND, context), Writing.of(context)
+    fields, to = given_fields(RECOMMEND, context), OutputOptions.of(context)
     with exit_codes():
         if patch and not job_files:
             raise BadInput("--patch: needs --job")
@@ -84,42 +86,42 @@ def recommend_command(
             raise BadInput("--explain and --patch exclude each other")
         if patch:
             _patch(job_files or [], fields, to)
-        told: dict[str, Any] = {}
+        provenance: dict[str, Any] = {}
         if job_files:
-            fields, told = job_from_files(job_files, fields)
+            fields, provenance = job_from_files(job_files, fields)
         if explained:
-            _explain_one(fields, to, told)
+            _explain_one(fields, to, provenance)
         else:
-            answer_one(RECOMMEND, fields, to, told)
+            answer_one(RECOMMEND, fields, to, provenance)
 
 
-def _patch(job_files: list[str], fields: dict[str, Any], to: Writing) -> NoReturn:
-    """Write the manifest with the counts of the answer; its change of GPUs is the first note."""
+def _patch(job_files: list[str], fields: dict[str, Any], to: OutputOptions) -> NoReturn:
+    """Write the manifest with the GPU counts of the answer; the first note describes the change."""
     with notes_held():
         fields, _ = job_from_files(job_files, fields)
-        _, _, (shown,) = _answered_one(RECOMMEND, fields)
+        _, _, (shown,) = answered_one(RECOMMEND, fields)
         code = write_patched(job_files, fields, shown, to.file)
     to.end(code == ExitCode.NOTHING_TO_PATCH)
     raise typer.Exit(code)
 
 
-def _explain_one(fields: dict[str, Any], to: Writing, told: dict[str, Any]) -> None:
-    """Write one job, its answer, and why: as JSON, as a picture if a file is named, or as text."""
+def _explain_one(fields: dict[str, Any], to: OutputOptions, provenance: dict[str, Any]) -> None:
+    """Write one job and its explained answer: as JSON, as a picture if a file is given, or as text."""
     as_picture = to.file is not None and not to.as_json
     kind = picture_kind(to.file or STANDARD_STREAM) if as_picture else None
-    job, _, (shown,) = _answered_one(RECOMMEND, fields)
+    job, _, (shown,) = answered_one(RECOMMEND, fields)
     explanation = explain(job)
     if to.as_json:
         at = [{"number_gpus": count, **asdict(held)} for count, held in explanation.at.items()]
         with output(to.file) as stream:
-            write_object({**shown, **told, "at": at, "changes": [asdict(c) for c in explanation.changes]}, stream)
+            write_object({**shown, **provenance, "at": at, "changes": [asdict(c) for c in explanation.changes]}, stream)
     elif as_picture and memory_bars.drawn(explanation):
         figure = memory_bars.picture(job, explanation)
         with output(to.file) as stream:
             figure.savefig(stream, format=kind)
     else:
         if as_picture:
-            note(f"{to.file}: not written, as there is nothing to draw")
+            note(f"{to.file}: not written, because there is nothing to draw")
         with output(None):
             show_answer({**shown, "reason": explanation.why}, MIN_GPUS)
             memory_bars.show_explanation(explanation)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from autoconf.cli.ask import Asking, Writing, answer_one
+from autoconf.cli.ask import CommandQuery, OutputOptions, answer_one
 from autoconf.cli.build_extra import check_build_extra
 from autoconf.cli.console import show_replay
 from autoconf.cli.options import note, picture_kind
@@ -34,12 +34,12 @@ _EXPANDABLE = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
 
 
 def replay_one(
-    asking: Asking, fields: dict[str, Any], to: Writing, alloc_conf: str, overhead_gib: float | None
+    command: CommandQuery, fields: dict[str, Any], to: OutputOptions, alloc_conf: str, overhead_gib: float | None
 ) -> None:
     """Write what a replay says of one job: as JSON, or as text, with a picture if a file is named.
 
     Args:
-        asking: the query that the fields are of.
+        command: the query that the fields are of.
         fields: of the job, and its number of GPUs.
         to: where answers go.
         alloc_conf: settings of PyTorch's allocator, as its environment variable has them.
@@ -54,17 +54,17 @@ def replay_one(
     if to.as_csv:
         raise BadInput("--replay: gives text, JSON and a picture, and no CSV")
     settings = _settings(alloc_conf)
-    job, gpus = _job(asking, fields)
+    job, gpus = _job(command, fields)
     check_build_extra("--replay")
     found = estimate(job, number_gpus=gpus)
     if found.usable_memory_gib is None:  # a reason why not is the answer
         note(f"not replayed: {found.reason}")
-        answer_one(asking, fields, to)
+        answer_one(command, fields, to)
         return
     if overhead_gib is not None and not 0 <= overhead_gib < found.usable_memory_gib:
         raise BadInput(f"--overhead-gib: must be from 0 to less than the GPU's {found.usable_memory_gib:g} GiB")
     verdict, drawn = _replayed(job, gpus, found, settings, overhead_gib)
-    answer = {**_given(asking, job, gpus), **asdict(verdict), "training_stack": job.stack_name()}
+    answer = {**_given(command, job, gpus), **asdict(verdict), "training_stack": job.stack_name()}
     if to.as_json:
         with output(to.file) as stream:
             write_object({**answer, "notes": list(_notes(verdict))}, stream)
@@ -86,17 +86,17 @@ def _settings(alloc_conf: str) -> AllocatorSettings:
         raise BadInput(f"--alloc-conf: {error}") from None
 
 
-def _job(asking: Asking, fields: Mapping[str, Any]) -> tuple[Job, int]:
+def _job(command: CommandQuery, fields: Mapping[str, Any]) -> tuple[Job, int]:
     try:
-        job, numbers = asking.question.parse({"model_version": registry.DEFAULT, **fields})
+        job, numbers = command.query.parse({"model_version": registry.DEFAULT, **fields})
     except ValueError as error:
         raise BadInput(str(error)) from None
     return job, numbers["number_gpus"]
 
 
-def _given(asking: Asking, job: Job, gpus: int) -> dict[str, Any]:
+def _given(command: CommandQuery, job: Job, gpus: int) -> dict[str, Any]:
     given = job.model_dump(exclude_unset=True)
-    fields = (field for field in asking.question.fields if given.get(field) is not None)
+    fields = (field for field in command.query.fields if given.get(field) is not None)
     return {**{field: given[field] for field in fields}, "number_gpus": gpus}
 
 

@@ -1,12 +1,12 @@
-"""The names that the options of job fields go by: each field's own, and what other tools call the same value."""
+"""The names of the options for job fields: the field's own name, and the names in other tools."""
 
 from __future__ import annotations
 
 from autoconf.jobs.job import BATCHES, Workload
 from autoconf.jobs.queries import NUMBER_GPUS, Query
 
-# Besides these, every option may be written with _ for -. A name is here only if it means the same everywhere:
-# "global batch size" counts gradient accumulation in some tools, which batch_size never does.
+# Every option may also be written with _ for -. A name is listed only if it means the same in all tools: "global batch
+# size" includes gradient accumulation in some tools, but batch_size never does.
 _OTHER_NAMES = {
     "model_name": (
         "-m", "--model", "--model-id", "--model-name-or-path", "--pretrained-model-name-or-path", "--base-model",
@@ -45,9 +45,9 @@ _GLOBAL_BATCH = (
     "batch_size does not include gradient accumulation: give --per-device-train-batch-size, or as --batch-size the "
     "samples of one micro-batch over all GPUs"
 )
-_NODES = "count GPUs: give those of all nodes together, and those of one node as --gpus-per-worker"
+_NODES = "count GPUs instead of nodes: give the GPUs of all nodes, and those of one node as --gpus-per-worker"
 _DTYPES = "give --mixed-precision bf16 for autocast, --torch-dtype bfloat16 for weights in bfloat16"
-# What people give to other tools, and what they should give here.
+# Options of other tools, with what to use instead.
 _INSTEAD = {
     **dict.fromkeys(("--global-batch-size", "--train-batch-size", "--effective-batch-size"), _GLOBAL_BATCH),
     **dict.fromkeys(("--nodes", "--nnodes", "--num-nodes", "--workers", "--num-workers", "--num-machines"), _NODES),
@@ -60,7 +60,7 @@ _INSTEAD = {
 
 
 def own_name(field: str) -> str:
-    """The option that is called as the field is.
+    """The option with the name of a field.
 
     >>> own_name("gpu_model")
     '--gpu-model'
@@ -69,7 +69,7 @@ def own_name(field: str) -> str:
 
 
 def names(field: str) -> tuple[str, ...]:
-    """All names of a field's option, its own first.
+    """All names of a field's option, starting with its own name.
 
     >>> names("batch_size")
     ('--batch-size', '-b', '--batch')
@@ -77,8 +77,8 @@ def names(field: str) -> tuple[str, ...]:
     return own_name(field), *_OTHER_NAMES.get(field, ())
 
 
-def advice(question: Query) -> dict[str, str]:
-    """What to say to somebody who gives a query an option that it does not have.
+def advice(query: Query) -> dict[str, str]:
+    """The advice for options that the command of a query does not have.
 
     >>> from autoconf.jobs.queries import LARGEST_SAMPLE, MIN_GPUS
     >>> advice(LARGEST_SAMPLE)["--seq-len"]
@@ -86,15 +86,15 @@ def advice(question: Query) -> dict[str, str]:
     >>> advice(MIN_GPUS)["--gpus"]
     'the number of GPUs is the output of this command; --max-gpus limits it'
     """
-    others = [field for field in (*Workload.model_fields, NUMBER_GPUS) if field not in question.fields]
-    return {**_INSTEAD, **{name: _why_not(field, question) for field in others for name in names(field)}}
+    others = [field for field in (*Workload.model_fields, NUMBER_GPUS) if field not in query.fields]
+    return {**_INSTEAD, **{name: _why_not(field, query) for field in others for name in names(field)}}
 
 
-def _why_not(field: str, question: Query) -> str:
-    if field in question.answered:
+def _why_not(field: str, query: Query) -> str:
+    if field in query.answered:
         return f"{field} is the output of this command; omit it"
     if field == NUMBER_GPUS:
         return "the number of GPUs is the output of this command; --max-gpus limits it"
     if field in BATCHES:
-        return f"give {' or '.join(map(own_name, question.batches))} instead"
+        return f"give {' or '.join(map(own_name, query.batches))} instead"
     return f"{field} makes no difference to this command; omit it"

@@ -1,4 +1,4 @@
-"""``ado-autoconf trace`` and ``train``: a user model, and a user version."""
+"""The commands ``ado-autoconf trace``, for a user model, and ``ado-autoconf train``, for a user version."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def trace_command(
         typer.Argument(metavar="CONFIG", show_default=False, help="A Hugging Face config.json, or a folder with one."),
     ],
     name: Annotated[
-        str, typer.Option("--name", metavar="NAME", show_default=False, help="What jobs will call the model.")
+        str, typer.Option("--name", metavar="NAME", show_default=False, help="The name of the model in jobs.")
     ],
     lora_targets: Annotated[
         str | None,
@@ -39,7 +39,7 @@ def trace_command(
             "--lora-targets",
             metavar="MODULE,...",
             show_default=False,
-            help="Linear modules that get LoRA's adapters; by default PEFT's own within attention.",
+            help="Linear modules with LoRA adapters; by default PEFT's default modules within attention.",
         ),
     ] = None,
     aliases: Annotated[
@@ -48,15 +48,15 @@ def trace_command(
             "--alias", metavar="ID", show_default=False, help="Another name of the model; may be given repeatedly."
         ),
     ] = None,
-    folder: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Where NAME.traces.parquet goes.")] = ".",
+    folder: Annotated[str, typer.Option("--output", "-o", metavar="DIR", help="Folder for NAME.traces.parquet.")] = ".",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    r"""Trace a model of your own: what every stack holds, from its config alone; needs ado-autoconf\[build].
+    r"""Trace the memory of your own model under every stack, from its config alone; needs the extra \[build].
 
-    Nothing is downloaded and no weights are read. It takes a minute or two.
+    Nothing is downloaded and no weights are read. Tracing takes a minute or two.
 
-    Afterwards it prints what each further 1,000 tokens of a long micro-batch add to the peak on each of several GPUs,
-    and for a few jobs of batch size 16 the smallest layout on up to 64 GPUs: workers x GPUs of each.
+    The output is the memory that each further 1,000 tokens of a long micro-batch add to the peak of each of several
+    GPUs and, for a few jobs of batch size 16, the smallest layout on up to 64 GPUs: workers x GPUs of each.
 
     $ ado-autoconf trace config.json --name my-model
     """
@@ -79,7 +79,7 @@ def _traced(config: str, name: str, targets: list[str], aliases: list[str], path
     """Trace a model into a file, and summarize it."""
     hf_config, trace_file, summary = _build()
     aliases = _with_published(hf_config.hub_id(config), aliases, f"{config}: _name_or_path", name)
-    with output(str(path)) as stream:  # a folder that cannot be written to shows here, and not minutes later
+    with output(str(path)) as stream:  # fail now, not minutes later, if the folder cannot be written to
         architecture = hf_config.own_architecture(config, name, targets, aliases)
         if hf_config.own_code(config):
             note(
@@ -95,11 +95,11 @@ def _traced(config: str, name: str, targets: list[str], aliases: list[str], path
 def _note_problems(config: str, problems: Mapping[Any, str]) -> None:
     if problems:
         first = next(iter(problems.values()))
-        note(f"{config}: {len(problems)} ways to train cannot be traced; the first because of {first}")
+        note(f"{config}: {len(problems)} configurations cannot be traced; the first because of {first}")
 
 
 def _with_published(published: str | None, aliases: list[str], where: str, name: str) -> list[str]:
-    """A model's aliases with the name that its config gives, unless the newest version has a model of that name."""
+    """Add the name in a model's config to its aliases, unless the newest version has a model of that name."""
     if not published or published in aliases:
         return aliases
     if known := _known(published):
@@ -109,11 +109,11 @@ def _with_published(published: str | None, aliases: list[str], where: str, name:
 
 
 def _build() -> tuple[Any, Any, Any]:
-    """The modules that trace and read traces."""
+    """Import the modules that trace models and read traces."""
     check_build_extra("trace")
     try:
         from autoconf.pipeline.tracing import hf_config, summary, trace_file
-    except Exception as error:  # a broken library can fail at import with anything
+    except Exception as error:  # a broken library can raise any exception at import
         raise AutoConfError(
             f"a library of the extra [build] does not import: {type(error).__name__}: {error}"
         ) from None
@@ -145,7 +145,7 @@ def _alias(text: str) -> str:
 
 
 def _known(name: str) -> str | None:
-    """The newest version's model that goes by a name."""
+    """The model of the newest version that has a name or alias."""
     models = registry.card(registry.DEFAULT).domain.models
     return Names({known: model.aliases for known, model in models.items()}).find(name)
 
@@ -171,34 +171,39 @@ def _next(path: Path, name: str) -> str:
 def train_command(
     more_traces: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TRACES...", show_default=False, help="More files of trace, as shells expand names."),
+        typer.Argument(
+            metavar="TRACES...", show_default=False, help="More trace files, for example from a shell pattern."
+        ),
     ] = None,
     base: Annotated[
         str, typer.Option("--from", metavar="VERSION", help="The version to start from.")
     ] = registry.DEFAULT,
     traces: Annotated[
         list[str] | None,
-        typer.Option("--traces", metavar="FILE", show_default=False, help="A file of trace: a model to add."),
+        typer.Option("--traces", metavar="FILE", show_default=False, help="A trace file: a model to add."),
     ] = None,
     measured: Annotated[
         str | None,
         typer.Option("--measured", metavar="FILE", show_default=False, help="CSV of runs on your cluster; - is stdin."),
     ] = None,
     version: Annotated[
-        str, typer.Option("--version", metavar="NAME", show_default=False, help="Its name, such as 2.0.0+mine.")
+        str,
+        typer.Option(
+            "--version", metavar="NAME", show_default=False, help="Name of the new version, such as 2.0.0+mine."
+        ),
     ] = "",
     folder: Annotated[
         str,
-        typer.Option("--output", "-o", metavar="DIR", envvar=user_versions.VARIABLE, help="Your versions."),
+        typer.Option("--output", "-o", metavar="DIR", envvar=user_versions.VARIABLE, help="Folder of your versions."),
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Make a version of your own: more models, and what your cluster holds besides tensors.
+    """Make your own version, with more models and with a safety margin learned from runs on your cluster.
 
-    A table of runs has the columns of a job and number_gpus, and of failed or is_valid, peak_allocated_gib and
-    gpu_memory_utilization_peak (percent) those that there are; ado's export of such a space fits as it is.
-    What runs teach is the memory that must stay free, and nothing else;
-    where they tell held-out runs no better, the version decides as the one that it starts from.
+    A table of runs has the columns of a job, number_gpus, and at least one of failed or is_valid, peak_allocated_gib
+    and gpu_memory_utilization_peak (percent). An export of ado can be used without changes.
+    Only the safety margin is learned from runs. If it predicts held-out runs no better, the new version decides as the
+    version that it starts from.
 
     $ ado-autoconf train --from 2.0.0 --traces my-model.traces.parquet --version 2.0.0+mine --output models
     """
@@ -208,7 +213,9 @@ def train_command(
                 raise BadInput(f"{option}: is required")
         files = [*(traces or ()), *(more_traces or ())]
         with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):  # libraries print, and warn
-            from autoconf.pipeline.release.user_version import train_own  # what makes versions is imported to make one
+            from autoconf.pipeline.release.user_version import (
+                train_own,
+            )  # the pipeline is imported only to make a version
 
             made = train_own(base, version, Path(folder), files, measured)
         for sentence in made.notes:

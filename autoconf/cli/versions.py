@@ -1,4 +1,4 @@
-"""``ado-autoconf versions`` and ``stacks``: what is answered for, and how well."""
+"""The commands ``ado-autoconf versions`` and ``ado-autoconf stacks``, which list versions and training stacks."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from autoconf.predictor import registry, user_versions
 
 def versions_command(
     version: Annotated[
-        str | None, typer.Argument(metavar="VERSION", show_default=False, help="All about one version.")
+        str | None, typer.Argument(metavar="VERSION", show_default=False, help="Show everything about one version.")
     ] = None,
     models: Annotated[bool, typer.Option("--models", help="List the models and their other names.")] = False,
     trust: Annotated[
-        bool, typer.Option("--trust", help="Take a version of your own as it is now, though it was another before.")
+        bool, typer.Option("--trust", help="Accept the current content of your own version, although it has changed.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """List the versions: the models, methods, GPUs and limits that each answers for, and how good it is.
+    """List the versions, each with its models, methods, GPUs, limits and evaluation.
 
-    Versions of your own are those in the folder that AUTOCONF_MODELS names.
+    Your own versions are in the folder that AUTOCONF_MODELS names.
 
     $ ado-autoconf versions
 
@@ -57,18 +57,18 @@ def versions_command(
 
 def _trust(version: str | None) -> None:
     if version is None or not user_versions.is_own(version):
-        raise BadInput("--trust: name the version of your own that is to be taken as it is")
+        raise BadInput("--trust: name the user version to accept, such as 2.0.0+mine")
     folder = user_versions.folder_of()
     if version not in user_versions.listed_in(folder):
         raise BadInput(f"VERSION: {version!r} is not in {folder or f'{user_versions.VARIABLE}, which is not set'}")
     assert folder is not None
-    note(f"{version} is taken as it is: sha256:{user_versions.trust(folder / version)}")
+    note(f"{version} is accepted: sha256:{user_versions.trust(folder / version)}")
 
 
 def stacks_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """List the stacks that a job can name: the settings of each, with their sources.
+    """List the training stacks that a job can name, with their settings and sources.
 
     $ ado-autoconf stacks
     """

@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 @experiment(
     AVOID_OOM,
-    "Keeps a request for GPUs on which a tuning job fits, and recommends the next larger number that fits at the "
-    "same per_device_train_batch_size where it does not. Outputs: can_recommend (1, or 0), gpus (per worker) and "
-    "workers, or the reason why there is no recommendation. What is recommended in place of a request splits evenly "
-    "over workers and has at most max_gpus GPUs; a request that fits is kept, however large.",
+    "Confirms the requested number of GPUs if a tuning job fits on it, or else recommends the next larger number on "
+    "which it fits with the same per_device_train_batch_size. Outputs: can_recommend (1, or 0), gpus (per worker) and "
+    "workers, or the reason why there is no recommendation. A recommended larger number splits evenly over workers and "
+    "is at most max_gpus; a request that fits is confirmed even if it is larger than max_gpus.",
 )
 def avoid_oom_recommender(job: Job, number_gpus: int, models: ModelsFolder = None) -> Recommendation:
-    """Keep a request for GPUs that fits, or recommend the next larger one that does.
+    """Confirm the requested number of GPUs if a job fits on it, or recommend the next larger number on which it fits.
 
     Args:
-        job: by its fields, as ``min_gpu_recommender`` has them, with ``per_device_train_batch_size`` in place of
-            ``batch_size``; ``max_gpus`` is 64 by default.
+        job: the fields of ``min_gpu_recommender``, with ``per_device_train_batch_size`` instead of ``batch_size``;
+            ``max_gpus`` is 64 by default.
         number_gpus: GPUs that were requested in total, >= 1.
 
     Returns:
@@ -48,14 +48,13 @@ def avoid_oom_recommender(job: Job, number_gpus: int, models: ModelsFolder = Non
     LARGEST_BATCH,
     "Finds the largest batch with which a tuning job fits on a number of GPUs. Outputs: can_recommend (1, or 0), "
     "per_device_train_batch_size (samples on each GPU) and batch_size (over all GPUs), or the reason why there is "
-    "none. No batch is larger than those of the version's domain.",
+    "none. The batch is limited to the largest batch of the version's domain.",
 )
 def largest_batch_recommender(job: Job, number_gpus: int, models: ModelsFolder = None) -> LargestBatch:
     """Find the largest batch with which a tuning job fits on a number of GPUs.
 
     Args:
-        job: by its fields, as ``min_gpu_recommender`` has them, without ``batch_size``, ``gpus_per_worker`` and
-            ``max_gpus``.
+        job: the fields of ``min_gpu_recommender``, without ``batch_size``, ``gpus_per_worker`` and ``max_gpus``.
         number_gpus: GPUs in total, >= 1.
 
     Returns:
@@ -78,16 +77,16 @@ def largest_batch_recommender(job: Job, number_gpus: int, models: ModelsFolder =
 @experiment(
     LARGEST_SAMPLE,
     "Finds the longest samples with which a tuning job fits on a number of GPUs at a given batch. Outputs: "
-    "can_recommend (1, or 0) and tokens_per_sample, or the reason why there is none. No sample is longer than those "
-    "of the version's domain, or than the model's learned positions.",
+    "can_recommend (1, or 0) and tokens_per_sample, or the reason why there is none. The length is limited to the "
+    "longest sample of the version's domain and to the model's learned positions.",
 )
 def largest_sample_recommender(job: Job, number_gpus: int, models: ModelsFolder = None) -> LargestSample:
     """Find the longest samples with which a tuning job fits on a number of GPUs at a given batch.
 
     Args:
-        job: by its fields, as ``min_gpu_recommender`` has them, without ``tokens_per_sample``, ``gpus_per_worker`` and
+        job: the fields of ``min_gpu_recommender``, without ``tokens_per_sample``, ``gpus_per_worker`` and
             ``max_gpus``.
-        number_gpus: GPUs in total, >= 1; it divides ``batch_size``.
+        number_gpus: GPUs in total, >= 1; must divide ``batch_size``.
 
     Returns:
         ``can_recommend`` (0 or 1) and, if it is 1, ``tokens_per_sample``; if it is 0, the ``reason``.
@@ -108,7 +107,7 @@ def largest_sample_recommender(job: Job, number_gpus: int, models: ModelsFolder 
 @experiment(
     GPU_MODEL,
     "Recommends the type of GPU on which the smallest layout that fits costs least per hour, by the list prices "
-    "that come with the package; how long the job takes is not asked. Outputs: can_recommend (1, or 0), gpu_model, "
+    "of the package; the duration of the job is not considered. Outputs: can_recommend (1, or 0), gpu_model, "
     "gpus (per worker), workers and cost_per_hour (US dollars, of all GPUs), or the reason why there is no "
     "recommendation.",
     outputs=[name for name in GPU_MODEL.answers if name != "rank"],
@@ -117,7 +116,7 @@ def gpu_model_recommender(job: Job, models: ModelsFolder = None) -> GpuModel:
     """Recommend the type of GPU on which the smallest layout that fits costs least per hour.
 
     Args:
-        job: by its fields, as ``min_gpu_recommender`` has them, without ``gpu_model``.
+        job: the fields of ``min_gpu_recommender``, without ``gpu_model``.
 
     Returns:
         ``can_recommend`` (0 or 1) and, if it is 1, ``gpu_model``, ``gpus`` (per worker), ``workers`` and
@@ -138,20 +137,20 @@ def gpu_model_recommender(job: Job, models: ModelsFolder = None) -> GpuModel:
 
 @experiment(
     ESTIMATE,
-    "Says whether a tuning job fits on a number of GPUs, how likely that is, and where each GPU's memory goes. "
-    "Outputs: fits (1 or 0), probability (of fitting), and in GiB the peak_memory_gib, the needed_memory_gib, which "
-    "is the sum of the parts (weights, gradients, optimizer, gathered, activations, reserve), the usable_memory_gib "
-    "of the GPU and the headroom_gib between the two; or the reason why there is no estimate.",
+    "Estimates whether a tuning job fits on a number of GPUs, with which probability, and the memory of each GPU by "
+    "part. Outputs: fits (1 or 0), probability (of fitting), and in GiB peak_memory_gib, needed_memory_gib, which is "
+    "the sum of the parts (weights, gradients, optimizer, gathered, activations, reserve), usable_memory_gib of the "
+    "GPU, and headroom_gib between the two; or the reason why there is no estimate.",
 )
 def memory_estimator(job: Job, number_gpus: int, models: ModelsFolder = None) -> Estimate:
-    """Say what a tuning job holds on each of a number of GPUs, and whether it fits.
+    """Estimate the memory of a tuning job on each of a number of GPUs, and whether it fits.
 
     Args:
-        job: by its fields, as ``min_gpu_recommender`` has them, without ``gpus_per_worker`` and ``max_gpus``.
-        number_gpus: GPUs in total, >= 1; it divides ``batch_size``.
+        job: the fields of ``min_gpu_recommender``, without ``gpus_per_worker`` and ``max_gpus``.
+        number_gpus: GPUs in total, >= 1; must divide ``batch_size``.
 
     Returns:
-        The fields of ``autoconf.Estimate``; only the ``reason`` where there is no estimate.
+        The fields of ``autoconf.Estimate``; only the ``reason`` if there is no estimate.
 
     Raises:
         ValueError: a value can never be right, or settings exclude each other; the message names the field or both.

@@ -1,7 +1,7 @@
-"""One ado under two names: 2.x imports as ``ado``, 1.x as ``orchestrator``.
+"""Support ado 1.x, which is imported as ``orchestrator``, and ado 2.x, which is imported as ``ado``.
 
-The package is written against ``ado``. Importing this module makes that name work where ado 1.x is installed; the
-top-level module ``orchestrator`` does the reverse, for code written for ado 1.x.
+The package uses the name ``ado``. Importing this module makes that name work if ado 1.x is installed; the top-level
+module ``orchestrator`` does the reverse, for code written for ado 1.x.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from types import ModuleType
 
 
 class _Alias(MetaPathFinder, Loader):
-    """Finds ``name.x.y`` as the very module ``target.x.y``, so that classes keep their identity."""
+    """Imports ``name.x.y`` as the same module object as ``target.x.y``, so that classes keep their identity."""
 
     def __init__(self, name: str, target: str) -> None:
         self.name, self.target = name, target
@@ -37,7 +37,7 @@ class _Alias(MetaPathFinder, Loader):
 
 
 def alias(name: str, target: str) -> None:
-    """Make the package ``target`` importable as ``name`` too.
+    """Make the package ``target`` importable as ``name`` as well.
 
     Raises:
         ImportError: ``target`` is not installed.

@@ -1,8 +1,8 @@
-"""`batched_sweep`: an ado explore operator that measures a whole space, many entities per measurement request.
+"""The ado explore operator `batched_sweep`, which measures a whole space with many entities per measurement request.
 
-ado's `random_walk` sends one entity per request, and looks each one up by scanning the sample store, so that its rate
-falls as the store grows. This operator reads the store once, then sends batches. Requests, results and operation are
-recorded by ado itself, exactly as `random_walk`'s are; only the number of entities per request differs.
+ado's `random_walk` sends one entity per request and looks each one up by scanning the sample store, so its rate falls
+as the store grows. This operator reads the store once, then sends batches. ado itself records requests, results and
+operation exactly as for `random_walk`; only the number of entities per request differs.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from ado.schema.measurementspace import MeasurementSpace
 from ado.schema.request import MeasurementRequest, ReplayedMeasurement
 from ado.utilities.support import prepare_dependent_experiment_input
 
-#: ado compares every result of a request with every entity of it, so that a request's cost grows with the square of its
-#: size: 3 ms at 250 entities, 45 ms at 1,000, 1.8 s at 5,000, several times a request (measured on ado-core 2.3.0).
+#: ado compares every result of a request with every entity of it, so the cost of a request grows with the square of its
+#: size: 3 ms at 250 entities, 45 ms at 1,000, 1.8 s at 5,000, several times per request (measured on ado-core 2.3.0).
 LARGEST_BATCH = 5_000
 
-#: Seconds without any finished request after which the actors that should deliver one are asked whether they live.
+#: Seconds without a finished request after which the sweep checks that the actors that deliver requests are alive.
 LIVENESS_CHECK_S = 30.0
 
-#: Seconds that ado's store writer may take to stop; it wakes every 5 s to see whether it should.
+#: Seconds that ado's store writer may take to stop; it checks every 5 s whether it should.
 STORE_WRITER_STOPS_S = 8.0
 
 
 class BatchedSweepParameters(pydantic.BaseModel):
-    """What a user may set under `operation.parameters`."""
+    """The settings that a user may give under `operation.parameters`."""
 
     model_config = pydantic.ConfigDict(extra="forbid")
 
@@ -60,22 +60,22 @@ class BatchedSweepParameters(pydantic.BaseModel):
         pydantic.Field(
             ge=1,
             le=LARGEST_BATCH,
-            description="The largest number of entities in one measurement request. Requests are made smaller "
-            "where that is needed to keep maxRequestsInFlight of them running",
+            description="The largest number of entities in one measurement request. Requests are smaller if this is "
+            "needed to keep maxRequestsInFlight of them running",
         ),
     ] = 250
     maxRequestsInFlight: Annotated[
         int | None,
         pydantic.Field(
             ge=1,
-            description="The largest number of measurement requests that run or wait at the same time. "
-            "Default: the number of CPUs of the Ray cluster, counted anew as nodes join. More of them would only wait; "
-            "set a number where waiting requests shall make a cluster grow",
+            description="The largest number of measurement requests that run or wait at the same time. Default: "
+            "the number of CPUs of the Ray cluster, which is updated as nodes join. More requests would only wait; set "
+            "a number if waiting requests should make an autoscaling cluster grow",
         ),
     ] = None
     singleMeasurement: Annotated[
         bool,
-        pydantic.Field(description="If True reuse existing measurements for an experiment"),
+        pydantic.Field(description="If True, reuse existing measurements of an experiment"),
     ] = True
     maxRetries: Annotated[
         int,
@@ -90,18 +90,18 @@ class BatchedSweepParameters(pydantic.BaseModel):
 class BatchedSweep(Explore):
     """Measures every point of a discovery space with every experiment of its measurement space.
 
-    Works with the experiments of any actuator, several of them, and dependent experiments (these start for the
-    entities whose prerequisite was measured, as in `random_walk`). Entities that already have a result are replayed
-    unless `singleMeasurement` is false. Interrupted or partly measured spaces are completed by running it again.
+    It supports several experiments, of any actuator, and dependent experiments, which start for the entities whose
+    prerequisite was measured, as in `random_walk`. Entities that already have a result are replayed unless
+    `singleMeasurement` is false. To complete an interrupted or partly measured space, run the operation again.
 
     Requests are Ray tasks that ado spreads over the cluster, except for experiments declared with `use_ray=False`:
     their actuator runs them one request after the other, as it does for `random_walk`.
 
-    A worker that crashes costs only the entity that crashed it: its request is recorded as failed, and the entities
-    are sent again one by one. ado-core 1.x does not report crashed workers; there the operation waits, as
-    `random_walk` does.
+    A crashed worker affects only the entity that crashed it: its request is recorded as failed, and its entities are
+    sent again one by one. ado-core 1.x does not report crashed workers, so there the operation waits, as `random_walk`
+    does.
 
-    Not supported: spaces with a continuous or unbounded dimension, which have no "whole" to measure.
+    Spaces with a continuous or unbounded dimension are not supported, because they have infinitely many points.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class BatchedSweep(Explore):
         actuators: dict[str, Any],
         params: dict | None = None,
     ) -> None:
-        """Called by ado, inside a Ray actor.
+        """Create the operator; ado calls this inside a Ray actor.
 
         Args:
             operationActorName: The name under which ado started this actor.
@@ -142,10 +142,10 @@ class BatchedSweep(Explore):
 
     @classmethod
     def description(cls) -> str:
-        """What ado shows of the operator."""
+        """The description of the operator that ado shows."""
         return (
             "Measures every point of a discovery space with many entities per measurement request. "
-            "Gives the same table as a random_walk over all entities, in a fraction of the time."
+            "Gives the same table as a random_walk over all entities in a fraction of the time."
         )
 
     @classmethod
@@ -170,23 +170,23 @@ class BatchedSweep(Explore):
         return self._entities_taken
 
     def numberMeasurementsRequested(self) -> int:
-        """How many measurements (one entity by one experiment) have been asked for so far, retries included."""
+        """How many measurements (one entity by one experiment) have been requested so far, including retries."""
         return self._measurements_requested
 
     def onUpdate(self, measurementRequest: MeasurementRequest) -> None:
-        """ado: the results of a request are in the store."""
+        """Handle ado's message that the results of a request are in the store."""
         self._updates.put_nowait(measurementRequest)
 
     def onError(self, error: Exception) -> None:
-        """ado: results can no longer be stored."""
+        """Handle ado's message that results can no longer be stored."""
         self._updates.put_nowait(error)
 
     def onCompleted(self) -> None:
-        """ado: the operation is being shut down; no more results will arrive."""
+        """Handle ado's message that the operation is shut down and no more results will arrive."""
         self._updates.put_nowait(None)
 
     async def run(self) -> None:
-        """Measure the space; returns when every measurement is in the sample store.
+        """Measure the space; return when every measurement is in the sample store.
 
         Raises:
             ValueError: The space has a continuous or unbounded dimension.
@@ -201,16 +201,16 @@ class BatchedSweep(Explore):
             self.ds_manager.unsubscribeFromUpdates.remote(subscriberName=self.actorName)
 
     async def _finish_storing(self) -> None:
-        """Let ado's store writer come to its end while we wait.
+        """Stop ado's store writer, and wait for it.
 
-        ado does the same when the operation is over, but then sleeps 10 s before it looks again.
+        ado does the same at the end of the operation, but sleeps 10 s before it checks again.
         """
         self.ds_manager.shutdown.remote()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._updates.get(), STORE_WRITER_STOPS_S)
 
     async def _sweep(self) -> bool:
-        """Send every batch and wait for the results; False when ado shut the operation down meanwhile."""
+        """Send every batch and wait for the results; return False if ado shuts the operation down before the end."""
         measurement_space = await self.ds_manager.measurementSpace.remote()
         entity_space = await self.ds_manager.entitySpace.remote()
         self._measurement_queue = await self.ds_manager.measurement_queue.remote()
@@ -229,7 +229,7 @@ class BatchedSweep(Explore):
         self._show_progress()
 
         fresh = self._batches(entities_of_space(entity_space, stored, size), measurement_space)
-        # Follow-ups (dependent experiments, retries) go first: the sooner they start the fewer are left at the end.
+        # Follow-ups (dependent experiments, retries) go first, so that few are left at the end.
         follow_ups: deque[Batch] = deque()
         while True:
             while self._requests_in_flight < self._slots():
@@ -250,7 +250,7 @@ class BatchedSweep(Explore):
         return True
 
     def _slots(self) -> int:
-        """How many requests may be in flight now."""
+        """How many requests may currently be in flight."""
         return self.params.maxRequestsInFlight or requests_in_flight_for(ray.cluster_resources().get("CPU", 1))
 
     def _batches(self, groups: Iterable[list[Entity]], measurement_space: MeasurementSpace) -> Iterator[Batch]:
@@ -260,14 +260,14 @@ class BatchedSweep(Explore):
                 yield Batch(index, experiment.reference, entities)
 
     async def _submit(self, batch: Batch) -> None:
-        # In a thread: it waits for an actuator, and meanwhile this actor must still hear from ado.
+        # In a thread, because it waits for an actuator and this actor must still receive messages from ado.
         request_ids = await asyncio.to_thread(self._replay_or_measure, batch)
         self._requests_in_flight += len(request_ids)
         self._measurements_requested += len(batch.entities)
         self._retries.update(dict.fromkeys(request_ids, batch.retries))
 
     def _replay_or_measure(self, batch: Batch) -> list[str]:
-        """Do what `measure_or_replay` does, but replay many entities per request as well."""
+        """Do the same as `measure_or_replay`, but also replay many entities per request."""
         replays: list[ReplayedMeasurement] = []
         # A retry must measure: the entity may carry an older result, or have none.
         if self.params.singleMeasurement and not batch.retries:
@@ -290,7 +290,7 @@ class BatchedSweep(Explore):
         return request_ids
 
     async def _next_finished_request(self) -> MeasurementRequest | None:
-        """Wait for one of our requests; None when the operation is being shut down."""
+        """Wait for a request of this operation to finish; return None if the operation is shut down."""
         while True:
             try:
                 update = await asyncio.wait_for(self._updates.get(), LIVENESS_CHECK_S)
@@ -306,7 +306,7 @@ class BatchedSweep(Explore):
                 return update
 
     async def _check_actors_live(self) -> None:
-        """Raise RayActorError if an actuator or the store writer died: our requests would never finish."""
+        """Raise RayActorError if an actuator or the store writer died, because requests would never finish."""
         pings = [actuator.ready.remote() for actuator in self.actuators.values()]
         pings.append(self.ds_manager.stateIdentifier.remote())
         done, _busy = await asyncio.to_thread(ray.wait, pings, num_returns=len(pings), timeout=1.0)
@@ -314,7 +314,7 @@ class BatchedSweep(Explore):
             await ping
 
     def _follow_ups(self, request: MeasurementRequest, measurement_space: MeasurementSpace) -> list[Batch]:
-        """What a finished request gives rise to: retries, and experiments that depend on it."""
+        """The batches that follow from a finished request: retries, and dependent experiments."""
         valid, invalid = split_by_validity(request)
         batch = Batch(
             index=request.requestIndex,
@@ -333,10 +333,10 @@ class BatchedSweep(Explore):
         return again + [Batch(d.requestIndex, d.experimentReference, d.entities) for d in dependents]
 
     def _retry(self, request: MeasurementRequest, failed: Batch) -> list[Batch]:
-        """The batches that measure the failed entities again, if they are to be."""
+        """The batches that retry the failed entities, if any."""
         if died_as_a_whole(request):
-            # One entity took the worker, and so the results of its neighbours, with it: find out which by sending
-            # each alone.
+            # One entity crashed the worker, so the results of the others are lost: send each entity alone to find out
+            # which.
             return [replace(failed, entities=[entity]) for entity in failed.entities]
         if failed.entities and failed.retries < self.params.maxRetries:
             return [replace(failed, retries=failed.retries + 1)]
@@ -344,7 +344,7 @@ class BatchedSweep(Explore):
 
     def _show_progress(self, complete: bool = False) -> None:
         expected = max(self._measurements_expected, 1)
-        # 100 takes ado's bar away, so that figure is kept for the end.
+        # ado removes the bar at 100, so use 100 only at the end.
         percent = min(99, 100 * self._measurements_finished // expected)
         self._console.put.remote(
             RichConsoleProgressMessage(

@@ -1,4 +1,4 @@
-"""What one measurement request of a sweep holds: its entities, how many, and which of them have results already."""
+"""Form the measurement requests of a sweep: their entities, their size, and replays of existing results."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ado.schema.reference import ExperimentReference
 from ado.schema.request import MeasurementRequest, ReplayedMeasurement
 from ado.schema.result import ValidMeasurementResult
 
-#: How ado's executor supervisor words "the Ray task of this request ended without results" (a crashed worker, say).
-#: A failure of a single entity never carries it. Should ado reword it, such a request is left recorded as invalid.
+#: Start of the message of ado's executor supervisor if the Ray task of a request ended without results, such as for a
+#: crashed worker. A failure of a single entity never has it. If ado rewords it, such a request stays invalid.
 EXECUTOR_FAILURE = "Executor task raised:"
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Entities that one experiment is to measure under one request index.
+    """Entities for one experiment under one request index.
 
     Args:
-        index: The request index; all measurements of an entity share it, as ado's time series asks for.
+        index: The request index; all measurements of an entity share it, as ado's time series requires.
         reference: The experiment.
-        entities: At least one.
-        retries: How many times these measurements have failed and been sent again.
+        entities: The entities, at least one.
+        retries: How many times these measurements have been retried.
     """
 
     index: int
@@ -63,11 +63,12 @@ def check_space_can_be_swept(entity_space: EntitySpaceRepresentation | None) -> 
 
 
 def requests_in_flight_for(cpus: float) -> int:
-    """As many as Ray runs at a time, none to wait.
+    """The number of requests that Ray runs at a time, so that none waits.
 
-    A task that hands in its results lends its CPU out meanwhile. If a request waits, Ray starts one more worker for it,
-    and ends one once it has idled for a second: processes that import ado and load a predictor for a request or two.
-    With twice as many requests, 20,000 points took 300 s instead of 165 s (measured with Ray 2.60 on two CPUs).
+    A task releases its CPU while it delivers results. If a request is waiting then, Ray starts another worker process
+    for it, and stops a worker after a second without work. Each of these processes would import ado and load a
+    predictor for one or two requests. With twice as many requests, 20,000 points took 300 s instead of 165 s (measured
+    with Ray 2.60 on two CPUs).
 
     Args:
         cpus: CPUs of the Ray cluster, 0 or more.
@@ -95,12 +96,12 @@ def batch_size_for(points: int, largest: int, slots: int) -> int:
 def entities_of_space(
     entity_space: EntitySpaceRepresentation | None, stored: list[Entity], size: int
 ) -> Iterator[list[Entity]]:
-    """All entities of a space in groups, in the order of its points.
+    """Yield all entities of a space in groups, in the order of its points.
 
     Args:
         entity_space: None means "all stored entities".
-        stored: The entities of the sample store that lie in the space. They come with their results and their own
-            identifiers, so they take precedence over newly made ones.
+        stored: The entities of the sample store that are in the space. They have results and their own identifiers, so
+            they take precedence over new entities.
         size: Entities per group, 1 or more; the last group may be smaller.
     """
     if entity_space is None:
@@ -109,7 +110,7 @@ def entities_of_space(
         return
     known: dict[Hashable, Entity] = {}
     for entity in stored:
-        # As in ado, the first of several entities at one point counts.
+        # As in ado, the first of several entities at one point is used.
         known.setdefault(point_of(entity), entity)
     generator = ExplicitEntitySpaceGridSampleGenerator(mode=WalkModeEnum.SEQUENTIAL)
     for group in generator.entitySpaceIterator(entity_space, batchsize=size):
@@ -117,7 +118,7 @@ def entities_of_space(
 
 
 def point_of(entity: Entity) -> Hashable:
-    """The key of an entity's point of a space, whatever the entity's own identifier."""
+    """The key of an entity's point in a space; it does not depend on the entity's identifier."""
     return frozenset(
         (value.property.identifier, _hashable(value.value)) for value in entity.constitutive_property_values
     )
@@ -128,9 +129,9 @@ def _hashable(value: Any) -> Hashable:
 
 
 def replays_of(batch: Batch, operation_identifier: str) -> list[ReplayedMeasurement]:
-    """Requests that reuse the results that a batch's entities already have, as `ado...replay.replay` makes them.
+    """Make requests that replay the existing results of a batch's entities, like `ado...replay.replay`.
 
-    A request holds one result per entity at most, so an entity with n results appears in n requests.
+    A request has at most one result per entity, so an entity with n results appears in n requests.
     """
     results = {
         entity.identifier: entity.measurement_results_for_experiment_reference(experiment_reference=batch.reference)
@@ -152,7 +153,7 @@ def replays_of(batch: Batch, operation_identifier: str) -> list[ReplayedMeasurem
 def split_by_validity(
     request: MeasurementRequest,
 ) -> tuple[list[Entity], list[Entity]]:
-    """The entities of a finished request that have a valid result, and those that have not."""
+    """The entities of a finished request with a valid result, and those without one."""
     measured = {
         result.entityIdentifier for result in request.measurements or () if isinstance(result, ValidMeasurementResult)
     }

@@ -1,4 +1,4 @@
-"""Declare a query as an ado custom experiment: its properties, its signature, and its arguments checked by name."""
+"""Declare a query as an ado custom experiment, with its properties, its signature and checks of its arguments."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Outputs = dict[str, int | float | str]
 
 
 def required_fields(query: Query) -> tuple[str, ...]:
-    """The properties that an experiment requires, in order: in ado a job has one kind of batch, and names a version."""
+    """The required properties of an experiment, in order. In ado a job has one batch field and must name a version."""
     fields = [field for field in REQUIRED if field in query.required]
     return (*fields, *query.batches[:1], *query.arguments, "model_version")
 
@@ -42,8 +42,8 @@ def experiment(
 
     Args:
         query: the query that the function answers.
-        description: what it does, as ado shows it.
-        outputs: the fields of the answer that it gives; by default the query's. Absent values are left out.
+        description: the description that ado shows.
+        outputs: the fields of the answer to output; by default those of the query. Absent values are omitted.
 
     Returns:
         A decorator. The decorated function takes the fields of a job, and returns outputs by their names. Called from
@@ -57,12 +57,12 @@ def experiment(
         def of_fields(*values: Any, models: ModelsFolder = None, **fields: Any) -> Outputs:
             given = _arguments((*required, *optional), required, values, fields)
             job, numbers = query.parse(given)
-            # In ado a property that is left out has the default that the experiment declares: nothing is left open.
+            # In ado an omitted property has the default that the experiment declares, so set all of them.
             left_out = [field for field in optional if field not in job.model_fields_set]
             job = job.model_copy(update={field: query.optional[field] for field in left_out})
             return _outputs(function(job, **numbers, models=models), names)
 
-        # ado reads the properties' defaults off the signature.
+        # ado reads the defaults of properties from the signature.
         of_fields.__signature__ = _signature(required, optional)  # type: ignore[attr-defined]
         declared = custom_experiment(
             required_properties=_properties(required),
@@ -70,8 +70,8 @@ def experiment(
             output_property_identifiers=list(names),
             metadata={"description": f"{description} Answers hold for {TRAINING_STACK}."},
         )(of_fields)
-        # ado validates an entity before it calls a function, so that a call skips the validation of ado's wrapper.
-        # By these attributes ado's actuator knows a custom experiment.
+        # ado validates an entity before it calls the function, so the validation in ado's wrapper is skipped here.
+        # ado's actuator recognizes a custom experiment by these attributes.
         vars(of_fields).update({name: value for name, value in vars(declared).items() if name != "__wrapped__"})
         return of_fields
 
@@ -81,10 +81,10 @@ def experiment(
 def _arguments(
     parameters: tuple[str, ...], required: tuple[str, ...], values: tuple[Any, ...], fields: dict[str, Any]
 ) -> dict[str, Any]:
-    """The arguments of a call by name.
+    """Match the arguments of a call to their names.
 
     Raises:
-        ValueError: there are too many, or one is given twice, unknown or missing; the message names it.
+        ValueError: there are too many arguments, or one is given twice, unknown or missing; the message names it.
     """
     if len(values) > len(parameters):
         raise ValueError(f"{len(values)} values for the {len(parameters)} fields {', '.join(parameters)}")

@@ -1,4 +1,4 @@
-"""The domains of the experiments' properties in ado: the values that released versions have, and whole numbers."""
+"""The domains of the experiments' properties in ado: the values of released versions, and whole numbers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from autoconf.jobs.queries import ARGUMENTS
 from ado.schema.domain import PropertyDomain, VariableTypeEnum
 
 _VERSIONS = Path(__file__).parents[1] / "AutoGluonModels"
-# ado compares the values of a space with a list of all numbers of a domain, so that a domain needs an end: far beyond
-# what any version answers for, to which the answer is that the job is outside the version's domain.
+# ado compares the values of a space with a list of all numbers of a domain, so a domain needs an upper limit. This one
+# is far beyond the domain of any version.
 _LARGEST = 2**20
-_RANKS = [2**exponent for exponent in range(11)]  # usual ones; any whole number is valid
+_RANKS = [2**exponent for exponent in range(11)]  # usual ranks; any whole number is valid
 
 
 def property_domain(field: str) -> PropertyDomain:
     """The domain of a field of a job, or of an argument of a query.
 
-    Names and settings are open: a value that is not listed is answered as outside the version's domain or names a
-    user version, and spelling is free. Numbers are whole.
+    Names are open categories: an unlisted value may be another spelling or a user version, or its answer is that the
+    job is outside the version's domain. A rank is open too, as it may be empty. Settings are categories. Numbers are
+    whole.
 
     >>> property_domain("loss").values, property_domain("batch_size").interval
     (['', 'full', 'chunked'], 1)
@@ -35,11 +36,13 @@ def property_domain(field: str) -> PropertyDomain:
         return PropertyDomain(
             variableType=VariableTypeEnum.DISCRETE_VARIABLE_TYPE, interval=1, domainRange=[1, _LARGEST + 1]
         )
-    return PropertyDomain(variableType=VariableTypeEnum.OPEN_CATEGORICAL_VARIABLE_TYPE, values=_values(field))
+    is_open = field in NAMES or field == "lora_r"
+    kind = VariableTypeEnum.OPEN_CATEGORICAL_VARIABLE_TYPE if is_open else VariableTypeEnum.CATEGORICAL_VARIABLE_TYPE
+    return PropertyDomain(variableType=kind, values=_values(field))
 
 
 def _values(field: str) -> list[Any]:
-    """The values of a name or a setting; an empty setting is the stack's."""
+    """The values of a name or a setting; an empty setting takes the value of the stack."""
     if field in NAMES:
         return _names()[field]
     if field == "even_layouts":
@@ -49,7 +52,7 @@ def _values(field: str) -> list[Any]:
 
 @cache
 def _names() -> dict[str, list[str]]:
-    """The names that released versions have, read without the libraries that load a version."""
+    """The names in released versions, read without the libraries that load a version."""
     found: dict[str, dict[str, None]] = {field: {} for field in NAMES}
     for card in sorted(_VERSIONS.glob("*/card.json")):
         version = card.parent.name

@@ -1,1 +1,1 @@
-"""What a job is, however it is written down."""
+"""Fine-tuning jobs: their fields and stacks, and readers of tables, job files and commands."""

@@ -11,31 +11,31 @@ from autoconf.jobs.job import TRAINING_STACK
 from autoconf.jobs.queries import MIN_GPUS, Query
 
 _WORD = re.compile(r"[a-z0-9]+")
-# Words in names that transformers, TRL, PEFT, accelerate and axolotl have for settings which are fields here.
+# Words in the names of settings of transformers, TRL, PEFT, accelerate and axolotl, and the field for each setting.
 _MEANT = {
     "bf16": "mixed_precision", "checkpointing": "gradient_checkpointing", "ddp": "sharding", "dtype": "torch_dtype",
     "fsdp": "sharding", "liger": "loss", "micro": "per_device_train_batch_size", "optimizer": "optim",
     "precision": "mixed_precision", "rank": "lora_r",
 }  # fmt: skip
-# A column with one of these words is about the training stack, and no field has that setting.
+# A column with one of these words is about the training stack, but is not one of the fields.
 _STACK = {
     "4bit", "8bit", "adapter", "attention", "attn", "deepspeed", "fp16", "fp32", "lora", "offload", "optim", "packing",
     "parallel", "quantization", "quantized", "sharding", "stack", "zero",
 }  # fmt: skip
-_ALIKE = 0.75  # of difflib's ratio: as "max_gpu" and "gpus_per_node" are, but not "gpus" or "version"
-_SHORT = 6  # letters; shorter names would be as close to words like "optimal"
+_ALIKE = 0.75  # difflib's ratio; "max_gpu" and "gpus_per_node" reach it, "gpus" and "version" do not
+_SHORT = 6  # letters; shorter names would match words like "optimal"
 
 
-def doubts(columns: Iterable[Any], query: Query = MIN_GPUS) -> list[str]:
-    """Warnings about ignored columns that look like a misspelled field or like a setting of the training stack.
+def hints(columns: Iterable[Any], query: Query = MIN_GPUS) -> list[str]:
+    """List warnings about ignored columns that look like a misspelled field or like a setting of the training stack.
 
     Args:
         columns: the columns of a table of jobs.
-        query: the query about the jobs; the fields that it answers are never meant.
+        query: the query about the jobs; the fields that it answers are never suggested.
 
-    >>> doubts(["model_name", "max_gpu", "optimizer", "note"])
-    ["column 'max_gpu' is ignored: is max_gpus meant?", "column 'optimizer' is ignored: is optim meant?"]
-    >>> print(doubts(["packing", "lora_alpha"])[0][:70])
+    >>> hints(["model_name", "max_gpu", "optimizer", "note"])
+    ["column 'max_gpu' is ignored; did you mean max_gpus?", "column 'optimizer' is ignored; did you mean optim?"]
+    >>> print(hints(["packing", "lora_alpha"])[0][:70])
     columns 'packing', 'lora_alpha' are ignored: answers hold for the stac
     """
     columns = list(columns)
@@ -47,7 +47,7 @@ def doubts(columns: Iterable[Any], query: Query = MIN_GPUS) -> list[str]:
     for column in unknown:
         meant = _meant(column, fields)
         if meant:
-            sentences.append(f"column {column!r} is ignored: is {meant} meant?")
+            sentences.append(f"column {column!r} is ignored; did you mean {meant}?")
         elif not {*_STACK, *_MEANT}.isdisjoint(_words(column)):
             stack.append(column)
     if stack:

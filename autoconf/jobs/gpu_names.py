@@ -1,4 +1,4 @@
-"""Find GPU types by the names that people use: a name that fits one type is taken, one that fits several is refused."""
+"""Find GPU types by the names that people use. A name that fits several types is refused."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from functools import lru_cache
 
 from autoconf.jobs.names import Names, key, listed
 
-# The memory, in GB, that GPUs are sold with. CUDA reports less, and no other size lies between the two.
+# The memory sizes, in GB, of GPUs on the market. CUDA reports less, and no other size lies between the two.
 _SOLD_GB = (16, 24, 32, 40, 48, 80, 94, 96, 141, 180, 288)
 _MEMORY = re.compile(r"(?<![a-z0-9.])(\d+)[\s_-]*(?:gib|gb|g)(?![a-z0-9])")
 _SIZE = re.compile(r"\d+gb")
 _PCI_EXPRESS = re.compile(r"pci[\s_-]*e(?![a-z])")
-# Words that may be written together with a chip's name: brands before it; its board and its generation after it.
+# Words that may be joined to the name of a chip: a brand before it, a board or a generation after it.
 _BRANDS = "nvidia|tesla|geforce|quadro|rtx|gtx"
 _BOARDS = r"sxm\d*|pcie|nvl|hbm\d+e?|ada"
 _BOARD = re.compile(r"sxm\d*|pcie")
 _WORD = re.compile(rf"{_BRANDS}|{_BOARDS}|[a-z]*\d+[a-z]*?(?=(?:{_BOARDS})|[^a-z0-9]|$)|[a-z]+|\d+")
 _NAMES_NO_TYPE = frozenset({"nvidia", "gpu"})
-_CONSUMER = frozenset({"geforce", "rtx"})  # brands of their own; all other types may be called a Tesla
+_CONSUMER = frozenset({"geforce", "rtx"})  # separate brands; every other type may be called a Tesla
 
 
 class GpuNames(Names):
     """The GPU types of a version's domain.
 
-    A name is taken for a type if it is the type's own name or alias, however it is written, or if everything that it
-    says is true of that type and of no other.
+    A name matches a type if it is the type's name or alias in any spelling, or if all words of the name are true of
+    that type and of no other type.
 
     >>> gpus = GpuNames({"NVIDIA-A100-SXM4-80GB": 79.15, "NVIDIA-A100-SXM4-40GB": 39.4, "Tesla-V100-SXM2-32GB": 31.7,
     ...                  "NVIDIA-GeForce-RTX-4090": 23.5, "NVIDIA-L4": 22.0})
@@ -50,32 +50,32 @@ class GpuNames(Names):
         }
         self._by_words: dict[frozenset[str], set[str]] = {}
         for spelling, name in self.exact.items():
-            self._by_words.setdefault(_telling(gpu_words(spelling)), set()).add(name)
-        # A table may ask for one name a million times.
+            self._by_words.setdefault(_distinguishing(gpu_words(spelling)), set()).add(name)
+        # A table may look up one name a million times.
         self.fitting = lru_cache(maxsize=1024)(self._fitting)
         self._found = lru_cache(maxsize=1024)(self._find)
 
     def find(self, name: str) -> str | None:
-        """The type that a name is taken for; ``None`` if there is none, or more than one."""
+        """The type that a name refers to; ``None`` if no type or several types match."""
         return self._found(name)
 
     def _find(self, name: str) -> str | None:
         words = gpu_words(name)
-        found = super().find(name) or _only(self._by_words.get(_telling(words), ()))
+        found = super().find(name) or _only(self._by_words.get(_distinguishing(words), ()))
         if found is not None:
             return found
         fits = _only(self.fitting(name))
-        return fits if fits and all(_is_said(word, self._types[fits]) for word in words) else None
+        return fits if fits and all(_is_true_of(word, self._types[fits]) for word in words) else None
 
     def _fitting(self, name: str) -> list[str]:
-        """The types that a name may mean: all that it says is true of them."""
+        """The types that a name may mean: those for which all of its words are true."""
         words = gpu_words(name)
         if not any(_is_chip(word) for word in words):
             return []
-        return [known for known, said in self._types.items() if all(_may_be_said(word, said) for word in words)]
+        return [name for name, known in self._types.items() if all(_may_be_true_of(word, known) for word in words)]
 
     def note(self, name: str) -> str:
-        """Which type a name was taken for; empty text where the name says it, or is unknown.
+        """A note about the type that a name was taken for; empty text if the name is the type's own, or is unknown.
 
         >>> GpuNames({"Tesla-V100-SXM2-32GB": 31.7}).note("v100")
         "gpu_model 'v100' was taken for Tesla-V100-SXM2-32GB"
@@ -88,7 +88,7 @@ class GpuNames(Names):
         return f"gpu_model {name!r} was taken for {found}{also}"
 
     def refusal(self, name: str, version: str) -> str:
-        """Why a version does not take a name, and the types that it fits, or all types."""
+        """The reason why a version does not accept a name, with the types that the name fits, or all types."""
         fits = self.fitting(name)
         if len(fits) < 2:
             return super().refusal(name, version)
@@ -99,7 +99,7 @@ class GpuNames(Names):
 
 
 def gpu_words(name: str) -> list[str]:
-    """What a GPU's name says, word by word; memory in GB.
+    """Split the name of a GPU into words; memory is in GB.
 
     >>> gpu_words("NVIDIA A100-SXM4 (80 GB)"), gpu_words("GeForceRTX4090"), gpu_words("V100-32")
     (['nvidia', 'a100', 'sxm4', '80gb'], ['geforce', 'rtx', '4090'], ['v100', '32gb'])
@@ -110,7 +110,7 @@ def gpu_words(name: str) -> list[str]:
 
 
 def sold_with(usable_gib: float) -> str:
-    """The memory that a GPU is sold with.
+    """The nominal memory of a GPU, from the memory that CUDA reports.
 
     >>> sold_with(79.15), sold_with(14.5)
     ('80gb', '16gb')
@@ -118,35 +118,35 @@ def sold_with(usable_gib: float) -> str:
     return f"{next((size for size in _SOLD_GB if size >= usable_gib), round(usable_gib))}gb"
 
 
-def _telling(words: Iterable[str]) -> frozenset[str]:
-    """The words that tell a name from others."""
-    said = frozenset(words) - _NAMES_NO_TYPE
-    return said if said & _CONSUMER else said - {"tesla"}
+def _distinguishing(words: Iterable[str]) -> frozenset[str]:
+    """The words that distinguish a name from others."""
+    kept = frozenset(words) - _NAMES_NO_TYPE
+    return kept if kept & _CONSUMER else kept - {"tesla"}
 
 
 def _is_chip(word: str) -> bool:
     return any(letter.isdecimal() for letter in word) and not _SIZE.fullmatch(word) and not re.fullmatch(_BOARDS, word)
 
 
-def _is_said(word: str, of_type: Collection[str]) -> bool:
+def _is_true_of(word: str, of_type: Collection[str]) -> bool:
     """Whether a word is true of a type."""
     if word == "tesla":
         return not _CONSUMER & set(of_type)
     if word == "sxm":
-        return any(known.startswith("sxm") for known in of_type) or _says_no_board(of_type)
+        return any(known.startswith("sxm") for known in of_type) or _has_no_board(of_type)
     if _BOARD.fullmatch(word):
-        return word in of_type or _says_no_board(of_type)
+        return word in of_type or _has_no_board(of_type)
     return word in _NAMES_NO_TYPE or word in of_type
 
 
-def _says_no_board(of_type: Collection[str]) -> bool:
-    """Whether a type goes by names without its board, so that any board may be said of it: "H200 SXM", "L40S PCIe"."""
+def _has_no_board(of_type: Collection[str]) -> bool:
+    """Whether no name of a type contains a board, so that any board is accepted: "H200 SXM", "L40S PCIe"."""
     return not any(word != "ada" and re.fullmatch(_BOARDS, word) for word in of_type)
 
 
-def _may_be_said(word: str, of_type: Collection[str]) -> bool:
+def _may_be_true_of(word: str, of_type: Collection[str]) -> bool:
     """Whether a word may be true of a type: "6000" is short for an A6000 to some, and for a 6000 Ada to others."""
-    if _is_said(word, of_type):
+    if _is_true_of(word, of_type):
         return True
     return word.isdecimal() and any(re.fullmatch(rf"[a-z]+{word}", known) for known in of_type)
 

@@ -1,4 +1,4 @@
-"""A validated fine-tuning job, and the rules that its fields follow."""
+"""A validated fine-tuning job, and the rules for its fields."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from autoconf.jobs.presets import SETTINGS, presets, stack_name, training_stack
 from autoconf.jobs.stack import Checkpointing, Dtype, LoraTargets, Loss, MixedPrecision, Optim, Sharding, Stack
 from autoconf.jobs.values import choice, flag, is_empty, name, whole_number
 
-# Answers hold for this training stack and for no other.
+# Answers hold only for this training stack.
 TRAINING_STACK = (
     "the stack that the job names (ado-autoconf stacks lists them). By default it is reference: supervised fine-tuning "
     "with transformers and PEFT, parameters, gradients and AdamW's states in bfloat16, FlashAttention, gradient "
@@ -19,14 +19,14 @@ TRAINING_STACK = (
 )
 
 NAMES = ("model_name", "method", "gpu_model", "model_version")
-BATCHES = ("batch_size", "per_device_train_batch_size")  # a job has one of them
+BATCHES = ("batch_size", "per_device_train_batch_size")  # a job has exactly one of them
 # The fields that decide the training stack.
 STACK_FIELDS = ("method", "gradient_accumulation_steps", "stack", *SETTINGS)
 TOGETHER = (*BATCHES, *STACK_FIELDS)  # fields that can exclude each other
 
 
 def read(field: str, value: Any, optional: Mapping[str, Any] | None = None) -> Any:
-    """Read the value of a job's field. All entries (Python, tables, files, options, ado) share this function.
+    """Read the value of a job's field. Python calls, tables, files, options and ado all use this function.
 
     Args:
         field: the field's name.
@@ -64,7 +64,7 @@ _TOKENS = "Tokens that each sample is padded or truncated to; a whole number >= 
 
 
 class Job(BaseModel):
-    """A tuning job that may lack what a query answers: its type of GPU, its batch, the length of its samples.
+    """A tuning job, possibly without the field that a query answers: GPU type, batch or length of the samples.
 
     >>> job = Job.parse(model_name="llama-7b", method="lora", tokens_per_sample=2048, batch_size="8", max_gpus="")
     >>> job.gpu_model is None, job.batch_size, "max_gpus" in job.model_fields_set
@@ -121,8 +121,8 @@ class Job(BaseModel):
     )
     even_layouts: bool = Field(
         False,
-        description="Consider only layouts that clusters are asked for: powers of two of GPUs on one worker, and whole "
-        "workers beyond; true or false",
+        description="Consider only customary layouts: powers of two of GPUs on one worker, or several full workers; "
+        "true or false",
     )
 
     @model_validator(mode="before")
@@ -171,8 +171,8 @@ class Job(BaseModel):
 class Workload(Job):
     """A tuning job: supervised fine-tuning of one model with one method on one type of GPU.
 
-    It has either ``per_device_train_batch_size`` or ``batch_size``, which count samples per micro-batch on each GPU and
-    over all GPUs; gradient accumulation is in neither.
+    It has either ``per_device_train_batch_size``, the samples per micro-batch on each GPU, or ``batch_size``, the
+    samples per micro-batch over all GPUs. Neither includes gradient accumulation.
 
     >>> job = Workload.parse(
     ...     model_name="llama-7b", method="lora", gpu_model="L40S", tokens_per_sample="2048", batch_size=8.0,
@@ -212,7 +212,7 @@ def choices(field: str) -> tuple[str, ...]:
 
 
 def stack_of(fields: Mapping[str, Any]) -> Stack:
-    """The training stack of a job whose fields were read; absent fields have their defaults.
+    """The training stack of a job whose fields have been read; absent fields have their defaults.
 
     Raises:
         ValueError: settings exclude each other; the message names both.
@@ -236,10 +236,10 @@ def check_together(fields: Mapping[str, Any]) -> None:
 
 
 def check_batch(fields: Mapping[str, Any], allowed: Sequence[str] = BATCHES) -> None:
-    """Check that a job has exactly one of the fields that may hold its batch, or none where no field may.
+    """Check that a job has exactly one of the allowed batch fields, or no batch field if none is allowed.
 
     Raises:
-        ValueError: it does not; the message names the fields.
+        ValueError: the job has none, both or the wrong one; the message names the fields.
     """
     given = [field for field in BATCHES if fields.get(field) is not None]
     if allowed and not given:

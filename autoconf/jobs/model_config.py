@@ -1,6 +1,6 @@
-"""Recognize a checkpoint by its ``config.json``: a model whose shapes are the same takes the same memory.
+"""Recognize a checkpoint by its ``config.json``: models with the same shapes need the same memory.
 
-The known shapes lie in ``model_shapes.json``, which ``autoconf.pipeline.tracing.shape_table`` writes.
+The known shapes are in ``model_shapes.json``, which ``autoconf.pipeline.tracing.shape_table`` writes.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from autoconf.files import cannot_read
 
 TABLE = Path(__file__).with_name("model_shapes.json")
 CONFIG = "config.json"
-_LARGEST_BYTES = 1 << 20  # configs have some kilobytes
-_SAME_FUNCTION = {"gelu_pytorch_tanh": "gelu", "swish": "silu"}  # of activations: the same kernel, the same memory
-_SAME_LAYER = {"full_attention": "attention", "linear_attention": "mamba"}  # as transformers 5 calls them
+_LARGEST_BYTES = 1 << 20  # a config has a few kilobytes
+_SAME_FUNCTION = {"gelu_pytorch_tanh": "gelu", "swish": "silu"}  # activations with the same memory
+_SAME_LAYER = {"full_attention": "attention", "linear_attention": "mamba"}  # names in transformers 5
 _SEVERAL_PARTS = ("text_config", "language_config", "llm_config", "vision_config", "audio_config")
 
 
@@ -36,7 +36,7 @@ class Difference(NamedTuple):
 
 
 def config_file(model_name: str) -> Path | None:
-    """The config that a model's name leads to: a folder with a ``config.json``, or a file in JSON.
+    """The config file that a model name points to: in a folder with a ``config.json``, or a JSON file.
 
     >>> config_file("meta-llama/Llama-3.1-8B") is None
     True
@@ -68,40 +68,40 @@ def without_config(model_name: str) -> str:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """Read a config: as data in JSON, and nothing else.
+    """Read a config as JSON data.
 
     Raises:
-        BadInput: it is no regular file of at most 1 MiB, or holds no object in JSON; the message names the file.
+        BadInput: it is not a regular file of at most 1 MiB, or does not hold a JSON object; the message names the file.
     """
     try:
-        # Without blocking, so that a pipe in the place of the file is refused and not waited for.
+        # Do not block, so that a pipe is refused instead of waited for.
         descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with open(descriptor, "rb") as stream:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise BadInput(f"{file}: is not a regular file")
             content = stream.read(_LARGEST_BYTES + 1)
         if len(content) > _LARGEST_BYTES:
-            raise BadInput(f"{file}: is larger than 1 MiB, which no config is")
+            raise BadInput(f"{file}: is larger than 1 MiB, so it is not a config")
         config = json.loads(content)
     except (OSError, ValueError, RecursionError) as error:
         raise cannot_read(file, error, "it as JSON") from None
     if not isinstance(config, dict):
-        raise BadInput(f"{file}: must hold an object in JSON, but holds a {type(config).__name__}")
+        raise BadInput(f"{file}: must hold a JSON object, but holds a {type(config).__name__}")
     return config
 
 
 def hub_name(config: Mapping[str, Any]) -> str:
-    """The checkpoint that a config says it was made from; empty text where it says none."""
+    """The checkpoint that a config was made from, according to itself; empty text if it does not say."""
     name = config.get("_name_or_path")
     return name if isinstance(name, str) else ""
 
 
 def same_shapes(config: Mapping[str, Any], models: Iterable[str]) -> list[str]:
-    """Those of some models that take the same memory as the one that a config describes.
+    """Select the models that need the same memory as the model in a config.
 
     Args:
-        config: as ``config.json`` has it; settings that are absent have the defaults of their type.
-        models: names of models; those that the table does not know are passed over.
+        config: content of a ``config.json``; absent settings have the defaults of the model type.
+        models: names of models; names that are not in the table are skipped.
 
     >>> llama = {"model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
     ...          "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
@@ -110,32 +110,32 @@ def same_shapes(config: Mapping[str, Any], models: Iterable[str]) -> list[str]:
     >>> same_shapes({**llama, "vocab_size": 128258}, ["llama-7b", "llama3.1-8b"])
     []
     """
-    asked = _resolved(config)
-    return [name for name in models if name in _known() and _known()[name] == asked]
+    wanted = _resolved(config)
+    return [name for name in models if name in _known() and _known()[name] == wanted]
 
 
 def nearest(config: Mapping[str, Any], models: Iterable[str]) -> tuple[str, list[Difference]] | None:
-    """Of some models of the same type the one that differs least, and in what; ``None`` where none has that type."""
-    asked = _resolved(config)
+    """The model of the same type that differs least, and the differences; ``None`` if no model has that type."""
+    wanted = _resolved(config)
     found = [
-        (name, [Difference(key, asked[key], value) for key, value in _known()[name].items() if asked[key] != value])
+        (name, [Difference(key, wanted[key], value) for key, value in _known()[name].items() if wanted[key] != value])
         for name in models
-        if name in _known() and _known()[name]["model_type"] == asked["model_type"]
+        if name in _known() and _known()[name]["model_type"] == wanted["model_type"]
     ]
     return min(found, key=lambda other: len(other[1]), default=None)
 
 
 def obstacle(config: Mapping[str, Any]) -> str:
-    """Why a config cannot be compared by its shapes; empty text where it can.
+    """The reason why a config cannot be compared by its shapes; empty text if it can.
 
     >>> obstacle({"model_type": "llama"}), obstacle({})
-    ('', 'model_type: is missing, which says what kind of model it is')
+    ('', 'model_type: is missing, so the kind of model is unknown')
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
-        return "model_type: is missing, which says what kind of model it is"
+        return "model_type: is missing, so the kind of model is unknown"
     if parts := [key for key in _SEVERAL_PARTS if key in config]:
-        return f"{parts[0]}: a model of several parts, as of text and images, is not supported"
+        return f"{parts[0]}: a model of several parts, such as text and images, is not supported"
     return ""
 
 
@@ -151,7 +151,7 @@ def _known() -> dict[str, dict[str, Any]]:
 
 
 def _resolved(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides a model's memory, with what a config leaves to the defaults of its type."""
+    """The settings that decide the memory of a model, with the defaults of its type for absent settings."""
     model_type = config["model_type"]
     kind = _table()["types"].get(model_type)
     if kind is None:
@@ -164,7 +164,7 @@ def _resolved(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _follow(values: dict[str, Any], config: Mapping[str, Any]) -> None:
-    """Fill in the settings that follow from others, as transformers' configs do."""
+    """Fill in the settings that follow from other settings, as the configs of transformers do."""
     width: Any = values.get("hidden_size", values.get("n_embd"))
     heads: Any = values.get("num_attention_heads")
     follows: dict[str, Callable[[], Any]] = {
@@ -182,7 +182,7 @@ def _follow(values: dict[str, Any], config: Mapping[str, Any]) -> None:
         if values.get("mamba_d_head") == "auto":
             values["mamba_d_head"] = values["mamba_expand"] * width // values["mamba_n_heads"]
     except (TypeError, ZeroDivisionError):
-        pass  # a setting that no model has, which differs from all
+        pass  # a value that no model has; the config then differs from every known model
     for name in ("hidden_act", "activation_function", "hidden_activation"):
         if isinstance(values.get(name), str):
             values[name] = _SAME_FUNCTION.get(values[name], values[name])
@@ -190,7 +190,7 @@ def _follow(values: dict[str, Any], config: Mapping[str, Any]) -> None:
         values["mlp_only_layers"] = None
     if isinstance(values.get("layer_types"), list):
         values["layer_types"] = [_SAME_LAYER.get(str(kind), kind) for kind in values["layer_types"]]
-    values.pop("no_rope_layer_interval", None)  # which the list of layers follows from
+    values.pop("no_rope_layer_interval", None)  # the list of layers, no_rope_layers, replaces it
     if "partial_rotary_factor" in values:
         values["partial_rotary_factor"] = _rotated_part(config, values["partial_rotary_factor"])
 
@@ -201,7 +201,7 @@ def _rotating_layers(values: Mapping[str, Any]) -> list[int]:
 
 
 def _rotated_part(config: Mapping[str, Any], default: Any) -> Any:
-    """The part of a head that positions rotate, under whichever name a config has it."""
+    """The fraction of a head that positions rotate; configs have it under several names."""
     places = [config, config.get("rope_parameters"), config.get("rope_scaling")]
     for place in places:
         for name in ("partial_rotary_factor", "rotary_pct"):

@@ -18,10 +18,10 @@ _MOST_DIFFERENCES = 3  # that a refusal names
 
 
 class _Recognized(NamedTuple):
-    """What a config was recognized as: a model with a note, or no model with the reason."""
+    """The model that a config was recognized as, with a note; or no model, with the reason."""
 
     model: str | None
-    says: str
+    message: str
 
 
 class ModelNames(Names):
@@ -34,31 +34,32 @@ class ModelNames(Names):
     "model_name 'acme/Qwen2.5-7B-Instruct' is not in ... version 2.0.0. It ends like qwen2.5-7b: if it has the same ..."
 
     Args:
-        aliases: each model with the other names that it goes by.
+        aliases: each model with its other names.
     """
 
     def __init__(self, aliases: Mapping[str, Iterable[str]]) -> None:
         super().__init__(aliases, field="model_name", families=True)
         self._words = {name: [words(spelling) for spelling in found] for name, found in self._spellings.items()}
-        # A file may change while a process runs, and a table may name one file a million times.
+        # A file may change while a process runs, and a table may name one file a million times. The time of change is
+        # part of the key.
         self._recognized = lru_cache(maxsize=1024)(self._recognize)
 
     def find(self, name: str) -> str | None:
-        """The model that a name, a folder or a ``config.json`` is for; ``None`` if there is none, or more than one."""
+        """The model that a name, a folder or a ``config.json`` refers to; ``None`` if no or several models match."""
         found = super().find(name)
         return found if found is not None else self._of_file(name).model
 
     def note(self, name: str) -> str:
-        """What a model was recognized by; empty text where its name says it, or none was found."""
+        """A note about how a model was recognized; empty text if the name is its own, or no model was found."""
         if super().find(name) is not None:
             return ""
         found = self._of_file(name)
-        return found.says if found.model is not None else ""
+        return found.message if found.model is not None else ""
 
     def refusal(self, name: str, version: str) -> str:
-        """Why a name is not taken, and the way out."""
-        if says := self._of_file(name).says:
-            return f"model_name {name!r}: {says}"
+        """The reason why a name is not accepted, and the way out."""
+        if problem := self._of_file(name).message:
+            return f"model_name {name!r}: {problem}"
         like, how = self._like(name)
         if like is None:
             path = model_config.without_config(name)
@@ -69,16 +70,16 @@ class ModelNames(Names):
         )
 
     def _like(self, name: str) -> tuple[str | None, str]:
-        """The model whose name is part of an unknown name with an organization or a folder, and which part it is."""
+        """The model whose name is part of an unknown name, and the verb for a message: which part it is."""
         last = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
         if (found := super().find(last)) is not None:
             return found, "ends like"
-        said = words(last)
+        given = words(last)
         parts = [
             (len(known), model)
             for model, spellings in self._words.items()
             for known in spellings
-            if _within(known, said) and _sizes(known) == _sizes(said) != []
+            if _within(known, given) and _sizes(known) == _sizes(given) != []
         ]
         return (max(parts)[1], "contains the name") if parts else (None, "")
 
@@ -106,7 +107,7 @@ class ModelNames(Names):
         if "quantization_config" in config:
             return _Recognized(
                 None,
-                f"{file}: quantization_config: the checkpoint is quantized already, which no version answers for; its "
+                f"{file}: quantization_config: the checkpoint is already quantized, and no version supports that; its "
                 f"shapes are those of {model}: give --model-name {model} for the checkpoint that it was made from",
             )
         others = [other for other in same if other != model]
@@ -115,25 +116,25 @@ class ModelNames(Names):
         return _Recognized(model, f"model_name {name!r} was taken for {model} by the shapes in {file}{also}{own_code}")
 
     def _likeliest(self, same: list[str], *hints: str) -> str:
-        """Of models with the same shapes the one that a hint names, or else the one with most names."""
+        """Of models with the same shapes, the one that a hint names, or else the one with the most names."""
         named = [super(ModelNames, self).find(hint) for hint in hints if hint]
         return next((model for model in named if model in same), max(same, key=lambda one: len(self._spellings[one])))
 
     def _differs(self, config: Mapping[str, Any]) -> str:
-        trace = "ado-autoconf trace adds it to a version of your own"
+        trace = "ado-autoconf trace adds it to your own version"
         nearest = model_config.nearest(config, self._spellings)
         if nearest is None:
             return f"no model of this version has model_type {config['model_type']!r}; {trace}"
         model, differences = nearest
         more = len(differences) - _MOST_DIFFERENCES
-        said = [*map(str, differences[:_MOST_DIFFERENCES]), *([f"{more} more settings differ"] if more > 0 else [])]
-        return f"its shapes are those of no model of this version ({model} comes nearest: {listed(said)}); {trace}"
+        named = [*map(str, differences[:_MOST_DIFFERENCES]), *([f"{more} more settings differ"] if more > 0 else [])]
+        return f"no model of this version has its shapes ({model} comes nearest: {listed(named)}); {trace}"
 
 
 def _within(part: list[str], whole: list[str]) -> bool:
-    """Whether words follow one another in others."""
+    """Whether words occur in another list of words, one after another."""
     return bool(part) and any(whole[start : start + len(part)] == part for start in range(len(whole) - len(part) + 1))
 
 
-def _sizes(said: list[str]) -> list[str]:
-    return [word for word in said if _SIZE.fullmatch(word)]
+def _sizes(name: list[str]) -> list[str]:
+    return [word for word in name if _SIZE.fullmatch(word)]

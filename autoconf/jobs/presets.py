@@ -1,6 +1,6 @@
-"""Presets of training stacks, each setting with its source, and the training stack of a job.
+"""Presets of training stacks, with a source for each setting, and the training stack of a job.
 
-The table is ``stacks.yaml``. A preset's settings hold unless the job says otherwise.
+The presets are in ``stacks.yaml``. The settings of a job override those of its preset.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml  # here, and not where it is needed: a process that is forked during an import would wait for ever
+import yaml  # at module level, because a process that is forked during an import would wait for it forever
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoconf.jobs.names import key
 from autoconf.jobs.stack import Stack
 
 STACKS = Path(__file__).with_name("stacks.yaml")
-# The settings that a job may state itself; ``Stack`` has others, which come with a preset, the method or accumulation.
+# The settings that a job may override. The others of ``Stack`` follow from the preset, the method or accumulation.
 SETTINGS = (
     "optim", "torch_dtype", "adapter_dtype", "mixed_precision", "gradient_checkpointing", "loss", "sharding", "lora_r",
     "lora_targets",
@@ -28,30 +28,30 @@ class _Typed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Setting(_Typed):
-    """A setting of a stack, and its source."""
+class PresetSetting(_Typed):
+    """The value of one setting of a stack, and its source."""
 
     value: Any
     source: str
 
 
 class Case(_Typed):
-    """Settings of a preset that hold where the method, or another setting, is as said."""
+    """Settings of a preset that apply if the method or other settings have the values in ``when``."""
 
     when: dict[str, Any]
-    settings: dict[str, Setting]
+    settings: dict[str, PresetSetting]
 
 
 class Preset(_Typed):
-    """A stack by name, as ``stacks.yaml`` has it."""
+    """A named stack of ``stacks.yaml``."""
 
     description: str
-    settings: dict[str, Setting]
+    settings: dict[str, PresetSetting]
     cases: tuple[Case, ...] = ()
-    chunked: Literal["chunked", "chunked_nll"] = "chunked"  # which of the two a chunked loss is here
+    chunked: Literal["chunked", "chunked_nll"] = "chunked"  # which implementation ``loss="chunked"`` selects
 
     def values(self, method: str, given: dict[str, Any]) -> dict[str, Any]:
-        """The settings for a method, under those that a job gives itself."""
+        """The settings of the preset for a method, given the job's own settings."""
         values = {name: setting.value for name, setting in self.settings.items()}
         for case in self.cases:
             if case.when.items() <= {"method": method, **values, **given}.items():
@@ -61,7 +61,7 @@ class Preset(_Typed):
 
 @cache
 def presets() -> dict[str, Preset]:
-    """The presets by their names.
+    """The presets by name.
 
     >>> list(presets())
     ['reference', 'trl', 'fms-hf-tuning', 'llama-factory']
@@ -74,13 +74,13 @@ def presets() -> dict[str, Preset]:
 
 @lru_cache(maxsize=4096)
 def training_stack(method: str, accumulating: bool, stack: str, *settings: Any) -> Stack:
-    """The stack that a job trains with.
+    """Build the training stack of a job from its preset and its own settings.
 
     Args:
-        method: as the job has it; ``qlora`` quantizes, ``full`` has no adapters.
+        method: the method of the job; ``qlora`` quantizes, ``full`` has no adapters.
         accumulating: whether an optimizer step takes several micro-batches.
         stack: a preset's name.
-        settings: the job's own, in the order of ``SETTINGS``; ``None`` is what the preset says.
+        settings: the job's own settings, in the order of ``SETTINGS``; ``None`` takes the preset's value.
 
     Raises:
         ValueError: settings exclude each other, or the method; the message names both.
@@ -106,7 +106,7 @@ def training_stack(method: str, accumulating: bool, stack: str, *settings: Any) 
 
 
 def stack_name(method: str, stack: str, *settings: Any) -> str:
-    """The stack that an answer is for, in a few words: the preset, and what the job changes of it.
+    """Describe the stack of a job in a few words: the preset, and the settings that the job changes.
 
     >>> stack_name("lora", "trl", "sgd", *[None] * (len(SETTINGS) - 1))
     'trl with optim=sgd'
@@ -122,7 +122,7 @@ def _given(settings: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _check(method: str, given: dict[str, Any], values: dict[str, Any], stack: str) -> None:
-    """Refuse what a job says itself and cannot have; the preset's own settings give way."""
+    """Refuse contradictory settings of a job; where only the preset contradicts, the job's setting wins."""
     values = {**values, "method": method}
     exclusions = [("method", field) for field in given if method == "full" and field in _OF_ADAPTERS]
     if method == "qlora" and given.get("torch_dtype") == "float32":

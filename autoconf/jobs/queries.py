@@ -22,8 +22,8 @@ from autoconf.jobs.job import (
 from autoconf.jobs.values import is_empty, whole_number
 
 NUMBER_GPUS = "number_gpus"
-NOTES = "notes"  # the column of notes, which answers have behind the others if there are any
-# What a query takes beyond the fields of a job.
+NOTES = "notes"  # the last column of answers, if there are any notes
+# Arguments of queries that are not fields of a job.
 ARGUMENTS = {NUMBER_GPUS: "GPUs of the job, over all workers; a whole number >= 1"}
 
 
@@ -37,8 +37,8 @@ class Query:
     """
 
     answers: tuple[str, ...]  # in order, as columns and outputs
-    batches: tuple[str, ...] = BATCHES  # a job has one of them
-    arguments: tuple[str, ...] = ()  # numbers that the query takes and that are not fields of a job
+    batches: tuple[str, ...] = BATCHES  # a job has exactly one of them
+    arguments: tuple[str, ...] = ()  # numbers that the query needs besides the fields of a job
     max_gpus: int = 8  # default of the jobs' ``max_gpus``
 
     # Not cached: functools.cached_property locks before Python 3.12, and a child forked meanwhile would wait forever.
@@ -89,7 +89,7 @@ class Query:
             problems.append(str(error))
         for field in self.required:
             if is_empty(fields.get(field)):
-                if field not in REQUIRED_OF_JOB:  # which ``Job`` has named
+                if field not in REQUIRED_OF_JOB:  # ``Job`` already reports those
                     problems.append(f"{field}: is required")
             elif field in self.arguments:
                 try:
@@ -102,11 +102,11 @@ class Query:
         return job, numbers
 
     def columns_of(self, job: Job, **arguments: Any) -> dict[str, list[Any]]:
-        """A job as columns with one row; fields that it does not set are absent.
+        """Convert a job to columns with one row; fields that the job does not set are absent.
 
         Args:
-            job: it was validated when it was made.
-            arguments: the query's.
+            job: a job, validated when it was made.
+            arguments: arguments of the query.
 
         Raises:
             ValueError: a field is missing, is one that the query answers, or an argument is invalid.
@@ -120,18 +120,18 @@ class Query:
         return {field: [value] for field, value in fields.items()}
 
     def _check(self, fields: Mapping[str, Any]) -> None:
-        """Check that a job has the one batch that the query allows, and nothing that the query answers."""
+        """Check that a job has exactly one batch that the query allows, and no field that the query answers."""
         for field in self.answered:
             if fields.get(field) is not None:
                 raise ValueError(f"{field}: is the output of this query; omit it")
         check_batch(fields, self.batches)
 
     def contradictions(self, columns: Mapping[str, Sequence[Any]]) -> dict[int, str]:
-        """Why jobs whose fields were read one by one cannot be asked about, for those that cannot, by position."""
+        """Find rows whose fields, each valid by itself, exclude each other: the reason by the position of the row."""
         present = [field for field in dict.fromkeys((*TOGETHER, *self.answered)) if field in columns]
         only_whether = {*BATCHES, *self.answered}
 
-        @lru_cache(maxsize=65_536)  # a table has few stacks; of batches and answered fields only the presence counts
+        @lru_cache(maxsize=65_536)  # a table has few stacks; only the presence of batches and answered fields matters
         def problem(*values: Any) -> str:
             fields = dict(zip(present, values, strict=True))
             try:
@@ -146,7 +146,7 @@ class Query:
         return {index: sentence for index, sentence in found if sentence}
 
     def missing_columns(self, columns: Container[Any]) -> list[str]:
-        """The columns that a table of jobs lacks.
+        """List the required columns that a table of jobs lacks.
 
         >>> MIN_GPUS.missing_columns(["model_name", "method", "gpu_model", "batch_size"])
         ['tokens_per_sample']

@@ -1,8 +1,8 @@
-"""How a job trains: the training stack, in the terms of the Hugging Face libraries, as one value.
+"""The training stack of a job: its settings, named as in the Hugging Face libraries, in one object.
 
-"Does it fit?" has an answer only for a stated stack. What a setting does to memory is defined in one place each: in
-``autoconf.memory`` where it only multiplies bytes, in ``autoconf.pipeline`` where it changes what the training code
-holds.
+Whether a job fits depends on its stack. The effect of each setting on memory is defined in one place: in
+``autoconf.memory`` if the setting only scales bytes, in ``autoconf.pipeline`` if it changes which tensors the
+training code holds.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ MixedPrecision = Literal["no", "bf16"]
 Loss = Literal["full", "chunked"]
 Sharding = Literal["ddp", "fsdp1", "fsdp2"]
 LoraTargets = Literal["default", "attention", "all-linear"]
-# Modules of decoder layers with fused Triton kernels, as fms-acceleration's plugin "fast_kernels" names them.
+# Fused Triton kernels for modules of decoder layers, named as in the plugin "fast_kernels" of fms-acceleration.
 Kernel = Literal["fast_loss", "fast_rms_layernorm", "fast_rope_embeddings", "fused_lora"]
 
 
 class Stack(BaseModel):
-    """One way to train. The defaults are the reference workload, which version 1.1.0 answers for.
+    """A training stack. The defaults are the reference workload, the only one in version 1.1.0.
 
     Settings that exclude each other raise a ``ValueError`` that names both.
 
@@ -38,42 +38,42 @@ class Stack(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     optim: Optim = Field(
-        default="adamw_torch", description="the Trainer's name of the optimizer; adamw_torch is the foreach one"
+        default="adamw_torch", description="optimizer by the Trainer's name; adamw_torch is the foreach implementation"
     )
     torch_dtype: Dtype = Field(default="bfloat16", description="dtype of the loaded parameters")
     mixed_precision: MixedPrecision = Field(default="no", description="the Trainer's flag bf16")
     gradient_checkpointing: Checkpointing = Field(
         default="non-reentrant",
-        description="recompute each decoder layer in the backward pass, and by which of torch's ways",
+        description="recompute each decoder layer in the backward pass, with this implementation of torch",
     )
     loss: Literal[Loss, "chunked_nll"] = Field(
         default="full",
-        description="cross-entropy over all logits at once, or over chunks of tokens: fused with the head as Liger "
-        "does it, or as TRL's chunked_nll",
+        description="cross-entropy over all logits at once, or over chunks of tokens: fused with the head as in Liger, "
+        "or TRL's chunked_nll",
     )
-    sharding: Sharding = Field(default="fsdp2", description="what several GPUs do: replicate, or shard fully")
+    sharding: Sharding = Field(default="fsdp2", description="data parallelism over several GPUs: replicate or shard")
     gradient_accumulation: bool = Field(
         default=True, description="whether an optimizer step takes several micro-batches"
     )
     adapter_dtype: Dtype = Field(
-        default="bfloat16", description="dtype of LoRA's adapters; PEFT's own default is float32"
+        default="bfloat16", description="dtype of LoRA adapters; PEFT's own default is float32"
     )
-    lora_r: int = Field(default=4, ge=1, description="LoRA's rank")
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="LoRA's dropout")
+    lora_r: int = Field(default=4, ge=1, description="LoRA rank")
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="LoRA dropout")
     lora_targets: tuple[str, ...] | LoraTargets = Field(
-        default="default", description="modules with adapters: the architecture's own pair, or a named group, or names"
+        default="default", description="modules with adapters: the architecture's default pair, a named group, or names"
     )
     quantization: Literal["none", "nf4"] = Field(
-        default="none", description="4-bit base of bitsandbytes, double quantized"
+        default="none", description="4-bit base model by bitsandbytes, with double quantization"
     )
     upcast_unquantized: bool = Field(
         default=False,
-        description="PEFT's prepare_model_for_kbit_training: what is not quantized becomes float32, after which TRL "
-        "returns embeddings and head to bfloat16; not where several GPUs shard",
+        description="PEFT's prepare_model_for_kbit_training: unquantized parameters become float32, then TRL "
+        "casts embeddings and head back to bfloat16; not if several GPUs shard",
     )
     kernels: tuple[Kernel, ...] = Field(default=(), description="Triton kernels in place of plain ops")
     shard_adapters: bool = Field(
-        default=True, description="False: every GPU holds whole adapters, and all-reduces their gradients"
+        default=True, description="False: every GPU holds whole adapters and all-reduces their gradients"
     )
 
     @model_validator(mode="after")

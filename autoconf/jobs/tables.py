@@ -1,4 +1,4 @@
-"""Tables of jobs and answers as files: read and checked."""
+"""Read and check tables of jobs in CSV files."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from autoconf.jobs.queries import MIN_GPUS, NOTES, Query
 
 
 def read_table(path: str) -> pd.DataFrame:
-    """Read a CSV file, unchanged.
+    """Read a CSV file, with every cell as text.
 
     Args:
-        path: a file in UTF-8, ``-`` for standard input.
+        path: a file in UTF-8; ``-`` for standard input.
 
     Returns:
         Cells as text; the index is the number of the line that each row starts on, counting the header's as 1.
@@ -40,7 +40,7 @@ def read_table(path: str) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         if isinstance(error, BadInput):
             raise
-        # ValueError: the path itself cannot be one
+        # ValueError: the text is not a valid path
         raise cannot_read(path, error) from None
 
 
@@ -68,7 +68,7 @@ def _parsed(file: BinaryIO, source: str) -> pd.DataFrame:
 
 
 def _records(file: BinaryIO, source: str) -> Iterator[tuple[int, list[str]]]:
-    """The records of a CSV file, each with the number of the line it starts on; empty lines are passed over."""
+    """Yield the records of a CSV file, each with the number of the line that it starts on; skip empty lines."""
     reader = csv.reader(_text_lines(file, source), strict=True)
     while True:
         line = reader.line_num + 1
@@ -83,7 +83,7 @@ def _records(file: BinaryIO, source: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _text_lines(file: BinaryIO, source: str) -> Iterator[str]:
-    """Decode line by line, so that a byte that is not text is found on its line."""
+    """Decode line by line, so that an error can name the line of a byte that is not text."""
     header = ""
     for number, raw in enumerate(file, 1):
         try:
@@ -101,7 +101,7 @@ def _text_lines(file: BinaryIO, source: str) -> Iterator[str]:
 
 
 def _check_separator(header: str, where: str) -> None:
-    """Some spreadsheets write "CSV" with another separator, of which CSV's rules make one long column."""
+    """Refuse other separators, which some spreadsheets write and which would make the header one long column."""
     other = next((separator for separator in ";\t|" if separator in header), None)
     if other is not None and "," not in header:
         raise BadInput(f"{where}: the separator seems to be {other!r}, but must be ','")
@@ -111,13 +111,13 @@ def check_jobs(table: pd.DataFrame, source: str, query: Query = MIN_GPUS) -> Non
     """Check every value of a table of jobs before any is answered.
 
     Args:
-        table: as ``read_table`` gives it.
-        source: what messages call the file.
+        table: a table from ``read_table``.
+        source: the name of the file in messages.
         query: the query about the jobs.
 
     Raises:
-        BadInput: a required column is missing, a column of the user's own is named as one of the answers', or values
-            can never be right or exclude each other; the message has a line for each bad row, up to 20.
+        BadInput: a required column is missing, a column has the name of an output column, or values are invalid or
+            exclude each other; the message has a line for each bad row, up to 20.
     """
     missing = query.missing_columns(table)
     if missing:
@@ -125,13 +125,13 @@ def check_jobs(table: pd.DataFrame, source: str, query: Query = MIN_GPUS) -> Non
             f"{source}, line 1: required column missing: {', '.join(missing)}; the table has {', '.join(table)}"
         )
     taken, answers = earlier_answers(table, query), query.answers
-    # "gpus" or "reason" alone may be the user's own column, and so may an answered field: they must not be lost.
-    # Answers of earlier releases have no outcome.
+    # A lone column "gpus" or "reason" may belong to the user, and so may an answered field: do not overwrite them.
+    # Answers of earlier releases have no column "outcome".
     complete = {*answers} - {"outcome"} <= {*taken}
     if taken and (answers[0] not in taken or (not complete and {*taken} & {*query.answered})):
         raise BadInput(
-            f"{source}, line 1: the answers' columns {', '.join(answers)} are appended, but the table has "
-            f"{', '.join(taken)} already; rename or remove it"
+            f"{source}, line 1: the output columns {', '.join(answers)} are appended, but the table already has "
+            f"{', '.join(taken)}; rename or remove it"
         )
     problems: dict[int, list[str]] = {}
     known: dict[str, dict[str, Any]] = {}
@@ -150,7 +150,7 @@ def check_jobs(table: pd.DataFrame, source: str, query: Query = MIN_GPUS) -> Non
 
 
 def earlier_answers(table: pd.DataFrame, query: Query = MIN_GPUS) -> list[str]:
-    """The answers' columns that a table has already; notes before them are the user's own."""
+    """The output columns of a query that a table already has; a column of notes before them belongs to the user."""
     columns = list(table)
     found = [column for column in query.answers if column in columns]
     noted = query.answers[0] in found and NOTES in columns[columns.index(query.answers[0]) :]
@@ -158,7 +158,7 @@ def earlier_answers(table: pd.DataFrame, query: Query = MIN_GPUS) -> list[str]:
 
 
 def _read_cells(reader: Callable[[str], Any], texts: Iterable[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values of a column's cells, and what is wrong with those that can never be right."""
+    """Read the cells of a column: the value of each valid text, and the problem of each invalid one."""
     known: dict[str, Any] = {}
     wrong: dict[str, str] = {}
     for text in texts:

@@ -1,4 +1,4 @@
-"""Values as people give them: read as whole numbers, names and choices, or refused with a sentence."""
+"""Read whole numbers, names and choices from user input; raise ``ValueError`` that names the field."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 from autoconf.jobs.names import key
 
-_LONGEST_NUMBER = 40  # characters; no number worth reading is longer
-# Beyond this no field is meaningful, and arithmetic in 64 bits stays exact.
+_LONGEST_NUMBER = 40  # characters; longer texts are not meaningful numbers
+# No field is meaningful beyond this, and up to it 64-bit arithmetic is exact.
 LARGEST_NUMBER = 2**53
 _LONGEST_NAME = 300
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a value is as if it had not been given: None, NaN, whatever else pandas takes for missing, blank text.
+    """Whether a value counts as not given: ``None``, NaN, any other missing value of pandas, or blank text.
 
     >>> is_empty(None), is_empty(" "), is_empty(float("nan")), is_empty(0)
     (True, True, True, False)
@@ -24,10 +24,10 @@ def is_empty(value: Any) -> bool:
     if value is None or isinstance(value, str):
         return not (value and value.strip())
     if isinstance(value, Decimal):
-        return value.is_nan()  # of a signalling NaN even the comparison with itself fails
+        return value.is_nan()  # comparing a signaling NaN raises
     if isinstance(value, numbers.Number):
         return bool(value != value)
-    import pandas as pd  # not before it is needed: ado loads this module into each of its processes
+    import pandas as pd  # imported late: ado loads this module into each of its processes
 
     return pd.api.types.is_scalar(value) and bool(pd.isna(value))
 
@@ -36,7 +36,7 @@ _FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no"
 
 
 def flag(field: str, value: Any) -> bool:
-    """Read a yes or a no: a boolean, 1 or 0, or text that means one of them.
+    """Read a boolean, 1 or 0, or text such as yes or false.
 
     Args:
         field: name for the error message.
@@ -63,12 +63,12 @@ def whole_number(field: str, value: Any) -> int:
 
     Args:
         field: name for the error message.
-        value: an int, a float, a ``Decimal``, a ``Fraction`` or one of numpy's scalars, or text that writes one (as CSV
-            files do). Its value is taken exactly: ``Fraction(10**30 + 1, 10**30)`` is not 1.
+        value: an int, a float, a ``Decimal``, a ``Fraction``, a numpy scalar, or text of a number. The value is exact:
+            ``Fraction(10**30 + 1, 10**30)`` is not 1.
 
     Raises:
-        ValueError: the value is anything else: zero, negative, fractional, NaN, infinite, a boolean, bytes, None, a
-            number beyond 2**53 ...
+        ValueError: the value is anything else: zero, negative, fractional, NaN, infinite, a boolean, bytes, ``None``
+            or a number beyond 2**53.
 
     >>> whole_number("batch_size", "16"), whole_number("batch_size", 16.0)
     (16, 16)
@@ -85,7 +85,7 @@ def whole_number(field: str, value: Any) -> int:
 
 
 def positive_number(field: str, value: Any) -> float:
-    """Read a number > 0, given in one of the ways that ``whole_number`` takes.
+    """Read a number > 0, of any type that ``whole_number`` accepts.
 
     Raises:
         ValueError: the value is anything else.
@@ -103,7 +103,7 @@ def positive_number(field: str, value: Any) -> float:
 
 
 def _number(value: Any) -> int | Fraction | Decimal | None:
-    """The exact number of a value; None where it is not a finite number."""
+    """The exact number of a value; ``None`` if it is not a finite number."""
     if isinstance(value, str) and len(value) <= _LONGEST_NUMBER and value.isascii() and "_" not in value:
         try:
             value = Decimal(value)
@@ -112,22 +112,22 @@ def _number(value: Any) -> int | Fraction | Decimal | None:
     match value:
         case bool():
             return None
-        case Decimal():  # never as a fraction: 1e999999999 has that many digits
+        case Decimal():  # not converted to a Fraction, in which 1e999999999 would have that many digits
             return value if value.is_finite() else None
         case numbers.Integral():
             return int(value)
         case numbers.Real():
             try:
                 return Fraction(*value.as_integer_ratio())  # type: ignore[attr-defined]
-            except (AttributeError, ValueError, OverflowError):  # another library's, NaN, infinite
+            except (AttributeError, ValueError, OverflowError):  # a number of another library, NaN, infinite
                 return None
     return None
 
 
 def name(field: str, value: Any) -> str:
-    """Read a name: non-empty text without surrounding white space.
+    """Read a name: non-empty text, stripped of surrounding white space.
 
-    Whether a version knows the name is the version's business; here only what can never be a name is refused.
+    Whether a version knows the name is checked later.
 
     Raises:
         ValueError: the value is not text, is empty, is longer than 300 characters or cannot be written in UTF-8.
@@ -138,13 +138,13 @@ def name(field: str, value: Any) -> str:
         )
     try:
         value.encode()
-    except UnicodeEncodeError:  # an option's bytes were no UTF-8; nothing that is written could hold the name
+    except UnicodeEncodeError:  # the bytes of an option were not UTF-8, so no output could hold the name
         raise ValueError(f"{field}: must be text in UTF-8, got {_quoted(value)}") from None
     return value.strip()
 
 
 def choice(field: str, value: Any, allowed: tuple[str, ...]) -> str:
-    """Read one of a few names, found whatever its case and separators.
+    """Read one of a few names, regardless of case and separators.
 
     Raises:
         ValueError: it is none of them; the message lists them.
@@ -155,7 +155,7 @@ def choice(field: str, value: Any, allowed: tuple[str, ...]) -> str:
     Traceback (most recent call last):
     ValueError: optim: must be adamw_torch or sgd, got 'adam2'
     """
-    # YAML reads a "no" without quotes as False, which ado makes a 0.
+    # YAML reads an unquoted "no" as False, and ado converts that to 0.
     text = "no" if isinstance(value, bool | int | float) and value == 0 else value
     if isinstance(text, str) and len(text) <= _LONGEST_NAME:
         for known in allowed:
@@ -166,7 +166,7 @@ def choice(field: str, value: Any, allowed: tuple[str, ...]) -> str:
 
 
 def _quoted(value: Any) -> str:
-    """The value as Python writes it, cut so that a message stays one line."""
+    """The ASCII representation of a value, shortened so that a message stays on one line."""
     try:
         text = ascii(value)
     except Exception as error:

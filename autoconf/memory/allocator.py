@@ -88,7 +88,9 @@ class Allocator:
         self._small, self._large = Pool(True), Pool(False)
         self._active: set[Block] = set()
         self._events: dict[int, deque[Block]] = {}
-        self._reached: dict[int, int] = {}  # how many of a stream's events the GPU has passed
+        self._recorded: dict[int, int] = {}  # events of each stream so far
+        self._reached: dict[int, int] = {}  # how many of them the GPU has passed
+        self._taken: dict[int, int] = {}  # how many of these process_events has seen
         self._next_address = 0
         limited = self.total is not None and self.settings.memory_fraction < 1
         self._allowed = int(self.settings.memory_fraction * (self.total or 0)) if limited else None
@@ -138,6 +140,7 @@ class Allocator:
         for stream in sorted(block.used_on):
             block.events += 1
             self._events.setdefault(stream, deque()).append(block)
+            self._recorded[stream] = self._recorded.get(stream, 0) + 1
         block.used_on = set()
 
     def record_stream(self, block: Block, stream: int) -> None:
@@ -145,20 +148,28 @@ class Allocator:
         if stream != block.stream:
             block.used_on.add(stream)
 
-    def synchronize(self, stream: int) -> None:
-        """Let a stream's work come to where the program is, so that events on it have passed.
+    def progress(self) -> dict[int, int]:
+        """Where the program is on each stream that events are on, for ``reach``."""
+        return dict(self._recorded)
+
+    def reach(self, progress: dict[int, int]) -> None:
+        """Let streams come to where the program was, so that events before that have passed.
 
         Freed blocks come back at the next allocation, as ``process_events`` finds them.
         """
-        self._reached[stream] = len(self._events.get(stream, ()))
+        for stream, events in progress.items():
+            self._reached[stream] = max(self._reached.get(stream, 0), events)
+
+    def synchronize(self, stream: int) -> None:
+        """Let a stream's work come to where the program is."""
+        self.reach({stream: self._recorded.get(stream, 0)})
 
     def empty_cache(self) -> None:
         """Wait for all streams, and give back all segments that are wholly free: ``release_cached_blocks``.
 
         It is what ``torch.cuda.empty_cache`` does, and what a failed ``cudaMalloc`` leads to.
         """
-        for stream in self._events:
-            self.synchronize(stream)
+        self.reach(self._recorded)
         self._process_events()
         for pool in (self._large, self._small):
             blocks = pool.blocks()
@@ -184,9 +195,10 @@ class Allocator:
 
     def _process_events(self) -> None:
         """Take back blocks whose events have passed: ``process_events``."""
-        for stream in [stream for stream, passed in self._reached.items() if passed]:
-            for _ in range(self._reached.pop(stream)):
-                block = self._events[stream].popleft()
+        for stream, waiting in self._events.items():
+            while waiting and self._taken.get(stream, 0) < self._reached.get(stream, 0):
+                self._taken[stream] = self._taken.get(stream, 0) + 1
+                block = waiting.popleft()
                 block.events -= 1
                 if not block.events:
                     self._return(block)

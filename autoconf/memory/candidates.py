@@ -11,10 +11,10 @@ from autoconf.memory.version_1 import MemoryTable
 
 @dataclass(frozen=True)
 class Candidates:
-    """Jobs, each on one number of GPUs.
+    """Pairs of a job and a number of GPUs.
 
     Attributes:
-        memory: the memory of the version's jobs.
+        memory: the memory model of the version.
         rows: the row of each candidate's job in ``memory``; all arrays have shape (candidates,).
         gpus: numbers of GPUs, >= 1.
         tokens_per_gpu: tokens of one micro-batch on each GPU.
@@ -28,7 +28,7 @@ class Candidates:
     usable_gib: Floats
 
     def subset(self, keep: Booleans | Integers) -> Candidates:
-        """Some of the candidates, as a mask or as indices."""
+        """Select candidates by a mask or by indices."""
         return Candidates(
             self.memory, self.rows[keep], self.gpus[keep], self.tokens_per_gpu[keep], self.usable_gib[keep]
         )

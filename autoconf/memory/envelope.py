@@ -1,4 +1,4 @@
-"""Keep the rows of a table of linear terms that can be the largest; drop the others."""
+"""Drop dominated rows of a table of linear terms."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from autoconf.memory.units import Floats, Integers
 def undominated(rows: Floats, *, decimals: int) -> Integers:
     """Find the rows that no other row dominates.
 
-    A row dominates another one if it is at least as large in every column and larger in one. A dominated row of
-    coefficients can be dropped from a maximum over rows, whatever the variables (all >= 0) are.
+    A row dominates another one if it is at least as large in every column and larger in one. If all variables are
+    >= 0, a dominated row of coefficients never decides a maximum over rows.
 
     Args:
         rows: coefficients, shape (rows, columns).
-        decimals: rows that are equal when rounded to so many decimals count as one row: the first of them.
+        decimals: rows that are equal after rounding to this many decimals count as one row, the first of them.
 
     Returns:
-        Indices of the rows that are left, in the lexicographic order of their rounded values.
+        Indices of the remaining rows, in the lexicographic order of their rounded values.
 
     >>> undominated(np.array([[3.0, 1.0], [1.0, 2.0], [2.0, 1.0], [1.0, 2.0]]), decimals=0).tolist()
     [1, 0]
     """
     _, distinct = np.unique(np.round(rows, decimals), axis=0, return_index=True)
     values = rows[distinct]
-    # A row comes after every row that dominates it. So the first one that is left is never dominated, and few are.
+    # A row comes after every row that dominates it, so the first remaining row is never dominated. Few rows are kept.
     left = np.lexsort(values.T[::-1])[::-1]
     kept = []
     while len(left):

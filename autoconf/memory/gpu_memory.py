@@ -1,6 +1,6 @@
-"""Memory of one GPU over a training step: the largest of several moments, each linear in tokens and in 1 / GPUs.
+"""Peak memory of one GPU in a training step: the largest of several moments, linear in tokens and in 1 / GPUs.
 
-All arithmetic is in bytes and element-wise over numpy arrays: one candidate is an array of length one.
+All arithmetic is in bytes and element-wise over numpy arrays; one candidate is an array of length one.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from autoconf.memory.units import GIB, Floats, Integers
 
 @dataclass(frozen=True)
 class Moments:
-    """Bytes of each part at some moments: bytes that every GPU holds, and bytes that GPUs divide (``sharded``).
+    """Bytes of each part at several moments: whole on every GPU, or divided among the GPUs (``sharded``).
 
     Attributes:
-        activations: shape (moments, 2): bytes whatever the tokens, and bytes per token of a GPU.
+        activations: shape (moments, 2): constant bytes, and bytes per token of a GPU.
         weights: this and every following part is an array of shape (moments,), or one number for all moments.
         gradients: gradients, and buffers of their reduction.
         optimizer: states, and temporaries of the optimizer's step.
-        gathered: parameters of other GPUs that are whole here for a while.
+        gathered: parameters of other GPUs that this GPU holds temporarily.
     """
 
     activations: Floats
@@ -54,22 +54,22 @@ class Moments:
 
 @dataclass(frozen=True)
 class Resident:
-    """Weights, gradients and optimizer states: the least that training holds, in bytes."""
+    """Bytes of weights, gradients and optimizer states: the minimum that training holds."""
 
     whole: float  # on every GPU
     sharded: float  # divided among GPUs
 
     def on_each_gpu(self, gpus: Integers) -> Floats:
-        """Bytes on each of so many GPUs, shape (candidates,)."""
+        """Bytes on each GPU for these numbers of GPUs, shape (candidates,)."""
         return np.asarray(self.whole + self.sharded / gpus, np.float64)
 
 
 class GpuMemory:
-    """Memory of one GPU of a job, on any number of GPUs and for any number of tokens.
+    """Memory of one GPU of a job, for any number of GPUs and tokens.
 
     Args:
         moments: moments of a training step; the largest is the peak.
-        resident: what no training can do without.
+        resident: the minimum that training holds.
         unsharded_gradients: bytes of gradients that FSDP keeps whole on every GPU under gradient accumulation.
 
     >>> moments = Moments(activations=np.array([[7.0, 30.0]]), weights_sharded=2100.0)
@@ -88,7 +88,7 @@ class GpuMemory:
         self._parts, self._total = parts[:, kept], total[kept]  # shapes (parts, moments, 3) and (moments, 3)
 
     def peak_bytes(self, gpus: Integers, tokens: Floats | Integers) -> Floats:
-        """Peak without the safety margin.
+        """Peak bytes without the safety margin, shape (candidates,).
 
         Args:
             gpus: numbers of GPUs, >= 1; all arrays have shape (candidates,).
@@ -97,23 +97,24 @@ class GpuMemory:
         return np.asarray((self._total @ _variables(gpus, tokens)).max(axis=0))
 
     def needed_bytes(self, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
-        """The largest moment with its safety margin, shape (candidates,); arguments as ``peak_bytes`` has them.
+        """Bytes of the largest moment with its safety margin, shape (candidates,); arguments as in ``peak_bytes``.
 
-        The margin depends on the activations, so the moment that decides may be another one than the peak. Like
-        moments, the result never falls with more tokens and never rises with more GPUs.
+        The margin depends on the activations, so the deciding moment may differ from the peak. The result never falls
+        with more tokens and never rises with more GPUs.
         """
         return np.asarray(self._needs(gpus, tokens, reserve).max(axis=0))
 
     def deciding_bytes(self, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
-        """Bytes at the moment that decides ``needed_bytes``, without its margin, and the part of them that grows with
-        tokens; shape (candidates, 2).
+        """Bytes at the moment that decides ``needed_bytes``, and the part that grows with tokens.
+
+        Both are without the margin; shape (candidates, 2).
         """
         at = self._needs(gpus, tokens, reserve).argmax(axis=0)
         bytes_ = (self._total[at] * _variables(gpus, tokens).T).sum(axis=1)
         return np.stack([bytes_, self._total[at, 1] * tokens], axis=1)
 
     def parts(self, gpus: int, tokens: float, reserve: Reserve) -> dict[str, float]:
-        """Bytes of each part, and of the margin (``reserve``), at the moment that decides.
+        """Bytes of each part, and of the margin (``reserve``), at the deciding moment.
 
         Their sum is ``needed_bytes``.
         """
@@ -133,5 +134,5 @@ class GpuMemory:
 
 
 def _variables(gpus: Integers, tokens: Floats | Integers) -> Floats:
-    """Shape (3, candidates): what the three terms of a moment are multiplied by."""
+    """The factors of the three terms of a moment, shape (3, candidates)."""
     return np.stack([np.ones(len(gpus)), tokens, 1 / gpus])

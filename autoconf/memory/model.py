@@ -1,4 +1,4 @@
-"""Peak memory under any training stack, composed from traced profiles and kept for the next job."""
+"""Compose peak memory under any training stack from traced profiles, and cache it."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ _BYTES = {"bfloat16": 2, "float32": 4}
 
 
 class JobMemory(NamedTuple):
-    """Memory of a GPU of a job on one GPU, and on each of several."""
+    """Memory of each GPU of a job: on one GPU, and on several."""
 
     one_gpu: GpuMemory
     several_gpus: GpuMemory
 
     def on(self, gpus: int) -> GpuMemory:
-        """The memory of each of so many GPUs."""
+        """The memory of each GPU for this number of GPUs."""
         return self.one_gpu if gpus == 1 else self.several_gpus
 
 
 class StackMemory:
-    """Memory of models under any stack. Every combination of model, method and stack has a row, made when it is needed.
+    """Memory of models under any stack, with one row for each combination of model, method and stack.
 
-    Threads may share it. It has no lock, which a forked process could inherit while another thread holds it: two
-    threads may compose the same row, and the first one counts.
+    Rows are made on demand. Threads may share an object. It has no lock, because a forked process could inherit a lock
+    that another thread holds; if two threads compose the same row, the first one is used.
 
     In all methods, ``rows`` has the row of each candidate, ``gpus`` its number of GPUs (>= 1), and ``tokens`` the
     tokens of a micro-batch on each GPU (>= 0); all have shape (candidates,).
@@ -52,12 +52,12 @@ class StackMemory:
         self._numbers = itertools.count()
 
     def row(self, model: str, method: str, stack: Stack) -> int:
-        """The row of a job.
+        """The row of a job, made if needed.
 
         Args:
             model: a model of the table.
             method: ``full``, ``lora`` or ``qlora``.
-            stack: how the job trains.
+            stack: the training stack.
 
         Raises:
             Unsupported: there is no profile for it.
@@ -73,7 +73,7 @@ class StackMemory:
     def _each(
         self, rows: Integers, gpus: Integers, ask: Callable[[GpuMemory, Integers], Floats], *shape: int
     ) -> Floats:
-        """Ask the memory of each row about its candidates, given as indices; an answer has the given shape."""
+        """Apply a function to the memory of each row and the indices of its candidates; ``shape`` is a result's."""
         answers = np.empty((len(rows), *shape))
         kinds = 2 * rows + (gpus > 1)
         order = np.argsort(kinds, kind="stable")
@@ -83,7 +83,7 @@ class StackMemory:
         return answers
 
     def resident_bytes(self, rows: Integers, gpus: Integers) -> Floats:
-        """Weights, optimizer states and one set of gradients, sharded where they can be: the least that training holds.
+        """The minimum that training holds: weights, optimizer states and one set of gradients, sharded if possible.
 
         Returns:
             Bytes per GPU, shape (candidates,).
@@ -100,19 +100,19 @@ class StackMemory:
         return self._each(rows, gpus, lambda memory, which: memory.peak_bytes(gpus[which], tokens[which]))
 
     def needed_gib(self, rows: Integers, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
-        """GiB that a GPU must have, safety margin included, shape (candidates,)."""
+        """GiB that a GPU must have, including the safety margin, shape (candidates,)."""
         needed = self._each(rows, gpus, lambda memory, which: memory.needed_bytes(gpus[which], tokens[which], reserve))
         return needed / GIB
 
     def deciding_gib(self, rows: Integers, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
-        """GiB at the moment that decides ``needed_gib``, and the part that grows with tokens; shape (candidates, 2)."""
+        """GiB at the moment that decides ``needed_gib``, and the part that grows with tokens, shape (candidates, 2)."""
         deciding = self._each(
             rows, gpus, lambda memory, which: memory.deciding_bytes(gpus[which], tokens[which], reserve), 2
         )
         return deciding / GIB
 
     def parts_gib(self, row: int, gpus: int, tokens: float, reserve: Reserve) -> dict[str, float]:
-        """GiB of each part that one candidate needs, with the safety margin as ``reserve``."""
+        """GiB of each part for one candidate, with the safety margin as ``reserve``."""
         parts = self._jobs[row].on(gpus).parts(gpus, tokens, reserve)
         return {name: value / GIB for name, value in parts.items()}
 
@@ -124,7 +124,7 @@ def gpu_memory(table: ModelsTable, model: str, method: str, stack: Stack, *, sev
         table: the profiles of models.
         model: a model of the table.
         method: ``full``, ``lora`` or ``qlora``.
-        stack: how the job trains.
+        stack: the training stack.
         several: whether several GPUs train, or one.
 
     Raises:
@@ -143,10 +143,10 @@ def gpu_memory(table: ModelsTable, model: str, method: str, stack: Stack, *, sev
 
 
 def layer_way(stack: Stack, method: str, *, several: bool) -> LayerWay:
-    """The way in which decoder layers run under a stack.
+    """The settings of a stack that change the memory of decoder layers.
 
     Args:
-        stack: how the job trains.
+        stack: the training stack.
         method: ``full``, ``lora`` or ``qlora``.
         several: whether several GPUs train, or one.
 
@@ -170,7 +170,7 @@ def layer_way(stack: Stack, method: str, *, several: bool) -> LayerWay:
 
 
 def head_way(stack: Stack, method: str, *, several: bool) -> HeadWay:
-    """The way in which head and loss run under a stack; arguments as ``layer_way`` has them.
+    """The settings of a stack that change the memory of head and loss; arguments as in ``layer_way``.
 
     >>> head_way(Stack(loss="chunked"), "lora", several=False)
     HeadWay(trains=False, torch_dtype='bfloat16', mixed_precision='no', loss='chunked')
@@ -184,7 +184,7 @@ def _strategy(stack: Stack, several: bool) -> Strategy:
 
 
 def _gathers_in_bf16(stack: Stack, strategy: Strategy) -> bool:
-    """Whether FSDP gathers parameters in the dtype of mixed precision, and so computes on them in that dtype."""
+    """Whether FSDP gathers parameters, and computes on them, in the dtype of mixed precision."""
     return strategy in ("fsdp1", "fsdp2") and stack.mixed_precision == "bf16"
 
 
@@ -215,8 +215,9 @@ def _profile(
 def _layers(table: ModelsTable, model: str, way: LayerWay) -> Floats | None:
     """Moments of the layers.
 
-    Without checkpoints a layer lacks a few small tensors that recomputing it makes. Where they would decide, at some
-    numbers of tokens, those moments count as well. So checkpoints never need more, and less than a thousandth is added.
+    Without checkpointing a layer lacks a few small tensors that recomputation creates, so for some numbers of tokens
+    checkpointing would seem to need more memory. The moments with checkpointing are therefore included as well, which
+    adds less than a thousandth.
     """
     found = table.moments(model, way)
     if found is None or way.gradient_checkpointing != "none":
@@ -227,7 +228,7 @@ def _layers(table: ModelsTable, model: str, way: LayerWay) -> Floats | None:
 
 
 def _joined(layers: Floats, head: Floats) -> Floats:
-    """Moments of the head on top of what the layers keep meanwhile, and all moments of the layers."""
+    """All moments of the layers, and the moments of the head plus the tensors that the layers keep meanwhile."""
     points = layers[:, 0]
     heads = head.copy()
     forward = heads[:, 0] == Point.HEAD
@@ -239,7 +240,7 @@ def _joined(layers: Floats, head: Floats) -> Floats:
 def _not_traced(
     table: ModelsTable, model: str, method: str, stack: Stack, key: LayerWay | HeadWay | tuple[str, str]
 ) -> Unsupported:
-    """The error that names the settings for which there is no profile, and why."""
+    """The error that names the settings without a profile, and the reason."""
     named = key._asdict() if isinstance(key, (LayerWay, HeadWay)) else {"lora_targets": key[1]}
     about = [f"{name} {getattr(stack, name)!r}" for name in named if hasattr(stack, name)]
     if named.get("dropout"):
@@ -249,7 +250,7 @@ def _not_traced(
 
 
 def _check_sharding(table: ModelsTable, model: str, method: str, stack: Stack, strategy: Strategy) -> None:
-    """Raise ``Unsupported`` where the parts of a job do not run together under a strategy."""
+    """Raise ``Unsupported`` if the settings of a job do not work together under a strategy."""
     targets = _targets(stack, method)
     if problem := table.problem(model, (method, targets, strategy)):
         raise Unsupported([f"sharding {strategy!r} with lora_targets {targets!r} of {model}"], f": {problem}")
@@ -264,7 +265,7 @@ def _bytes_per_parameter(stack: Stack, method: str, strategy: Strategy) -> Bytes
     adapters = _BYTES[stack.adapter_dtype]
     stored = {"full": frozen, "lora": max(frozen, adapters), "qlora": adapters}[method]
     # accelerate/accelerator.py, prepare_model, and utils/fsdp_utils.py, fsdp2_prepare_model: trainable parameters
-    # become float32, but for FSDP2 not in a model with 4-bit layers.
+    # become float32, except for FSDP2 with 4-bit layers.
     upcast = mixes and (strategy == "fsdp1" or method != "qlora")
     return BytesPerParameter(
         frozen=frozen,
@@ -275,7 +276,7 @@ def _bytes_per_parameter(stack: Stack, method: str, strategy: Strategy) -> Bytes
 
 
 def _shapes(trainable: Trainable, rank: int | None, itemsize: int, *, flat: bool) -> Sequence[Shape]:
-    """Trainable parameters as the optimizer has them. FSDP1's are pieces of flat parameters."""
+    """Shapes of the trainable parameters that the optimizer sees. With FSDP1 they are pieces of flat parameters."""
     shapes: list[Shape] = []
     for shape, count in trainable.shapes:
         dimensions = shape.dimensions

@@ -1,4 +1,4 @@
-"""Bytes that optimizers hold: states, and temporaries of a step."""
+"""Memory of optimizers: their states, and the temporaries of a step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Shape(NamedTuple):
 
     dimensions: tuple[int, ...]
     itemsize: int
-    embedding: bool = False  # of an ``nn.Embedding``, a tied head included
+    embedding: bool = False  # a parameter of an ``nn.Embedding``, including a tied head
 
     @property
     def elements(self) -> int:
@@ -28,13 +28,13 @@ class Shape(NamedTuple):
 class OptimizerBytes(NamedTuple):
     """Bytes of an optimizer, in addition to parameters and gradients."""
 
-    states: float  # from the end of its first step on
-    step: float  # temporaries while it steps
+    states: float  # held from the end of the first step on
+    step: float  # temporaries during a step
 
 
 def _adamw_foreach(parameters: list[Shape]) -> OptimizerBytes:
-    # torch/optim/adamw.py: two states of the parameter's dtype; torch._foreach_sqrt of all second moments makes one
-    # more.
+    # torch/optim/adamw.py: two states in the dtype of the parameter; torch._foreach_sqrt of all second moments needs
+    # one more.
     size = sum(p.elements * p.itemsize for p in parameters)
     return OptimizerBytes(2 * size, size)
 
@@ -45,30 +45,30 @@ def _adamw_fused(parameters: list[Shape]) -> OptimizerBytes:
 
 
 def _adamw_8bit(parameters: list[Shape]) -> OptimizerBytes:
-    # bitsandbytes/optim/optimizer.py, Optimizer2State.init_state: two states of one byte, with a float32 absmax for
-    # each block of 256.
+    # bitsandbytes/optim/optimizer.py, Optimizer2State.init_state: two one-byte states, with a float32 absmax for each
+    # block of 256.
     return OptimizerBytes(sum(p.elements * (2 * (1 + 4 / 256) if _in_8bit(p) else 8) for p in parameters), 0)
 
 
 def _in_8bit(parameter: Shape) -> bool:
-    # The same function: float32 states for tensors under 4,096 elements. transformers/trainer.py, create_optimizer:
-    # and for embeddings.
+    # The same function uses float32 states for tensors under 4,096 elements, and transformers/trainer.py,
+    # create_optimizer, for embeddings.
     return parameter.elements >= 4096 and not parameter.embedding
 
 
 def _paged_adamw_8bit(parameters: list[Shape]) -> OptimizerBytes:
-    # bitsandbytes/optim/optimizer.py, get_state_buffer: states of 100,000 elements and more lie in managed memory,
-    # which leaves the GPU when other tensors need the room; their absmax stays.
+    # bitsandbytes/optim/optimizer.py, get_state_buffer: states of 100,000 elements or more are in managed memory, which
+    # is moved off the GPU when other tensors need the space; their absmax stays on the GPU.
     small = [p for p in parameters if p.elements < 100_000]
     absmax = sum(p.elements * 2 * 4 / 256 for p in parameters if p.elements >= 100_000 and _in_8bit(p))
     return OptimizerBytes(_adamw_8bit(small).states + absmax, 0)
 
 
 def _adafactor(parameters: list[Shape]) -> OptimizerBytes:
-    # transformers/optimization.py, Adafactor (no first moment): float32 sums over rows and columns of what has two
-    # dimensions or more, else one float32 state. It steps parameter by parameter: squared gradient and its sum with
-    # eps, in float32, and for a bfloat16 parameter float32 copies of it and of its gradient; the float32 update of the
-    # parameter before is still there.
+    # transformers/optimization.py, Adafactor (no first moment): float32 sums over rows and columns of parameters with
+    # two dimensions or more, otherwise one float32 state. A step handles one parameter at a time: the squared gradient
+    # and its sum with eps, in float32, and for a bfloat16 parameter float32 copies of it and of its gradient; the
+    # float32 update of the previous parameter is still held.
     factored = (p for p in parameters if len(p.dimensions) >= 2)
     states = sum(4 * (p.elements // p.dimensions[-1] + p.elements // p.dimensions[-2]) for p in factored)
     states += sum(4 * p.elements for p in parameters if len(p.dimensions) < 2)
@@ -93,7 +93,7 @@ _OPTIMIZERS: dict[str, Callable[[list[Shape]], OptimizerBytes]] = {
 
 
 def optimizer_bytes(optim: Optim, parameters: Iterable[Shape]) -> OptimizerBytes:
-    """Bytes that an optimizer holds for trainable parameters, all on one GPU.
+    """Bytes of an optimizer for trainable parameters that are all on one GPU.
 
     Args:
         optim: the Trainer's name of the optimizer.

@@ -1,4 +1,4 @@
-"""Memory profile of a model: what traces of its training code say, in every way that its layers and head can run."""
+"""Memory profile of a model, traced from its training code under every combination of settings that changes it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from autoconf.memory.units import Floats
 
 
 class Point(IntEnum):
-    """Where in a micro-batch a moment lies. What FSDP has gathered depends on nothing else.
+    """Points in time of a micro-batch. The units that FSDP has gathered depend only on the point.
 
     ``LAST`` is the decoder layer next to the head, ``FIRST`` the one next to the embeddings, ``MIDDLE`` any other.
-    ``LATE`` is the part of a layer's backward pass after its first adapter began its own.
+    ``LATE`` is the part of a layer's backward pass after its first adapter started its own backward pass.
     """
 
     EMBEDDING = 0
@@ -37,8 +37,8 @@ class Point(IntEnum):
     FIRST_END = 17
     TAIL = 18  # backward pass of the embeddings
     TAIL_END = 19
-    HEAD_OVER = 20  # after the model's own forward pass, in the code that wraps it
-    # Not moments themselves: what the layers keep for the backward pass, while the head runs and after the forward
+    HEAD_OVER = 20  # after the model's own forward pass, in the code that wraps the model
+    # Not moments, but tensors that the layers keep for the backward pass: while the head runs, and after the forward
     # pass.
     KEPT = 21
     KEPT_OVER = 22
@@ -53,7 +53,7 @@ class StackMoment(NamedTuple):
     """Bytes alive at one moment of a micro-batch on one GPU, apart from parameters and optimizer states.
 
     Activations are ``constant + per_token * tokens + rank * (constant_per_rank + per_token_per_rank * tokens)``.
-    Gradients of adapters are per rank; without adapters they are those of all parameters.
+    Gradients of adapters are per rank; without adapters, gradients are those of all parameters.
     """
 
     point: Point
@@ -62,16 +62,17 @@ class StackMoment(NamedTuple):
     constant_per_rank: float
     per_token_per_rank: float
     layer_gradients: float  # gradients so far of the layer (or of embeddings and head) in its backward pass
-    newest_gradient: float  # of them, the gradient produced last
+    newest_gradient: float  # the part of ``layer_gradients`` that was produced last
     finished_gradients: float  # gradients of the layers whose backward pass is over
     root_gradients: float  # gradients of embeddings and head
 
 
 @dataclass(frozen=True)
 class Units:
-    """Numbers of parameters by FSDP's units: the whole model, its largest decoder layer, and the root unit (the rest).
+    """Numbers of parameters of the whole model, of its largest decoder layer, and of the root unit (the rest).
 
-    ``trainable`` parameters of adapters are per rank; ``quantized`` ones have 4 bits.
+    Decoder layers and the root are FSDP's units. ``trainable`` parameters of adapters are per rank; ``quantized``
+    parameters have 4 bits.
     """
 
     frozen: int
@@ -82,8 +83,8 @@ class Units:
     layer_quantized: int
     root_frozen: int
     root_trainable: int
-    absmax_bytes: int  # of bitsandbytes' quantization
-    buffer_bytes: int = 0  # of the whole model
+    absmax_bytes: int  # quantization constants of bitsandbytes
+    buffer_bytes: int = 0  # buffers of the whole model
 
     @property
     def unsharded_bytes(self) -> int:
@@ -92,7 +93,7 @@ class Units:
 
 
 class LayerWay(NamedTuple):
-    """One way in which decoder layers run: the settings of a stack that change the bytes that layers hold."""
+    """The settings of a stack that change the memory of decoder layers."""
 
     method: str
     torch_dtype: str
@@ -104,7 +105,7 @@ class LayerWay(NamedTuple):
 
 
 class HeadWay(NamedTuple):
-    """One way in which head and loss run: the settings of a stack that change the bytes that they hold."""
+    """The settings of a stack that change the memory of head and loss."""
 
     trains: bool
     torch_dtype: str
@@ -121,12 +122,12 @@ class Trainable(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelProfile:
-    """The memory profile of one model, in every way that could be traced, and why other ways could not."""
+    """The memory profile of one model for all settings that could be traced, and the reasons for the others."""
 
     model_name: str
-    made_of: str = ""  # the digest of what was traced
+    made_of: str = ""  # digest of the traced code and settings
     # Moments have the columns of ``StackMoment``, shape (moments, 9), in bytes.
     layers: dict[LayerWay, Floats] = field(default_factory=dict)
     heads: dict[HeadWay, Floats] = field(default_factory=dict)
-    units: dict[tuple[str, str], Trainable] = field(default_factory=dict)  # by method and targets
-    problems: dict[tuple[object, ...], str] = field(default_factory=dict)  # by any of these keys, or with a sharding
+    units: dict[tuple[str, str], Trainable] = field(default_factory=dict)  # by method and LoRA targets
+    problems: dict[tuple[object, ...], str] = field(default_factory=dict)  # by any key above, or one with a sharding

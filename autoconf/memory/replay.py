@@ -24,6 +24,8 @@ class Action(IntEnum):
     RECORD_STREAM = 2  # the stream of the event uses the block
     SYNCHRONIZE = 3  # the program waits for the stream
     EMPTY_CACHE = 4
+    MARK = 5  # the program notes where its streams are; the event's block is the mark's number
+    WAIT = 6  # the program waits until the streams have come to a mark
 
 
 class Place(NamedTuple):
@@ -47,7 +49,7 @@ class Event(NamedTuple):
 
     Args:
         action: what it does.
-        block: number of the allocation; -1 where the action is of a stream.
+        block: number of the allocation, or of the mark; -1 where the action is of a stream.
         nbytes: that are allocated; else 0.
         stream: of the allocation, or that uses the block, or that is waited for.
         place: index into the places of the program.
@@ -118,11 +120,12 @@ def replay(
     """
     allocator = Allocator(capacity, settings, total)
     blocks: dict[int, Block] = {}
+    marks: dict[int, dict[int, int]] = {}
     line: list[tuple[int, int]] = []
     failed_at, error = None, ""
     for index, event in enumerate(program.events):
         try:
-            _act(allocator, blocks, event)
+            _act(allocator, blocks, marks, event)
         except OutOfMemory as failure:
             failed_at, error = index, str(failure)
             break
@@ -138,7 +141,7 @@ def replay(
     )
 
 
-def _act(allocator: Allocator, blocks: dict[int, Block], event: Event) -> None:
+def _act(allocator: Allocator, blocks: dict[int, Block], marks: dict[int, dict[int, int]], event: Event) -> None:
     action = event.action
     if action == Action.ALLOCATE:
         blocks[event.block] = allocator.malloc(event.nbytes, event.stream)
@@ -148,6 +151,10 @@ def _act(allocator: Allocator, blocks: dict[int, Block], event: Event) -> None:
         allocator.record_stream(blocks[event.block], event.stream)
     elif action == Action.SYNCHRONIZE:
         allocator.synchronize(event.stream)
+    elif action == Action.MARK:
+        marks[event.block] = allocator.progress()
+    elif action == Action.WAIT:
+        allocator.reach(marks[event.block])
     else:
         allocator.empty_cache()
 

@@ -11,14 +11,14 @@ from autoconf.memory.units import Floats, Integers
 
 @dataclass(frozen=True)
 class Reserve:
-    """GiB of a GPU that must stay free. They grow with activations, on several GPUs faster than on one.
+    """GiB of a GPU that must stay free, as a function of the activations and of whether the job has several GPUs.
 
-    Learned from real runs when a version is made. Where a cluster was measured to hold more than the traces say, a
-    share of the peak must stay free on top.
+    The margin is learned from real runs when a version is made. It grows with the activations, faster on several GPUs
+    than on one. For a cluster whose measured peaks exceed the traced ones, a share of the peak is added.
 
     Attributes:
         activations_gib: grid of activations in GiB, ascending from 0 to more than any GPU can hold.
-        one_gpu_gib: margin on one GPU at each point of the grid, in GiB; linear in between.
+        one_gpu_gib: margin on one GPU at each grid point, in GiB; linear in between.
         several_gpus_gib: margin on each of several GPUs, in GiB.
         peak_share: share of the bytes of every moment, >= 0.
 

@@ -1,9 +1,9 @@
-"""Memory of each GPU of a job, from its memory on one GPU: FSDP's gathering and reducing in closed form.
+"""Memory of each GPU of a sharded job in closed form, derived from its memory on one GPU.
 
-FSDP gathers, frees and reduces units (each decoder layer, and the root: embeddings, final norm and head) where one of
-them begins or ends, and leaves the code in between alone. So the bytes of a GPU at any moment are those of the same
-moment on a single GPU, with the parameters and gradients replaced by FSDP's there. The schedules below were
-read off traces of PyTorch's own wrappers, and are tested against them (``make ground-truth``).
+FSDP gathers, frees and reduces units (each decoder layer, and the root: embeddings, final norm and head) where a unit
+begins or ends; the code in between is unchanged. So the bytes of a GPU at any moment are those of the same moment on a
+single GPU, with parameters and gradients replaced by those that FSDP holds at that point. The schedules below were
+read from traces of PyTorch's own wrappers and are tested against them (``make ground-truth``).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from autoconf.memory.optimizers import OptimizerBytes
 from autoconf.memory.profile import Point, Units
 from autoconf.memory.units import Floats, Integers
 
-# What several GPUs do; ``none`` is one GPU.
+# Data parallelism over several GPUs; ``none`` is a single GPU.
 Strategy = Literal["none", "ddp", "fsdp1", "fsdp2"]
 
 
 class _Gathered(NamedTuple):
-    """How many copies of a unit's parameters or gradients a GPU holds at a point, next to its shards."""
+    """Copies of a unit's parameters or gradients that a GPU holds at a point, in addition to its shards."""
 
     root: int = 0  # whole parameters of the root unit
     layer: int = 0  # whole parameters of a decoder layer
@@ -35,9 +35,9 @@ class _Gathered(NamedTuple):
 
 _Schedule = dict[int, tuple[_Gathered, ...]]  # by the value of a ``Point``
 
-# A point may have several phases, of which the largest counts. FSDP1: torch/distributed/fsdp/_runtime_utils.py and
-# _flat_param.py; a layer's views lie in its flat parameter, and backward prefetch gathers the next unit before a
-# layer's backward pass begins.
+# A point may have several phases; the largest one counts. FSDP1: torch/distributed/fsdp/_runtime_utils.py and
+# _flat_param.py. The parameters of a layer are views of its flat parameter, and backward prefetch gathers the next unit
+# before a layer's backward pass begins.
 _FSDP1: _Schedule = {
     Point.EMBEDDING: (_Gathered(root=1), _Gathered(root=1, root_cast=1)),
     Point.FIRST_GATHER: (_Gathered(root=1, layer=1, layer_cast=1),),
@@ -61,7 +61,7 @@ _FSDP1: _Schedule = {
     Point.TAIL: (_Gathered(root=1),),
     Point.TAIL_END: (_Gathered(root=1, root_reduced=1),),
 }
-# Adapters are units of their own: the layer before is gathered when the first of them begins its backward pass.
+# Adapters are separate units: the previous layer is gathered when the first adapter begins its backward pass.
 _FSDP1_ADAPTERS = _FSDP1 | {
     Point.LAST_START: (_Gathered(root=1, layer=1),),
     Point.LAST: (_Gathered(root=1, layer=1),),
@@ -69,8 +69,8 @@ _FSDP1_ADAPTERS = _FSDP1 | {
     Point.MIDDLE: (_Gathered(root=1, layer=1),),
 }
 # torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py and _fsdp_collectives.py: a unit is gathered into one buffer
-# and copied out of it, and the buffer lives until the next unit is needed; the input of a reduction lives until the
-# next one.
+# and copied out of it; the buffer lives until the next unit is needed. The input of a reduction lives until the next
+# reduction.
 _FSDP2: _Schedule = {
     Point.EMBEDDING: (_Gathered(root=2),),
     Point.FIRST_GATHER: (_Gathered(root=2, layer=2),),
@@ -98,7 +98,7 @@ _FSDP2: _Schedule = {
 
 @dataclass(frozen=True)
 class BytesPerParameter:
-    """Bytes of one frozen and of one trainable parameter: as they are stored, and in the dtype of computation."""
+    """Bytes of one frozen and of one trainable parameter: as stored, and in the dtype of computation."""
 
     frozen: int
     trainable: int
@@ -107,22 +107,22 @@ class BytesPerParameter:
 
     @property
     def stored_per_computed(self) -> float:
-        """Bytes of a trainable parameter as it is stored, for each byte of it in the dtype of computation."""
+        """Ratio of the bytes of a trainable parameter as stored to its bytes in the dtype of computation."""
         return self.trainable / self.trainable_computing
 
 
 @dataclass(frozen=True)
 class UnshardedJob:
-    """A job as it runs on one GPU, before anything is sharded.
+    """The memory profile of a job on one GPU, without sharding.
 
     Attributes:
-        profile: moments of a micro-batch with the columns of ``StackMoment``, shape (moments, 9), in bytes; for FSDP
-            of a run with the parameters in the dtype in which FSDP gathers them.
+        profile: moments of a micro-batch with the columns of ``StackMoment``, shape (moments, 9), in bytes. For FSDP,
+            the parameters of the traced run have the dtype in which FSDP gathers them.
         units: numbers of parameters.
-        bytes_per_parameter: of frozen and trainable parameters.
+        bytes_per_parameter: bytes of frozen and trainable parameters.
         accumulating: whether an optimizer step takes several micro-batches.
-        rank: rank of the adapters, >= 1; ``None`` where all parameters train.
-        optimizer: states, and temporaries of the step, in bytes, on all GPUs together.
+        rank: rank of the adapters, >= 1; ``None`` if all parameters are trained.
+        optimizer: states, and temporaries of the step, in bytes, summed over all GPUs.
     """
 
     profile: Floats
@@ -144,12 +144,12 @@ class UnshardedJob:
 
     @property
     def sharded_weights(self) -> float:
-        """Bytes of the parameters as they are stored, without those that no sharding divides."""
+        """Bytes of the stored parameters that sharding divides."""
         per = self.bytes_per_parameter
         return self.units.frozen * per.frozen + self.trainable * per.trainable + self.units.quantized / 2
 
     def moments(self) -> _UnshardedMoments:
-        """The profile for this job's rank."""
+        """The profile at the rank of this job."""
         constant, per_token, constant_per_rank, per_token_per_rank, *gradients = self.profile[:, 1:].T
         of_adapters = self.rank or 0
         activations = [constant + of_adapters * constant_per_rank, per_token + of_adapters * per_token_per_rank]
@@ -168,13 +168,13 @@ class _UnshardedMoments(NamedTuple):
     root_gradients: Floats
 
     def at(self, moments: Integers) -> _UnshardedMoments:
-        """Some of the moments, by index."""
+        """Select moments by index."""
         points, *others = self
         return _UnshardedMoments(points[moments], *(column[moments] for column in others))
 
 
 def sharded(job: UnshardedJob, strategy: Strategy) -> GpuMemory:
-    """Memory of a GPU of a job under a strategy.
+    """Memory of each GPU of a job under a sharding strategy.
 
     >>> from autoconf.memory.profile import StackMoment
     >>> units = Units(frozen=0, trainable=1050, quantized=0, layer_frozen=0, layer_trainable=100, layer_quantized=0,
@@ -216,7 +216,7 @@ def _replicated(job: UnshardedJob, buckets: float) -> GpuMemory:
 
 def _fsdp1(job: UnshardedJob) -> GpuMemory:
     adapters = job.rank is not None
-    # What FSDP1 gathers for single adapters is too little to count.
+    # The memory that FSDP1 gathers for single adapters is negligible.
     held = _gathering(job, _FSDP1_ADAPTERS if adapters else _FSDP1, trainable_of_layers=not adapters)
     if job.accumulating:
         # New gradients are views into one flat gradient of the unit, which joins the accumulated one at its end.
@@ -230,12 +230,12 @@ def _fsdp2(job: UnshardedJob) -> GpuMemory:
     stored, newest = job.bytes_per_parameter.stored_per_computed, held.moments.newest_gradient
     finished = held.moments.finished_gradients
     if job.accumulating:
-        # The last micro-batch reduces the gradients of finished layers, those before it reduce nothing.
+        # Only the last micro-batch reduces the gradients of finished layers.
         before_last = held.with_gradients(job, job.gradients + newest)
         last = held.with_gradients(job, job.gradients + newest + held.reduced - finished, finished * stored)
         return _fsdp(job, [before_last, last])
-    # Once the root's gradients were read for reduction only the last one is still held; the result is there,
-    # and where it is stored in another dtype, twice.
+    # After the root's gradients are copied for reduction, only the last one is still held. The result is held once, or
+    # twice if it is stored in another dtype.
     at_tail = held.moments.points == Point.TAIL_END
     root = np.where(at_tail, 1.0, 0.0) * held.root.gradients * (stored + (stored != 1))
     unreduced = held.moments.layer_gradients + held.moments.root_gradients + held.reduced
@@ -244,14 +244,14 @@ def _fsdp2(job: UnshardedJob) -> GpuMemory:
 
 
 def _reduced_at_once(job: UnshardedJob, held: _Gathering) -> Moments:
-    """Moments of a step of one micro-batch: gradients of a layer are sharded once its backward pass is over."""
+    """Moments of a step of one micro-batch: gradients of a layer are sharded after its backward pass."""
     unreduced = held.moments.layer_gradients + held.moments.root_gradients + held.reduced
     stored = job.bytes_per_parameter.stored_per_computed
     return held.with_gradients(job, unreduced, held.moments.finished_gradients * stored)
 
 
 def _fsdp(job: UnshardedJob, micro_batch: list[Moments]) -> GpuMemory:
-    """The moments of a micro-batch, and the optimizer's step, on shards."""
+    """Memory from the moments of a micro-batch, and of the optimizer's step on shards."""
     stored, states = job.bytes_per_parameter.stored_per_computed, job.optimizer.states
     step = Moments(
         _NO_ACTIVATIONS, weights=job.units.unsharded_bytes, weights_sharded=job.sharded_weights,
@@ -263,10 +263,10 @@ def _fsdp(job: UnshardedJob, micro_batch: list[Moments]) -> GpuMemory:
 
 
 class _UnitBytes(NamedTuple):
-    """Bytes of one FSDP unit when it is whole."""
+    """Bytes of one FSDP unit when it is gathered."""
 
     gathered: float
-    cast: float  # of the gathered bytes, those of parameters that are stored in another dtype
+    cast: float  # the part of ``gathered`` that is stored in another dtype
     gradients: float
 
 
@@ -282,7 +282,7 @@ class _Gathering(NamedTuple):
     def with_gradients(
         self, job: UnshardedJob, gradients: float | Floats, gradients_sharded: float | Floats = 0.0
     ) -> Moments:
-        """All parts of the moments."""
+        """The moments with all their parts."""
         return Moments(
             self.moments.activations, weights=job.units.unsharded_bytes, weights_sharded=job.sharded_weights,
             gradients=gradients, gradients_sharded=gradients_sharded, optimizer_sharded=job.optimizer.states,

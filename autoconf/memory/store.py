@@ -1,8 +1,7 @@
-"""Memory profiles on disk: moments as Parquet, everything else as JSON.
+"""Read and write memory profiles: moments as Parquet, everything else as JSON.
 
-The format is frozen with version 2.0.0. In it, the key of a profile is one text: its fields with a space between them,
-7 of a ``LayerWay`` or 4 of a ``HeadWay``. Some names on disk differ from those of the code; see ``_COLUMNS`` and
-``_ABSMAX``.
+The format is frozen since version 2.0.0. The key of a profile is a text of space-separated fields, 7 of a ``LayerWay``
+or 4 of a ``HeadWay``. Some names on disk differ from the names in the code; see ``_COLUMNS`` and ``_ABSMAX``.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def _way(text: str) -> LayerWay | HeadWay:
 
 
 def write_models(models: Iterable[ModelProfile], folder: Path) -> None:
-    """Write the profiles of models: their moments as Parquet, one row group per model, everything else as JSON."""
+    """Write the profiles of models: moments as Parquet, one row group per model, everything else as JSON."""
     models = list(models)
     with (folder / MOMENTS).open("wb") as stream:
         _write_moments(models, stream)
@@ -49,18 +48,18 @@ def write_models(models: Iterable[ModelProfile], folder: Path) -> None:
 
 
 def write_model(model: ModelProfile, stream: BinaryIO, about: Mapping[str, str]) -> None:
-    """Write the profile of one model as one Parquet file. Its metadata hold everything that is not a moment.
+    """Write the profile of one model as one Parquet file, with everything except the moments in its metadata.
 
     Args:
         model: its profile.
-        stream: where it goes.
-        about: more metadata; ``metadata`` reads them.
+        stream: the file to write to.
+        about: more metadata, which ``metadata`` reads.
     """
     _write_moments([model], stream, {MODELS: _others([model]), **about})
 
 
 def metadata(path: Path, key: str) -> str | None:
-    """What ``write_model`` was given under a key; ``None`` where there is no such key.
+    """Read a value of the metadata of ``write_model``; ``None`` if there is no such key.
 
     Raises:
         OSError: the file cannot be read.
@@ -116,7 +115,7 @@ def _moments_table(moments: Mapping[Any, Floats]) -> pa.Table:
 
 
 def read_models(folder: Path) -> list[ModelProfile]:
-    """Read what ``write_models`` wrote.
+    """Read the profiles that ``write_models`` wrote.
 
     Raises:
         OSError: a file cannot be read.
@@ -127,11 +126,11 @@ def read_models(folder: Path) -> list[ModelProfile]:
 
 
 class ModelsTable:
-    """The profiles of models, as ``write_models`` or ``write_model`` wrote them; decoded when they are needed.
+    """The profiles of models, from files of ``write_models`` or ``write_model``, decoded on demand.
 
     Args:
         moments: content of the Parquet file.
-        models: content of the JSON file; without it, the metadata of the Parquet file have the same.
+        models: content of the JSON file; if ``None``, the metadata of the Parquet file have that content.
 
     Raises:
         ValueError: it is not such a table.
@@ -151,7 +150,7 @@ class ModelsTable:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a folder of ``write_models``, or a file of ``write_model``.
+        """Read a folder that ``write_models`` wrote, or a file that ``write_model`` wrote.
 
         Raises:
             OSError: a file cannot be read.
@@ -165,7 +164,7 @@ class ModelsTable:
         """The moments of a model by the text of their way."""
         if model not in self._of_model:
             group = list(self._others).index(model)
-            # A process that ends soon after threads of pyarrow have read is aborted by them now and then.
+            # Threads of pyarrow occasionally abort a process that ends soon after they have read.
             table = pq.ParquetFile(self._content).read_row_group(group, use_threads=False)
             ways: npt.NDArray[Any] = table["way"].to_numpy(zero_copy_only=False)
             values = np.stack([table[name].to_numpy().astype(float) for name in _COLUMNS], axis=1)
@@ -179,11 +178,11 @@ class ModelsTable:
         return list(self._others)
 
     def ways(self, model: str) -> list[LayerWay | HeadWay]:
-        """In which ways layers and head of a model were traced."""
+        """The settings under which layers and head of a model were traced."""
         return [_way(text) for text in self._moments(model)]
 
     def figures(self, model: str) -> ModelProfile:
-        """Everything about one model."""
+        """The profile of one model."""
         found = ModelProfile(model, self._others[model]["made_of"])
         for text, moments in self._moments(model).items():
             way = _way(text)
@@ -198,22 +197,22 @@ class ModelsTable:
         return found
 
     def trainables(self, model: str) -> list[tuple[str, str]]:
-        """The methods and targets whose trainable parameters are known."""
+        """The methods and LoRA targets whose trainable parameters are known."""
         keys = (text.split(" ") for text in self._others[model]["units"])
         return [(method, targets) for method, targets in keys]
 
     def moments(self, model: str, way: LayerWay | HeadWay) -> Floats | None:
         """Moments with the columns of ``StackMoment``, shape (moments, 9), in bytes.
 
-        ``None`` where there are none; ``problem`` says why.
+        ``None`` if there are none; ``problem`` gives the reason.
         """
         return self._moments(model).get(_text(way))
 
     def trainable(self, model: str, method: str, targets: str) -> Trainable | None:
-        """The trainable parameters. ``None`` where they are not known; ``problem`` says why."""
+        """The trainable parameters; ``None`` if they are not known, and ``problem`` gives the reason."""
         found = self._others[model]["units"].get(_text((method, targets)))
         return None if found is None else _trainable_from_json(found)
 
     def problem(self, model: str, key: Iterable[object]) -> str:
-        """Why there is no profile for a key; empty text where nothing is known about it."""
+        """The reason why a key has no profile; empty text if none is recorded."""
         return str(self._others[model]["problems"].get(_text(key), ""))

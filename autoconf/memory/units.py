@@ -1,4 +1,4 @@
-"""Units and array types that every memory module shares, and the error for a job without a memory profile.
+"""Units and array types of the memory modules, and the error for a job without a memory profile.
 
 Arrays are named by their dimensions:
 
@@ -7,7 +7,7 @@ Arrays are named by their dimensions:
 - ``gpus``: the numbers of GPUs of candidates, or consecutive numbers of GPUs.
 - ``moments``: points in time of a training step at which memory can peak.
 
-Memory is in bytes inside this room, and in GiB (2**30 bytes) where a name ends in ``_gib``.
+Memory is in bytes inside this package, and in GiB (2**30 bytes) if a name ends in ``_gib``.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Unsupported(ValueError):
     """A configuration without a memory profile.
 
     Args:
-        settings: what was asked for, such as ``optim 'adafactor'``.
-        why: why there is no profile; it continues the sentence of ``reason``.
+        settings: the unsupported settings, such as ``optim 'adafactor'``.
+        why: the end of the sentence of ``reason``, which says why there is no profile.
 
     >>> Unsupported(["optim 'adafactor'", "sharding 'fsdp2'"], ": it does not step").reason("2.0.0")
     "optim 'adafactor' and sharding 'fsdp2' are not in the domain of version 2.0.0: it does not step"
@@ -42,7 +42,7 @@ class Unsupported(ValueError):
         super().__init__(self._sentence("supported"))
 
     def reason(self, version: str) -> str:
-        """The sentence that tells a user why a version does not answer."""
+        """The reason why a version does not support the settings, as a sentence for users."""
         return self._sentence(f"in the domain of version {version}")
 
     def _sentence(self, what: str) -> str:

@@ -1,4 +1,4 @@
-"""Memory of jobs in version 1.1.0, which answers for the stack ``reference`` only. Frozen with that version."""
+"""Memory model of version 1.1.0, which supports only the stack ``reference``. Frozen with that version."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from autoconf.memory.units import GIB, Floats, Integers, Unsupported
 FIGURES = "figures.csv"  # in the version's folder
 # The predictor's features, each with the direction in which it may move the probability of fitting.
 MONOTONE = {"free_gib": 1, "sharded": -1}
-BYTES_PER_PARAMETER = 2  # bfloat16, for parameters, gradients and each of AdamW's two states
+BYTES_PER_PARAMETER = 2  # bfloat16: parameters, gradients and each of AdamW's two states
 
 
 class Moment(NamedTuple):
@@ -31,17 +31,17 @@ class Moment(NamedTuple):
     constant_bytes: float
     bytes_per_token: float
     sharded_gradient_bytes: float
-    fsdp_bytes: float  # units gathered at that point, and gradients on their way through a reduce-scatter
+    fsdp_bytes: float  # units gathered at that point, and gradients in a reduce-scatter
 
 
 @dataclass(frozen=True)
 class MemoryFigures:
-    """One model, trained by one method, with or without gradient accumulation."""
+    """Memory figures of one model and method, with or without gradient accumulation."""
 
     model_name: str
     method: str
     accumulating: bool
-    parameters: int  # all of them, adapters included, tied ones once
+    parameters: int  # all parameters, including adapters; tied parameters count once
     trainable_parameters: int
     moments: tuple[Moment, ...]  # the largest is the peak of the micro-batch
 
@@ -55,7 +55,7 @@ _UNUSED = ["layer_parameters", "root_parameters"]
 
 
 def read_figures(file: Path | BytesIO) -> list[MemoryFigures]:
-    """Read the figures of the version, one line per moment.
+    """Read the memory figures of the version; the file has one line per moment.
 
     Args:
         file: path or content of ``figures.csv``.
@@ -76,7 +76,7 @@ def read_figures(file: Path | BytesIO) -> list[MemoryFigures]:
 
 
 class MemoryTable:
-    """Figures of several models and methods under the reference stack, laid out for element-wise arithmetic.
+    """Memory figures of several models and methods as arrays for element-wise arithmetic.
 
     >>> moments = (Moment(0, 8, 0, 200), Moment(50, 2, 0, 200))
     >>> table = MemoryTable([MemoryFigures("tiny", "full", True, 100, 100, moments)])
@@ -101,20 +101,20 @@ class MemoryTable:
         Args:
             model: a model of the version.
             method: ``full`` or ``lora``.
-            stack: how the job trains.
+            stack: the training stack.
 
         Raises:
-            Unsupported: it is another stack than ``reference``.
+            Unsupported: the stack is not ``reference``.
         """
         known = REFERENCE.model_copy(update={"gradient_accumulation": stack.gradient_accumulation})
         if stack != known:
             other = [name for name, value in stack if value != getattr(known, name)]
-            asked, answered = ([f"{name} {getattr(of, name)!r}" for name in other] for of in (stack, known))
-            raise Unsupported(asked, f", which answers for the stack reference only ({', '.join(answered)})")
+            wanted, supported = ([f"{name} {getattr(of, name)!r}" for name in other] for of in (stack, known))
+            raise Unsupported(wanted, f", which answers for the stack reference only ({', '.join(supported)})")
         return self.rows[model, method, stack.gradient_accumulation]
 
     def resident_bytes(self, rows: Integers, gpus: Integers) -> Floats:
-        """Weights, optimizer states and one set of gradients, all sharded: the least that any training holds."""
+        """Bytes of weights, optimizer states and one set of gradients, all sharded: the minimum that training holds."""
         return np.asarray(BYTES_PER_PARAMETER * (self.parameters[rows] + 3 * self.trainable[rows]) / gpus)
 
     def gradient_bytes(self, rows: Integers) -> Floats:
@@ -130,8 +130,8 @@ class MemoryTable:
             tokens: tokens per GPU and micro-batch, ``batch_size / gpus * tokens_per_sample``.
 
         Returns:
-            The larger of the peaks of the micro-batch and of the optimizer step, without the safety margin for the CUDA
-            context, workspaces, NCCL and fragmentation.
+            The peak of the micro-batch or of the optimizer step, whichever is larger, without the safety margin for the
+            CUDA context, workspaces, NCCL and fragmentation.
         """
         weights = BYTES_PER_PARAMETER * self.parameters[rows] / gpus
         trainable = BYTES_PER_PARAMETER * self.trainable[rows]
@@ -141,10 +141,10 @@ class MemoryTable:
             moment = constant[rows] + slope[rows] * tokens + sharded[rows] / gpus + fsdp[rows] * (gpus > 1)
             np.maximum(micro_batch, moment, out=micro_batch)
         training = weights + optimizer + self.gradient_bytes(rows) + micro_batch
-        # AdamW's foreach step holds the gradients and temporaries of one more copy of the trainable parameters.
+        # AdamW's foreach step holds the gradients, and temporaries as large as the trainable parameters.
         step = weights + optimizer + 2 * trainable / gpus
         return np.maximum(training, step)
 
     def free_gib(self, rows: Integers, gpus: Integers, tokens: Floats | Integers, usable_gib: Floats) -> Floats:
-        """GiB of a GPU that the peak leaves free, negative where it does not fit; shape (candidates,)."""
+        """GiB of a GPU that the peak leaves free, negative if the job does not fit, shape (candidates,)."""
         return usable_gib - self.peak_bytes(rows, gpus, tokens) / GIB

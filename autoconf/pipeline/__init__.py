@@ -1,1 +1,1 @@
-"""How a predictor version is made and judged. Needs the extra ``build``; never imported at run time."""
+"""Make and evaluate predictor versions. Needs the extra ``build``; never imported at run time."""

@@ -1,4 +1,4 @@
-"""The architectures and GPUs that versions are built from: typed views of the two YAML tables next to this file."""
+"""The architectures and GPU types of versions: typed views of the two YAML tables next to this file."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from pydantic import BaseModel, ConfigDict
 
 from autoconf.predictor.cards import Gpu, Model
 
-NEWEST = "2.0.0"  # the predictor version that `make predictor` makes
-_DEPTHS = ("n_layer", "num_layers", "n_layers", "num_hidden_layers")  # what configs call the number of layers
-# Where a config says for how many tokens positions were learned. Rotary positions have no such limit.
+NEWEST = "2.0.0"  # the version that `make predictor` makes
+_DEPTHS = ("n_layer", "num_layers", "n_layers", "num_hidden_layers")  # names of the number of layers in configs
+# Settings with the number of learned positions. Rotary positions have no such limit.
 _LEARNED_POSITIONS = {"gpt_bigcode": "n_positions", "opt": "max_position_embeddings"}
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # what configs call the number of routed experts
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")  # names of the number of routed experts in configs
 
 
 @dataclass(frozen=True)
 class _Pattern:
-    """How a type of config says which of its layers is of which kind, and the settings that say so of other layers."""
+    """How a type of config defines the kind of each layer, and the settings that define it for other layers."""
 
     kinds: Callable[[dict[str, Any], int], Sequence[str]]
     settings: Callable[[Sequence[str]], dict[str, Any]]
-    keys: tuple[str, ...] = ()  # where the config says so
+    keys: tuple[str, ...] = ()  # the settings that define it
 
 
 def _hybrid(config: dict[str, Any], _: int) -> list[str]:
-    # transformers 5 writes the second names, and reads both.
+    # transformers 5 writes the second names and reads both.
     same = {"full_attention": "attention", "linear_attention": "mamba"}
     return [same.get(kind, kind) for kind in config["layer_types"]]
 
@@ -43,11 +43,12 @@ def _dense_first(config: dict[str, Any], depth: int) -> list[str]:
 def _rotated(config: dict[str, Any], depth: int) -> list[str]:
     if "no_rope_layers" in config:
         return ["rope" if rotates else "nope" for rotates in config["no_rope_layers"]]
-    every = config["no_rope_layer_interval"]  # configuration_smollm3.py: where no list says more
+    every = config["no_rope_layer_interval"]  # configuration_smollm3.py: the default without a list
     return ["nope" if (index + 1) % every == 0 else "rope" for index in range(depth)]
 
 
-# Configs whose layers hold different amounts. Sliding and full attention hold the same: FlashAttention keeps no mask.
+# Configs whose layers hold different amounts of memory. Sliding and full attention hold the same amount, because
+# FlashAttention keeps no mask.
 _PATTERNS = {
     "granitemoehybrid": _Pattern(_hybrid, lambda kinds: {"layer_types": list(kinds)}, ("layer_types",)),
     "deepseek_v2": _Pattern(
@@ -61,7 +62,7 @@ _UNIFORM = _Pattern(lambda _, depth: ["layer"] * depth, lambda _: {})
 
 
 def deciding_keys(model_type: str) -> tuple[str, ...]:
-    """Settings that an ``Architecture`` of a type reads, and whose defaults it does not know.
+    """Settings that an ``Architecture`` of a type reads, and whose defaults are unknown.
 
     >>> deciding_keys("smollm3")[-1]
     'no_rope_layers'
@@ -70,7 +71,7 @@ def deciding_keys(model_type: str) -> tuple[str, ...]:
 
 
 class Architecture(BaseModel):
-    """One model, of ``architectures.yaml`` or of the user: what fixes its shapes, and where the figures come from."""
+    """One model, of ``architectures.yaml`` or of the user: the settings that determine its shapes, and their source."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -83,7 +84,7 @@ class Architecture(BaseModel):
     assumption: str | None = None
     aliases: list[str] = []
     later_aliases: list[str] = []
-    learned_positions: int | None = None  # of a user model; the table's say it in their configs
+    learned_positions: int | None = None  # for a user model; models of the table have it in their configs
 
     @property
     def depth_key(self) -> str:
@@ -103,29 +104,29 @@ class Architecture(BaseModel):
         return tuple(self._pattern.kinds(self.config, self.layers))
 
     def shortened(self, kinds: Sequence[str]) -> dict[str, Any]:
-        """The config of a stack of other layers.
+        """The config of a model with other layers.
 
         Args:
             kinds: a name of ``self.kinds`` for each layer, in order; at least one.
 
         Raises:
-            ValueError: there is no layer, this architecture has none of such a kind, or its config cannot say this
-                order.
+            ValueError: there is no layer, this architecture has no layer of such a kind, or its config cannot express
+                this order.
 
         >>> architectures()["granite-4.0-h-1b"].shortened(["mamba", "attention"])["layer_types"]
         ['mamba', 'attention']
         """
         if not kinds or not set(kinds) <= set(self.kinds):
             known = ", ".join(sorted(set(self.kinds)))
-            raise ValueError(f"kinds: {list(kinds)} is no stack of {self.name}, whose layers are of kind {known}")
+            raise ValueError(f"kinds: {list(kinds)} are not layers of {self.name}, whose layers are of kind {known}")
         depth = {self.depth_key: len(kinds), **self._of_each_layer(len(kinds))}
         config = {**self.config, **depth, **self._pattern.settings(kinds)}
         if self.model_copy(update={"config": config}).kinds != tuple(kinds):
-            raise ValueError(f"kinds: the config of {self.name} cannot say {list(kinds)}")
+            raise ValueError(f"kinds: the config of {self.name} cannot express {list(kinds)}")
         return config
 
     def _of_each_layer(self, depth: int) -> dict[str, Any]:
-        """Lists of the config with the same entry for each layer, for so many layers."""
+        """Lists of the config with the same entry for each layer, for this number of layers."""
         lists = {key: value for key, value in self.config.items() if isinstance(value, list)}
         same = {key: value[0] for key, value in lists.items() if value and value == value[:1] * self.layers}
         return {key: [entry] * depth for key, entry in same.items()}
@@ -136,14 +137,14 @@ class Architecture(BaseModel):
 
     @property
     def longest_sample(self) -> int | None:
-        """Tokens that learned positions allow; ``None`` for rotary positions, which have no such limit."""
+        """The number of learned positions; ``None`` for rotary positions, which have no such limit."""
         return self.learned_positions or self.config.get(_LEARNED_POSITIONS.get(self.config["model_type"], ""))
 
     def in_domain(self, *, later_aliases: bool = False) -> Model:
-        """The model as a version's domain knows it.
+        """The model as an entry of a version's domain.
 
         Args:
-            later_aliases: with the aliases that version 1.1.0 does not know.
+            later_aliases: whether to include aliases that version 1.1.0 does not have.
 
         >>> architectures()["opt-13b"].in_domain().max_tokens_per_sample
         2048
@@ -161,7 +162,7 @@ class Architecture(BaseModel):
 
 
 class GpuType(BaseModel):
-    """One row of ``gpus.yaml``: usable memory, where the figure comes from, and the names that the type goes by."""
+    """One row of ``gpus.yaml``: usable memory, the source of the figure, and other names of the type."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -199,12 +200,12 @@ def gpu_types() -> dict[str, GpuType]:
 
 @cache
 def gpus(*, later_aliases: bool = False, after_2_0_0: bool = False) -> dict[str, Gpu]:
-    """All GPU types as a version's domain knows them.
+    """All GPU types as entries of a version's domain.
 
     Args:
-        later_aliases: with the aliases that version 1.1.0 does not know.
-        after_2_0_0: as versions after 2.0.0 have them: with compute capabilities, and without names that fit several
-            types.
+        later_aliases: whether to include aliases that version 1.1.0 does not have.
+        after_2_0_0: whether the version comes after 2.0.0: with compute capabilities, and without names that fit
+            several types.
 
     >>> gpus()["L40S"].usable_gib
     44.4
@@ -227,7 +228,7 @@ def models(names: list[str], *, later_aliases: bool = False) -> dict[str, Model]
 
     Args:
         names: entries of ``architectures.yaml``.
-        later_aliases: with the aliases that version 1.1.0 does not know.
+        later_aliases: whether to include aliases that version 1.1.0 does not have.
     """
     known = architectures()
     return {name: known[name].in_domain(later_aliases=later_aliases) for name in names}

@@ -1,4 +1,4 @@
-"""Tables in the documentation that commands write, each between two markers."""
+"""Write generated tables into the documentation, each between two markers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 from autoconf.errors import BadInput
 
-# Of a checkout: the documentation is not part of the wheel.
+# In a checkout; the documentation is not part of the wheel.
 PAGES = Path(__file__).parents[2] / "docs" / "versions"
 VALIDATION = PAGES / "validation.md"
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """A table of rows that have the same keys.
+    """Format rows with the same keys as a Markdown table.
 
     >>> print(markdown([{"GPU": "L40S", "GiB": 44.4}]))
     | GPU | GiB |
@@ -30,7 +30,7 @@ def require_section(readme: Path, what: str, command: str) -> None:
     """Raise unless a file has the markers of a section.
 
     Raises:
-        BadInput: it has none; the message says which.
+        BadInput: the markers are missing; the message names them.
     """
     if not _pattern(what, command).search(readme.read_text(encoding="utf-8")):
         raise BadInput(

@@ -1,1 +1,1 @@
-"""Every query and its answer: how many GPUs, how large a job, which GPU type, and why."""
+"""The queries and their answers: number of GPUs, size of a job, type of GPU, and explanations."""

@@ -1,6 +1,6 @@
-"""Find what would get a job a recommendation: single changes, or pairs where no single change is enough.
+"""Suggest changes that make a rejected job fit: single changes, or pairs if no single change is enough.
 
-Each was tried before it is named: the changed job gets the layout that the remedy has.
+Every suggestion has been tried: the changed job gets the layout that the remedy names.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from autoconf.planner.domain import JobColumns, column
 from autoconf.planner.results import Change, Remedy
 from autoconf.predictor.predictor import Predictor
 
-_MOST_PAIRS = 5  # that are named
+_MOST_PAIRS = 5  # the most pairs that are suggested
 
 
 def remedies(predictor: Predictor, columns: JobColumns, changes: Changes) -> list[list[Remedy]]:
-    """The single changes that help, in the order of ``changes``, for valid jobs that have no recommendation."""
+    """Find the single changes that help valid jobs without a recommendation, in the order of ``changes``."""
     found: list[list[Remedy]] = [[] for _ in columns["model_name"]]
     tried = _proposed(predictor, columns, changes)
     for (index, field, value), gpus, workers in helping(predictor, columns, tried):
@@ -28,7 +28,7 @@ def remedies(predictor: Predictor, columns: JobColumns, changes: Changes) -> lis
 
 
 def remedies_of_one(predictor: Predictor, columns: JobColumns) -> list[Remedy]:
-    """The single changes that help one job without a recommendation, or the pairs of changes where none does."""
+    """Find the single changes that help one job without a recommendation, or pairs of changes if no single one does."""
     (found,) = remedies(predictor, columns, ALL)
     return found or _pairs(predictor, columns)
 
@@ -43,7 +43,7 @@ def _proposed(predictor: Predictor, columns: JobColumns, changes: Changes) -> li
 
 
 def _pairs(predictor: Predictor, columns: JobColumns) -> list[Remedy]:
-    """Pairs of changes that help one job: a second change for each job that a first one leads to."""
+    """Find pairs of changes that help one job: for each first change, the second changes that then help."""
     first = _proposed(predictor, columns, FIRST_OF_TWO)
     if column(columns, "max_gpus")[0] < predictor.domain.max_gpus:
         first.append((0, "max_gpus", predictor.domain.max_gpus))
@@ -52,7 +52,7 @@ def _pairs(predictor: Predictor, columns: JobColumns) -> list[Remedy]:
     for (_, field, value), seconds in zip(first, remedies(predictor, changed(columns, first), ALL), strict=True):
         for second in seconds:
             if second.field != field:
-                # "max_gpus" need not be larger than what is used.
+                # "max_gpus" need not be larger than the number of GPUs that is used.
                 chosen = second.gpus * second.workers if field == "max_gpus" else value
                 pair = replace(second, also=Change(field, _before(columns, 0, field), chosen))
                 found.setdefault(frozenset({field, second.field}), pair)
@@ -60,14 +60,14 @@ def _pairs(predictor: Predictor, columns: JobColumns) -> list[Remedy]:
 
 
 def _cost(pair: Remedy) -> tuple[int, ...]:
-    """Sorts pairs by what people change first: both changes count."""
+    """Sort key of pairs: changes that people make first come first; both changes count."""
     order = [field for field, _ in ALL]
     places = [order.index(field) for field in (pair.field, pair.also.field if pair.also else pair.field)]
     return (sum(places), *places)
 
 
 def _before(columns: JobColumns, index: int, field: str) -> Any:
-    """A job's value of a field; of a setting that it leaves to its stack, the stack's."""
+    """A job's value of a field; for a setting that the job does not have, the value of its stack."""
     if field not in SETTINGS:
         return column(columns, field)[index]
     return getattr(stack_of({name: values[index] for name, values in columns.items()}), field)

@@ -1,4 +1,4 @@
-"""Check whether a request for GPUs fits, and find the next larger one that does at the same batch on each GPU."""
+"""Check whether a job fits on the requested GPUs; if not, find the next larger number of GPUs on which it fits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def avoid_oom(
     model_version: str | None = None,
     models: ModelsFolder = None,
 ) -> Recommendation | pd.DataFrame:
-    """Keep a request for GPUs that fits, or find the next larger number of GPUs that does.
+    """Confirm the requested number of GPUs if the job fits, or find the next larger number on which it does.
 
     Args:
         jobs: a ``Job`` with ``per_device_train_batch_size``, or a DataFrame with its fields and ``number_gpus`` as
@@ -63,12 +63,12 @@ def _solve(predictor: Predictor, columns: JobColumns) -> list[Recommendation]:
 
 
 def _uneven(predictor: Predictor, requests: JobArrays, index: int) -> Problem:
-    """Why nothing can be considered for a request."""
+    """The reason why no number of GPUs can be considered for a request."""
     request, per_worker = requests.min_gpus[index], requests.gpus_per_worker[index]
     most = min(requests.max_gpus[index], predictor.domain.max_gpus)
     do_not = f"do not split evenly over workers of {per_worker}"
     if requests.even_layouts[index]:
-        do_not = f"are no power of two up to {per_worker} and no whole workers of {per_worker}"
+        do_not = f"are neither a power of two up to {per_worker} nor full workers of {per_worker}"
     return Problem(
         "fits_nowhere",
         f"{request} GPUs {do_not}, and no larger number up to {most} does with a batch inside the domain",

@@ -1,6 +1,6 @@
-"""The changes of a job that may get it a recommendation: for each field the values to try.
+"""Changes of a job that may make it fit: the values to try for each field.
 
-A new change is one entry of the tables at the end: the field, and a function that proposes values.
+To add a change, add an entry to the tables at the end: the field, and a function that proposes values.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from autoconf.planner.known_names import gpu_names
 from autoconf.planner.search import even_counts, recommendations
 from autoconf.predictor.predictor import Predictor
 
-# For each job the values to try; none where there is nothing to try.
+# For each job the values to try, possibly none.
 Proposals = list[tuple[Any, ...]]
 Propose = Callable[[Predictor, JobColumns], Proposals]
 Changes = tuple[tuple[str, Propose], ...]
@@ -31,7 +31,7 @@ _AT_ONCE = 50_000  # changed jobs per call: bounds the memory that candidates ta
 
 
 def helping(predictor: Predictor, columns: JobColumns, tried: Sequence[Tried]) -> Iterator[tuple[Tried, int, int]]:
-    """Of some changes those that get their job a recommendation, with its GPUs per worker and workers."""
+    """Yield the changes that get their job a recommendation, with its GPUs per worker and its workers."""
     for start in range(0, len(tried), _AT_ONCE):
         some = tried[start : start + _AT_ONCE]
         for change, found in zip(some, recommendations(predictor, changed(columns, some)), strict=True):
@@ -40,7 +40,7 @@ def helping(predictor: Predictor, columns: JobColumns, tried: Sequence[Tried]) -
 
 
 def changed(columns: JobColumns, tried: Sequence[Tried]) -> JobColumns:
-    """The jobs of some changes, each with its change."""
+    """Apply changes: one changed job for each."""
     jobs = pick(columns, [index for index, _, _ in tried])
     for field in {field for _, field, _ in tried}:
         jobs[field] = list(column(jobs, field))
@@ -57,7 +57,7 @@ def _one_step(predictor: Predictor, columns: JobColumns) -> Proposals:
 
 
 def _setting(field: str, value: str, *, in_place_of: tuple[str, ...]) -> Propose:
-    """Propose a setting, or a method, to jobs that have one of some others."""
+    """Propose a setting or a method to jobs that have one of the values in ``in_place_of``."""
 
     @lru_cache(maxsize=65_536)  # jobs of a table share few stacks
     def proposed(*job: Any) -> tuple[str, ...]:
@@ -80,7 +80,7 @@ def _setting(field: str, value: str, *, in_place_of: tuple[str, ...]) -> Propose
 
 
 def _lower_rank(predictor: Predictor, columns: JobColumns) -> Proposals:
-    """The largest lower rank that is enough, of a half, a quarter and so on."""
+    """Propose the largest lower rank that is enough, of a half, a quarter and so on."""
     ranks = [_rank(dict(zip(STACK_FIELDS, job, strict=True))) for job in _stacks(columns)]
     tried = [
         (index, "lora_r", rank >> halved) for index, rank in enumerate(ranks) for halved in range(1, rank.bit_length())
@@ -104,7 +104,7 @@ def _stacks(columns: JobColumns) -> Iterator[tuple[Any, ...]]:
 
 
 def _batch(field: str, nearest: Callable[[JobArrays, Integers, Integers, int], Integers]) -> Propose:
-    """Propose to jobs with such a batch the nearest one that some number of GPUs can take."""
+    """Propose to jobs with this batch field the nearest batch that fits on some number of GPUs."""
 
     def propose(predictor: Predictor, columns: JobColumns) -> Proposals:
         proposed: Proposals = [()] * len(columns["model_name"])
@@ -123,15 +123,15 @@ def _batch(field: str, nearest: Callable[[JobArrays, Integers, Integers, int], I
 
 
 def _nearest_batch(jobs: JobArrays, counts: Integers, samples: Integers, largest: int) -> Integers:
-    """The nearest batch over all GPUs; of two as near as each other the larger.
+    """The nearest batch over all GPUs; of two equally near ones, the larger.
 
     Args:
-        jobs: jobs with such a batch.
+        jobs: jobs with a batch over all GPUs.
         counts: numbers of GPUs, shape (counts,).
-        samples: the most that each GPU can take, shape (jobs, counts).
-        largest: batch of the domain.
+        samples: the most samples that fit on each GPU, shape (jobs, counts).
+        largest: the largest batch of the domain.
     """
-    # A batch of n GPUs is a multiple of n: the nearest ones on either side of the job's.
+    # A batch on n GPUs is a multiple of n: take the nearest multiples below and above the job's batch.
     batch = jobs.batch_size[:, None]
     below = (counts * np.minimum(samples, batch // counts)).max(axis=1, initial=0)
     more = counts * -(-batch // counts)
@@ -141,14 +141,14 @@ def _nearest_batch(jobs: JobArrays, counts: Integers, samples: Integers, largest
 
 
 def _nearest_on_each(jobs: JobArrays, counts: Integers, samples: Integers, largest: int) -> Integers:
-    """The nearest batch on each GPU, which is smaller: more samples never fit where fewer do not."""
+    """The nearest batch on each GPU. It is smaller than the job's, because more samples never fit if fewer do not."""
     batch = jobs.batch_size[:, None]
     below = np.minimum(np.minimum(samples, batch - 1), largest // counts).max(axis=1, initial=0)
     return np.where(below == 0, _NOTHING, below)
 
 
 def _shorter_sample(predictor: Predictor, columns: JobColumns) -> Proposals:
-    """The longest samples that fit, at the same batch."""
+    """Propose the longest samples that fit with the same batch."""
     wanted = columns["tokens_per_sample"]
     placed = inside(predictor, {**columns, "tokens_per_sample": [1] * len(wanted)})
     jobs = placed.jobs
@@ -165,7 +165,7 @@ def _shorter_sample(predictor: Predictor, columns: JobColumns) -> Proposals:
 
 
 def _tokens_on_counts(predictor: Predictor, jobs: JobArrays) -> tuple[Integers, Booleans, Integers]:
-    """Numbers of GPUs, and for each job and number whether the job may use it, and the most tokens on each GPU."""
+    """Numbers of GPUs; for each job and number, whether the job may use it, and the most tokens on each GPU."""
     counts, even = even_counts(predictor, jobs)
     return counts, even, edges(predictor, jobs, counts.max(initial=0))[:, counts - 1]
 
@@ -174,7 +174,7 @@ def _tokens_on_counts(predictor: Predictor, jobs: JobArrays) -> tuple[Integers, 
 
 
 def _more_gpus(predictor: Predictor, columns: JobColumns) -> Proposals:
-    """The smallest number of GPUs that is enough, where only the job's own limit is in the way."""
+    """Propose the smallest number of GPUs that is enough, if only the job's own limit excludes it."""
     most = predictor.domain.max_gpus
     limits = enumerate(column(columns, "max_gpus"))
     proposed: Proposals = [()] * len(columns["model_name"])
@@ -186,8 +186,8 @@ def _more_gpus(predictor: Predictor, columns: JobColumns) -> Proposals:
 
 
 def _larger_gpu(predictor: Predictor, columns: JobColumns) -> Proposals:
-    """The type of GPU that needs the fewest, and the smallest type that is enough."""
-    totals: dict[int, dict[str, int]] = {}  # of each job, by the types that are enough, least memory first
+    """Propose the GPU type of which the job needs the fewest, and the smallest type that is enough."""
+    totals: dict[int, dict[str, int]] = {}  # GPUs of each job on each type that is enough, least memory first
     tried = [
         (index, "gpu_model", name) for index, types in enumerate(larger_gpus(predictor, columns)) for name in types
     ]
@@ -201,8 +201,11 @@ def _larger_gpu(predictor: Predictor, columns: JobColumns) -> Proposals:
 
 
 def larger_gpus(predictor: Predictor, columns: JobColumns) -> list[list[str]]:
-    """For each job the GPU types with more memory than its own, least memory first; for a type that is too old, newer
-    ones with as much. Of types with the same memory, which have the same answers, the domain's first."""
+    """For each job, list the GPU types with more memory than its own, least memory first.
+
+    For a type that is too old, newer types with the same memory are included. Types with the same memory have the same
+    answers, so only the first one of the domain is listed.
+    """
     gpus, names = predictor.domain.gpus, gpu_names(predictor.domain)
     newer = {name: gpu.usable_gib for name, gpu in gpus.items() if not hardware.is_too_old(name, gpu)}
     types = sorted({usable: name for name, usable in reversed(newer.items())}.items())
@@ -237,8 +240,8 @@ _METHODS: Changes = (
 )
 _GPUS: Changes = (("max_gpus", _more_gpus), ("gpu_model", _larger_gpu))
 
-# What people change first comes first, and of that what costs least. All of them take several times as long.
+# Changes that people make first come first, the cheapest of them at the front. ``ALL`` takes several times as long.
 OF_TABLES: Changes = (*_SETTINGS, *_BATCHES, *_SHORTER)
 ALL: Changes = (*_SETTINGS, *_BATCHES, ("lora_r", _lower_rank), *_SHORTER, *_METHODS, *_GPUS)
-# The first of two changes: those whose value does not follow from a search, to which a second one is found.
+# The first change of a pair: changes whose value does not follow from a search. The second one is then searched for.
 FIRST_OF_TWO: Changes = (*_SETTINGS, *_METHODS)

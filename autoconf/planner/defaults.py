@@ -1,4 +1,4 @@
-"""Find the defaults that decide an answer: fields that a job leaves open, and whose other value changes the answer."""
+"""Find the defaults that decide an answer: fields that a job does not set and whose other values change the answer."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from autoconf.jobs.presets import presets
 from autoconf.planner.domain import JobColumns
 from autoconf.predictor.predictor import Predictor
 
-# The fields whose defaults decide most. A job that has them all leaves nothing open.
+# The fields whose defaults matter most. A job that sets all of them needs no notes on defaults.
 DECIDING = frozenset({"gradient_accumulation_steps", "stack", "optim"})
-_EIGHT_BITS = "adamw_bnb_8bit"  # the other value of an optimizer
+_EIGHT_BITS = "adamw_bnb_8bit"  # the alternative optimizer
 
 
 def decisive_defaults(
     predictor: Predictor, columns: JobColumns, solve: Callable[[Predictor, JobColumns], Sequence[Any]], answer: Any
 ) -> tuple[str, ...]:
-    """A note on each default that nobody chose and that decides an answer.
+    """List a note on each default that the job does not set and that decides the answer.
 
     Args:
         predictor: a version.
-        columns: one valid job; fields that nobody set are absent.
-        solve: answers jobs.
+        columns: one valid job; fields that are not set are absent.
+        solve: the function that answers jobs.
         answer: the answer about that job.
     """
     fields = {field: values[0] for field, values in columns.items()}
@@ -44,7 +44,7 @@ def decisive_defaults(
 
 
 def _others(fields: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Fields that nobody set, each with its default and another value."""
+    """Fields that the job does not set, each with its default and another value."""
     found: list[tuple[str, Any, Any]] = []
     if "gradient_accumulation_steps" not in fields:
         found.append(("gradient_accumulation_steps", OPTIONAL["gradient_accumulation_steps"], 1))
@@ -65,7 +65,7 @@ def _possible(fields: dict[str, Any], field: str, value: Any) -> bool:
 
 
 def _headline(answer: Any) -> str:
-    """What an answer says first, as the end of a sentence."""
+    """The main result of an answer, as the end of a sentence."""
     if hasattr(answer, "fits"):
         return "it fits" if answer.fits else "it does not fit"
     if not answer.can_recommend:

@@ -1,4 +1,4 @@
-"""Look jobs up in a version's domain: the jobs inside it become arrays, all others get the reason."""
+"""Look jobs up in a version's domain: jobs inside it become arrays, the others get a reason."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from autoconf.predictor.predictor import Predictor
 
 Answer = TypeVar("Answer")
 JobColumns = dict[str, list[Any]]  # a field of valid jobs -> its value for each job; an absent field has its default
-Problems = dict[int, Problem]  # of those jobs that have one, by their position
+Problems = dict[int, Problem]  # the problems of jobs, by position; jobs without a problem are absent
 
 
 @dataclass(frozen=True)
 class JobArrays:
     """Jobs inside a version's domain; all arrays have shape (jobs,)."""
 
-    rows: Integers  # each job's figures in the version's memory table
+    rows: Integers  # row of each job in the version's memory model
     usable_gib: Floats
     tokens_per_sample: Integers
-    batch_size: Integers  # global, or of each GPU
-    per_device: Booleans  # whether ``batch_size`` is that of each GPU
+    batch_size: Integers  # over all GPUs, or on each GPU
+    per_device: Booleans  # whether ``batch_size`` is the batch on each GPU
     gpus_per_worker: Integers
     min_gpus: Integers  # fewest to consider
     max_gpus: Integers  # most to consider
-    even_layouts: Booleans  # whether only powers of two and whole workers are considered
-    max_tokens_per_sample: Integers  # of the domain, or of the model's learned positions
+    even_layouts: Booleans  # whether only powers of two and full workers are considered
+    max_tokens_per_sample: Integers  # limit of the domain, or of the model's learned positions
 
     def can_split(self, counts: Integers, max_batch_size: int) -> Booleans:
         """Whether a job's batch can be split over each number of GPUs, shape (jobs, counts)."""
@@ -44,28 +44,28 @@ class JobArrays:
         return np.where(self.per_device[:, None], batch_size * counts <= max_batch_size, batch_size % counts == 0)
 
     def tokens_per_gpu(self, which: Integers, gpus: Integers) -> Floats:
-        """Tokens of a micro-batch on each GPU, for some of the jobs on as many GPUs each, shape (which,)."""
+        """Tokens of a micro-batch on each GPU, for some of the jobs, each on its number of GPUs; shape (which,)."""
         batch_size = self.batch_size[which]
         return np.where(self.per_device[which], batch_size, batch_size / gpus) * self.tokens_per_sample[which]
 
     def subset(self, which: Integers) -> JobArrays:
-        """Some of the jobs, by position."""
+        """Select jobs by position."""
         return JobArrays(*(getattr(self, field.name)[which] for field in fields(self)))
 
 
 @dataclass(frozen=True)
 class Placed:
-    """Jobs after the lookup: those that can be answered as arrays, and why the others cannot."""
+    """The result of a lookup: arrays of the jobs inside the domain, and the problems of the others."""
 
     jobs: JobArrays
-    positions: Integers  # of ``jobs`` among all jobs
+    positions: Integers  # positions of ``jobs`` among all jobs
     problems: Problems
 
     def without(self, problems: Problems) -> Placed:
-        """The same, with more jobs that have a problem.
+        """Move more jobs from ``jobs`` to ``problems``.
 
         Args:
-            problems: by position among ``jobs``.
+            problems: the new problems, by position among ``jobs``.
         """
         if not problems:
             return self
@@ -74,11 +74,11 @@ class Placed:
         return Placed(self.jobs.subset(fine), self.positions[fine], self.problems | found)
 
     def answers(self, found: Iterable[Answer], refused: Callable[..., Answer]) -> list[Answer]:
-        """An answer for each of all jobs.
+        """Merge the answers of all jobs.
 
         Args:
             found: the answers of ``jobs``.
-            refused: makes an answer of an ``outcome`` and a ``reason``.
+            refused: the function that makes an answer from an ``outcome`` and a ``reason``.
         """
         if not self.problems:
             return list(found)
@@ -90,28 +90,28 @@ class Placed:
 
 
 def pick(columns: JobColumns, indices: Sequence[int]) -> JobColumns:
-    """Some of the jobs, by position."""
+    """Select jobs by position."""
     return {field: [values[index] for index in indices] for field, values in columns.items()}
 
 
 def column(columns: JobColumns, field: str) -> list[Any]:
-    """A field's value for each job."""
+    """The values of a field, one for each job."""
     return columns[field] if field in columns else [OPTIONAL[field]] * len(columns[REQUIRED[0]])
 
 
 def inside(predictor: Predictor, columns: JobColumns) -> Placed:
-    """Find the jobs that lie inside a version's domain."""
+    """Find the jobs inside a version's domain."""
     return _lookup(predictor)(columns)
 
 
 class _Lookup:
-    """Finds jobs' figures and memory in a version, or why jobs lie outside the version's domain."""
+    """Looks up jobs in one version, with the reasons for jobs outside its domain."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.version, self.domain = predictor.card.version, predictor.domain
         self.names = names_of(self.domain)
         largest = self.domain.max_batch_size
-        self.limits = (  # of the sizes of a job
+        self.limits = (  # the largest sizes of a job
             ("tokens_per_sample", self.domain.max_tokens_per_sample),
             ("batch_size", largest),
             ("per_device_train_batch_size", largest),
@@ -124,7 +124,7 @@ class _Lookup:
             if model.max_tokens_per_sample is not None
         }
 
-        @lru_cache(maxsize=65_536)  # a table has few models and stacks, however long it is
+        @lru_cache(maxsize=65_536)  # even a long table has few models and stacks
         def row(model: str, method: str, *stack: Any) -> int | Problem:
             try:
                 return predictor.row(model, method, training_stack(method, *stack))
@@ -158,7 +158,7 @@ class _Lookup:
         return Placed(jobs if not problems else jobs.subset(fine), fine, problems)
 
     def _find(self, field: str, values: list[str], problems: Problems) -> list[str]:
-        """The domain's names for what users wrote; empty text where there is none."""
+        """The domain's names for the names that users wrote; empty text for an unknown name."""
         known = self.names[field]
         names = {value: known.exact.get(value) or known.find(value) or "" for value in set(values)}
         unknown = {value: outside(known.refusal(value, self.version)) for value, name in names.items() if not name}
@@ -169,7 +169,7 @@ class _Lookup:
         return [names[value] for value in values]
 
     def _sizes(self, field: str, limit: int, columns: JobColumns, problems: Problems) -> Integers:
-        """A field's sizes, 0 where a job has none."""
+        """The sizes in a field, 0 if a job has none; record a problem for sizes beyond the limit."""
         sizes = np.array([size or 0 for size in column(columns, field)], np.int64)
         for index in np.flatnonzero(sizes > limit).tolist():
             reason = f"{field} {sizes[index]} is beyond the domain of version {self.version}, which ends at {limit}"
@@ -177,7 +177,7 @@ class _Lookup:
         return sizes
 
     def _longest(self, columns: JobColumns, models: list[str], tokens: Integers, problems: Problems) -> Integers:
-        """The learned positions of each job's model, which limit its samples."""
+        """The number of learned positions of each job's model, which limits the length of its samples."""
         longest = np.array([self.positions.get(model, LARGEST_NUMBER) for model in models], np.int64)
         for index in np.flatnonzero(tokens > longest).tolist():
             name = columns["model_name"][index]
@@ -186,14 +186,14 @@ class _Lookup:
         return longest
 
     def _check_gpus(self, columns: JobColumns, gpus: list[str], problems: Problems) -> None:
-        """Find the jobs whose GPU type cannot run them, whatever its memory."""
+        """Record a problem for jobs that their GPU type cannot run, regardless of memory."""
         for index, name in enumerate(gpus):
             if name in self.refusing and index not in problems:
                 stack = stack_of({field: column(columns, field)[index] for field in STACK_FIELDS})
                 problems[index] = outside(hardware.refusal(name, self.refusing[name], stack, self.domain))
 
     def _rows(self, columns: JobColumns, models: list[str], methods: list[str], problems: Problems) -> Integers:
-        """The figures of each job without a problem; 0 for others."""
+        """The row of each job in the memory model; 0 for a job with a problem."""
         accumulating = [steps > 1 for steps in column(columns, "gradient_accumulation_steps")]
         stacks = (column(columns, field) for field in ("stack", *SETTINGS))
         found = np.zeros(len(models), np.int64)
@@ -213,19 +213,19 @@ def outside(reason: str) -> Problem:
 
 
 def on_counts(predictor: Predictor, columns: JobColumns, gpus: Integers) -> Placed:
-    """Find the jobs that lie inside a version's domain and can run on a number of GPUs, whatever memory they take.
+    """Find the jobs inside a version's domain that can run on their number of GPUs, regardless of memory.
 
     Args:
         predictor: a version.
         columns: valid jobs.
-        gpus: the number of GPUs of each of them, shape (jobs,).
+        gpus: the number of GPUs of each job, shape (jobs,).
     """
     placed = inside(predictor, columns)
     return placed.without(_beyond(predictor, placed.jobs, gpus[placed.positions]))
 
 
 def _beyond(predictor: Predictor, jobs: JobArrays, gpus: Integers) -> Problems:
-    """Why jobs cannot run on their number of GPUs."""
+    """The problems of jobs that cannot run on their number of GPUs."""
     domain = predictor.domain
     too_many = gpus > domain.max_gpus
     too_large = jobs.per_device & (jobs.batch_size * gpus > domain.max_batch_size)
@@ -254,5 +254,5 @@ def _lookup(predictor: Predictor) -> _Lookup:
 
 
 def workers(gpus: Integers, gpus_per_worker: Integers) -> Integers:
-    """The fewest workers that have room for each number of GPUs."""
+    """The smallest number of workers that have each number of GPUs."""
     return -(-gpus // gpus_per_worker)

@@ -1,4 +1,4 @@
-"""Estimate the memory of a job on a given number of GPUs: whether it fits, how likely, and where the memory goes."""
+"""Estimate the memory of a job on a given number of GPUs by part, and the probability that the job fits."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def estimate(
     model_version: str | None = None,
     models: ModelsFolder = None,
 ) -> Estimate | pd.DataFrame:
-    """Estimate the memory that jobs take on each of a number of GPUs.
+    """Estimate the memory that jobs need on each of a number of GPUs.
 
     Args:
         workloads: a ``Workload``, or a DataFrame with its fields and ``number_gpus`` as columns.
         number_gpus: GPUs in total, >= 1; for a ``Workload`` only.
-        model_version: version for jobs that name none; by default the newest released one. Versions before 2.0.0 have
-            no estimates.
+        model_version: version for jobs without one; by default the newest released one. Versions before 2.0.0 have no
+            estimates.
         models: folder of user versions; by default the one that the environment variable ``AUTOCONF_MODELS`` names.
 
     Returns:
@@ -42,7 +42,7 @@ def estimate(
 
     Raises:
         TypeError: ``workloads`` is neither.
-        ValueError: ``number_gpus`` is missing or not a whole number >= 1; a required column is missing or there twice.
+        ValueError: ``number_gpus`` is missing or not a whole number >= 1; a required column is missing or occurs twice.
         AutoConfError: the installation is broken.
 
     >>> from autoconf import Workload
@@ -59,7 +59,7 @@ def estimate(
 
 
 def estimates(predictor: Predictor, columns: JobColumns) -> list[Estimate]:
-    """Estimates for valid jobs, each on its ``number_gpus``, by one version."""
+    """Estimate valid jobs, each on its ``number_gpus``, with one version."""
     version, gpus = predictor.card.version, np.array(columns[NUMBER_GPUS], np.int64)
     if not isinstance(predictor.memory, StackMemory):
         reason = f"version {version} has no estimates; the newest is {registry.DEFAULT}"
@@ -71,12 +71,12 @@ def estimates(predictor: Predictor, columns: JobColumns) -> list[Estimate]:
 
 
 def candidates_on(predictor: Predictor, jobs: JobArrays, gpus: Integers) -> Candidates:
-    """Jobs on one number of GPUs each.
+    """Combine jobs with one number of GPUs each.
 
     Args:
         predictor: a version.
         jobs: jobs inside its domain.
-        gpus: the number of GPUs of each of them, shape (jobs,).
+        gpus: the number of GPUs of each job, shape (jobs,).
     """
     tokens = jobs.tokens_per_gpu(np.arange(len(gpus)), gpus)
     return Candidates(predictor.memory, jobs.rows, gpus, tokens, jobs.usable_gib)
@@ -119,7 +119,7 @@ def _of_candidates(predictor: Predictor, candidates: Candidates) -> list[Estimat
 
 
 def probability_text(probability: float, threshold: float) -> str:
-    """A probability and the one that is required, with the digits that tell them apart.
+    """A probability and the required one, with enough digits to distinguish them.
 
     >>> probability_text(0.5649, 0.9)
     'probability 0.56, 0.90 required'

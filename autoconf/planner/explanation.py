@@ -1,4 +1,4 @@
-"""Why a job takes as many GPUs as it does: what it holds on them and on fewer, and which single changes would help."""
+"""Explain a recommendation: memory on the recommended GPUs and on fewer, and single changes that would help."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from autoconf.predictor.user_versions import ModelsFolder
 
 @dataclass(frozen=True)
 class Explanation:
-    """An answer, and what speaks for it."""
+    """A recommendation, with estimates and changes that explain it."""
 
     recommendation: Recommendation
-    # By GPUs in total: the recommended number and the next smaller one that was considered, or without a recommendation
-    # the largest one. None of a job outside the version's domain.
+    # Estimates by total number of GPUs: the recommended number and the next smaller one that was considered; without a
+    # recommendation, the largest number. Empty for a job outside the version's domain.
     at: dict[int, Estimate]
-    # Cheapest first: with a recommendation those that lead to fewer GPUs, otherwise those that get one.
+    # Cheapest first: changes that lead to fewer GPUs or, without a recommendation, changes that lead to one.
     changes: tuple[Remedy, ...]
     threshold: float | None = None  # the probability that is required; None outside the version's domain
 
     @property
     def why(self) -> str:
-        """The recommendation's reason without the changes that it names."""
+        """The reason of the recommendation, without the changes at its end."""
         named = "".join(f"; {change}" for change in self.recommendation.changes)
         return self.recommendation.reason.removesuffix(named)
 
 
 def explain(job: Job, model_version: str | None = None, models: ModelsFolder = None) -> Explanation:
-    """Recommend the smallest number of GPUs, and say why it is that one and what would change it.
+    """Recommend the smallest number of GPUs, and explain why fewer do not fit and which changes would help.
 
     Args:
         job: the job.
-        model_version: predictor version for a job that names none; the newest by default. Of versions before 2.0.0
-            every ``Estimate`` says that there are none.
-        models: folder of versions of your own; by default what the environment variable ``AUTOCONF_MODELS`` names.
+        model_version: version for a job without one; by default the newest released one. Versions before 2.0.0 have no
+            estimates, and every ``Estimate`` says so.
+        models: folder of user versions; by default the one that the environment variable ``AUTOCONF_MODELS`` names.
 
     Returns:
-        An ``Explanation``: what ``recommend`` says of the job, what ``estimate`` says of it on that number of GPUs and
-        on the next smaller one, and the single changes that would help. Each change was asked: with it ``recommend``
-        gives the layout that it names.
+        An ``Explanation``: the answer of ``recommend``, the answers of ``estimate`` on that number of GPUs and on the
+        next smaller one, and the single changes that would help. Each change has been tried: with it, ``recommend``
+        returns the layout that the change names.
 
     Raises:
-        TypeError: ``job`` is no ``Job``.
-        ValueError: ``model_version`` cannot be one.
+        TypeError: ``job`` is not a ``Job``.
+        ValueError: ``model_version`` is invalid.
         AutoConfError: the installation is broken.
 
     >>> from autoconf import Workload
@@ -83,7 +83,7 @@ def explain(job: Job, model_version: str | None = None, models: ModelsFolder = N
 
 
 def _considered(predictor: Predictor, columns: JobColumns) -> list[int]:
-    """The candidates of one job, ascending; none outside the domain."""
+    """The numbers of GPUs considered for one job, ascending; none outside the domain."""
     jobs = inside(predictor, columns).jobs
     counts, even = even_counts(predictor, jobs)
     considered = even & jobs.can_split(counts, predictor.domain.max_batch_size)
@@ -91,10 +91,10 @@ def _considered(predictor: Predictor, columns: JobColumns) -> list[int]:
 
 
 def _to_fewer(predictor: Predictor, columns: JobColumns, total: int) -> tuple[Remedy, ...]:
-    """The changes that get one job a recommendation for fewer than ``total`` GPUs."""
+    """Find the changes with which one job fits on fewer than ``total`` GPUs."""
     if total == 1:
         return ()
-    # Limited to fewer GPUs than it takes a job has no recommendation, and a change that gets it one leads to fewer.
+    # With fewer GPUs allowed the job has no recommendation, so a change that gets it one leads to fewer GPUs.
     fewer = {**columns, "max_gpus": [total - 1]}
     changes = tuple(change for change in ALL if change[0] != "max_gpus")
     return tuple(remedies(predictor, fewer, changes)[0])

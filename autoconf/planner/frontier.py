@@ -1,6 +1,6 @@
-"""How much fits: the most tokens of a micro-batch that each GPU can take, found by asking.
+"""Find the largest micro-batch, in tokens, that fits on each GPU.
 
-More tokens never turn "does not fit" into "fits": which batches and which samples fit follows from that edge.
+More tokens never turn "does not fit" into "fits", so this number decides which batches and which samples fit.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from autoconf.planner.domain import JobArrays
 from autoconf.planner.search import decide
 from autoconf.predictor.predictor import Predictor
 
-# A predictor's call costs as much as some hundred of its answers: a search over few edges asks many points at once.
+# A call of the predictor costs as much as a few hundred of its answers, so a search for few values tries many points in
+# each call.
 _POINTS, _ANSWERS = 16, 512
 
 
 def most_tokens(predictor: Predictor, rows: Integers, usable_gib: Floats, gpus: Integers) -> Integers:
-    """The most tokens that fit on each GPU.
+    """Find the most tokens that fit on each GPU.
 
     Args:
-        rows: figures in the version's memory table; all arrays have shape (candidates,).
-        usable_gib: usable memory of one GPU.
+        rows: rows of the version's memory model; all arrays have shape (candidates,).
+        usable_gib: usable memory of one GPU, in GiB.
         gpus: number of GPUs, >= 1.
 
     Returns:
-        Tokens, at most as many as the domain's largest job has; 0 where not one fits.
+        Tokens, at most those of the domain's largest job; 0 if not even one token fits. Shape (candidates,).
     """
     fitting = np.zeros(len(rows), np.int64)
     at_most = np.full(len(rows), predictor.domain.max_tokens_per_sample * predictor.domain.max_batch_size)
@@ -37,8 +38,8 @@ def most_tokens(predictor: Predictor, rows: Integers, usable_gib: Floats, gpus: 
         low, high = fitting[open_, None], at_most[open_, None]
         step = -((low - high) // (points + 1))  # rounded up
         tokens = np.minimum(low + step * np.arange(1, points + 1), high)
-        asked = np.repeat(open_, points)
-        candidates = Candidates(predictor.memory, rows[asked], gpus[asked], tokens.ravel() * 1.0, usable_gib[asked])
+        tried = np.repeat(open_, points)
+        candidates = Candidates(predictor.memory, rows[tried], gpus[tried], tokens.ravel() * 1.0, usable_gib[tried])
         fits = decide(predictor, candidates).reshape(tokens.shape).sum(axis=1)
         bounds = np.concatenate([low, tokens, high + 1], axis=1)  # the first is known to fit, the last is not
         places = np.arange(len(open_))
@@ -60,5 +61,5 @@ def edges(predictor: Predictor, jobs: JobArrays, most_gpus: int) -> Integers:
 
 @lru_cache(maxsize=8)
 def _known(predictor: Predictor) -> dict[tuple[int, float, int], Integers]:
-    """The edges of a version that were asked for: a table's jobs, and those of the next call, share them."""
+    """The cache of a version's edges, shared by the jobs of a table and by later calls."""
     return {}

@@ -1,4 +1,4 @@
-"""Which type of GPU a job costs least on: the recommendation for each type, ranked by price."""
+"""Rank GPU types by the cost of the smallest layout on which a job fits."""
 
 from __future__ import annotations
 
@@ -38,31 +38,31 @@ def cheapest_gpu(
 ) -> GpuModel | pd.DataFrame:
     """Find the type of GPU on which the smallest layout that fits costs least per hour.
 
-    That is price per GPU and hour times the number of GPUs; how long a job takes on them is not asked. Ties go to fewer
-    GPUs, then to the name. A type without a price comes behind all that have one.
+    The cost is the price per GPU and hour times the number of GPUs; the duration of the job is not considered. Ties go
+    to fewer GPUs, then to the name. A type without a price comes after all types with one.
 
     Args:
         jobs: a ``Job`` without ``gpu_model``, or a DataFrame with its fields as columns.
         model_version: version for jobs that name none; by default the newest released one.
-        prices: GPU types with their prices per hour, or the path of a YAML file with them, in place of ``prices.yaml``;
-            names are found as everywhere. Only proportions count.
+        prices: GPU types with their prices per hour, or the path of a YAML file with them, instead of ``prices.yaml``.
+            Names may have any spelling that ``gpu_model`` may have. Only the ratios of prices matter.
         models: folder of user versions; by default the one that the environment variable ``AUTOCONF_MODELS`` names.
 
     Returns:
-        For a ``Job`` the cheapest ``GpuModel``. For a DataFrame one with the fields of ``GpuModel`` as columns, and for
-        each job as many rows as its version has GPU types, under the job's index: the types on which it fits by cost,
-        those of them without a price, those on which it does not fit, with the reason. A row with a problem of its own
-        gets one row.
+        For a ``Job`` the cheapest ``GpuModel``. For a DataFrame, one with the fields of ``GpuModel`` as columns and for
+        each job one row per GPU type of its version, under the job's index: first the types on which it fits, by cost,
+        then those without a price, then the types on which it does not fit, with the reason. An invalid job gets one
+        row.
 
     Raises:
         TypeError: ``jobs`` is neither.
-        ValueError: a field or a column is missing, can never be right or is ``gpu_model``; a price cannot be one.
+        ValueError: a field or a column is missing, invalid or is ``gpu_model``; a price is invalid.
         AutoConfError: the installation is broken.
 
     >>> job = Job(model_name="llama-7b", method="lora", tokens_per_sample=8192, batch_size=16, max_gpus=16)
     >>> cheapest_gpu(job, prices={"H100": 2, "L40S": 0.9})
     GpuModel(can_recommend=1, gpu_model='L40S', gpus=4, workers=1, cost_per_hour=3.6, rank=1, reason='', outcome='ok')
-    >>> cheapest_gpu(job, prices={"H100": 2, "L40S": 1}).gpu_model  # 2 of them for what 4 of the others cost
+    >>> cheapest_gpu(job, prices={"H100": 2, "L40S": 1}).gpu_model  # 2 H100 and 4 L40S cost the same
     'NVIDIA-H100-80GB-HBM3'
     """
     solver = _Rankings(GPU_MODEL, GpuModel, partial(_rankings, read_prices(prices)))
@@ -80,7 +80,7 @@ def cheapest_gpu(
 
 
 class _Rankings(Solver[list[GpuModel]]):
-    """Ranks the GPU types for each job; a job with a problem gets one row."""
+    """Ranks the GPU types for each job; an invalid job gets one row."""
 
     def refuse(self, problem: Problem) -> list[GpuModel]:
         return [GpuModel(rank=1, reason=problem.reason, outcome=problem.outcome)]
@@ -93,7 +93,7 @@ class _Rankings(Solver[list[GpuModel]]):
 
 
 def _rankings(prices: Prices, predictor: Predictor, columns: JobColumns) -> list[list[GpuModel]]:
-    """Each job's GPU types, ranked."""
+    """Rank the GPU types for each job."""
     types, count = list(predictor.domain.gpus), len(columns["model_name"])
     newest = registry.card(registry.DEFAULT).domain
     price = of_domain(prices, predictor.domain, predictor.card.version, newest)
@@ -120,12 +120,12 @@ def _rankings(prices: Prices, predictor: Predictor, columns: JobColumns) -> list
 def _cost(price: float | None, layout: Recommendation) -> float | None:
     if price is None or layout.gpus is None or layout.workers is None:
         return None
-    return round(price * layout.gpus * layout.workers, 9)  # 3 x 0.1 is a tie with 1 x 0.3
+    return round(price * layout.gpus * layout.workers, 9)  # 3 x 0.1 and 1 x 0.3 are a tie
 
 
 def _ranked(found: list[GpuModel], usable_gib: Mapping[str, float]) -> list[GpuModel]:
     def order(one: GpuModel) -> tuple[Any, ...]:
-        if not one.can_recommend:  # first the type that comes nearest
+        if not one.can_recommend:  # the type with the most memory comes first
             return 2, -usable_gib[str(one.gpu_model)], one.gpu_model
         total = (one.gpus or 0) * (one.workers or 0)
         return int(one.cost_per_hour is None), one.cost_per_hour or 0.0, total, one.gpu_model
@@ -134,13 +134,13 @@ def _ranked(found: list[GpuModel], usable_gib: Mapping[str, float]) -> list[GpuM
 
 
 def _best(ranking: list[GpuModel]) -> GpuModel:
-    """The first of a ranking; where no type is large enough, one reason for them all."""
+    """The first of a ranking; if no type is large enough, one reason for all types."""
     first = ranking[0]
     if first.can_recommend:
         return first
     if len({one.reason for one in ranking}) == 1:
         return GpuModel(reason=first.reason, outcome=first.outcome, notes=first.notes)
-    most = f"on {first.gpu_model}, which has most memory, {first.reason}"
+    most = f"on {first.gpu_model}, which has the most memory, {first.reason}"
     return GpuModel(
         reason=f"it fits on none of {len(ranking)} GPU types: {most}", outcome=first.outcome, notes=first.notes
     )

@@ -1,4 +1,4 @@
-"""The names in a version's domain: models, methods and GPU types, however users write them."""
+"""Look up the names in a version's domain: models, methods and GPU types, in any spelling."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def gpu_names(domain: Domain) -> GpuNames:
 
 
 def names_of(domain: Domain) -> dict[str, Names]:
-    """The names of each field that a domain limits to names."""
+    """The names in each field of a job that has names."""
     return {
         "model_name": ModelNames({name: model.aliases for name, model in domain.models.items()}),
         "method": Names(dict.fromkeys(domain.methods, ()), field="method"),

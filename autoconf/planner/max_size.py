@@ -1,4 +1,4 @@
-"""How large a job may be on given GPUs: the largest batch, and the longest samples."""
+"""Find the largest batch, and the longest samples, that fit on given GPUs."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def largest_sample(
 
     Args:
         jobs: a ``Job`` without ``tokens_per_sample``, or a DataFrame with its fields and ``number_gpus`` as columns.
-        number_gpus: GPUs in total, >= 1; for a ``Job`` only. It must divide a ``batch_size``.
+        number_gpus: GPUs in total, >= 1; for a ``Job`` only. It must divide ``batch_size``, if the job has one.
         model_version: version for jobs that name none; by default the newest released one.
         models: folder of user versions; by default the one that the environment variable ``AUTOCONF_MODELS`` names.
 
     Returns:
         For a ``Job`` a ``LargestSample``: tokens of each sample, at most the longest sample of the version's domain and
-        the model's learned positions. For a DataFrame its fields as columns.
+        the number of the model's learned positions. For a DataFrame its fields as columns.
 
     Raises:
         TypeError: ``jobs`` is neither.
@@ -95,7 +95,7 @@ def _batches(predictor: Predictor, columns: JobColumns) -> list[LargestBatch]:
     found = [
         LargestBatch(1, each, each * total)
         if each
-        else LargestBatch(reason=f"not even a sample fits: {next(causes)}", outcome="fits_nowhere")
+        else LargestBatch(reason=f"not even one sample fits: {next(causes)}", outcome="fits_nowhere")
         for each, total in zip(batches.tolist(), gpus.tolist(), strict=True)
     ]
     return placed.answers(found, LargestBatch)
@@ -107,20 +107,20 @@ def _samples(predictor: Predictor, columns: JobColumns) -> list[LargestSample]:
     placed = on_counts(predictor, one_token, gpus)
     jobs, gpus = placed.jobs, gpus[placed.positions]
     tokens = most_tokens(predictor, jobs.rows, jobs.usable_gib, gpus)
-    samples = jobs.tokens_per_gpu(np.arange(len(gpus)), gpus).astype(np.int64)  # of one token each
+    samples = jobs.tokens_per_gpu(np.arange(len(gpus)), gpus).astype(np.int64)  # each sample has one token here
     longest = np.minimum(tokens // samples, jobs.max_tokens_per_sample)
     causes = _causes(predictor, jobs, gpus, longest == 0)
     found = [
         LargestSample(1, length)
         if length
-        else LargestSample(reason=f"not even a token in each sample fits: {next(causes)}", outcome="fits_nowhere")
+        else LargestSample(reason=f"not even one token per sample fits: {next(causes)}", outcome="fits_nowhere")
         for length in longest.tolist()
     ]
     return placed.answers(found, LargestSample)
 
 
 def _causes(predictor: Predictor, jobs: JobArrays, gpus: Integers, refused: Booleans) -> Iterator[str]:
-    """Why those jobs do not fit of which not even the smallest fits, in order."""
+    """The causes, in order, for refused jobs, of which not even the smallest size fits."""
     which = np.flatnonzero(refused)
     tokens = jobs.tokens_per_gpu(which, gpus[which])
     smallest = Candidates(predictor.memory, jobs.rows[which], gpus[which], tokens, jobs.usable_gib[which])

@@ -43,17 +43,17 @@ def recommend(
         models: folder of user versions; by default the one that the environment variable ``AUTOCONF_MODELS`` names.
 
     Returns:
-        For a ``Workload`` a ``Recommendation``, which names the training stack that it holds for. For a DataFrame one
-        with the same index and the columns ``can_recommend`` (0 or 1), ``gpus`` (per worker) and ``workers`` (nullable
-        integers), ``reason`` (text, empty with a recommendation) and ``outcome`` (``ok``, ``fits_nowhere``,
-        ``outside_domain`` or ``bad_value``). A reason ends with the single changes of the job that would get it a
-        recommendation, and the GPUs that it then takes.
+        For a ``Workload`` a ``Recommendation``, which also names the training stack. For a DataFrame, one with the same
+        index and the columns ``can_recommend`` (0 or 1), ``gpus`` (per worker) and ``workers`` (nullable integers),
+        ``reason`` (text, empty with a recommendation) and ``outcome`` (``ok``, ``fits_nowhere``, ``outside_domain`` or
+        ``bad_value``). A reason ends with the single changes that would make the job fit, each with the layout on
+        which the changed job fits.
 
     Raises:
         TypeError: ``workloads`` is neither.
-        ValueError: a required column is missing (one of ``batch_size`` and ``per_device_train_batch_size`` is), a field
-            has two columns, the columns have several levels, ``model_version`` is invalid, or ``models`` is not a
-            folder. A table never raises for the values of its rows.
+        ValueError: a required column is missing (either ``batch_size`` or ``per_device_train_batch_size`` is required),
+            a field has two columns, the columns have several levels, ``model_version`` is invalid, or ``models`` is
+            not a folder. The values in the rows of a table never raise.
         AutoConfError: the installation is broken.
 
     One job:
@@ -64,7 +64,7 @@ def recommend(
     >>> recommend(job)
     Recommendation(can_recommend=1, gpus=1, workers=1, reason='', stack='reference', outcome='ok')
 
-    The same, but with 16 samples over all GPUs, however many they are:
+    The same, but with 16 samples over all GPUs:
 
     >>> same = {"model_name": "llama-7b", "method": "lora", "gpu_model": "NVIDIA-A100-80GB-PCIe",
     ...         "tokens_per_sample": 8192, "batch_size": 16}
@@ -77,7 +77,7 @@ def recommend(
     >>> found.gpus, found.stack
     (4, 'trl')
 
-    The same, but every parameter is tuned, on nodes of 4 GPUs:
+    The same, but with full fine-tuning, on nodes of 4 GPUs:
 
     >>> found = recommend(Workload(**same | {"method": "full"}, gpus_per_worker=4, max_gpus=16))
     >>> found.workers, found.gpus
@@ -91,7 +91,7 @@ def recommend(
     >>> print(found.changes[0])
     loss=chunked would fit on 1 GPU
 
-    The same, but as a table, whose rows may be anything:
+    The same, but as a table, in which rows may be invalid:
 
     >>> jobs = pd.DataFrame([same | {"batch_size": batch} for batch in (16, 64, 0)])
     >>> recommend(jobs)[["can_recommend", "gpus", "workers", "outcome"]]
@@ -105,7 +105,7 @@ def recommend(
 
 
 def _solve_table(predictor: Predictor, columns: JobColumns) -> list[Recommendation]:
-    """Recommendations for valid jobs by one version, each "no" with the changes that would help and are found fast."""
+    """Recommend for valid jobs with one version; if a job does not fit, add the changes that are fast to find."""
     answers = recommendations(predictor, columns)
     without = [index for index, found in enumerate(answers) if not found.can_recommend]
     if not without:
@@ -116,7 +116,7 @@ def _solve_table(predictor: Predictor, columns: JobColumns) -> list[Recommendati
 
 
 def _solve_one(predictor: Predictor, columns: JobColumns) -> list[Recommendation]:
-    """The recommendation for one valid job, a "no" with all changes that would help."""
+    """Recommend for one valid job with one version; if it does not fit, add all changes that would help."""
     (answer,) = recommendations(predictor, columns)
     return [answer if answer.can_recommend else _with_changes(answer, remedies_of_one(predictor, columns))]
 

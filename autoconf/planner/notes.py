@@ -1,4 +1,4 @@
-"""Notes on answers: what a name was taken for, and what the job's GPU type cannot run."""
+"""Write notes on answers: how a name was resolved, and settings that the GPU type cannot run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Notes = tuple[str, ...]
 
 
 def notes_on(predictor: Predictor, columns: JobColumns) -> list[Notes]:
-    """The notes on the answers about valid jobs, by one version; on one without ``gpu_model`` none about its GPUs."""
+    """The notes on the answers of one version for valid jobs; without ``gpu_model`` there are none about GPUs."""
     return _writer(predictor)(columns)
 
 
 class _Writer:
-    """Writes the notes of one version, once for jobs that are alike."""
+    """Writes the notes of one version, once for equal jobs."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.domain = predictor.domain
@@ -36,7 +36,7 @@ class _Writer:
 
     def __call__(self, columns: JobColumns) -> list[Notes]:
         fields = [field for field in self.names if field in columns]
-        # Nothing is to be said of a name that is the domain's own.
+        # A name in the domain's own spelling needs no note.
         notes = [
             {name: "" if name in self.own[field] else self.names[field].note(name) for name in set(columns[field])}
             for field in fields

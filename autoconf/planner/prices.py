@@ -1,4 +1,4 @@
-"""Prices of GPU types per hour: read from a mapping or a YAML file, and found by the names of a version's domain."""
+"""Read hourly prices of GPU types from a mapping or a YAML file, and match them to the types of a version."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def read_prices(source: Mapping[str, Any] | str | os.PathLike[str] | None = None
     """Read prices per GPU and hour.
 
     Args:
-        source: GPU types with their prices, each a number > 0, in whatever currency; or the path of a YAML file that
-            says the same, where a price may also be a mapping with ``price_per_hour``; by default ``prices.yaml``.
+        source: GPU types with their prices, each a number > 0, in any currency; or the path of a YAML file with the
+            same content, in which a price may also be a mapping with ``price_per_hour``; by default ``prices.yaml``.
 
     Raises:
-        ValueError: a name or a price cannot be one; the message names the type, and of a file the line.
+        ValueError: a name or a price is invalid; the message names the type and, for a file, the line.
 
     >>> read_prices({"H100": "2.5"})
     {'H100': 2.5}
@@ -65,26 +65,26 @@ def _read_file(path: str) -> Prices:
 
 
 def of_domain(prices: Prices, domain: Domain, version: str, elsewhere: Domain) -> dict[str, float]:
-    """The prices of a version's GPU types.
+    """Match prices to the GPU types of a version.
 
     Args:
-        prices: by whatever names the types go.
-        domain: the version's.
-        version: its name.
-        elsewhere: another domain, whose types may have a price as well.
+        prices: prices by GPU type, in any spelling.
+        domain: the domain of the version.
+        version: the name of the version.
+        elsewhere: another domain, whose types may also have a price.
 
     Raises:
         ValueError: a type is in neither domain, or has two prices; the message names it.
     """
     names, others = gpu_names(domain), gpu_names(elsewhere)
     found: dict[str, float] = {}
-    for called, price in prices.items():
-        gpu, other = names.find(called), others.find(called)
+    for written, price in prices.items():
+        gpu, other = names.find(written), others.find(written)
         if gpu is None and other is None:
-            raise BadInput(f"prices: {names.refusal(called, version).removeprefix('gpu_model ')}")
+            raise BadInput(f"prices: {names.refusal(written, version).removeprefix('gpu_model ')}")
         if other is not None and other != gpu:  # the price of a type that this version does not have
             continue
         if gpu in found:
-            raise BadInput(f"prices: {called!r} has another price as {gpu}")
+            raise BadInput(f"prices: {written!r} is {gpu}, which has another price")
         found[str(gpu)] = price
     return found

@@ -2,13 +2,13 @@
 
 Every answer has these fields:
 
-- ``outcome``: ``ok``; ``fits_nowhere``: the version has figures for the job, and nothing that was considered fits;
-  ``outside_domain``: the version does not answer for the model, GPU, method, setting or size; ``bad_value``: a row of a
-  table has a value that can never be right, or names a version that does not exist.
+- ``outcome``: ``ok``; ``fits_nowhere``: the job is in the version's domain, but does not fit on any layout considered;
+  ``outside_domain``: the version does not support the model, GPU, method, setting or size; ``bad_value``: a row of a
+  table has an invalid value, or names a version that does not exist.
 - ``reason``: why the outcome is not ``ok``; empty if it is.
-- ``notes``: short sentences on what the answer rests on: what a name was taken for, what the GPU type cannot run and,
-  for one job, which default decides. Answers that differ only in notes are equal. A table of answers has them in one
-  column, joined by ``; ``, if there are any.
+- ``notes``: short sentences about the basis of the answer: how a name was resolved, settings that the GPU type cannot
+  run and, for one job, defaults that decide. Answers that differ only in notes are equal. A table of answers has a
+  column of notes, joined by ``; ``, if there are any.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Outcome = Literal["ok", "fits_nowhere", "outside_domain", "bad_value"]
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a job has no answer."""
+    """The outcome and the reason of a job without a result."""
 
     outcome: Outcome
     reason: str
@@ -48,7 +48,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Remedy(Change):
-    """A change with which a job gets a recommendation, and the layout that it then gets.
+    """A change that makes a job fit, and the layout on which the changed job fits.
 
     >>> print(Remedy("batch_size", 7, 8, gpus=8, workers=1))
     batch_size=8 would fit on 8 GPUs (8 does not divide 7)
@@ -60,7 +60,7 @@ class Remedy(Change):
 
     gpus: int  # per worker
     workers: int
-    also: Change | None = None  # a second change, without which it is not enough
+    also: Change | None = None  # a second change that is needed as well
 
     def __str__(self) -> str:
         unit = "GPU" if self.gpus == 1 else "GPUs"
@@ -74,14 +74,14 @@ class Remedy(Change):
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The smallest number of GPUs that a job fits on, or why there is none."""
+    """The smallest number of GPUs on which a job fits, or the reason why there is none."""
 
     can_recommend: int = 0  # or 1
     gpus: int | None = None  # per worker; None if there is no recommendation
     workers: int | None = None
     reason: str = ""  # why there is no recommendation; empty if there is one
-    stack: str = ""  # what the answer is for: the preset, and what the job changes of it
-    changes: tuple[Remedy, ...] = dataclasses.field(default=(), repr=False)  # those that the reason names at its end
+    stack: str = ""  # the training stack: the preset, and the settings that the job changes
+    changes: tuple[Remedy, ...] = dataclasses.field(default=(), repr=False)  # the changes at the end of the reason
     outcome: Outcome = "ok"
     notes: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
@@ -90,22 +90,21 @@ class Recommendation:
 class Estimate:
     """Memory of each GPU of a job, in GiB.
 
-    The parts are those of the moment that decides, and add up to ``needed_memory_gib``: a job fits where that does not
-    exceed usable memory, but for what the predictor's threshold asks beside. All are None where ``reason`` says why.
+    The parts are those of the deciding moment and add up to ``needed_memory_gib``. A job fits if this does not exceed
+    usable memory and the probability reaches the predictor's threshold. If there is no estimate, all fields are
+    ``None`` and ``reason`` says why.
     """
 
     fits: int | None = None  # 1 or 0
-    probability: float | None = None  # of fitting; 0 where a rule forbids it
-    peak_memory_gib: float | None = (
-        None  # most that is allocated at a time, as torch.cuda.max_memory_allocated counts it
-    )
+    probability: float | None = None  # of fitting; 0 if a rule excludes it
+    peak_memory_gib: float | None = None  # peak of allocated memory, as in torch.cuda.max_memory_allocated
     needed_memory_gib: float | None = None
     usable_memory_gib: float | None = None  # of the GPU, as CUDA reports it
-    headroom_gib: float | None = None  # usable memory without what is needed; negative where that is more
+    headroom_gib: float | None = None  # usable less needed memory; negative if more is needed
     weights_gib: float | None = None
     gradients_gib: float | None = None
     optimizer_gib: float | None = None
-    gathered_gib: float | None = None  # parameters that FSDP has whole at that moment
+    gathered_gib: float | None = None  # parameters that FSDP has gathered at that moment
     activations_gib: float | None = None
     reserve_gib: float | None = None  # CUDA context, workspaces, NCCL, fragmentation
     reason: str = ""
@@ -115,7 +114,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class LargestBatch:
-    """The largest batch that fits, or why not a single sample on each GPU does."""
+    """The largest batch that fits, or the reason why not even one sample per GPU fits."""
 
     can_recommend: int = 0  # or 1
     per_device_train_batch_size: int | None = None
@@ -127,7 +126,7 @@ class LargestBatch:
 
 @dataclass(frozen=True)
 class LargestSample:
-    """The most tokens of a sample that fit, or why not a single one does."""
+    """The longest samples that fit, in tokens, or the reason why not even one token fits."""
 
     can_recommend: int = 0  # or 1
     tokens_per_sample: int | None = None
@@ -141,13 +140,13 @@ PriceSource = Mapping[str, Any] | str | os.PathLike[str] | None
 
 @dataclass(frozen=True)
 class GpuModel:
-    """A type of GPU for a job, with the smallest layout that fits; or why there is none."""
+    """A GPU type with the smallest layout on which a job fits, or the reason why there is none."""
 
     can_recommend: int = 0  # or 1
     gpu_model: str | None = None
     gpus: int | None = None  # per worker
     workers: int | None = None
-    cost_per_hour: float | None = None  # of all GPUs, in the prices' currency; None where the type has no price
+    cost_per_hour: float | None = None  # of all GPUs, in the currency of the prices; None if the type has no price
     rank: int | None = None  # 1 is the recommendation
     reason: str = ""
     outcome: Outcome = "ok"

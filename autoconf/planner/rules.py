@@ -1,6 +1,6 @@
-"""Rules: filters that need no predictor. Each takes candidates and returns which of them pass, as booleans.
+"""Rules: filters that need no predictor. Each rule takes candidates and returns whether each of them passes.
 
-A candidate is one job on one number of GPUs. Every rule comes with the sentence that explains a candidate's failure.
+A candidate is one job on one number of GPUs. For every rule, a function explains why candidates fail it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from autoconf.memory.units import GIB, Booleans
 
 
 def gradients_fit(candidates: Candidates) -> Booleans:
-    """Between accumulated micro-batches FSDP keeps whole gradients on every GPU, in addition to its shards."""
+    """Check the unsharded gradients that FSDP keeps on every GPU between micro-batches, in addition to the shards."""
     memory, rows = candidates.memory, candidates.rows
     sharded = memory.resident_bytes(rows, candidates.gpus)
     shard_of_gradients = memory.gradient_bytes(rows) / candidates.gpus
@@ -23,13 +23,14 @@ def gradients_fit(candidates: Candidates) -> Booleans:
 
 
 def resident_state_fits(candidates: Candidates) -> Booleans:
-    """Weights, gradients and optimizer state must fit even when all of them are sharded."""
+    """Check that weights, gradients and optimizer states fit when all of them are sharded."""
     resident = candidates.memory.resident_bytes(candidates.rows, candidates.gpus)
     return resident <= candidates.usable_gib * GIB
 
 
 def on_each(gpus: int) -> str:
-    """
+    """Name the GPUs of a job in a sentence.
+
     >>> on_each(1), on_each(4)
     ('on 1 GPU', 'on each of 4 GPUs')
     """
@@ -53,7 +54,7 @@ def _why_gradients(candidates: Candidates) -> list[str]:
     ]
 
 
-# In the order in which they are tried; the first that a candidate fails gives the reason.
+# In the order in which they are tried; the first rule that a candidate fails gives the reason.
 RULES: tuple[tuple[Callable[[Candidates], Booleans], Callable[[Candidates], list[str]]], ...] = (
     (resident_state_fits, _why_resident_state),
     (gradients_fit, _why_gradients),
@@ -61,13 +62,13 @@ RULES: tuple[tuple[Callable[[Candidates], Booleans], Callable[[Candidates], list
 
 
 def passing(candidates: Candidates) -> Booleans:
-    """Which candidates pass every rule."""
+    """Whether each candidate passes every rule, shape (candidates,)."""
     passed: Booleans = np.logical_and.reduce([rule(candidates) for rule, _ in RULES])
     return passed
 
 
 def reasons(candidates: Candidates) -> list[str]:
-    """Why each candidate fails the rules; empty text for one that passes."""
+    """The reason why each candidate fails the rules; empty text if it passes."""
     sentences = [""] * len(candidates.rows)
     for rule, why in reversed(RULES):
         failing = np.flatnonzero(~rule(candidates))

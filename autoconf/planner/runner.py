@@ -1,4 +1,4 @@
-"""Run a query for one job or for a table of jobs, by whichever versions the jobs name."""
+"""Run a query for one job or for a table of jobs, with the version that each job names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from autoconf.errors import IgnoredColumnWarning
-from autoconf.jobs.column_hints import doubts
+from autoconf.jobs.column_hints import hints
 from autoconf.jobs.job import REQUIRED_OF_JOB, Job, read
 from autoconf.jobs.queries import NOTES, Query
 from autoconf.planner.defaults import DECIDING, decisive_defaults
@@ -23,7 +23,7 @@ from autoconf.predictor.predictor import Predictor
 from autoconf.predictor.registry import DEFAULT
 from autoconf.predictor.user_versions import ModelsFolder, NoModelsFolder
 
-# Jobs answered at once: bounds the memory that candidates take, whatever the table's length.
+# Jobs answered at once, which bounds the memory of candidates for tables of any length.
 CHUNK = 50_000
 
 Answer = TypeVar("Answer")
@@ -32,13 +32,13 @@ Answer_co = TypeVar("Answer_co", covariant=True)
 
 @dataclass(frozen=True)
 class Solver(Generic[Answer]):
-    """A query, and how it is answered.
+    """A query with the function that answers it.
 
     Args:
         query: the fields of its jobs and the columns of its answers.
         answer_type: the dataclass of an answer.
-        solve: answers valid jobs by a loaded version, one answer for each job.
-        brief: the same without what takes time and does not change the answer, if there is such.
+        solve: the function that answers valid jobs with a loaded version, one answer for each job.
+        brief: a faster function with the same results but without explanations, if there is one.
     """
 
     query: Query
@@ -47,7 +47,7 @@ class Solver(Generic[Answer]):
     brief: Callable[[Predictor, JobColumns], list[Answer]] | None = None
 
     def refuse(self, problem: Problem) -> Answer:
-        """The answer about a job with a problem."""
+        """Make the answer about a job with a problem."""
         answer: Answer = self.answer_type(outcome=problem.outcome, reason=problem.reason)
         return answer
 
@@ -55,13 +55,13 @@ class Solver(Generic[Answer]):
         """Answer one job.
 
         Args:
-            job: it was validated when it was made.
-            model_version: version for a job that names none; by default the newest released one.
+            job: a job, validated when it was made.
+            model_version: version for a job without one; by default the newest released one.
             models: folder of user versions.
-            arguments: the numbers that the query takes beyond the job.
+            arguments: the arguments of the query.
 
         Raises:
-            ValueError: a field is missing or is one that the query answers, or an argument can never be right.
+            ValueError: a field is missing or is one that the query answers, or an argument is invalid.
         """
         columns, problems = self.columns_of(job, model_version, models, **arguments)
         (answer,) = self._answers(columns, problems, models)
@@ -74,34 +74,34 @@ class Solver(Generic[Answer]):
         return [self.best(answer) for answer in (self.brief or self.solve)(predictor, columns)]
 
     def best(self, answer: Answer) -> Any:
-        """What an answer says first: of a ranking its best."""
+        """The main answer; for a ranking, its first entry."""
         return answer
 
     def columns_of(
         self, job: Job, model_version: str | None, models: ModelsFolder = None, **arguments: Any
     ) -> tuple[JobColumns, Problems]:
-        """One job as columns, with its version, and its problem where there is no such version."""
+        """Convert one job to columns with its version; an unknown version is a problem."""
         return _with_versions(self.query.columns_of(job, **arguments), {}, model_version, models, ValueError)
 
     def of_table(
         self, table: pd.DataFrame, model_version: str | None, models: ModelsFolder = None, chunk: int | None = None
     ) -> Iterator[list[Answer]]:
-        """Answer a checked table of jobs, at most ``chunk`` jobs at a time; yields at least one list."""
+        """Answer a checked table of jobs, at most ``chunk`` jobs at a time; yield at least one list."""
         chunk = chunk or CHUNK
         fields = [field for field in self.query.all_fields if field in table]
         for start in range(0, max(len(table), 1), chunk):
             jobs = table.iloc[start : start + chunk]
-            columns, problems = _read_columns({field: jobs[field].tolist() for field in fields}, self.query)
+            columns, problems = read_columns({field: jobs[field].tolist() for field in fields}, self.query)
             yield self._answers(*_with_versions(columns, problems, model_version, models), models)
 
     def of_either(
         self, jobs: Any, model_version: str | None, models: ModelsFolder = None, **arguments: Any
     ) -> Answer | pd.DataFrame:
-        """Answer one job, or a table of jobs as a table of answers with the same index.
+        """Answer one job with an object, or a table of jobs with a table that has the same index.
 
         Raises:
             TypeError: ``jobs`` is neither.
-            ValueError: a field or column is missing, can never be right or is one that the query answers.
+            ValueError: a field or column is missing, invalid or one that the query answers.
         """
         if isinstance(jobs, Job):
             return self.of_job(jobs, model_version, models, **arguments)
@@ -120,19 +120,19 @@ class Solver(Generic[Answer]):
         return answers
 
     def answers(self, predictor: Predictor, columns: JobColumns) -> list[Answer]:
-        """Answer valid jobs by one version, with notes on what each answer rests on."""
+        """Answer valid jobs with one version, with notes on each answer."""
         found = zip(self.solve(predictor, columns), notes_on(predictor, columns), strict=True)
         return [self.noted(answer, notes) if notes else answer for answer, notes in found]
 
     def noted(self, answer: Answer, notes: Notes) -> Answer:
-        """An answer with more notes."""
+        """Add notes to an answer."""
         one: Any = answer
         found: Answer = replace(one, notes=tuple(dict.fromkeys((*one.notes, *notes))))
         return found
 
 
 class LayoutSolver(Solver[Recommendation]):
-    """A query whose answer about one job names the job's training stack."""
+    """A solver whose answer about one job names the job's training stack."""
 
     def of_job(
         self, job: Job, model_version: str | None, models: ModelsFolder = None, **arguments: Any
@@ -141,7 +141,7 @@ class LayoutSolver(Solver[Recommendation]):
 
 
 class OnGpus(Protocol[Answer_co]):
-    """The type of a query on a number of GPUs, about one job or a table with the column ``number_gpus``."""
+    """The type of a query with a number of GPUs, about one job or a table with the column ``number_gpus``."""
 
     @overload
     def __call__(
@@ -156,22 +156,22 @@ class OnGpus(Protocol[Answer_co]):
 
 
 def on_gpus(answer_type: type[Answer]) -> Callable[[Callable[..., Answer | pd.DataFrame]], OnGpus[Answer]]:
-    """Give a function the type of a query on a number of GPUs; it stays the function that it is."""
+    """Declare the overloaded type of a query with a number of GPUs; the function itself does not change."""
     return lambda function: cast(OnGpus[Answer], function)
 
 
 def checked_table(workloads: Any, query: Query, *, stacklevel: int = 3, **arguments: Any) -> pd.DataFrame:
-    """A table of jobs with one level of columns, among them all that the query needs.
+    """Check the columns of a table of jobs, and return the table with one level of columns.
 
     Args:
-        workloads: what the user gave as a table.
+        workloads: the user's table.
         query: the query about the jobs.
-        stacklevel: of warnings, so that they name the line that called the query.
-        arguments: the numbers that the query takes beyond the job; they must be None: a table has them as columns.
+        stacklevel: stack level of warnings, so that they name the line that called the query.
+        arguments: the arguments of the query; they must be ``None``, because a table has them as columns.
 
     Raises:
-        TypeError: it is not a table.
-        ValueError: a column is missing, or a job's field has two columns.
+        TypeError: ``workloads`` is not a DataFrame.
+        ValueError: a column is missing, or a field has two columns.
     """
     if not isinstance(workloads, pd.DataFrame):
         raise TypeError(f"workloads: must be a Workload or a pandas DataFrame, got {type(workloads).__name__}")
@@ -191,17 +191,17 @@ def checked_table(workloads: Any, query: Query, *, stacklevel: int = 3, **argume
         raise ValueError(
             f"{', '.join(missing)}: required column missing; the table has {', '.join(map(str, workloads))}"
         )
-    for sentence in doubts(names, query):
+    for sentence in hints(names, query):
         warnings.warn(sentence, IgnoredColumnWarning, stacklevel=stacklevel)
     return workloads
 
 
-# How a field of an answer is kept as a column.
+# The dtype of a column of answers, by the type of the field.
 _DTYPES: dict[Any, Any] = {int: np.int64, int | None: "Int64", float | None: np.float64}
 
 
 def frame(answers: Sequence[Any], kind: Any, query: Query) -> pd.DataFrame:
-    """Answers of one kind as a table, with the query's columns, and ``notes`` if there are any."""
+    """Convert answers of one kind to a table with the query's columns, and ``notes`` if there are any."""
     types = get_type_hints(kind)
     columns = {name: ([getattr(one, name) for one in answers], _DTYPES.get(types[name])) for name in query.answers}
     if any(one.notes for one in answers):
@@ -215,13 +215,13 @@ def frame(answers: Sequence[Any], kind: Any, query: Query) -> pd.DataFrame:
 
 
 def joined(chunks: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Chunks of answers as one table; chunks without notes have no such column."""
+    """Concatenate chunks of answers; chunks without notes lack that column."""
     table = pd.concat(chunks)
     return table.fillna({NOTES: ""}) if NOTES in table else table
 
 
-def _read_columns(columns: dict[str, list[Any]], query: Query) -> tuple[JobColumns, Problems]:
-    """Read the raw values of a table, each distinct one once, and find the jobs with values that can never be right."""
+def read_columns(columns: dict[str, list[Any]], query: Query) -> tuple[JobColumns, Problems]:
+    """Read the raw values of a table, each distinct value once, and find the jobs with invalid values."""
     sentences: dict[int, list[str]] = {}
     jobs = {field: _read_column(values, query.reader(field), sentences) for field, values in columns.items()}
     problems = {index: Problem("bad_value", "; ".join(found)) for index, found in sentences.items()}
@@ -234,7 +234,7 @@ def _read_columns(columns: dict[str, list[Any]], query: Query) -> tuple[JobColum
 
 
 def _read_column(values: Sequence[Any], reader: Callable[[Any], Any], sentences: dict[int, list[str]]) -> list[Any]:
-    """Read a column; a value that can never be right is None, and its sentence goes to those of its job."""
+    """Read a column; an invalid value becomes ``None``, and its message is added to those of the job."""
     known: dict[Hashable, Any] = {}
     found = []
     for index, value in enumerate(values):
@@ -253,10 +253,10 @@ def _read_column(values: Sequence[Any], reader: Callable[[Any], Any], sentences:
 
 
 def _key(value: Any) -> Hashable:
-    """Tells values apart that are equal but not equally valid (1, 1.0 and True), and serves those without a hash."""
+    """A cache key that distinguishes equal values of different type (1, 1.0 and True) and allows unhashable ones."""
     try:
         hash(value)
-    except Exception:  # a value may be anything, and so may what it raises
+    except Exception:  # a value may be any object, and its hash may raise any exception
         return type(value), id(value)
     return type(value), value
 
@@ -268,19 +268,19 @@ def _with_versions(
     models: ModelsFolder,
     row_errors: type[Exception] | tuple[type[Exception], ...] = (ValueError, NoModelsFolder),
 ) -> tuple[JobColumns, Problems]:
-    """Give jobs that name no version the default one; a version that does not exist is the problem of its job.
+    """Give jobs without a version the default one; an unknown version becomes a problem of its job.
 
     Args:
         jobs: columns of jobs.
-        problems: those that jobs have already.
-        default: version of jobs that name none; by default the newest released one.
+        problems: the problems that jobs already have.
+        default: version for jobs without one; by default the newest released one.
         models: folder of user versions.
-        row_errors: what ``registry.place`` raises for a version that does not exist.
+        row_errors: the exceptions of ``registry.place`` that count as an unknown version.
     """
     newest = DEFAULT if default is None else read("model_version", default) or DEFAULT
     named = jobs.get("model_version", [None] * len(jobs[REQUIRED_OF_JOB[0]]))
     versions = [version or newest for version in named]
-    folder = user_versions.folder_of(models) if models is not None else None  # a bad folder is no problem of a row
+    folder = user_versions.folder_of(models) if models is not None else None  # a bad folder raises for the whole table
     unknown: dict[str, Problem] = {}
     for version in {version for index, version in enumerate(versions) if index not in problems}:
         try:

@@ -1,4 +1,4 @@
-"""The one road from jobs to answers: domain -> candidates -> rules -> one predictor call -> the smallest GPU count."""
+"""Find the smallest number of GPUs: domain -> candidates -> rules -> one predictor call -> smallest count that fits."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from autoconf.predictor.predictor import Predictor
 
 
 def recommendations(predictor: Predictor, columns: JobColumns) -> list[Recommendation]:
-    """The recommendation of one version for each of some valid jobs."""
+    """Recommend for valid jobs with one version."""
     placed = inside(predictor, columns)
     return placed.answers(smallest(predictor, placed.jobs), Recommendation)
 
 
 def decide(predictor: Predictor, candidates: Candidates) -> Booleans:
-    """Whether candidates fit, shape (candidates,): the rules, then one predictor call for those that pass them."""
+    """Whether each candidate fits, by the rules, then by one predictor call for all that pass; shape (candidates,)."""
     fits = rules.passing(candidates)
     fits[fits] = predictor.fits(candidates.subset(fits))
     return fits
 
 
 def even_counts(predictor: Predictor, jobs: JobArrays) -> tuple[Integers, Booleans]:
-    """The numbers of GPUs that jobs may use, whatever their batch: within the limits, and the same on every worker.
+    """The numbers of GPUs that jobs may use regardless of their batch: within limits, and the same on every worker.
 
     Returns:
-        Counts, ascending, shape (counts,), and which of them each job may use, shape (jobs, counts).
+        Counts, ascending, shape (counts,), and whether each job may use each of them, shape (jobs, counts).
     """
     limit = np.minimum(jobs.max_gpus, predictor.domain.max_gpus)
     counts = np.arange(1, limit.max(initial=0) + 1)
@@ -42,14 +42,14 @@ def even_counts(predictor: Predictor, jobs: JobArrays) -> tuple[Integers, Boolea
 
 
 def _customary(counts: Integers, gpus_per_worker: Integers) -> Booleans:
-    """Whether numbers of GPUs are powers of two on one worker, or whole workers: what clusters are asked for."""
+    """Whether numbers of GPUs are powers of two on one worker, or full workers, as is customary on clusters."""
     powers_of_two = counts & (counts - 1) == 0
     customary: Booleans = np.where(counts < gpus_per_worker, powers_of_two, counts % gpus_per_worker == 0)
     return customary
 
 
 def smallest(predictor: Predictor, jobs: JobArrays) -> list[Recommendation]:
-    """The smallest candidate that fits, for each job."""
+    """Find the smallest candidate of each job that fits."""
     if not len(jobs.rows):
         return []
     counts, even = even_counts(predictor, jobs)
@@ -72,14 +72,14 @@ def smallest(predictor: Predictor, jobs: JobArrays) -> list[Recommendation]:
 
 
 def _why_not(predictor: Predictor, largest: Candidates, jobs: JobArrays, which: Integers) -> list[str]:
-    """Why some of the jobs have no recommendation, told for the largest number of GPUs that was considered for each."""
+    """The reasons why some of the jobs have no recommendation, for the largest number of GPUs that was considered."""
     if not len(which):
         return []
     refused, version = jobs.subset(which), predictor.card.version
     limits = _limits(predictor, refused)
     counts = np.arange(1, predictor.domain.max_gpus + 1)
     divides = refused.per_device[:, None] | (refused.batch_size[:, None] % counts == 0)
-    # The largest number that would be considered if it did not have to be split over workers.
+    # The largest number that would be considered without the condition that it splits evenly over workers.
     divisors = np.where(divides & (counts <= limits[:, None]), counts, 0).max(axis=1)
     return [
         f"no number of GPUs {_range(refused, index, limits[index], version)}"
@@ -90,7 +90,7 @@ def _why_not(predictor: Predictor, largest: Candidates, jobs: JobArrays, which: 
 
 
 def _limits(predictor: Predictor, jobs: JobArrays) -> Integers:
-    """The most GPUs that may be considered for each job: its own limit, or where the domain ends."""
+    """The most GPUs that may be considered for each job: its own limit, or that of the domain."""
     domain = predictor.domain
     room = np.where(jobs.per_device, domain.max_batch_size // jobs.batch_size, domain.max_gpus)
     limits: Integers = np.minimum(np.minimum(jobs.max_gpus, domain.max_gpus), room)
@@ -104,12 +104,12 @@ def _range(jobs: JobArrays, index: int, limit: int, version: str) -> str:
 
 
 def _conditions(jobs: JobArrays, index: int, *, uneven: bool) -> str:
-    """What a number of GPUs must be for a job, and that no such number is enough."""
+    """The middle of a reason: the conditions on the number of GPUs, and that no such number is enough."""
     batch_size, per_worker = jobs.batch_size[index], jobs.gpus_per_worker[index]
     each = jobs.per_device[index]
     conditions = [] if each else [f"divides batch_size {batch_size}"]
     if uneven and jobs.even_layouts[index]:
-        conditions.append(f"is a power of two up to {per_worker} or whole workers of {per_worker}")
+        conditions.append(f"is a power of two up to {per_worker} or full workers of {per_worker}")
     elif uneven:
         conditions.append(f"splits evenly over workers of {per_worker}")
     that = f" that {' and '.join(conditions)}" if conditions else ""
@@ -117,7 +117,7 @@ def _conditions(jobs: JobArrays, index: int, *, uneven: bool) -> str:
 
 
 def causes(candidates: Candidates) -> list[str]:
-    """Why candidates that do not fit do not: the rule that they break, or where their peak lies."""
+    """The causes why candidates do not fit: the rule that each breaks, or its peak."""
     peaks = candidates.memory.peak_bytes(candidates.rows, candidates.gpus, candidates.tokens_per_gpu) / GIB
     broken_rules = rules.reasons(candidates)
     return [

@@ -1,1 +1,1 @@
-"""A released predictor version: its card, its integrity, and its AutoGluon predictor."""
+"""Predictor versions: their cards, the integrity of their files, and their AutoGluon predictors."""

@@ -1,4 +1,4 @@
-"""AutoGluon's part of a version: train a predictor, load one. The only module that knows AutoGluon."""
+"""Train and load AutoGluon predictors. This is the only module that uses AutoGluon."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from autoconf.predictor.cards import Card
 from autoconf.predictor.integrity import private_copy
 
 LABEL = "fits"
-# Versions of these must agree with the card's, up to the given number of components, for the shipped pickle to be used.
+# The shipped pickle is used only if these libraries match the card, in this many leading components of their versions.
 _MUST_AGREE = {"autogluon.tabular": 2, "lightgbm": 1, "numpy": 1, "pandas": 1, "scikit-learn": 1}
 
 
@@ -44,39 +44,39 @@ def libraries_agree(card: Card) -> bool:
 
 def _tabular_predictor() -> Any:
     try:
-        import lightgbm  # noqa: F401 - AutoGluon imports it late; a broken one must show here
+        import lightgbm  # noqa: F401 - AutoGluon imports it late; a broken installation must fail here
         from autogluon.tabular import TabularPredictor
-    except Exception as error:  # a broken library can fail at import with anything
+    except Exception as error:  # a broken library can raise any exception at import
         raise AutoConfError(f"AutoGluon or LightGBM does not import: {type(error).__name__}: {error}") from error
     return TabularPredictor
 
 
 def load_tabular(path: Path, version: str) -> Any:
-    """Unpickle an AutoGluon predictor whose files were verified, and keep its model in memory."""
+    """Unpickle an AutoGluon predictor from verified files, and keep its model in memory."""
     try:
         with _quiet():
-            # Which versions may unpickle it is `libraries_agree`'s decision. Without a verbosity, AutoGluon would warn
-            # of every difference from the machine that trained it.
+            # `libraries_agree` decides which versions may unpickle it. Without verbosity=0, AutoGluon would warn about
+            # every difference from the machine that trained it.
             tabular = _tabular_predictor().load(
                 str(path), verbosity=0, require_version_match=False, require_py_version_match=False
             )
-            tabular.persist(max_memory=None)  # a megabyte: looking how much memory is free takes a tenth of a second
+            tabular.persist(max_memory=None)  # one megabyte; AutoGluon's check of free memory would take 0.1 s
     except AutoConfError:
         raise
-    except Exception as error:  # unpickling can fail with anything
+    except Exception as error:  # unpickling can raise any exception
         raise AutoConfError(f"version {version}: cannot load {path}: {type(error).__name__}: {error}") from error
     return tabular
 
 
 def load_files(files: Mapping[str, bytes], version: str) -> Any:
-    """Unpickle an AutoGluon predictor from the content of its files, and from nothing else.
+    """Unpickle an AutoGluon predictor from the verified content of its files only.
 
     Args:
-        files: paths in the version's folder and content of the files, which were verified; others are left out.
-        version: for messages.
+        files: content of the version's files by path in its folder; only files of the predictor are used.
+        version: the version, for messages.
 
     Raises:
-        AutoConfError: a library does not import, the files cannot be unpickled, or there is no room for a private copy.
+        AutoConfError: a library does not import, the files cannot be unpickled, or no private copy can be written.
     """
     with private_copy({name: content for name, content in files.items() if name.startswith("predictor/")}) as folder:
         return load_tabular(folder / "predictor", version)
@@ -84,7 +84,7 @@ def load_files(files: Mapping[str, bytes], version: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """AutoGluon calls it an error that there is no torch, which LightGBM does without, and sets log levels."""
+    """Suppress AutoGluon's error about missing torch, which LightGBM does not need, and restore log levels."""
     about_torch = logging.getLogger("autogluon.common.utils.resource_utils")
     disabled = about_torch.disabled
     levels = {other: other.level for other in map(logging.getLogger, ("autogluon", "pandas"))}
@@ -98,16 +98,16 @@ def _quiet() -> Iterator[None]:
 
 
 def fit(table: pd.DataFrame, folder: Path, monotone: Mapping[str, int]) -> None:
-    """Train a predictor and leave what prediction needs in ``folder``.
+    """Train a predictor and write the files that prediction needs.
 
     Args:
         table: the features and ``LABEL``.
-        folder: created; must not exist.
-        monotone: each feature with the direction (1 or -1) in which it may move the probability of fitting.
+        folder: the folder to create; it must not exist.
+        monotone: the features, each with the direction (1 or -1) in which it may move the probability of fitting.
     """
     gbm = {
         "monotone_constraints": list(monotone.values()),
-        "max_bin": 8191,  # the edge is sharp: a bin must be a few MiB wide there
+        "max_bin": 8191,  # the boundary is sharp, so bins near it must be only a few MiB wide
         "min_data_in_bin": 1,
         "min_data_in_leaf": 5,
         "num_leaves": 15,

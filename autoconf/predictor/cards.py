@@ -1,7 +1,7 @@
-"""The card of a version, and reading a version's files by it.
+"""The card of a version, and verified reading of a version's files.
 
-A card holds the domain, how the version decides, what it was made with, and the digest of every other file. The digest
-of the card itself must come from somewhere else: nothing is used, let alone unpickled, before it was verified.
+A card holds the domain, the decision rule, the libraries used, and the digest of every other file. The digest of the
+card itself must come from elsewhere. No file is used, let alone unpickled, before it is verified.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ class _Typed(BaseModel):
 
 
 class Gpu(_Typed):
-    """A GPU type: memory that CUDA reports as usable, the other names it goes by, and its compute capability."""
+    """A GPU type: memory that CUDA reports as usable, other names, and compute capability."""
 
     usable_gib: float
     aliases: list[str] = []
-    compute_capability: float | None = None  # not on the cards of versions up to 2.0.0
+    compute_capability: float | None = None  # absent from the cards of versions up to 2.0.0
 
     @model_serializer(mode="wrap")
     def _as_on_cards(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A card names no compute capability where the version does not know it, as those up to 2.0.0 were written."""
+        """Omit an unknown compute capability, as the cards of versions up to 2.0.0 do."""
         fields: dict[str, Any] = serialize(self)
         return {name: value for name, value in fields.items() if value is not None}
 
 
 class Model(_Typed):
-    """A model: its aliases, and the longest sample where learned positions limit it."""
+    """A model: its aliases, and its longest sample if learned positions limit it."""
 
     aliases: list[str] = []
     max_tokens_per_sample: int | None = None
 
 
 class Domain(_Typed):
-    """The jobs that a version answers."""
+    """The jobs that a version supports."""
 
     models: dict[str, Model]
     methods: list[str]
@@ -56,33 +56,33 @@ class Domain(_Typed):
 
 
 class Card(_Typed):
-    """What a version is: its domain, how it decides, what made it, the digests of its files, how good it is."""
+    """The description of a version: domain, decision rule, libraries, digests of its files, and evaluation."""
 
     version: str
-    created: str = ""  # the day, of a released version
+    created: str = ""  # the date of a released version
     domain: Domain
-    threshold: float  # a job is said to fit where the predicted probability reaches this
+    threshold: float  # a job counts as fitting if the predicted probability is at least this
     reserve: Reserve | None = None  # safety margin, learned from real runs; None: the predictor learned it
-    least_headroom_gib: float | None = None  # below it nothing fits; None: the predictor alone decides, as before 2.1
+    least_headroom_gib: float | None = None  # nothing fits below it; None: the predictor alone decides, as before 2.1
     libraries: dict[str, str]
     files: dict[str, str]  # path in the version's folder -> SHA-256
     evaluation: dict[str, Any] = {}
-    made_from: dict[str, str] = {}  # of a user's version: what it was made from -> SHA-256
+    made_from: dict[str, str] = {}  # of a user version: each file that it was made from -> SHA-256
 
 
-RELEASED_AGAIN = "reinstall autoconf-gpus"  # what helps where a released version is not whole
+RELEASED_AGAIN = "reinstall autoconf-gpus"  # the remedy for a damaged released version
 
 
 def read_card(folder: Path, sha256: str, remedy: str = RELEASED_AGAIN) -> Card:
-    """Read a version's card, which must have the given digest.
+    """Read the card of a version and check its digest.
 
     Args:
-        folder: of the version.
-        sha256: digest of the card.
-        remedy: what the user may do if the card is another.
+        folder: folder of the version.
+        sha256: expected digest of the card.
+        remedy: advice to the user if the digest differs.
 
     Raises:
-        AutoConfError: the card is missing, altered or not one.
+        AutoConfError: the card is missing, altered or invalid.
     """
     try:
         content = read_file(folder / CARD)
@@ -94,19 +94,19 @@ def read_card(folder: Path, sha256: str, remedy: str = RELEASED_AGAIN) -> Card:
 
 
 class VersionFiles(NamedTuple):
-    """A version as it was read and verified: its card, and the content of every other file by its path."""
+    """The verified files of a version: its card, and the content of every other file by path."""
 
     card: Card
     files: dict[str, bytes]
 
 
 def read_version(folder: Path, sha256: str, remedy: str = RELEASED_AGAIN) -> VersionFiles:
-    """Read all files of a version, and check them on nothing but the digest of its card.
+    """Read all files of a version, and verify them given only the digest of its card.
 
     Args:
-        folder: of the version.
-        sha256: digest of the card.
-        remedy: what the user may do if a file is another one.
+        folder: folder of the version.
+        sha256: expected digest of the card.
+        remedy: advice to the user if a file differs.
 
     Raises:
         AutoConfError: a file is missing, altered, extra, a link or not a regular file; the message names it.
@@ -116,11 +116,11 @@ def read_version(folder: Path, sha256: str, remedy: str = RELEASED_AGAIN) -> Ver
 
 
 def verified_card(folder: Path, sha256: str, remedy: str = RELEASED_AGAIN) -> Card:
-    """The card of a version whose files are all verified; arguments and errors as ``read_version`` has them."""
+    """The card of a version after all of its files are verified; arguments and errors as in ``read_version``."""
     return read_version(folder, sha256, remedy).card
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, except the card, which holds them."""
+    """SHA-256 of every file below a folder, except of the card, which stores these digests."""
     files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != CARD)
     return {p.relative_to(folder).as_posix(): digest(p.read_bytes()) for p in files}

@@ -1,6 +1,6 @@
-"""The check jobs of a version: a fixed table of jobs with the answers that the version gave when it was made.
+"""Check jobs: a fixed table of jobs with the answers that the version gave when it was made.
 
-Their models, methods and GPU types are written exactly as in the card, so they need no search among aliases.
+Models, methods and GPU types are spelled exactly as in the card, so no aliases are needed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def check_answers(predictor: Predictor, content: bytes) -> None:
 
     Args:
         predictor: a loaded version.
-        content: of the file ``CHECK_JOBS``.
+        content: content of the file ``CHECK_JOBS``.
 
     Raises:
         AutoConfError: the table cannot be read, or an answer differs.
@@ -43,21 +43,21 @@ def check_answers(predictor: Predictor, content: bytes) -> None:
     wrong = int((answers != jobs[LABEL].to_numpy(bool)).sum())
     if wrong:
         raise AutoConfError(
-            f"version {version}: the predictor answers {wrong} of {len(jobs)} check jobs otherwise than when it was "
+            f"version {version}: the predictor answers {wrong} of {len(jobs)} check jobs differently than when it was "
             f"made; installed libraries: {installed_libraries()}"
         )
 
 
 def candidates(predictor: Predictor, jobs: pd.DataFrame) -> Candidates:
-    """Look up jobs of a version's domain.
+    """Convert a table of jobs in a version's domain to candidates.
 
     Args:
         predictor: the version.
         jobs: a table with the columns of a job and ``number_gpus``; settings of the stack may be absent.
 
     Raises:
-        Unsupported: the version has no memory profile for one of them.
-        ValueError: settings of one of them exclude each other.
+        Unsupported: the version has no memory profile for one of the jobs.
+        ValueError: settings of a job exclude each other.
     """
     row = _row_of(predictor)
     gpus = jobs["number_gpus"].to_numpy(np.int64)
@@ -68,7 +68,7 @@ def candidates(predictor: Predictor, jobs: pd.DataFrame) -> Candidates:
 
 
 def supported(predictor: Predictor, jobs: pd.DataFrame) -> Booleans:
-    """Which jobs of a table a version has a memory profile for, shape (jobs,); arguments as ``candidates`` has them."""
+    """Whether a version has a memory profile for each job of a table, shape (jobs,); arguments as in ``candidates``."""
     row = _row_of(predictor)
 
     def is_supported(key: tuple[Any, ...]) -> bool:
@@ -82,7 +82,7 @@ def supported(predictor: Predictor, jobs: pd.DataFrame) -> Booleans:
 
 
 def _keys(jobs: pd.DataFrame) -> list[tuple[Any, ...]]:
-    """Model, method, whether the job accumulates gradients, and the settings of its stack, of each job."""
+    """For each job the model, the method, whether gradients accumulate, and the settings of the stack."""
     accumulating = jobs["gradient_accumulation_steps"] > 1
     given = jobs.reindex(columns=_SETTINGS).astype(object)
     settings = [given[name].where(given[name].notna(), None) for name in _SETTINGS]
@@ -90,7 +90,7 @@ def _keys(jobs: pd.DataFrame) -> list[tuple[Any, ...]]:
 
 
 def _row_of(predictor: Predictor) -> Any:
-    # Tables have many jobs and few ways to train them.
+    # A table has many jobs but few stacks.
     @cache
     def row(model: str, method: str, accumulating: bool, *settings: Any) -> int:
         values = [read(name, value) for name, value in zip(_SETTINGS, settings, strict=True)]

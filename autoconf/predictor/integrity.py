@@ -1,6 +1,6 @@
-"""Read the files of a version once, compare them with their digests, and load from what was read.
+"""Read the files of a version once, verify their digests, and load the predictor from the verified content.
 
-Nothing is read a second time: whoever swaps a file, a link or a folder meanwhile changes nothing of what is loaded.
+No file is read twice, so swapping a file, a link or a folder in the meantime does not change what is loaded.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath
 from autoconf.errors import AutoConfError
 from autoconf.files import reason, temporary
 
-_LARGEST = 1 << 30  # bytes of one file; a version has 5 MB
-_TEMPORARY = (None, "/dev/shm")  # the system's folder for temporary files; memory, where nothing else can be written
+_LARGEST = 1 << 30  # bytes of one file; a whole version has 5 MB
+_TEMPORARY = (None, "/dev/shm")  # the system's folder for temporary files; memory if that cannot be written to
 
 
 def digest(content: bytes) -> str:
@@ -26,10 +26,10 @@ def digest(content: bytes) -> str:
 
 
 def read_file(path: Path, *, follow_links: bool = False) -> bytes:
-    """Read a regular file. Never waits, as reading a pipe would.
+    """Read a regular file; never block, as reading a pipe would.
 
     Raises:
-        OSError: it is a link, not a regular file, too large, or cannot be read.
+        OSError: the path is a link or not a regular file, or the file is too large or cannot be read.
     """
     if not follow_links and path.is_symlink():
         raise OSError(f"{path} is a link")
@@ -45,17 +45,17 @@ def read_file(path: Path, *, follow_links: bool = False) -> bytes:
 
 
 def read_files(folder: Path, expected: Mapping[str, str], what: str, remedy: str, also: str) -> dict[str, bytes]:
-    """Read the files of a folder, which must be exactly those that are expected.
+    """Read the files of a folder, which must contain exactly the expected files.
 
     Args:
-        folder: of a version.
-        expected: the path of each file in the folder, and its SHA-256.
-        what: what messages call the folder's content.
-        remedy: what the user may do if a file is another one.
-        also: a file that may be there too, and is not read.
+        folder: folder of a version.
+        expected: SHA-256 of each file, by path in the folder.
+        what: name of the folder's content in messages.
+        remedy: advice to the user if a file differs.
+        also: a file that may be there too and is not read.
 
     Returns:
-        The content of each file.
+        The content of each file, by path.
 
     Raises:
         AutoConfError: a file is missing, altered, extra, a link or not a regular file; the message names it.
@@ -79,7 +79,7 @@ def read_files(folder: Path, expected: Mapping[str, str], what: str, remedy: str
 
 
 def _names(folder: Path, expected: set[str], inside: str = "") -> dict[str, str]:
-    """Everything in a folder with its kind: file, link, folder or other. Looks into no folder that does not belong."""
+    """The entries of a folder, each with its kind: file, link, folder or other. Unexpected folders are not opened."""
     folders = {parent.as_posix() for name in expected for parent in PurePosixPath(name).parents}
     found = {}
     with os.scandir(folder / inside) as entries:
@@ -96,10 +96,10 @@ def _names(folder: Path, expected: set[str], inside: str = "") -> dict[str, str]
 
 @contextmanager
 def private_copy(files: Mapping[str, bytes]) -> Iterator[Path]:
-    """A folder of verified files that only this user can look into; removed afterwards.
+    """Yield a folder with verified files that only this user can read, and remove it afterwards.
 
     Args:
-        files: path in the folder and content of each file.
+        files: content of each file, by path in the folder.
 
     Raises:
         AutoConfError: no folder for temporary files can be written to.
@@ -109,7 +109,7 @@ def private_copy(files: Mapping[str, bytes]) -> Iterator[Path]:
         folder = None
         with ExitStack() as stack:
             try:
-                folder = Path(tempfile.mkdtemp(prefix="ado-autoconf-", dir=parent))  # with the mode 0700
+                folder = Path(tempfile.mkdtemp(prefix="ado-autoconf-", dir=parent))  # mode 0700
                 stack.enter_context(temporary(folder))
                 _write(files, folder)
             except OSError as error:
@@ -118,7 +118,7 @@ def private_copy(files: Mapping[str, bytes]) -> Iterator[Path]:
             yield folder
             return
     raise AutoConfError(
-        f"cannot write a private copy of the predictor ({'; '.join(failed)}); set TMPDIR to a folder with room"
+        f"cannot write a private copy of the predictor ({'; '.join(failed)}); set TMPDIR to a folder with free space"
     )
 
 
@@ -129,17 +129,17 @@ def _write(files: Mapping[str, bytes], folder: Path) -> None:
 
 
 def check_ownership(folder: Path) -> None:
-    """Check that nobody but this user and root can have written into a folder.
+    """Check that only this user and root can have written to a folder.
 
     Raises:
-        AutoConfError: it belongs to somebody else, or others can write to it.
-        OSError: it cannot be looked at.
+        AutoConfError: the folder belongs to another user, or other users can write to it.
+        OSError: the folder cannot be inspected.
     """
     if not hasattr(os, "geteuid"):
-        return  # Windows: its access lists are not looked at
+        return  # Windows: access control lists are not checked
     found = os.lstat(folder)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (os.geteuid(), 0) or found.st_mode & 0o022:
         raise AutoConfError(
-            f"{folder}: must be a folder of your own that nobody else can write to, as predictors in it are run; "
+            f"{folder}: must belong to you and be writable only by you, because predictors in it are executed; "
             "remove it, or set XDG_CACHE_HOME to another folder"
         )

@@ -1,32 +1,32 @@
 """Locks that a forked process never inherits while another thread holds them.
 
-Who forks waits until no other thread loads a version or predicts. So the child finds no lock held, no half-imported
-library and no half-finished prediction, and answers like any other process.
+A fork waits until no other thread loads a version or predicts. So the child process inherits no held lock, no partly
+imported library and no unfinished prediction, and answers like any other process.
 """
 
 from __future__ import annotations
 
 import concurrent.futures.thread  # noqa: F401
-import logging  # noqa: F401 - both lock before a fork, too: hooks run in reverse, so that ours must come after theirs
+import logging  # noqa: F401 - both take locks before a fork; hooks run in reverse, so ours must be registered last
 import os
 import threading
 from types import TracebackType
 
-_LONGEST_WAIT = 60.0  # seconds that a fork waits for a thread that loads; a library's own hook may keep that thread
+_LONGEST_WAIT = 60.0  # seconds that a fork waits for a loading thread, which a hook of a library may block
 
 
 class Lock:
-    """A lock for one thread at a time, which the same thread may take again."""
+    """A reentrant lock that can be renewed after a fork."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
 
     def acquire(self, timeout: float = -1) -> bool:
-        """Take it, waiting at most so many seconds; whether it was taken."""
+        """Acquire the lock, waiting at most this many seconds; return whether it was acquired."""
         return self._lock.acquire(timeout=timeout)
 
     def release(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         self._lock.release()
 
     def __enter__(self) -> None:
@@ -38,16 +38,16 @@ class Lock:
         self.release()
 
     def renew(self) -> None:
-        """Forget who holds it: in a forked process, nobody does."""
+        """Replace the lock by a free one: in a forked process, no thread holds it."""
         self._lock = threading.RLock()
 
 
-# Taken in this order: a version that is loaded may predict.
-LOADING = Lock()  # a version is loaded, rebuilt or noted; libraries are imported for it
-PREDICTING = Lock()  # AutoGluon predicts; the number of OpenMP threads, which is the process's, is limited meanwhile
+# Acquired in this order: loading a version may predict.
+LOADING = Lock()  # held while a version is loaded, rebuilt or recorded, and its libraries are imported
+PREDICTING = Lock()  # held while AutoGluon predicts, and the process's number of OpenMP threads is limited
 
 
-_held: list[Lock] = []  # by the thread that forks
+_held: list[Lock] = []  # the locks that the forking thread holds
 
 
 def _before_fork() -> None:

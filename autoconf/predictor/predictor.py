@@ -1,4 +1,4 @@
-"""A loaded predictor: the features of candidates, and whether they fit."""
+"""A loaded predictor version, which computes features and predicts whether candidates fit."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ MONOTONE = {"headroom_gib": 1, "sharded": -1}
 
 
 class Predictor:
-    """A loaded version: decides whether candidates fit.
+    """A loaded version that predicts whether candidates fit.
 
     Args:
         card: the version's card.
-        memory: peak memory of its jobs.
-        tabular: AutoGluon's predictor; ``None`` for a version that only computes features.
+        memory: memory model of its jobs.
+        tabular: AutoGluon predictor; ``None`` if only features are computed.
     """
 
     def __init__(self, card: Card, memory: MemoryTable | StackMemory, tabular: Any) -> None:
         self.card = card
         self.memory = memory
         self._tabular = tabular
-        import threadpoolctl  # sets an environment variable, which the registry takes back
+        import threadpoolctl  # sets an environment variable, which the registry removes again
 
         self._openmp = threadpoolctl.ThreadpoolController().select(user_api="openmp")
 
     @property
     def domain(self) -> Domain:
-        """The jobs that the version answers."""
+        """The jobs that the version supports."""
         return self.card.domain
 
     def about(self, models: dict[str, Model], memory: StackMemory) -> Predictor:
         """The same predictor for other models.
 
         Args:
-            models: they replace the domain's.
-            memory: their peak memory.
+            models: the models of the new domain.
+            memory: memory model of these models.
         """
         domain = self.domain.model_copy(update={"models": models})
         return Predictor(self.card.model_copy(update={"domain": domain}), memory, self._tabular)
@@ -60,7 +60,7 @@ class Predictor:
         Args:
             model: one of the domain's models.
             method: one of the domain's methods.
-            stack: how the job trains.
+            stack: the training stack.
 
         Raises:
             Unsupported: the version has no memory profile for it.
@@ -75,12 +75,12 @@ class Predictor:
         """
         if table.empty:
             return np.zeros(0)
-        # Neither AutoGluon nor LightGBM promises that prediction is thread-safe. One OpenMP thread: on a busy machine a
-        # second one costs 20 ms of waiting for what takes a tenth of one.
+        # Neither AutoGluon nor LightGBM promises that prediction is thread-safe. The work takes 0.1 ms on one OpenMP
+        # thread; on a busy machine, waiting for a second thread costs 20 ms.
         try:
             with PREDICTING, self._openmp.limit(limits=1):
                 found = self._tabular.predict_proba(table, as_pandas=False, as_multiclass=False)
-        except Exception as error:  # libraries that do not go together can fail at the first prediction, with anything
+        except Exception as error:  # incompatible libraries can raise any exception at the first prediction
             raise AutoConfError(
                 f"version {self.card.version}: the predictor does not answer: {type(error).__name__}: {error}; "
                 f"installed libraries: {installed_libraries()}"
@@ -88,17 +88,17 @@ class Predictor:
         return np.asarray(found, np.float64)
 
     def answers(self, table: pd.DataFrame) -> Booleans:
-        """Whether a table of ``features`` is predicted to fit, shape (rows,)."""
+        """Whether each row of a table of ``features`` is predicted to fit, shape (rows,)."""
         return self.possible(table) & (self.probabilities(table) >= self.card.threshold)
 
     def possible(self, table: pd.DataFrame) -> Booleans:
-        """Whether a table of ``features`` has the least headroom without which nothing fits, shape (rows,)."""
+        """Whether each row of a table of ``features`` has the minimum headroom, shape (rows,)."""
         least = self.card.least_headroom_gib
         enough: Booleans = np.ones(len(table), bool) if least is None else table["headroom_gib"].to_numpy() >= least
         return enough
 
     def fits(self, candidates: Candidates) -> Booleans:
-        """Whether candidates are predicted to fit, shape (candidates,)."""
+        """Whether each candidate is predicted to fit, shape (candidates,)."""
         return self.answers(self.features(candidates))
 
     def features(self, candidates: Candidates) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Train a version again, once, in the user's cache, where the installed libraries are not those it was made with."""
+"""Retrain a version in the user's cache, once, if the installed libraries differ from those it was made with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from autoconf.errors import AutoConfError
-from autoconf.files import appearing_folder
+from autoconf.files import atomic_folder
 from autoconf.memory import version_1
 from autoconf.memory.model import StackMemory
 from autoconf.memory.version_1 import MemoryTable
@@ -29,33 +29,33 @@ from autoconf.predictor.predictor import MONOTONE, Predictor
 logger = logging.getLogger(__name__)
 
 PREDICTOR, TRAINING_TABLE = "predictor", "virtual_runs.parquet"  # in the version's folder
-_ROOM = 8 << 20  # bytes; what training writes takes less
+_ROOM = 8 << 20  # bytes; training writes less
 
 
 def cache_folder() -> Path:
-    """The folder of rebuilt versions and of remembered checks."""
+    """The folder of rebuilt versions and of records of passed checks."""
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("ado-autoconf"))
 
 
 def training_table(runs: pd.DataFrame, predictor: Predictor) -> pd.DataFrame:
-    """Features and label of a version's training table. That of 1.1.0 has jobs instead of features."""
+    """Features and labels of a version's training table. The table of 1.1.0 has jobs instead of features."""
     if predictor.card.reserve is not None:
         return runs
     return predictor.features(candidates(predictor, runs)).assign(**{LABEL: runs[LABEL].to_numpy(int)})
 
 
 def rebuilt(version: VersionFiles, memory: MemoryTable | StackMemory) -> Predictor:
-    """The predictor for the installed libraries: from the cache, or trained there by one process of the machine.
+    """The predictor for the installed libraries, from the cache; one process per machine trains it if it is missing.
 
     Args:
         version: the verified version.
         memory: its memory profiles.
 
     Raises:
-        AutoConfError: it cannot be trained or kept, the cache is not the user's own, files there were altered, or the
-            rebuilt predictor answers the check jobs otherwise than the version did.
+        AutoConfError: it cannot be trained or stored, the cache does not belong to the user, cached files were altered,
+            or the rebuilt predictor answers the check jobs differently than the version did.
     """
     import filelock
 
@@ -63,7 +63,7 @@ def rebuilt(version: VersionFiles, memory: MemoryTable | StackMemory) -> Predict
     made_of = json.dumps([2, card.files, installed_libraries()], sort_keys=True)  # 2: the format of the folder
     target = folder / f"{card.version}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
     try:
-        if not target.exists():  # it appears complete, and may be in a read-only image from then on
+        if not target.exists():  # a complete cache may be in a read-only image, so do not write to it
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with filelock.FileLock(f"{target}.lock"):
                 if not target.exists():
@@ -71,7 +71,7 @@ def rebuilt(version: VersionFiles, memory: MemoryTable | StackMemory) -> Predict
         files = _read(target, made_of, card.version)
     except AutoConfError:
         raise
-    except Exception as error:  # a full disk, a lock that cannot be had, anything that training fails with
+    except Exception as error:  # a full disk, a lock that cannot be acquired, any exception of training
         raise AutoConfError(
             f"version {card.version}: cannot rebuild it in {folder}: {type(error).__name__}: {error}"
         ) from error
@@ -79,7 +79,7 @@ def rebuilt(version: VersionFiles, memory: MemoryTable | StackMemory) -> Predict
 
 
 def _read(target: Path, made_of: str, version: str) -> dict[str, bytes]:
-    """The files of a rebuilt predictor; nobody else can have written them."""
+    """Read the files of a rebuilt predictor, after a check that no other user can have written them."""
     check_ownership(target.parent)
     check_ownership(target)
     card: dict[str, Any] = json.loads(read_file(target / CARD))
@@ -93,9 +93,9 @@ def _rebuild(version: VersionFiles, memory: MemoryTable | StackMemory, target: P
     libraries = ", ".join(f"{name} {number}" for name, number in installed_libraries().items())
     logger.warning("rebuilding predictor %s for %s: once, takes some seconds ...", card.version, libraries)
     started = time.perf_counter()
-    for abandoned in target.parent.glob(f"{target.name}.*/"):  # by a process that was killed: we have the lock
+    for abandoned in target.parent.glob(f"{target.name}.*/"):  # left by a killed process, as this one has the lock
         shutil.rmtree(abandoned, ignore_errors=True)
-    with appearing_folder(target, mode=0o700, replace=False, prefix=f"{target.name}.") as scratch:
+    with atomic_folder(target, mode=0o700, replace=False, prefix=f"{target.name}.") as scratch:
         _check_room(scratch)
         runs = training_table(pd.read_parquet(BytesIO(version.files[TRAINING_TABLE])), Predictor(card, memory, None))
         monotone = MONOTONE if card.reserve else version_1.MONOTONE
@@ -109,7 +109,7 @@ def _rebuild(version: VersionFiles, memory: MemoryTable | StackMemory, target: P
 
 
 def _check_room(scratch: Path) -> None:
-    """Raise where the disk is too full. AutoGluon takes a full disk for a model that does not train."""
+    """Raise if the disk is too full, which AutoGluon would report as a model that does not train."""
     path = scratch / "room"
     try:
         with path.open("wb") as stream:
@@ -129,12 +129,12 @@ def _trained(scratch: Path) -> Mapping[str, bytes]:
 
 
 def check_once(predictor: Predictor, sha256: str, content: bytes) -> None:
-    """Check a predictor's answers, unless they were checked before with this card and these libraries.
+    """Check a predictor's answers, unless they passed before with this card and these libraries.
 
     Args:
         predictor: a loaded version.
         sha256: digest of its card.
-        content: of its check jobs.
+        content: content of its file ``CHECK_JOBS``.
 
     Raises:
         AutoConfError: an answer differs.
@@ -147,7 +147,7 @@ def check_once(predictor: Predictor, sha256: str, content: bytes) -> None:
 
 
 def checked_with(sha256: str) -> str:
-    """The name under which a check is remembered: of the version, the installed libraries and the machine's kind."""
+    """The name of the record of a check: a hash of the version, the installed libraries and the kind of machine."""
     system = os.uname() if hasattr(os, "uname") else None
     kind = [system.sysname, system.machine] if system else ["Windows"]
     made_of = json.dumps([sha256, installed_libraries(), kind], sort_keys=True)
@@ -155,7 +155,7 @@ def checked_with(sha256: str) -> str:
 
 
 def remember_check(sha256: str) -> None:
-    """Remember that the answers of a version were checked; where nothing can be kept they are checked again."""
+    """Record that the answers of a version passed the check; if this fails, they are checked again next time."""
     mark = cache_folder() / "checked" / checked_with(sha256)
     try:
         mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

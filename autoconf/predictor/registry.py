@@ -1,8 +1,8 @@
-"""Predictor versions: which there are, and loading them.
+"""List and load predictor versions.
 
-A version is a folder of ``AutoGluonModels``: an AutoGluon predictor, the table it was trained on, the memory profiles
-of its models, check jobs with their answers, and a card (``autoconf.predictor.cards``), whose digest is written here.
-Where the installed libraries do not match the card, the predictor is trained again (``autoconf.predictor.rebuild``).
+A version is a folder of ``AutoGluonModels``: an AutoGluon predictor, its training table, the memory profiles of its
+models, check jobs with their answers, and a card (``autoconf.predictor.cards``) whose digest is stored here. If the
+installed libraries do not match the card, the predictor is retrained (``autoconf.predictor.rebuild``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from autoconf.predictor.check_jobs import CHECK_JOBS
 from autoconf.predictor.locks import LOADING
 from autoconf.predictor.predictor import Predictor
 from autoconf.predictor.rebuild import check_once, rebuilt
-from autoconf.predictor.user_versions import ModelsFolder, Place
+from autoconf.predictor.user_versions import ModelsFolder, VersionFolder
 
 MODELS = Path(__file__).parents[1] / "AutoGluonModels"
 # The released versions in order, each with the SHA-256 of its card, which `make evaluate` prints.
@@ -36,14 +36,14 @@ RELEASED = {
     "2.0.0": "e0e1b55c71798c4d158e550b375210c21bf4a11c8abc8ea4b84be5f692d36060",
 }
 DEFAULT = list(RELEASED)[-1]
-_CHECKED = frozenset(RELEASED.values())  # with the libraries of their cards, when they were made
+_CHECKED = frozenset(RELEASED.values())  # checked with the libraries of their cards when they were made
 
 
-_loaded: dict[Place, Predictor] = {}
+_loaded: dict[VersionFolder, Predictor] = {}
 
 
 def known(models: ModelsFolder = None) -> list[str]:
-    """The released versions, and the user's own versions.
+    """List the released versions and the user versions.
 
     >>> known()[:2]
     ['1.1.0', '2.0.0']
@@ -51,41 +51,41 @@ def known(models: ModelsFolder = None) -> list[str]:
     return [*RELEASED, *user_versions.listed_in(user_versions.folder_of(models))]
 
 
-def place(version: str, models: ModelsFolder = None) -> Place:
-    """Where a version lies.
+def place(version: str, models: ModelsFolder = None) -> VersionFolder:
+    """Locate a version.
 
     Args:
-        version: the number of a released version, or the name of a version of the user, which has a ``+``.
-        models: folder of the user's versions; by default what ``AUTOCONF_MODELS`` names.
+        version: the number of a released version, or the name of a user version, which contains a ``+``.
+        models: folder of user versions; by default the one that the environment variable ``AUTOCONF_MODELS`` names.
 
     Raises:
         ValueError: there is no such version, or ``models`` is not a directory.
-        AutoConfError: ``AUTOCONF_MODELS`` is not set though it is needed, or not a directory; or a version of the user
-            is not the one that was used first.
+        AutoConfError: ``AUTOCONF_MODELS`` is needed but not set, or not a directory; or a user version has changed
+            since its first use.
     """
     if version in RELEASED:
-        return Place(MODELS / version, RELEASED[version])
+        return VersionFolder(MODELS / version, RELEASED[version])
     if user_versions.is_own(version):
         return user_versions.place(version, user_versions.folder_of(models))
     raise ValueError(f"model_version {version!r} is not released; released versions are {', '.join(RELEASED)}")
 
 
 def load(version: str, models: ModelsFolder = None) -> Predictor:
-    """The predictor of a version, loaded at most once per process.
+    """Load the predictor of a version, at most once per process.
 
     Args:
-        version: as ``place`` has it.
-        models: as ``place`` has it.
+        version: as in ``place``.
+        models: as in ``place``.
 
     Raises:
         ValueError: there is no such version.
         AutoConfError: the version's files are missing, altered or unreadable, a library does not import, or a rebuilt
-            predictor does not give the answers that the version gave when it was made.
+            predictor gives other answers than the version did when it was made.
     """
     return load_from(place(version, models))
 
 
-def load_from(found: Place) -> Predictor:
+def load_from(found: VersionFolder) -> Predictor:
     """The predictor in a place, loaded at most once per process.
 
     Raises:
@@ -100,7 +100,7 @@ def load_from(found: Place) -> Predictor:
 
 
 def card(version: str, models: ModelsFolder = None) -> Card:
-    """The card of a version.
+    """Read the card of a version.
 
     Raises:
         ValueError: there is no such version.
@@ -113,15 +113,13 @@ def card(version: str, models: ModelsFolder = None) -> Card:
 
 
 @cache
-def _card(found: Place) -> Card:
+def _card(found: VersionFolder) -> Card:
     return read_card(*found, remedy=_remedy(found.folder))
 
 
 def _remedy(folder: Path) -> str:
-    """What a user may do where a version is not whole, or not what it was."""
-    if not user_versions.is_own(folder.name):
-        return RELEASED_AGAIN
-    return user_versions.remedy(folder.name)
+    """The advice to a user whose version is incomplete or altered."""
+    return user_versions.RESTORE if user_versions.is_own(folder.name) else RELEASED_AGAIN
 
 
 # scikit-learn and threadpoolctl set these when they are imported.
@@ -129,7 +127,7 @@ _SET_BY_LIBRARIES = {"KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"}
 
 
 def _open(folder: Path, sha256: str) -> Predictor:
-    # Libraries that AutoGluon imports add warnings filters and environment variables; the host process keeps its own.
+    # Libraries that AutoGluon imports add warnings filters and environment variables to the process; remove them again.
     added = _SET_BY_LIBRARIES - os.environ.keys()
     try:
         with warnings.catch_warnings():

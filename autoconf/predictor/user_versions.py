@@ -1,4 +1,4 @@
-"""Versions that users made: folders of versions, and the digests that these versions had when they were first used."""
+"""User versions: the folders that hold them, and the digests that they had at their first use."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autoconf.errors import AutoConfError
-from autoconf.files import appearing_file, reason
+from autoconf.files import atomic_file, reason
 from autoconf.predictor.cards import CARD, digest
 from autoconf.predictor.integrity import read_file
 from autoconf.predictor.locks import LOADING
 
 VARIABLE = "AUTOCONF_MODELS"
-ModelsFolder = str | os.PathLike[str] | None  # a folder of versions; None means that of ``AUTOCONF_MODELS``
-# The number of the version it was made from, a +, and a name: no number that is ever released, and no path.
+ModelsFolder = str | os.PathLike[str] | None  # a folder of versions; None means the folder of ``AUTOCONF_MODELS``
+# The number of the version it was made from, a +, and a name. It is never a released number or a path.
 NAME = re.compile(r"\d+(\.\d+)*\+[a-z0-9]+([._-][a-z0-9]+)*", re.IGNORECASE)
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _PIN = re.compile(r"[0-9a-f]{64}")
@@ -24,21 +24,21 @@ _PINS = "versions.json"
 
 
 class NoModelsFolder(AutoConfError):
-    """A user version is asked for, and there is no folder of user versions."""
+    """A user version was requested, but no folder of user versions is known."""
 
 
-class Place(NamedTuple):
-    """Where a version lies, and the digest that its card must have."""
+class VersionFolder(NamedTuple):
+    """The folder of a version, and the expected digest of its card."""
 
     folder: Path
     sha256: str
 
 
 def folder_of(models: ModelsFolder = None) -> Path | None:
-    """The folder of the user's versions, as it was given; None where none was given.
+    """The folder of user versions, as an absolute path; ``None`` if none is set.
 
     Args:
-        models: the folder; by default what the environment variable ``AUTOCONF_MODELS`` names.
+        models: the folder; by default the one that the environment variable ``AUTOCONF_MODELS`` names.
 
     Raises:
         ValueError: ``models`` is not a directory.
@@ -56,14 +56,14 @@ def folder_of(models: ModelsFolder = None) -> Path | None:
 
 
 def listed_in(folder: Path | None) -> list[str]:
-    """The versions in a folder, by name."""
+    """List the names of the versions in a folder."""
     if folder is None:
         return []
     return sorted(path.parent.name for path in folder.glob(f"*/{CARD}") if NAME.fullmatch(path.parent.name))
 
 
 def is_own(version: str) -> bool:
-    """Whether a version's name is that of a version of the user.
+    """Whether a name is that of a user version.
 
     >>> is_own("2.0.0+mine"), is_own("2.0.0")
     (True, False)
@@ -71,67 +71,80 @@ def is_own(version: str) -> bool:
     return "+" in version
 
 
-def place(version: str, folder: Path | None) -> Place:
-    """Where a version of the user lies, and its digest.
+def place(version: str, folder: Path | None) -> VersionFolder:
+    """Locate a user version and its expected digest.
 
-    The digest is the one that the name gives (``2.0.0+mine@sha256:...``), or else the one that the version had when
-    this user first used it on this machine, under this path or under the path that links lead to.
+    The digest is the one in the name (``2.0.0+mine@sha256:...``), or else the one that the version had when this user
+    first used it on this machine, under the given path or under the path that links resolve to.
 
     Raises:
-        ValueError: the folder has no such version, or what follows ``@`` is not a digest.
-        AutoConfError: there is no folder, the version is not the one that was used first, or its digest cannot be kept.
+        ValueError: the folder has no such version, or the text after ``@`` is not a digest.
+        AutoConfError: there is no folder, the version has changed since its first use, or its digest cannot be stored.
     """
     name, at, given = version.partition("@")
     if folder is None:
-        raise NoModelsFolder(f"version {name} is a version of your own, and {VARIABLE} names no folder of versions")
+        raise NoModelsFolder(f"version {name} is a user version, but {VARIABLE} does not name a folder of versions")
     names = listed_in(folder)
     if name not in names:
         raise ValueError(f"model_version {name!r} is not in {folder}, which has {', '.join(names) or 'none'}")
     if not at:
-        return Place(folder / name, _pinned(folder / name))
+        return VersionFolder(folder / name, _pinned(folder / name))
     found = _DIGEST.fullmatch(given.lower())
     if found is None:
         raise ValueError(f"model_version: after @ must come sha256: and 64 hexadecimal digits, got {given[:80]!r}")
-    return Place(folder / name, found[1])
+    return VersionFolder(folder / name, found[1])
 
 
-def remedy(name: str) -> str:
-    """What a user may do where a version of the user is not what it was."""
-    return f"if that was you, take it as it is by: ado-autoconf versions {name} --trust"
+# The advice where the files of a user version differ from its card, or the card differs from the digest that was given.
+RESTORE = "restore its files, or make it again with ado-autoconf train"
+
+
+def _accept(name: str) -> str:
+    """The advice to a user whose version has another card than at its first use."""
+    return f"if you changed it, accept it with: ado-autoconf versions {name} --trust"
 
 
 def trust(folder: Path) -> str:
-    """Take a version as it is now, whatever it was before; returns the digest of its card.
+    """Accept the current content of a version, and return the digest of its card.
 
     Raises:
-        AutoConfError: the card cannot be read, or its digest not be kept.
+        AutoConfError: the card cannot be read, or its digest cannot be stored.
     """
-    with LOADING:
-        found = _card_digest(folder)
-        _keep(folder, found)
+    found = _card_digest(folder)
+    pin(folder, found)
     return found
 
 
+def pin(folder: Path, sha256: str) -> None:
+    """Store the digest that the card of a version must have from now on.
+
+    Raises:
+        AutoConfError: it cannot be stored.
+    """
+    with LOADING:
+        _keep(folder, sha256)
+
+
 def _pinned(folder: Path) -> str:
-    """The digest of a version's card, which must be the one at its first use, if this is not the first."""
+    """The digest of a version's card; it must equal the digest at the first use, which is stored."""
     with LOADING:
         found = _card_digest(folder)
         pins = _read_pins(_pins_file())
         known = [pins.get(path) for path in _paths(folder)]
         if any(pin not in (None, found) for pin in known):
-            raise AutoConfError(f"version {folder.name}: {CARD} was altered (in {folder}); {remedy(folder.name)}")
+            raise AutoConfError(f"version {folder.name}: {CARD} was altered (in {folder}); {_accept(folder.name)}")
         if None in known:
             _keep(folder, found)
     return found
 
 
 def _paths(folder: Path) -> tuple[str, str]:
-    """A version's path as it was given, and as links lead to it: whoever changes a link changes one of them only."""
+    """The path of a version as given and with links resolved; a changed link changes only one of them."""
     return str(folder.absolute()), str(folder.resolve())
 
 
 def _keep(folder: Path, sha256: str) -> None:
-    """Note the digest of a version, one process at a time."""
+    """Store the digest of a version; a file lock lets one process at a time do so."""
     import filelock
 
     file = _pins_file()
@@ -139,7 +152,7 @@ def _keep(folder: Path, sha256: str) -> None:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with filelock.FileLock(f"{file}.lock"):
             pins = _read_pins(file) | dict.fromkeys(_paths(folder), sha256)
-            with appearing_file(file, mode=0o600) as stream:
+            with atomic_file(file, mode=0o600) as stream:
                 stream.write(json.dumps(pins, indent=2).encode())
     except OSError as error:
         raise AutoConfError(
@@ -155,7 +168,7 @@ def _pins_file() -> Path:
 
 
 def _read_pins(file: Path) -> dict[str, str]:
-    """The digests that were noted, by path."""
+    """The stored digests, by path."""
     try:
         pins = json.loads(read_file(file, follow_links=True))
     except (FileNotFoundError, NotADirectoryError):

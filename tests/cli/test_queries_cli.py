@@ -117,8 +117,8 @@ def test_a_column_of_what_is_asked_is_not_overwritten(run):
         pd.DataFrame([{**job, **more}]).to_csv("jobs.csv", index=False)
         result = run("largest-batch", "--csv", "jobs.csv")
         assert (result.exit_code, result.stdout) == (2, "")
-        assert "the answers' columns can_recommend, per_device_train_batch_size, batch_size, reason" in result.stderr
-        assert "batch_size" in result.stderr.partition("the table has")[2]
+        assert "the output columns can_recommend, per_device_train_batch_size, batch_size, reason" in result.stderr
+        assert "batch_size" in result.stderr.partition("the table already has")[2]
 
 
 def test_the_types_of_gpu_are_ranked_for_one_job_and_for_a_table(run):

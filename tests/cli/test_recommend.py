@@ -57,8 +57,8 @@ def test_columns_that_may_be_meant_to_count_are_named(run: Callable[..., Result]
     assert (result.exit_code, rows(result.stdout)[0]["gpus"]) == (0, "2")
     assert result.stderr.splitlines() == [
         "standard input: columns carried through, but ignored: max_gpu, optimizer, packing, id",
-        "standard input: column 'max_gpu' is ignored: is max_gpus meant?",
-        "standard input: column 'optimizer' is ignored: is optim meant?",
+        "standard input: column 'max_gpu' is ignored; did you mean max_gpus?",
+        "standard input: column 'optimizer' is ignored; did you mean optim?",
         f"standard input: column 'packing' is ignored: answers hold for {TRAINING_STACK}",
     ]
 
@@ -138,8 +138,8 @@ def test_at_most_twenty_bad_rows_are_named(run: Callable[..., Result]) -> None:
         (table(GOOD, GOOD).encode() + b"\xff\n", "line 4: not text in UTF-8: byte 1 is 0xff"),
         (table(GOOD).encode("utf-16"), "line 1: not text in UTF-8: byte 1 is 0xff"),
         (b"\x7fELF\x02\x01\0\0", "line 1: not text: byte 7 is 0x00"),
-        (f"{HEADER},gpus".encode(), "line 1: the answers' columns can_recommend, gpus, workers, reason, outcome are "
-         "appended, but the table has gpus already; rename or remove it"),
+        (f"{HEADER},gpus".encode(), "line 1: the output columns can_recommend, gpus, workers, reason, outcome are "
+         "appended, but the table already has gpus; rename or remove it"),
     ],
 )  # fmt: skip
 def test_what_is_not_a_table_of_jobs_is_one_line(run: Callable[..., Result], content: bytes, message: str) -> None:

@@ -11,7 +11,7 @@ import yaml
 
 import autoconf
 from autoconf import cli, experiments
-from autoconf.jobs.job import NUMBERS, TRAINING_STACK, Workload
+from autoconf.jobs.job import NAMES, NUMBERS, TRAINING_STACK, Workload, choices
 from autoconf.jobs.queries import ARGUMENTS
 from autoconf.min_gpu_recommender import min_gpu_recommender
 from autoconf.predictor import registry
@@ -89,9 +89,14 @@ def test_ado_lists_what_an_experiment_requires_takes_and_gives(name):
     assert defaults.get("max_gpus") == ({"avoid_oom_recommender": 64}.get(name, 8) if more else None)
 
 
+def empty(field: str) -> list[str]:
+    """The value of a setting that the stack decides; the stack itself has none."""
+    return [] if field == "stack" else [""]
+
+
 @pytest.mark.parametrize("name", DECLARED)
 def test_ado_lists_categories_and_whole_numbers(name):
-    """Names and settings have their values, but stay open: a user version or another spelling must be answered."""
+    """Names have their values, but stay open: a user version or another spelling must be answered."""
     listed = experiment(name)
     domains = {one.identifier: one.propertyDomain for one in (*listed.requiredProperties, *listed.optionalProperties)}
     for field, domain in domains.items():
@@ -99,9 +104,13 @@ def test_ado_lists_categories_and_whole_numbers(name):
             assert (domain.variableType.value, domain.interval) == ("DISCRETE_VARIABLE_TYPE", 1)
             assert PropertyDomain(values=[1, 8, 4096]).isSubDomain(domain)
             assert domain.valueInDomain(8192.0) and not domain.valueInDomain(0) and not domain.valueInDomain(1.5)
-        else:
+        elif field in (*NAMES, "lora_r"):
             assert domain.variableType.value == "OPEN_CATEGORICAL_VARIABLE_TYPE" and len(domain.values) > 1
             assert domain.valueInDomain("another")
+        else:
+            assert domain.variableType.value == "CATEGORICAL_VARIABLE_TYPE"
+            assert [*domain.values] == ([False, True] if field == "even_layouts" else [*empty(field), *choices(field)])
+            assert all(map(domain.valueInDomain, domain.values)) and not domain.valueInDomain("another")
     assert {*registry.card("1.1.0").domain.models, *registry.card("2.0.0").domain.models} == {
         *domains["model_name"].values
     }

@@ -28,7 +28,7 @@ SPELLINGS = {
     "NVIDIA-A40": ["A40", "A40-48GB"],
     "NVIDIA-RTX-A6000": ["A6000", "RTX A6000", "rtxa6000", "RTX_A6000_48GB"],
     "NVIDIA-RTX-6000-Ada-Generation": ["RTX 6000 Ada", "RTX6000Ada", "rtx-6000-ada-48gb", "6000 Ada"],
-    "NVIDIA-H200": ["H200", "H200 141GB", "nvidia-h200-141gb"],
+    "NVIDIA-H200": ["H200", "H200 141GB", "nvidia-h200-141gb", "h200 sxm", "H200-SXM5-141GB"],
     "NVIDIA-H20": ["H20", "H20 96GB"],
     "NVIDIA-B200": ["B200", "B200-180GB"],
     "NVIDIA-H100-NVL": ["H100 NVL", "H100NVL", "H100-NVL-94GB", "H100 94GB"],

@@ -57,7 +57,7 @@ def test_a_config_without_a_type_or_of_several_parts_is_not_compared():
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"[1]", "must hold an object in JSON, but holds a list"),
+        (b"[1]", "must hold a JSON object, but holds a list"),
         (b"{", "cannot read it as JSON"),
         (b"\xff\xfe\x00", "cannot read it as JSON"),
         (b"[" * 100_000, "cannot read it as JSON"),

@@ -81,7 +81,7 @@ def test_of_models_with_the_same_shapes_the_one_that_a_checkpoint_names_is_taken
         ({**QWEN, "quantization_config": {}}, "its shapes are those of qwen2.5-7b: give --model-name qwen2.5-7b for"),
         ({**QWEN, "text_config": {}}, "text_config: a model of several parts"),
         ({"hidden_size": 8}, "model_type: is missing"),
-        ([QWEN], "must hold an object in JSON"),
+        ([QWEN], "must hold a JSON object"),
     ],
 )
 def test_a_checkpoint_of_no_known_model_is_refused_with_what_differs(models, checkpoint, config, says):

@@ -269,6 +269,21 @@ def test_a_block_used_by_two_streams_waits_for_both() -> None:
     assert allocator.reserved == 60 * MIB
 
 
+def test_streams_that_came_to_a_point_let_go_of_what_was_freed_before_it() -> None:
+    allocator = Allocator()
+    early, late = allocator.malloc(30 * MIB), allocator.malloc(30 * MIB)
+    for block in (early, late):
+        allocator.record_stream(block, 1)
+    allocator.free(early)
+    there = allocator.progress()
+    allocator.free(late)
+    allocator.reach(there)
+    again = allocator.malloc(30 * MIB)
+    assert again.address == early.address and mib(allocator) == (30, 60)
+    allocator.malloc(30 * MIB)  # the later one is still in use
+    assert mib(allocator) == (60, 90)
+
+
 def test_what_waits_for_a_stream_is_waited_for_before_out_of_memory() -> None:
     allocator = Allocator(capacity=50 * MIB)
     block = allocator.malloc(30 * MIB)

@@ -56,6 +56,14 @@ def test_streams_and_what_waits_for_them_are_replayed() -> None:
     assert (found.timeline[:, 1] // MIB).tolist() == [30, 30, 30, 60, 60, 60, 60, 30]
 
 
+def test_waiting_for_a_mark_lets_go_of_what_was_freed_before_it() -> None:
+    used = [Event(ALLOCATE, 0, 30 * MIB), Event(Action.RECORD_STREAM, 0, stream=1), Event(FREE, 0)]
+    marked = Event(Action.MARK, 7)
+    wait_and_allocate = [Event(Action.WAIT, 7), Event(ALLOCATE, 1, 30 * MIB)]
+    assert replay(Program([*used, marked, *wait_and_allocate])).reserved == 30 * MIB
+    assert replay(Program([marked, *used, *wait_and_allocate])).reserved == 60 * MIB
+
+
 def test_the_least_capacity_is_what_is_held_where_segments_can_be_given_back() -> None:
     found = least_capacity(program(30, -1, 40, -2, 50), tolerance=MIB)
     assert 50 * MIB <= found.nbytes < 51 * MIB and found.also_ran == ()

@@ -20,7 +20,7 @@ from autoconf.predictor.autogluon import LABEL, fit, load_tabular
 from autoconf.predictor.predictor import MONOTONE, Predictor
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "measured_a100.csv"
-FACTOR = "factor on all that is needed"
+FACTOR = "factor on needed memory"
 JOB = {
     "model_name": "Llama 3.1 8B", "method": "lora", "gpu_model": "NVIDIA-A100-SXM4-80GB", "tokens_per_sample": "4096",
     "batch_size": "8", "number_gpus": "2",
@@ -126,7 +126,7 @@ def test_a_world_that_needs_more_is_learned_better_than_the_version_and_the_tabl
     cluster, labels_wrong, fresh = hungrier
     true = fits(fresh, 1.06)
     before, after = ((decisions(of, fresh) != true).mean() for of in (predictor().card.reserve, cluster.reserve))
-    assert cluster.adopted and cluster.sentence.startswith("adopted; held-out runs are told ")
+    assert cluster.adopted and cluster.sentence.startswith("adopted; held-out runs are predicted ")
     assert after < before / 3 and after < labels_wrong
     assert 0.04 < cluster.reserve.peak_share < 0.09 and cluster.learned[FACTOR] == round(
         1 + cluster.reserve.peak_share, 4
@@ -182,7 +182,9 @@ def test_memory_that_was_never_in_use_speaks_for_less_and_cache_for_nothing(pool
     finished = as_table(jobs, np.zeros(len(jobs)))
     tight = 100 * np.minimum((1.0 + 1.02 * peaks) / candidates.usable_gib, 1)
     said = [
-        learn_cluster(predictor(), finished.assign(gpu_memory_utilization_peak=used), "runs.csv").learned["GiB on top"]
+        learn_cluster(predictor(), finished.assign(gpu_memory_utilization_peak=used), "runs.csv").learned[
+            "offset in GiB"
+        ]
         for used in ([f"{used:.2f}" for used in tight], "99.9", "")
     ]
     assert said[0] < said[2] - 0.2 and abs(said[1] - said[2]) < 0.1

@@ -15,7 +15,7 @@ from small_jobs import small_job
 from autoconf.jobs.stack import Stack
 from autoconf.memory.profile import Point, StackMoment
 from autoconf.pipeline.catalog import architectures
-from autoconf.pipeline.tracing.extrapolate import _envelope, head_moments, layer_moments
+from autoconf.pipeline.tracing.extrapolate import envelope, head_moments, layer_moments
 from autoconf.pipeline.tracing.ledger import Storages, trace
 from autoconf.pipeline.tracing.model_setup import TrainingSetup
 from autoconf.pipeline.tracing.recorder import EMBEDDING, HEAD, LOSS, Part, TraceError
@@ -76,7 +76,7 @@ def test_only_moments_that_another_exceeds_in_every_term_are_dropped():
     rows = [(5, 1), (5, 1), (4, 1), (0, 2)]
     moments = [StackMoment(Point.FORWARD, *row, *[0.0] * 6) for row in rows]
     moments.append(StackMoment(Point.HEAD, 1, 0, *[0.0] * 6))  # at another point nothing exceeds it
-    kept = _envelope(moments)
+    kept = envelope(moments)
     assert [(m.point, m.constant, m.per_token) for m in kept] == [
         (Point.FORWARD, 0, 2),
         (Point.FORWARD, 5, 1),

@@ -87,7 +87,7 @@ def trace_file(tmp_path) -> Path:
     ("config", "obstacle"),
     [
         ('{"model_type": "llama",\n "hidden_size" 4}', "line 2, column 16: not JSON: Expecting ':' delimiter"),
-        ("[1]", "must hold an object in JSON, but holds a list"),
+        ("[1]", "must hold a JSON object, but holds a list"),
         ({"hidden_size": 64}, "model_type: is missing"),
         ({"model_type": "lama"}, "model_type: transformers 5.23.0 does not know 'lama'"),
         ({"model_type": "mine", "auto_map": {"AutoConfig": "m.C"}}, "auto_map: model_type 'mine' comes with code of"),

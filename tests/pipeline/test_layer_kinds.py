@@ -107,11 +107,13 @@ def test_a_number_of_layers_takes_the_first_and_begins_again():
 
 def test_a_stack_that_a_config_cannot_say_is_refused():
     deepseek, hybrid, llama = (architectures()[name] for name in ("deepseek-v2-lite", "granite-4.0-h-1b", "llama-7b"))
-    with pytest.raises(ValueError, match=r"kinds: the config of deepseek-v2-lite cannot say \['moe', 'dense'\]"):
+    with pytest.raises(ValueError, match=r"kinds: the config of deepseek-v2-lite cannot express \['moe', 'dense'\]"):
         deepseek.shortened(["moe", "dense"])
-    with pytest.raises(ValueError, match=r"is no stack of granite-4.0-h-1b, whose layers are of kind attention, mamba"):
+    with pytest.raises(
+        ValueError, match=r"are not layers of granite-4.0-h-1b, whose layers are of kind attention, mamba"
+    ):
         hybrid.shortened(["mamba", "moe"])
-    with pytest.raises(ValueError, match=r"kinds: \[\] is no stack of llama-7b, whose layers are of kind layer"):
+    with pytest.raises(ValueError, match=r"kinds: \[\] are not layers of llama-7b, whose layers are of kind layer"):
         llama.shortened([])
 
 

@@ -96,7 +96,7 @@ def test_expandable_segments_are_named_where_they_help(fitting: dict) -> None:
         ([*JOB, "--replay", "--output", "t.txt"], "t.txt: a picture's name must end in .png, .svg or .pdf"),
         ([*JOB, "--replay", "--csv"], "--replay: "),
         ([*JOB, "--replay", "--optim", "paged_adamw_8bit"], "--replay: optim 'paged_adamw_8bit' cannot be replayed"),
-        ([*JOB, "--replay", "--gpus", "2", "--sharding", "fsdp1"], "--replay: sharding 'fsdp1' on several GPUs"),
+        ([*JOB, "--replay", "--gpus", "2", "--sharding", "ddp"], "--replay: sharding 'ddp' on several GPUs"),
     ],
 )
 def test_what_cannot_be_is_said(arguments: list[str], sentence: str, tmp_path: Path, monkeypatch) -> None:

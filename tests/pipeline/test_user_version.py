@@ -35,7 +35,7 @@ def made(tmp_path_factory):
     names = ["qwen2.5-0.5b", "llama-7b"]
     domain = released.domain.model_copy(update={"models": {name: released.domain.models[name] for name in names}})
     card = released.model_copy(update={"version": BASE, "domain": domain, "evaluation": {}})
-    with files.appearing_folder(folder / "models" / BASE) as scratch:
+    with files.atomic_folder(folder / "models" / BASE) as scratch:
         write_models([table.figures(name) for name in names], scratch)
         runs = pd.read_parquet(registry.MODELS / "2.0.0" / rebuild.TRAINING_TABLE)
         version_folder.complete(scratch, card, runs)
@@ -63,10 +63,13 @@ def train(*options):
     return CliRunner().invoke(app, ["train", "--from", BASE, *map(str, options)])
 
 
-def test_a_traced_model_is_answered_for_beside_the_others(place):
+def test_a_traced_model_is_answered_for_beside_the_others(place, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
     done = train("--traces", "my-model.traces.parquet", "--version", OWN, "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
+    checked = rebuild.cache_folder() / "checked" / rebuild.checked_with(found["sha256"])
+    assert checked.exists()  # before the first job, which does not wait for it
     assert (found["version"], found["models"]) == (OWN, 3)
     for name, like in (("my-model", "mistral-7b-v0.1"), ("me/my-model", "mistral-7b-v0.1"), ("llama-7b", "llama-7b")):
         own = recommend(Workload.parse(**JOB, model_name=name))

@@ -23,7 +23,7 @@ from autoconf.cli.plots.memory_bars import as_text, drawn, parts
 from autoconf.jobs.names import key
 from autoconf.jobs.queries import MIN_GPUS
 from autoconf.planner.domain import pick
-from autoconf.planner.runner import _read_columns
+from autoconf.planner.runner import read_columns
 from autoconf.planner.search import recommendations
 from autoconf.predictor import registry
 
@@ -116,7 +116,7 @@ def that_help(fields: dict, below: int | None) -> list[tuple]:
     changed = [{**fields, field: value} for field, value in asked]
     # Without the changes that would help where one does not, of which a table's reasons tell.
     table = {field: [one.get(field) for one in changed] for field in Workload.model_fields}
-    columns, problems = _read_columns(table, MIN_GPUS)
+    columns, problems = read_columns(table, MIN_GPUS)
     sound = [index for index in range(len(changed)) if index not in problems]
     answers = recommendations(registry.load(fields["model_version"]), pick(columns, sound))
     totals = {index: total(said) for index, said in zip(sound, answers, strict=True) if said.can_recommend}
@@ -295,7 +295,7 @@ def test_without_a_recommendation_each_change_is_told_once(run):
 def test_where_no_change_helps_it_says_so(run):
     stubborn = {**NO_GPUS, "model_name": "llama3.1-405b", "gpu_model": "T4", "sharding": "fsdp2", "batch_size": 1}
     assert explain(job(stubborn)).changes == ()
-    assert run(stubborn).stdout.endswith("\nNo single change of those that were asked would get a recommendation.\n")
+    assert run(stubborn).stdout.endswith("\nNone of the single changes tried would get a recommendation.\n")
     assert "change" not in run({**TWO_GPUS, "method": "lora"}).stdout  # one GPU
     assert "change" not in run({**TWO_GPUS, "model_name": "gpt-9"}).stdout  # outside the domain
 
@@ -307,7 +307,7 @@ def test_a_version_without_estimates_is_no_failure(run):
         assert "\nversion 1.1.0 has no estimates; the newest is 2.0.0\n" in result.stdout
         assert re.search(r"\n *gpus +4\n", result.stdout)
         assert "gpu_model=NVIDIA-H100-PCIe would fit on 2 GPUs" in result.stdout
-    assert result.stderr == "picture.png: not written, as there is nothing to draw\n"
+    assert result.stderr == "picture.png: not written, because there is nothing to draw\n"
     assert not Path("picture.png").exists()
 
 

@@ -30,7 +30,7 @@ def columns(**changes) -> dict:
 def test_old_gpu_types_are_refused_with_the_reason_and_a_newer_type(newer, gpu, settings):
     (answer,) = recommendations(newer, columns(gpu_model=gpu, **settings))
     assert (answer.can_recommend, answer.outcome) == (0, "outside_domain")
-    assert "has no bfloat16 and no FlashAttention-2, which need 8.0 and which the job trains with" in answer.reason
+    assert "has no bfloat16 and no FlashAttention-2, which the job uses and which need 8.0" in answer.reason
     named = answer.reason.rpartition(" is ")[2]
     assert newer.domain.gpus[named].compute_capability >= 8
     (remedy, *_) = [
@@ -42,7 +42,7 @@ def test_old_gpu_types_are_refused_with_the_reason_and_a_newer_type(newer, gpu, 
 def test_without_bfloat16_flash_attention_is_still_missing(newer):
     job = columns(gpu_model="T4", torch_dtype="float32", mixed_precision="no", adapter_dtype="float32")
     (answer,) = recommendations(newer, job)
-    assert "has no FlashAttention-2, which need" in answer.reason
+    assert "has no FlashAttention-2, which the job uses and which need" in answer.reason
 
 
 def test_every_newer_type_is_answered(newer):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import autoconf
 from autoconf import Job, Workload, avoid_oom, cheapest_gpu, estimate, largest_batch, largest_sample, recommend
 from autoconf.errors import BadInput, IgnoredColumnWarning
-from autoconf.jobs.column_hints import doubts
+from autoconf.jobs.column_hints import hints
 from autoconf.jobs.queries import GPU_MODEL, LARGEST_BATCH
 from autoconf.planner.prices import read_prices
 from autoconf.predictor import registry
@@ -193,7 +193,9 @@ def test_a_type_without_a_price_is_recommended_only_where_no_type_with_one_fits(
 
 def test_where_no_type_fits_the_one_with_most_memory_tells_why():
     found = cheapest_gpu(Job(model_name="llama3.1-405b", method="full", tokens_per_sample=512, batch_size=8))
-    assert found.reason.startswith("it fits on none of 22 GPU types: on NVIDIA-B200, which has most memory, no number")
+    assert found.reason.startswith(
+        "it fits on none of 22 GPU types: on NVIDIA-B200, which has the most memory, no number"
+    )
     unknown = cheapest_gpu(Job(**{**LORA, "model_name": "gpt-9"}, batch_size=8))
     assert unknown.reason.startswith("model_name 'gpt-9' is not in the domain") and unknown.rank is None
 
@@ -228,7 +230,10 @@ def test_every_default_price_is_of_a_type_of_the_newest_version_and_has_its_sour
             "H100: 1\nA100: 2\n",
             "prices: 'A100' fits several GPU types of version 2.0.0; give one of NVIDIA-A100-SXM4-80GB",
         ),
-        ("H100: 1\nNVIDIA-H100-80GB-HBM3: 2\n", "prices: 'NVIDIA-H100-80GB-HBM3' has another price as"),
+        (
+            "H100: 1\nNVIDIA-H100-80GB-HBM3: 2\n",
+            "prices: 'NVIDIA-H100-80GB-HBM3' is NVIDIA-H100-80GB-HBM3, which has another",
+        ),
     ],
 )
 def test_a_bad_file_of_prices_is_named_by_line_and_type(text, message, tmp_path, monkeypatch):
@@ -356,9 +361,9 @@ def test_a_table_of_jobs_warns_whoever_asked(recwarn):
 
 
 def test_a_column_is_never_taken_for_what_is_asked():
-    assert doubts(["gpu_modl"]) == ["column 'gpu_modl' is ignored: is gpu_model meant?"]
-    assert doubts(["gpu_modl"], GPU_MODEL) == []
-    assert doubts(["num_gpus"], LARGEST_BATCH) == ["column 'num_gpus' is ignored: is number_gpus meant?"]
+    assert hints(["gpu_modl"]) == ["column 'gpu_modl' is ignored; did you mean gpu_model?"]
+    assert hints(["gpu_modl"], GPU_MODEL) == []
+    assert hints(["num_gpus"], LARGEST_BATCH) == ["column 'num_gpus' is ignored; did you mean number_gpus?"]
 
 
 def test_every_question_of_python_is_in_the_package():

@@ -249,10 +249,10 @@ def test_a_column_that_may_be_meant_to_count_is_warned_of(job):
         answers = recommend(table)
     assert answers["gpus"].tolist() == [2]
     assert [str(warning.message) for warning in warned] == [
-        "column 'max_gpu' is ignored: is max_gpus meant?",
-        "column 'gpus_per_node' is ignored: is gpus_per_worker meant?",
-        "column 'optimizer' is ignored: is optim meant?",
-        "column 'lora_rank' is ignored: is lora_r meant?",
+        "column 'max_gpu' is ignored; did you mean max_gpus?",
+        "column 'gpus_per_node' is ignored; did you mean gpus_per_worker?",
+        "column 'optimizer' is ignored; did you mean optim?",
+        "column 'lora_rank' is ignored; did you mean lora_r?",
         f"column 'zero' is ignored: answers hold for {TRAINING_STACK}",
     ]
     assert {warning.filename for warning in warned} == {__file__}

@@ -87,7 +87,7 @@ def test_experiments_take_the_folder_from_python(models):
     job = {field: value for field, value in JOB.items() if field != "batch_size"}
     found = largest_batch_recommender(**job, number_gpus=2, model_version=OWN, models=models)
     assert found == largest_batch_recommender(**{**job, "model_name": "llama-7b"}, number_gpus=2, model_version="2.0.0")
-    with pytest.raises(AutoConfError, match="AUTOCONF_MODELS names no folder"):
+    with pytest.raises(AutoConfError, match="AUTOCONF_MODELS does not name a folder"):
         min_gpu_recommender(**JOB, model_version=OWN)
 
 
@@ -163,7 +163,7 @@ def test_what_is_not_in_the_folder_is_named_with_what_is(models, name):
 
 def test_a_missing_folder_is_no_missing_recommendation(models, tmp_path, monkeypatch):
     job = Workload.parse(**JOB, model_version=OWN)
-    with pytest.raises(AutoConfError, match="AUTOCONF_MODELS names no folder"):
+    with pytest.raises(AutoConfError, match="AUTOCONF_MODELS does not name a folder"):
         recommend(job)
     monkeypatch.setenv(user_versions.VARIABLE, str(tmp_path / "gone"))
     with pytest.raises(AutoConfError, match=r"AUTOCONF_MODELS: .*gone' is not a directory"):
@@ -307,3 +307,9 @@ except AutoConfError as error:
     assert f"cannot keep its digest in {folder / 'versions.json'}: File too large" in done.stdout, done
     assert (folder / "versions.json").read_text() == before
     assert {path.name for path in folder.iterdir()} <= {"versions.json", "versions.json.lock"}
+
+
+def test_what_trust_cannot_help_is_to_be_restored(models):
+    (models / OWN / "notes.txt").write_text("mine")
+    with pytest.raises(AutoConfError, match=r"notes\.txt does not belong to it .*; restore its files, or "):
+        recommend(Workload.parse(**JOB, model_version=OWN), models=models)

@@ -23,7 +23,7 @@ from autoconf.cli.plots.answer_grid import POINT
 from autoconf.jobs.importers.key_table import job_keys
 from autoconf.jobs.job import Workload
 from autoconf.jobs.presets import presets
-from autoconf.pipeline.release.evaluate import _domain, _real_runs, _section
+from autoconf.pipeline.release.evaluate import domain_section, evaluation_section, real_runs_section
 from autoconf.predictor import registry
 
 from ado.utilities import run_experiment
@@ -66,11 +66,11 @@ def test_the_page_of_an_evaluation_has_the_cards_figures(version):
 
 def test_the_pages_of_the_newest_version_are_what_make_evaluate_writes():
     card = registry.card(registry.DEFAULT)
-    assert _section(card.evaluation, card.version) in (PAGES / f"evaluation-{card.version}.md").read_text(
+    assert evaluation_section(card.evaluation, card.version) in (PAGES / f"evaluation-{card.version}.md").read_text(
         encoding="utf-8"
     )
-    assert _domain(card) in (PAGES / f"domain-{card.version}.md").read_text(encoding="utf-8")
-    assert _real_runs(card.evaluation) in (PAGES / "validation.md").read_text(encoding="utf-8")
+    assert domain_section(card) in (PAGES / f"domain-{card.version}.md").read_text(encoding="utf-8")
+    assert real_runs_section(card.evaluation) in (PAGES / "validation.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("version", registry.RELEASED)

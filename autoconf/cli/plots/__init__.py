@@ -1,1 +1,1 @@
-"""Pictures: bars of memory, and heat maps of answers."""
+"""Draw pictures: bars of memory, and heat maps of answers."""

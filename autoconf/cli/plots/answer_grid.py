@@ -1,4 +1,4 @@
-"""Many answers arranged for a picture: read from a table (``points``, ``choose``) and laid out (``chart``)."""
+"""Arrange many answers for a picture: read them from a table (``points``, ``choose``) and lay them out (``chart``)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from autoconf.jobs.values import is_empty, name, whole_number
 from autoconf.predictor.registry import RELEASED, card
 
 NO_RECOMMENDATION = 0
-MISSING = -1  # a point that was not asked, or whose measurement failed
+MISSING = -1  # a point without an answer, or whose measurement failed
 
-# What one picture has a single value of, unless its panels are of several; a file may have several.
+# Settings that have a single value in one picture, unless its panels differ in them; a file may have several values.
 SETTINGS = (EXPERIMENT, "model_name", "method", "gpu_model", *(field for field in OPTIONAL if field not in BATCHES))
 PANELS = ("model_name", "method")
 POINT = (*REQUIRED, "batch_size")
@@ -31,7 +31,7 @@ SEPARATOR = "  ·  "  # between the settings that a picture names
 
 
 def points(answers: pd.DataFrame) -> pd.DataFrame:
-    """Read answers: those of ``ado-autoconf recommend``, or ado's export in either of its property formats.
+    """Read the answers of ``ado-autoconf recommend``, or an export of ado in either of its property formats.
 
     Args:
         answers: cells as text, the index the number of each row's line in its file.
@@ -62,13 +62,13 @@ def points(answers: pd.DataFrame) -> pd.DataFrame:
             settings = [_set_by_experiment(field, experiment) or OPTIONAL[field] for experiment in experiments]
             if any(settings):
                 values[field] = [setting or "" for setting in settings]
-    # Where nothing could be recommended, ado's export has no such columns.
+    # If no answer has a recommendation, ado's export lacks these columns.
     outputs = table.reindex(columns=["can_recommend", "gpus", "workers"], fill_value="")
     return pd.DataFrame({**values, "total": _cells(outputs, list(outputs), _total)}, index=table.index)
 
 
 def _set_by_experiment(field: str, experiment: str) -> Any:
-    """The value that a space gave to one of an experiment's optional fields, which ado keeps in its name alone.
+    """The value of an optional field of an experiment, which ado stores only in the name of the experiment.
 
     >>> _set_by_experiment("max_gpus", "custom_experiments.min_gpu_recommender-gpus_per_worker.4-max_gpus.64")
     64
@@ -80,7 +80,7 @@ def _set_by_experiment(field: str, experiment: str) -> Any:
 
 
 def _one_row_per_answer(answers: pd.DataFrame) -> pd.DataFrame:
-    """ado's "observed" format has a column for each experiment's property, ``<experiment>-gpus``: split into rows."""
+    """Split ado's "observed" format, with a column ``<experiment>-gpus`` for each property, into one row per answer."""
     suffix = "-can_recommend"
     if "can_recommend" in answers or not any(column.endswith(suffix) for column in answers):
         return answers
@@ -94,7 +94,7 @@ def _one_row_per_answer(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def _cells(table: pd.DataFrame, columns: list[str], read: Callable[..., Any]) -> list[Any]:
-    """Read each row's cells of some columns; rows with the same text are read once."""
+    """Read the cells of some columns in each row; rows with the same texts are read once."""
     read = cache(read)
     values = []
     for line, *texts in table[columns].itertuples(name=None):
@@ -106,7 +106,7 @@ def _cells(table: pd.DataFrame, columns: list[str], read: Callable[..., Any]) ->
 
 
 def _reader(field: str) -> Callable[[str], Any]:
-    """How a field's text is read, "" standing for what the file leaves open."""
+    """The function that reads the text of a field; empty text means that the file does not set the field."""
     if field == EXPERIMENT:
         return lambda text: "" if is_empty(text) else name(field, text)
     if field == "batch_size":
@@ -115,7 +115,7 @@ def _reader(field: str) -> Callable[[str], Any]:
 
 
 def _total(can_recommend: str, gpus: str, workers: str) -> int:
-    """GPUs in total of one answer."""
+    """The total number of GPUs of one answer."""
     can_recommend, gpus, workers = map(_measured, (can_recommend, gpus, workers))
     if not can_recommend:
         return MISSING
@@ -127,7 +127,7 @@ def _total(can_recommend: str, gpus: str, workers: str) -> int:
 
 
 def _measured(text: str) -> str:
-    """The value in a cell of ado's export; a point measured several times has a list such as ``[1, 1]``."""
+    """The value in a cell of an export of ado; a point measured several times has a list such as ``[1, 1]``."""
     text = text.strip()
     if text.startswith("[") and text.endswith("]"):
         values = {value.strip() for value in text[1:-1].split(",")}
@@ -136,7 +136,7 @@ def _measured(text: str) -> str:
 
 
 def panels_of(text: str) -> tuple[str, ...]:
-    """Read what the panels of a picture differ in.
+    """Read the settings that the panels of a picture differ in.
 
     Args:
         text: some of ``SETTINGS``, at least one, with commas between them; empty text is ``PANELS``.
@@ -159,21 +159,23 @@ def panels_of(text: str) -> tuple[str, ...]:
 def choose(
     points: pd.DataFrame, wanted: Mapping[str, str], panels: Sequence[str] = PANELS
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Keep the answers of one GPU type, version and so on: those wanted, otherwise the first that the file names.
+    """Keep the answers of one GPU type, version and so on: the wanted one, or else the first one in the file.
 
     Args:
-        points: as ``points`` gives them.
+        points: a table from ``points``.
         wanted: the value to keep for some of ``SETTINGS``, as text.
         panels: those of ``SETTINGS`` that may keep several values.
 
     Returns:
-        The answers that are kept, and a sentence for each setting that was chosen here.
+        The answers that are kept, and a sentence for each setting that was chosen by default.
 
     Raises:
         ValueError: the file has no answer with a wanted value.
     """
     notes = []
-    for setting in sorted(SETTINGS, key=lambda setting: setting not in wanted):  # what is wanted leaves fewer to choose
+    for setting in sorted(
+        SETTINGS, key=lambda setting: setting not in wanted
+    ):  # wanted settings first, as they leave fewer values of the others
         found = points[setting].drop_duplicates().tolist() if setting in points else []
         if setting in wanted:
             value = _reader(setting)(wanted[setting])
@@ -207,7 +209,7 @@ def _listed(values: list[Any]) -> str:
 
 @dataclass(frozen=True)
 class Chart:
-    """What is drawn: groups of panels, such as one for each method of a model, all over the same tokens and batches."""
+    """Groups of panels, such as one panel per method of a model, all over the same tokens and batches."""
 
     subtitle: str
     tokens: list[int]
@@ -215,14 +217,14 @@ class Chart:
     groups: list[str]
     members: list[str]
     panels: dict[tuple[str, str], np.ndarray]  # (group, member) -> totals, shape (batches, tokens)
-    groups_in_row: int = 0  # 0: as many as make a picture of common proportions
+    groups_in_row: int = 0  # 0: as many as give the picture usual proportions
 
 
 def chart(points: pd.DataFrame, panels_of: Sequence[str] = PANELS) -> Chart:
     """Arrange answers into panels.
 
     Args:
-        points: as ``choose`` gives them: one value of each setting but for those of ``panels_of``.
+        points: a table from ``choose``, with one value of each setting that is not in ``panels_of``.
         panels_of: the settings that panels differ in: within a group in the last one, groups in those before it. Of
             four or more, groups that differ in the third last one alone are in one row.
 
@@ -267,14 +269,14 @@ def chart(points: pd.DataFrame, panels_of: Sequence[str] = PANELS) -> Chart:
 
 
 def _rank(field: str, value: Any) -> tuple[Any, ...]:
-    """Where a value comes among those of a setting: none, choices in their own order, names in natural order."""
+    """The sort key of a setting's values: no value first, choices in their own order, names in natural order."""
     if value == "":
         return (-1,)
     known = choices(field) if field in OF_STACK and field not in NUMBERS else ()
     return (0, known.index(value)) if value in known else (1, _natural(str(value)))
 
 
-# What a picture calls a value that does not speak for itself; "full" is also a method.
+# Labels of values that are not clear by themselves; "full" is also a method.
 _CALLED = {
     ("loss", "full"): "all logits",
     ("loss", "chunked"): "chunked loss",
@@ -285,7 +287,7 @@ _CALLED = {
 
 
 def label(field: str, value: Any) -> str:
-    """What a panel's title has for the value of a setting.
+    """The label of a setting's value in the title of a panel.
 
     >>> label("loss", "full"), label("method", "full"), label("optim", "")
     ('all logits', 'full', 'optim by default')
@@ -300,7 +302,7 @@ def _natural(text: str) -> list[tuple[int, Any]]:
 
 
 def _subtitle(points: pd.DataFrame, panels_of: Sequence[str]) -> str:
-    """The settings that hold for the whole picture."""
+    """The settings of the whole picture."""
     words = {
         "model_name": "{}",
         "method": "{}",
@@ -314,7 +316,7 @@ def _subtitle(points: pd.DataFrame, panels_of: Sequence[str]) -> str:
     }
     values = {setting: points[setting].iloc[0] for setting in words if setting in points and setting not in panels_of}
     made_from = (values.get("model_version") or "").partition("+")[0]  # whose limits a version of a user's own has
-    if made_from in RELEASED:  # beyond its own limit a version does not look
+    if made_from in RELEASED:  # a version does not consider more GPUs than its limit
         values["max_gpus"] = min(values["max_gpus"], card(made_from).domain.max_gpus)
     if values.get("stack") == OPTIONAL["stack"]:
         del values["stack"]
@@ -331,7 +333,7 @@ def step(total: int) -> int:
 
 
 def steps(totals: Iterable[int]) -> dict[int, str]:
-    """The steps that occur among numbers of GPUs, with the numbers that each covers.
+    """The color steps that occur among numbers of GPUs, with the numbers that each step covers.
 
     >>> steps([1, 8, 5, 2])
     {0: '1', 1: '2', 3: '5-8'}
@@ -343,7 +345,7 @@ def steps(totals: Iterable[int]) -> dict[int, str]:
 
 
 def short(number: int) -> str:
-    """A number of tokens as a label.
+    """The label of a number of tokens.
 
     >>> short(512), short(16384), short(5000)
     ('512', '16k', '5000')

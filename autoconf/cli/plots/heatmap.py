@@ -1,6 +1,4 @@
-"""Draw a chart of answers: the minimum GPUs over tokens and batch, one panel per model and method, or per
-whatever else answers differ in.
-"""
+"""Draw a chart of answers: the minimum number of GPUs over tokens and batch, with one panel per model and method."""
 
 from __future__ import annotations
 
@@ -25,16 +23,16 @@ _LEFT, _RIGHT, _BOTTOM, _TITLE, _LEGEND_ROW, _HEADINGS = 0.85, 0.3, 0.72, 0.85, 
 _NARROWEST = 6.4
 _SUBTITLE_LINE = 0.2
 
-_ASPECT = 1.5  # width over height that a picture of many panels aims at
+_ASPECT = 1.5  # target of width over height for a picture of many panels
 _SMALLEST_NUMBERED_CELL = 0.2  # width; numbers in smaller cells would run into each other
-_TICK_EVERY = 0.3  # a label needs about that much room
+_TICK_EVERY = 0.3  # space that a label needs
 
 _GREY, _HATCH = "#e4e6e9", "#9aa1a9"
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where panels lie, in inches."""
+    """The positions of panels, in inches."""
 
     panel: tuple[float, float]
     cell: tuple[float, float]
@@ -44,17 +42,17 @@ class _Layout:
 
     @property
     def pitch(self) -> tuple[float, float]:
-        """From one group to the next, across and down."""
+        """The distance from one group to the next, across and down."""
         across = self.members * self.panel[0] + (self.members - 1) * _BETWEEN_MEMBERS + _BETWEEN_GROUPS
         return across, self.panel[1] + _BETWEEN_ROWS
 
     @property
     def size(self) -> tuple[float, float]:
-        """Of all panels together."""
+        """The size of all panels together."""
         return self.groups_per_row * self.pitch[0] - _BETWEEN_GROUPS, self.rows * self.pitch[1] - _BETWEEN_ROWS
 
     def corner(self, group: int, member: int) -> tuple[float, float]:
-        """The upper left corner of a panel, from that of the first."""
+        """The upper left corner of a panel, relative to the first panel."""
         row, column = divmod(group, self.groups_per_row)
         return column * self.pitch[0] + member * (self.panel[0] + _BETWEEN_MEMBERS), row * self.pitch[1]
 
@@ -125,7 +123,7 @@ def _name_axes(sheet: Sheet, chart: Chart, layout: _Layout, top: float) -> None:
 
 
 def _colors(last_step: int) -> list[Any]:
-    """A color for each step, darker for more: viridis, whose order color-blind people see and grey prints keep."""
+    """A color for each step, darker for more: viridis, which color-blind people can read and gray prints preserve."""
     import matplotlib
 
     last_step = max(last_step, 3)
@@ -173,7 +171,7 @@ def _draw_panel(axes: Axes, totals: np.ndarray, colors: list[Any], cell: tuple[f
 
 
 def _hatch(x: float, y: float) -> list[list[tuple[float, float]]]:
-    """Diagonals of one cell with its lower left corner at (x, y); they continue into the neighbours."""
+    """Diagonals of the cell with its lower left corner at (x, y); they continue into the neighboring cells."""
     ends = ((0, 2 / 3, 1 / 3, 1), (0, 1 / 3, 2 / 3, 1), (0, 0, 1, 1), (1 / 3, 0, 1, 2 / 3), (2 / 3, 0, 1, 1 / 3))
     return [[(x + x0, y + y0), (x + x1, y + y1)] for x0, y0, x1, y1 in ends]
 
@@ -196,6 +194,6 @@ def _label_axes(axes: Axes, chart: Chart, cell: tuple[float, float], *, batches:
 
 
 def _fitted(group: str, layout: _Layout) -> str:
-    """A group's name, cut to the width of its panels."""
+    """The name of a group, shortened to the width of its panels."""
     letters = int((layout.pitch[0] - 0.2) / 0.088)
     return group if len(group) <= letters else f"{group[: letters - 1]}…"

@@ -1,7 +1,7 @@
-"""Draw an explanation: bars of what each GPU holds, as text and as a picture, and the changes that would help.
+"""Draw an explanation as text or as a picture: bars of the memory of each GPU, and the changes that would help.
 
-Every part's bar begins where the one before it ends, so that the last one ends at what is needed; a line marks the
-GPU's usable memory.
+The bar of each part begins where the previous one ends, so the last bar ends at the needed memory. A line marks the
+usable memory of the GPU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Of Okabe and Ito, whose colors color-blind people tell apart.
+# Colors of Okabe and Ito, which color-blind people can distinguish.
 COLORS = {
     "weights": "#0072B2",
     "gradients": "#E69F00",
@@ -48,17 +48,18 @@ _SUBTITLE, _LINE, _AXIS, _LETTERS_PER_INCH = 0.68, 0.19, 0.62, 14.5
 
 
 def parts(held: Estimate) -> dict[str, float]:
-    """The parts of what a GPU needs, in GiB."""
+    """The parts of the memory that a GPU needs, in GiB."""
     return {name: getattr(held, f"{name}_gib") for name in COLORS}
 
 
 def drawn(explanation: Explanation) -> dict[int, Estimate]:
-    """What there is to draw: what the job holds, by GPUs in total."""
+    """The estimates to draw, by total number of GPUs."""
     return {count: held for count, held in explanation.at.items() if held.fits is not None}
 
 
 def heading(count: int, held: Estimate, threshold: float) -> str:
-    """
+    """The heading above the bars of an estimate.
+
     >>> print(heading(2, Estimate(fits=1, probability=0.97, needed_memory_gib=72.76, usable_memory_gib=79.1), 0.9))
     on each of 2 GPUs: needs 72.8 GiB of 79.1, fits (probability 0.97, 0.90 required)
     """
@@ -68,7 +69,7 @@ def heading(count: int, held: Estimate, threshold: float) -> str:
 
 
 def what_would_help(explanation: Explanation) -> list[str]:
-    """The changes as lines below their heading; none of a job that takes one GPU or lies outside the domain."""
+    """The changes as lines below a heading; empty for a job that needs one GPU or is outside the domain."""
     recommended = explanation.recommendation.can_recommend
     would = "lead to fewer GPUs" if recommended else "would get a recommendation"
     if any(change.also for change in explanation.changes):
@@ -79,14 +80,14 @@ def what_would_help(explanation: Explanation) -> list[str]:
     if explanation.changes:
         return [f"Single changes that {would}, cheapest first:", *(f"  {change}" for change in explanation.changes)]
     asked = bool(explanation.at) and not (recommended and max(explanation.at) == 1)
-    return [f"No single change of those that were asked {would.replace('lead', 'leads')}."] if asked else []
+    return [f"None of the single changes tried {would.replace('lead', 'leads')}."] if asked else []
 
 
 # --- as text ----------------------------------------------------------------------------------------------------------
 
 
 def show_explanation(explanation: Explanation) -> None:
-    """Print to a terminal as wide and colorful as it is, elsewhere as plain text."""
+    """Print with the width and colors of a terminal, or as plain text elsewhere."""
     if is_terminal(sys.stdout):
         console = Console(highlight=False)
         for line in as_text(explanation, console.width, plain=console.options.ascii_only):
@@ -97,7 +98,7 @@ def show_explanation(explanation: Explanation) -> None:
 
 
 def as_text(explanation: Explanation, width: int, *, plain: bool) -> Iterator[Text]:
-    """The lines of an explanation.
+    """Yield the lines of an explanation.
 
     Args:
         explanation: what is drawn.
@@ -126,12 +127,12 @@ def _usable(held: Estimate) -> float:
 
 
 def _extent(held: Estimate) -> float:
-    """GiB that a drawing of an estimate reaches to."""
+    """The GiB that a drawing of an estimate extends to."""
     return max(_usable(held), held.needed_memory_gib or 0.0)
 
 
 def _bar(start: float, part: float, usable: float, most: float, room: int, plain: bool) -> str:
-    """A part's bar where it begins, and across it the line at usable memory."""
+    """The bar of a part at its position, crossed by the line at usable memory."""
     if room < _SHORTEST_BAR:
         return ""
     block, line = "#|" if plain else "█│"
@@ -162,8 +163,8 @@ def picture(job: Job, explanation: Explanation) -> Figure:
     sentences = (explanation.why, *what_would_help(explanation))
     letters = int(across * _LETTERS_PER_INCH)
     below = [line for text in sentences for line in textwrap.wrap(text, letters, subsequent_indent="    ")]
-    top = _SUBTITLE + _LINE * len(subtitle) + 0.45  # the legend's
-    bottom = top + _ROW * len(estimates) + 0.15  # the line's label
+    top = _SUBTITLE + _LINE * len(subtitle) + 0.45  # space of the legend
+    bottom = top + _ROW * len(estimates) + 0.15  # space of the label of the line
     sheet = Sheet(_WIDTH, bottom + _AXIS + _LINE * len(below) + 0.15)
     sheet.write_title(_LEFT, 0.42, _title(explanation))
     for line, words in enumerate(subtitle):
@@ -203,7 +204,7 @@ def _draw_bar(axes: Axes, row: int, count: int, held: Estimate, threshold: float
         label = name if row == 0 else None
         axes.barh(row, part, _BAR / _ROW, left=start, color=COLORS[name], edgecolor="white", linewidth=0.8, label=label)
         begin, end = _beside_line(start, start + part, _usable(held))
-        if end - begin > 0.35 * room:  # a number needs about that many inches
+        if end - begin > 0.35 * room:  # space that a number needs, in inches
             ink = "white" if is_dark(_rgb(name)) else INK
             axes.text((begin + end) / 2, row, f"{part:.1f}", ha="center", va="center", fontsize=7.5, color=ink)
         start += part

@@ -1,10 +1,10 @@
-"""Learn the memory margin of a user's cluster from its own runs, on top of what other clusters' runs taught.
+"""Learn the safety margin of a user's cluster from its own runs, starting from the margin of a released version.
 
-The posterior is over a factor k >= 1 on all that a GPU needs and an offset b in GiB, on a grid: a GPU of the cluster is
-as if it had (usable - b) / k. Each pair, under each explanation of the real rows, is weighted by how well it explains
-the user's runs. The rates of noise (jobs that failed for other reasons, settings that no column has) are learned too.
-The result is adopted only if it predicts held-out runs better than the version does; traced tensors do not change, so
-physics and orderings stay as they are.
+The result is a posterior on a grid over a factor k >= 1 on needed memory and an offset b in GiB: a GPU of the cluster
+behaves as if it had (usable - b) / k GiB. Each pair, combined with each explanation of the real rows, is weighted by
+how well it explains the user's runs. The noise rates (jobs that failed for other reasons, settings without a column)
+are learned as well. The result is adopted only if it improves the held-out log score by two standard errors. Traced
+tensors do not change, so orderings are preserved.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from autoconf.predictor.predictor import Predictor
 
 FACTORS = 1 + np.concatenate([np.arange(0, 0.1, 0.005), np.arange(0.1, 0.301, 0.02)])  # k
 SHIFTS_GIB = np.arange(-3.0, 10.01, 0.5)  # b
-_NO_DIFFERENCE = 0.5  # before any run is seen: of k = 1, and of b = 0, each
+_NO_DIFFERENCE = 0.5  # prior probability of k = 1, and of b = 0
 _TYPICAL_SHIFT_GIB, _TYPICAL_FACTOR = 3.0, 0.1  # larger differences are less likely, exponentially
-_EXPLANATIONS = 25  # of the real rows', evenly among them
+_EXPLANATIONS = 25  # of those of the real rows, evenly spaced
 
-# Rates of noise: of jobs that fail though they fit, of those that finish though they do not, and of runs that needed
-# more than was ever seen in use, between two samples. Equally likely.
+# Noise rates, equally likely: of jobs that fail although they fit, of jobs that finish although they do not fit, and of
+# runs whose peak of used memory was missed between two samples.
 _FAIL = np.array([0.003, 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3])
 _FINISH = np.array([0.003, 0.01, 0.03, 0.06, 0.1, 0.15])
 _UNSEEN = np.array([0.003, 0.03, 0.1, 0.3])
-# How far measured peaks lie from k times the traced ones: Student's t, in logarithms, of these scales.
+# The log of the ratio of measured peaks to k times the traced ones has a Student's t distribution with these scales.
 _SCALES = np.geomspace(0.002, 0.3, 12)
 _FREEDOM = 3.0
 
-_BIN = 0.5  # of log odds, beyond which runs are counted rather than kept
+_BIN = 0.5  # of log odds; runs are counted in bins of log odds
 _BINS = 25  # from -6 to 6
 _LIKELY = 1 / (1 + np.exp(-_BIN * (np.arange(_BINS) - _BINS // 2)))
 _FOLDS = 10
@@ -59,31 +59,31 @@ Counts = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Cluster:
-    """What was learned of a cluster, and how well it says what became of runs that it was not learned from."""
+    """The margin learned for a cluster, and its score on held-out runs."""
 
-    adopted: bool  # False: runs gave no reason to leave what the version holds
-    sentence: str  # which it was, and by how much
-    reserve: Reserve  # for the card: the version's own if nothing was adopted
+    adopted: bool  # False: the runs give no reason to change the version's margin
+    sentence: str  # whether it was adopted, and the gain
+    reserve: Reserve  # for the card; the version's own if nothing was adopted
     training_table: pd.DataFrame | None  # for ``predictors.fit``; None: the version's own
-    learned: dict[str, float]  # what runs say, adopted or not: k, b, probability of no difference, rates of noise
-    report: list[dict[str, Any]]  # rows (what became of them), count
+    learned: dict[str, float]  # the posterior, adopted or not: k, b, probability of no difference, noise rates
+    report: list[dict[str, Any]]  # rows (their kind), count
     ignored: list[str]  # columns
-    evaluation: list[dict[str, Any]]  # held-out measured rows before and after
+    evaluation: list[dict[str, Any]]  # scores on held-out rows before and after
 
 
 def learn_cluster(predictor: Predictor, table: pd.DataFrame, source: str) -> Cluster:
-    """Learn what a cluster holds besides tensors.
+    """Learn the safety margin of a cluster.
 
     Args:
-        predictor: of the version to start from; it may have more models.
-        table: runs, as ``tables.read_table`` and ``read_user_runs`` have them.
-        source: what messages call the table.
+        predictor: predictor of the version to start from; it may have more models.
+        table: runs from ``tables.read_table``, with the columns of ``read_user_runs``.
+        source: the name of the table in messages.
 
     Raises:
-        BadInput: the table is not one of runs, or none of them lies in the version's domain.
+        BadInput: the table is not a table of runs, or no run is in the version's domain.
     """
     if predictor.card.reserve is None or not isinstance(predictor.memory, StackMemory):
-        raise BadInput(f"version {predictor.card.version} says nothing of what must stay free; 2.0.0 and later do")
+        raise BadInput(f"version {predictor.card.version} has no learned safety margin; versions since 2.0.0 have one")
     measured = read_user_runs(predictor, table, source)
     evidence = _Evidence(predictor, measured)
     before, after = _held_out(predictor, measured, evidence)
@@ -94,9 +94,9 @@ def learn_cluster(predictor: Predictor, table: pd.DataFrame, source: str) -> Clu
     posterior = evidence.posterior(evidence.counts.sum(0), evidence.peaks.sum(0))
     learned = posterior.learned(evidence)
     sentence = (
-        f"{'adopted' if adopted else 'not adopted: the reserve stays as it is'}; held-out runs are told "
+        f"{'adopted' if adopted else 'not adopted: the safety margin does not change'}; held-out runs are predicted "
         f"{abs(gain):.1f} nats {'better' if gain > 0 else 'worse'} in all, with a standard error of {error:.1f}, and "
-        f"{_STANDARD_ERRORS:g} of these are asked for"
+        f"{_STANDARD_ERRORS:g} of these are required"
     )
     return Cluster(
         adopted=adopted,
@@ -114,15 +114,15 @@ def learn_cluster(predictor: Predictor, table: pd.DataFrame, source: str) -> Clu
 
 
 def _training_table(learned: Learned) -> pd.DataFrame:
-    """Virtual rows alone: the noise of a user's runs is not the cluster's memory."""
+    """Only virtual rows, because the noise of a user's runs is not the memory of the cluster."""
     return table_of(learned, read_rows()[:0], np.random.default_rng(_SEED), VIRTUAL_ROWS)
 
 
-# --- what the runs say of every hypothesis ----------------------------------------------------------------------------
+# --- likelihood of the hypotheses -------------------------------------------------------------------------------------
 
 
 class _Hypotheses(NamedTuple):
-    """Each of shape (factors, shifts, explanations), flat."""
+    """Parameters of the hypotheses; each array is flat, from shape (factors, shifts, explanations)."""
 
     factor: Floats
     shift: Floats
@@ -131,8 +131,9 @@ class _Hypotheses(NamedTuple):
 
 
 class _Evidence:
-    """How many runs, of each kind and fold, every hypothesis gives which odds; kinds are failed, finished, and finished
-    with a share of the GPU that was never in use.
+    """Counts of runs by kind and fold, and by the log odds that every hypothesis gives them.
+
+    Kinds are: failed, finished, and finished with a share of the GPU that was never in use.
     """
 
     def __init__(self, predictor: Predictor, measured: UserRuns) -> None:
@@ -155,7 +156,7 @@ class _Evidence:
         self.peaks = np.stack([self.peak_terms[self.folds == fold].sum(0) for fold in range(_FOLDS)])
 
     def _hypotheses(self) -> _Hypotheses:
-        """All of them; none lets less than nothing stay free."""
+        """All hypotheses; none has a negative margin."""
         factor, shift, explanation = (
             of.ravel() for of in np.meshgrid(FACTORS, SHIFTS_GIB, np.arange(_EXPLANATIONS), indexing="ij")
         )
@@ -192,7 +193,7 @@ class _Evidence:
         return [np.where(self.several[rows], s[:, None], o[:, None]) for o, s in zip(one, several, strict=True)]
 
     def posterior(self, counts: Counts, peaks: Floats) -> _Posterior:
-        """What runs teach: of counts, shape (kinds, hypotheses, bins), and terms of peaks, shape (factors, scales)."""
+        """The posterior from counts, shape (kinds, hypotheses, bins), and terms of peaks, shape (factors, scales)."""
         failed, finished, seen = counts
         fail, finish, unseen = _FAIL[:, None], _FINISH[None, :], _UNSEEN[None, :]
 
@@ -212,15 +213,16 @@ class _Evidence:
 
 
 def _thinned(learned: Learned) -> dict[bool, tuple[Floats, Floats, Floats]]:
-    """Some explanations of real rows, evenly among all, which are in the order of their bases."""
+    """Some explanations of the real rows, evenly spaced; they are sorted by their bases."""
     count = len(learned.explanations[True][0])
     which = ((np.arange(_EXPLANATIONS) + 0.5) * count / _EXPLANATIONS).astype(int)
     return {several: (of[0][which], of[1][which], of[2][which]) for several, of in learned.explanations.items()}
 
 
 def _student(ratios: Floats) -> Floats:
-    """Log density of each run's measured peak over its traced one, in logarithms, but for a constant; 0 where there is
-    none. A run that held less than k times its trace speaks for a smaller k, of which the smallest is 1.
+    """Log density, up to a constant, of the ratio of each run's measured peak to its traced one; 0 without a peak.
+
+    A run that held less than k times its traced peak is evidence for a smaller k, which is at least 1.
     """
     off = (ratios[:, None, None] - np.log(FACTORS)[:, None]) / _SCALES
     terms = -np.log(_SCALES) - (_FREEDOM + 1) / 2 * np.log1p(off**2 / _FREEDOM)
@@ -229,18 +231,18 @@ def _student(ratios: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class _Posterior:
-    """How likely hypotheses and rates are; ``weights`` has the shape (hypotheses, fail, finish, unseen)."""
+    """The probabilities of hypotheses and noise rates; ``weights`` has shape (hypotheses, fail, finish, unseen)."""
 
     hypotheses: _Hypotheses
     weights: Floats
     peaks: Floats
 
     def learned(self, evidence: _Evidence) -> Learned:
-        """The hypotheses as explanations of what must stay free of a GPU with the median usable memory.
+        """The hypotheses as explanations of the margin on a GPU with the median usable memory.
 
-        A job fits where (usable - b) / k - peak exceeds base + share x activations. With s the share of the peak that
-        must stay free on top, what is free is usable - (1 + s) x peak: so each hypothesis is a base, a share and a
-        width again, all of them times 1 + s.
+        A job fits if (usable - b) / k - peak exceeds base + share x activations. If a share s of the peak must stay
+        free as well, the free memory is usable - (1 + s) x peak. So each hypothesis becomes a base, a share and a
+        width again, all multiplied by 1 + s.
         """
         of = self.hypotheses
         weights = self.weights.sum((1, 2, 3))
@@ -263,12 +265,12 @@ class _Posterior:
         of, weights = self.hypotheses, self.weights.sum((1, 2, 3))
         same = (of.factor == 1) & (of.shift == 0)
         values = {
-            "factor on all that is needed": weights @ of.factor,
-            "GiB on top": weights @ of.shift,
+            "factor on needed memory": weights @ of.factor,
+            "offset in GiB": weights @ of.shift,
             "probability of no difference": weights[same].sum(),
             "rate of failures for other reasons": self.weights.sum((0, 2, 3)) @ _FAIL,
-            "rate of finishes that should not": self.weights.sum((0, 1, 3)) @ _FINISH,
-            "rate of peaks between samples": self.weights.sum((0, 1, 2)) @ _UNSEEN,
+            "rate of finishes that do not fit": self.weights.sum((0, 1, 3)) @ _FINISH,
+            "rate of peaks missed by sampling": self.weights.sum((0, 1, 2)) @ _UNSEEN,
         }
         return {name: round(float(value), 4) for name, value in values.items()}
 
@@ -278,7 +280,7 @@ class _Posterior:
 
 @dataclass(frozen=True)
 class _Judged:
-    """What is said of held-out runs, and the log probability that it gives what became of them; shape (runs,)."""
+    """Predictions about held-out runs, and the log probabilities of their outcomes; shape (runs,)."""
 
     said: Booleans
     scores: Floats
@@ -295,10 +297,10 @@ class _Judged:
 
 
 def _held_out(predictor: Predictor, measured: UserRuns, evidence: _Evidence) -> tuple[_Judged, _Judged]:
-    """The version as it is, and what is learned from the other folds, on every run; no job is on both sides.
+    """Score the unchanged version, and the margin learned from the other folds, on every run; folds share no job.
 
-    What counts is decisions, since these are what a user gets: the outcome of a run has the probability that outcomes
-    of the other folds' runs have that are said the same.
+    The score is about decisions, because users get decisions: the probability of a run's outcome is the frequency of
+    this outcome among runs of the other folds with the same decision.
     """
     assert predictor.card.reserve is not None
     finished = measured.runs[LABEL].to_numpy() == 1
@@ -328,14 +330,14 @@ def _marginal(posterior: _Posterior) -> Floats:
 
 
 def _said(predictor: Predictor, measured: UserRuns, reserve: Reserve) -> Booleans:
-    """Whether runs are said to fit under a reserve, at which predictors decide."""
+    """Whether runs are predicted to fit under a safety margin, which is the threshold of predictors."""
     card = predictor.card.model_copy(update={"reserve": reserve})
     asked = Predictor(card, predictor.memory, None).features(measured.candidates)
     return (asked["headroom_gib"].to_numpy() >= 0) & passing(measured.candidates)
 
 
 def _log_score(said: Booleans, finished: Booleans, unseen: Booleans) -> Floats:
-    """Of the unseen runs' outcomes, from how often known runs finish of which the same is said."""
+    """Log scores of the outcomes of unseen runs, from how often known runs with the same decision finish."""
     chances = np.empty(2)
     for answer in (False, True):
         known = finished[~unseen & (said == answer)]
@@ -345,6 +347,6 @@ def _log_score(said: Booleans, finished: Booleans, unseen: Booleans) -> Floats:
 
 
 def _peak_score(terms: Floats, log_weights: Floats) -> Floats:
-    """Of each run's peak, under factors and scales of the given weights, which need not add up to 1."""
+    """Log scores of each run's peak under weighted factors and scales; the weights need not add up to 1."""
     log_weights = log_weights - np.logaddexp.reduce(log_weights, axis=None)
     return np.logaddexp.reduce((terms + log_weights).reshape(len(terms), -1), axis=1)

@@ -1,8 +1,7 @@
-"""What is said of real runs that training never saw: a constant reserve and predictors, side by side.
+"""Compare methods on held-out real runs: constant safety margins and predictors.
 
-``python -m autoconf.pipeline.calibration.held_out`` prints both tables. Runs are held out by table and by model;
-whatever learns from runs learns from the others alone. (Some jobs are in two tables; no run of a held-out model is
-among the others.)
+``python -m autoconf.pipeline.calibration.held_out`` prints both tables. Runs are held out by table or by model; methods
+learn from the other runs only. (Some jobs are in two tables; no run of a held-out model is among the others.)
 """
 
 from __future__ import annotations
@@ -37,19 +36,19 @@ from autoconf.predictor.autogluon import LABEL
 from autoconf.predictor.predictor import MONOTONE
 
 _SPLITS = ("table", "model")
-_NEAR_GIB = 5.0  # from the reserve, on either side: where it is not plain whether a run fits
+_NEAR_GIB = 5.0  # from the margin, on either side, where it is uncertain whether a run fits
 _VIRTUAL_ROWS = 30_000  # fewer than a version's: 56 predictors are trained
 _JOB = ["table", "model", "method", "stack", "usable_gib", "tokens"]
 
-# GiB that must stay free, and the share of activations that must, by whether there are several GPUs.
+# Constant margin in GiB, and margin as a share of activations, by whether there are several GPUs.
 _Constants = Mapping[bool, tuple[float, float]]
 VERSION_1_1_0: _Constants = {False: (1.5, 0.0), True: (3.1, 0.0)}
 
-Headroom = Callable[[pd.DataFrame], Floats]  # rows -> GiB beyond what must stay free
+Headroom = Callable[[pd.DataFrame], Floats]  # rows -> GiB beyond the margin
 
 
 class Fold(NamedTuple):
-    """Real rows to learn from, what they teach, and the rows to judge."""
+    """Real rows to learn from, what was learned from them, and the held-out rows."""
 
     known: pd.DataFrame
     learned: Learned
@@ -57,7 +56,7 @@ class Fold(NamedTuple):
 
 
 class DecisionRule(NamedTuple):
-    """A rule to say whether runs fit."""
+    """A rule that predicts whether runs fit."""
 
     name: str
     probabilities: Callable[[Fold], Floats]  # of fitting, for each unseen row
@@ -65,7 +64,7 @@ class DecisionRule(NamedTuple):
 
 
 def _step(headroom: Headroom, fold: Fold) -> Floats:
-    """A step where headroom is 0. So that it has a log loss, it is as wide as the known rows find likely."""
+    """A step at headroom 0. Its width is fitted to the known rows, so that it has a finite log loss."""
     widths = np.geomspace(0.05, 5, 20)[:, None]
     beyond = headroom(fold.known) / widths
     log_likelihood = -np.logaddexp(0, np.where(fold.known[LABEL] == 1, -beyond, beyond)).sum(1)
@@ -74,7 +73,7 @@ def _step(headroom: Headroom, fold: Fold) -> Floats:
 
 
 def constant(constants: _Constants) -> Callable[[Fold], Floats]:
-    """Constants that are given, and have seen the rows that judge them."""
+    """A method with given constants, which were chosen with knowledge of all rows, including the held-out ones."""
 
     def headroom(rows: pd.DataFrame) -> Floats:
         base, share = (rows["number_gpus"].gt(1).map({s: c[i] for s, c in constants.items()}) for i in (0, 1))
@@ -84,7 +83,7 @@ def constant(constants: _Constants) -> Callable[[Fold], Floats]:
 
 
 def learned_constant(probability: float) -> Callable[[Fold], Floats]:
-    """The reserve that the known rows ask for at a probability, as a step."""
+    """A method with a step at the margin learned from the known rows for a probability."""
 
     def probabilities(fold: Fold) -> Floats:
         reserve = fold.learned.reserve(probability)
@@ -94,7 +93,7 @@ def learned_constant(probability: float) -> Callable[[Fold], Floats]:
 
 
 def curve(fold: Fold) -> Floats:
-    """What virtual rows are labelled by, without a predictor."""
+    """The curve that labels virtual rows, used without a predictor."""
     rows = fold.unseen
     columns = (free_gib(rows), rows["activations_gib"], rows["number_gpus"])
     return fold.learned.probabilities(*(column.to_numpy() for column in columns))
@@ -108,13 +107,13 @@ def _predictor(table: pd.DataFrame, monotone: Mapping[str, int], asked: pd.DataF
 
 
 def as_trained(fold: Fold) -> Floats:
-    """The predictor as a version has it."""
+    """The predictor of a version."""
     table = table_of(fold.learned, fold.known, np.random.default_rng(0), _VIRTUAL_ROWS)
     return _predictor(table, MONOTONE, features(fold.unseen, fold.learned.reserve()))
 
 
 def more_features(virtual: int, weight: int) -> Callable[[Fold], Floats]:
-    """A predictor that is told more of a job; every real row counts ``weight`` times."""
+    """A predictor with more features; every real row counts ``weight`` times."""
     monotone = {**MONOTONE, "free_gib": 1, "activation_share": -1, "number_gpus": 0, "mixture_of_experts": -1}
 
     def probabilities(fold: Fold) -> Floats:
@@ -193,7 +192,7 @@ def side_by_side(rules: tuple[DecisionRule, ...] = RULES) -> list[dict[str, Any]
 
 
 def log_loss(fits: Floats, probability: Floats) -> Floats:
-    """Of each run, in nats; a probability counts as at least one in 10,000.
+    """The log loss of each run, in nats; probabilities are at least 1 in 10,000.
 
     >>> log_loss(np.array([1, 0]), np.array([0.5, 0.0])).round(4).tolist()
     [0.6931, 0.0001]
@@ -203,10 +202,10 @@ def log_loss(fits: Floats, probability: Floats) -> Floats:
 
 
 def beyond_need(rows: pd.DataFrame, said: Booleans) -> dict[str, int]:
-    """GPUs asked for beyond need, over jobs that ran on several numbers of GPUs and finished on one of them.
+    """GPUs recommended beyond need, over jobs that ran on several numbers of GPUs and finished on one of them.
 
-    A job needs the smallest number on which it finished, and is asked for the smallest on which it is said to fit, of
-    those on which it ran; it is refused if that is none.
+    A job needs the smallest number of GPUs on which it finished. Its recommendation is the smallest number, of those on
+    which it ran, on which it is predicted to fit; without such a number it is refused.
     """
     asked = rows.assign(said=said, tokens=rows["tokens_per_gpu"] * rows["number_gpus"])
     extra = short = refused = 0
@@ -223,7 +222,7 @@ def beyond_need(rows: pd.DataFrame, said: Booleans) -> dict[str, int]:
 
 
 def real_calibration(rule: DecisionRule = AS_TRAINED) -> list[dict[str, Any]]:
-    """Predicted probability next to the share of held-out runs that finished."""
+    """Compare the predicted probability with the share of held-out runs that finished."""
     rows = read_rows()
     found = []
     for split in _SPLITS:

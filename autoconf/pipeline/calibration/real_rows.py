@@ -1,9 +1,9 @@
-"""Real runs as rows: what their traces leave free on the GPU, and whether they ran.
+"""Real runs as rows: the memory that their traced peaks leave free on the GPU, and whether they finished.
 
 ``python -m autoconf.pipeline.calibration.real_rows RUNS.csv ...`` traces tables of runs, each run with its own stack
 and libraries (``autoconf.pipeline.validation.compare_measured``), and writes ``real_rows.csv`` in this folder. The
-tables themselves are not shipped. With ``--check`` it writes nothing and compares the peaks with those that
-``real_rows.csv`` has already: ``make measured-sample`` does so with one run of each library environment (the tables in
+tables themselves are not shipped. With ``--check`` it writes nothing and compares the peaks with those in
+``real_rows.csv``: ``make measured-sample`` does so with one run of each library environment (the tables in
 ``pipeline/validation/one_run_per_environment``).
 """
 
@@ -21,22 +21,22 @@ from autoconf.predictor.autogluon import LABEL
 
 ROWS = Path(__file__).with_name("real_rows.csv")
 TOLERANCE_GIB = 0.002  # rows are rounded to 0.001
-_KEYS = ("model", "method", "stack", "number_gpus", "tokens_per_gpu")  # of two runs that hold the same
+_KEYS = ("model", "method", "stack", "number_gpus", "tokens_per_gpu")  # of two runs that hold the same memory
 
-# Runs that say nothing of what must stay free: by table and line (the header's is 1), and by model.
+# Runs that are not used to learn the margin: by table and line (the header is line 1), and by model.
 _SCATTER_MOE = "ran with fast_moe, whose layers are not the traced ones"
 LEFT_OUT_LINES = {("campaign_sample", 66): _SCATTER_MOE, ("campaign_sample", 68): _SCATTER_MOE}
 LEFT_OUT_MODELS = {"granite-8b-japanese": "its shapes are an assumption, which a run contradicts"}
 
 
 def read_rows(path: Path = ROWS) -> pd.DataFrame:
-    """The real rows that say what must stay free.
+    """Read the real rows from which the margin is learned.
 
     Returns:
         Columns ``table`` (of runs, without its suffix) and ``line``; ``model`` (the architecture's name), ``method``
         and ``stack`` (a name within the table); ``number_gpus`` and ``tokens_per_gpu`` (of a micro-batch);
         ``mixture_of_experts`` (0 or 1); ``usable_gib`` (of the GPU), ``peak_gib`` (traced, per GPU) and
-        ``activations_gib`` (of the peak, what grows with the tokens); ``fits`` (0 or 1).
+        ``activations_gib`` (the part of the peak that grows with the tokens); ``fits`` (0 or 1).
 
     Raises:
         AutoConfError: the file cannot be read.
@@ -56,7 +56,7 @@ def traced_rows(path: Path) -> pd.DataFrame:
     """Trace a table of runs: the columns of ``read_rows``, and ``left_out`` (why, or empty).
 
     Raises:
-        BadInput: the table is not one of runs.
+        BadInput: the table is not a table of runs.
         AutoConfError: a run cannot be traced, or its libraries cannot be installed.
     """
     from autoconf.pipeline.validation.benchmark_runs import read_runs
@@ -90,11 +90,11 @@ def traced_rows(path: Path) -> pd.DataFrame:
 
 
 def differing(rows: pd.DataFrame, published: pd.DataFrame) -> list[str]:
-    """The runs whose peaks are not, or no longer, those of the published table.
+    """Find runs whose peaks differ from the published table.
 
     Args:
-        rows: as ``traced_rows`` gives them; lines need not be those of the published table.
-        published: as ``read_rows`` gives it.
+        rows: rows from ``traced_rows``; lines may differ from those of the published table.
+        published: rows from ``read_rows``.
 
     Returns:
         One sentence for each run that differs, or that is not in the published table.
@@ -107,7 +107,7 @@ def differing(rows: pd.DataFrame, published: pd.DataFrame) -> list[str]:
     sentences = []
     for key, peak in zip(rows[list(_KEYS)].itertuples(index=False, name=None), rows["peak_gib"], strict=True):
         model, method, stack, gpus, _ = key
-        peaks = known.get(key, [])  # several where runs differ in what rows do not have, as in accumulation
+        peaks = known.get(key, [])  # several if runs differ in settings that rows do not have, such as accumulation
         if not any(abs(peak - other) <= TOLERANCE_GIB for other in peaks):
             problem = f"{peak} GiB traced, {peaks[0]} published" if peaks else "is not in the published table"
             sentences.append(f"{model}, {method}, {stack}, {gpus} GPU{'s' * (gpus > 1)}: {problem}")
@@ -121,8 +121,9 @@ def main(
         bool, typer.Option("--check", help="write nothing; compare peaks with the published rows")
     ] = False,
 ) -> None:
-    """Trace tables of runs and write their rows; exit code 2 for bad input, 1 for a run that cannot be traced or, with
-    --check, has another peak than the published one.
+    """Trace tables of runs and write their rows.
+
+    The exit code is 2 for bad input, and 1 if a run cannot be traced or, with --check, differs from its published peak.
     """
     try:
         rows = pd.concat([traced_rows(path) for path in runs], ignore_index=True)

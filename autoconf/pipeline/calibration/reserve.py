@@ -1,8 +1,9 @@
-"""What must stay free on a GPU on top of the traced peak, learned from real runs: how likely a job is to fit.
+"""Learn the safety margin and the probability of fitting from real runs.
 
-A run fits where what its peak leaves free exceeds a base and a share of its activations. Neither is known. Real runs,
-finished and failed, are explained by some pairs better than by others; ``learn`` draws pairs as often as they explain
-the runs, and a job is as likely to fit as it does under these. ``training_rows`` is what a predictor learns that from.
+A run fits if the memory that its peak leaves free exceeds a base plus a share of its activations. Both are unknown, so
+the module computes a grid posterior over (base, activation share, slope) from finished and failed runs. ``learn``
+returns draws from it, and the probability that a job fits is its average over the draws. ``training_rows`` makes the
+training table of a predictor from them.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from autoconf.memory.units import Floats, Integers
 from autoconf.pipeline.calibration.real_rows import read_rows
 from autoconf.predictor.autogluon import LABEL
 
-# A wrong "fits" costs a failed job, a wrong "no" one GPU more, so a job is said to fit only when that is all but sure.
+# A false positive costs a failed job, a false negative only one more GPU, so the threshold is high.
 THRESHOLD = 0.9
 
-# Explanations that are equally likely before any run is seen: a base in GiB, the same for one GPU and for several; a
-# share of activations, on one GPU and on several each its own; and how far jobs differ, as the width in GiB of a
-# logistic curve, equally likely in its logarithm.
+# A uniform prior over explanations: a base in GiB, the same for one GPU and for several; a share of activations,
+# separately for one GPU and for several; and the variation between jobs, as the width in GiB of a logistic curve,
+# uniform in its logarithm.
 _BASES = np.linspace(0, 6, 121)
 _SHARES = np.linspace(0, 0.4, 81)
 _WIDTHS = np.geomspace(0.05, 1, 10)
 _DRAWS = 500
 
-VIRTUAL_ROWS = 120_000  # LightGBM's edge then strays from the reserve by less than 0.05 GiB
-# Knots of the reserve; a B200 has 178 GiB.
+VIRTUAL_ROWS = 120_000  # LightGBM's threshold then differs from the margin by less than 0.05 GiB
+# Grid points of the margin; a B200 has 178 GiB.
 _ACTIVATIONS = (0.0, 10.0, 20.0, 30.0, 40.0, 60.0, 80.0, 100.0, 140.0, 180.0)
-_MOST_ACTIVATIONS = 80.0  # of virtual rows: real runs bound nothing beyond
+_MOST_ACTIVATIONS = 80.0  # of virtual rows; real runs give no information beyond
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -41,14 +42,14 @@ class Learned:
     """Explanations of real runs, by whether there are several GPUs: base, share and width, each of shape (draws,)."""
 
     explanations: dict[bool, tuple[Floats, Floats, Floats]]
-    peak_share: float = 0.0  # of the peak, which is not free either: 0 where runs are taken to hold what was traced
+    peak_share: float = 0.0  # share of the peak that must stay free as well; 0 if runs hold the traced memory
 
     def probabilities(self, free_gib: Floats, activations_gib: Floats, gpus: Integers) -> Floats:
-        """How likely jobs are to fit, shape (jobs,): it cannot fall with free memory, nor rise with activations.
+        """The probability that jobs fit, shape (jobs,); never falls with free memory, never rises with activations.
 
         Args:
             free_gib: usable memory less the traced peak and its share.
-            activations_gib: of the peak, what grows with the tokens, >= 0.
+            activations_gib: the part of the peak that grows with the tokens, >= 0.
             gpus: number of GPUs, >= 1.
         """
         found = np.empty(len(free_gib))
@@ -60,10 +61,10 @@ class Learned:
         return found
 
     def reserve(self, probability: float = THRESHOLD) -> Reserve:
-        """What must stay free for jobs to fit with a probability, in (0, 1)."""
+        """The margin with which jobs fit with a probability in (0, 1)."""
         activations = np.array(_ACTIVATIONS)
         one, several = (self._needed_gib(probability, activations, np.full(len(activations), n)) for n in (1, 2))
-        # NCCL's buffers come with several GPUs, and nothing goes: draws differ by a hundredth of a GiB.
+        # Several GPUs add NCCL's buffers and remove nothing; without this, draws differ by a hundredth of a GiB.
         return Reserve(_ACTIVATIONS, one, tuple(map(max, one, several)), self.peak_share)
 
     def _needed_gib(self, probability: float, activations_gib: Floats, gpus: Integers) -> tuple[float, ...]:
@@ -76,10 +77,10 @@ class Learned:
 
 
 def learn(rows: pd.DataFrame) -> Learned:
-    """Learn from real rows what must stay free.
+    """Learn the margin from real rows.
 
     Args:
-        rows: as ``real_rows.read_rows`` gives them. Repeated runs of a job that ended alike count once.
+        rows: rows from ``real_rows.read_rows``. Repeated runs of a job with the same outcome count once.
 
     >>> learned = learn(read_rows())
     >>> learned.probabilities(np.array([2.0, 4.0]), np.array([0.0, 0.0]), np.array([1, 1])).round(1).tolist()
@@ -90,18 +91,18 @@ def learn(rows: pd.DataFrame) -> Learned:
     )
     jobs = jobs.drop_duplicates()
     log_likelihood = {several: _log_likelihood(jobs[jobs["several"] == several]) for several in (False, True)}
-    # Whatever the other number of GPUs says of base and width counts as well, under all shares that it may have.
+    # Runs on the other number of GPUs also inform base and width, summed over their shares.
     elsewhere = {several: np.logaddexp.reduce(of, axis=1, keepdims=True) for several, of in log_likelihood.items()}
     return Learned({several: _draw(of + elsewhere[not several]) for several, of in log_likelihood.items()})
 
 
 def free_gib(rows: pd.DataFrame) -> pd.Series:
-    """What the traced peak leaves free of each row's GPU."""
+    """The memory of each row's GPU that the traced peak leaves free."""
     return rows["usable_gib"] - rows["peak_gib"]
 
 
 def _log_likelihood(jobs: pd.DataFrame) -> Floats:
-    """Of every explanation, shape (bases, shares, widths)."""
+    """The log likelihood of every explanation, shape (bases, shares, widths)."""
     found = np.zeros((len(_BASES), len(_SHARES), len(_WIDTHS)))
     for free, activations, fits in jobs[["free", "activations_gib", LABEL]].itertuples(index=False):
         beyond = (free - _BASES[:, None] - _SHARES * activations)[:, :, None] / _WIDTHS
@@ -110,7 +111,7 @@ def _log_likelihood(jobs: pd.DataFrame) -> Floats:
 
 
 def _draw(log_likelihood: Floats) -> tuple[Floats, Floats, Floats]:
-    """Explanations in proportion to their likelihood, evenly over the grid rather than by chance."""
+    """Draw explanations in proportion to their likelihood, systematically instead of at random."""
     weights = np.cumsum(np.exp(log_likelihood - log_likelihood.max()))
     drawn = np.searchsorted(weights, weights[-1] * (np.arange(_DRAWS) + 0.5) / _DRAWS)
     base, share, width = np.unravel_index(drawn, log_likelihood.shape)
@@ -118,12 +119,12 @@ def _draw(log_likelihood: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def logistic(x: Floats) -> Floats:
-    """Probability by log odds."""
+    """The probability of log odds."""
     return 1 / (1 + np.exp(-np.clip(x, -500, 500)))
 
 
 def features(rows: pd.DataFrame, reserve: Reserve) -> pd.DataFrame:
-    """The columns of ``predictor.MONOTONE`` for rows that have ``read_rows``'s columns of memory and number of GPUs."""
+    """Compute the columns of ``predictor.MONOTONE`` from the memory columns and GPU counts of ``read_rows``."""
     kept = reserve.gib(rows["activations_gib"].to_numpy(), rows["number_gpus"].to_numpy())
     sharded = (rows["number_gpus"] > 1).to_numpy(float)
     kept = kept + reserve.peak_share * rows["peak_gib"].to_numpy()
@@ -131,22 +132,22 @@ def features(rows: pd.DataFrame, reserve: Reserve) -> pd.DataFrame:
 
 
 def virtual_rows(learned: Learned, generator: np.random.Generator, count: int) -> pd.DataFrame:
-    """Jobs all over what a GPU may hold, most of them where it is not certain whether they fit.
+    """Virtual jobs over the whole range of GPU memory, most of them where it is uncertain whether they fit.
 
     Returns:
         ``number_gpus``, ``usable_gib``, ``peak_gib``, ``activations_gib`` and ``fits``.
     """
     gpus = 2 ** generator.integers(0, 5, count)
-    # Where the optimizer's step is the peak there are no activations.
+    # If the optimizer's step is the peak, there are no activations.
     activations = np.where(generator.random(count) < 0.2, 0.0, generator.uniform(0, _MOST_ACTIVATIONS, count))
     doubtful = generator.random(count) < 0.8
     headroom = np.where(doubtful, generator.uniform(-5, 3, count), generator.uniform(-80, 80, count))
     free = headroom + learned.reserve().gib(activations, gpus)
-    # Labels are drawn so that in any stretch of headroom as many fit as the probability says: independent draws would
-    # need many times the rows to say it as exactly.
+    # Labels are drawn systematically, so that in any interval of headroom the share that fits equals the probability.
+    # Independent draws would need many times as many rows for the same accuracy.
     evenly = np.empty(count)
     evenly[np.lexsort((headroom, gpus > 1))] = (generator.random() + _GOLDEN * np.arange(count)) % 1
-    usable = 80.0  # whatever it is: features are what is left of it
+    usable = 80.0  # any value works, because features only depend on the remaining memory
     fits = evenly < learned.probabilities(free, activations, gpus)
     return pd.DataFrame(
         {
@@ -162,12 +163,12 @@ def virtual_rows(learned: Learned, generator: np.random.Generator, count: int) -
 def training_rows(
     generator: np.random.Generator, count: int = VIRTUAL_ROWS, rows: pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """The table that a predictor is trained on: virtual rows, labelled by what real ones teach, and these themselves.
+    """The training table of a predictor: virtual rows, labeled by the learned probability, and the real rows.
 
     Args:
-        generator: of the virtual rows and their labels.
-        count: virtual rows, >= 0.
-        rows: real ones, as ``real_rows.read_rows`` gives them; all by default.
+        generator: random generator for the virtual rows and their labels.
+        count: number of virtual rows, >= 0.
+        rows: real rows from ``real_rows.read_rows``; all by default.
 
     Returns:
         The columns of ``predictor.MONOTONE`` and ``fits``.
@@ -180,6 +181,6 @@ def training_rows(
 
 
 def table_of(learned: Learned, rows: pd.DataFrame, generator: np.random.Generator, count: int) -> pd.DataFrame:
-    """What ``training_rows`` gives, of real rows that were learned from."""
+    """The table of ``training_rows`` for real rows and what was learned from them."""
     both = pd.concat([virtual_rows(learned, generator, count), *([rows] if len(rows) else [])], ignore_index=True)
     return features(both, learned.reserve()).round(3).assign(**{LABEL: both[LABEL]})

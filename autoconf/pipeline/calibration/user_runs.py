@@ -1,7 +1,7 @@
-"""A user's own table of runs: read, placed in a version's domain, freed of duplicates and contradictions.
+"""Read a user's table of runs, look the jobs up in a version's domain, and drop duplicates and contradictions.
 
-A row is a job with ``number_gpus`` and what was seen of it: whether it finished, the most that was allocated, the most
-that was in use. What ``ado show measurements`` writes of a space of the SFTTrainer actuator is such a table as it is.
+A row is a job with ``number_gpus`` and its measurements: whether it finished, the peak of allocated memory, the peak of
+used memory. The output of ``ado show measurements`` for a space of the SFTTrainer actuator is such a table.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _SEEN = (FAILED, VALID, ALLOCATED, IN_USE)
 _YES_NO = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 
 # ado's SFTTrainer actuator (https://github.com/IBM/ado, plugins/actuators/sfttrainer, the README of its package): the
-# method is in the experiment's name (finetune_lora_benchmark-v1.0.0), after which come settings that the space
-# fixes. Its runs are fms-hf-tuning's, checkpointed, without reentrance.
+# method is in the experiment's name (finetune_lora_benchmark-v1.0.0), followed by the settings that the space
+# fixes. Its runs use fms-hf-tuning with non-reentrant checkpointing.
 _ACTUATOR = re.compile(r"SFTTrainer\.finetune[_-](full|lora|gptq-lora|pt)(?=[_-])")
 _RUNS_AS = {"stack": "fms-hf-tuning", "gradient_checkpointing": "non-reentrant"}
 _OF_METHOD = {"lora": {"lora_r": "4"}}
-# Its names of settings, each with the field that they mean and what their values are there.
+# The actuator's names of settings, each with the field and the meaning of its values.
 _ADO: dict[str, tuple[str, dict[str, str]]] = {
     "model_max_length": ("tokens_per_sample", {}),
     "r": ("lora_r", {}),
@@ -56,7 +56,7 @@ _ANY_TABLE = {"model_max_length": "tokens_per_sample"}
 
 @dataclass(frozen=True)
 class UserRuns:
-    """Rows of a table that can be learned from, and what became of the others."""
+    """Rows of a table that can be used for learning, and counts of all rows by kind."""
 
     runs: pd.DataFrame  # line, job (a number), fits (1, 0), allocated_gib and in_use_share (NaN where not measured)
     candidates: Candidates
@@ -68,16 +68,16 @@ def read_user_runs(predictor: Predictor, table: pd.DataFrame, source: str) -> Us
     """Read a table of runs.
 
     Args:
-        predictor: the version whose domain counts.
-        table: as ``tables.read_table`` gives it: text, the index being line numbers. It has the fields of jobs and
-            ``number_gpus``, and one or more of ``failed``, ``is_valid`` (0 or 1), ``peak_allocated_gib`` (GiB, as
-            ``torch.cuda.max_memory_allocated`` counts) and ``gpu_memory_utilization_peak`` (percent of a GPU's memory
-            in use, cache and context included, from 0 to 100; 0 where it was not measured). Cells may be empty.
-        source: what messages call the table.
+        predictor: the version with the domain.
+        table: a table from ``tables.read_table``: text, with line numbers as index. It has the fields of jobs and
+            ``number_gpus``, and one or more of ``failed``, ``is_valid`` (0 or 1), ``peak_allocated_gib`` (GiB, as in
+            ``torch.cuda.max_memory_allocated``) and ``gpu_memory_utilization_peak`` (percent of a GPU's memory in
+            use, including cache and context, from 0 to 100; 0 if it was not measured). Cells may be empty.
+        source: the name of the table in messages.
 
     Raises:
-        BadInput: a required column is missing, a cell cannot be what it says (up to 20 are named, with line and
-            column), or no row is left to learn from.
+        BadInput: a required column is missing, cells are invalid (up to 20 are named, with line and column), or no row
+            is left to learn from.
     """
     used = _check_columns(table, source)
     rows = zip(table.index, table.to_dict("records"), strict=True)
@@ -93,8 +93,8 @@ def read_user_runs(predictor: Predictor, table: pd.DataFrame, source: str) -> Us
     counts = {
         "read": len(table),
         "used": int(kept.sum()),
-        "duplicates: jobs that ended alike count once": len(placed) - len(runs),
-        "contradictions: left out, so that no run finished where a smaller one failed": len(left_out),
+        "duplicates: jobs with the same outcome count once": len(placed) - len(runs),
+        "contradictions: omitted, so that no run finished if a smaller one failed": len(left_out),
         "without an outcome or a figure": len(every) - len(telling),
         **{f"outside the domain: {why}": count for why, count in sorted(outside.items())},
     }
@@ -106,7 +106,7 @@ def read_user_runs(predictor: Predictor, table: pd.DataFrame, source: str) -> Us
 
 
 def _placed(predictor: Predictor, runs: list[_Run]) -> tuple[list[_Run], Candidates, list[str]]:
-    """The runs whose jobs are in a version's domain, their candidates, and why others are not."""
+    """The runs whose jobs are in a version's domain, their candidates, and the reasons of the others."""
     columns = {field: [run.job.get(field, default) for run in runs] for field, default in _DEFAULTS.items()}
     gpus = np.array([run.gpus for run in runs], np.int64)
     placed = on_counts(predictor, columns, gpus)
@@ -119,10 +119,10 @@ _DEFAULTS = {field: OPTIONAL.get(field) for field in Workload.model_fields}
 
 
 def _check_columns(table: pd.DataFrame, source: str) -> set[str]:
-    """The columns that count.
+    """The columns that are used.
 
     Raises:
-        BadInput: one that must be there is missing.
+        BadInput: a required column is missing.
     """
     ado = EXPERIMENT in table and any(_actuator_settings(str(e)) for e in table[EXPERIMENT].unique())
     known = {*Workload.model_fields, NUMBER_GPUS, *_SEEN, *_ANY_TABLE, *({EXPERIMENT, *_ADO} if ado else ())}
@@ -140,7 +140,7 @@ def _check_columns(table: pd.DataFrame, source: str) -> set[str]:
 
 @cache
 def _actuator_settings(experiment: str) -> Mapping[str, str]:
-    """The settings in the name of one of the actuator's experiments; none for any other.
+    """The settings in the name of an experiment of the actuator; empty for any other experiment.
 
     >>> _actuator_settings("SFTTrainer.finetune_lora_benchmark-v1.0.0-fms_hf_tuning_version.2.8.2-r.8")
     {'method': 'lora', 'fms_hf_tuning_version': '2.8.2', 'r': '8'}
@@ -154,56 +154,56 @@ def _actuator_settings(experiment: str) -> Mapping[str, str]:
 
 @dataclass(frozen=True)
 class _Run:
-    """A row as it was read."""
+    """A row of the table."""
 
     line: int
     job: Mapping[str, Any]
     gpus: int
-    finished: bool | None  # None where nothing says so, or both
+    finished: bool | None  # None if unknown or contradictory
     allocated_gib: float | None
     in_use_percent: float | None
-    outside: str  # why no version answers for its job; empty text where one may
-    problems: tuple[str, ...]  # what cannot be right
+    outside: str  # why no version supports its job; empty text if one may
+    problems: tuple[str, ...]  # invalid cells
 
     def seen(self) -> tuple[int, int, float, float]:
-        """Line, label, GiB allocated and share of the memory in use: a run that failed had no peak."""
+        """Line, label, allocated GiB and share of used memory; a failed run has no peak."""
         allocated, in_use = (self.allocated_gib, self.in_use_percent) if self.finished else (None, None)
         gib, percent = (np.nan if figure is None else figure for figure in (allocated, in_use))
         return self.line, int(bool(self.finished)), gib, percent / 100
 
 
 def _checked(runs: list[_Run], source: str) -> list[_Run]:
-    """The runs, none of which has a problem.
+    """Check that no run has a problem.
 
     Raises:
-        BadInput: one has, or the shares of memory in use are no percentages.
+        BadInput: a run has a problem, or the values of used memory are not percentages.
     """
     problems = [f"{source}, line {run.line}, {problem}" for run in runs for problem in run.problems]
     in_use = [run.in_use_percent for run in runs if run.in_use_percent]
     if in_use and max(in_use) <= 1:
-        problems.insert(0, f"{source}, column {IN_USE}: no value is above 1; percent are meant, from 0 to 100")
+        problems.insert(0, f"{source}, column {IN_USE}: no value is above 1; must be percentages, from 0 to 100")
     if problems:
         raise BadInput.listing(problems, source, "more problems")
     return runs
 
 
 def _read_run(line: int, record: Mapping[str, str]) -> _Run:
-    """Read a row; what cannot be right is gathered, and raises nothing."""
+    """Read a row; problems are collected instead of raised."""
     problems: list[str] = []
-    if _number(record[NUMBER_GPUS]) == 0:  # the actuator's way to say CPU
+    if _number(record[NUMBER_GPUS]) == 0:  # the actuator's value for CPU
         job, gpus, outside = dict[str, Any](), 0, f"{NUMBER_GPUS} is 0"
     else:
         job, gpus, outside = _read_job(record, problems)
     allocated, in_use = _read_figure(record, ALLOCATED, np.inf, problems), _read_figure(record, IN_USE, 100.0, problems)
     outcomes = _read_outcomes(record, problems)
-    if not outcomes and (allocated or in_use):  # only a run that finished has figures
+    if not outcomes and (allocated or in_use):  # only a finished run has figures
         outcomes = {True}
     finished = outcomes.pop() if len(outcomes) == 1 else None
     return _Run(line, job, gpus, finished, allocated, in_use, outside, tuple(problems))
 
 
 def _read_job(record: Mapping[str, str], problems: list[str]) -> tuple[dict[str, Any], int, str]:
-    """A row's job and number of GPUs, and why no version answers for the job."""
+    """A row's job and number of GPUs, and the reason if no version supports the job."""
     settings = _actuator_settings(record.get(EXPERIMENT, ""))
     job, gpus, outside = dict[str, Any](), 0, ""
     texts = _texts(record, settings)
@@ -213,7 +213,7 @@ def _read_job(record: Mapping[str, str], problems: list[str]) -> tuple[dict[str,
             job[field] = _read_cached(field, value)
         except ValueError as error:
             job[field] = None
-            if settings and field not in NUMBERS and value:  # the actuator has more of them than versions have
+            if settings and field not in NUMBERS and value:  # the actuator has more of them than versions
                 outside = str(error)
             else:
                 problems.append(f"column {column}: {str(error).removeprefix(f'{field}: ')}")
@@ -233,7 +233,7 @@ def _read_job(record: Mapping[str, str], problems: list[str]) -> tuple[dict[str,
 
 
 def _texts(record: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """The text of each field that a row sets, and the column that has it."""
+    """The text of each field that a row sets, with its column."""
     texts: dict[str, tuple[str, str]] = {}
     for column, value in record.items():
         field = _ANY_TABLE.get(column, column)
@@ -248,18 +248,18 @@ def _texts(record: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, 
 
 
 def _fixed_by_actuator(record: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
-    """What the actuator's own settings mean, and what all its runs have."""
+    """The fields that follow from the actuator's own settings, and those that all its runs share."""
     fields = {**_RUNS_AS, **_OF_METHOD.get(settings["method"], {})}
     given = {**settings, **{column: value for column, value in record.items() if not is_empty(value)}}
     for name, (field, values) in _ADO.items():
         value = values.get(given.get(name, "").lower(), given.get(name, ""))
-        if value and fields.get(field) not in ("none", "bf16"):  # the first of two names has decided it
+        if value and fields.get(field) not in ("none", "bf16"):  # the first of two names counts
             fields[field] = value
     return fields
 
 
 def _read_figure(record: Mapping[str, str], column: str, most: float, problems: list[str]) -> float | None:
-    """The largest of a cell's numbers: ado lists the values of a point that was measured several times."""
+    """The largest number of a cell; ado lists the values of a point that was measured several times."""
     numbers = [_number(text) for text in _values(record.get(column, ""))]
     if any(not 0 <= number <= most or number == np.inf for number in numbers):
         allowed = "> 0" if most == np.inf else f"from 0 to {most:g}"
@@ -269,7 +269,7 @@ def _read_figure(record: Mapping[str, str], column: str, most: float, problems: 
 
 
 def _read_outcomes(record: Mapping[str, str], problems: list[str]) -> set[bool]:
-    """The ways in which a row says that its run ended: True where it finished."""
+    """The outcomes of the run in a row; True means finished."""
     outcomes = set()
     for column, means_finished in ((FAILED, False), (VALID, True)):
         for text in _values(record.get(column, "")):
@@ -288,7 +288,8 @@ def _read_cached(field: str, text: str) -> Any:
 
 
 def _values(text: str) -> list[str]:
-    """
+    """Split a cell into its values.
+
     >>> _values("[98.5, 99.0]"), _values(" ")
     (['98.5', '99.0'], [])
     """
@@ -306,7 +307,7 @@ def _number(text: str) -> float:
 
 
 def _with_keys(runs: pd.DataFrame, candidates: Candidates) -> pd.DataFrame:
-    """The runs with what tells a way to train and its GPU, their size, and the job, whatever its number of GPUs."""
+    """Add keys to runs: the configuration and GPU, the size, and the job for any number of GPUs."""
     runs = runs.assign(gpus=candidates.gpus, tokens=candidates.tokens_per_gpu)
     way = pd.DataFrame({"row": candidates.rows, "usable": candidates.usable_gib})
     runs["way"] = way.groupby(["row", "usable"], sort=False).ngroup()
@@ -316,7 +317,7 @@ def _with_keys(runs: pd.DataFrame, candidates: Candidates) -> pd.DataFrame:
 
 
 def _without_duplicates(runs: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-    """One row for each job that ended in one way, with the largest figures, and the line of the first of them."""
+    """Keep one row for each job and outcome, with the largest figures and the line of the first row."""
     same = runs.groupby(["way", "gpus", "tokens", LABEL], sort=False)
     figures = {name: same[name].transform("max") for name in ("allocated_gib", "in_use_share")}
     first = ~runs.duplicated(["way", "gpus", "tokens", LABEL])
@@ -324,11 +325,11 @@ def _without_duplicates(runs: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
 
 
 def contradicting(predictor: Predictor, runs: pd.DataFrame, candidates: Candidates) -> list[int]:
-    """Rows to leave out, so that no run is left that finished although a smaller one failed.
+    """Find rows to omit, so that no remaining run finished although a smaller one failed.
 
-    Smaller is a run of the same way to train and as much memory, with at most as many tokens per GPU on at least as
-    many GPUs, that the version says needs no more (a second GPU may need more than one). The row that contradicts most
-    goes first, of several a failed one, of these the first.
+    A smaller run has the same configuration and GPU memory, at most as many tokens per GPU, at least as many GPUs, and
+    by the version needs no more memory (two GPUs may each need more than one). The row with the most contradictions is
+    omitted first; of several, a failed one; of these, the first one.
     """
     needed = candidates.usable_gib - predictor.features(candidates)["headroom_gib"].to_numpy()
     pairs: dict[int, set[int]] = {}

@@ -1,1 +1,1 @@
-"""Fake kernels that allocate what the CUDA and Triton kernels allocate."""
+"""Fake kernels that allocate the same memory as the CUDA and Triton kernels."""

@@ -1,7 +1,7 @@
-"""What cannot run on a CPU, held as a GPU holds it: CUDA kernels that the training code calls, on fake tensors.
+"""Fake versions of the CUDA kernels that training code calls, for fake tensors on a CPU.
 
-Each autograd function allocates the storages that its kernel allocates and saves what the kernel saves; no figure is
-written by hand. Each claim has its source in a comment.
+Each autograd function allocates the same storages as its kernel and saves the same tensors; no figure is written by
+hand. Comments name the source of each claim.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from autoconf.pipeline.kernels import mamba
 
 
 class _FlashAttention(torch.autograd.Function):
-    """FlashAttention 2 in its own layout, (batch, tokens, heads, head_dim); never tokens squared.
+    """FlashAttention 2 in its own layout, (batch, tokens, heads, head_dim); no memory is quadratic in tokens.
 
     csrc/flash_attn/flash_api.cpp of flash-attn 2.7. mha_fwd: output and a float32 log-sum-exp per query and head.
-    mha_bwd: a float32 dot product per query and head, a float32 accumulator of dq, and where heads share keys and
-    values, dk and dv of every query head, which are summed over the groups in the end. q, k, v, output and log-sum-exp
+    mha_bwd: a float32 dot product per query and head, a float32 accumulator of dq, and if heads share keys and
+    values, dk and dv of every query head, which are summed over the groups at the end. q, k, v, output and log-sum-exp
     are saved (flash_attn/flash_attn_interface.py).
     """
 
@@ -51,7 +51,7 @@ class _FlashAttention(torch.autograd.Function):
 
 
 def flash_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-    """In place of transformers' ``_flash_attention_forward``, whose first three arguments these are.
+    """Replace transformers' ``_flash_attention_forward``; the arguments are its first three.
 
     >>> query, key, value = (torch.empty(2, 512, heads, 64, device="meta") for heads in (8, 2, 2))
     >>> flash_attention(query, key, value).shape
@@ -68,8 +68,8 @@ def _cuda_dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, in
     return torch.native_dropout(input, p, True)[0] if training and p > 0 else input
 
 
-# Functions of torch.nn.functional that CUDA's autocast runs in float32 and the CPU's does not (ATen/autocast_mode.h,
-# AT_FORALL_FP32): those that modeling code calls on tensors which it did not upcast itself.
+# Functions of torch.nn.functional that autocast runs in float32 on CUDA but not on the CPU (ATen/autocast_mode.h,
+# AT_FORALL_FP32): those that modeling code calls on tensors that it did not upcast itself.
 _IN_FLOAT32 = ("cross_entropy", "layer_norm", "log_softmax", "softmax", "softplus")
 
 
@@ -90,7 +90,7 @@ def _as_float32(argument: Any) -> Any:
 
 
 def _balanced(experts: int) -> Callable[..., Any]:
-    """``torch.where`` for modeling code that loops over experts and asks which tokens go to one: balanced routing."""
+    """Replace ``torch.where`` for modeling code that loops over experts, so that routing is balanced."""
 
     def where(*args: Any, **kwargs: Any) -> Any:
         if len(args) > 1 or kwargs:
@@ -102,10 +102,10 @@ def _balanced(experts: int) -> Callable[..., Any]:
 
 
 class _GroupedProduct(torch.autograd.Function):
-    """Rows times the weights of their groups, in float32, which fake tensors refuse and CUDA does not.
+    """A grouped matrix product in float32, which CUDA supports and fake tensors do not.
 
-    torch/include/ATen/native/GroupedMMUtils.h, _grouped_mm_fallback: group by group, into the result. It saves what the
-    gradients that are asked for need, as the one for bfloat16.
+    torch/include/ATen/native/GroupedMMUtils.h, _grouped_mm_fallback: group by group, into the result. Like the function
+    for bfloat16, it saves only tensors that the requested gradients need.
     """
 
     @staticmethod
@@ -135,11 +135,11 @@ def _grouped_mm_of_any_dtype(grouped_mm: Callable[..., torch.Tensor]) -> Callabl
 
 @contextmanager
 def on_cuda(model: torch.nn.Module, experts: int | None) -> Iterator[None]:
-    """Run a model's code as on a CUDA device, under ``FakeTensorMode``.
+    """Run a model's code under ``FakeTensorMode`` as on a CUDA device.
 
     Args:
         model: a causal LM of transformers, built with FlashAttention.
-        experts: experts of each layer, for modeling code that asks which tokens go where; ``None`` without any.
+        experts: number of experts of each layer, for modeling code that loops over experts; ``None`` without experts.
     """
     with ExitStack() as stack:
         modeling = _modeling_files(model)
@@ -148,23 +148,23 @@ def on_cuda(model: torch.nn.Module, experts: int | None) -> Iterator[None]:
         for module in modeling:
             if hasattr(module, _MAMBA):
                 stack.enter_context(mock.patch.object(module, _MAMBA, mamba.split_conv1d_scan_combined))
-        # Libraries ask before they switch autocast on, in the forward pass and when a checkpoint is recomputed.
+        # Libraries check this before they enable autocast, in the forward pass and when a checkpoint is recomputed.
         for question in ("is_available", "is_bf16_supported"):
             stack.enter_context(mock.patch.object(torch.cuda, question, lambda *_, **__: True))
-        # Where a checkpoint looks for the autocast to restore; fake tensors lie on the CPU.
+        # The device whose autocast a checkpoint restores; fake tensors are on the CPU.
         stack.enter_context(mock.patch.object(DefaultDeviceType, "get_device_type", lambda: "cuda"))
         stack.enter_context(mock.patch.object(F, "dropout", _cuda_dropout))
         for name in _IN_FLOAT32:
             stack.enter_context(mock.patch.object(F, name, _in_float32(getattr(F, name))))
         if experts is not None:
             stack.enter_context(mock.patch.object(torch, "where", _balanced(experts)))
-        if hasattr(F, "grouped_mm"):  # from torch 2.10 on
+        if hasattr(F, "grouped_mm"):  # since torch 2.10
             stack.enter_context(mock.patch.object(F, "grouped_mm", _grouped_mm_of_any_dtype(F.grouped_mm)))
         yield
 
 
 def _modeling_files(model: torch.nn.Module) -> set[Any]:
-    """transformers' modules that define a model; older versions call FlashAttention from there."""
+    """The modules of transformers that define a model; older versions call FlashAttention from there."""
     modules = {sys.modules[type(m).__module__] for m in model.modules()}
     return {m for m in modules if m.__name__.startswith("transformers.models.")}
 
@@ -174,17 +174,17 @@ def _flash_attention_integration() -> set[Any]:
     return {integration} if integration else set()
 
 
-# transformers/integrations/hub_kernels.py: the modeling file's own function does nothing, and the layer then runs a
-# reference scan, unless mamba_ssm was there on import.
+# transformers/integrations/hub_kernels.py: unless mamba_ssm was installed on import, the function of the modeling
+# file does nothing, and the layer runs a reference scan.
 _MAMBA = "mamba2_split_conv1d_scan_combined"
 
 
 class _MatMul4Bit(torch.autograd.Function):
     """A product with a 4-bit weight: bitsandbytes/autograd/_functions.py, MatMul4Bit.
 
-    The weight is dequantized in the forward and again in the backward pass, in the dtype that it had before, after its
-    double-quantized absmax (functional.py, dequantize_4bit), and cast to the input's dtype. Nothing but the packed
-    weight is saved.
+    The weight is dequantized in the forward and again in the backward pass, to its original dtype, after its
+    double-quantized absmax (functional.py, dequantize_4bit), and cast to the input's dtype. Only the packed weight is
+    saved.
     """
 
     @staticmethod
@@ -200,11 +200,14 @@ class _MatMul4Bit(torch.autograd.Function):
         return torch.matmul(gradient, dequantized(packed, ctx.shape).to(gradient.dtype)), None, None
 
 
-_BLOCK, _NESTED_BLOCK = 64, 256  # parameters that share an absmax, and absmax that share one (bitsandbytes' defaults)
+_BLOCK, _NESTED_BLOCK = (
+    64,
+    256,
+)  # parameters per absmax, and absmax values per second-level absmax (bitsandbytes' defaults)
 
 
 def dequantized(packed: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    """The bfloat16 copy of a 4-bit weight, made after its double-quantized absmax.
+    """Make the bfloat16 copy of a 4-bit weight, after dequantizing its absmax.
 
     >>> dequantized(torch.empty(8 * 64 // 2, 1, dtype=torch.uint8, device="meta"), (8, 64)).dtype
     torch.bfloat16
@@ -219,7 +222,7 @@ def _absmax(shape: tuple[int, int]) -> tuple[int, int]:
 
 
 def absmax_bytes(shape: tuple[int, int]) -> int:
-    """Bytes of a 4-bit weight's absmax: of one byte, and of float32 for those of the absmax themselves.
+    """Bytes of a 4-bit weight's absmax: one byte each, plus float32 for the second level.
 
     >>> absmax_bytes((4096, 4096))
     266240
@@ -229,9 +232,9 @@ def absmax_bytes(shape: tuple[int, int]) -> int:
 
 
 class Linear4bit(bitsandbytes.nn.Linear4bit):
-    """bitsandbytes' NF4 layer, double quantized, as PEFT knows it, without its CUDA code."""
+    """bitsandbytes' NF4 layer with double quantization, which PEFT recognizes, without its CUDA code."""
 
-    compute_type_is_set: bool  # bitsandbytes' own, said again for where it is not installed
+    compute_type_is_set: bool  # bitsandbytes' own default, repeated in case it is not installed
 
     def __init__(self, linear: torch.nn.Linear, storage: torch.dtype) -> None:
         super().__init__(
@@ -254,12 +257,12 @@ class Linear4bit(bitsandbytes.nn.Linear4bit):
         self.absmax: list[torch.Tensor] = []
 
     def allocate_absmax(self) -> None:
-        """Make the quantization's state, which FSDP leaves whole on every GPU: it is no parameter and no buffer."""
+        """Make the quantization state, which FSDP does not shard, because it is neither a parameter nor a buffer."""
         first, second = _absmax(self.shape)
         self.absmax = [torch.empty(first, dtype=torch.uint8), torch.empty(second)]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.compute_type_is_set:  # set at once from 0.44 on; before, the first input decides
+        if not self.compute_type_is_set:  # set immediately since 0.44; before, the first input decides
             self.set_compute_type(x)
             self.compute_type_is_set = True
         out = _MatMul4Bit.apply(x.to(self.compute_dtype), self.weight, self.shape)

@@ -1,12 +1,11 @@
-"""Mamba-2's fused training kernel as a GPU holds it, on fake tensors: convolution, scan, gated norm and output
-projection in one.
+"""A fake version of Mamba-2's fused training kernel: convolution, scan, gated norm and output projection in one.
 
 Allocations follow mamba_ssm 2.3, ops/triton/ssd_combined.py, MambaSplitConv1dScanCombinedFn, with a gated norm and an
-output projection and without initial states; other files that comments name are in the same folder. Run with kernels
-that do nothing, on one multiprocessor, that code allocates what this one does, to the byte. More multiprocessors than
-chunks make it split the sums of ``_chunk_state_bwd_db``, ``_chunk_scan_bwd_dC`` and ``_chunk_scan_bwd_dcb`` into more
-parts, which is left out: at 132 multiprocessors and the sizes of granite-4.0-h-1b with two groups the peak of a
-backward pass is short of 16.5 MiB with 1,018 tokens, of 1.8 with 4,078 and of nothing with 40,780.
+output projection and without initial states; other files that comments name are in the same folder. With kernels that
+do nothing, on one multiprocessor, that code allocates exactly the same bytes. With more multiprocessors than chunks it
+splits the sums of ``_chunk_state_bwd_db``, ``_chunk_scan_bwd_dC`` and ``_chunk_scan_bwd_dcb`` into more parts, which is
+omitted here: with 132 multiprocessors and the sizes of granite-4.0-h-1b with two groups, the peak of a backward pass is
+16.5 MiB too low with 1,018 tokens, 1.8 MiB with 4,078, and exact with 40,780.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-_BLOCK, _STATE_BLOCK = 32, 64  # the smallest that autotuning tries: workspaces have room for as many as that makes
+_BLOCK, _STATE_BLOCK = 32, 64  # the smallest block that autotuning tries; workspaces have the size for it
 
 
 class _Sizes(NamedTuple):
@@ -52,7 +51,7 @@ class _Scan:
         return self.projected.new_empty((*self.projected.shape[:2], width))
 
     def steps(self) -> torch.Tensor:
-        """One number for each head and token, tokens rounded up to whole chunks."""
+        """One number for each head and token, with tokens rounded up to whole chunks."""
         return self._float32(self.sizes.heads, self._chunks, self.sizes.chunk)
 
     def states(self) -> torch.Tensor:
@@ -60,7 +59,7 @@ class _Scan:
         return self._float32(self._chunks, self.sizes.heads, self.sizes.head_dim * self.sizes.state)
 
     def products(self) -> torch.Tensor:
-        """C and B of each token of a chunk with each other (ssd_bmm.py, _bmm_chunk_fwd); heads of a group share it."""
+        """Products of C and B between tokens of a chunk (ssd_bmm.py, _bmm_chunk_fwd); heads of a group share them."""
         return self._float32(self._chunks, self.sizes.groups, self.sizes.chunk, self.sizes.chunk)
 
     def passed_states(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,18 +69,18 @@ class _Scan:
         return torch.empty_like(of_chunks, dtype=dtype), final
 
     def passed_back(self, states: torch.Tensor, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """ssd_state_passing.py, _state_passing_bwd: gradient and states in the projection's dtype, and the decays'."""
+        """ssd_state_passing.py, _state_passing_bwd: gradient and states in the projection's dtype, and of decays."""
         gradient, states = torch.empty_like(gradient, dtype=self.projected.dtype), states.to(self.projected.dtype)
         blocks = -(-self.sizes.head_dim * self.sizes.state // _STATE_BLOCK)
         return gradient, states, self._float32(self.sizes.heads, self._chunks, blocks).sum(dim=-1)
 
     def input_gradient(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """_chunk_scan_chunk_state_bwd_dx: gradients of the steps and of D; the input's has its place already."""
+        """_chunk_scan_chunk_state_bwd_dx: gradients of the steps and of D; that of the input is already allocated."""
         of_blocks = self._float32(self._chunks, self.sizes.heads, -(-self.sizes.chunk // _BLOCK))
         return self.steps(), of_blocks.sum(dim=(0, 1, 3))
 
     def group_gradient(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of B (ssd_chunk_state.py, _chunk_state_bwd_db) or C (ssd_chunk_scan.py, _chunk_scan_bwd_dC), and decays."""
+        """Gradients of B (ssd_chunk_state.py, _chunk_state_bwd_db) or C (ssd_chunk_scan.py, _chunk_scan_bwd_dC)."""
         decays = self.steps()
         return self._float32(self.projected.shape[1], 1, self.sizes.groups, self.sizes.state).sum(2), decays
 
@@ -92,7 +91,7 @@ class _Scan:
 
 
 class _SplitConv1dScanCombined(torch.autograd.Function):
-    """Saves the projection, the scan's output, the norm's scale and the weights; the rest is computed again."""
+    """Saves the projection, the output of the scan, the scale of the norm and the weights; recomputes the rest."""
 
     @staticmethod
     def forward(
@@ -105,7 +104,7 @@ class _SplitConv1dScanCombined(torch.autograd.Function):
     ) -> torch.Tensor:
         scan = _Scan(projected, sizes)
         _convolved = scan.convolved()
-        # _mamba_chunk_scan_combined_fwd. All but the products stay until this function returns.
+        # _mamba_chunk_scan_combined_fwd. All tensors except the products live until this function returns.
         _steps = [scan.steps(), scan.steps()]  # ssd_chunk_state.py, _chunk_cumsum_fwd
         _states = scan.passed_states(projected.dtype)
         products = scan.products()
@@ -137,7 +136,7 @@ class _SplitConv1dScanCombined(torch.autograd.Function):
         _d_scanned = scan.hidden()  # layernorm_gated.py, _layer_norm_bwd
         d_norm_weight = torch.empty_like(norm_weight)
         d_dt_bias, d_A, d_D = _scan_backward(scan, dt_bias, A, D)
-        # Weights get their gradients whether they train or not.
+        # Weights get gradients even if they are frozen.
         with torch.autocast("cpu", torch.bfloat16, enabled=ctx.autocast):
             d_out_weight = torch.einsum("bso,bsd->od", gradient, normed)
         d_out_bias = None if out_bias is None else gradient.sum(dim=(0, 1))
@@ -153,7 +152,7 @@ class _SplitConv1dScanCombined(torch.autograd.Function):
 def _scan_backward(
     scan: _Scan, dt_bias: torch.Tensor, A: torch.Tensor, D: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """_mamba_chunk_scan_combined_bwd: gradients of its weights; those of the projection have their place already."""
+    """_mamba_chunk_scan_combined_bwd: gradients of its weights; those of the projection are already allocated."""
     _dt = scan.per_token(scan.sizes.heads)
     _steps = [scan.steps(), scan.steps()]
     _products = scan.products()
@@ -188,7 +187,7 @@ def split_conv1d_scan_combined(
     ngroups: int = 1,
     **_: Any,
 ) -> torch.Tensor:
-    """In place of mamba_ssm's ``mamba_split_conv1d_scan_combined``, whose arguments these are.
+    """Replace mamba_ssm's ``mamba_split_conv1d_scan_combined``, with the same arguments.
 
     >>> from torch import empty
     >>> heads = [empty(8, device="meta") for _ in range(3)]

@@ -1,8 +1,7 @@
-"""Triton kernels that some stacks train with in place of plain ops, as autograd functions that hold what the kernels
-hold.
+"""Fake versions of the Triton kernels that some stacks use instead of plain ops, as autograd functions.
 
-Read from fms-acceleration's plugin ``fms_acceleration_foak`` (kernels and fused ops extracted from unsloth and Liger),
-as of the benchmarks of ``make measured``: February 2025.
+They follow fms-acceleration's plugin ``fms_acceleration_foak`` (kernels and fused ops extracted from unsloth and
+Liger), as of February 2025, when the benchmarks of ``make measured`` ran.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from autoconf.pipeline.kernels import cuda as cuda_kernels
 
 @contextmanager
 def in_place_of_plain_ops(model: Any, stack: Stack) -> Iterator[None]:
-    """Let a model, not yet sharded, run a stack's kernels."""
+    """Let a model that is not yet sharded run the kernels of a stack."""
     if "fast_rms_layernorm" in stack.kernels:
         for module in _modules(model):
             if type(module).__name__.endswith("RMSNorm"):
@@ -56,8 +55,8 @@ def _bound(function: Callable[..., Any], module: nn.Module, *first: Any) -> Call
 
 
 class _RmsNorm(torch.autograd.Function):
-    """kernels/unsloth/rms_layernorm.py, Fast_RMS_Layernorm: saves the input and a float32 per token, makes no float32
-    copy; backward writes into the incoming gradient, and the weight gets none."""
+    """kernels/unsloth/rms_layernorm.py, Fast_RMS_Layernorm: saves the input and a float32 per token, without a float32
+    copy; backward writes into the incoming gradient, and the weight gets no gradient."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -112,19 +111,17 @@ def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor, *_: Any, **__: An
 
 
 class _FusedLinearCrossEntropy(torch.autograd.Function):
-    """fused_ops/liger_ce/fused_linear_cross_entropy_loss.py: logits of one chunk of tokens at a time, and the gradients
-    already in the forward pass.
+    """fused_ops/liger_ce/fused_linear_cross_entropy_loss.py: logits of one chunk of tokens at a time, with gradients
+    computed in the forward pass.
 
-    The loop is run for two chunks: from the second on, the gradient of the chunk before is still referenced.
+    The loop runs for two chunks, because from the second chunk on the gradient of the previous one is still referenced.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         tokens, width = hidden.shape
         chunks = -(-weight.shape[0] // width)
-        chunk = (
-            tokens / chunks
-        )  # the kernel rounds it up to a power of two, which a token count of powers of two leaves alone
+        chunk = tokens / chunks  # the kernel rounds it up to a power of two
         weight_gradient = torch.zeros_like(weight) if weight.requires_grad else None
         hidden_gradient = torch.zeros_like(hidden)
         losses = hidden.new_zeros(tokens, dtype=torch.float32)
@@ -145,10 +142,10 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
 
 class _LigerLoss(torch.autograd.Function):
     """linkedin/Liger-Kernel, src/liger_kernel/ops/fused_linear_cross_entropy.py, of 2026: as above, for any number of
-    tokens, and where the head trains its gradient is a product of its own for each chunk, and a float32 copy of that.
+    tokens; if the head is trained, its gradient is a separate product for each chunk, with a float32 copy.
 
-    It makes no float32 copy of the logits, but rounds a chunk up to a power of two: at most to twice as many tokens.
-    The copies that the function above makes of a chunk are more than that.
+    It makes no float32 copy of the logits, but rounds a chunk up to a power of two, at most to twice as many tokens.
+    The copies of a chunk in the function above are larger than that.
     """
 
     @staticmethod
@@ -160,7 +157,7 @@ class _LigerLoss(torch.autograd.Function):
         hidden_gradient = torch.zeros_like(hidden)
         losses = hidden.new_zeros(tokens, dtype=torch.float32)
         for _ in range(2):
-            # As many elements as logits of a chunk, and as its hidden states, have, whatever divides the tokens.
+            # As many elements as the logits and the hidden states of a chunk, for any number of tokens.
             logits = hidden.new_empty((tokens, -(-vocabulary // chunks)))
             logits = logits.float()
             logits = logits.to(hidden.dtype)
@@ -182,7 +179,7 @@ def _trl_loss(
     hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, softcap: float | None = None
 ) -> torch.Tensor:
     """trl/trainer/sft_trainer.py, _chunked_cross_entropy_loss (loss_type "chunked_nll"): a checkpoint for each chunk of
-    256 tokens, whose logits are float32, and so is a copy of the head.
+    256 tokens, with float32 logits and a float32 copy of the head.
     """
     order = labels.argsort(stable=True)
     hidden, labels = hidden[order], labels[order]
@@ -214,7 +211,7 @@ def _forward_with(
     causal_lm: Any, loss: Callable[..., torch.Tensor], input_ids: torch.Tensor, labels: torch.Tensor, **_: Any
 ) -> dict[str, Any]:
     hidden = causal_lm.base_model(input_ids=input_ids)[0]
-    # The loss of a token is that of predicting the next: both are shifted, and copied.
+    # The loss of a token predicts the next one: hidden states and labels are shifted and copied.
     hidden = hidden[..., :-1, :].contiguous()
     labels = labels[..., 1:].contiguous()
     weight = causal_lm.get_output_embeddings().weight
@@ -224,7 +221,7 @@ def _forward_with(
 def _times_4bit_with_adapter(
     hidden: torch.Tensor, packed: torch.Tensor, shape: tuple[int, int], down: torch.Tensor, up: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """fused_ops/unsloth_lora/utils.py, matmul_lora: the product, and the input after dropout, to be saved."""
+    """fused_ops/unsloth_lora/utils.py, matmul_lora: the product, and the input after dropout, which is saved."""
     out = F.linear(hidden, cuda_kernels.dequantized(packed, shape))
     dropped = torch.native_dropout(hidden, 0.5, True)[0]
     out += F.linear(F.linear(dropped, down.to(hidden.dtype)), up.to(hidden.dtype))
@@ -279,7 +276,7 @@ class _LoraQKV(torch.autograd.Function):
 
 
 class _LoraO(torch.autograd.Function):
-    """The same file, LoRA_W: saves the input and its dropout; the input's gradient is new."""
+    """LoRA_W of the same file: saves the input and its dropout; the gradient of the input is a new tensor."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, shape: tuple[int, int], *weights: torch.Tensor) -> torch.Tensor:
@@ -307,7 +304,7 @@ def _weights(layer: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def _fuse_attention(attention: Any) -> None:
-    """Let an attention module compute its projections by the fused functions; the first call does all three."""
+    """Let an attention module compute its projections with the fused functions; the first call computes all three."""
     waiting: dict[str, torch.Tensor] = {}
     names = ("q_proj", "k_proj", "v_proj")
     layers = [getattr(attention, name) for name in names]

@@ -18,7 +18,7 @@ from autoconf.pipeline.report import PAGES, VALIDATION, markdown, write_section
 from autoconf.predictor import cards, registry
 from autoconf.predictor.cards import CARD, Card
 from autoconf.predictor.registry import MODELS
-from autoconf.predictor.user_versions import Place
+from autoconf.predictor.user_versions import VersionFolder
 
 # Of the cards' decisions, which keep the names that they were released with.
 _HEADINGS = {
@@ -39,7 +39,7 @@ def _meets(key: str, value: float, target: float) -> bool:
     return value >= target if TARGETS[key][0] == ">=" else value <= target
 
 
-def _section(evaluation: dict[str, Any], version: str) -> str:
+def evaluation_section(evaluation: dict[str, Any], version: str) -> str:
     """The section of the version's page ``docs/versions/evaluation-VERSION.md``."""
     figures = [
         {
@@ -70,7 +70,7 @@ def _section(evaluation: dict[str, Any], version: str) -> str:
     )
 
 
-def _real_runs(evaluation: dict[str, Any]) -> str:
+def real_runs_section(evaluation: dict[str, Any]) -> str:
     """What is said of real runs that nothing was learned from."""
     return "\n\n".join(
         [
@@ -81,7 +81,7 @@ def _real_runs(evaluation: dict[str, Any]) -> str:
     )
 
 
-def _domain(card: Card) -> str:
+def domain_section(card: Card) -> str:
     """What the version answers for: its GPUs, its models with sources, and what is assumed of them."""
     known = architectures()
     gpus = [
@@ -159,7 +159,7 @@ def evaluate(version: str) -> tuple[dict[str, Any], str]:
     """
     folder = MODELS / version
     # Whoever makes a version believes what lies there: its digest cannot be in the code yet.
-    predictor = registry.load_from(Place(folder, cards.digest((folder / CARD).read_bytes())))
+    predictor = registry.load_from(VersionFolder(folder, cards.digest((folder / CARD).read_bytes())))
     families = {name: architecture.family for name, architecture in architectures().items()}
     judged, figures = measured(predictor, families, space=sweep_space(predictor.card))
     evaluation: dict[str, Any] = {
@@ -170,9 +170,9 @@ def evaluate(version: str) -> tuple[dict[str, Any], str]:
     }
     sha256 = write_card(folder, predictor.card.model_copy(update={"evaluation": evaluation}))
     for page, what, section in (
-        (PAGES / f"evaluation-{version}.md", f"evaluation {version}", _section(evaluation, version)),
-        (PAGES / f"domain-{version}.md", f"domain {version}", _domain(predictor.card)),
-        (VALIDATION, "real runs", _real_runs(evaluation)),
+        (PAGES / f"evaluation-{version}.md", f"evaluation {version}", evaluation_section(evaluation, version)),
+        (PAGES / f"domain-{version}.md", f"domain {version}", domain_section(predictor.card)),
+        (VALIDATION, "real runs", real_runs_section(evaluation)),
     ):
         write_section(page, what, "make evaluate", section)
     draw_picture(judged, evaluation, PAGES / f"evaluation-{version}.png")

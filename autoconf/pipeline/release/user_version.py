@@ -21,7 +21,7 @@ from autoconf.pipeline.release.evaluation import measured
 from autoconf.pipeline.release.version_folder import complete, new_version
 from autoconf.pipeline.tracing.trace_file import Trace, read_trace
 from autoconf.predictor import rebuild, registry, user_versions
-from autoconf.predictor.cards import Card, Model, digest, read_card
+from autoconf.predictor.cards import Card, Model, digest
 from autoconf.predictor.predictor import Predictor
 
 EVALUATION_JOBS = 2_000
@@ -90,9 +90,10 @@ def train_own(base: str, version: str, output: Path, traces: Sequence[str] = (),
             cluster = learn_cluster(asked, table, called(str(runs)))
             card = card.model_copy(update={"reserve": cluster.reserve})
             teaches = teaches if cluster.training_table is None else cluster.training_table
-        complete(scratch, card, teaches, lambda predictor: _evaluation(predictor, found, cluster))
-    sha256 = user_versions.trust(folder)
-    return OwnVersion(folder, sha256, read_card(folder, sha256), cluster)
+        sha256 = complete(scratch, card, teaches, lambda predictor: _evaluation(predictor, found, cluster))
+    user_versions.pin(folder, sha256)
+    # Its files are read and checked now, so that the first job does not wait for it.
+    return OwnVersion(folder, sha256, registry.load(version, output).card, cluster)
 
 
 def _new_folder(base: str, version: str, output: Path, adds: bool) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from autoconf.files import appearing_folder, opened
+from autoconf.files import atomic_folder, opened
 from autoconf.memory.model import StackMemory
 from autoconf.memory.store import ModelsTable
 from autoconf.pipeline.release import orderings
@@ -40,7 +40,7 @@ def new_version(folder: Path) -> Iterator[Path]:
     Raises:
         BadInput: it cannot be written to.
     """
-    with opened(folder.parent, lambda: appearing_folder(folder), "to it") as scratch:
+    with opened(folder.parent, lambda: atomic_folder(folder), "to it") as scratch:
         yield scratch
 
 

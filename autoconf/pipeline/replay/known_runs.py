@@ -73,9 +73,10 @@ _LORA = {
     "lora_dropout": 0.1,
     "lora_targets": ("q_proj", "k_proj", "v_proj", "o_proj"),
 }
-# Liger-Kernel's examples/huggingface without its kernels: bf16 mixed precision, hence float32 parameters in shards.
-# They ran FSDP1; FSDP2 is replayed.
-_LIGER = {"mixed_precision": "bf16", "sharding": "fsdp2"}
+# Liger-Kernel's examples/huggingface without its kernels: FSDP1 with bf16 mixed precision, hence float32 parameters in
+# shards. FSDP2 is replayed for comparison.
+_LIGER = {"mixed_precision": "bf16", "sharding": "fsdp1"}
+_LIGER_FSDP2 = {**_LIGER, "sharding": "fsdp2"}
 
 RUNS = (
     KnownRun("granite-3.1-8b full, 4,096 x 1, accumulation 2", "granite-3.1-8b-instruct", "full",
@@ -92,12 +93,16 @@ RUNS = (
     KnownRun("llama3.2-3b full, 2,048 x 16", "llama3.2-3b", "full", Batches(16, 2048), True),
     KnownRun("llama3.2-3b full, 512 x 64", "llama3.2-3b", "full", Batches(64, 512), True),
     KnownRun("llama3.2-3b full, 512 x 64, accumulation 4", "llama3.2-3b", "full", Batches(64, 512, 4), True),
-    KnownRun("Llama-3-8B full, 4 GPUs, 512 x 48 on each", "llama3-8b", "full", Batches(48, 512), True, 4,
+    KnownRun("Llama-3-8B full, 4 GPUs, FSDP1, 512 x 48 on each", "llama3-8b", "full", Batches(48, 512), True, 4,
              settings=_LIGER, allocated_gib=66.9),
-    KnownRun("Qwen2-7B full, 4 GPUs, 512 x 48 on each", "qwen2.5-7b", "full", Batches(48, 512), False, 4,
+    KnownRun("Qwen2-7B full, 4 GPUs, FSDP1, 512 x 48 on each", "qwen2.5-7b", "full", Batches(48, 512), False, 4,
              settings=_LIGER),
-    KnownRun("Llama-3-8B full, 4 GPUs, 512 x 32 on each", "llama3-8b", "full", Batches(32, 512), True, 4,
+    KnownRun("Llama-3-8B full, 4 GPUs, FSDP1, 512 x 32 on each", "llama3-8b", "full", Batches(32, 512), True, 4,
              settings=_LIGER, allocated_gib=52.8),
+    KnownRun("Llama-3-8B, the same 512 x 48 under FSDP2", "llama3-8b", "full", Batches(48, 512), True, 4,
+             settings=_LIGER_FSDP2, allocated_gib=66.9),
+    KnownRun("Qwen2-7B, the same 512 x 48 under FSDP2", "qwen2.5-7b", "full", Batches(48, 512), False, 4,
+             settings=_LIGER_FSDP2),
 )  # fmt: skip
 
 

@@ -8,13 +8,14 @@ allocation and release, the stream that was current, and the module and the op t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from autoconf.memory.replay import Action, Event, Place, Program
@@ -65,7 +66,9 @@ class ProgramRecorder(Recorder):
         self._blocks: dict[int, int] = {}  # the block that a storage has now
         self._blocks_made = 0
         self._streams: dict[int, int] = {}
-        self._kept: list[Any] = []  # streams, so that no two have one id
+        self._marks: dict[int, int] = {}  # of events
+        self._mark_count = 0
+        self._kept: list[Any] = []  # streams and events, so that no two have one id
         self._modules: list[str] = []
         self._workspace = workspace
         self._threads_with_workspace: set[bool] = set()
@@ -98,13 +101,50 @@ class ProgramRecorder(Recorder):
         self.events.append(Event(Action.ALLOCATE, block, nbytes, self._stream(), self._place(op)))
         return block
 
-    def _stream(self) -> int:
-        # FSDP2 switches streams of the device that its parameters are on, here the CPU's, which do nothing.
-        current = torch.cpu.current_stream()
-        if id(current) not in self._streams:
-            self._kept.append(current)
-            self._streams[id(current)] = len(self._streams)
-        return self._streams[id(current)]
+    def _stream(self, stream: Any = None) -> int:
+        # FSDP switches streams of the device that its parameters are on, here the CPU's, which do nothing.
+        stream = stream or torch.cpu.current_stream()
+        return self._number(self._streams, stream)
+
+    def _number(self, numbers: dict[int, int], what: Any) -> int:
+        if id(what) not in numbers:
+            self._kept.append(what)
+            numbers[id(what)] = len(numbers)
+        return numbers[id(what)]
+
+    def wait_for_all(self) -> None:
+        """Note that the program waits for the GPU, as it does where it reads a loss."""
+        self.events += [Event(Action.SYNCHRONIZE, -1, stream=stream) for stream in self._streams.values()]
+
+    @contextmanager
+    def streams(self) -> Iterator[None]:
+        """Follow what FSDP1 tells the allocator of streams, and where it waits for the GPU.
+
+        A wait for an event is taken as one for all streams: that the others have come as far as the event's own.
+        """
+
+        def used(tensor: torch.Tensor, stream: Any) -> None:
+            number = self._numbers.get(getattr(tensor, "_local_tensor", tensor).untyped_storage())
+            if number is not None and number in self._blocks:
+                self.events.append(Event(Action.RECORD_STREAM, self._blocks[number], stream=self._stream(stream)))
+
+        def marked(event: Any, _: Any = None) -> None:
+            self._marks.pop(id(event), None)
+            self._mark_count += 1
+            self._marks[id(event)] = self._mark_count
+            self._kept.append(event)
+            self.events.append(Event(Action.MARK, self._mark_count))
+
+        def waited(event: Any) -> None:
+            if id(event) in self._marks:
+                self.events.append(Event(Action.WAIT, self._marks[id(event)]))
+
+        with ExitStack() as patches:
+            for module in ("_flat_param", "_runtime_utils"):
+                patches.enter_context(mock.patch(f"torch.distributed.fsdp.{module}._no_dispatch_record_stream", used))
+            patches.enter_context(mock.patch.object(torch.cpu.Event, "record", marked))
+            patches.enter_context(mock.patch.object(torch.cpu.Event, "synchronize", waited))
+            yield
 
     def _place(self, op: str) -> int:
         part, module = self.part, self._modules[-1] if self._modules else ""
@@ -163,7 +203,7 @@ def record(
         told: is called with what is going on, for a person to see.
 
     Raises:
-        TraceError: the job cannot be recorded: an optimizer that is not PyTorch's own, or FSDP1 or DDP on several GPUs.
+        TraceError: the job cannot be recorded: an optimizer that is not PyTorch's own, or DDP on several GPUs.
     """
     check_recordable(job)
     told("building the model")
@@ -175,7 +215,13 @@ def record(
         for tensor in _as_loaded(rank):
             recorder.see(tensor)
         optimizer = _optimizer(job, rank)
-        with recorder, recorder.resizes(), parts(rank.layers, recorder), recorder.modules_of(rank.model):
+        with (
+            recorder,
+            recorder.resizes(),
+            recorder.streams(),
+            parts(rank.layers, recorder),
+            recorder.modules_of(rank.model),
+        ):
             for update in range(updates):
                 told(f"step {update + 1} of {updates}")
                 recorder.when = f"step {update + 1}"
@@ -193,10 +239,10 @@ def check_recordable(job: TrainingSetup) -> None:
             f"optim {job.stack.optim!r} cannot be replayed: its states are not made by PyTorch's allocator alone; "
             f"these can be: {', '.join(_OPTIMIZERS)}"
         )
-    if job.gpus > 1 and job.stack.sharding != "fsdp2":
+    if job.gpus > 1 and not job.shards:
         raise TraceError(
-            f"sharding {job.stack.sharding!r} on several GPUs cannot be replayed: when its streams let go of blocks is "
-            "not recorded; fsdp2 and one GPU can be"
+            f"sharding {job.stack.sharding!r} on several GPUs cannot be replayed: DDP does not run on fake tensors; "
+            "fsdp1, fsdp2 and one GPU can be"
         )
 
 
@@ -258,13 +304,21 @@ def _update(rank: Rank, optimizer: torch.optim.Optimizer, batches: Batches, reco
             loss = rank.model(input_ids=batch["input_ids"], labels=batch["labels"])["loss"]
             recorder.part = LOSS
             loss.backward()
+        recorder.wait_for_all()  # Trainer._run_epoch asks whether the loss is a number
         del loss
     recorder.part = Part("clipping")
-    norm = nn.utils.clip_grad_norm_(rank.trainable, 1.0, foreach=_FOREACH)
+    norm = _clip(rank)
     recorder.part = Part("optimizer")
     optimizer.step()
     del norm
     rank.model.zero_grad()
+
+
+def _clip(rank: Rank) -> torch.Tensor:
+    # accelerate/accelerator.py, clip_grad_norm_: FSDP1 has its own.
+    if isinstance(rank.model, FullyShardedDataParallel):
+        return rank.model.clip_grad_norm_(1.0)
+    return nn.utils.clip_grad_norm_(rank.trainable, 1.0, foreach=_FOREACH)
 
 
 def _batch(batches: Batches) -> dict[str, torch.Tensor]:

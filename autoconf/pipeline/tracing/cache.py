@@ -12,7 +12,7 @@ from pathlib import Path
 import platformdirs
 from rich.progress import track
 
-from autoconf.files import appearing_folder
+from autoconf.files import atomic_folder
 from autoconf.memory.profile import ModelProfile
 from autoconf.memory.store import read_models, write_models
 from autoconf.pipeline.catalog import Architecture, architectures
@@ -50,6 +50,6 @@ def _cached(name: str) -> ModelProfile:
     if not folder.exists():
         from autoconf.pipeline.tracing.trace_model import traced  # torch and transformers take seconds to import
 
-        with appearing_folder(folder, replace=False) as scratch:  # another process may be faster
+        with atomic_folder(folder, replace=False) as scratch:  # another process may be faster
             write_models([traced(architecture)], scratch)
     return replace(read_models(folder)[0], made_of=fingerprint(architecture))

@@ -35,7 +35,7 @@ def layer_moments(storages: Storages, short: Sequence[str], kinds: Sequence[str]
     Raises:
         TraceError: layers of the short stack do not hold what they should.
     """
-    return _envelope(list(_WholeModel(_ShortStack(storages, short), kinds).moments()))
+    return envelope(list(_WholeModel(_ShortStack(storages, short), kinds).moments()))
 
 
 def head_moments(storages: Storages, short: Sequence[str], rank: int) -> list[StackMoment]:
@@ -43,7 +43,7 @@ def head_moments(storages: Storages, short: Sequence[str], rank: int) -> list[St
 
     Nothing there has to do with adapters: what looks like a multiple of their rank is one by chance.
     """
-    return _envelope([_at_rank(moment, rank) for moment in _head_moments(_ShortStack(storages, short))])
+    return envelope([_at_rank(moment, rank) for moment in _head_moments(_ShortStack(storages, short))])
 
 
 def _at_rank(moment: StackMoment, rank: int) -> StackMoment:
@@ -290,7 +290,7 @@ def _head_moments(short: _ShortStack) -> Iterator[StackMoment]:
         yield _moment(Point.LOSS, short.outside_layers(moment), layer=layer, newest=newest)
 
 
-def _envelope(moments: list[StackMoment]) -> list[StackMoment]:
+def envelope(moments: list[StackMoment]) -> list[StackMoment]:
     """Drop moments that another one at the same point exceeds in every term."""
     kept = []
     for point in Point:

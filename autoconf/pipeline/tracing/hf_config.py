@@ -53,7 +53,7 @@ def read_config(path: str) -> tuple[Path, dict[str, Any]]:
     except (OSError, ValueError, RecursionError) as error:
         raise cannot_read(file, error) from None
     if not isinstance(config, dict):
-        raise BadInput(f"{file}: must hold an object in JSON, but holds a {type(config).__name__}")
+        raise BadInput(f"{file}: must hold a JSON object, but holds a {type(config).__name__}")
     return file, config
 
 

@@ -27,7 +27,6 @@ from torch.distributed.fsdp import (
     ShardingStrategy,
     fully_shard,
 )
-from torch.distributed.fsdp.wrap import _or_policy, lambda_auto_wrap_policy, transformer_auto_wrap_policy
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TrainingArguments
 from transformers.pytorch_utils import Conv1D
@@ -362,15 +361,12 @@ def _run_under_autocast(model: nn.Module) -> None:
 def _fsdp1(model: nn.Module, layers: nn.ModuleList, mixed: bool, whole: list[nn.Parameter]) -> nn.Module:
     """FULL_SHARD as accelerate sets it up: one unit per decoder layer, the root, and one per adapter."""
     layer = type(layers[0])
-    if isinstance(model, peft.PeftModel) and not whole:
-        # peft/utils/other.py, fsdp_auto_wrap_policy: trainable leaves are units of their own
-        policies = [
-            functools.partial(lambda_auto_wrap_policy, lambda_fn=_is_trainable_leaf),
-            functools.partial(transformer_auto_wrap_policy, transformer_layer_cls={layer}),
-        ]
-        policy = functools.partial(_or_policy, policies=policies)
-    else:
-        policy = functools.partial(transformer_auto_wrap_policy, transformer_layer_cls={layer})
+    # peft/utils/other.py, fsdp_auto_wrap_policy: trainable leaves are units of their own
+    leaves_apart = isinstance(model, peft.PeftModel) and not whole
+
+    def policy(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
+        return recurse or isinstance(module, layer) or (leaves_apart and _is_trainable_leaf(module))
+
     bfloat16 = MixedPrecision(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16, buffer_dtype=torch.bfloat16)
     return FullyShardedDataParallel(
         model,

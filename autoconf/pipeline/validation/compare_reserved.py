@@ -1,7 +1,8 @@
-"""Compare what replays reserve with what nvidia-smi read: runs on one GPU, each with its own stack and libraries.
+"""Compare what replays reserve with what nvidia-smi read: runs with their own stack and libraries.
 
 ``python -m autoconf.pipeline.validation.compare_reserved RUNS.csv`` prints a row for each run that finished on one GPU
-and has a reading, and the median and 95th percentile of the difference. It takes about a minute a run.
+(``--gpus 2``: on two) and has a reading, and the median and 95th percentile of the difference. It takes about a minute
+a run.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ class Reserved:
         return 100 * ((self.reserved_gib + overhead_gib(self.run.gpus)) / self.run.in_use_gib - 1)
 
 
-def comparable(runs: Sequence[Run], frameworks: Sequence[str]) -> list[Run]:
-    """Finished runs on one GPU that have a reading, of some frameworks."""
+def comparable(runs: Sequence[Run], frameworks: Sequence[str], gpus: int = 1) -> list[Run]:
+    """Finished runs on a number of GPUs that have a reading, of some frameworks."""
     return [
         run
         for run in runs
-        if run.gpus == 1 and not run.failed and run.in_use_gib and run.peak_gib and run.framework in frameworks
+        if run.gpus == gpus and not run.failed and run.in_use_gib and run.peak_gib and run.framework in frameworks
     ]
 
 
@@ -66,7 +67,7 @@ _MODULE = "autoconf.pipeline.validation.replay_jobs"
 
 def _job(run: Run) -> dict[str, Any]:
     batches = (run.samples, run.tokens_per_gpu // run.samples, run.accumulation)
-    return {**run.job(), "batches": batches, "capacity_gib": run.usable_gib - overhead_gib(run.gpus)}
+    return {**run.job(), "gpus": run.gpus, "batches": batches, "capacity_gib": run.usable_gib - overhead_gib(run.gpus)}
 
 
 def table(found: Sequence[Reserved]) -> list[dict[str, Any]]:
@@ -102,10 +103,11 @@ def summary(found: Sequence[Reserved]) -> str:
 def main(
     runs: Annotated[Path, typer.Argument(help="CSV of runs, as pipeline/validation/benchmark_runs.py reads it")],
     framework: Annotated[list[str] | None, typer.Option(help="runs of this framework; may be given repeatedly")] = None,
+    gpus: Annotated[int, typer.Option(help="runs on this number of GPUs")] = 1,
 ) -> None:
     """Compare and print; exit code 2 for bad input."""
     try:
-        chosen = comparable(read_runs(runs), framework or ["none"])
+        chosen = comparable(read_runs(runs), framework or ["none"], gpus)
         found = compare(chosen)
     except BadInput as error:
         print(error, file=sys.stderr)
@@ -113,7 +115,7 @@ def main(
     except AutoConfError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None
-    print(markdown(table(found)) if found else "no run on one GPU has a reading")
+    print(markdown(table(found)) if found else "no run has a reading")
     print(f"\n{summary(found)}")
 
 
