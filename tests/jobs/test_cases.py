@@ -1,4 +1,4 @@
-"""Each file of tests/data/job_cases is read rightly or refused by name, through the command."""
+"""The command reads each file of tests/data/job_cases correctly, or refuses it by name."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A job is read from the files that people have: all that matters, or an error that names file, key and value."""
+"""Jobs are read from existing files: every relevant setting, or an error that names file, key and value."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ def fields(*names: str, **options) -> dict:
 
 
 def stack_of(*names: str, **options) -> Stack:
-    """How the job of some files trains, once what they lack is given."""
+    """The training stack of the job in some files, with missing fields given."""
     return Workload.parse(
         **{"gpu_model": "NVIDIA-A100-SXM4-80GB", **fields(*names, **options), **options}
     ).training_stack()
@@ -38,7 +38,7 @@ def stack_of(*names: str, **options) -> Stack:
 
 @pytest.fixture
 def read_text(tmp_path: Path):
-    """Read a job from a text, in a file whose name says nothing of its format."""
+    """Read a job from a text, in a file whose name does not show its format."""
 
     def read_it(content, **options):
         text = content if isinstance(content, str) else json.dumps(content)
@@ -72,7 +72,7 @@ def test_what_is_said_of_arguments_covers_every_key() -> None:
 def test_accelerate_and_trl_are_read_together() -> None:
     together = fields("accelerate_fsdp2.yaml", "trl_lora.yaml")
     assert together == {**fields("trl_lora.yaml"), "sharding": "fsdp2"}
-    # TRL turns bf16 on by itself, whatever the launcher says.
+    # TRL enables bf16 by itself, regardless of the launcher.
     assert together["mixed_precision"] == "bf16"
 
 
@@ -117,7 +117,7 @@ def test_an_axolotl_config_is_read() -> None:
 
 
 def test_axolotl_fills_in_what_a_config_leaves_open(read_text) -> None:
-    """axolotl v0.18.0, src/axolotl/utils/config/__init__.py: bf16 where there is any, reentrant checkpoints."""
+    """axolotl v0.18.0, src/axolotl/utils/config/__init__.py: bf16 if the GPU has it, reentrant checkpoints."""
     config = {"base_model": "llama3.1-8b", "sequence_len": 2048, "gradient_checkpointing": True}
     found = read_text(config).fields
     assert (found["mixed_precision"], found["torch_dtype"]) == ("bf16", "bfloat16")

@@ -1,4 +1,4 @@
-"""The counts of GPUs in a manifest or an accelerate config change, and nothing else does."""
+"""A patch changes only the GPU counts of a manifest or an accelerate config."""
 
 import json
 import re

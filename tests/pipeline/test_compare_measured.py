@@ -1,4 +1,4 @@
-"""Tables of real runs: how they are read, and how traces are held against them."""
+"""Tables of real runs are read and compared with traces."""
 
 from __future__ import annotations
 
@@ -299,7 +299,7 @@ def test_stacks_are_named_whose_rows_differ_in_the_mean(run):
 )
 def test_the_command_fails_if_a_required_figure_is_missed(table, run, monkeypatch, capsys, percent, options, code):
     asked = []
-    # Tracing itself has a test of its own below.
+    # Tracing itself has a separate test below.
     monkeypatch.setattr(
         compare_measured, "compare", lambda runs, today: (asked.append(today), [off_by(r, percent) for r in runs])[1]
     )
@@ -383,7 +383,7 @@ LIBRARIES = environments.Libraries("4.48.1", "0.13.2", "1.0.1", "0.43.3")
 
 @pytest.fixture
 def broken_python(monkeypatch, tmp_path):
-    """An interpreter that can make no environment, in a checkout that has none."""
+    """An interpreter that cannot make environments, in a checkout without environments."""
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho first >&2\necho 'ERROR: no such version' >&2\nexit 1\n")
     python.chmod(0o755)
@@ -410,7 +410,7 @@ def test_an_environment_is_made_once_for_a_list_of_packages(broken_python, monke
 
 
 def test_environments_have_what_a_trace_imports():
-    """So that a module which gains an import does not break the environments of other libraries without a word."""
+    """A new import in a module must not silently break the environments of other libraries."""
     pytest.importorskip("torch", reason="versions are traced with the extra [build], installed on Python 3.11")
     code = (
         "import json, sys, autoconf.pipeline.validation.trace_jobs, autoconf.pipeline.validation.replay_jobs\n"

@@ -1,4 +1,4 @@
-"""A user model, from its Hugging Face config: what is traced, what is refused, and the file that it makes."""
+"""User models from Hugging Face configs: tracing, refusals, and the trace file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from autoconf.pipeline.tracing.trace_file import read_trace, write_trace
 from autoconf.predictor import registry
 
 KNOWN = "qwen2.5-0.5b"
-# What files have beside shapes.
+# Settings in files that do not affect shapes.
 INERT = {
     "_name_or_path": "Qwen/Qwen2.5-0.5B", "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0,
     "bos_token_id": 151643, "eos_token_id": [151643, 151645], "initializer_range": 0.02, "rms_norm_eps": 1e-06,
@@ -66,7 +66,7 @@ def shipped(name: str) -> ModelProfile:
 
 
 def of_ones_own(name: str, known: str = KNOWN) -> tuple[Architecture, ModelProfile]:
-    """A model of the newest version, as if somebody had traced it."""
+    """A trace of a model of the newest version."""
     architecture = architectures()[known].model_copy(update={"name": name, "aliases": [], "later_aliases": []})
     figures = shipped(known)
     return architecture, ModelProfile(name, "", figures.layers, figures.heads, figures.units, figures.problems)
@@ -288,7 +288,7 @@ def test_a_refused_config_and_a_folder_that_is_not_there_leave_no_file(own_model
 
 
 def test_a_way_that_transformers_itself_cannot_run_is_named_and_the_others_are_traced(own_model, written, monkeypatch):
-    """GPT-2 has no linear layer, whose dtype transformers asks around FlashAttention where queries are float32."""
+    """GPT-2 has no linear layer, but transformers needs its dtype for FlashAttention with float32 queries."""
     from autoconf.pipeline.tracing import trace_model
 
     ways = [LayerWay("full", dtype, "no", dtype, False, "none", "default") for dtype in ("bfloat16", "float32")]

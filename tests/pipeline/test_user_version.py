@@ -1,4 +1,4 @@
-"""``ado-autoconf train``: a version of a user's own, made of a released one, or of another of the user's."""
+"""``ado-autoconf train`` makes a user version from a released version or from another user version."""
 
 import json
 import os
@@ -28,7 +28,7 @@ JOB = {"method": "lora", "gpu_model": "L40S", "tokens_per_sample": 4096, "batch_
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with a version of two models, the fewest that take seconds, and a trace of a third one."""
+    """A folder with a version of two models, so that tests take only seconds, and a trace of a third model."""
     folder = tmp_path_factory.mktemp("made")
     released = registry.card("2.0.0")
     table = ModelsTable.read(registry.MODELS / "2.0.0")

@@ -1,4 +1,4 @@
-"""With ``even_layouts`` only layouts are considered that clusters are asked for."""
+"""With ``even_layouts`` only customary layouts are considered."""
 
 import itertools
 
@@ -20,7 +20,7 @@ JOB = {
 
 
 def customary(per_worker: int, most: int) -> list[int]:
-    """Powers of two on one worker, and whole workers."""
+    """Whether a number is a power of two on one worker, or full workers."""
     return [n for n in range(1, most + 1) if (n < per_worker and n in (1, 2, 4, 8, 16, 32)) or n % per_worker == 0]
 
 
