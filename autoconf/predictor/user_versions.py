@@ -27,7 +27,7 @@ class NoModelsFolder(AutoConfError):
     """A user version was requested, but no folder of user versions is known."""
 
 
-class Place(NamedTuple):
+class VersionFolder(NamedTuple):
     """The folder of a version, and the expected digest of its card."""
 
     folder: Path
@@ -71,7 +71,7 @@ def is_own(version: str) -> bool:
     return "+" in version
 
 
-def place(version: str, folder: Path | None) -> Place:
+def place(version: str, folder: Path | None) -> VersionFolder:
     """Locate a user version and its expected digest.
 
     The digest is the one in the name (``2.0.0+mine@sha256:...``), or else the one that the version had when this user
@@ -88,11 +88,11 @@ def place(version: str, folder: Path | None) -> Place:
     if name not in names:
         raise ValueError(f"model_version {name!r} is not in {folder}, which has {', '.join(names) or 'none'}")
     if not at:
-        return Place(folder / name, _pinned(folder / name))
+        return VersionFolder(folder / name, _pinned(folder / name))
     found = _DIGEST.fullmatch(given.lower())
     if found is None:
         raise ValueError(f"model_version: after @ must come sha256: and 64 hexadecimal digits, got {given[:80]!r}")
-    return Place(folder / name, found[1])
+    return VersionFolder(folder / name, found[1])
 
 
 # The advice where the files of a user version differ from its card, or the card differs from the digest that was given.

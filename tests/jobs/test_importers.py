@@ -62,7 +62,7 @@ def test_arguments_of_trl_are_read() -> None:
 def test_what_is_said_of_arguments_covers_every_key() -> None:
     job = read_job([str(JOBS / "trl_lora.yaml")], {})
     assert f"{JOBS / 'trl_lora.yaml'}:12 lora_r: 32 -> lora_r = 32" in job.read
-    assert "samples are packed: each has as many tokens as the longest may have" in job.read
+    assert "samples are packed: each has the maximum number of tokens" in job.read
     ignored = ("3 dataset_name", "4 report_to", "5 learning_rate", "6 lr_scheduler_type")
     assert set(job.ignored) == {f"{JOBS / 'trl_lora.yaml'}:{place}" for place in ignored}
     assert job.unknown == ()
@@ -79,7 +79,7 @@ def test_accelerate_and_trl_are_read_together() -> None:
 def test_accelerate_alone_says_how_to_shard() -> None:
     job = read_job([str(JOBS / "accelerate_fsdp1.yaml")], {})
     assert job.fields == {"sharding": "fsdp1", "mixed_precision": "no"}
-    assert any("as the stack reference comes" in line for line in job.assumed)
+    assert any("are those of the stack reference" in line for line in job.assumed)
 
 
 def test_arguments_of_the_trainer_are_read_on_the_nearest_preset() -> None:
@@ -166,7 +166,7 @@ def test_loras_dropout_chooses_the_preset(read_text, dropout: float) -> None:
 def test_dropout_that_no_preset_has_beside_trls_loss_is_said(read_text) -> None:
     job = read_text({**TRL, "lora_dropout": 0})
     assert (job.fields["stack"], "loss" in job.fields) == ("trl", False)
-    assert any("dropout is counted as the stack trl has it" in line for line in job.assumed)
+    assert any("dropout is counted as in the stack trl" in line for line in job.assumed)
 
 
 def test_a_command_line_of_fms_hf_tuning_is_read_with_the_config_beside_it() -> None:
@@ -292,7 +292,7 @@ def test_files_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     other = tmp_path / "other.json"
     other.write_text('{"lora_r": 8}')
     with pytest.raises(
-        BadInput, match=rf"{other}:1 lora_r: lora_r = 8 contradicts .*trl_lora.yaml:12 lora_r, which says 32"
+        BadInput, match=rf"{other}:1 lora_r: lora_r = 8 contradicts .*trl_lora.yaml:12 lora_r, which sets 32"
     ):
         read_job([str(JOBS / "trl_lora.yaml"), str(other)], {})
 
@@ -309,7 +309,7 @@ def test_options_win_also_over_what_cannot_be_read(read_text) -> None:
     options = {"optim": "sgd", "tokens_per_sample": "512", "torch_dtype": "float32", "lora_r": 4}
     job = read_text(text, **options)
     assert not set(options) & set(job.fields)
-    assert any("optim: an option says it" in line for line in job.ignored)
+    assert any("optim: set by an option" in line for line in job.ignored)
     stack = Workload.parse(**job.fields, **options, gpu_model="A").training_stack()
     assert (stack.optim, stack.torch_dtype, stack.lora_r) == ("sgd", "float32", 4)
 

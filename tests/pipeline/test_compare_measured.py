@@ -220,7 +220,7 @@ def test_the_difference_is_of_what_the_report_has(run, traced, unreported, perce
 def test_a_run_fits_if_the_reserve_stays_free(run, gpus, traced, activations, fits):
     finished = Comparison(replace(run, gpus=gpus), traced, activations)
     failed = replace(finished, run=replace(finished.run, failed=True))
-    assert finished.said_to_fit is failed.said_to_fit is fits
+    assert finished.predicted_to_fit is failed.predicted_to_fit is fits
     assert [row["measured GiB"] for row in compare_measured.wrong_decisions([finished, failed])] == (
         ["failed"] if fits else [10]
     )
@@ -446,4 +446,4 @@ def test_a_run_is_traced_in_a_process_of_its_own(table):
     peak = rank_trace.figures(TrainingSetup(run.architecture, "full", run.stack)).peak_bytes(4 * 2048, 1)
     # And two workspaces of cuBLAS.
     assert comparison.traced_gib == (peak + 2 * 8_519_680) / GIB
-    assert comparison.said_to_fit
+    assert comparison.predicted_to_fit

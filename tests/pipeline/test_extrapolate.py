@@ -98,5 +98,5 @@ def test_a_backward_pass_that_frees_what_an_earlier_layer_saved_is_refused():
     kinds = ("layer",) * 3
     assert layer_moments(storages, kinds, kinds)
     dead[1] = 6  # what the first layer saved is gone when the last one begins its backward pass
-    with pytest.raises(TraceError, match="frees what an earlier layer saved"):
+    with pytest.raises(TraceError, match="frees a tensor that an earlier layer saved"):
         layer_moments(storages, kinds, kinds)

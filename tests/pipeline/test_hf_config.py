@@ -90,23 +90,29 @@ def trace_file(tmp_path) -> Path:
         ("[1]", "must hold a JSON object, but holds a list"),
         ({"hidden_size": 64}, "model_type: is missing"),
         ({"model_type": "lama"}, "model_type: transformers 5.23.0 does not know 'lama'"),
-        ({"model_type": "mine", "auto_map": {"AutoConfig": "m.C"}}, "auto_map: model_type 'mine' comes with code of"),
-        ({"model_type": "bert"}, "model_type: 'bert' is no causal language model"),
-        ({"model_type": "t5"}, "model_type: 't5' is no causal language model"),
+        ({"model_type": "mine", "auto_map": {"AutoConfig": "m.C"}}, "auto_map: model_type 'mine' needs custom code"),
+        ({"model_type": "bert"}, "model_type: 'bert' is not a causal language model"),
+        ({"model_type": "t5"}, "model_type: 't5' is not a causal language model"),
         ({"model_type": "gemma3", "text_config": {"hidden_size": 64}}, "text_config: a model of several parts"),
-        ({**LLAMA, "quantization_config": {"quant_method": "awq"}}, "quantization_config: the checkpoint is quantized"),
+        (
+            {**LLAMA, "quantization_config": {"quant_method": "awq"}},
+            "quantization_config: the checkpoint is already quantized",
+        ),
         ({**LLAMA, "hidden_size": "wide"}, "Validation error for field 'hidden_size'"),
-        ({**LLAMA, "num_attention_heads": 0}, "transformers refuses it: ZeroDivisionError"),
+        ({**LLAMA, "num_attention_heads": 0}, "transformers rejects it: ZeroDivisionError"),
         ({**LLAMA, "num_hidden_layers": 1}, "num_hidden_layers: must be a whole number from 2 to 1024, got 1"),
-        ({**LLAMA, "rope_scaling": 4}, "no model can be traced of it: TypeError: argument of type 'int'"),
+        ({**LLAMA, "rope_scaling": 4}, "no model can be traced from it: TypeError: argument of type 'int'"),
         ({**architectures()["deepseek-v2-lite"].config, "first_k_dense_replace": [1]}, "'first_k_dense_replace'"),
         ({"model_type": "qwen2_moe", **SMALL, "decoder_sparse_step": 2}, "mlp.class: Qwen2MoeMLP and Qwen2MoeSparse"),
         # Layers that attend to a window rotate, and the others do not.
         ({"model_type": "cohere2", **SMALL, "num_hidden_layers": 8}, "layers 1 and 3 differ (they hold different tens"),
         ({"model_type": "falcon_h1", **SMALL}, "its layers do more than attention"),
-        ({"model_type": "bloom", **SMALL}, "holds a tensor of tokens x tokens"),
-        ({"model_type": "gpt_neo", "num_layers": 2, "attention_types": [[["global"], 2]]}, "attention in classes of"),
-        ({"model_type": "persimmon", **SMALL}, "by --lora-targets; there are query_key_value, dense, dense_h_to_4h"),
+        ({"model_type": "bloom", **SMALL}, "creates a tensor of tokens x tokens"),
+        (
+            {"model_type": "gpt_neo", "num_layers": 2, "attention_types": [[["global"], 2]]},
+            "attention has custom classes",
+        ),
+        ({"model_type": "persimmon", **SMALL}, "with --lora-targets; there are query_key_value, dense, dense_h_to_4h"),
     ],
 )
 def test_a_config_that_cannot_be_traced_says_what_is_the_obstacle(own_model, written, config, obstacle):
@@ -206,7 +212,7 @@ def test_what_is_no_trace_is_refused(trace_file, tmp_path):
     cut = tmp_path / "cut"
     cut.write_bytes(trace_file.read_bytes()[:-100])
     for path in (moments, cut, Path(__file__)):
-        with pytest.raises(BadInput, match="it is no file of ado-autoconf trace"):
+        with pytest.raises(BadInput, match="it is not a file of ado-autoconf trace"):
             read_trace(path)
     with pytest.raises(BadInput, match="No such file or directory"):
         read_trace(tmp_path / "none")
@@ -275,7 +281,7 @@ def test_without_the_extra_the_command_names_it(written):
 
 def test_a_refused_config_and_a_folder_that_is_not_there_leave_no_file(own_model, written, tmp_path):
     done = command(written({"model_type": "bert"}), "--name", "mine", "--output", str(tmp_path))
-    assert done.exit_code == 2 and "'bert' is no causal language model" in done.stderr
+    assert done.exit_code == 2 and "'bert' is not a causal language model" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     done = command(written(LLAMA), "--name", "mine", "--output", str(tmp_path / "none"))
     assert done.exit_code == 2 and "No such file or directory" in done.stderr

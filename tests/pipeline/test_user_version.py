@@ -94,7 +94,7 @@ def test_a_shell_may_expand_the_traces(place):
     shutil.copy("my-model.traces.parquet", "my-model.copy")
     done = train("--version", OWN, "--traces", "my-model.copy", "my-model.traces.parquet")
     assert done.exit_code == 2
-    assert "my-model.traces.parquet: its model goes by 'my-model', as my-model does" in done.output
+    assert "my-model.traces.parquet: its model has the name 'my-model', as does my-model" in done.output
 
 
 @pytest.mark.parametrize(

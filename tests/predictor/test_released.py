@@ -140,7 +140,7 @@ def test_other_answers_than_the_released_ones_are_refused(copied, job, monkeypat
     checks.loc[5, "fits"] = 1 - checks.loc[5, "fits"]
     checks.to_csv(copied / CHECK_JOBS, index=False)
     monkeypatch.setitem(RELEASED, VERSION, rewrite_card(copied, files=cards.digests(copied)))
-    with pytest.raises(AutoConfError, match=r"answers 1 of .* check jobs otherwise"):
+    with pytest.raises(AutoConfError, match=r"answers 1 of .* check jobs differently"):
         recommend(Workload.parse(**job))
 
 

@@ -152,12 +152,12 @@ def test_the_readmes_figures_are_those_of_the_tables():
     rows = re.findall(r"^\| .* \| (\d+) of \d+ \| ([\d.]+) % .* \| ([\d.]+) % .* \| ([\d.]+) % .* \|$", compared, re.M)
     count, medians, _, worst = zip(*rows, strict=True)
     least, most = sorted(medians, key=float)[:: len(medians) - 1]
-    assert f"{sum(map(int, count))} peaks that A100s measured | median difference {least} to {most} %" in readme
+    assert f"{sum(map(int, count))} peaks measured on A100s | median difference {least} to {most} %" in readme
     assert f"worst {max(worst, key=float)} %" in readme
     (held_out,) = re.findall(r"^\| model \| predictor: headroom, sharded \| (.*) \|$", validation, re.MULTILINE)
     _, _, failed, finished, *_ = held_out.split(" | ")
     assert failed == "0"
-    assert f"no failed run is let through; {finished} that finished are refused" in readme
+    assert f"no false positive (a failed run predicted to fit), {finished} false negatives" in readme
     contradictions = registry.card(registry.DEFAULT).evaluation["contradictions"]
     assert not any(row["found"] for row in contradictions)
     assert len(contradictions) == 9 and "0 in nine kinds of pairs of 20,000 jobs" in readme

@@ -210,6 +210,9 @@ class Plan:
             for part in ("command", "args")
             for i, word in enumerate(_list(self.get((*container, part))))
         ]
+        for path, _ in words:
+            if isinstance(self.get(path), dict | list):
+                self.refuse(path, "a word of a command must be text")
         self._check_variables(container)
         self._words(words)
         self._check_launcher(container, words)
