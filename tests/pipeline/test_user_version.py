@@ -137,3 +137,19 @@ def test_a_killed_training_leaves_no_version(place, ending):
     assert user_versions.listed_in(models) == [BASE]
     if ending != signal.SIGKILL:
         assert os.listdir(models) == [BASE]
+
+
+def test_a_full_disk_is_an_error_that_names_the_version_and_leaves_nothing(place):
+    """The limit on the size of files acts as a full disk."""
+    code = """
+import resource, sys
+from typer.testing import CliRunner
+from autoconf.cli.main import app
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+done = CliRunner().invoke(app, ["train", *sys.argv[1:]])
+print(done.exit_code, done.stderr)
+"""
+    options = ["--from", BASE, "--traces", "my-model.traces.parquet", "--version", OWN, "--output", str(place / "made")]
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, *options], capture_output=True, text=True)
+    assert done.stdout.strip() == f"1 {place / 'made' / OWN}: writing failed: File too large", done.stderr[-2000:]
+    assert not [*(place / "made").iterdir()]

@@ -105,3 +105,11 @@ def test_rows_of_a_table_have_their_own():
     )
     singles = [recommend(Workload(**row)) for row in rows.to_dict("records")]
     assert recommend(rows)["gpus"].fillna(0).tolist() == [single.gpus or 0 for single in singles]
+
+
+def test_a_reason_says_where_only_even_layouts_are_in_the_way():
+    job = Workload(**{**JOB, "batch_size": 60, "max_gpus": 64}, even_layouts=True)
+    (remedy,) = [change for change in recommend(job).changes if change.field == "even_layouts"]
+    free = recommend(job.model_copy(update={"even_layouts": False}))
+    assert (remedy.before, remedy.value, remedy.gpus, remedy.workers) == (True, False, free.gpus, free.workers)
+    assert str(remedy) == f"even_layouts=False would fit on {free.workers} workers of {free.gpus} GPUs"

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from autoconf.files import atomic_folder, opened
+from autoconf.errors import AutoConfError
+from autoconf.files import atomic_folder, opened, reason
 from autoconf.memory.model import StackMemory
 from autoconf.memory.store import ModelsTable
 from autoconf.pipeline.release import orderings
@@ -23,7 +24,7 @@ from autoconf.predictor.autogluon import LABEL
 from autoconf.predictor.cards import Card
 from autoconf.predictor.check_jobs import CHECK_JOBS, candidates
 from autoconf.predictor.predictor import MONOTONE, Predictor
-from autoconf.predictor.rebuild import PREDICTOR, TRAINING_TABLE
+from autoconf.predictor.rebuild import PREDICTOR, TRAINING_TABLE, check_room
 
 SEED = 20261125  # seed of the drawn jobs
 _CHECKS = 800  # number of drawn jobs; about half of them can be split over workers
@@ -39,9 +40,14 @@ def new_version(folder: Path) -> Iterator[Path]:
 
     Raises:
         BadInput: it cannot be written to.
+        AutoConfError: writing fails, as on a full disk.
     """
     with opened(folder.parent, lambda: atomic_folder(folder), "to it") as scratch:
-        yield scratch
+        try:
+            check_room(scratch)
+            yield scratch
+        except OSError as error:
+            raise AutoConfError(f"{folder}: writing failed: {reason(error)}") from error
 
 
 def complete(scratch: Path, card: Card, table: pd.DataFrame, evaluate: Evaluate = lambda predictor: {}) -> str:
