@@ -108,7 +108,7 @@ def test_a_shell_may_expand_the_traces(place):
         (["--traces", "my-model.traces.parquet", "--version", BASE], "exists already; choose another --version"),
         (["--traces", "none", "--version", OWN], "none: cannot read it: No such file or directory"),
         (["--measured", "none.csv", "--version", OWN], "none.csv: cannot read it: No such file or directory"),
-        (["--from", "1.1.0", "--measured", "runs.csv", "--version", "1.1.0+mine"], "--from: version 1.1.0 answers"),
+        (["--from", "1.1.0", "--measured", "runs.csv", "--version", "1.1.0+mine"], "--from: version 1.1.0 supports"),
         (["--from", "9.0.0", "--measured", "runs.csv", "--version", "9.0.0+mine"], "--from: model_version '9.0.0' is"),
     ],
 )
