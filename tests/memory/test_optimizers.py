@@ -52,7 +52,7 @@ def traced(make: Callable, shapes: list[tuple[int, ...]], dtype: torch.dtype) ->
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shapes", [SHAPES, [(900, 800)], [(5000,), (4000,)]])
 @pytest.mark.parametrize("optim", MAKERS)
-def test_an_optimizer_holds_what_its_own_code_holds(optim, shapes, dtype):
+def test_the_bytes_of_an_optimizer_are_those_of_its_own_code(optim, shapes, dtype):
     said = optimizer_bytes(optim, [Shape(shape, dtype.itemsize) for shape in shapes])
     states, step = traced(MAKERS[optim], shapes, dtype)
     # Scalars such as the step count, and Adafactor's temporary rows and columns, are excluded.
