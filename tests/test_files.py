@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all, and errors that name a file."""
+"""Files and folders are written completely or not at all, and errors name a file."""
 
 from __future__ import annotations
 

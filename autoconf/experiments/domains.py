@@ -47,7 +47,10 @@ def _values(field: str) -> list[Any]:
         return _names()[field]
     if field == "even_layouts":
         return [False, True]
-    return [*([""] if field in SETTINGS else []), *(_RANKS if field == "lora_r" else choices(field))]
+    if field == "lora_r":
+        return ["", *_RANKS]
+    named = choices(field)
+    return [*([""] if field in SETTINGS else []), *named, *([False] if "no" in named else [])]  # YAML's no is False
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The commands of the other questions: one job, tables, and what is said of bad ones."""
+"""The commands of the other queries: one job, tables, and messages about bad input."""
 
 import json
 from collections.abc import Callable
@@ -111,7 +111,7 @@ def test_what_one_job_lacks_is_named(run, command):
 
 
 def test_a_column_of_what_is_asked_is_not_overwritten(run):
-    """Unless it came with all the other answers."""
+    """It is only overwritten together with all other answers."""
     job = {**COMMANDS["largest-batch"][2], "batch_size": 8}
     for more in ({}, {"can_recommend": 1, "gpus": 2, "workers": 1, "reason": ""}):
         pd.DataFrame([{**job, **more}]).to_csv("jobs.csv", index=False)
@@ -242,7 +242,7 @@ def test_notes_in_a_later_piece_of_a_long_table_have_their_column(run):
 
 def test_a_users_own_column_of_notes_is_kept(run):
     Path("jobs.csv").write_text(NOTED.replace("\n", ",notes\n", 1).replace("512,4", "512,4,mine"))
-    for file in ("jobs.csv", "answers.csv"):  # and once more when the answers are asked again
+    for file in ("jobs.csv", "answers.csv"):  # and again for a table that already has answers
         result = run("recommend", "--csv", file, "--output", "answers.csv")
         assert result.exit_code == 0
         assert Path("answers.csv").read_text().splitlines()[1] == "llama-7b,lora,V100,512,4,mine,1,1,1,,ok"

@@ -421,7 +421,7 @@ def test_a_user_version_without_its_folder_is_the_reason_of_its_rows(
     known, unknown = rows(result.stdout)
     assert (known["can_recommend"], unknown["can_recommend"], unknown["outcome"]) == ("1", "0", "bad_value")
     assert "AUTOCONF_MODELS" in unknown["reason"]
-    # A job whose only version cannot be had is not answered.
+    # A job is not answered if its only version cannot be loaded.
     assert run("recommend", *ONE_JOB, "--model-version", "2.0.0+mine").exit_code == 1
 
 

@@ -1,4 +1,4 @@
-"""Options by the names that people type, and what is said of those that there are not."""
+"""Options under the names that people type, and messages about unknown options."""
 
 import json
 import re
@@ -129,7 +129,7 @@ def test_help_lists_choices_and_what_a_batch_counts() -> None:
 
 
 def completed(command: str, *words: str) -> list[str]:
-    """What bash completes the last word to."""
+    """The completions of bash for the last word."""
     line = " ".join(["ado-autoconf", command, *words])
     environment = {
         "_ADO_AUTOCONF_COMPLETE": "complete_bash",

@@ -1,4 +1,4 @@
-"""The ado experiments beside the first: as ado lists them, their examples, plain calls, and one on Ray."""
+"""The other ado experiments: their lists in ado, examples, plain calls, and one run on Ray."""
 
 import inspect
 import re
@@ -22,7 +22,7 @@ from ado.schema.point import SpacePoint
 from ado.schema.reference import ExperimentReference
 
 ROOT = Path(__file__).parents[2]
-# Of shipped versions: my-job.yaml asks one of the user (test_your_own.py); others are no entities.
+# Examples for released versions: my-job.yaml needs a user version (test_your_own.py); the others are not entities.
 EXAMPLES = sorted(
     path for path in (ROOT / "examples").glob("*.yaml") if "\nentity:" in path.read_text() and path.stem != "my-job"
 )
@@ -30,7 +30,7 @@ JOB = ("model_name", "method", "gpu_model", "tokens_per_sample")
 PARTS = ("weights", "gradients", "optimizer", "gathered", "activations", "reserve")
 LAYOUT = ["gpus_per_worker", "max_gpus"]
 TRAINING = list(Workload.model_fields)[list(Workload.model_fields).index("gradient_accumulation_steps") :]
-# What each requires, what else it takes before the settings of training, and its outputs.
+# The required properties of each experiment, its optional ones before the settings of the stack, and its outputs.
 DECLARED = {
     "min_gpu_recommender": ((*JOB, "batch_size"), LAYOUT, ["can_recommend", "gpus", "workers", "reason", "outcome"]),
     "avoid_oom_recommender": (
@@ -90,13 +90,13 @@ def test_ado_lists_what_an_experiment_requires_takes_and_gives(name):
 
 
 def empty(field: str) -> list[str]:
-    """The value of a setting that the stack decides; the stack itself has none."""
+    """The value of a setting that is left to the stack; the stack itself has no such value."""
     return [] if field == "stack" else [""]
 
 
 @pytest.mark.parametrize("name", DECLARED)
 def test_ado_lists_categories_and_whole_numbers(name):
-    """Names have their values, but stay open: a user version or another spelling must be answered."""
+    """Names list their values but are open, because user versions and other spellings must be accepted."""
     listed = experiment(name)
     domains = {one.identifier: one.propertyDomain for one in (*listed.requiredProperties, *listed.optionalProperties)}
     for field, domain in domains.items():
@@ -109,7 +109,9 @@ def test_ado_lists_categories_and_whole_numbers(name):
             assert domain.valueInDomain("another")
         else:
             assert domain.variableType.value == "CATEGORICAL_VARIABLE_TYPE"
-            assert [*domain.values] == ([False, True] if field == "even_layouts" else [*empty(field), *choices(field)])
+            also = [False] if field == "mixed_precision" else []  # which YAML reads from no
+            settings = [*empty(field), *choices(field), *also]
+            assert [*domain.values] == ([False, True] if field == "even_layouts" else settings)
             assert all(map(domain.valueInDomain, domain.values)) and not domain.valueInDomain("another")
     assert {*registry.card("1.1.0").domain.models, *registry.card("2.0.0").domain.models} == {
         *domains["model_name"].values

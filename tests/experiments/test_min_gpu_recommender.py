@@ -1,4 +1,4 @@
-"""The experiment as its users reach it: a plain call, a YAML, the ado API, a space that an operation walks."""
+"""The experiment `min_gpu_recommender` through all interfaces: a plain call, YAML, the ado API, and an operation."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ def run(*command: str | Path) -> str:
 
 
 def values(printed: str) -> dict[str, str]:
-    """The last words of the lines of a printed series, by their first."""
+    """The last word of each line of a printed series, by the first word."""
     return {line.split()[0]: line.split()[-1] for line in printed.splitlines() if len(line.split()) >= 2}
 
 

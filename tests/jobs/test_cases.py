@@ -1,4 +1,4 @@
-"""Each file of tests/data/job_cases is read rightly or refused by name, through the command."""
+"""The command reads each file of tests/data/job_cases correctly, or refuses it by name."""
 
 import json
 from pathlib import Path
@@ -128,7 +128,7 @@ def test_a_case_is_read(name: str, fields: dict) -> None:
         ("more/own_script.sh", ["--ctx: '4096'", "--tokens-per-sample"]),
         ("more/factory_preference.yaml", ["stage: 'dpo'", "supervised fine-tuning"]),
         ("more/factory_freeze.yaml", ["finetuning_type: 'freeze'", "--method"]),
-        ("more/factory_gptq.yaml", ["GPTQ", "quantized already"]),
+        ("more/factory_gptq.yaml", ["GPTQ", "already quantized"]),
         ("more/factory_no_precision.yaml", ["bf16", "--mixed-precision"]),
         ("more/factory_old.sh", ["lora_r and lora_targets", "--lora-r", "--lora-targets"]),
         ("more/tasks.yaml", ["tasks.yaml: must have settings"]),

@@ -1,4 +1,4 @@
-"""A GPU's name is taken for a type where it fits that type alone, and refused with the list where it fits several."""
+"""A GPU name that fits one type is accepted; one that fits several types is refused with the list."""
 
 import pytest
 

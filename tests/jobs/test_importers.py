@@ -1,4 +1,4 @@
-"""A job is read from the files that people have: all that matters, or an error that names file, key and value."""
+"""Jobs are read from existing files: every relevant setting, or an error that names file, key and value."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ def fields(*names: str, **options) -> dict:
 
 
 def stack_of(*names: str, **options) -> Stack:
-    """How the job of some files trains, once what they lack is given."""
+    """The training stack of the job in some files, with missing fields given."""
     return Workload.parse(
         **{"gpu_model": "NVIDIA-A100-SXM4-80GB", **fields(*names, **options), **options}
     ).training_stack()
@@ -38,7 +38,7 @@ def stack_of(*names: str, **options) -> Stack:
 
 @pytest.fixture
 def read_text(tmp_path: Path):
-    """Read a job from a text, in a file whose name says nothing of its format."""
+    """Read a job from a text, in a file whose name does not show its format."""
 
     def read_it(content, **options):
         text = content if isinstance(content, str) else json.dumps(content)
@@ -62,7 +62,7 @@ def test_arguments_of_trl_are_read() -> None:
 def test_what_is_said_of_arguments_covers_every_key() -> None:
     job = read_job([str(JOBS / "trl_lora.yaml")], {})
     assert f"{JOBS / 'trl_lora.yaml'}:12 lora_r: 32 -> lora_r = 32" in job.read
-    assert "samples are packed: each has as many tokens as the longest may have" in job.read
+    assert "samples are packed: each has the maximum number of tokens" in job.read
     ignored = ("3 dataset_name", "4 report_to", "5 learning_rate", "6 lr_scheduler_type")
     assert set(job.ignored) == {f"{JOBS / 'trl_lora.yaml'}:{place}" for place in ignored}
     assert job.unknown == ()
@@ -72,14 +72,14 @@ def test_what_is_said_of_arguments_covers_every_key() -> None:
 def test_accelerate_and_trl_are_read_together() -> None:
     together = fields("accelerate_fsdp2.yaml", "trl_lora.yaml")
     assert together == {**fields("trl_lora.yaml"), "sharding": "fsdp2"}
-    # TRL turns bf16 on by itself, whatever the launcher says.
+    # TRL enables bf16 by itself, regardless of the launcher.
     assert together["mixed_precision"] == "bf16"
 
 
 def test_accelerate_alone_says_how_to_shard() -> None:
     job = read_job([str(JOBS / "accelerate_fsdp1.yaml")], {})
     assert job.fields == {"sharding": "fsdp1", "mixed_precision": "no"}
-    assert any("as the stack reference comes" in line for line in job.assumed)
+    assert any("are those of the stack reference" in line for line in job.assumed)
 
 
 def test_arguments_of_the_trainer_are_read_on_the_nearest_preset() -> None:
@@ -117,7 +117,7 @@ def test_an_axolotl_config_is_read() -> None:
 
 
 def test_axolotl_fills_in_what_a_config_leaves_open(read_text) -> None:
-    """axolotl v0.18.0, src/axolotl/utils/config/__init__.py: bf16 where there is any, reentrant checkpoints."""
+    """axolotl v0.18.0, src/axolotl/utils/config/__init__.py: bf16 if the GPU has it, reentrant checkpoints."""
     config = {"base_model": "llama3.1-8b", "sequence_len": 2048, "gradient_checkpointing": True}
     found = read_text(config).fields
     assert (found["mixed_precision"], found["torch_dtype"]) == ("bf16", "bfloat16")
@@ -166,7 +166,7 @@ def test_loras_dropout_chooses_the_preset(read_text, dropout: float) -> None:
 def test_dropout_that_no_preset_has_beside_trls_loss_is_said(read_text) -> None:
     job = read_text({**TRL, "lora_dropout": 0})
     assert (job.fields["stack"], "loss" in job.fields) == ("trl", False)
-    assert any("dropout is counted as the stack trl has it" in line for line in job.assumed)
+    assert any("dropout is counted as in the stack trl" in line for line in job.assumed)
 
 
 def test_a_command_line_of_fms_hf_tuning_is_read_with_the_config_beside_it() -> None:
@@ -292,7 +292,7 @@ def test_files_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     other = tmp_path / "other.json"
     other.write_text('{"lora_r": 8}')
     with pytest.raises(
-        BadInput, match=rf"{other}:1 lora_r: lora_r = 8 contradicts .*trl_lora.yaml:12 lora_r, which says 32"
+        BadInput, match=rf"{other}:1 lora_r: lora_r = 8 contradicts .*trl_lora.yaml:12 lora_r, which sets 32"
     ):
         read_job([str(JOBS / "trl_lora.yaml"), str(other)], {})
 
@@ -309,7 +309,7 @@ def test_options_win_also_over_what_cannot_be_read(read_text) -> None:
     options = {"optim": "sgd", "tokens_per_sample": "512", "torch_dtype": "float32", "lora_r": 4}
     job = read_text(text, **options)
     assert not set(options) & set(job.fields)
-    assert any("optim: an option says it" in line for line in job.ignored)
+    assert any("optim: set by an option" in line for line in job.ignored)
     stack = Workload.parse(**job.fields, **options, gpu_model="A").training_stack()
     assert (stack.optim, stack.torch_dtype, stack.lora_r) == ("sgd", "float32", 4)
 

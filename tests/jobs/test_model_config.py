@@ -1,4 +1,4 @@
-"""A checkpoint is recognized by what decides its memory, and by nothing else."""
+"""A checkpoint is recognized by exactly the settings that decide its memory."""
 
 import json
 import os
@@ -100,7 +100,7 @@ def test_the_table_is_that_of_architectures_yaml():
 
 
 def test_every_model_is_recognized_in_the_config_that_transformers_saves(tmp_path):
-    """Whole, as transformers 5 has it; without what a type has by default; and as published."""
+    """Three forms of a config: complete, as in transformers 5; without defaults; and as published."""
     transformers = pytest.importorskip("transformers")
     from autoconf.pipeline.catalog import architectures
 

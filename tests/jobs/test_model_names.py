@@ -1,4 +1,4 @@
-"""A model is found by its name or its checkpoint's shapes; an unknown name leads to the known one that it is like."""
+"""Models are found by name or by the shapes of a checkpoint; for an unknown name a similar model is suggested."""
 
 import json
 
@@ -26,7 +26,7 @@ def models() -> ModelNames:
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """Writes a checkpoint's config to a folder of some name."""
+    """A function that writes the config of a checkpoint to a folder."""
 
     def write(config: dict, name: str = "tuned") -> str:
         folder = tmp_path / name

@@ -1,4 +1,4 @@
-"""Names are found however they are written, and nothing else is put in the place of one that is unknown."""
+"""Names are found in any spelling, and an unknown name is never replaced."""
 
 import re
 
@@ -109,14 +109,14 @@ def test_an_unknown_name_is_told_what_the_domain_has(job, field, written, says):
 
 
 def test_another_organization_is_another_model(job):
-    """A fine-tune under the same name may have other shapes: the known one is named, and not taken."""
+    """A fine-tuned model with the same name may have other shapes, so the known model is only suggested."""
     reason = recommend(Workload.parse(**{**job, "model_name": "somebody/llama-7b"})).reason
     assert "It ends like llama-7b: if it has the same shapes, give --model-name llama-7b, or " in reason
 
 
 @pytest.mark.parametrize("version", registry.RELEASED)
 def test_no_model_of_another_size_is_picked_out(version):
-    """Ask for every model in a size that there is none of: what comes is the whole family, or its families."""
+    """For every model in an unknown size, the whole family or the list of families is suggested."""
     known = spellings(version)["model_name"]
     for alias in known:
         other = re.sub(r"\d+(\.\d+)?b", "77b", alias.lower())

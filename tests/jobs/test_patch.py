@@ -1,4 +1,4 @@
-"""The counts of GPUs in a manifest or an accelerate config change, and nothing else does."""
+"""A patch changes only the GPU counts of a manifest or an accelerate config."""
 
 import json
 import re
@@ -284,7 +284,7 @@ def test_the_command_says_what_it_read_and_answers_as_for_options() -> None:
     )  # fmt: skip
     assert result.exit_code == 0
     assert answer(result) == answer(by_options)
-    assert f"ignored: {JOBS / 'trl_lora.yaml'}:12 lora_r: an option says it" in result.stderr.splitlines()
+    assert f"ignored: {JOBS / 'trl_lora.yaml'}:12 lora_r: set by an option" in result.stderr.splitlines()
     assert any(line.startswith("assumed: ") for line in result.stderr.splitlines())
 
 

@@ -1,4 +1,4 @@
-"""The cases of tests/data/job_cases that ``--patch`` changes rightly or refuses, through the command."""
+"""``--patch`` changes the cases of tests/data/job_cases correctly, or refuses them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Shell scripts are followed as bash runs them; what is not certain is named where it decides something."""
+"""Shell scripts are followed as in bash; uncertain values are named if they matter."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Stacks as values, and the closed form over what is traced of them."""
+"""Training stacks, and the closed form of their memory over traced profiles."""
 
 from typing import get_args
 
@@ -172,7 +172,7 @@ def test_choices_of_a_job_are_those_of_the_stack_and_are_told_apart():
 @pytest.mark.parametrize("optim", get_args(Optim))
 def test_every_optimizer_has_its_bytes(optim):
     states, step = optimizer_bytes(optim, [Shape((1000, 500), 2), Shape((100,), 2)])
-    assert 0 <= states <= 8 * 500_100  # AdamW with float32 states holds most
+    assert 0 <= states <= 8 * 500_100  # AdamW with float32 states needs the most memory
     assert 0 <= step <= 20 * 500_000
 
 
@@ -185,7 +185,7 @@ FIGURES = RankFigures(
     ("tokens", "gpus", "peak"),
     [
         (10, 1, 300 + 50 + 10 + 400 + 900),  # the optimizer steps
-        (10, 100, 3 + 1000),  # what neither tokens nor GPUs change
+        (10, 100, 3 + 1000),  # memory that depends on neither tokens nor GPUs
         (100, 2, 150 + 100 + 800 + 200),
         (1000, 4, 75 + 10_000),
     ],

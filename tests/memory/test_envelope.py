@@ -1,4 +1,4 @@
-"""Which rows of linear terms can be the largest."""
+"""Undominated rows of linear terms."""
 
 from __future__ import annotations
 

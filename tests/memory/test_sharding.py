@@ -1,4 +1,4 @@
-"""FSDP's and DDP's schedules on top of what one GPU holds, against sums by hand."""
+"""FSDP's and DDP's schedules on top of the memory of one GPU, compared with sums by hand."""
 
 from __future__ import annotations
 

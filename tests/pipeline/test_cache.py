@@ -1,4 +1,4 @@
-"""Figures of models on disk: written and read, and traced again only where what they were made of changed."""
+"""Profiles on disk are written and read, and models are traced again only if their inputs change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEAD = HeadWay(False, "bfloat16", "no", "chunked")
 
 
 def figures(name: str, size: float = 1.0) -> ModelProfile:
-    """Figures as a trace has them; numbers that float32 holds."""
+    """A profile as from a trace, with numbers that float32 can represent."""
     units = Units(10, 20, 30, 4, 5, 6, 7, 8, 9, 10)
     moments = [StackMoment(point, *(size * k for k in range(8))) for point in (Point.KEPT, Point.FORWARD)]
     return ModelProfile(
@@ -118,7 +118,7 @@ def test_a_run_that_was_ended_loses_only_the_model_that_it_was_at(traced):
     assert ended == "llama-13b"
     trace_cache._cached("llama-7b")
     with pytest.raises(KeyboardInterrupt):
-        trace_cache._cached("llama-13b")  # nothing half done is taken for its figures
+        trace_cache._cached("llama-13b")  # a partly written file is not used
     assert traced == ["llama-7b", "llama-13b", "llama-13b"]
 
 
@@ -131,4 +131,6 @@ def test_what_a_version_has_is_taken_from_it_and_only_if_it_is_up_to_date(tmp_pa
     found = {f.model_name: f for f in trace_cache.traces([mistral, llama], released)}
     assert list(found) == [mistral, llama]
     assert_same(found[llama], up_to_date)
-    assert found[mistral].layers[WAY][0, 2] == architectures()[mistral].layers  # traced, and not the released one
+    assert (
+        found[mistral].layers[WAY][0, 2] == architectures()[mistral].layers
+    )  # traced again instead of the released one

@@ -1,4 +1,4 @@
-"""Tables of real runs: how they are read, and how traces are held against them."""
+"""Tables of real runs are read and compared with traces."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def test_the_difference_is_of_what_the_report_has(run, traced, unreported, perce
 def test_a_run_fits_if_the_reserve_stays_free(run, gpus, traced, activations, fits):
     finished = Comparison(replace(run, gpus=gpus), traced, activations)
     failed = replace(finished, run=replace(finished.run, failed=True))
-    assert finished.said_to_fit is failed.said_to_fit is fits
+    assert finished.predicted_to_fit is failed.predicted_to_fit is fits
     assert [row["measured GiB"] for row in compare_measured.wrong_decisions([finished, failed])] == (
         ["failed"] if fits else [10]
     )
@@ -299,7 +299,7 @@ def test_stacks_are_named_whose_rows_differ_in_the_mean(run):
 )
 def test_the_command_fails_if_a_required_figure_is_missed(table, run, monkeypatch, capsys, percent, options, code):
     asked = []
-    # Tracing itself has a test of its own below.
+    # Tracing itself has a separate test below.
     monkeypatch.setattr(
         compare_measured, "compare", lambda runs, today: (asked.append(today), [off_by(r, percent) for r in runs])[1]
     )
@@ -383,7 +383,7 @@ LIBRARIES = environments.Libraries("4.48.1", "0.13.2", "1.0.1", "0.43.3")
 
 @pytest.fixture
 def broken_python(monkeypatch, tmp_path):
-    """An interpreter that can make no environment, in a checkout that has none."""
+    """An interpreter that cannot make environments, in a checkout without environments."""
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho first >&2\necho 'ERROR: no such version' >&2\nexit 1\n")
     python.chmod(0o755)
@@ -410,7 +410,7 @@ def test_an_environment_is_made_once_for_a_list_of_packages(broken_python, monke
 
 
 def test_environments_have_what_a_trace_imports():
-    """So that a module which gains an import does not break the environments of other libraries without a word."""
+    """A new import in a module must not silently break the environments of other libraries."""
     pytest.importorskip("torch", reason="versions are traced with the extra [build], installed on Python 3.11")
     code = (
         "import json, sys, autoconf.pipeline.validation.trace_jobs, autoconf.pipeline.validation.replay_jobs\n"
@@ -446,4 +446,4 @@ def test_a_run_is_traced_in_a_process_of_its_own(table):
     peak = rank_trace.figures(TrainingSetup(run.architecture, "full", run.stack)).peak_bytes(4 * 2048, 1)
     # And two workspaces of cuBLAS.
     assert comparison.traced_gib == (peak + 2 * 8_519_680) / GIB
-    assert comparison.said_to_fit
+    assert comparison.predicted_to_fit

@@ -1,4 +1,4 @@
-"""Replays of real runs against nvidia-smi: which rows are compared, and how."""
+"""Replays of real runs are compared with nvidia-smi."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison of composed figures with whole traces: what it draws, compares and says."""
+"""The comparison of composed memory with whole traces: sampling, comparing and reporting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Moments of whole models from short stacks of theirs."""
+"""Moments of whole models, extrapolated from short stacks."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_stack_of_three_layers_is_deepened_to_what_the_whole_one_holds(method,
 
 
 def layer_moments_of_whole(storages: Storages, kinds: tuple[str, ...]) -> list[StackMoment]:
-    """Each layer stands for itself: kinds are made unique, so that none stands for another."""
+    """Kinds are made unique, so that each layer represents only itself."""
     unique = tuple(f"{kind} {index}" for index, kind in enumerate(kinds))
     return layer_moments(storages, unique, unique)
 
@@ -98,5 +98,5 @@ def test_a_backward_pass_that_frees_what_an_earlier_layer_saved_is_refused():
     kinds = ("layer",) * 3
     assert layer_moments(storages, kinds, kinds)
     dead[1] = 6  # what the first layer saved is gone when the last one begins its backward pass
-    with pytest.raises(TraceError, match="frees what an earlier layer saved"):
+    with pytest.raises(TraceError, match="frees a tensor that an earlier layer saved"):
         layer_moments(storages, kinds, kinds)

@@ -1,4 +1,4 @@
-"""Stacks of other decoder layers than a model's own, and that layers of one kind hold the same."""
+"""Short stacks of decoder layers, and the check that layers of one kind hold the same memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def kinds(name: str) -> list[str]:
 
 
 def profiles(trace: rank_trace.LiveBytes) -> dict[int, list[list[tuple[str, float]]]]:
-    """What each layer's passes run, and what is alive then beyond the bytes at their begin."""
+    """The ops of each layer's passes, and the memory alive beyond the bytes at their start."""
     found: dict[int, list[list[tuple[str, float]]]] = {}
     for segment, moments in itertools.groupby(range(len(trace.ops)), key=lambda moment: int(trace.segments[moment])):
         indices = np.array(list(moments))

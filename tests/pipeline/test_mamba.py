@@ -1,4 +1,4 @@
-"""What stands in for Mamba-2's fused kernel holds what that kernel holds, on fake tensors."""
+"""The fake Mamba-2 kernel holds the same memory as the real one."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_under_autocast_the_kernel_keeps_a_bfloat16_copy_of_the_projection_it_en
 
 
 def hybrid(method: model_setup.Method, **settings: Any) -> TrainingSetup:
-    """Two layers, 768 wide, one of either kind."""
+    """Two layers of width 768, one of each kind."""
     architecture = architectures()["granite-4.0-h-350m"]
     config = {**architecture.shortened(["mamba", "attention"]), "vocab_size": 64}
     return TrainingSetup(architecture.model_copy(update={"config": config}), method, Stack(**settings))

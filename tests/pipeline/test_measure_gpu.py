@@ -1,4 +1,4 @@
-"""The real training steps of ``make measure``, on the CPU as far as that goes: their peaks need a GPU."""
+"""The training steps of ``make measure`` run on the CPU; only their peaks need a GPU."""
 
 import pytest
 import typer

@@ -1,4 +1,4 @@
-"""Models and ranks as a stack asks for them."""
+"""Models and ranks are set up according to the stack."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ def test_replicas_hold_everything_and_a_bucket_for_every_gradient(method, settin
 
 
 def test_the_real_wrapper_has_buckets_as_large_as_all_gradients(tmp_path):
-    """Beside the gradients, unless these are views of the buckets, which accelerate leaves off."""
+    """In addition to the gradients, unless these are views of the buckets, which accelerate does not enable."""
     options = DistributedDataParallelKwargs().to_kwargs()
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 8))
     model[0].requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Traced ranks against real processes and whole stacks."""
+"""Traced ranks compared with real processes and whole models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What real runs teach of the memory that must stay free, and how a predictor learns it."""
+"""Learning the safety margin and the predictor from real runs."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_every_library_environment_has_a_run_and_every_run_a_published_row():
 
 
 def test_a_peak_that_is_not_the_published_one_fails_the_check(monkeypatch):
-    """With the peaks of ``traced`` in place of traces: those take an environment for each run."""
+    """Uses the peaks of ``traced`` instead of traces, which need an environment for each run."""
     monkeypatch.setattr(environments, "traced", traced)
     found = CliRunner().invoke(APP, ["--check", str(SAMPLE[0])])
     assert found.exit_code == 1

@@ -1,4 +1,4 @@
-"""``ado-autoconf train``: a version of a user's own, made of a released one, or of another of the user's."""
+"""``ado-autoconf train`` makes a user version from a released version or from another user version."""
 
 import json
 import os
@@ -28,7 +28,7 @@ JOB = {"method": "lora", "gpu_model": "L40S", "tokens_per_sample": 4096, "batch_
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with a version of two models, the fewest that take seconds, and a trace of a third one."""
+    """A folder with a version of two models, so that tests take only seconds, and a trace of a third model."""
     folder = tmp_path_factory.mktemp("made")
     released = registry.card("2.0.0")
     table = ModelsTable.read(registry.MODELS / "2.0.0")
@@ -94,7 +94,7 @@ def test_a_shell_may_expand_the_traces(place):
     shutil.copy("my-model.traces.parquet", "my-model.copy")
     done = train("--version", OWN, "--traces", "my-model.copy", "my-model.traces.parquet")
     assert done.exit_code == 2
-    assert "my-model.traces.parquet: its model goes by 'my-model', as my-model does" in done.output
+    assert "my-model.traces.parquet: its model has the name 'my-model', as does my-model" in done.output
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_shell_may_expand_the_traces(place):
         (["--traces", "my-model.traces.parquet", "--version", BASE], "exists already; choose another --version"),
         (["--traces", "none", "--version", OWN], "none: cannot read it: No such file or directory"),
         (["--measured", "none.csv", "--version", OWN], "none.csv: cannot read it: No such file or directory"),
-        (["--from", "1.1.0", "--measured", "runs.csv", "--version", "1.1.0+mine"], "--from: version 1.1.0 answers"),
+        (["--from", "1.1.0", "--measured", "runs.csv", "--version", "1.1.0+mine"], "--from: version 1.1.0 supports"),
         (["--from", "9.0.0", "--measured", "runs.csv", "--version", "9.0.0+mine"], "--from: model_version '9.0.0' is"),
     ],
 )
@@ -137,3 +137,19 @@ def test_a_killed_training_leaves_no_version(place, ending):
     assert user_versions.listed_in(models) == [BASE]
     if ending != signal.SIGKILL:
         assert os.listdir(models) == [BASE]
+
+
+def test_a_full_disk_is_an_error_that_names_the_version_and_leaves_nothing(place):
+    """The limit on the size of files acts as a full disk."""
+    code = """
+import resource, sys
+from typer.testing import CliRunner
+from autoconf.cli.main import app
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+done = CliRunner().invoke(app, ["train", *sys.argv[1:]])
+print(done.exit_code, done.stderr)
+"""
+    options = ["--from", BASE, "--traces", "my-model.traces.parquet", "--version", OWN, "--output", str(place / "made")]
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, *options], capture_output=True, text=True)
+    assert done.stdout.strip() == f"1 {place / 'made' / OWN}: writing failed: File too large", done.stderr[-2000:]
+    assert not [*(place / "made").iterdir()]

@@ -1,4 +1,4 @@
-"""What is said with "no": only what was asked, and the layout that it leads to."""
+"""Changes suggested with a "no" have been tried, and lead to the layout that they name."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def predictor():
 
 
 def random_columns(count: int, seed: int) -> dict:
-    """Jobs of the whole domain, those with a small batch on many GPUs among them."""
+    """Jobs of the whole domain, including jobs with a small batch on many GPUs."""
     generator = np.random.default_rng(seed)
     return {
         "model_name": generator.choice(list(DOMAIN.models), count).tolist(),
@@ -101,7 +101,7 @@ def test_no_batch_beyond_the_domain_is_named(predictor, job):
 
 @pytest.mark.parametrize("count", [1, 40, 700])
 def test_the_edge_is_the_last_number_of_tokens_that_fits(predictor, count):
-    """However many are searched at once, which decides how many points a round asks."""
+    """The result does not depend on how many jobs are searched at once, which sets the points of a round."""
     generator = np.random.default_rng(count)
     rows = generator.integers(0, len(predictor.memory.rows), count)
     usable, gpus = generator.choice([44.4, 79.15], count), generator.integers(1, 65, count)
@@ -236,11 +236,11 @@ def test_a_setting_outside_the_domain_is_told_where_it_alone_is_in_the_way(job):
     answer = recommend(Workload.parse(**job, gradient_checkpointing="none"))
     assert answer.reason.endswith("; gradient_checkpointing=non-reentrant would fit on 2 GPUs")
     both = recommend(Workload.parse(**job, gradient_checkpointing="none", optim="sgd"))
-    assert "would fit" not in both.reason  # nothing is told in place of sgd
+    assert "would fit" not in both.reason  # no change is suggested for sgd
 
 
 class KnowsOneMore(Predictor):
-    """Version 1.1.0, but for one value of a setting, with which it takes a job's figures without accumulation."""
+    """Version 1.1.0, changed to use the figures without accumulation for one value of a setting."""
 
     def __init__(self, known: Predictor, field: str, value: str) -> None:
         super().__init__(known.card, known.memory, known._tabular)

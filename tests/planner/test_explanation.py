@@ -1,4 +1,4 @@
-"""Why an answer is what it is: the parts of the memory, the changes that would help, and how both are drawn."""
+"""Explanations: the parts of the memory, the changes that would help, and how both are drawn."""
 
 import io
 import json
@@ -75,7 +75,7 @@ def random_jobs(version: str, count: int, seed: int) -> Iterator[dict]:
 
 
 def settings_to_try(fields: dict) -> Iterator[tuple[str, str | int]]:
-    """Every change of a setting or the method that may be told, as the README lists them."""
+    """Every change of a setting or the method that may be suggested."""
     stack, method = job(fields).training_stack(), key(fields["method"])
     if stack.torch_dtype == "float32":
         yield "torch_dtype", "bfloat16"
@@ -101,7 +101,7 @@ def settings_to_try(fields: dict) -> Iterator[tuple[str, str | int]]:
 
 
 def that_help(fields: dict, below: int | None) -> list[tuple]:
-    """By asking of each change alone: those that get a job one recommendation, of fewer GPUs than it has."""
+    """Try each change alone: the changes that get a job a recommendation for fewer GPUs than it has."""
     domain = registry.card(fields["model_version"]).domain
     usable = {name: gpu.usable_gib for name, gpu in domain.gpus.items()}
     batch_field = next(field for field in ("batch_size", "per_device_train_batch_size") if field in fields)
@@ -114,7 +114,7 @@ def that_help(fields: dict, below: int | None) -> list[tuple]:
         *(("gpu_model", name) for name in usable),
     ]
     changed = [{**fields, field: value} for field, value in asked]
-    # Without the changes that would help where one does not, of which a table's reasons tell.
+    # Without the changes suggested in a table's reasons for jobs without a recommendation.
     table = {field: [one.get(field) for one in changed] for field in Workload.model_fields}
     columns, problems = read_columns(table, MIN_GPUS)
     sound = [index for index in range(len(changed)) if index not in problems]
@@ -167,7 +167,7 @@ def test_every_single_change_that_helps_is_told_cheapest_first_and_no_other(vers
 
 
 def check_sample(fields: dict, below: int | None, told: list[int]) -> None:
-    """The sample that is told is the longest that helps; none is told where none helps."""
+    """The suggested sample is the longest that helps; none is suggested if none helps."""
     limit = {} if below is None else {"max_gpus": below - 1}
     (longest,) = told or [0]
     assert longest < fields["tokens_per_sample"]

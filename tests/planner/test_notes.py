@@ -1,4 +1,4 @@
-"""What an answer rests on is told with it: what names were taken for, what a GPU cannot run, which default decides."""
+"""Notes on answers: resolved names, settings that a GPU cannot run, and decisive defaults."""
 
 import json
 
@@ -152,7 +152,7 @@ def test_accumulation_that_nobody_chose_is_named_where_it_decides():
 
 @pytest.mark.long
 def test_every_note_on_a_default_is_what_the_other_value_gets():
-    """Of random jobs: each default is named exactly where another value changes the layout."""
+    """For random jobs, a default is named exactly if another value changes the layout."""
     generator, domain = np.random.default_rng(5), registry.card("2.0.0").domain
     models = generator.choice(list(domain.models), 4, replace=False)
     decided = set()

@@ -1,4 +1,4 @@
-"""The questions beside the smallest number of GPUs: each held against what ``recommend`` and ``estimate`` say."""
+"""The other queries agree with ``recommend`` and ``estimate``."""
 
 import inspect
 from dataclasses import asdict
@@ -21,7 +21,7 @@ from autoconf.predictor import registry
 NEWEST = registry.card("2.0.0").domain
 LORA = {"model_name": "llama-7b", "method": "lora", "tokens_per_sample": 8192}
 L40S = {**LORA, "gpu_model": "L40S"}
-# Of a model each: ordinary, with learned positions, a mixture of experts, too large for most GPUs.
+# One model each: ordinary, with learned positions, a mixture of experts, too large for most GPUs.
 MODELS = ["qwen2.5-7b", "granite-13b-v2", "mixtral-8x7b-instruct-v0.1", "llama3.1-70b"]
 
 jobs = st.fixed_dictionaries(
@@ -38,7 +38,7 @@ gpus = st.integers(1, 64)
 
 
 def fits(number_gpus: int, **job: object) -> int | None:
-    """1 or 0 as ``estimate`` has it; None outside the domain."""
+    """1 or 0 from ``estimate``; None outside the domain."""
     return estimate(Workload.parse(**job), number_gpus).fits
 
 
@@ -104,7 +104,7 @@ def test_a_request_is_kept_or_the_next_larger_number_that_fits(job, tokens_per_s
 
 @pytest.mark.parametrize("version", ["1.1.0", "2.0.0"])
 def test_the_questions_agree_in_every_version(version):
-    """``avoid_oom`` that may name nothing else says whether a batch fits, in versions without estimates as well."""
+    """``avoid_oom`` limited to the request says whether a batch fits, also in versions without estimates."""
     job = {**LORA, "gpu_model": "NVIDIA-A100-80GB-PCIe", "model_version": version}
     for count in (1, 3, 8):
         each = largest_batch(Job(**job), count).per_device_train_batch_size

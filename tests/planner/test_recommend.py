@@ -1,4 +1,4 @@
-"""Recommendations: the domain, the rules, the candidate counts, one job and tables alike."""
+"""Recommendations for one job and for tables: the domain, the rules, and the candidate counts."""
 
 import numpy as np
 import pandas as pd
@@ -138,7 +138,7 @@ def test_a_table_answers_as_single_jobs_do(job, monkeypatch):
     assert list(whole.index) == list(table.index)
     assert whole["can_recommend"].tolist() == [s.can_recommend for s in singles]
     for reason, single in zip(whole["reason"], singles, strict=True):
-        named = iter(single.reason.split("; "))  # one job gets changes that take too long for a table
+        named = iter(single.reason.split("; "))  # the answer about one job has changes that take too long for a table
         assert all(sentence in named for sentence in reason.split("; "))
     assert [None if pd.isna(g) else g for g in whole["gpus"]] == [s.gpus for s in singles]
     assert [None if pd.isna(w) else w for w in whole["workers"]] == [s.workers for s in singles]
@@ -209,7 +209,7 @@ def test_the_batch_of_each_gpu_is_that_of_as_many_times_more_on_all(job):
 
 
 def _fits(job, gpus, **batch) -> bool:
-    """Whether a job fits on just so many GPUs: its batch divided evenly over them, all in one worker."""
+    """Whether a job fits on exactly this number of GPUs, in one worker, with its batch divided evenly."""
     predictor = registry.load("1.1.0")
     table = pd.DataFrame([{**job, **batch, "number_gpus": gpus, "gradient_accumulation_steps": 4}])
     return bool(decide(predictor, candidates(predictor, table))[0])

@@ -1,4 +1,4 @@
-"""Children that are forked while threads ask: each answers, or fails, and none hangs."""
+"""Processes forked while threads call AutoConf answer or fail, but never hang."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Versions that users made: found next to the shipped ones, never instead of one, and the same at every use."""
+"""User versions are found in addition to released ones, never replace one, and are the same at every use."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def test_a_version_answers_by_argument_and_by_environment(models, monkeypatch):
     assert recommend(table, OWN, models)["gpus"].tolist() == [2, 2]
     monkeypatch.setenv(user_versions.VARIABLE, str(models))
     assert recommend(job).gpus == 2
-    # Nothing changes for the shipped ones beside it.
+    # Released versions do not change.
     assert "is not in the domain" in recommend(Workload.parse(**JOB)).reason
 
 
@@ -174,7 +174,7 @@ def test_a_missing_folder_is_no_missing_recommendation(models, tmp_path, monkeyp
 
 
 def other_version(models: Path) -> Path:
-    """A folder of versions whose version of the same name is another one."""
+    """A folder with a different version of the same name."""
     altered(version(models))
     return models
 
@@ -283,7 +283,7 @@ user_versions.place(sys.argv[2], pathlib.Path(sys.argv[1]))
 
 
 def test_a_full_disk_names_the_file_of_digests_and_leaves_it_as_it_was(tmp_path):
-    """The limit on the size of files is what a full disk is here."""
+    """A limit on the size of files simulates a full disk."""
     (tmp_path / OWN).mkdir()
     (tmp_path / OWN / CARD).write_text("card")
     folder = tmp_path / "data" / "ado-autoconf"

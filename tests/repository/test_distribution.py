@@ -1,4 +1,4 @@
-"""What somebody is told who has another distribution with the same package name installed."""
+"""The error if another distribution with the same package name is installed."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ MESSAGE = f"two installed distributions have a package named autoconf: {NAME} {_
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """An environment in which the metadata of another distribution of that name is found."""
+    """An environment with the metadata of another distribution of that name."""
     metadata = tmp_path / "ado_autoconf-9.8.7.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text(f"Metadata-Version: 2.1\nName: {CLASHING}\nVersion: 9.8.7\n")

@@ -1,4 +1,4 @@
-"""`make run` ends with the answer that run_experiment gave."""
+"""`make run` ends with the answer of run_experiment."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ def test_the_last_line_is_the_answer():
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Path:
-    """An environment in which run_experiment prints and ends as a test wants: the real one cannot be made to fail."""
+    """An environment with a controllable run_experiment, because the real one cannot be made to fail."""
     (tmp_path / "bin").mkdir()
     for name in ("bin/python", "installed"):
         (tmp_path / name).touch()

@@ -1,4 +1,4 @@
-"""Measure a version; the figures go into its card, its pages in ``docs/versions`` and one picture."""
+"""Evaluate a version, and write the figures into its card, its pages in ``docs/versions`` and one picture."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from autoconf.predictor.cards import CARD, Card
 from autoconf.predictor.registry import MODELS
 from autoconf.predictor.user_versions import VersionFolder
 
-# Of the cards' decisions, which keep the names that they were released with.
+# Names in released cards, which cannot change, and the names in documents.
 _HEADINGS = {
     "fits, said so": "true positive",
     "fits, said no": "false negative",
@@ -71,7 +71,7 @@ def evaluation_section(evaluation: dict[str, Any], version: str) -> str:
 
 
 def real_runs_section(evaluation: dict[str, Any]) -> str:
-    """What is said of real runs that nothing was learned from."""
+    """Tables about predictions of held-out real runs."""
     return "\n\n".join(
         [
             markdown(_in_words(evaluation["side_by_side"])),
@@ -82,7 +82,7 @@ def real_runs_section(evaluation: dict[str, Any]) -> str:
 
 
 def domain_section(card: Card) -> str:
-    """What the version answers for: its GPUs, its models with sources, and what is assumed of them."""
+    """The domain of a version: its GPUs, its models with sources, and their assumptions."""
     known = architectures()
     gpus = [
         {
@@ -130,7 +130,7 @@ def draw_picture(judged: Judged, evaluation: dict[str, Any], path: Path) -> None
     relative = 100 * judged.headroom_gib / judged.candidates.usable_gib
     bins = np.linspace(-10, 10, 81)
     for says, color, text in ((True, "#0072B2", "predicted to fit"), (False, "#E69F00", "predicted not to fit")):
-        edge.hist(relative[judged.said == says], bins=bins, color=color, alpha=0.8, label=text)
+        edge.hist(relative[judged.predicted == says], bins=bins, color=color, alpha=0.8, label=text)
     edge.axvline(0, color="black", linewidth=1)
     edge.set(xlabel="true headroom, % of usable memory", ylabel="jobs", title="Decisions near the edge")
     edge.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2)  # below, as bars fill the panel
@@ -152,13 +152,13 @@ def draw_calibration(axes: Any, calibration: list[dict[str, Any]]) -> None:
 
 
 def evaluate(version: str) -> tuple[dict[str, Any], str]:
-    """Measure a version, released or just made, and write the figures down.
+    """Evaluate a released or new version, and write the figures.
 
     Returns:
         The card's ``evaluation``, and the digest of the card with it.
     """
     folder = MODELS / version
-    # Whoever makes a version believes what lies there: its digest cannot be in the code yet.
+    # The digest of a new version is not in the code yet, so trust the folder.
     predictor = registry.load_from(VersionFolder(folder, cards.digest((folder / CARD).read_bytes())))
     families = {name: architecture.family for name, architecture in architectures().items()}
     judged, figures = measured(predictor, families, space=sweep_space(predictor.card))
@@ -180,7 +180,7 @@ def evaluate(version: str) -> tuple[dict[str, Any], str]:
 
 
 def main(version: Annotated[str, typer.Argument(help="version to evaluate")] = NEWEST) -> None:
-    """Measure a predictor version against the traces and real runs; exit with 1 if a required figure is missed."""
+    """Compare a predictor version with traces and real runs; exit with 1 if a required figure is missed."""
     console = Console()
     evaluation, sha256 = evaluate(version)
     missed = []
