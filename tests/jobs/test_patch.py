@@ -330,3 +330,11 @@ def test_without_a_recommendation_nothing_is_patched() -> None:
 def test_options_that_do_not_go_together_are_refused(arguments: list[str], message: str) -> None:
     result = run(*arguments)
     assert (result.exit_code, result.stdout, result.stderr.splitlines()) == (2, "", [message])
+
+
+def test_several_machines_without_an_address_are_noted() -> None:
+    config = "num_processes: 8\nnum_machines: 1\n"
+    (line,) = patched([("a.yaml", config)], Layout(4, 2)).notes
+    assert line.startswith("a.yaml:2 num_machines: several machines need main_process_ip")
+    assert patched([("a.yaml", config)], Layout(4, 1)).notes == ()
+    assert patched([("a.yaml", f"{config}main_process_ip: 10.0.0.1\n")], Layout(4, 2)).notes == ()

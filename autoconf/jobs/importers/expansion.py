@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Any
 
-from autoconf.jobs.importers.words import NEW_WORD, Piece, described, fields, is_unknown, limited, unknown
+from autoconf.jobs.importers.words import NEW_WORD, Piece, described, fields, is_unknown, joined, limited, unknown
 
 _BRACES = re.compile(
     r"\$\{(?P<length>#(?=\w))?(?P<indirect>!)?(?P<name>\w+|[@*#?$!-])(?:\[(?P<index>[^\]]*)\])?(?P<rest>.*)\}",
@@ -294,12 +294,14 @@ def assigned_in(node: Any, words: Expander) -> set[str]:
     return found
 
 
-def first_error(root: Any) -> int:
-    """The line of the first part that is not the syntax of bash, from 1."""
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
-        if node.is_error or node.is_missing:
-            return int(node.start_point[0]) + 1
-        waiting += [child for child in reversed(node.children) if child.has_error or child.is_missing]
-    return 1
+def merged(results: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
+    """The variables after one of several ways through a script."""
+    together: dict[str, Value] = {}
+    for name in dict.fromkeys(name for result in results for name in result):
+        values = [result.get(name) for result in results]
+        if all(value == values[0] for value in values[1:]) and values[0] is not None:
+            together[name] = values[0]
+            continue
+        texts = [" ".join(value) if isinstance(value, list) else value for value in values]
+        together[name] = joined(name, texts) or unknown(f"${name}", "not certain")
+    return together

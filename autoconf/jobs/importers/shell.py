@@ -5,24 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import cache
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
+from autoconf.jobs.importers.bash_syntax import parsed
 from autoconf.jobs.importers.documents import shortened
-from autoconf.jobs.importers.expansion import Expander, Value, assigned_in, first_error
+from autoconf.jobs.importers.expansion import Expander, Value, assigned_in, merged
 from autoconf.jobs.importers.words import is_unknown, joined, limited, unknown
 
-_MOST_NODES = 40_000
 _MOST_COMMANDS = 4_000
 _DEEPEST = 40
-_LONGEST_SCRIPT = 1 << 17  # bytes
 _MOST_WORK = 1_000_000  # variables that are copied, at branches and commands
-# The scanner of tree-sitter-bash 0.25.1 passes code points to isalpha() and the like (scanner.c), which outside ASCII
-# read beyond C's table: some texts crash the process. Bash gives these characters no meaning, so the grammar gets a
-# plain character of a word for each of their bytes.
-_ASCII = bytes(range(0x80)) + b"." * 0x80
-_DANGLING = re.compile(r"(^|[^\\])\\[ \t]*(?=\n[ \t]*(?:\n|\Z)|\Z)")
 _SUBMITTERS = ("sbatch", "qsub", "bsub")  # a here-document is the script that they submit
 _TESTS = ("[", "[[", "test", "false", "command", "which", "type", "hash", "grep", "nvidia-smi")
 # Files that other scripts source and that set up an environment, but no setting of a job.
@@ -78,19 +71,6 @@ def follow(text: str, file: str, variables: Mapping[str, str]) -> Script:
     return Script(shell.commands, shell.files, tuple(shell.assumed))
 
 
-@cache
-def _parser() -> Any:
-    import tree_sitter_bash
-    from tree_sitter import Language, Parser
-
-    return Parser(Language(tree_sitter_bash.language()))
-
-
-def _parsed(source: bytes) -> Any:
-    """The root of a script's syntax tree."""
-    return _parser().parse(source.translate(_ASCII)).root_node
-
-
 def _runs_its_input(words: Sequence[str]) -> bool:
     return words[0] in _SUBMITTERS or words[-1].rpartition("/")[2] in ("bash", "sh") or words[-2:] == ["bash", "-s"]
 
@@ -115,19 +95,7 @@ class _Shell:
 
     def follow_text(self, text: str, first_line: int) -> bool:
         """Follow a text in the current state, as ``eval`` does."""
-        text = text.replace("\r\n", "\n")
-        source = text.encode("utf-8", "replace")
-        if len(source) > _LONGEST_SCRIPT:
-            raise BadInput(f"{self.file}: not a job's script: larger than {_LONGEST_SCRIPT:,} bytes")
-        root = _parsed(source)
-        if root.has_error:  # a line that ends in a backslash, and nothing behind it: bash takes it, the parser does not
-            source = _DANGLING.sub(r"\1 ", text).encode("utf-8", "replace")
-            root = _parsed(source)
-        if root.descendant_count > _MOST_NODES:
-            raise BadInput(f"{self.file}: not a job's script: more than {_MOST_NODES:,} parts")
-        if root.has_error:
-            line = first_error(root) + first_line
-            raise BadInput(f"{self.file}:{line}: not a command line: this is not the syntax of bash")
+        source, root = parsed(text, self.file, first_line)
         return self._inside(source, first_line, root.children)
 
     def _inside(self, source: bytes, first_line: int, nodes: Sequence[Any]) -> bool:
@@ -299,7 +267,7 @@ class _Shell:
             if not self._run_all(body):
                 results.append(dict(self.variables))
         if results:
-            self._restore(_merged(results))
+            self._restore(merged(results))
         return not results
 
     def _if(self, node: Any) -> bool:
@@ -359,7 +327,7 @@ class _Shell:
         if body is not None:
             self._run(body)
         if not once:
-            self._restore(_merged([before, dict(self.variables)]))
+            self._restore(merged([before, dict(self.variables)]))
 
     def _command(self, node: Any) -> bool:
         words: list[str] = []
@@ -429,16 +397,3 @@ class _Shell:
             del self.variables[key]
         self.variables["@"] = list(words)
         self.variables.update({str(i): word for i, word in enumerate(words, 1)})
-
-
-def _merged(results: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
-    """The variables after one of several ways through a script."""
-    merged: dict[str, Value] = {}
-    for name in dict.fromkeys(name for result in results for name in result):
-        values = [result.get(name) for result in results]
-        if all(value == values[0] for value in values[1:]) and values[0] is not None:
-            merged[name] = values[0]
-            continue
-        texts = [" ".join(value) if isinstance(value, list) else value for value in values]
-        merged[name] = joined(name, texts) or unknown(f"${name}", "not certain")
-    return merged
