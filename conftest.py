@@ -1,4 +1,4 @@
-"""What all tests and doctests share: the markers that `make test-fast` and `make test-slow` choose by."""
+"""Configuration of all tests and doctests: the markers that `make test-fast` and `make test-slow` select by."""
 
 import os
 from importlib.util import find_spec
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-# A Ray cluster that happens to run on this machine is not the tests' to use. Ray reads this when it starts.
+# Tests must not use a Ray cluster that already runs on this machine. Ray reads this when it starts.
 os.environ["RAY_ADDRESS"] = "local"
 
 _ROOT = Path(__file__).parent
-# Paths, and what every test below them needs. A test that takes long for another reason is marked where it is.
+# Paths, and the requirements of every test below them. A test that is slow for another reason has its own marker.
 _NEEDS = {
     "autoconf/pipeline": "torch",
     "tests/pipeline": "torch",
@@ -32,18 +32,18 @@ _NEEDS = {
     "tests/repository/test_documents.py": "ray",
     "tests/repository/test_make_run.py": "ray",
 }
-# Versions are traced on Python 3.11, where make installs torch; elsewhere modules that need it cannot be imported.
+# Versions are traced on Python 3.11, where make installs torch; without it, modules that need it cannot be imported.
 collect_ignore = [] if find_spec("torch") else ["autoconf/pipeline"]
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not import PyTorch, which takes seconds, where ``-m`` leaves out all tests that need it."""
+    """Skip the import of PyTorch, which takes seconds, if ``-m`` deselects all tests that need it."""
     leaves_out = "not torch" in (config.option.markexpr or "")
     return True if leaves_out and "torch" in _needs(collection_path) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by their place, and put the file that takes longest first."""
+    """Mark tests by their path, and run the slowest file first."""
     for item in items:
         for needed in _needs(item.path):
             item.add_marker(needed)

@@ -1,4 +1,4 @@
-"""How figures are measured: by pytest-benchmark, each next to what it is compared with, in processes that are fresh."""
+"""Fixtures that measure figures with pytest-benchmark, each with its baseline, in fresh processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def quick(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def fresh() -> Iterator[Callable[..., Callable[[str], Any]]]:
-    """Start Python processes, run some code there, and get functions that run more and return its ``result``."""
+    """Start Python processes, run code there, and return functions that run more code and return its ``result``."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*prepare: str) -> Callable[[str], Any]:
@@ -63,7 +63,7 @@ def fresh() -> Iterator[Callable[..., Callable[[str], Any]]]:
 
 @pytest.fixture
 def measure(benchmark: Any, quick: bool, request: pytest.FixtureRequest) -> Callable[..., dict[str, Any]]:
-    """Time an action for a line of the report; ``report.row`` says which facts can stand beside the time."""
+    """Time an action for a line of the report; ``report.row`` lists the facts that can accompany the time."""
 
     def measure(figure: str, action: Callable[..., Any], *, rounds: int, **more: Any) -> dict[str, Any]:
         timing = {key: more.pop(key) for key in ("args", "setup", "warmup_rounds") if key in more}

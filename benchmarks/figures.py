@@ -174,7 +174,7 @@ def test_long_sweep(measure, quick, tmp_path):
 
 
 class Sweep:
-    """An operation on a space, each time in a store of its own."""
+    """An operation on a space, each time in a new store."""
 
     def __init__(self, folder: Path, configuration: dict[str, Any], operation: Path, *settings: str) -> None:
         self.size = len(points(configuration))
@@ -192,7 +192,7 @@ class Sweep:
         run(self.context.command(*self.arguments), self.context.folder)
 
     def check(self) -> tuple[float, float]:
-        """That the last operation measured every point; its rate in the first and the last quarter."""
+        """Check that the last operation measured every point; return its rates in the first and the last quarter."""
         stored = self.context.space(self.space)
         (operation,) = stored.operations
         statistics = stored.operation_entity_statistics(operation)
@@ -221,7 +221,7 @@ def counts(way: str, calls: list[tuple[str, str]]) -> list[dict[str, Any]]:
 
 
 def run(command: list[str], folder: Path) -> None:
-    """Run a command to its end; what it prints goes to a file, since a pipe stays open as long as Ray's processes."""
+    """Run a command to its end; its output goes to a file, because Ray's processes keep a pipe open."""
     with (folder / "log.txt").open("w") as log:
         subprocess.run(
             command, env=os.environ | ENVIRONMENT, stdout=log, stderr=subprocess.STDOUT, check=True, timeout=2400

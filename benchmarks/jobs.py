@@ -1,4 +1,4 @@
-"""The jobs that are measured: the sweep space's, 20,000 of its kind, and random ones from a version's whole domain."""
+"""The jobs of benchmarks: the points of the sweep, 20,000 similar points, and random jobs of a version's domain."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def space(**values: list[Any]) -> dict[str, Any]:
 
 
 def points(configuration: dict[str, Any]) -> pd.DataFrame:
-    """The points of a space, one a line."""
+    """The points of a space, one per row."""
     values = {
         dimension["identifier"]: dimension["propertyDomain"]["values"] for dimension in configuration["entitySpace"]
     }
@@ -71,13 +71,13 @@ class LongTable:
         self.jobs = random_jobs(rows)
         recommend(self.jobs.head(1000))  # loads the predictor, and what Python sets aside at the first use
         self.before = _memory_mb("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
 
     def answer(self) -> None:
         self.answers = recommend(self.jobs)
 
     def extra_mb(self) -> float:
-        """The peak while answering, less what was there before and the answers, each text counted once."""
+        """The peak during the answer, less the memory before and the answers, with each text counted once."""
         texts = {id(text): sys.getsizeof(text) for text in self.answers["reason"]}
         held = (int(self.answers.memory_usage().sum()) + sum(texts.values())) / 1e6
         return _memory_mb("VmHWM") - self.before - held

@@ -1,4 +1,4 @@
-"""Write the report from what pytest-benchmark measured: `report.py MEASURED.json BENCHMARKS.md`."""
+"""Write the report from the measurements of pytest-benchmark: `report.py MEASURED.json BENCHMARKS.md`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def main(measured: str, report: str) -> None:
 
 
 def timed(benchmark: dict[str, Any]) -> dict[str, Any]:
-    """The facts of a measurement in time."""
+    """The facts of a time measurement."""
     facts = {"figure": benchmark["group"], "unit": "s", **benchmark["extra_info"]}
     scale = facts.get("scale", 1) * (1000 if facts["unit"] == "ms" else 1)
     values = [value * scale for value in benchmark["stats"]["data"]]
@@ -96,7 +96,7 @@ def number(value: float) -> str:
 
 
 def machine(data: dict[str, Any]) -> list[str]:
-    """What the figures were measured on."""
+    """The environment in which the figures were measured."""
     info = data["machine_info"]
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     return [

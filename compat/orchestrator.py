@@ -1,4 +1,4 @@
-"""The import name of ado 1.x, for code written for it: under ado 2.x ``orchestrator.x.y`` is ``ado.x.y`` itself.
+"""Support the import name of ado 1.x: with ado 2.x installed, ``orchestrator.x.y`` is ``ado.x.y``.
 
 Where ado 1.x is installed its own package of this name comes first, and this module is never imported.
 """

@@ -1,4 +1,4 @@
-"""Ask for one job with a plain Python call: the decorated experiment is a function like any other."""
+"""Answer one job with a plain Python call: the decorated experiment is an ordinary function."""
 
 from autoconf.min_gpu_recommender import min_gpu_recommender
 

@@ -1,4 +1,4 @@
-"""Ask the other questions with plain Python calls: each experiment is a function like any other."""
+"""Run the other queries with plain Python calls: each experiment is an ordinary function."""
 
 from autoconf.experiments import (
     avoid_oom_recommender,

@@ -1,4 +1,4 @@
-"""Ask for one job through ado's API: the custom_experiments actuator measures it on Ray, as in an operation."""
+"""Answer one job through ado's API: the custom_experiments actuator measures it on Ray, as in an operation."""
 
 from ado.modules.actuators.registry import ActuatorRegistry
 from ado.schema.point import SpacePoint

@@ -3,10 +3,10 @@
 import pytest
 from example_job import EXAMPLE
 
-collect_ignore = ["helpers", "data"]  # other people's scripts among them
+collect_ignore = ["helpers", "data"]  # including scripts of other projects
 
 
 @pytest.fixture
 def job() -> dict:
-    """The job of the examples, to be changed at will."""
+    """The job of the examples; a test may change it."""
     return dict(EXAMPLE)

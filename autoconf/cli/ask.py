@@ -143,7 +143,7 @@ def answer_one(
         provenance: The sources of the fields; JSON and CSV include them.
     """
     query = command.query
-    _, answers, shown = _answered_one(command, fields)
+    _, answers, shown = answered_one(command, fields)
     ranked = "rank" in query.answers
     with output(to.file) as stream:
         if to.as_json:
@@ -157,7 +157,7 @@ def answer_one(
     to.end(says_no(answers, query))
 
 
-def _answered_one(command: CommandQuery, fields: dict[str, Any]) -> tuple[Job, pd.DataFrame, list[dict[str, Any]]]:
+def answered_one(command: CommandQuery, fields: dict[str, Any]) -> tuple[Job, pd.DataFrame, list[dict[str, Any]]]:
     """Answer one job; return the job, its answers as a table, and the answers to show."""
     query = command.query
     try:

@@ -170,6 +170,8 @@ def write_patched(
     layout = Layout(int(answer["gpus"]), int(answer["workers"]))
     patch = patch_files(paths, layout)
     note(f"{patch.file}: {gpu_change(patch.gpus_before, layout.gpus * layout.workers, job)}", first=True)
+    for line in patch.notes:
+        note(line)
     with output(output_file) as stream:
         stream.write(patch.data)
     return 0

@@ -7,7 +7,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from autoconf.cli.ask import CommandQuery, OutputOptions, _answered_one, answer, answer_one, given_fields
+from autoconf.cli.ask import CommandQuery, OutputOptions, answer, answer_one, answered_one, given_fields
 from autoconf.cli.console import show_answer
 from autoconf.cli.job_file import job_from_files, write_patched
 from autoconf.cli.job_options import query_options
@@ -99,7 +99,7 @@ def _patch(job_files: list[str], fields: dict[str, Any], to: OutputOptions) -> N
     """Write the manifest with the GPU counts of the answer; the first note describes the change."""
     with notes_held():
         fields, _ = job_from_files(job_files, fields)
-        _, _, (shown,) = _answered_one(RECOMMEND, fields)
+        _, _, (shown,) = answered_one(RECOMMEND, fields)
         code = write_patched(job_files, fields, shown, to.file)
     to.end(code == ExitCode.NOTHING_TO_PATCH)
     raise typer.Exit(code)
@@ -109,7 +109,7 @@ def _explain_one(fields: dict[str, Any], to: OutputOptions, provenance: dict[str
     """Write one job and its explained answer: as JSON, as a picture if a file is given, or as text."""
     as_picture = to.file is not None and not to.as_json
     kind = picture_kind(to.file or STANDARD_STREAM) if as_picture else None
-    job, _, (shown,) = _answered_one(RECOMMEND, fields)
+    job, _, (shown,) = answered_one(RECOMMEND, fields)
     explanation = explain(job)
     if to.as_json:
         at = [{"number_gpus": count, **asdict(held)} for count, held in explanation.at.items()]

@@ -28,7 +28,7 @@ class _Typed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Setting(_Typed):
+class PresetSetting(_Typed):
     """The value of one setting of a stack, and its source."""
 
     value: Any
@@ -39,14 +39,14 @@ class Case(_Typed):
     """Settings of a preset that apply if the method or other settings have the values in ``when``."""
 
     when: dict[str, Any]
-    settings: dict[str, Setting]
+    settings: dict[str, PresetSetting]
 
 
 class Preset(_Typed):
     """A named stack of ``stacks.yaml``."""
 
     description: str
-    settings: dict[str, Setting]
+    settings: dict[str, PresetSetting]
     cases: tuple[Case, ...] = ()
     chunked: Literal["chunked", "chunked_nll"] = "chunked"  # which implementation ``loss="chunked"`` selects
 

@@ -185,6 +185,11 @@ def _more_gpus(predictor: Predictor, columns: JobColumns) -> Proposals:
     return proposed
 
 
+def _any_layout(predictor: Predictor, columns: JobColumns) -> Proposals:
+    """Layouts that are not even, to jobs that allow even ones only."""
+    return [(False,) if even else () for even in column(columns, "even_layouts")]
+
+
 def _larger_gpu(predictor: Predictor, columns: JobColumns) -> Proposals:
     """Propose the GPU type of which the job needs the fewest, and the smallest type that is enough."""
     totals: dict[int, dict[str, int]] = {}  # GPUs of each job on each type that is enough, least memory first
@@ -238,7 +243,7 @@ _METHODS: Changes = (
     ("method", _setting("method", "lora", in_place_of=("full",))),
     ("method", _setting("method", "qlora", in_place_of=("full", "lora"))),
 )
-_GPUS: Changes = (("max_gpus", _more_gpus), ("gpu_model", _larger_gpu))
+_GPUS: Changes = (("even_layouts", _any_layout), ("max_gpus", _more_gpus), ("gpu_model", _larger_gpu))
 
 # Changes that people make first come first, the cheapest of them at the front. ``ALL`` takes several times as long.
 OF_TABLES: Changes = (*_SETTINGS, *_BATCHES, *_SHORTER)

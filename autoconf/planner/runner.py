@@ -91,7 +91,7 @@ class Solver(Generic[Answer]):
         fields = [field for field in self.query.all_fields if field in table]
         for start in range(0, max(len(table), 1), chunk):
             jobs = table.iloc[start : start + chunk]
-            columns, problems = _read_columns({field: jobs[field].tolist() for field in fields}, self.query)
+            columns, problems = read_columns({field: jobs[field].tolist() for field in fields}, self.query)
             yield self._answers(*_with_versions(columns, problems, model_version, models), models)
 
     def of_either(
@@ -220,7 +220,7 @@ def joined(chunks: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return table.fillna({NOTES: ""}) if NOTES in table else table
 
 
-def _read_columns(columns: dict[str, list[Any]], query: Query) -> tuple[JobColumns, Problems]:
+def read_columns(columns: dict[str, list[Any]], query: Query) -> tuple[JobColumns, Problems]:
     """Read the raw values of a table, each distinct value once, and find the jobs with invalid values."""
     sentences: dict[int, list[str]] = {}
     jobs = {field: _read_column(values, query.reader(field), sentences) for field, values in columns.items()}

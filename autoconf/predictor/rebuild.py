@@ -96,7 +96,7 @@ def _rebuild(version: VersionFiles, memory: MemoryTable | StackMemory, target: P
     for abandoned in target.parent.glob(f"{target.name}.*/"):  # left by a killed process, as this one has the lock
         shutil.rmtree(abandoned, ignore_errors=True)
     with atomic_folder(target, mode=0o700, replace=False, prefix=f"{target.name}.") as scratch:
-        _check_room(scratch)
+        check_room(scratch)
         runs = training_table(pd.read_parquet(BytesIO(version.files[TRAINING_TABLE])), Predictor(card, memory, None))
         monotone = MONOTONE if card.reserve else version_1.MONOTONE
         fit(runs, scratch / PREDICTOR, monotone)
@@ -108,7 +108,7 @@ def _rebuild(version: VersionFiles, memory: MemoryTable | StackMemory, target: P
     logger.warning("rebuilt predictor %s in %.0f s, kept in %s", card.version, time.perf_counter() - started, target)
 
 
-def _check_room(scratch: Path) -> None:
+def check_room(scratch: Path) -> None:
     """Raise if the disk is too full, which AutoGluon would report as a model that does not train."""
     path = scratch / "room"
     try:

@@ -27,7 +27,7 @@ from autoconf.predictor.check_jobs import CHECK_JOBS
 from autoconf.predictor.locks import LOADING
 from autoconf.predictor.predictor import Predictor
 from autoconf.predictor.rebuild import check_once, rebuilt
-from autoconf.predictor.user_versions import ModelsFolder, Place
+from autoconf.predictor.user_versions import ModelsFolder, VersionFolder
 
 MODELS = Path(__file__).parents[1] / "AutoGluonModels"
 # The released versions in order, each with the SHA-256 of its card, which `make evaluate` prints.
@@ -39,7 +39,7 @@ DEFAULT = list(RELEASED)[-1]
 _CHECKED = frozenset(RELEASED.values())  # checked with the libraries of their cards when they were made
 
 
-_loaded: dict[Place, Predictor] = {}
+_loaded: dict[VersionFolder, Predictor] = {}
 
 
 def known(models: ModelsFolder = None) -> list[str]:
@@ -51,7 +51,7 @@ def known(models: ModelsFolder = None) -> list[str]:
     return [*RELEASED, *user_versions.listed_in(user_versions.folder_of(models))]
 
 
-def place(version: str, models: ModelsFolder = None) -> Place:
+def place(version: str, models: ModelsFolder = None) -> VersionFolder:
     """Locate a version.
 
     Args:
@@ -64,7 +64,7 @@ def place(version: str, models: ModelsFolder = None) -> Place:
             since its first use.
     """
     if version in RELEASED:
-        return Place(MODELS / version, RELEASED[version])
+        return VersionFolder(MODELS / version, RELEASED[version])
     if user_versions.is_own(version):
         return user_versions.place(version, user_versions.folder_of(models))
     raise ValueError(f"model_version {version!r} is not released; released versions are {', '.join(RELEASED)}")
@@ -85,7 +85,7 @@ def load(version: str, models: ModelsFolder = None) -> Predictor:
     return load_from(place(version, models))
 
 
-def load_from(found: Place) -> Predictor:
+def load_from(found: VersionFolder) -> Predictor:
     """The predictor in a place, loaded at most once per process.
 
     Raises:
@@ -113,15 +113,13 @@ def card(version: str, models: ModelsFolder = None) -> Card:
 
 
 @cache
-def _card(found: Place) -> Card:
+def _card(found: VersionFolder) -> Card:
     return read_card(*found, remedy=_remedy(found.folder))
 
 
 def _remedy(folder: Path) -> str:
     """The advice to a user whose version is incomplete or altered."""
-    if not user_versions.is_own(folder.name):
-        return RELEASED_AGAIN
-    return user_versions.remedy(folder.name)
+    return user_versions.RESTORE if user_versions.is_own(folder.name) else RELEASED_AGAIN
 
 
 # scikit-learn and threadpoolctl set these when they are imported.

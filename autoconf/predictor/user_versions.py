@@ -27,7 +27,7 @@ class NoModelsFolder(AutoConfError):
     """A user version was requested, but no folder of user versions is known."""
 
 
-class Place(NamedTuple):
+class VersionFolder(NamedTuple):
     """The folder of a version, and the expected digest of its card."""
 
     folder: Path
@@ -71,7 +71,7 @@ def is_own(version: str) -> bool:
     return "+" in version
 
 
-def place(version: str, folder: Path | None) -> Place:
+def place(version: str, folder: Path | None) -> VersionFolder:
     """Locate a user version and its expected digest.
 
     The digest is the one in the name (``2.0.0+mine@sha256:...``), or else the one that the version had when this user
@@ -88,15 +88,19 @@ def place(version: str, folder: Path | None) -> Place:
     if name not in names:
         raise ValueError(f"model_version {name!r} is not in {folder}, which has {', '.join(names) or 'none'}")
     if not at:
-        return Place(folder / name, _pinned(folder / name))
+        return VersionFolder(folder / name, _pinned(folder / name))
     found = _DIGEST.fullmatch(given.lower())
     if found is None:
         raise ValueError(f"model_version: after @ must come sha256: and 64 hexadecimal digits, got {given[:80]!r}")
-    return Place(folder / name, found[1])
+    return VersionFolder(folder / name, found[1])
 
 
-def remedy(name: str) -> str:
-    """The advice to a user whose version was altered."""
+# The advice where the files of a user version differ from its card, or the card differs from the digest that was given.
+RESTORE = "restore its files, or make it again with ado-autoconf train"
+
+
+def _accept(name: str) -> str:
+    """The advice to a user whose version has another card than at its first use."""
     return f"if you changed it, accept it with: ado-autoconf versions {name} --trust"
 
 
@@ -106,10 +110,19 @@ def trust(folder: Path) -> str:
     Raises:
         AutoConfError: the card cannot be read, or its digest cannot be stored.
     """
-    with LOADING:
-        found = _card_digest(folder)
-        _keep(folder, found)
+    found = _card_digest(folder)
+    pin(folder, found)
     return found
+
+
+def pin(folder: Path, sha256: str) -> None:
+    """Store the digest that the card of a version must have from now on.
+
+    Raises:
+        AutoConfError: it cannot be stored.
+    """
+    with LOADING:
+        _keep(folder, sha256)
 
 
 def _pinned(folder: Path) -> str:
@@ -119,7 +132,7 @@ def _pinned(folder: Path) -> str:
         pins = _read_pins(_pins_file())
         known = [pins.get(path) for path in _paths(folder)]
         if any(pin not in (None, found) for pin in known):
-            raise AutoConfError(f"version {folder.name}: {CARD} was altered (in {folder}); {remedy(folder.name)}")
+            raise AutoConfError(f"version {folder.name}: {CARD} was altered (in {folder}); {_accept(folder.name)}")
         if None in known:
             _keep(folder, found)
     return found

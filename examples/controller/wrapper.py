@@ -1,4 +1,4 @@
-"""What a Kubernetes controller runs for one job: ``python wrapper.py OUT MODEL METHOD GPU TOKENS BATCH VERSION``.
+"""Answer one job for a Kubernetes controller: ``python wrapper.py OUT MODEL METHOD GPU TOKENS BATCH VERSION``.
 
 The answer goes to the file OUT as JSON; its folder must be there. The exit code is 0 for whatever is so of the
 job, which "no recommendation" and bad input are, and 1 for a broken environment: then OUT says nothing of the job.
@@ -25,7 +25,7 @@ def answer(values: list[str]) -> tuple[dict[str, Any], int]:
         result = min_gpu_recommender(**job, gpus_per_worker=8, max_gpus=128)
     except ValueError as error:  # names the field
         return {**NO_ANSWER, "error": str(error)}, 0
-    except Exception as error:  # whatever it is, the controller must learn of it, and not as "no recommendation"
+    except Exception as error:  # report any error to the controller, and never as "no recommendation"
         return {**NO_ANSWER, "error": f"{type(error).__name__}: {error}"}, 1
     if not result["can_recommend"]:
         return {**NO_ANSWER, "reason": result["reason"]}, 0
@@ -33,7 +33,7 @@ def answer(values: list[str]) -> tuple[dict[str, Any], int]:
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
-    """Write the file whole or not at all: a controller may look at any time."""
+    """Write the file completely or not at all, because a controller may read it at any time."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text(f"{json.dumps(result)}\n", encoding="utf-8")
     scratch.replace(path)

@@ -1,4 +1,4 @@
-"""`ado-autoconf plot`: our answers and ado's exports of the same points, by the real ado, give the same picture."""
+"""`ado-autoconf plot` draws the same picture from our answers and from exports of the real ado."""
 
 import itertools
 import os
@@ -120,7 +120,7 @@ def test_our_answers_and_both_formats_of_ado_give_the_same_chart(
             np.testing.assert_array_equal(theirs.panels[panel], totals)
         assert run(exports(form), "-o", tmp_path / f"{form}.png").exit_code == 0
         (reasons,) = (column for name, column in pd.read_csv(exports(form)).items() if name.endswith("reason"))
-        # One job is told more changes that would help than a row of a table.
+        # The answer about one job suggests more changes than a row of a table.
         both = (reasons.dropna(), answers["reason"])
         theirs_said, ours_said = (sorted(reason.split("; ")[0] for reason in some if reason) for some in both)
         assert theirs_said == ours_said and ours_said
@@ -185,8 +185,8 @@ def test_a_picture_says_which_stack_it_is_of_and_how_to_choose_another(tmp_path:
     assert chart_of(tmp_path / "a.csv", optim="SGD").subtitle.endswith("  ·  stack fms-hf-tuning  ·  optim sgd")
 
 
-def test_panels_can_be_of_whatever_answers_differ_in(tmp_path: Path) -> None:
-    """One model under stacks: the last field within a group, whatever else differs by the rule for any picture."""
+def test_panels_can_differ_in_any_setting(tmp_path: Path) -> None:
+    """One model under several stacks: the last field varies within a group, all else as in other pictures."""
     columns = [*POINT, "stack", "optim", "can_recommend", "gpus", "workers"]
     stacks, optims = ["trl", "reference"], ["", "sgd"]
     rows = [
@@ -213,7 +213,7 @@ def test_panels_can_be_of_whatever_answers_differ_in(tmp_path: Path) -> None:
 
 
 def test_panels_of_four_settings_have_one_column_for_each_value_of_the_second(tmp_path: Path) -> None:
-    """A loss is below the other one of the same optimizer, and "full" is never said of a loss."""
+    """The two losses of an optimizer are in one column, and no loss is labeled "full"."""
     fields = ("stack", "optim", "loss", "gradient_checkpointing")
     values = [["trl", "reference"], ["adamw_bnb_8bit", "adamw_torch"], ["chunked", "full"], ["none", "non-reentrant"]]
     rows = [["m", "full", A100, 512, 16, *of, 1, 1, 1] for of in itertools.product(*values)]
@@ -240,7 +240,7 @@ def test_panels_of_four_settings_have_one_column_for_each_value_of_the_second(tm
         ("model_name,loss", "a.csv: panels: no answer says its loss\n"),
     ],
 )
-def test_panels_of_what_answers_do_not_have_are_bad_input(tmp_path: Path, panels: str, message: str) -> None:
+def test_panels_of_settings_without_answers_are_bad_input(tmp_path: Path, panels: str, message: str) -> None:
     (tmp_path / "a.csv").write_text(f"{','.join(POINT)},can_recommend,gpus,workers\nm,lora,g,512,1,1,1,1\n")
     result = run(tmp_path / "a.csv", "-o", tmp_path / "a.png", "--panels", panels)
     assert result.exit_code == 2
@@ -368,7 +368,7 @@ def test_the_whole_sweep_has_a_legible_panel_for_each_model_and_method() -> None
         assert all(text.get_fontsize() >= 7 for text in axes.texts)
 
 
-def test_what_a_picture_holds_for_is_legible_on_the_smallest(tmp_path: Path) -> None:
+def test_the_settings_of_a_picture_are_legible_on_the_smallest_one(tmp_path: Path) -> None:
     answers = answers_of({field: values[:1] for field, values in SPACE.items()} | {"max_gpus": [8]})
     chart = chart_of(written(answers, tmp_path))
     figure = draw(chart)

@@ -1,4 +1,4 @@
-"""The command `ado-autoconf` in a process of its own: its streams, signals, and a full disk."""
+"""The command `ado-autoconf` as a process: its streams, signals, and a full disk."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from autoconf.cli.ask import CHUNK
 
 
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a line of bash, in which $A stands for the command; the exit code is that of the line's first command."""
+    """Run a line of bash, in which $A is the command; the exit code is that of the line's first command."""
     environment = {**os.environ, "A": COMMAND, "FORCE_COLOR": "1", "LC_ALL": "C"}
     line = f"{command}; exit ${{PIPESTATUS[0]}}"
     return subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, text=True, env=environment)
@@ -29,7 +29,7 @@ def test_a_pipe_gets_plain_data_and_may_close_early(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "command", ["versions", "versions --json", "--help", "plot answers.csv -o -", "recommend --csv no.csv 2>&1"]
 )
-def test_nobody_may_read_what_is_printed(tmp_path: Path, command: str) -> None:
+def test_a_closed_pipe_is_not_an_error(tmp_path: Path, command: str) -> None:
     (tmp_path / "answers.csv").write_text(table(f"{GOOD},1,2,1", header=f"{HEADER},can_recommend,gpus,workers"))
     done = shell(f"$A {command} | true", tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGPIPE, "", "")
@@ -80,7 +80,7 @@ def test_help_for_a_full_disk_is_a_broken_environment(tmp_path: Path) -> None:
 
 
 def test_bytes_that_are_not_text(tmp_path: Path) -> None:
-    """In a name they are refused; a file may be called what it likes."""
+    """They are refused in a name, but a file may have any name."""
     (tmp_path / os.fsdecode(b"\xff.csv")).write_text(table(GOOD))
     done = shell("$A recommend --csv $'\\xff.csv' -o $'\\xfe.csv'", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

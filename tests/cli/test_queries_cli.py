@@ -1,4 +1,4 @@
-"""The commands of the other questions: one job, tables, and what is said of bad ones."""
+"""The commands of the other queries: one job, tables, and messages about bad input."""
 
 import json
 from collections.abc import Callable
@@ -63,7 +63,7 @@ def test_one_job_gets_the_answer_of_the_function(run, command):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_table_gets_the_answers_of_the_function_and_can_be_asked_again(run, command):
+def test_a_table_gets_the_answers_of_the_function_and_can_be_answered_again(run, command):
     ask, question, job = COMMANDS[command]
     jobs = pd.DataFrame([job, {**job, "number_gpus": 600}, {**job, "model_name": "gpt-9"}]).assign(id=["a", "b", "c"])
     jobs.to_csv("jobs.csv", index=False)
@@ -100,7 +100,7 @@ def test_bad_lines_are_named_and_nothing_is_written(run, command):
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "gpu-model"])
-def test_what_one_job_lacks_is_named(run, command):
+def test_missing_fields_of_one_job_are_named(run, command):
     result = run(command, "--method", "lora")
     assert result.exit_code == 2
     job = RANKED if command == "gpu-model" else COMMANDS[command][2]
@@ -110,8 +110,8 @@ def test_what_one_job_lacks_is_named(run, command):
     assert "for one job only" in run(command, "--csv", "jobs.csv", "--method", "lora").stderr
 
 
-def test_a_column_of_what_is_asked_is_not_overwritten(run):
-    """Unless it came with all the other answers."""
+def test_a_column_with_the_name_of_an_output_is_not_overwritten(run):
+    """It is only overwritten together with all other answers."""
     job = {**COMMANDS["largest-batch"][2], "batch_size": 8}
     for more in ({}, {"can_recommend": 1, "gpus": 2, "workers": 1, "reason": ""}):
         pd.DataFrame([{**job, **more}]).to_csv("jobs.csv", index=False)
@@ -189,7 +189,7 @@ ANSWERED = {
 
 @pytest.mark.parametrize("command", REFUSED)
 @pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]])
-def test_no_is_a_failure_only_where_that_is_asked_for(run, command, form):
+def test_no_is_a_failure_only_with_fail_on_no(run, command, form):
     job, refused = ANSWERED[command], {**ANSWERED[command], **REFUSED[command]}
     assert run(command, *form, *options(job), "--fail-on-no").exit_code == 0
     answered, failed = (run(command, *form, *options(refused), *more) for more in ([], ["--fail-on-no"]))
@@ -242,7 +242,7 @@ def test_notes_in_a_later_piece_of_a_long_table_have_their_column(run):
 
 def test_a_users_own_column_of_notes_is_kept(run):
     Path("jobs.csv").write_text(NOTED.replace("\n", ",notes\n", 1).replace("512,4", "512,4,mine"))
-    for file in ("jobs.csv", "answers.csv"):  # and once more when the answers are asked again
+    for file in ("jobs.csv", "answers.csv"):  # and again for a table that already has answers
         result = run("recommend", "--csv", file, "--output", "answers.csv")
         assert result.exit_code == 0
         assert Path("answers.csv").read_text().splitlines()[1] == "llama-7b,lora,V100,512,4,mine,1,1,1,,ok"

@@ -1,4 +1,4 @@
-"""The snippets that users of ado 1.x know, run as they stand on whichever ado is installed; the matrix has both."""
+"""Snippets for ado 1.x run unchanged with the installed ado; the matrix has both major versions."""
 
 import importlib.metadata
 import subprocess
@@ -108,7 +108,7 @@ def test_both_names_of_ado_are_the_same_modules():
 
 
 def test_importing_the_operator_registers_it_without_a_word():
-    """Ray imports it in processes that have imported nothing of ours."""
+    """Ray imports it in processes that have not imported this package."""
     check = (
         "import autoconf.experiments.batched_sweep\n"
         "from ado.modules.operators.collections import explore\n"
@@ -119,7 +119,7 @@ def test_importing_the_operator_registers_it_without_a_word():
 
 
 def test_a_space_is_made_swept_and_exported_from_the_command_line(ado_context, job, monkeypatch):
-    """Commands crash under some versions of typer that ado itself allows; no process may log an error."""
+    """Commands of ado crash with some versions of typer that ado allows; no process may log an error."""
     points = {**{field: [value] for field, value in job.items()}, "batch_size": [1, 16], "method": ["lora", "qlora"],
               "stack": ["reference"], "lora_r": [4], "mixed_precision": ["no"]}  # fmt: skip
     ado_context.create_space(

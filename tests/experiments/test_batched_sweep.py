@@ -68,7 +68,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calls]:
     file = tmp_path_factory.mktemp("calls") / "calls.txt"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TOY_CALLS", str(file))
-        # Ray would start the task of a crashed worker three times more; each takes seconds.
+        # By default Ray would retry the task of a crashed worker three times, which takes seconds.
         patch.setenv("RAY_TASK_MAX_RETRIES", "0")
         yield Calls(file)
 
@@ -191,7 +191,7 @@ def test_second_sweep_measures_nothing_anew(context: AdoContext, swept_space: st
     calls.new()
     first_operation = context.space(swept_space).operations
     context.operate("batched_sweep", swept_space, batchSize=4, maxRetries=1)
-    # An invalid result is no result to reuse, in random_walk either; maxRetries=1 makes it two attempts.
+    # Like random_walk, the sweep does not reuse an invalid result; maxRetries=1 means two attempts.
     assert [call[:3] for call in calls.new()] == [["multiply", "2", "3"]] * 2
     pd.testing.assert_frame_equal(context.table(swept_space), before)
     space = context.space(swept_space)
@@ -234,7 +234,7 @@ def test_interrupted_sweep_is_completed_by_the_next(context: AdoContext, calls: 
 
 
 def interrupt_when_under_way(store: SampleStore) -> None:
-    """Do to this process what Ctrl-C does, once results have reached an empty store."""
+    """Interrupt this process like Ctrl-C, after results have reached an empty store."""
     give_up_at = time.monotonic() + 240  # a busy machine takes a minute to start the operation's actors
     while time.monotonic() < give_up_at:
         if store.numberOfEntities:
@@ -274,7 +274,7 @@ def test_space_without_a_finite_whole_is_refused(domain: dict[str, Any], reason:
 
 
 def test_a_space_of_another_question_is_swept(context: AdoContext) -> None:
-    """Every experiment of the package is one of ado's custom experiments; this one gives a batch."""
+    """All experiments of the package are custom experiments of ado; this one outputs a batch."""
     job = {"model_name": ["llama-7b"], "method": ["lora", "full"], "gpu_model": ["L40S"], "tokens_per_sample": [8192],
            "number_gpus": [1, 2], "model_version": ["2.0.0"]}  # fmt: skip
     name = "largest_batch_recommender"

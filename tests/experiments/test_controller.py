@@ -1,4 +1,4 @@
-"""The wrapper that a Kubernetes controller runs, as a process of its own."""
+"""The wrapper for a Kubernetes controller, run as a process."""
 
 import json
 import shutil

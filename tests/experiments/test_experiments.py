@@ -1,4 +1,4 @@
-"""The ado experiments beside the first: as ado lists them, their examples, plain calls, and one on Ray."""
+"""The other ado experiments: their lists in ado, examples, plain calls, and one run on Ray."""
 
 import inspect
 import re
@@ -11,7 +11,7 @@ import yaml
 
 import autoconf
 from autoconf import cli, experiments
-from autoconf.jobs.job import NUMBERS, TRAINING_STACK, Workload
+from autoconf.jobs.job import NAMES, NUMBERS, TRAINING_STACK, Workload, choices
 from autoconf.jobs.queries import ARGUMENTS
 from autoconf.min_gpu_recommender import min_gpu_recommender
 from autoconf.predictor import registry
@@ -22,7 +22,7 @@ from ado.schema.point import SpacePoint
 from ado.schema.reference import ExperimentReference
 
 ROOT = Path(__file__).parents[2]
-# Of shipped versions: my-job.yaml asks one of the user (test_your_own.py); others are no entities.
+# Examples for released versions: my-job.yaml needs a user version (test_your_own.py); the others are not entities.
 EXAMPLES = sorted(
     path for path in (ROOT / "examples").glob("*.yaml") if "\nentity:" in path.read_text() and path.stem != "my-job"
 )
@@ -30,7 +30,7 @@ JOB = ("model_name", "method", "gpu_model", "tokens_per_sample")
 PARTS = ("weights", "gradients", "optimizer", "gathered", "activations", "reserve")
 LAYOUT = ["gpus_per_worker", "max_gpus"]
 TRAINING = list(Workload.model_fields)[list(Workload.model_fields).index("gradient_accumulation_steps") :]
-# What each requires, what else it takes before the settings of training, and its outputs.
+# The required properties of each experiment, its optional ones before the settings of the stack, and its outputs.
 DECLARED = {
     "min_gpu_recommender": ((*JOB, "batch_size"), LAYOUT, ["can_recommend", "gpus", "workers", "reason", "outcome"]),
     "avoid_oom_recommender": (
@@ -72,7 +72,7 @@ def entity_of(example: Path):
 
 
 @pytest.mark.parametrize("name", DECLARED)
-def test_ado_lists_what_an_experiment_requires_takes_and_gives(name):
+def test_ado_lists_the_properties_and_outputs_of_an_experiment(name):
     required, more, outputs = DECLARED[name]
     listed = experiment(name)
     assert [one.identifier for one in listed.requiredProperties] == [*required, "model_version"]
@@ -89,9 +89,14 @@ def test_ado_lists_what_an_experiment_requires_takes_and_gives(name):
     assert defaults.get("max_gpus") == ({"avoid_oom_recommender": 64}.get(name, 8) if more else None)
 
 
+def empty(field: str) -> list[str]:
+    """The value of a setting that is left to the stack; the stack itself has no such value."""
+    return [] if field == "stack" else [""]
+
+
 @pytest.mark.parametrize("name", DECLARED)
 def test_ado_lists_categories_and_whole_numbers(name):
-    """Names and settings have their values, but stay open: a user version or another spelling must be answered."""
+    """Names list their values but are open, because user versions and other spellings must be accepted."""
     listed = experiment(name)
     domains = {one.identifier: one.propertyDomain for one in (*listed.requiredProperties, *listed.optionalProperties)}
     for field, domain in domains.items():
@@ -99,9 +104,15 @@ def test_ado_lists_categories_and_whole_numbers(name):
             assert (domain.variableType.value, domain.interval) == ("DISCRETE_VARIABLE_TYPE", 1)
             assert PropertyDomain(values=[1, 8, 4096]).isSubDomain(domain)
             assert domain.valueInDomain(8192.0) and not domain.valueInDomain(0) and not domain.valueInDomain(1.5)
-        else:
+        elif field in (*NAMES, "lora_r"):
             assert domain.variableType.value == "OPEN_CATEGORICAL_VARIABLE_TYPE" and len(domain.values) > 1
             assert domain.valueInDomain("another")
+        else:
+            assert domain.variableType.value == "CATEGORICAL_VARIABLE_TYPE"
+            also = [False] if field == "mixed_precision" else []  # which YAML reads from no
+            settings = [*empty(field), *choices(field), *also]
+            assert [*domain.values] == ([False, True] if field == "even_layouts" else settings)
+            assert all(map(domain.valueInDomain, domain.values)) and not domain.valueInDomain("another")
     assert {*registry.card("1.1.0").domain.models, *registry.card("2.0.0").domain.models} == {
         *domains["model_name"].values
     }
@@ -121,7 +132,7 @@ def test_the_signature_is_that_of_the_properties(name):
         assert parameter.annotation == (str if not number else int | str if parameter.default == "" else int)
 
 
-def test_the_published_signature_stands():
+def test_the_published_signature_is_unchanged():
     published = (
         "(model_name: str, method: str, gpu_model: str, tokens_per_sample: int, batch_size: int, model_version: str, "
         "gpus_per_worker: int = 8, max_gpus: int = 8, gradient_accumulation_steps: int = 4, stack: str = 'reference', "
@@ -166,7 +177,7 @@ def test_an_examples_entity_is_valid_and_answered(example):
     assert list(answer) == [output for output in DECLARED[name][2] if output != "reason"]
 
 
-def test_an_example_runs_as_it_stands():
+def test_an_example_runs_unchanged():
     example = ROOT / "examples" / "memory-estimator.yaml"
     command = [Path(sys.executable).with_name("run_experiment"), example]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=ROOT)
@@ -179,7 +190,7 @@ def test_an_example_runs_as_it_stands():
         assert float(printed[output]) == pytest.approx(value, rel=1e-5, abs=1e-6), output
 
 
-def test_the_direct_calls_run_as_they_stand():
+def test_the_direct_calls_run_unchanged():
     example = ROOT / "examples" / "direct_calls.py"
     done = subprocess.run([sys.executable, example], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

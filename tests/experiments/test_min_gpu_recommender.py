@@ -1,4 +1,4 @@
-"""The experiment as its users reach it: a plain call, a YAML, the ado API, a space that an operation walks."""
+"""The experiment `min_gpu_recommender` through all interfaces: a plain call, YAML, the ado API, and an operation."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ def run(*command: str | Path) -> str:
 
 
 def values(printed: str) -> dict[str, str]:
-    """The last words of the lines of a printed series, by their first."""
+    """The last word of each line of a printed series, by the first word."""
     return {line.split()[0]: line.split()[-1] for line in printed.splitlines() if len(line.split()) >= 2}
 
 
@@ -32,19 +32,19 @@ def tool(name: str) -> Path:
     return Path(sys.executable).with_name(name)
 
 
-def test_simple_yaml_runs_as_it_stands():
+def test_simple_yaml_runs_unchanged():
     printed = values(run(tool("run_experiment"), EXAMPLES / "simple.yaml"))
     assert (printed["can_recommend"], printed["gpus"], printed["workers"], printed["valid"]) == ("1", "2", "1", "True")
 
 
-def test_direct_call_runs_as_it_stands():
+def test_direct_call_runs_unchanged():
     assert (
         run(sys.executable, EXAMPLES / "direct_call.py")
         == "{'can_recommend': 1, 'gpus': 2, 'workers': 1, 'outcome': 'ok'}\n"
     )
 
 
-def test_through_ado_runs_as_it_stands():
+def test_through_ado_runs_unchanged():
     printed = values(run(sys.executable, EXAMPLES / "through_ado.py"))
     assert (printed["can_recommend"], printed["gpus"], printed["workers"]) == ("1", "2", "1")
 

@@ -1,4 +1,4 @@
-"""An ado context of a test's own: a store in a temporary folder, so that the user's default store stays untouched."""
+"""A separate ado context for a test, with a store in a temporary folder instead of the user's default store."""
 
 import os
 import sys

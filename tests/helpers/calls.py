@@ -1,4 +1,4 @@
-"""The calls of functions in autoconf that a call of one of them makes."""
+"""List the calls of functions in autoconf that a call makes."""
 
 from __future__ import annotations
 

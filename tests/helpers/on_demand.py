@@ -1,4 +1,4 @@
-"""Figures of one model, each traced when it is asked for: a model's whole table takes a minute."""
+"""The profile of one model, traced on demand, because tracing the whole profile takes a minute."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from autoconf.pipeline.tracing.model_setup import TrainingSetup
 
 
 class OnDemand:
-    """Stands for a ``ModelsTable`` with one model."""
+    """A replacement for a ``ModelsTable`` with one model."""
 
     def __init__(self, architecture: Architecture) -> None:
         self.architecture = architecture

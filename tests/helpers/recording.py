@@ -1,4 +1,4 @@
-"""Bytes that ops on fake tensors hold."""
+"""Record the memory of ops on fake tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from autoconf.pipeline.tracing.recorder import Recorder
 
 @contextmanager
 def recorded(tokens: int, *resident: torch.Tensor) -> Iterator[Recorder]:
-    """Count what ops add to tensors that are there already; a tensor of tokens x tokens raises."""
+    """Record the memory that ops add to existing tensors; a tensor of tokens x tokens raises."""
     recorder = Recorder(tokens)
     for tensor in resident:
         recorder.see(tensor)
@@ -23,13 +23,13 @@ def recorded(tokens: int, *resident: torch.Tensor) -> Iterator[Recorder]:
 
 
 def peak(recorder: Recorder) -> int:
-    """The most that was held since the recorder's changes were last cleared."""
+    """The peak since the recorder's changes were last cleared."""
     return max((change.live for change in recorder.changes), default=0)
 
 
 @contextmanager
 def saved_for_backward() -> Iterator[list[torch.Tensor]]:
-    """Collect what autograd saves."""
+    """Collect the tensors that autograd saves."""
     saved: list[torch.Tensor] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Whether a model's figures are another's."""
+"""Compare the profiles of two models."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from autoconf.memory.profile import ModelProfile
 
 
 def assert_same_figures(one: ModelProfile, other: ModelProfile) -> None:
-    """Compare all but the models' names and what they were made of."""
+    """Compare everything except the models' names and digests."""
     assert one.units == other.units
     for found, expected in ((one.layers, other.layers), (one.heads, other.heads)):
         assert set(found) == set(expected)

@@ -1,4 +1,4 @@
-"""What documents show below a command or below Python, next to what is printed today.
+"""Compare the outputs that documents show with the actual outputs, and update them.
 
 ``python tests/helpers/shown.py`` writes into all documents what is printed today.
 """
@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from autoconf import cli
 
 ROOT = Path(__file__).parents[2]
-# A command alone in a block, and what it prints in the block below; a first line ``...`` leaves out what comes before.
+# A command alone in a block, and its output in the block below; a first line ``...`` omits the lines before.
 _COMMAND = re.compile(r"```bash\n(ado-autoconf [^\n]*)\n```\n\n```text\n(.*?)```", re.DOTALL)
 _PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 _WIDTH = 100
@@ -35,7 +35,7 @@ def documents() -> list[Path]:
 
 
 def printed(command: str) -> str:
-    """What a command prints on a terminal, without colors and without blank lines around it."""
+    """The output of a command on a terminal, without colors and surrounding blank lines."""
     with ExitStack() as stack:
         for name, module in [*sys.modules.items()]:
             if name.startswith("autoconf.cli") and hasattr(module, "is_terminal"):
@@ -47,12 +47,12 @@ def printed(command: str) -> str:
 
 
 def commands(text: str) -> Iterator[tuple[str, str]]:
-    """Each command that a document shows the output of, and that output."""
+    """Each command whose output a document shows, and that output."""
     yield from _COMMAND.findall(text)
 
 
 def shortened(shown: str, output: str) -> str:
-    """An output without what a document leaves out of it.
+    """An output without the lines that a document omits.
 
     >>> print(shortened("...\\non 1 GPU: old\\n", "first\\non 1 GPU: new\\nlast\\n"), end="")
     ...
@@ -76,7 +76,7 @@ def python(text: str) -> Iterator[tuple[str, str]]:
 
 
 def value(block: str, names: dict[str, Any]) -> str:
-    """What the last line of a block gives, with two digits of fractions."""
+    """The result of the last line of a block, with two decimals."""
     *before, last = ast.parse(block).body
     assert isinstance(last, ast.Expr), block
     exec(compile(ast.Module(before, []), "document", "exec"), names)
@@ -114,7 +114,7 @@ def _comment(given: str) -> list[str]:
 
 
 def main() -> None:
-    """Write into all documents what is printed today."""
+    """Update the outputs in all documents."""
     os.chdir(ROOT)
     for document in documents():
         text = document.read_text(encoding="utf-8")

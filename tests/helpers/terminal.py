@@ -1,4 +1,4 @@
-"""The command `ado-autoconf` in a process of its own, on a terminal."""
+"""Run the command `ado-autoconf` as a process on a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMMAND = str(Path(sys.executable).with_name("ado-autoconf"))
 
 
 def on_a_terminal(stream: str, arguments: Iterable[str], folder: Path, columns: int = 100, **environment: str) -> str:
-    """What the command prints to standard output or error where that is a terminal; the other one goes to a file."""
+    """The output of the command on standard output or error if that is a terminal; the other one goes to a file."""
     ours, theirs = pty.openpty()
     other = {"stdout": "stderr", "stderr": "stdout"}[stream]
     with (folder / other).open("wb") as file:
@@ -26,7 +26,7 @@ def on_a_terminal(stream: str, arguments: Iterable[str], folder: Path, columns: 
         )
     os.close(theirs)
     text = b""
-    with suppress(OSError):  # how Linux says that the other side was closed
+    with suppress(OSError):  # Linux raises it when the other side is closed
         while block := os.read(ours, 65536):
             text += block
     os.close(ours)

@@ -1,4 +1,4 @@
-"""Whatever comes in: an answer, a reason, or a ValueError that names the field; never anything else."""
+"""Any input gives an answer, a reason, or a ValueError that names the field."""
 
 import csv
 import io
@@ -27,7 +27,10 @@ from ado.modules.actuators.custom_experiments import custom_experiment_executor
 from ado.schema.point import SpacePoint
 from ado.schema.request import MeasurementRequest
 
-FIELDS = [*REQUIRED, *(field for field in OPTIONAL if field != "per_device_train_batch_size")]  # those that ado has
+FIELDS = [
+    *REQUIRED,
+    *(field for field in OPTIONAL if field != "per_device_train_batch_size"),
+]  # the fields that ado has
 
 anything = st.one_of(
     st.integers(), st.integers(min_value=2**53, max_value=2**2000), st.floats(), st.booleans(), st.none(), st.text(),
@@ -48,12 +51,12 @@ def outcome(job: dict):
 
 
 def said_alike(answer, expected) -> bool:
-    """Whether two entries say the same; only outside ado a job may have another batch in place of the global one."""
+    """Whether two interfaces give the same message; only outside ado may a job have the other batch field."""
     return answer == expected or answer == f"{expected}, or per_device_train_batch_size instead"
 
 
 def is_whole_number(value) -> bool:
-    """What may be answered as a number, told without the code under test."""
+    """Whether a value is a valid number, decided without the code under test."""
     try:
         number = Fraction(value)
     except (TypeError, ValueError, OverflowError):
@@ -85,7 +88,7 @@ def test_any_arguments_at_all(job):
 
 
 def measured(point: str) -> dict:
-    """What ado records for a point in YAML: its own parsing, validation and executor, without starting Ray."""
+    """The result that ado records for a point in YAML, with its own parsing, validation and executor, without Ray."""
     parsed = SpacePoint.model_validate(yaml.safe_load(point))
     entity, experiment = parsed.to_entity(), min_gpu_recommender._experiment
     try:
@@ -108,7 +111,7 @@ def measured(point: str) -> dict:
 
 
 def in_ados_domain(value) -> bool:
-    """Whether ado takes a value for one of the experiment's numbers: a whole number from 1 to 2**20."""
+    """Whether ado accepts a value for a numeric property: a whole number from 1 to 2**20."""
     return type(value) in (int, float) and 1 <= value <= 2**20 and value == int(value)
 
 
@@ -148,13 +151,13 @@ def test_a_yaml_without_a_recommendation_is_measured_with_its_reason():
 
 @relaxed
 @given(st.lists(st.tuples(st.sampled_from(FIELDS), anything), min_size=1, max_size=6))
-def test_tables_say_of_each_row_what_the_direct_call_says(changes):
+def test_tables_give_each_row_the_answer_of_the_direct_call(changes):
     jobs = [{**JOB, field: value} for field, value in changes]
     answers = recommend(pd.DataFrame({field: pd.Series([job.get(field, OPTIONAL.get(field)) for job in jobs],
                                                        dtype=object) for field in FIELDS}))  # fmt: skip
     for (field, value), job, answer in zip(changes, jobs, answers.to_dict("records"), strict=True):
         if is_empty(value) and field == "model_version":
-            assert answer["can_recommend"] == 1  # required in ado, the newest in a table
+            assert answer["can_recommend"] == 1  # required in ado; the newest version by default in a table
             continue
         single = outcome(job)
         assert answer["can_recommend"] == (0 if isinstance(single, str) else single["can_recommend"])
@@ -232,7 +235,7 @@ def by_ado(job):
 
 
 def entries_for(field, value):
-    """The entries that a value can come in by. ado itself refuses what is outside the domain of a number."""
+    """The interfaces for a value. ado itself refuses values outside the domain of a number."""
     yield from (by_call, by_workload, by_table)
     if isinstance(value, str):
         yield from (by_csv, by_options)
@@ -241,7 +244,7 @@ def entries_for(field, value):
 
 
 def ask(entry, field, value):
-    """How many GPUs the job with that value takes, or why the value is refused."""
+    """The number of GPUs for the job with that value, or the reason why the value is refused."""
     answer = entry({**JOB, field: value})
     if isinstance(answer, str):
         return answer
@@ -255,7 +258,7 @@ def test_an_empty_value_is_as_if_it_had_not_been_given(field):
     assert without == (f"{field}: is required" if field in JOB else answered)
     for value in (None, math.nan, np.float32("nan"), Decimal("nan"), Decimal("snan"), pd.NA, pd.NaT, "", " \t"):
         for entry in entries_for(field, value):
-            # Only in ado, and so in a call of its experiment, must a job name its version.
+            # Only ado, and so a call of its experiment, requires a version.
             newest = field == "model_version" and entry not in (by_call, by_ado)
             assert said_alike(ask(entry, field, value), outcome(JOB) if newest else without), (entry, value)
 
@@ -271,7 +274,7 @@ def test_a_number_may_come_as_any_type_of_number_or_as_text():
             assert ask(entry, "batch_size", value) == expected, (entry, value)
 
 
-def test_a_choice_is_found_however_it_is_spelt_and_nothing_else_is_taken_for_it():
+def test_a_choice_is_found_in_any_spelling_and_other_values_are_refused():
     expected = outcome(JOB)
     for field, value in {
         "stack": "Reference", "optim": "AdamW-Torch", "torch_dtype": " BFloat16", "mixed_precision": False,
@@ -306,7 +309,7 @@ def test_a_number_beyond_2_to_the_53_is_refused_however_large_it_is():
             assert said.startswith("max_gpus: must be a whole number <= 9007199254740992, got "), (entry, said)
 
 
-def test_what_is_no_whole_number_is_refused():
+def test_a_value_that_is_not_a_whole_number_is_refused():
     almost = Fraction(8 * 10**30 + 1, 10**30)
     for value in (
         0, -(10**309), 8.5, math.inf, almost, Decimal("8.5"), Decimal("-inf"), np.nextafter(np.longdouble(8), 9),

@@ -1,4 +1,4 @@
-"""YAML and JSON are loaded within limits, and what cannot be loaded is refused in a sentence with its line."""
+"""YAML and JSON are loaded within limits; other texts are refused with a message that names the line."""
 
 import resource
 import subprocess
@@ -81,7 +81,7 @@ def test_json_has_no_half_of_a_surrogate_pair() -> None:
         (f'{{"a": {"9" * 5000}}}', "job:1: a number of 5,000 characters; at most 100 are read"),
     ],
 )
-def test_what_cannot_be_loaded_is_refused_with_its_line(text: str, message: str) -> None:
+def test_an_unloadable_text_is_refused_with_its_line(text: str, message: str) -> None:
     with pytest.raises(BadInput) as refused:
         load_documents(text, "job")
     assert str(refused.value) == message
@@ -110,7 +110,7 @@ def test_files_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_bomb_is_defused_within_two_seconds_and_300_mb(bomb: str) -> None:
-    """In a process of its own, whose CPU time and memory the system limits."""
+    """Run in a process with limits on CPU time and memory."""
     code = (
         "import sys; from autoconf.errors import BadInput; from autoconf.jobs.importers.documents import *\n"
         "try: print('loaded', len(load_documents(sys.stdin.read(), 'job')))\n"

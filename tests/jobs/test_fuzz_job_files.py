@@ -1,4 +1,4 @@
-"""Whatever a job file has in it: a job, or a refusal in a sentence; and a patch changes nothing but counts."""
+"""Any job file gives a job or a refusal, and a patch changes only counts."""
 
 import json
 import random
@@ -113,7 +113,7 @@ MUTATIONS: list[Callable[[bytes, random.Random], bytes]] = [
 
 
 def scalars(data: bytes) -> list[str]:
-    """The scalars of a YAML text, an alias as what it refers to."""
+    """The scalars of a YAML text, with aliases resolved."""
     anchors: dict[str, str] = {}
     values = []
     for event in yaml.parse(data.decode("utf-8-sig").replace("\t", " "), yaml.CSafeLoader):
@@ -150,7 +150,7 @@ def has_text_keys(value: object) -> bool:
 
 
 def check_loaded(data: bytes) -> None:
-    """What PyYAML loads as well has the same values, if all its keys are text."""
+    """Texts that PyYAML also loads have the same values, if all keys are text."""
     try:
         text = decode(data, "job")
         values = [document.value for document in load_documents(text, "job")]

@@ -1,4 +1,4 @@
-"""A GPU's name is taken for a type where it fits that type alone, and refused with the list where it fits several."""
+"""A GPU name that fits one type is accepted; one that fits several types is refused with the list."""
 
 import pytest
 
@@ -28,7 +28,7 @@ SPELLINGS = {
     "NVIDIA-A40": ["A40", "A40-48GB"],
     "NVIDIA-RTX-A6000": ["A6000", "RTX A6000", "rtxa6000", "RTX_A6000_48GB"],
     "NVIDIA-RTX-6000-Ada-Generation": ["RTX 6000 Ada", "RTX6000Ada", "rtx-6000-ada-48gb", "6000 Ada"],
-    "NVIDIA-H200": ["H200", "H200 141GB", "nvidia-h200-141gb"],
+    "NVIDIA-H200": ["H200", "H200 141GB", "nvidia-h200-141gb", "h200 sxm", "H200-SXM5-141GB"],
     "NVIDIA-H20": ["H20", "H20 96GB"],
     "NVIDIA-B200": ["B200", "B200-180GB"],
     "NVIDIA-H100-NVL": ["H100 NVL", "H100NVL", "H100-NVL-94GB", "H100 94GB"],
@@ -48,7 +48,7 @@ def test_every_type_of_the_newest_version_has_spellings_here():
 
 
 @pytest.mark.parametrize("gpu", SPELLINGS)
-def test_a_name_that_fits_one_type_is_taken(gpu):
+def test_a_name_that_fits_one_type_is_accepted(gpu):
     known = names("2.0.0")
     for written in SPELLINGS[gpu]:
         for spelling in (written, written.upper(), written.lower(), f"  {written} ", written.replace(" ", "-")):
@@ -95,11 +95,11 @@ def test_a_name_that_fits_several_types_is_refused_with_all_of_them(version, wri
      "40GB", "24", "30", "NVIDIA", "GPU", "RTX", "-", "4090 4090 48GB", "A100 40GB 80GB", "1" * 5_000, "a1" * 3_000,
      "\N{FULLWIDTH DIGIT FOUR}090"],
 )  # fmt: skip
-def test_a_name_of_something_else_is_not_taken(written):
+def test_a_name_with_another_meaning_is_refused(written):
     assert names("2.0.0").find(written) is None
 
 
-def test_what_a_name_was_taken_for_is_told_with_what_else_it_fits():
+def test_a_resolved_name_is_noted_with_the_other_types_that_it_fits():
     known = names("2.0.0")
     assert known.note("4090") == "gpu_model '4090' was taken for NVIDIA-GeForce-RTX-4090"
     assert known.note("H100") == (

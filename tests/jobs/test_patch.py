@@ -1,4 +1,4 @@
-"""The counts of GPUs in a manifest or an accelerate config change, and nothing else does."""
+"""A patch changes only the GPU counts of a manifest or an accelerate config."""
 
 import json
 import re
@@ -59,7 +59,7 @@ def test_a_trainjob_gets_nodes_gpus_and_its_shells_counts() -> None:
     ]
 
 
-def test_a_manifest_beside_other_objects_is_found() -> None:
+def test_a_manifest_among_other_objects_is_found() -> None:
     assert list(changes("pytorchjob_configmap.yaml", Layout(1, 1)).values()) == ["nvidia.com/gpu: 1"]
 
 
@@ -207,7 +207,7 @@ def test_gpu_ids_change_with_the_processes(ids: str, gpus: int, after: str) -> N
     assert yaml.safe_load(patched([("a", text)], Layout(gpus, 1)).text)["gpu_ids"] == after
 
 
-def test_gpus_that_nobody_named_are_asked_for() -> None:
+def test_gpu_ids_that_cannot_be_derived_are_an_error() -> None:
     config = "distributed_type: {}\nnum_processes: 2\ngpu_ids: 4,5\n"
     with pytest.raises(BadInput, match="gpu_ids: '4,5' names fewer than 4 GPUs; name them, or all"):
         patched([("a", config.format("FSDP"))], Layout(4, 1))
@@ -224,7 +224,7 @@ def test_gpus_that_nobody_named_are_asked_for() -> None:
         ("torchrun --nproc-per-node=$N sft.py", "--nproc-per-node"),
     ],
 )
-def test_a_script_that_counts_is_not_left_beside_a_config(script: str, word: str) -> None:
+def test_a_script_that_counts_gpus_prevents_patching_a_config(script: str, word: str) -> None:
     config = (JOBS / "accelerate_fsdp2.yaml").read_text()
     with pytest.raises(BadInput, match=f"^run.sh:{script.count(chr(10)) + 1}|2: {word} counts GPUs in a script"):
         patched([("run.sh", script), ("a.yaml", config)], Layout(1, 1))
@@ -284,7 +284,7 @@ def test_the_command_says_what_it_read_and_answers_as_for_options() -> None:
     )  # fmt: skip
     assert result.exit_code == 0
     assert answer(result) == answer(by_options)
-    assert f"ignored: {JOBS / 'trl_lora.yaml'}:12 lora_r: an option says it" in result.stderr.splitlines()
+    assert f"ignored: {JOBS / 'trl_lora.yaml'}:12 lora_r: set by an option" in result.stderr.splitlines()
     assert any(line.startswith("assumed: ") for line in result.stderr.splitlines())
 
 
@@ -330,3 +330,11 @@ def test_without_a_recommendation_nothing_is_patched() -> None:
 def test_options_that_do_not_go_together_are_refused(arguments: list[str], message: str) -> None:
     result = run(*arguments)
     assert (result.exit_code, result.stdout, result.stderr.splitlines()) == (2, "", [message])
+
+
+def test_several_machines_without_an_address_are_noted() -> None:
+    config = "num_processes: 8\nnum_machines: 1\n"
+    (line,) = patched([("a.yaml", config)], Layout(4, 2)).notes
+    assert line.startswith("a.yaml:2 num_machines: several machines need main_process_ip")
+    assert patched([("a.yaml", config)], Layout(4, 1)).notes == ()
+    assert patched([("a.yaml", f"{config}main_process_ip: 10.0.0.1\n")], Layout(4, 2)).notes == ()

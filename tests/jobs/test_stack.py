@@ -1,4 +1,4 @@
-"""Stacks as values, and the closed form over what is traced of them."""
+"""Training stacks, and the closed form of their memory over traced profiles."""
 
 from typing import get_args
 
@@ -31,7 +31,7 @@ def test_the_defaults_are_the_reference_workload():
     }
 
 
-def test_every_setting_says_what_it_is():
+def test_every_setting_has_a_description():
     undescribed = [name for name, field in Stack.model_fields.items() if not field.description]
     assert not undescribed
 
@@ -152,7 +152,7 @@ def test_settings_of_a_job_that_exclude_each_other_are_named(method, stack, sett
     assert str(raised.value) == f"{says} exclude each other"
 
 
-def test_a_stack_is_named_by_what_the_job_changes():
+def test_a_stack_is_named_by_its_preset_and_the_changed_settings():
     def name(stack, **settings):
         return stack_name("lora", stack, *(settings.get(field) for field in SETTINGS))
 
@@ -160,7 +160,7 @@ def test_a_stack_is_named_by_what_the_job_changes():
     assert name("trl", sharding="fsdp2", optim="sgd") == "trl with optim=sgd, sharding=fsdp2"
 
 
-def test_choices_of_a_job_are_those_of_the_stack_and_are_told_apart():
+def test_choices_of_a_job_are_those_of_the_stack_and_distinct():
     for field in SETTINGS:
         assert Workload.model_fields[field].default is OPTIONAL[field] is None
         for value in choices(field):
@@ -172,7 +172,7 @@ def test_choices_of_a_job_are_those_of_the_stack_and_are_told_apart():
 @pytest.mark.parametrize("optim", get_args(Optim))
 def test_every_optimizer_has_its_bytes(optim):
     states, step = optimizer_bytes(optim, [Shape((1000, 500), 2), Shape((100,), 2)])
-    assert 0 <= states <= 8 * 500_100  # AdamW with float32 states holds most
+    assert 0 <= states <= 8 * 500_100  # AdamW with float32 states needs the most memory
     assert 0 <= step <= 20 * 500_000
 
 
@@ -185,7 +185,7 @@ FIGURES = RankFigures(
     ("tokens", "gpus", "peak"),
     [
         (10, 1, 300 + 50 + 10 + 400 + 900),  # the optimizer steps
-        (10, 100, 3 + 1000),  # what neither tokens nor GPUs change
+        (10, 100, 3 + 1000),  # memory that depends on neither tokens nor GPUs
         (100, 2, 150 + 100 + 800 + 200),
         (1000, 4, 75 + 10_000),
     ],

@@ -1,4 +1,4 @@
-"""Figures composed of one GPU's ledger and FSDP's schedule, against ranks under PyTorch's own wrappers."""
+"""Memory composed from the ledger of one GPU and FSDP's schedule, compared with ranks under PyTorch's wrappers."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def table() -> OnDemand:
     return OnDemand(small_job("full", layers=LAYERS, vocabulary=8192).architecture)
 
 
-EXACT = 0.002  # of a model so small; of one of its size everything here is less
+EXACT = 0.002  # for such a small model; for the full model all differences are smaller
 STACKS = [
-    # Without checkpoints the moments of those with checkpoints count as well.
+    # Without checkpointing, the moments with checkpointing are included as well.
     ("full", 1, {"gradient_checkpointing": "none", "loss": "chunked", **AT_ONCE}, 0.01),
     ("lora", 1, {"lora_targets": "all-linear", "lora_dropout": 0.1, **FLOAT32}, EXACT),
     ("full", 2, {"sharding": "ddp", "torch_dtype": "float32", "mixed_precision": "bf16"}, EXACT),
     ("full", 2, {"sharding": "fsdp2", **AT_ONCE}, EXACT),
     ("full", 2, {"sharding": "fsdp2", "mixed_precision": "bf16", "gradient_checkpointing": "reentrant"}, EXACT),
     ("full", 2, {"sharding": "fsdp1"}, EXACT),
-    # Adapters are units of FSDP1 of their own, whose gathering is not counted.
+    # Adapters are separate units of FSDP1, and gathering them is not counted.
     ("lora", 2, {"sharding": "fsdp1", "gradient_checkpointing": "reentrant", **AT_ONCE}, 0.04),
     ("qlora", 2, {"sharding": "fsdp2", "quantization": "nf4", "mixed_precision": "bf16", **FLOAT32}, EXACT),
 ]

@@ -1,4 +1,4 @@
-"""What optimizers are said to hold, against their own code on fake tensors."""
+"""The bytes of optimizers, compared with their own code on fake tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from autoconf.pipeline.tracing.recorder import Recorder
 
 # Matrices, a vector, and a large parameter after another: Adafactor steps one by one.
 SHAPES = [(700, 400), (300,), (400, 700), (500, 600), (7, 60, 50)]
-# As the Trainer calls them.
+# With the Trainer's arguments.
 MAKERS: dict[Optim, Callable] = {
     "adamw_torch": lambda parameters: torch.optim.AdamW(parameters, foreach=True),
     "adamw_torch_fused": lambda parameters: torch.optim.AdamW(parameters, fused=True),
@@ -30,7 +30,7 @@ MAKERS: dict[Optim, Callable] = {
 
 
 def traced(make: Callable, shapes: list[tuple[int, ...]], dtype: torch.dtype) -> OptimizerBytes:
-    """Bytes that stay after a first step, and the most that a second one adds."""
+    """Bytes held after a first step, and the peak that a second step adds."""
     with FakeTensorMode():
         parameters = [torch.nn.Parameter(torch.empty(shape, dtype=dtype)) for shape in shapes]
         optimizer = make(parameters)
@@ -52,18 +52,18 @@ def traced(make: Callable, shapes: list[tuple[int, ...]], dtype: torch.dtype) ->
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shapes", [SHAPES, [(900, 800)], [(5000,), (4000,)]])
 @pytest.mark.parametrize("optim", MAKERS)
-def test_an_optimizer_holds_what_its_own_code_holds(optim, shapes, dtype):
+def test_the_bytes_of_an_optimizer_are_those_of_its_own_code(optim, shapes, dtype):
     said = optimizer_bytes(optim, [Shape(shape, dtype.itemsize) for shape in shapes])
     states, step = traced(MAKERS[optim], shapes, dtype)
-    # Scalars such as the count of steps, and what Adafactor computes of rows and columns, are left out.
+    # Scalars such as the step count, and Adafactor's temporary rows and columns, are excluded.
     assert said.states == pytest.approx(states, abs=4 * len(shapes) + 4)
     assert said.step == pytest.approx(step, rel=0.005, abs=4)
 
 
 def eight_bit_states(parameters: list[torch.nn.Parameter], embedding: torch.nn.Module | None = None) -> list[dict]:
-    """Tensors of bitsandbytes' own states, for each parameter, without the tables that all share."""
+    """The tensors of bitsandbytes' states for each parameter, without shared tables."""
     optimizer = bitsandbytes.optim.AdamW(parameters, optim_bits=8)
-    if embedding is not None:  # what the Trainer does in create_optimizer
+    if embedding is not None:  # as in the Trainer's create_optimizer
         manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
         manager.register_module_override(embedding, "weight", {"optim_bits": 32})
         optimizer.check_overrides()

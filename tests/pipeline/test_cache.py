@@ -1,4 +1,4 @@
-"""Figures of models on disk: written and read, and traced again only where what they were made of changed."""
+"""Profiles on disk are written and read, and models are traced again only if their inputs change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEAD = HeadWay(False, "bfloat16", "no", "chunked")
 
 
 def figures(name: str, size: float = 1.0) -> ModelProfile:
-    """Figures as a trace has them; numbers that float32 holds."""
+    """A profile as from a trace, with numbers that float32 can represent."""
     units = Units(10, 20, 30, 4, 5, 6, 7, 8, 9, 10)
     moments = [StackMoment(point, *(size * k for k in range(8))) for point in (Point.KEPT, Point.FORWARD)]
     return ModelProfile(
@@ -46,7 +46,7 @@ def test_figures_are_read_as_they_were_written(tmp_path):
         assert_same(found, expected)
 
 
-def test_a_table_says_what_it_has_and_why_it_lacks_the_rest(tmp_path):
+def test_a_table_lists_its_profiles_and_the_reasons_for_missing_ones(tmp_path):
     write_models([figures("one"), replace(figures("two"), layers={WAY: figures("two").layers[WAY]})], tmp_path)
     table = ModelsTable.read(tmp_path)
     assert table.models == ["one", "two"]
@@ -118,11 +118,11 @@ def test_a_run_that_was_ended_loses_only_the_model_that_it_was_at(traced):
     assert ended == "llama-13b"
     trace_cache._cached("llama-7b")
     with pytest.raises(KeyboardInterrupt):
-        trace_cache._cached("llama-13b")  # nothing half done is taken for its figures
+        trace_cache._cached("llama-13b")  # a partly written file is not used
     assert traced == ["llama-7b", "llama-13b", "llama-13b"]
 
 
-def test_what_a_version_has_is_taken_from_it_and_only_if_it_is_up_to_date(tmp_path, traced):
+def test_released_profiles_are_used_only_if_they_are_up_to_date(tmp_path, traced):
     llama, mistral = ("llama-7b", "mistral-7b-v0.1")
     up_to_date = replace(figures(llama, 2.5), made_of=trace_cache.fingerprint(architectures()[llama]))
     released = tmp_path / "released"
@@ -131,4 +131,6 @@ def test_what_a_version_has_is_taken_from_it_and_only_if_it_is_up_to_date(tmp_pa
     found = {f.model_name: f for f in trace_cache.traces([mistral, llama], released)}
     assert list(found) == [mistral, llama]
     assert_same(found[llama], up_to_date)
-    assert found[mistral].layers[WAY][0, 2] == architectures()[mistral].layers  # traced, and not the released one
+    assert (
+        found[mistral].layers[WAY][0, 2] == architectures()[mistral].layers
+    )  # traced again instead of the released one

@@ -1,4 +1,4 @@
-"""The architecture table against published parameter counts, and against what the traces were made of."""
+"""The architecture table matches published parameter counts and the inputs of the traces."""
 
 import re
 
@@ -143,7 +143,7 @@ def test_the_table_has_the_published_number_of_parameters(name):
 
 
 @pytest.mark.parametrize("name", architectures())
-def test_transformers_and_peft_build_what_the_table_says(name):
+def test_transformers_and_peft_build_the_models_of_the_table(name):
     pytest.importorskip("torch", reason="versions are traced with the extra [build], installed on Python 3.11")
     from autoconf.jobs.stack import Stack
     from autoconf.pipeline.tracing.model_setup import TrainingSetup, build_model
@@ -156,7 +156,7 @@ def test_transformers_and_peft_build_what_the_table_says(name):
 
 
 def test_the_models_of_1_1_0_have_the_tables_number_of_parameters():
-    """Its figures hold what transformers built; a wrong figure in the table shows here."""
+    """The figures match the model that transformers builds."""
     built = {f.model_name: f.parameters for f in read_figures(MODELS / "1.1.0" / FIGURES) if f.method == "full"}
     assert set(built) == set(registry.card("1.1.0").domain.models)
     for name, parameters in built.items():

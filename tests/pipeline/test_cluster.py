@@ -1,4 +1,4 @@
-"""What is learned of a cluster from its user's own, noisy runs, and when it is not."""
+"""Learning the safety margin of a cluster from noisy runs, and when it is not adopted."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def needs_and_has(jobs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fits(jobs: pd.DataFrame, factor: float) -> np.ndarray:
-    """Whether jobs fit in a world that needs so many times the memory."""
+    """Whether jobs fit if they need this many times the memory."""
     needed, usable = needs_and_has(jobs)
     return factor * needed <= usable
 
 
 def some(pool: pd.DataFrame, factor: float, rows: int, generator: np.random.Generator) -> pd.DataFrame:
-    """Jobs, half of them within a tenth of the GPU from the edge."""
+    """Jobs, half of them within a tenth of GPU memory from the limit."""
     needed, usable = needs_and_has(pool)
     beyond = (usable - factor * needed) / usable
     near, far = np.flatnonzero(abs(beyond) < 0.1), np.flatnonzero((abs(beyond) >= 0.1) & (beyond > -3))
@@ -114,7 +114,7 @@ def decisions(reserve, jobs: pd.DataFrame) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def hungrier(pool):
-    """What is learned in a world that needs 6 % more memory, the share of wrong labels, and fresh jobs."""
+    """The margin learned if jobs need 6 % more memory, the share of wrong labels, and new jobs."""
     generator = np.random.default_rng(11)
     jobs = some(pool, 1.06, 600, generator)
     failed = as_seen(jobs, 1.06, generator)
@@ -136,7 +136,7 @@ def test_a_world_that_needs_more_is_learned_better_than_the_version_and_the_tabl
     assert is_now["false positives"] < was["false positives"]
 
 
-def test_what_is_learned_keeps_the_reserve_in_order_and_the_predictor_at_it(hungrier, tmp_path):
+def test_the_learned_margin_is_monotone_and_the_predictor_follows_it(hungrier, tmp_path):
     cluster, _, _ = hungrier
     one, several = np.array(cluster.reserve.one_gpu_gib), np.array(cluster.reserve.several_gpus_gib)
     assert (one >= 0).all() and (np.diff(one) >= 0).all() and (np.diff(several) >= 0).all() and (several >= one).all()
@@ -302,6 +302,6 @@ def test_a_finish_that_smaller_failures_contradict_is_left_out():
 
 
 @pytest.mark.parametrize("change", [{"method": "full"}, {"optim": "sgd"}, {"gpu_model": "L40S"}, {"number_gpus": "1"}])
-def test_other_ways_to_train_and_fewer_gpus_contradict_nothing(change):
+def test_other_stacks_and_fewer_gpus_do_not_contradict(change):
     found = read({**JOB, "failed": "1", **change}, {**JOB, "failed": "0"})
     assert count(found.report, "contradictions") == 0

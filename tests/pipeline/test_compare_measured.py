@@ -1,4 +1,4 @@
-"""Tables of real runs: how they are read, and how traces are held against them."""
+"""Tables of real runs are read and compared with traces."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_the_campaign_may_leave_columns_out(table):
         (CAMPAIGN, "failed", "", "failed: must be one of 0, 1; got ''"),
     ],
 )
-def test_a_bad_cell_is_named_with_its_line_and_what_is_allowed(table, capsys, row, column, value, says):
+def test_a_bad_cell_is_named_with_its_line_and_the_allowed_values(table, capsys, row, column, value, says):
     path = table(row, {**row, column: value})
     assert command(path) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -176,7 +176,7 @@ def test_a_missing_column_is_named(table, capsys):
     assert capsys.readouterr().err == f"{path}: required column missing: failed, peft\n"
 
 
-def test_what_is_no_table_is_named(tmp_path, capsys):
+def test_an_invalid_table_is_named(tmp_path, capsys):
     for name, content in (("absent.csv", None), ("empty.csv", "")):
         path = tmp_path / name
         if content is not None:
@@ -200,7 +200,7 @@ def off_by(run: Run, percent: float, **changes) -> Comparison:
 @pytest.mark.parametrize(
     ("traced", "unreported", "percent"), [(10.5, 0.0, 5.0), (9.0, 0.0, -10.0), (10.5, 0.5, 0.0), (None, 0.0, None)]
 )
-def test_the_difference_is_of_what_the_report_has(run, traced, unreported, percent):
+def test_the_difference_excludes_memory_that_the_report_omits(run, traced, unreported, percent):
     comparison = Comparison(replace(run, unreported_gib=unreported), traced)
     assert comparison.difference_percent == (percent if percent is None else pytest.approx(percent))
     assert Comparison(replace(run, peak_gib=None), traced).difference_percent is None
@@ -220,7 +220,7 @@ def test_the_difference_is_of_what_the_report_has(run, traced, unreported, perce
 def test_a_run_fits_if_the_reserve_stays_free(run, gpus, traced, activations, fits):
     finished = Comparison(replace(run, gpus=gpus), traced, activations)
     failed = replace(finished, run=replace(finished.run, failed=True))
-    assert finished.said_to_fit is failed.said_to_fit is fits
+    assert finished.predicted_to_fit is failed.predicted_to_fit is fits
     assert [row["measured GiB"] for row in compare_measured.wrong_decisions([finished, failed])] == (
         ["failed"] if fits else [10]
     )
@@ -267,13 +267,13 @@ def test_groups_show_median_95th_percentile_and_worst_of_absolute_differences(ru
         ("accelerated-peft-autogptq", [90], True),  # for decisions only
     ],
 )
-def test_what_is_required_can_be_missed_in_each_figure(run, framework, percents, met):
+def test_each_figure_can_miss_its_requirement(run, framework, percents, met):
     rows = [off_by(run, percent, framework=framework) for percent in percents]
     assert compare_measured.required_is_met(rows) is met
 
 
 @pytest.mark.parametrize("others", [0, 1, 99])
-def test_what_cannot_be_traced_misses_what_is_required(run, others):
+def test_an_untraceable_run_misses_the_requirements(run, others):
     untraced = Comparison(run, None, problem="TraceError: other ops")
     assert not compare_measured.required_is_met([*[off_by(run, 0)] * others, untraced])
     assert compare_measured.required_is_met([off_by(run, 0)] * others)
@@ -299,7 +299,7 @@ def test_stacks_are_named_whose_rows_differ_in_the_mean(run):
 )
 def test_the_command_fails_if_a_required_figure_is_missed(table, run, monkeypatch, capsys, percent, options, code):
     asked = []
-    # Tracing itself has a test of its own below.
+    # Tracing itself has a separate test below.
     monkeypatch.setattr(
         compare_measured, "compare", lambda runs, today: (asked.append(today), [off_by(r, percent) for r in runs])[1]
     )
@@ -311,7 +311,7 @@ def test_the_command_fails_if_a_required_figure_is_missed(table, run, monkeypatc
     assert "Decided wrongly: 0 of 1: none" in printed
 
 
-def test_the_command_says_what_keeps_it_from_tracing(table, monkeypatch, capsys):
+def test_the_command_names_the_obstacle_to_tracing(table, monkeypatch, capsys):
     def broken(*_, **__):
         raise AutoConfError("pip install failed: no matching distribution")
 
@@ -383,7 +383,7 @@ LIBRARIES = environments.Libraries("4.48.1", "0.13.2", "1.0.1", "0.43.3")
 
 @pytest.fixture
 def broken_python(monkeypatch, tmp_path):
-    """An interpreter that can make no environment, in a checkout that has none."""
+    """An interpreter that cannot make environments, in a checkout without environments."""
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho first >&2\necho 'ERROR: no such version' >&2\nexit 1\n")
     python.chmod(0o755)
@@ -410,7 +410,7 @@ def test_an_environment_is_made_once_for_a_list_of_packages(broken_python, monke
 
 
 def test_environments_have_what_a_trace_imports():
-    """So that a module which gains an import does not break the environments of other libraries without a word."""
+    """A new import in a module must not silently break the environments of other libraries."""
     pytest.importorskip("torch", reason="versions are traced with the extra [build], installed on Python 3.11")
     code = (
         "import json, sys, autoconf.pipeline.validation.trace_jobs, autoconf.pipeline.validation.replay_jobs\n"
@@ -446,4 +446,4 @@ def test_a_run_is_traced_in_a_process_of_its_own(table):
     peak = rank_trace.figures(TrainingSetup(run.architecture, "full", run.stack)).peak_bytes(4 * 2048, 1)
     # And two workspaces of cuBLAS.
     assert comparison.traced_gib == (peak + 2 * 8_519_680) / GIB
-    assert comparison.said_to_fit
+    assert comparison.predicted_to_fit

@@ -1,4 +1,4 @@
-"""What stands in for CUDA's kernels holds what they hold, on fake tensors."""
+"""The fake CUDA kernels hold the same memory as the real ones."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_flash_attention_holds_its_output_a_log_sum_exp_and_its_workspace(kv_hea
 
 
 def test_only_attention_by_a_kernel_passes_the_recorder():
-    """Whoever holds tokens x tokens is refused, so every trace shows that its attention does not."""
+    """Tensors of tokens x tokens are refused, so every trace proves that its attention has none."""
     with FakeTensorMode():
         query, key, value = (t.transpose(1, 2) for t in projections(HEADS))
         with recorded(TOKENS, query, key, value), pytest.raises(TraceError, match="tokens x tokens"):
@@ -78,7 +78,7 @@ def test_models_run_the_kernel_in_every_layer(method, monkeypatch):
 
 
 def test_values_narrower_than_queries_are_widened_for_the_kernel(monkeypatch):
-    """transformers pads DeepSeek's, 128 wide beside 192, and cuts the output; the kernel saves the padded copy."""
+    """transformers pads DeepSeek's values from 128 to 192 and cuts the output; the kernel saves the padded copy."""
     architecture = architectures()["deepseek-v2-lite"]
     config = {**architecture.shortened(["dense"]), "vocab_size": 64}
     job = model_setup.TrainingSetup(
@@ -120,7 +120,7 @@ def test_no_dropout_holds_nothing():
 
 
 def grouped_product(dtype: torch.dtype, rows_train: bool, weight_trains: bool) -> list[int]:
-    """Bytes that a product of 509 rows with the weights of 4 groups saves, holds, has at its peak and leaves."""
+    """Bytes that a product of 509 rows with the weights of 4 groups saves, holds, needs at its peak and leaves."""
     with on_cuda():
         rows = torch.empty(TOKENS, 64, dtype=dtype, requires_grad=rows_train)
         weight = torch.empty(4, 128, 64, dtype=dtype, requires_grad=weight_trains)
@@ -142,7 +142,7 @@ def test_a_grouped_product_in_float32_holds_twice_what_one_in_bfloat16_does(rows
 
 @pytest.mark.parametrize("name", ["olmoe-1b-7b", "granite-4.0-h-tiny"])
 def test_experts_that_became_float32_are_traced(name):
-    """PEFT's prepare_model_for_kbit_training makes them float32: no linear layers, they are not in 4 bits."""
+    """PEFT's prepare_model_for_kbit_training makes them float32, because they are not linear layers in 4 bits."""
     job = model_setup.TrainingSetup(architectures()[name], "qlora", Stack(upcast_unquantized=True, **QLORA))
     layers = list(dict.fromkeys(job.architecture.kinds))
     trace = rank_trace.run(job, layers=layers, tokens=61)
@@ -246,13 +246,13 @@ def test_a_float32_input_asks_for_a_float32_copy_of_the_weight():
             out = layer(hidden)
         assert out.dtype == torch.float32
         assert recorder.live == out.nbytes
-        # Beside the bfloat16 one while it is cast, and beside the output.
+        # In addition to the bfloat16 copy during the cast, and to the output.
         assert peak(recorder) == max(3 * WEIGHT, 2 * WEIGHT + out.nbytes)
 
 
 @pytest.mark.parametrize("targets", ["default", "all-linear"])
 @pytest.mark.parametrize("gpus", [1, 2])
-def test_peft_takes_4_bit_layers_for_those_of_bitsandbytes_and_the_head_stays_whole(gpus, targets):
+def test_peft_recognizes_4_bit_layers_and_the_head_is_not_quantized(gpus, targets):
     model = model_setup.build_model(small_job("qlora", gpus, lora_targets=targets, **QLORA))
     adapted = [m for m in model.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
     assert adapted and all(type(m) is peft.tuners.lora.bnb.Linear4bit for m in adapted)

@@ -1,4 +1,4 @@
-"""Moments of whole models from short stacks of theirs."""
+"""Moments of whole models, extrapolated from short stacks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from small_jobs import small_job
 from autoconf.jobs.stack import Stack
 from autoconf.memory.profile import Point, StackMoment
 from autoconf.pipeline.catalog import architectures
-from autoconf.pipeline.tracing.extrapolate import _envelope, head_moments, layer_moments
+from autoconf.pipeline.tracing.extrapolate import envelope, head_moments, layer_moments
 from autoconf.pipeline.tracing.ledger import Storages, trace
 from autoconf.pipeline.tracing.model_setup import TrainingSetup
 from autoconf.pipeline.tracing.recorder import EMBEDDING, HEAD, LOSS, Part, TraceError
@@ -42,7 +42,7 @@ def assert_same(one: list[StackMoment], other: list[StackMoment]) -> None:
 
 @pytest.mark.parametrize("checkpointing", ["none", "reentrant", "non-reentrant"])
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_stack_of_three_layers_is_deepened_to_what_the_whole_one_holds(method, checkpointing):
+def test_a_stack_of_three_layers_extrapolates_to_the_whole_model(method, checkpointing):
     deep = 7
     job = small_job(method, layers=deep, gradient_checkpointing=checkpointing, gradient_accumulation=False)
     kinds, short = job.architecture.kinds, short_stack(job.architecture)
@@ -53,7 +53,7 @@ def test_a_stack_of_three_layers_is_deepened_to_what_the_whole_one_holds(method,
 
 
 def layer_moments_of_whole(storages: Storages, kinds: tuple[str, ...]) -> list[StackMoment]:
-    """Each layer stands for itself: kinds are made unique, so that none stands for another."""
+    """Kinds are made unique, so that each layer represents only itself."""
     unique = tuple(f"{kind} {index}" for index, kind in enumerate(kinds))
     return layer_moments(storages, unique, unique)
 
@@ -76,7 +76,7 @@ def test_only_moments_that_another_exceeds_in_every_term_are_dropped():
     rows = [(5, 1), (5, 1), (4, 1), (0, 2)]
     moments = [StackMoment(Point.FORWARD, *row, *[0.0] * 6) for row in rows]
     moments.append(StackMoment(Point.HEAD, 1, 0, *[0.0] * 6))  # at another point nothing exceeds it
-    kept = _envelope(moments)
+    kept = envelope(moments)
     assert [(m.point, m.constant, m.per_token) for m in kept] == [
         (Point.FORWARD, 0, 2),
         (Point.FORWARD, 5, 1),
@@ -84,7 +84,7 @@ def test_only_moments_that_another_exceeds_in_every_term_are_dropped():
     ]
 
 
-def test_a_backward_pass_that_frees_what_an_earlier_layer_saved_is_refused():
+def test_a_backward_pass_that_frees_a_tensor_of_an_earlier_layer_is_refused():
     parts = [
         EMBEDDING, *(Part("layer", i) for i in range(3)), HEAD, LOSS,
         *(Part("layer", i, True) for i in (2, 1, 0)),
@@ -98,5 +98,5 @@ def test_a_backward_pass_that_frees_what_an_earlier_layer_saved_is_refused():
     kinds = ("layer",) * 3
     assert layer_moments(storages, kinds, kinds)
     dead[1] = 6  # what the first layer saved is gone when the last one begins its backward pass
-    with pytest.raises(TraceError, match="frees what an earlier layer saved"):
+    with pytest.raises(TraceError, match="frees a tensor that an earlier layer saved"):
         layer_moments(storages, kinds, kinds)

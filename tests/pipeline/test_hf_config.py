@@ -1,4 +1,4 @@
-"""A user model, from its Hugging Face config: what is traced, what is refused, and the file that it makes."""
+"""User models from Hugging Face configs: tracing, refusals, and the trace file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from autoconf.pipeline.tracing.trace_file import read_trace, write_trace
 from autoconf.predictor import registry
 
 KNOWN = "qwen2.5-0.5b"
-# What files have beside shapes.
+# Settings in files that do not affect shapes.
 INERT = {
     "_name_or_path": "Qwen/Qwen2.5-0.5B", "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0,
     "bos_token_id": 151643, "eos_token_id": [151643, 151645], "initializer_range": 0.02, "rms_norm_eps": 1e-06,
@@ -66,7 +66,7 @@ def shipped(name: str) -> ModelProfile:
 
 
 def of_ones_own(name: str, known: str = KNOWN) -> tuple[Architecture, ModelProfile]:
-    """A model of the newest version, as if somebody had traced it."""
+    """A trace of a model of the newest version."""
     architecture = architectures()[known].model_copy(update={"name": name, "aliases": [], "later_aliases": []})
     figures = shipped(known)
     return architecture, ModelProfile(name, "", figures.layers, figures.heads, figures.units, figures.problems)
@@ -90,26 +90,32 @@ def trace_file(tmp_path) -> Path:
         ("[1]", "must hold a JSON object, but holds a list"),
         ({"hidden_size": 64}, "model_type: is missing"),
         ({"model_type": "lama"}, "model_type: transformers 5.23.0 does not know 'lama'"),
-        ({"model_type": "mine", "auto_map": {"AutoConfig": "m.C"}}, "auto_map: model_type 'mine' comes with code of"),
-        ({"model_type": "bert"}, "model_type: 'bert' is no causal language model"),
-        ({"model_type": "t5"}, "model_type: 't5' is no causal language model"),
+        ({"model_type": "mine", "auto_map": {"AutoConfig": "m.C"}}, "auto_map: model_type 'mine' needs custom code"),
+        ({"model_type": "bert"}, "model_type: 'bert' is not a causal language model"),
+        ({"model_type": "t5"}, "model_type: 't5' is not a causal language model"),
         ({"model_type": "gemma3", "text_config": {"hidden_size": 64}}, "text_config: a model of several parts"),
-        ({**LLAMA, "quantization_config": {"quant_method": "awq"}}, "quantization_config: the checkpoint is quantized"),
+        (
+            {**LLAMA, "quantization_config": {"quant_method": "awq"}},
+            "quantization_config: the checkpoint is already quantized",
+        ),
         ({**LLAMA, "hidden_size": "wide"}, "Validation error for field 'hidden_size'"),
-        ({**LLAMA, "num_attention_heads": 0}, "transformers refuses it: ZeroDivisionError"),
+        ({**LLAMA, "num_attention_heads": 0}, "transformers rejects it: ZeroDivisionError"),
         ({**LLAMA, "num_hidden_layers": 1}, "num_hidden_layers: must be a whole number from 2 to 1024, got 1"),
-        ({**LLAMA, "rope_scaling": 4}, "no model can be traced of it: TypeError: argument of type 'int'"),
+        ({**LLAMA, "rope_scaling": 4}, "no model can be traced from it: TypeError: argument of type 'int'"),
         ({**architectures()["deepseek-v2-lite"].config, "first_k_dense_replace": [1]}, "'first_k_dense_replace'"),
         ({"model_type": "qwen2_moe", **SMALL, "decoder_sparse_step": 2}, "mlp.class: Qwen2MoeMLP and Qwen2MoeSparse"),
         # Layers that attend to a window rotate, and the others do not.
         ({"model_type": "cohere2", **SMALL, "num_hidden_layers": 8}, "layers 1 and 3 differ (they hold different tens"),
         ({"model_type": "falcon_h1", **SMALL}, "its layers do more than attention"),
-        ({"model_type": "bloom", **SMALL}, "holds a tensor of tokens x tokens"),
-        ({"model_type": "gpt_neo", "num_layers": 2, "attention_types": [[["global"], 2]]}, "attention in classes of"),
-        ({"model_type": "persimmon", **SMALL}, "by --lora-targets; there are query_key_value, dense, dense_h_to_4h"),
+        ({"model_type": "bloom", **SMALL}, "creates a tensor of tokens x tokens"),
+        (
+            {"model_type": "gpt_neo", "num_layers": 2, "attention_types": [[["global"], 2]]},
+            "attention has custom classes",
+        ),
+        ({"model_type": "persimmon", **SMALL}, "with --lora-targets; there are query_key_value, dense, dense_h_to_4h"),
     ],
 )
-def test_a_config_that_cannot_be_traced_says_what_is_the_obstacle(own_model, written, config, obstacle):
+def test_the_error_for_an_untraceable_config_names_the_setting(own_model, written, config, obstacle):
     path = written(config)
     with pytest.raises(BadInput) as refused:
         own_model.own_architecture(path, "mine")
@@ -143,7 +149,7 @@ def test_names_of_layers_that_transformers_5_writes_are_read(own_model, written)
     assert (found.kinds, found.parameters) == (known.kinds, known.parameters)
 
 
-def test_what_is_no_shape_changes_nothing(own_model, written):
+def test_settings_that_are_not_shapes_change_nothing(own_model, written):
     published = architectures()[KNOWN].config
     plain = own_model.own_architecture(written(published), "mine")
     found = own_model.own_architecture(written({**published, **INERT}), "mine")
@@ -155,12 +161,12 @@ def test_what_is_no_shape_changes_nothing(own_model, written):
 GPT2 = {"model_type": "gpt2", "n_layer": 4, "n_embd": 128, "n_head": 4, "vocab_size": 512, "n_positions": 256}
 
 
-def test_learned_positions_end_what_a_sample_can_be(own_model, written):
+def test_learned_positions_limit_the_length_of_samples(own_model, written):
     assert own_model.own_architecture(written(GPT2), "mine").in_domain().max_tokens_per_sample == 256
     assert own_model.own_architecture(written(LLAMA), "mine").in_domain().max_tokens_per_sample is None
 
 
-def test_what_gpt_2_has_for_linear_layers_is_quantized(own_model, written):
+def test_gpt_2s_convolutions_are_quantized_like_linear_layers(own_model, written):
     from transformers.pytorch_utils import Conv1D
 
     from autoconf.jobs.stack import Stack
@@ -172,7 +178,7 @@ def test_what_gpt_2_has_for_linear_layers_is_quantized(own_model, written):
     assert not any(isinstance(module, Conv1D) for module in model.modules())
 
 
-def test_adapters_go_where_they_are_asked_to(own_model, written):
+def test_adapters_are_on_the_requested_modules(own_model, written):
     path = written(LLAMA)
     assert own_model.own_architecture(path, "mine", ["o_proj", "up_proj"]).lora_targets == ["o_proj", "up_proj"]
     with pytest.raises(
@@ -201,12 +207,12 @@ def test_a_trace_of_another_release_has_to_be_made_again(trace_file, monkeypatch
         read_trace(trace_file)
 
 
-def test_what_is_no_trace_is_refused(trace_file, tmp_path):
+def test_an_invalid_trace_file_is_refused(trace_file, tmp_path):
     moments = registry.MODELS / registry.DEFAULT / "moments.parquet"
     cut = tmp_path / "cut"
     cut.write_bytes(trace_file.read_bytes()[:-100])
     for path in (moments, cut, Path(__file__)):
-        with pytest.raises(BadInput, match="it is no file of ado-autoconf trace"):
+        with pytest.raises(BadInput, match="it is not a file of ado-autoconf trace"):
             read_trace(path)
     with pytest.raises(BadInput, match="No such file or directory"):
         read_trace(tmp_path / "none")
@@ -233,7 +239,7 @@ def test_the_summary_answers_as_the_newest_version_does(trace_file):
         assert table.loc[yes, column].astype(int).tolist() == expected.loc[yes, column].tolist()
 
 
-def test_tokens_cost_what_the_estimates_differ_by(trace_file):
+def test_the_cost_of_tokens_is_the_difference_of_estimates(trace_file):
     job = {"model_name": KNOWN, "method": "lora", "gpu_model": "NVIDIA-B200", "batch_size": 8, "stack": "reference"}
     peaks = [
         autoconf.estimate(autoconf.Workload(**job, tokens_per_sample=tokens), 8).peak_memory_gib
@@ -275,14 +281,14 @@ def test_without_the_extra_the_command_names_it(written):
 
 def test_a_refused_config_and_a_folder_that_is_not_there_leave_no_file(own_model, written, tmp_path):
     done = command(written({"model_type": "bert"}), "--name", "mine", "--output", str(tmp_path))
-    assert done.exit_code == 2 and "'bert' is no causal language model" in done.stderr
+    assert done.exit_code == 2 and "'bert' is not a causal language model" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     done = command(written(LLAMA), "--name", "mine", "--output", str(tmp_path / "none"))
     assert done.exit_code == 2 and "No such file or directory" in done.stderr
 
 
-def test_a_way_that_transformers_itself_cannot_run_is_named_and_the_others_are_traced(own_model, written, monkeypatch):
-    """GPT-2 has no linear layer, whose dtype transformers asks around FlashAttention where queries are float32."""
+def test_an_unsupported_combination_is_recorded_and_the_others_are_traced(own_model, written, monkeypatch):
+    """GPT-2 has no linear layer, but transformers needs its dtype for FlashAttention with float32 queries."""
     from autoconf.pipeline.tracing import trace_model
 
     ways = [LayerWay("full", dtype, "no", dtype, False, "none", "default") for dtype in ("bfloat16", "float32")]

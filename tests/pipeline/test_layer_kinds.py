@@ -1,4 +1,4 @@
-"""Stacks of other decoder layers than a model's own, and that layers of one kind hold the same."""
+"""Short stacks of decoder layers, and the check that layers of one kind hold the same memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def kinds(name: str) -> list[str]:
 
 
 def profiles(trace: rank_trace.LiveBytes) -> dict[int, list[list[tuple[str, float]]]]:
-    """What each layer's passes run, and what is alive then beyond the bytes at their begin."""
+    """The ops of each layer's passes, and the memory alive beyond the bytes at their start."""
     found: dict[int, list[list[tuple[str, float]]]] = {}
     for segment, moments in itertools.groupby(range(len(trace.ops)), key=lambda moment: int(trace.segments[moment])):
         indices = np.array(list(moments))
@@ -64,7 +64,7 @@ def test_layers_of_one_kind_hold_the_same_and_those_of_two_do_not(name, checkpoi
 
 @WITH_AND_WITHOUT_CHECKPOINTS
 @pytest.mark.parametrize("name", WINDOWED)
-def test_layers_that_attend_to_a_window_hold_what_others_do(name, checkpointing):
+def test_layers_with_windowed_attention_hold_the_same_memory_as_others(name, checkpointing):
     found = inner_profiles(name, ["layer"] * 12, first=6, gradient_checkpointing=checkpointing)
     assert all(profile == found["layer"][0] for profile in found["layer"])
 
@@ -117,7 +117,7 @@ def test_a_stack_that_a_config_cannot_say_is_refused():
         llama.shortened([])
 
 
-def test_kinds_are_what_the_configs_say():
+def test_kinds_of_layers_are_those_of_the_configs():
     assert architectures()["llama-7b"].kinds == ("layer",) * 32
     assert architectures()["granite-4.0-h-1b"].kinds.count("attention") == 4
     assert architectures()["deepseek-v2-lite"].kinds == ("dense", *["moe"] * 26)

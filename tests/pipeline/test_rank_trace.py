@@ -1,4 +1,4 @@
-"""Traces of one GPU's part of a job: affine, and with what each sharding holds."""
+"""Traces of one rank of a job are affine and hold the memory of each sharding strategy."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def enclosed_peak(method: model_setup.Method, gpus: int, reentrant: bool, layers
     ],
 )
 def test_fsdp1_holds_gradients_of_frozen_layers_that_a_reentrant_checkpoint_encloses(method, gpus, reentrant, held):
-    """Until the end of the backward pass, since its hook refers to the detached input of each recomputed layer."""
+    """They live until the end of the backward pass, because a hook refers to the input of each recomputed layer."""
     slope = bytes_per_token_and_layer(functools.partial(enclosed_peak, method, gpus, reentrant))
     assert slope == 2 * WIDTH * (2 if held == "input and gradient" else 1)
 
@@ -176,7 +176,7 @@ def test_a_layer_without_checkpoint_keeps_far_more():
     assert bytes_per_token_and_layer(traced_peak) > 20 * 2 * WIDTH
 
 
-def test_the_peak_at_the_logits_is_what_a_hand_counts():
+def test_the_peak_at_the_logits_is_the_sum_counted_by_hand():
     """log_softmax's backward: its output, its gradient and the result are alive, each in float32."""
     layers, vocabulary = 3, 8192
     job = small_job("full", layers=layers, vocabulary=vocabulary)
@@ -193,7 +193,7 @@ def test_the_peak_at_the_logits_is_what_a_hand_counts():
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_reference_stack_has_the_peak_of_version_1_1_0(method):
-    """On one GPU, where the logits decide; 1.1.0's attention has no workspace, and its micro-batch one sample."""
+    """On one GPU the logits decide; in 1.1.0 attention has no workspace, and a micro-batch has one sample."""
     job = TrainingSetup(architectures()["granite-3.1-2b"], method, Stack())
     released = MemoryTable(read_figures(MODELS / "1.1.0" / FIGURES))
     row, tokens = released.rows[job.architecture.name, method, True], 50_000
@@ -202,7 +202,7 @@ def test_the_reference_stack_has_the_peak_of_version_1_1_0(method):
 
 
 def test_layers_of_several_kinds_are_refused():
-    """Short stacks would be of the first kind alone, and wrong without a word."""
+    """Short stacks would contain only the first kind of layers and be silently wrong."""
     with pytest.raises(TraceError, match=r"kinds of layers \(mamba, attention\) are not affine in depth"):
         rank_trace.figures(TrainingSetup(architectures()["granite-4.0-h-350m"], "lora", Stack()))
 
@@ -238,7 +238,7 @@ def test_a_tensor_of_tokens_by_tokens_is_refused():
 
 
 def test_a_program_that_depends_on_the_tokens_is_refused(monkeypatch):
-    """Even one that allocates as much: moments are matched by what ran."""
+    """This includes an op that allocates the same memory, because moments are matched by op."""
     forward = nn.Linear.forward
 
     def another_op_for_long_inputs(module: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
@@ -250,7 +250,7 @@ def test_a_program_that_depends_on_the_tokens_is_refused(monkeypatch):
 
 
 def test_a_job_that_cannot_be_traced_says_why():
-    """It becomes a row of a table, so that the others are traced."""
+    """The problem becomes a row of the table, so that the other jobs are traced."""
     job = small_job("lora", lora_targets=["no_such_layer"])
     found = trace_jobs.traced(
         {

@@ -1,4 +1,4 @@
-"""Recorded programs: what a real training loop allocates, in its order."""
+"""Recorded programs have the allocations of a real training loop, in order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOKENS = 509
 
 
 def live_bytes(program: Program, where: str, when: str) -> int:
-    """The most that was alive, not rounded, at an allocation in parts whose names have a word, in one step."""
+    """The peak in one step, without rounding, over allocations in parts whose names contain a word."""
     sizes: dict[int, int] = {}
     most = 0
     for event in program.events:
@@ -154,7 +154,7 @@ def test_a_shard_peaks_where_the_trace_of_peaks_has_it(sharding: str) -> None:
 
 
 def test_fsdp2_steps_over_all_shards_at_once() -> None:
-    """PyTorch's foreach optimizers take distributed tensors as they take plain ones."""
+    """PyTorch's foreach optimizers treat distributed tensors like plain ones."""
     job = small_job("full", gpus=2, sharding="fsdp2", vocabulary=4096, **AT_ONCE)
     with first_rank(job) as rank:
         assert {type(parameter) for parameter in rank.trainable} <= set(_foreach_supported_types)
@@ -170,6 +170,6 @@ def test_fsdp2_steps_over_all_shards_at_once() -> None:
         (2, {"sharding": "ddp"}, "sharding 'ddp' on several GPUs cannot be replayed"),
     ],
 )
-def test_what_cannot_be_recorded_is_said(gpus: int, settings: dict, message: str) -> None:
+def test_unsupported_jobs_are_refused_with_the_reason(gpus: int, settings: dict, message: str) -> None:
     with pytest.raises(TraceError, match=message):
         record(small_job("full", gpus=gpus, **settings), Batches(1, 8))

@@ -1,4 +1,4 @@
-"""Ways in which layers and heads run, as jobs to trace and back."""
+"""Conversion of layer and head settings to training setups and back."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_every_way_is_traced_once():
 
 @pytest.mark.parametrize("name", ["mistral-7b-v0.1", "granite-4.0-h-350m"])  # layers of one kind, and of two
 def test_moments_of_a_trace_are_those_of_the_released_version(name):
-    """To the byte, after the rounding of the file: nobody who rewrites the tracing may change what was released."""
+    """Byte for byte, after rounding in the file: changes of the tracer must not change released figures."""
     architecture = architectures()[name]
     released = ModelsTable.read(MODELS / "2.0.0")
     short = short_stack(architecture)

@@ -1,4 +1,4 @@
-"""What stands in for Triton kernels holds what they hold, and less than the plain ops that they replace."""
+"""The fake Triton kernels hold the same memory as the real ones, and less than the plain ops that they replace."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROWS = BATCH * TOKENS
 
 
 def bytes_of(function: Callable[..., Any], *inputs: torch.Tensor) -> tuple[int, int, int]:
-    """Bytes that a function adds to its inputs: what it holds afterwards, its peak, and what its backward adds."""
+    """Bytes that a function adds to its inputs: held afterwards, at its peak, and added by its backward pass."""
     with recorded(TOKENS, *inputs) as recorder:
         out = function(*inputs)
         held, most = recorder.live, peak(recorder)
@@ -41,7 +41,7 @@ def bytes_of(function: Callable[..., Any], *inputs: torch.Tensor) -> tuple[int, 
 
 
 def activation(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    """A tensor within a model: no leaf, whose gradient would be copied if anything else referred to it."""
+    """A tensor within a model, not a leaf, because the gradient of a leaf may be copied."""
     return torch.empty(shape, dtype=dtype, requires_grad=True).view(shape)
 
 

@@ -1,4 +1,4 @@
-"""``ado-autoconf train``: a version of a user's own, made of a released one, or of another of the user's."""
+"""``ado-autoconf train`` makes a user version from a released version or from another user version."""
 
 import json
 import os
@@ -28,7 +28,7 @@ JOB = {"method": "lora", "gpu_model": "L40S", "tokens_per_sample": 4096, "batch_
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with a version of two models, the fewest that take seconds, and a trace of a third one."""
+    """A folder with a version of two models, so that tests take only seconds, and a trace of a third model."""
     folder = tmp_path_factory.mktemp("made")
     released = registry.card("2.0.0")
     table = ModelsTable.read(registry.MODELS / "2.0.0")
@@ -63,10 +63,13 @@ def train(*options):
     return CliRunner().invoke(app, ["train", "--from", BASE, *map(str, options)])
 
 
-def test_a_traced_model_is_answered_for_beside_the_others(place):
+def test_a_traced_model_is_supported_in_addition_to_the_others(place, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
     done = train("--traces", "my-model.traces.parquet", "--version", OWN, "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
+    checked = rebuild.cache_folder() / "checked" / rebuild.checked_with(found["sha256"])
+    assert checked.exists()  # before the first job, which does not wait for it
     assert (found["version"], found["models"]) == (OWN, 3)
     for name, like in (("my-model", "mistral-7b-v0.1"), ("me/my-model", "mistral-7b-v0.1"), ("llama-7b", "llama-7b")):
         own = recommend(Workload.parse(**JOB, model_name=name))
@@ -91,7 +94,7 @@ def test_a_shell_may_expand_the_traces(place):
     shutil.copy("my-model.traces.parquet", "my-model.copy")
     done = train("--version", OWN, "--traces", "my-model.copy", "my-model.traces.parquet")
     assert done.exit_code == 2
-    assert "my-model.traces.parquet: its model goes by 'my-model', as my-model does" in done.output
+    assert "my-model.traces.parquet: its model has the name 'my-model', as does my-model" in done.output
 
 
 @pytest.mark.parametrize(
@@ -105,11 +108,11 @@ def test_a_shell_may_expand_the_traces(place):
         (["--traces", "my-model.traces.parquet", "--version", BASE], "exists already; choose another --version"),
         (["--traces", "none", "--version", OWN], "none: cannot read it: No such file or directory"),
         (["--measured", "none.csv", "--version", OWN], "none.csv: cannot read it: No such file or directory"),
-        (["--from", "1.1.0", "--measured", "runs.csv", "--version", "1.1.0+mine"], "--from: version 1.1.0 answers"),
+        (["--from", "1.1.0", "--measured", "runs.csv", "--version", "1.1.0+mine"], "--from: version 1.1.0 supports"),
         (["--from", "9.0.0", "--measured", "runs.csv", "--version", "9.0.0+mine"], "--from: model_version '9.0.0' is"),
     ],
 )
-def test_what_cannot_be_made_is_refused_and_leaves_nothing(place, options, message):
+def test_an_invalid_version_is_refused_and_leaves_nothing(place, options, message):
     done = train(*options)
     assert done.exit_code == 2
     assert message in done.output
@@ -134,3 +137,19 @@ def test_a_killed_training_leaves_no_version(place, ending):
     assert user_versions.listed_in(models) == [BASE]
     if ending != signal.SIGKILL:
         assert os.listdir(models) == [BASE]
+
+
+def test_a_full_disk_is_an_error_that_names_the_version_and_leaves_nothing(place):
+    """The limit on the size of files acts as a full disk."""
+    code = """
+import resource, sys
+from typer.testing import CliRunner
+from autoconf.cli.main import app
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+done = CliRunner().invoke(app, ["train", *sys.argv[1:]])
+print(done.exit_code, done.stderr)
+"""
+    options = ["--from", BASE, "--traces", "my-model.traces.parquet", "--version", OWN, "--output", str(place / "made")]
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, *options], capture_output=True, text=True)
+    assert done.stdout.strip() == f"1 {place / 'made' / OWN}: writing failed: File too large", done.stderr[-2000:]
+    assert not [*(place / "made").iterdir()]

@@ -1,4 +1,4 @@
-"""What is said with "no": only what was asked, and the layout that it leads to."""
+"""Changes suggested with a "no" have been tried, and lead to the layout that they name."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def predictor():
 
 
 def random_columns(count: int, seed: int) -> dict:
-    """Jobs of the whole domain, those with a small batch on many GPUs among them."""
+    """Jobs of the whole domain, including jobs with a small batch on many GPUs."""
     generator = np.random.default_rng(seed)
     return {
         "model_name": generator.choice(list(DOMAIN.models), count).tolist(),
@@ -101,7 +101,7 @@ def test_no_batch_beyond_the_domain_is_named(predictor, job):
 
 @pytest.mark.parametrize("count", [1, 40, 700])
 def test_the_edge_is_the_last_number_of_tokens_that_fits(predictor, count):
-    """However many are searched at once, which decides how many points a round asks."""
+    """The result does not depend on how many jobs are searched at once, which sets the points of a round."""
     generator = np.random.default_rng(count)
     rows = generator.integers(0, len(predictor.memory.rows), count)
     usable, gpus = generator.choice([44.4, 79.15], count), generator.integers(1, 65, count)
@@ -164,14 +164,14 @@ def test_a_larger_batch_may_need_fewer_gpus_where_the_divisors_change(job):
          " on each of 8 GPUs", "; batch_size=128 would fit on 8 GPUs"]),
     ],
 )  # fmt: skip
-def test_the_nearest_batch_is_told_and_whether_the_division_was_in_the_way(job, changes, says):
+def test_the_nearest_batch_is_suggested_with_the_reason_for_an_uneven_division(job, changes, says):
     job = {**job, "model_name": "llama2-70b", "tokens_per_sample": 2048}
     reason = recommend(Workload.parse(**{**job, **changes})).reason
     for words in says:
         assert words in reason, reason
 
 
-def test_where_no_single_change_helps_pairs_are_told_that_do():
+def test_if_no_single_change_helps_pairs_are_suggested():
     job = {
         "model_name": "llama3.1-70b", "method": "full", "gpu_model": "NVIDIA-A40", "max_gpus": 1,
         "tokens_per_sample": 2048, "batch_size": 8, "stack": "trl",
@@ -220,7 +220,7 @@ def test_the_page_of_outputs_quotes_a_reason_as_it_is(job):
         ),
     ],
 )
-def test_what_people_change_first_is_told(changes, told):
+def test_changes_that_people_make_first_are_suggested(changes, told):
     job = {
         "model_name": "qwen2.5-7b",
         "method": "lora",
@@ -232,15 +232,15 @@ def test_what_people_change_first_is_told(changes, told):
     assert [sentence for sentence in named if sentence in told] == told
 
 
-def test_a_setting_outside_the_domain_is_told_where_it_alone_is_in_the_way(job):
+def test_a_supported_setting_is_suggested_if_it_removes_the_only_obstacle(job):
     answer = recommend(Workload.parse(**job, gradient_checkpointing="none"))
     assert answer.reason.endswith("; gradient_checkpointing=non-reentrant would fit on 2 GPUs")
     both = recommend(Workload.parse(**job, gradient_checkpointing="none", optim="sgd"))
-    assert "would fit" not in both.reason  # nothing is told in place of sgd
+    assert "would fit" not in both.reason  # no change is suggested for sgd
 
 
 class KnowsOneMore(Predictor):
-    """Version 1.1.0, but for one value of a setting, with which it takes a job's figures without accumulation."""
+    """Version 1.1.0, changed to use the figures without accumulation for one value of a setting."""
 
     def __init__(self, known: Predictor, field: str, value: str) -> None:
         super().__init__(known.card, known.memory, known._tabular)
@@ -261,7 +261,7 @@ class KnowsOneMore(Predictor):
         ("sharding", "fsdp2", {"stack": "trl", "loss": "full"}),
     ],
 )
-def test_a_change_of_the_stack_is_told_where_it_helps(predictor, job, field, value, settings):
+def test_a_change_of_the_stack_is_suggested_if_it_helps(predictor, job, field, value, settings):
     large = {**job, "model_name": "llama3.1-70b", "method": "full", "tokens_per_sample": 512, "max_gpus": 64}
     workload = Workload.parse(**large, **settings)
     columns = {name: [setting] for name, setting in dict(workload).items()}
@@ -285,6 +285,6 @@ def test_the_nearest_batch_of_each_gpu_is_the_largest_smaller_one_that_does(pred
         assert named == ([] if would_do is None else [would_do])
 
 
-def test_outside_the_domain_no_change_is_told(job):
+def test_outside_the_domain_no_change_is_suggested(job):
     answer = recommend(Workload.parse(**{**job, "model_name": "gpt-9", "batch_size": 7}))
     assert "would fit" not in answer.reason

@@ -1,4 +1,4 @@
-"""What one job goes through: each value is read once, in few calls, whichever way the job comes."""
+"""Each value of a job is read once, in few calls, through every interface."""
 
 import pandas as pd
 import pytest

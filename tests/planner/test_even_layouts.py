@@ -1,4 +1,4 @@
-"""With ``even_layouts`` only layouts are considered that clusters are asked for."""
+"""With ``even_layouts`` only customary layouts are considered."""
 
 import itertools
 
@@ -20,7 +20,7 @@ JOB = {
 
 
 def customary(per_worker: int, most: int) -> list[int]:
-    """Powers of two on one worker, and whole workers."""
+    """Whether a number is a power of two on one worker, or full workers."""
     return [n for n in range(1, most + 1) if (n < per_worker and n in (1, 2, 4, 8, 16, 32)) or n % per_worker == 0]
 
 
@@ -54,7 +54,7 @@ def test_a_job_whose_smallest_layout_is_even_keeps_it():
     assert recommend(Workload(**fields, even_layouts=True)) == recommend(Workload(**fields))
 
 
-def test_a_refusal_says_what_a_number_of_gpus_must_be():
+def test_a_reason_names_the_conditions_on_the_number_of_gpus():
     answer = recommend(Workload(**{**JOB, "batch_size": 7, "even_layouts": True}))
     assert "that divides batch_size 7 and is a power of two up to 8 or full workers of 8 is enough" in answer.reason
     assert "; batch_size=8 would fit on 4 GPUs" in answer.reason
@@ -105,3 +105,11 @@ def test_rows_of_a_table_have_their_own():
     )
     singles = [recommend(Workload(**row)) for row in rows.to_dict("records")]
     assert recommend(rows)["gpus"].fillna(0).tolist() == [single.gpus or 0 for single in singles]
+
+
+def test_a_reason_says_where_only_even_layouts_are_in_the_way():
+    job = Workload(**{**JOB, "batch_size": 60, "max_gpus": 64}, even_layouts=True)
+    (remedy,) = [change for change in recommend(job).changes if change.field == "even_layouts"]
+    free = recommend(job.model_copy(update={"even_layouts": False}))
+    assert (remedy.before, remedy.value, remedy.gpus, remedy.workers) == (True, False, free.gpus, free.workers)
+    assert str(remedy) == f"even_layouts=False would fit on {free.workers} workers of {free.gpus} GPUs"

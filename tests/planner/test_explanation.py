@@ -1,4 +1,4 @@
-"""Why an answer is what it is: the parts of the memory, the changes that would help, and how both are drawn."""
+"""Explanations: the parts of the memory, the changes that would help, and how both are drawn."""
 
 import io
 import json
@@ -23,7 +23,7 @@ from autoconf.cli.plots.memory_bars import as_text, drawn, parts
 from autoconf.jobs.names import key
 from autoconf.jobs.queries import MIN_GPUS
 from autoconf.planner.domain import pick
-from autoconf.planner.runner import _read_columns
+from autoconf.planner.runner import read_columns
 from autoconf.planner.search import recommendations
 from autoconf.predictor import registry
 
@@ -75,7 +75,7 @@ def random_jobs(version: str, count: int, seed: int) -> Iterator[dict]:
 
 
 def settings_to_try(fields: dict) -> Iterator[tuple[str, str | int]]:
-    """Every change of a setting or the method that may be told, as the README lists them."""
+    """Every change of a setting or the method that may be suggested."""
     stack, method = job(fields).training_stack(), key(fields["method"])
     if stack.torch_dtype == "float32":
         yield "torch_dtype", "bfloat16"
@@ -101,7 +101,7 @@ def settings_to_try(fields: dict) -> Iterator[tuple[str, str | int]]:
 
 
 def that_help(fields: dict, below: int | None) -> list[tuple]:
-    """By asking of each change alone: those that get a job one recommendation, of fewer GPUs than it has."""
+    """Try each change alone: the changes that get a job a recommendation for fewer GPUs than it has."""
     domain = registry.card(fields["model_version"]).domain
     usable = {name: gpu.usable_gib for name, gpu in domain.gpus.items()}
     batch_field = next(field for field in ("batch_size", "per_device_train_batch_size") if field in fields)
@@ -114,9 +114,9 @@ def that_help(fields: dict, below: int | None) -> list[tuple]:
         *(("gpu_model", name) for name in usable),
     ]
     changed = [{**fields, field: value} for field, value in asked]
-    # Without the changes that would help where one does not, of which a table's reasons tell.
+    # Without the changes suggested in a table's reasons for jobs without a recommendation.
     table = {field: [one.get(field) for one in changed] for field in Workload.model_fields}
-    columns, problems = _read_columns(table, MIN_GPUS)
+    columns, problems = read_columns(table, MIN_GPUS)
     sound = [index for index in range(len(changed)) if index not in problems]
     answers = recommendations(registry.load(fields["model_version"]), pick(columns, sound))
     totals = {index: total(said) for index, said in zip(sound, answers, strict=True) if said.can_recommend}
@@ -138,7 +138,7 @@ def that_help(fields: dict, below: int | None) -> list[tuple]:
 
 @pytest.mark.long
 @pytest.mark.parametrize(("version", "count"), [("1.1.0", 300), ("2.0.0", 250)])
-def test_every_single_change_that_helps_is_told_cheapest_first_and_no_other(version, count):
+def test_exactly_the_single_changes_that_help_are_suggested_cheapest_first(version, count):
     helped, without, pairs = set(), 0, 0  # whether a job had a recommendation, and what helped it
     for fields in random_jobs(version, count, seed=7):
         found = explain(job(fields))
@@ -167,7 +167,7 @@ def test_every_single_change_that_helps_is_told_cheapest_first_and_no_other(vers
 
 
 def check_sample(fields: dict, below: int | None, told: list[int]) -> None:
-    """The sample that is told is the longest that helps; none is told where none helps."""
+    """The suggested sample is the longest that helps; none is suggested if none helps."""
     limit = {} if below is None else {"max_gpus": below - 1}
     (longest,) = told or [0]
     assert longest < fields["tokens_per_sample"]
@@ -202,7 +202,7 @@ def test_a_recommendation_holds_the_changes_that_its_reason_names():
         ({**NO_GPUS, "batch_size": 7, "max_gpus": 6}, [1], [0]),
     ],
 )  # fmt: skip
-def test_parts_are_told_for_the_recommended_number_and_the_next_smaller_one(fields, counts, fits):
+def test_parts_are_shown_for_the_recommended_number_and_the_next_smaller_one(fields, counts, fits):
     workload = job({**fields, "max_gpus": fields.get("max_gpus", 16)}) if counts != [8] else job(fields)
     found = explain(workload)
     assert found.recommendation == recommend(workload)
@@ -217,7 +217,7 @@ def test_outside_the_domain_there_is_nothing_to_explain():
         assert found.why == found.recommendation.reason != ""
 
 
-def test_a_version_without_estimates_says_so_and_what_would_help():
+def test_a_version_without_estimates_says_so_and_still_suggests_changes():
     found = explain(job(OLD))
     assert (found.recommendation.gpus, list(found.at)) == (4, [2, 4])
     assert {held.reason for held in found.at.values()} == {"version 1.1.0 has no estimates; the newest is 2.0.0"}
@@ -248,7 +248,7 @@ def options(fields: dict) -> list[str]:
 
 @pytest.mark.parametrize("fields", [TWO_GPUS, NO_GPUS, {**TWO_GPUS, "method": "qlora", "batch_size": 32}])
 @pytest.mark.parametrize("width", [40, 80, 133])
-def test_bars_stand_end_to_end_and_reach_beyond_the_line_where_a_job_does_not_fit(fields, width):
+def test_bars_are_end_to_end_and_cross_the_line_if_a_job_does_not_fit(fields, width):
     found = explain(job(fields))
     lines = [line.plain for line in as_text(found, width, plain=True)]
     (of_usable,) = {line.index("|") for line in lines if line.startswith("usable")}
@@ -266,7 +266,7 @@ def test_bars_stand_end_to_end_and_reach_beyond_the_line_where_a_job_does_not_fi
         assert [len(cells) for cells in bars_of] == pytest.approx(lengths, abs=2)
 
 
-def test_where_bars_have_no_room_numbers_stand_alone():
+def test_without_space_for_bars_only_numbers_are_shown():
     lines = [line.plain for line in as_text(explain(job(TWO_GPUS)), 24, plain=False)]
     assert [line for line in lines if line.startswith("optimizer")] == ["optimizer      56.7", "optimizer      28.4"]
     assert not set("".join(lines)) & set("█│#|")
@@ -285,7 +285,7 @@ def test_without_a_terminal_it_is_plain_text(run):
     )
 
 
-def test_without_a_recommendation_each_change_is_told_once(run):
+def test_without_a_recommendation_each_change_is_suggested_once(run):
     stdout = run(NO_GPUS).stdout
     assert "on each of 8 GPUs: needs 160.6 GiB of 79.1, does not fit" in stdout
     assert "Single changes that would get a recommendation, cheapest first:\n  torch_dtype=bfloat16 would" in stdout
@@ -345,7 +345,7 @@ def test_a_picture_is_written_in_the_format_that_its_name_says(run, ending, star
 
 
 @pytest.mark.parametrize("fields", [TWO_GPUS, NO_GPUS])
-def test_a_picture_shows_what_was_estimated(fields):
+def test_a_picture_shows_the_estimate(fields):
     found = explain(job(fields))
     figure = memory_bars.picture(job(fields), found)
     (axes,) = figure.axes
@@ -392,7 +392,7 @@ def test_no_number_is_crossed_by_the_line_of_usable_memory(tokens_per_sample):
         ([*options(TWO_GPUS), "--batch-size=0"], "batch_size: must be a whole number >= 1, got '0'"),
     ],
 )
-def test_what_cannot_be_explained_is_bad_input(arguments, message):
+def test_an_unsupported_explanation_is_bad_input(arguments, message):
     result = CliRunner().invoke(app, ["recommend", *arguments, "--explain"])
     assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"{message}\n")
 

@@ -1,4 +1,4 @@
-"""A version whose card names compute capabilities refuses what old GPU types cannot run, and says what can."""
+"""A version whose card has compute capabilities refuses jobs on old GPU types, and suggests a newer type."""
 
 import pytest
 
@@ -14,7 +14,7 @@ JOB = {"model_name": "qwen2.5-0.5b", "method": "lora", "tokens_per_sample": 512,
 
 @pytest.fixture(scope="module")
 def newer() -> Predictor:
-    """Version 2.0.0 with the GPU types as later versions have them."""
+    """Version 2.0.0 with the GPU types of later versions."""
     known = registry.load("2.0.0")
     domain = known.domain.model_copy(update={"gpus": gpus(later_aliases=True, after_2_0_0=True)})
     card = known.card.model_copy(update={"domain": domain, "version": "3.0.0"})

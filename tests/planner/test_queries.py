@@ -1,4 +1,4 @@
-"""The questions beside the smallest number of GPUs: each held against what ``recommend`` and ``estimate`` say."""
+"""The other queries agree with ``recommend`` and ``estimate``."""
 
 import inspect
 from dataclasses import asdict
@@ -21,7 +21,7 @@ from autoconf.predictor import registry
 NEWEST = registry.card("2.0.0").domain
 LORA = {"model_name": "llama-7b", "method": "lora", "tokens_per_sample": 8192}
 L40S = {**LORA, "gpu_model": "L40S"}
-# Of a model each: ordinary, with learned positions, a mixture of experts, too large for most GPUs.
+# One model each: ordinary, with learned positions, a mixture of experts, too large for most GPUs.
 MODELS = ["qwen2.5-7b", "granite-13b-v2", "mixtral-8x7b-instruct-v0.1", "llama3.1-70b"]
 
 jobs = st.fixed_dictionaries(
@@ -38,7 +38,7 @@ gpus = st.integers(1, 64)
 
 
 def fits(number_gpus: int, **job: object) -> int | None:
-    """1 or 0 as ``estimate`` has it; None outside the domain."""
+    """1 or 0 from ``estimate``; None outside the domain."""
     return estimate(Workload.parse(**job), number_gpus).fits
 
 
@@ -104,7 +104,7 @@ def test_a_request_is_kept_or_the_next_larger_number_that_fits(job, tokens_per_s
 
 @pytest.mark.parametrize("version", ["1.1.0", "2.0.0"])
 def test_the_questions_agree_in_every_version(version):
-    """``avoid_oom`` that may name nothing else says whether a batch fits, in versions without estimates as well."""
+    """``avoid_oom`` limited to the request says whether a batch fits, also in versions without estimates."""
     job = {**LORA, "gpu_model": "NVIDIA-A100-80GB-PCIe", "model_version": version}
     for count in (1, 3, 8):
         each = largest_batch(Job(**job), count).per_device_train_batch_size
@@ -139,7 +139,7 @@ def test_max_gpus_is_64_unless_the_job_says_otherwise():
     assert avoid_oom(table)["can_recommend"].tolist() == [1, 0]
 
 
-def test_headroom_is_what_is_usable_without_what_is_needed():
+def test_headroom_is_usable_less_needed_memory():
     found = estimate(Workload(**L40S, batch_size=8), 2)
     assert found.headroom_gib == pytest.approx(found.usable_memory_gib - found.needed_memory_gib)
     assert estimate(Workload(**L40S, batch_size=64), 1).headroom_gib < 0
@@ -149,7 +149,7 @@ def test_headroom_is_what_is_usable_without_what_is_needed():
 
 
 @pytest.mark.parametrize("version", ["1.1.0", "2.0.0"])
-def test_the_ranking_is_what_recommend_says_of_each_type_by_cost(version):
+def test_the_ranking_has_the_recommendation_for_each_type_by_cost(version):
     domain, prices = registry.card(version).domain, read_prices()
     job = {**LORA, "batch_size": 16, "max_gpus": 4, "model_version": version}
     ranking = cheapest_gpu(pd.DataFrame([job], index=["mine"]))
@@ -318,7 +318,7 @@ def test_bad_rows_have_their_reason_and_others_are_answered(ask):
         (estimate, {**LORA, "batch_size": 8}, "gpu_model: is required"),
     ],
 )
-def test_what_a_job_lacks_or_must_not_have_is_named(ask, fields, message):
+def test_missing_and_forbidden_fields_are_named(ask, fields, message):
     with pytest.raises(ValueError) as error:
         ask(Job(**fields), 2)
     assert str(error.value).startswith(message)
@@ -331,7 +331,7 @@ def test_what_a_job_lacks_or_must_not_have_is_named(ask, fields, message):
         assert ask(columns)["reason"].iloc[0].startswith(message)
 
 
-def test_a_job_with_a_type_of_gpu_is_not_asked_for_one():
+def test_cheapest_gpu_refuses_a_job_with_a_gpu_type():
     job = {**L40S, "batch_size": 8}
     with pytest.raises(ValueError, match="gpu_model: is the output of this query; omit it"):
         cheapest_gpu(Job(**job))
@@ -352,7 +352,7 @@ def test_neither_a_job_nor_a_table_is_refused(ask):
             ask(pd.DataFrame([TABLES[ask][0]]), 2)
 
 
-def test_a_table_of_jobs_warns_whoever_asked(recwarn):
+def test_warnings_about_a_table_name_the_callers_line(recwarn):
     table = pd.DataFrame([{**L40S, "number_gpus": 2, "packing": True}])
     for ask in (largest_batch, cheapest_gpu):
         with pytest.warns(IgnoredColumnWarning) as warned:
@@ -360,7 +360,7 @@ def test_a_table_of_jobs_warns_whoever_asked(recwarn):
         assert warned[0].filename == __file__
 
 
-def test_a_column_is_never_taken_for_what_is_asked():
+def test_the_answered_field_is_never_suggested_for_a_column():
     assert hints(["gpu_modl"]) == ["column 'gpu_modl' is ignored; did you mean gpu_model?"]
     assert hints(["gpu_modl"], GPU_MODEL) == []
     assert hints(["num_gpus"], LARGEST_BATCH) == ["column 'num_gpus' is ignored; did you mean number_gpus?"]

@@ -1,4 +1,4 @@
-"""Recommendations: the domain, the rules, the candidate counts, one job and tables alike."""
+"""Recommendations for one job and for tables: the domain, the rules, and the candidate counts."""
 
 import numpy as np
 import pandas as pd
@@ -57,7 +57,7 @@ def test_learned_positions_limit_the_sample(job):
     assert "beyond the 8192 learned positions" in beyond.reason
 
 
-def test_aliases_stand_for_the_model_of_the_same_architecture(job):
+def test_aliases_refer_to_the_model_of_the_same_architecture(job):
     named = ask(job, model_name="llama3.1-8b")
     assert ask(job, model_name="meta-llama/Llama-3.1-8B-Instruct") == named
     assert ask(job, model_name="ibm-granite/granite-3.1-8b-base") == ask(job, model_name="granite-3.1-8b-instruct")
@@ -101,7 +101,7 @@ def test_counts_divide_the_batch_and_split_evenly(job, batch, allowed, gpus_per_
     assert len(found) > 1
 
 
-def test_the_smallest_count_that_fits_is_taken_and_no_smaller_one_fits(job):
+def test_the_smallest_count_that_fits_is_recommended(job):
     answer = ask(job, batch_size=48, tokens_per_sample=8192, max_gpus=48)
     needed = total(answer)
     assert needed > 2
@@ -138,7 +138,7 @@ def test_a_table_answers_as_single_jobs_do(job, monkeypatch):
     assert list(whole.index) == list(table.index)
     assert whole["can_recommend"].tolist() == [s.can_recommend for s in singles]
     for reason, single in zip(whole["reason"], singles, strict=True):
-        named = iter(single.reason.split("; "))  # one job gets changes that take too long for a table
+        named = iter(single.reason.split("; "))  # the answer about one job has changes that take too long for a table
         assert all(sentence in named for sentence in reason.split("; "))
     assert [None if pd.isna(g) else g for g in whole["gpus"]] == [s.gpus for s in singles]
     assert [None if pd.isna(w) else w for w in whole["workers"]] == [s.workers for s in singles]
@@ -157,12 +157,12 @@ def test_one_bad_row_gets_its_reason_and_the_others_their_answers(job):
     assert answers["reason"][1] == "batch_size: must be a whole number >= 1, got 0"
 
 
-def test_true_and_one_are_told_apart_in_one_column(job):
+def test_true_and_one_are_distinguished_in_one_column(job):
     answers = recommend(pd.DataFrame({**{k: [v] * 3 for k, v in job.items()}, "batch_size": [1, True, 1.0]}))
     assert answers["can_recommend"].tolist() == [1, 0, 1]
 
 
-def test_version_1_1_0_answers_for_the_reference_however_it_is_written_and_for_no_other_stack(job):
+def test_version_1_1_0_supports_only_the_reference_stack_in_any_spelling(job):
     for settings in ({"stack": "Reference", "optim": "adamw_torch", "lora_r": 4}, {"method": "full", "loss": "full"}):
         assert ask(job, **settings) == ask(job, **{k: v for k, v in settings.items() if k == "method"})
     one, many = ask(job, optim="adamw-torch-fused"), ask(job, stack="fms-hf-tuning", lora_targets="attention")
@@ -209,7 +209,7 @@ def test_the_batch_of_each_gpu_is_that_of_as_many_times_more_on_all(job):
 
 
 def _fits(job, gpus, **batch) -> bool:
-    """Whether a job fits on just so many GPUs: its batch divided evenly over them, all in one worker."""
+    """Whether a job fits on exactly this number of GPUs, in one worker, with its batch divided evenly."""
     predictor = registry.load("1.1.0")
     table = pd.DataFrame([{**job, **batch, "number_gpus": gpus, "gradient_accumulation_steps": 4}])
     return bool(decide(predictor, candidates(predictor, table))[0])
@@ -234,7 +234,7 @@ def test_a_missing_column_is_an_error_that_names_it(job):
             recommend(pd.DataFrame([job]).drop(columns=field.split()[0]))
 
 
-def test_what_is_no_table_of_jobs_is_an_error(job):
+def test_an_invalid_table_of_jobs_is_an_error(job):
     with pytest.raises(TypeError, match="workloads: must be a Workload or a pandas DataFrame, got list"):
         recommend([job])
     with pytest.raises(ValueError, match="method: more than one column"):

@@ -1,4 +1,4 @@
-"""Library drift: where the installed libraries are not the card's, the version is trained again and answers alike.
+"""Library drift: if the installed libraries differ from the card's, the version is retrained with equal answers.
 
 Runs in every environment of the matrix (tests/matrix.sh); in the environment that the version was made in, the drift is
 brought about by a card that names another AutoGluon.
@@ -27,7 +27,7 @@ JOB = Workload(
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache folder of the test's own."""
+    """An empty cache folder for the test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(registry, "_loaded", {})
     return tmp_path / "cache" / "ado-autoconf"
@@ -114,7 +114,7 @@ def test_a_cache_that_cannot_be_written_is_an_error_and_leaves_nothing(drifted, 
 
 
 def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_nothing(drifted):
-    """The limit on the size of files is what a full disk is here."""
+    """A limit on the size of files simulates a full disk."""
     code = """
 import resource, sys
 from pathlib import Path
@@ -134,7 +134,7 @@ except AutoConfError as error:
     assert [p for p in drifted.iterdir() if p.is_dir()] == []
 
 
-def test_what_a_killed_rebuild_left_is_removed_by_the_next(drifted):
+def test_remains_of_a_killed_rebuild_are_removed_by_the_next_one(drifted):
     """Killed when it has trained: the half-made folder is there, and the lock is free."""
     code = """
 import os, signal, sys

@@ -1,4 +1,4 @@
-"""What a call does to the process that makes it, and what many callers at once get."""
+"""Effects of a call on the host process, and answers to many concurrent callers."""
 
 import json
 import os
@@ -17,7 +17,7 @@ JOB = dict(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCI
 
 
 def run(code: str, **environment: str) -> str:
-    # What scikit-learn left behind in this process must not hide what a fresh one would set.
+    # Variables that scikit-learn set in this process must not hide those set in a fresh one.
     clean = {name: value for name, value in os.environ.items() if not name.startswith("KMP_")}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**clean, **environment}
@@ -90,7 +90,7 @@ def test_a_serving_process_holds_at_most_400_mb_more_than_ado():
 
 
 def test_no_file_is_written_anywhere(tmp_path):
-    """With an empty home, an empty working directory and an empty folder for temporary files: all stay empty."""
+    """An empty home, working directory and folder for temporary files stay empty."""
     folders = [tmp_path / name for name in ("home", "temporary", "here")]
     for folder in folders:
         folder.mkdir()

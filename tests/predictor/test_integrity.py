@@ -1,4 +1,4 @@
-"""What is unpickled is what was verified, whatever happens to the files meanwhile."""
+"""Only verified content is unpickled, even if files change in the meantime."""
 
 import os
 import pickle
@@ -27,7 +27,7 @@ JOB = Workload(
 
 @pytest.fixture
 def copied(tmp_path, monkeypatch) -> Iterator[Path]:
-    """A copy of a version, which the package takes for the shipped one."""
+    """A copy of a version that the package uses instead of the shipped one."""
     shutil.copytree(MODELS / VERSION, tmp_path / "models" / VERSION)
     monkeypatch.setattr(registry, "MODELS", tmp_path / "models")
     monkeypatch.setattr(registry, "_loaded", {})
@@ -40,7 +40,7 @@ def copied(tmp_path, monkeypatch) -> Iterator[Path]:
 
 
 class _Bomb:
-    """Unpickling this proves that something else was unpickled than what was verified."""
+    """Unpickling this proves that unverified content was unpickled."""
 
     def __reduce__(self):
         return Path.touch, (Path("unpickled"),)
@@ -79,7 +79,7 @@ def overwrite_in_place(version: Path) -> None:
 
 
 @pytest.mark.parametrize("swap", [swap_file, swap_folder, swap_version_for_a_link, overwrite_in_place])
-def test_what_is_renamed_during_the_load_is_not_unpickled(copied, monkeypatch, swap: Callable[[Path], None]):
+def test_files_renamed_during_the_load_are_not_unpickled(copied, monkeypatch, swap: Callable[[Path], None]):
     """The swap comes after the files were verified and before AutoGluon opens the first of them."""
     real = autogluon_adapter._tabular_predictor
     swapped = []

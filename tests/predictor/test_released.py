@@ -1,4 +1,4 @@
-"""Versions: what is shipped is what was released, and anything else is refused loudly."""
+"""Shipped versions are the released ones; anything else is refused with an error."""
 
 import json
 import pickle
@@ -22,7 +22,7 @@ VERSION = "1.1.0"  # of the fixture ``job``
 
 @pytest.fixture
 def copied(tmp_path, monkeypatch) -> Iterator[Path]:
-    """A copy of a version, which the package takes for the shipped one."""
+    """A copy of a version that the package uses instead of the shipped one."""
     shutil.copytree(MODELS / VERSION, tmp_path / VERSION)
     monkeypatch.setattr(registry, "MODELS", tmp_path)
     monkeypatch.setattr(registry, "_loaded", {})
@@ -32,7 +32,7 @@ def copied(tmp_path, monkeypatch) -> Iterator[Path]:
 
 
 def rewrite_card(folder: Path, **update) -> str:
-    """Change a version's card as somebody would who knows its format; returns the card's digest."""
+    """Change a version's card in a valid format; return the digest of the card."""
     card = json.loads((folder / CARD).read_text())
     (folder / CARD).write_text(json.dumps({**card, **update}))
     return cards.digest((folder / CARD).read_bytes())
@@ -80,7 +80,7 @@ def test_an_edited_card_is_refused_before_anything_is_unpickled(copied, monkeypa
     domain = json.loads((copied / CARD).read_text())["domain"]
     assert domain["models"]["granite-20b-v2"][field] != value
     domain["models"]["granite-20b-v2"][field] = value
-    rewrite_card(copied, domain=domain, files=cards.digests(copied))  # all that the card itself says is right
+    rewrite_card(copied, domain=domain, files=cards.digests(copied))  # the card agrees with itself
     for question in (Workload.parse(**job), pd.DataFrame([job])):
         with pytest.raises(AutoConfError, match=r"version 1\.1\.0: card\.json was altered"):
             recommend(question)
@@ -140,7 +140,7 @@ def test_other_answers_than_the_released_ones_are_refused(copied, job, monkeypat
     checks.loc[5, "fits"] = 1 - checks.loc[5, "fits"]
     checks.to_csv(copied / CHECK_JOBS, index=False)
     monkeypatch.setitem(RELEASED, VERSION, rewrite_card(copied, files=cards.digests(copied)))
-    with pytest.raises(AutoConfError, match=r"answers 1 of .* check jobs otherwise"):
+    with pytest.raises(AutoConfError, match=r"answers 1 of .* check jobs differently"):
         recommend(Workload.parse(**job))
 
 

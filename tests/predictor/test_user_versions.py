@@ -1,4 +1,4 @@
-"""Versions that users made: found next to the shipped ones, never instead of one, and the same at every use."""
+"""User versions are found in addition to released ones, never replace one, and are the same at every use."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def test_a_version_answers_by_argument_and_by_environment(models, monkeypatch):
     assert recommend(table, OWN, models)["gpus"].tolist() == [2, 2]
     monkeypatch.setenv(user_versions.VARIABLE, str(models))
     assert recommend(job).gpus == 2
-    # Nothing changes for the shipped ones beside it.
+    # Released versions do not change.
     assert "is not in the domain" in recommend(Workload.parse(**JOB)).reason
 
 
@@ -87,7 +87,7 @@ def test_experiments_take_the_folder_from_python(models):
     job = {field: value for field, value in JOB.items() if field != "batch_size"}
     found = largest_batch_recommender(**job, number_gpus=2, model_version=OWN, models=models)
     assert found == largest_batch_recommender(**{**job, "model_name": "llama-7b"}, number_gpus=2, model_version="2.0.0")
-    with pytest.raises(AutoConfError, match="AUTOCONF_MODELS names no folder"):
+    with pytest.raises(AutoConfError, match="AUTOCONF_MODELS does not name a folder"):
         min_gpu_recommender(**JOB, model_version=OWN)
 
 
@@ -107,7 +107,7 @@ def test_a_shipped_number_cannot_be_shadowed(models):
     assert registry.known(models) == [*registry.RELEASED, OWN]
 
 
-def test_a_folder_that_was_renamed_is_no_other_version(models):
+def test_a_renamed_folder_is_refused_as_another_version(models):
     (models / OWN).rename(models / "2.0.0+theirs")
     with pytest.raises(AutoConfError, match=r"version 2\.0\.0\+theirs: its card is that of version 2\.0\.0\+mine"):
         recommend(Workload.parse(**JOB, model_version="2.0.0+theirs"), models=models)
@@ -146,7 +146,7 @@ def test_a_digest_may_be_given_with_the_version(models, tmp_path):
     assert answer.reason == "model_version: after @ must come sha256: and 64 hexadecimal digits, got 'md5:1'"
 
 
-def test_where_nothing_can_be_kept_the_digest_is_asked_for(models, tmp_path, monkeypatch):
+def test_without_a_writable_folder_the_error_suggests_a_digest(models, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "file"))
     right = digest((models / OWN / CARD).read_bytes())
@@ -155,7 +155,7 @@ def test_where_nothing_can_be_kept_the_digest_is_asked_for(models, tmp_path, mon
 
 
 @pytest.mark.parametrize("name", ["2.0.0+theirs", "2.0.0+", "2.0.0+../2.0.0+mine", "+mine", "2.0.0+mi ne"])
-def test_what_is_not_in_the_folder_is_named_with_what_is(models, name):
+def test_a_missing_version_is_named_with_the_existing_ones(models, name):
     answer = recommend(Workload.parse(**JOB, model_version=name), models=models)
     assert answer.can_recommend == 0
     assert answer.reason == f"model_version {name!r} is not in {models.resolve()}, which has {OWN}"
@@ -163,7 +163,7 @@ def test_what_is_not_in_the_folder_is_named_with_what_is(models, name):
 
 def test_a_missing_folder_is_no_missing_recommendation(models, tmp_path, monkeypatch):
     job = Workload.parse(**JOB, model_version=OWN)
-    with pytest.raises(AutoConfError, match="AUTOCONF_MODELS names no folder"):
+    with pytest.raises(AutoConfError, match="AUTOCONF_MODELS does not name a folder"):
         recommend(job)
     monkeypatch.setenv(user_versions.VARIABLE, str(tmp_path / "gone"))
     with pytest.raises(AutoConfError, match=r"AUTOCONF_MODELS: .*gone' is not a directory"):
@@ -174,7 +174,7 @@ def test_a_missing_folder_is_no_missing_recommendation(models, tmp_path, monkeyp
 
 
 def other_version(models: Path) -> Path:
-    """A folder of versions whose version of the same name is another one."""
+    """A folder with a different version of the same name."""
     altered(version(models))
     return models
 
@@ -217,7 +217,7 @@ def test_a_new_link_to_a_folder_that_changed_is_refused(models, tmp_path):
 
 
 @pytest.mark.parametrize("given", ["", "sha256:", "sha256:12", "sha256", " "])
-def test_what_follows_an_at_sign_must_be_a_digest(models, tmp_path, given):
+def test_text_after_an_at_sign_must_be_a_digest(models, tmp_path, given):
     answer = recommend(Workload.parse(**JOB, model_version=f"{OWN}@{given}"), models=models)
     assert answer.can_recommend == 0
     assert answer.reason.startswith("model_version: after @ must come sha256: and 64 hexadecimal digits, got ")
@@ -283,7 +283,7 @@ user_versions.place(sys.argv[2], pathlib.Path(sys.argv[1]))
 
 
 def test_a_full_disk_names_the_file_of_digests_and_leaves_it_as_it_was(tmp_path):
-    """The limit on the size of files is what a full disk is here."""
+    """A limit on the size of files simulates a full disk."""
     (tmp_path / OWN).mkdir()
     (tmp_path / OWN / CARD).write_text("card")
     folder = tmp_path / "data" / "ado-autoconf"
@@ -307,3 +307,9 @@ except AutoConfError as error:
     assert f"cannot keep its digest in {folder / 'versions.json'}: File too large" in done.stdout, done
     assert (folder / "versions.json").read_text() == before
     assert {path.name for path in folder.iterdir()} <= {"versions.json", "versions.json.lock"}
+
+
+def test_damage_that_trust_cannot_fix_must_be_restored(models):
+    (models / OWN / "notes.txt").write_text("mine")
+    with pytest.raises(AutoConfError, match=r"notes\.txt does not belong to it .*; restore its files, or "):
+        recommend(Workload.parse(**JOB, model_version=OWN), models=models)

@@ -1,4 +1,4 @@
-"""The benchmarks, on one figure that they measure in seconds, and what the report makes of figures."""
+"""The benchmarks, with one figure that takes seconds, and the report of figures."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def measured_text(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def measured(measured_text: str) -> dict:
-    """What pytest-benchmark measured for a table of 3,960 jobs and for its baseline, to be changed at will."""
+    """The measurements of pytest-benchmark for a table of 3,960 jobs and for its baseline; a test may change them."""
     return json.loads(measured_text)
 
 

@@ -1,4 +1,4 @@
-"""What somebody gets who clones this repository."""
+"""The content of a clone of this repository."""
 
 import os
 import subprocess

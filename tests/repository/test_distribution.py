@@ -1,4 +1,4 @@
-"""What somebody is told who has another distribution with the same package name installed."""
+"""The error if another distribution with the same package name is installed."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ MESSAGE = f"two installed distributions have a package named autoconf: {NAME} {_
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """An environment in which the metadata of another distribution of that name is found."""
+    """An environment with the metadata of another distribution of that name."""
     metadata = tmp_path / "ado_autoconf-9.8.7.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text(f"Metadata-Version: 2.1\nName: {CLASHING}\nVersion: 9.8.7\n")
@@ -40,5 +40,5 @@ def test_a_question_from_python_is_an_error_and_not_a_recommendation(environment
     assert f"autoconf.errors.AutoConfError: {MESSAGE}" in done.stderr
 
 
-def test_the_wheel_is_not_named_as_somebody_elses(environment):
+def test_the_wheel_does_not_have_the_name_of_another_project(environment):
     assert NAME != CLASHING and (Path(__file__).parents[2] / "pyproject.toml").read_text().count(f'"{NAME}"') == 1

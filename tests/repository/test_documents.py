@@ -1,4 +1,4 @@
-"""What the documents say of a version is what the version is, and every command in them runs."""
+"""The documents agree with the versions, and every command in them runs."""
 
 import importlib.metadata
 import importlib.util
@@ -23,7 +23,7 @@ from autoconf.cli.plots.answer_grid import POINT
 from autoconf.jobs.importers.key_table import job_keys
 from autoconf.jobs.job import Workload
 from autoconf.jobs.presets import presets
-from autoconf.pipeline.release.evaluate import _domain, _real_runs, _section
+from autoconf.pipeline.release.evaluate import domain_section, evaluation_section, real_runs_section
 from autoconf.predictor import registry
 
 from ado.utilities import run_experiment
@@ -64,13 +64,13 @@ def test_the_page_of_an_evaluation_has_the_cards_figures(version):
         assert f"| {' | '.join(map(str, row.values()))} |" in page
 
 
-def test_the_pages_of_the_newest_version_are_what_make_evaluate_writes():
+def test_the_pages_of_the_newest_version_are_those_of_make_evaluate():
     card = registry.card(registry.DEFAULT)
-    assert _section(card.evaluation, card.version) in (PAGES / f"evaluation-{card.version}.md").read_text(
+    assert evaluation_section(card.evaluation, card.version) in (PAGES / f"evaluation-{card.version}.md").read_text(
         encoding="utf-8"
     )
-    assert _domain(card) in (PAGES / f"domain-{card.version}.md").read_text(encoding="utf-8")
-    assert _real_runs(card.evaluation) in (PAGES / "validation.md").read_text(encoding="utf-8")
+    assert domain_section(card) in (PAGES / f"domain-{card.version}.md").read_text(encoding="utf-8")
+    assert real_runs_section(card.evaluation) in (PAGES / "validation.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("version", registry.RELEASED)
@@ -94,11 +94,11 @@ def test_required_figures_are_met(version):
 
 
 @pytest.mark.parametrize(("document", "most"), [(ROOT / "README.md", 150), (registry.MODELS / "README.md", 100)])
-def test_what_a_reader_sees_first_is_short(document, most):
+def test_the_first_documents_are_short(document, most):
     assert len(document.read_text(encoding="utf-8").splitlines()) <= most
 
 
-def test_the_table_of_what_settings_buy_is_what_the_version_answers():
+def test_the_table_of_effects_of_settings_agrees_with_the_version():
     """All points of sweep/examples/stacks.yaml, answered without ado."""
     space = yaml.safe_load((ROOT / "sweep" / "examples" / "stacks.yaml").read_text(encoding="utf-8"))["entitySpace"]
     values = {dimension["identifier"]: dimension["propertyDomain"]["values"] for dimension in space}
@@ -140,7 +140,7 @@ def test_files_that_documents_name_exist(document):
 
 
 def anchors(document: Path) -> set[str]:
-    """What the headings of a document are called in links."""
+    """The anchors of the headings of a document."""
     headings = re.findall(r"^#+ +(.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
@@ -152,12 +152,12 @@ def test_the_readmes_figures_are_those_of_the_tables():
     rows = re.findall(r"^\| .* \| (\d+) of \d+ \| ([\d.]+) % .* \| ([\d.]+) % .* \| ([\d.]+) % .* \|$", compared, re.M)
     count, medians, _, worst = zip(*rows, strict=True)
     least, most = sorted(medians, key=float)[:: len(medians) - 1]
-    assert f"{sum(map(int, count))} peaks that A100s measured | median difference {least} to {most} %" in readme
+    assert f"{sum(map(int, count))} peaks measured on A100s | median difference {least} to {most} %" in readme
     assert f"worst {max(worst, key=float)} %" in readme
     (held_out,) = re.findall(r"^\| model \| predictor: headroom, sharded \| (.*) \|$", validation, re.MULTILINE)
     _, _, failed, finished, *_ = held_out.split(" | ")
     assert failed == "0"
-    assert f"no failed run is let through; {finished} that finished are refused" in readme
+    assert f"no false positive (a failed run predicted to fit), {finished} false negatives" in readme
     contradictions = registry.card(registry.DEFAULT).evaluation["contradictions"]
     assert not any(row["found"] for row in contradictions)
     assert len(contradictions) == 9 and "0 in nine kinds of pairs of 20,000 jobs" in readme
@@ -244,7 +244,7 @@ SOURCES = [source for source in _ALL if any(commands(source))]
 
 @pytest.fixture
 def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AdoContext:
-    """An ado of its own, in a folder with the examples and with the tables that commands read."""
+    """A separate ado context, in a folder with the examples and the tables that commands read."""
     for name in ("examples", "sweep"):
         (tmp_path / name).symlink_to(ROOT / name)
     jobs = pd.DataFrame(
@@ -260,7 +260,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AdoContext:
 
 
 def check(command: str, context: AdoContext) -> None:
-    """Run a command; of one that would take minutes, check that all its words are understood.
+    """Run a command; if it would take minutes, only check that its options are accepted.
 
     Raises:
         AssertionError: it does not run.
@@ -342,15 +342,15 @@ PRINTED = [(document, *pair) for document in DOCUMENTS for pair in shown.command
 
 
 @pytest.mark.parametrize(("document", "block", "given"), PYTHON, ids=[name(document) for document, *_ in PYTHON])
-def test_the_python_of_the_documents_gives_what_is_shown_below_it(document, block, given, context) -> None:
-    """``python tests/helpers/shown.py`` writes what is given today."""
+def test_the_python_code_of_the_documents_gives_the_shown_results(document, block, given, context) -> None:
+    """``python tests/helpers/shown.py`` updates the results."""
     value = shown.value(block, {"jobs": pd.read_csv("jobs.csv")})
     assert given in ("", value)
 
 
 @pytest.mark.parametrize(("document", "command", "text"), PRINTED, ids=[name(document) for document, *_ in PRINTED])
-def test_the_documents_show_what_a_command_prints(document, command, text, context) -> None:
-    """``python tests/helpers/shown.py`` writes what is printed today."""
+def test_the_documents_show_the_output_of_commands(document, command, text, context) -> None:
+    """``python tests/helpers/shown.py`` updates the outputs."""
     assert text == shown.shortened(text, shown.printed(command))
 
 

@@ -1,4 +1,4 @@
-"""The rules that keep the package readable, as far as they can be counted."""
+"""Limits that keep the package readable."""
 
 import ast
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def test_a_module_says_first_what_it_is_for_and_is_short(module):
 
 
 def functions(module: Path) -> Iterator[tuple[str, int]]:
-    """The functions of a module, each with its number of lines without the docstring."""
+    """The functions of a module, each with its number of lines, excluding the docstring."""
     for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef):
             docstring = ast.get_docstring(node, clean=False)

@@ -1,4 +1,4 @@
-"""`make run` ends with the answer that run_experiment gave."""
+"""`make run` ends with the answer of run_experiment."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ def test_the_last_line_is_the_answer():
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Path:
-    """An environment in which run_experiment prints and ends as a test wants: the real one cannot be made to fail."""
+    """An environment with a controllable run_experiment, because the real one cannot be made to fail."""
     (tmp_path / "bin").mkdir()
     for name in ("bin/python", "installed"):
         (tmp_path / name).touch()
@@ -53,6 +53,6 @@ def test_the_answer_and_the_failure_are_those_of_run_experiment(environment, scr
     assert (done.returncode == 0) is succeeds
 
 
-def test_the_first_example_asks_the_newest_version():
+def test_the_first_example_uses_the_newest_version():
     text = (ROOT / "examples" / "qwen.yaml").read_text(encoding="utf-8")
     assert f"model_version: {DEFAULT}\n" in text and "stack: trl\n" in text

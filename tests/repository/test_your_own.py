@@ -1,4 +1,4 @@
-"""``docs/guides/your-model-and-cluster.md``, word for word: its commands, its Python, and what it says they print."""
+"""The commands and Python code of ``docs/guides/your-model-and-cluster.md`` run and print the shown outputs."""
 
 import ast
 import os
@@ -24,7 +24,7 @@ DOCUMENT = (ROOT / "docs" / "guides" / "your-model-and-cluster.md").read_text(en
 
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory):
-    """A folder in which somebody did what the document says, and what each command printed."""
+    """A folder in which the commands of the document have run, and the output of each command."""
     pytest.importorskip("torch", reason="traces need the extra [build]")
     folder = tmp_path_factory.mktemp("followed")
     (folder / "examples").symlink_to(ROOT / "examples")
@@ -53,7 +53,7 @@ def followed(tmp_path_factory):
 
 
 def shown(first_line: str) -> list[str]:
-    """The lines of the document's block that begins so; what it leaves out stands as ``...``."""
+    """The lines of the block of the document with this first line; omitted lines are shown as ``...``."""
     (block,) = [b for b in re.findall(r"```text\n(.*?)```", DOCUMENT, re.DOTALL) if b.startswith(first_line)]
     return [line.rstrip() for line in block.splitlines() if line.strip() not in ("", "...")]
 
@@ -73,7 +73,7 @@ def peaks(table: ModelsTable, model: str) -> dict[tuple[str, str, bool, int], fl
 @pytest.mark.parametrize(
     ("command", "begins"), [("ado-autoconf trace", "my-model: "), ("ado-autoconf train", "made version 2.0.0+mine")]
 )
-def test_the_document_shows_what_is_printed(followed, command, begins):
+def test_the_document_shows_the_printed_output(followed, command, begins):
     printed = [line.rstrip() for line in followed[1][command].splitlines()]
     for line in shown(begins):
         assert line in printed

@@ -1,4 +1,4 @@
-"""Tell whose settings a file or a command has: only on positive evidence, which is kept to be shown."""
+"""Find the trainer that a file or a command belongs to, only on positive evidence, and record the evidence."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from autoconf.jobs.importers.documents import shortened
 from autoconf.jobs.importers.key_table import Dialect, Setting, job_keys, known_key
 from autoconf.jobs.importers.other_files import tool_of
 
-_ENOUGH = 2  # one key is no evidence
-# Signs that scripts of other projects have as well: enough to read a file, not enough for the trainer's defaults.
+_ENOUGH = 2  # one key is not enough
+# Signs that scripts of other projects also have: enough to read a file, but not to assume the trainer's defaults.
 _COMMON = (
     "dataset_name", "dataset_num_proc", "max_seq_length", "lora_r", "lora_target_modules", "load_in_4bit",
     "load_in_8bit", "use_flash_attn", "target_modules", "r",
 )  # fmt: skip
 _OF_THE_TRAINER = 3  # keys of TrainingArguments that show transformers' Trainer
-_FOREIGN = 1  # unknown keys in a file that is provably a trainer's: its own parser refuses all that it does not know
-_LLAMA_FACTORY = ("llama-factory", 2)  # and how many of its signs a file must have
-_SEVERAL = 3  # signs that show a trainer whose keys other trainers have as well
+_FOREIGN = 1  # unknown keys allowed in a file that provably belongs to a trainer, whose own parser refuses unknown keys
+_LLAMA_FACTORY = ("llama-factory", 2)  # how many signs such a file must have
+_SEVERAL = 3  # signs of a trainer whose keys other trainers also have
 _DIALECTS = ("arguments", "llama-factory")
 
 
@@ -29,7 +29,7 @@ class Evidence(NamedTuple):
     Attributes:
         framework: Its name in ``job_keys.yaml``, ``None`` if no file has settings of a trainer.
         proven: Whether the trainer's own defaults hold for the method, the length, the batch and the adapters.
-        because: What shows it.
+        because: The evidence.
     """
 
     framework: str | None
@@ -38,7 +38,7 @@ class Evidence(NamedTuple):
 
 
 class Command(NamedTuple):
-    """What a command shows of the trainer.
+    """The evidence of a command for a trainer.
 
     Attributes:
         framework: The trainer that the command itself names, such as ``trl sft``; ``None`` if it names a script.
@@ -53,7 +53,7 @@ def dialect_of(document: Mapping[str, Any], file: str) -> str:
     """The dialect of a mapping's keys.
 
     Raises:
-        BadInput: It is another tool's, or has sections, or most of its keys are unknown; the message says so.
+        BadInput: It belongs to another tool, has sections, or most of its keys are unknown; the message says which.
     """
     if tool := tool_of(document):
         raise BadInput(f"{file}: looks like {tool}, which is not read; give the job by options instead of --job")
@@ -104,7 +104,7 @@ def evidence_of(settings: Sequence[Setting], commands: Iterable[Command]) -> Evi
         raise BadInput(f"these files belong to {' and '.join(sorted(named))}; one job has one trainer")
     if named:
         (framework,) = named
-        proven = framework != "transformers"  # whose scripts are everybody's own
+        proven = framework != "transformers"  # users write their own scripts for it
         return Evidence(framework, proven, (f"the command or the kind of file of {framework}",))
     of_factory = {setting.key for setting in settings if setting.dialect == "llama-factory"}
     if signs := [sign for sign in job_keys().frameworks["llama-factory"].signs if sign in of_factory]:

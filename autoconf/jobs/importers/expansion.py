@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Any
 
-from autoconf.jobs.importers.words import NEW_WORD, Piece, described, fields, is_unknown, limited, unknown
+from autoconf.jobs.importers.words import NEW_WORD, Piece, described, fields, is_unknown, joined, limited, unknown
 
 _BRACES = re.compile(
     r"\$\{(?P<length>#(?=\w))?(?P<indirect>!)?(?P<name>\w+|[@*#?$!-])(?:\[(?P<index>[^\]]*)\])?(?P<rest>.*)\}",
     re.DOTALL,
 )
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "'": "'", '"': '"', "\\": "\\"}
+_CHANGED = re.compile(r"(?:\+\+|--)\s*([A-Za-z_]\w*)|([A-Za-z_]\w*)\s*(?:\+\+|--|(?:[-+*/%&|^]|<<|>>)?=(?!=))")
+_LIST_ALONE = re.compile(r"\"(?:\$@|\$\{\w+\[@\]\}|\$\{@\})\"")
+_BRACED = re.compile(r"(?<![$\\])\{[^{}\s]*(?:,|\.\.)[^{}\s]*\}")
+_QUOTED = re.compile(r"'[^']*'|\"(?:\\.|[^\"\\])*\"")
 _LEADING = re.compile(r"^(?:\s|\\\n)+")
 _LARGEST = 2**63
 Value = str | list[str]
@@ -42,6 +46,10 @@ class Expander:
 
     def words(self, node: Any) -> list[str]:
         """The words that a node gives."""
+        if node.type in ("word", "concatenation", "brace_expression"):
+            raw = self.raw(node)
+            if _BRACED.search(_QUOTED.sub("", raw)):
+                return [unknown(raw[:60], "bash makes several words of the braces; write them out, or quote them")]
         return fields(self.pieces(node))
 
     def text(self, node: Any) -> str:
@@ -56,7 +64,8 @@ class Expander:
             case "ansi_c_string":
                 yield re.sub(r"\\(.)", lambda found: _ESCAPES.get(found[1], found[0]), self.raw(node)[2:-1]), False
             case "string" | "translated_string":
-                yield "", False
+                if not _LIST_ALONE.fullmatch(self.raw(node)):  # "$@" gives no word where it is empty
+                    yield "", False
                 start = node.start_byte + (2 if node.type == "translated_string" else 1)
                 yield from self.between(node, start, node.end_byte - 1, quoted=True)
             case "concatenation" | "command_name":
@@ -82,10 +91,14 @@ class Expander:
             if not is_expansion or child.start_byte < start or child.end_byte > end:
                 continue
             before = child.end_byte - len(self.raw(child).encode("utf-8", "surrogateescape"))
-            yield self._literal(start, before), False
+            yield from self._unless_empty(start, before)
             yield from self.pieces(child, quoted)
             start = child.end_byte
-        yield self._literal(start, end), False
+        yield from self._unless_empty(start, end)
+
+    def _unless_empty(self, start: int, end: int) -> Iterator[Piece]:
+        if start < end:
+            yield self._literal(start, end), False
 
     def _literal(self, start: int, end: int) -> str:
         text = self.source[start:end].decode("utf-8", "replace")
@@ -153,20 +166,35 @@ class Expander:
         if kind in "-=?+":
             is_set = value is not None and not (value == "" and operator[0].startswith(":"))
             if (is_set and kind == "+") or (not is_set and kind in "-="):
-                inside = list(self.between(node, start, node.end_byte - 1, quoted))
+                inside = list(self._default(node, start, quoted))
                 default = "".join(piece[0] if piece else " " for piece in inside)
-                default = default[1:-1] if re.fullmatch(r"\"[^\"]*\"|'[^']*'", default) else default
                 if not is_set:
                     self.assumed.setdefault(
                         f"${name} is not set when the script starts, so it is {described(default)!r}"
                     )
                 if kind == "=":
                     self.variables[name] = default
-                yield default, not quoted
+                yield from inside
             elif kind != "+":
                 yield value if is_set and value is not None else self._not_set(name), not quoted
             return
         yield self._stripped(name, value, operator[0], rest[operator.end() :]), not quoted
+
+    def _default(self, node: Any, start: int, quoted: bool) -> Iterator[Piece]:
+        """The text behind ``:-`` or ``:+``, whose parts are split unless they are quoted."""
+        found = [child for child in node.children if child.start_byte >= start and child.type != "}"]
+        parts = [part for child in found for part in (child.children if child.type == "concatenation" else [child])]
+        for part in parts:
+            before = part.end_byte - len(self.raw(part).encode("utf-8", "surrogateescape"))
+            yield self._literal(start, before), not quoted
+            if part.children:
+                yield from self.pieces(part, quoted)
+            elif part.type == "raw_string":
+                yield self.raw(part)[1:-1], False
+            else:
+                yield self._literal(before, part.end_byte), not quoted
+            start = part.end_byte
+        yield self._literal(start, node.end_byte - 1), not quoted
 
     def _stripped(self, name: str, value: str | None, operator: str, pattern: str) -> str:
         if value is None:
@@ -184,6 +212,8 @@ class Expander:
 
     def _arithmetic(self, node: Any) -> str:
         text = self.raw(node)[3:-2] if self.raw(node).startswith("$((") else self.raw(node)[2:-1]
+        for name in _CHANGED.findall(text):
+            self.variables[name[0] or name[1]] = unknown(f"${name[0] or name[1]}", "set by arithmetic")
         text = re.sub(r"\$\{?(\w+)\}?|\b([A-Za-z_]\w*)\b", lambda found: self._number(found[1] or found[2]), text)
         try:
             return str(_value(ast.parse(text.strip(), mode="eval").body))
@@ -214,7 +244,7 @@ class Expander:
                 return "."
             case [["which", path]]:
                 return path
-            case [["echo", *rest]]:
+            case [["echo", *rest]] if not rest or not rest[0].startswith("-"):
                 return limited("(echo)", " ".join(rest))
         return unknown(self.raw(node)[:60], "the output of a command")
 
@@ -259,17 +289,19 @@ def assigned_in(node: Any, words: Expander) -> set[str]:
         if child.type == "variable_assignment" and child.child_by_field_name("name") is not None:
             found.add(words.raw(child.child_by_field_name("name")))
         elif child.type in ("postfix_expression", "unary_expression", "binary_expression"):
-            found |= set(re.findall(r"^\s*(\w+)\s*(?:\+\+|--|[-+*/]?=(?!=))", words.raw(child)))
+            found |= {first or second for first, second in _CHANGED.findall(words.raw(child))}
         waiting += child.children
     return found
 
 
-def first_error(root: Any) -> int:
-    """The line of the first part that is not the syntax of bash, from 1."""
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
-        if node.is_error or node.is_missing:
-            return int(node.start_point[0]) + 1
-        waiting += [child for child in reversed(node.children) if child.has_error or child.is_missing]
-    return 1
+def merged(results: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
+    """The variables after one of several ways through a script."""
+    together: dict[str, Value] = {}
+    for name in dict.fromkeys(name for result in results for name in result):
+        values = [result.get(name) for result in results]
+        if all(value == values[0] for value in values[1:]) and values[0] is not None:
+            together[name] = values[0]
+            continue
+        texts = [" ".join(value) if isinstance(value, list) else value for value in values]
+        together[name] = joined(name, texts) or unknown(f"${name}", "not certain")
+    return together

@@ -1,4 +1,4 @@
-"""Read settings one by one into the facts that they state, by the table of keys."""
+"""Convert settings to the facts that they state, by the table of keys."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from autoconf.jobs.importers.unknown_keys import concern
 from autoconf.jobs.importers.words import described, is_unknown
 from autoconf.jobs.job import BATCHES, Workload, read
 
-# The facts that determine a field, besides one of its own name.
+# The facts that determine a field, in addition to the fact with its name.
 FACTS_OF = {
     "method": ("adapters", "quantized", "nested"),
     "gradient_checkpointing": ("checkpointing", "reentrant", "fsdp_checkpointing"),
@@ -31,7 +31,7 @@ _QUANTIZED = re.compile(
 
 
 class Source(NamedTuple):
-    """A setting that decides something: where it is, and what follows from it."""
+    """A setting that decides facts, with its place."""
 
     setting: Setting
     facts: dict[str, Any]
@@ -50,7 +50,7 @@ class Source(NamedTuple):
 
 
 class Reading:
-    """The facts that files state, one by one."""
+    """Collects the facts that files state."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._said_otherwise = {fact for field in options for fact in (field, *FACTS_OF.get(field, ()))}
@@ -73,7 +73,7 @@ class Reading:
             return
         stated = meaning.facts()
         if stated and stated <= self._said_otherwise:
-            self.ignored.append(f"{where}: an option says it")
+            self.ignored.append(f"{where}: set by an option")
             return
         if value is None or value == {}:
             if meaning.empty:
@@ -101,7 +101,7 @@ class Reading:
             self.ignored.append(f"{where}: {_quoted(value)}")
 
     def _take_unknown(self, setting: Setting, dialect: Dialect) -> None:
-        """Refuse an unknown key whose name speaks of what decides memory, until an option settles it."""
+        """Refuse an unknown key whose name suggests an effect on memory, unless an option sets the fields concerned."""
         where = str(setting.place)
         if dialect.ignores(setting.key):
             self.ignored.append(where)
@@ -113,7 +113,7 @@ class Reading:
         if about is None or setting.value is None or (about.options != ("method",) and is_off(setting.value)):
             self.unknown.append(where)
         elif any(option in self._options for option in about.options):
-            self.ignored.append(f"{where}: an option says it")
+            self.ignored.append(f"{where}: set by an option")
         elif self._options.get("method") == "full" and about.options[0] in ("lora_r", "lora_targets"):
             self.ignored.append(f"{where}: no adapters are trained")
         else:
@@ -125,7 +125,7 @@ class Reading:
     def _state(self, fact: str, value: Any, where: str) -> None:
         if fact in self.facts and str(self.facts[fact]) != str(value):
             self.problems.append(
-                f"{where}: {named(fact)} = {value} contradicts {self._where[fact]}, which says {self.facts[fact]}"
+                f"{where}: {named(fact)} = {value} contradicts {self._where[fact]}, which sets {self.facts[fact]}"
             )
         self.facts.setdefault(fact, value)
         self._where.setdefault(fact, where)
@@ -137,7 +137,7 @@ def adapters_in_question(reading: Reading, options: Mapping[str, Any]) -> list[s
     if "method" in options or "adapters" in reading.facts or not of_adapters:
         return []
     places = ", ".join(str(source.setting.place) for source in of_adapters)
-    return [f"{places}: no key that is known here says that adapters are trained; give --method"]
+    return [f"{places}: no known key enables adapters; give --method"]
 
 
 def options_of(fields: Sequence[str]) -> str:
@@ -150,7 +150,7 @@ def options_of(fields: Sequence[str]) -> str:
 
 
 def _way_out(meaning: Key) -> str:
-    """The option that settles a key, if one does."""
+    """The option to give instead of a key, if there is one."""
     facts = meaning.facts()
     possible = [*(field for field in Workload.model_fields if field in facts), *Workload.model_fields]
     fields = [field for field in possible if facts and facts <= {field, *FACTS_OF.get(field, ())}]
@@ -158,10 +158,10 @@ def _way_out(meaning: Key) -> str:
 
 
 def _facts(meaning: Key, value: Any) -> dict[str, Any]:
-    """What a key states by a value.
+    """The facts of a key for a value.
 
     Raises:
-        ValueError: it cannot be told.
+        ValueError: the value is unknown.
     """
     if meaning.field is None:
         if (facts := meaning.values.get(_as_boolean(meaning, text(value)))) is None:
@@ -169,7 +169,7 @@ def _facts(meaning: Key, value: Any) -> dict[str, Any]:
             raise ValueError(f"{meaning.because}{known}")
         return facts
     if meaning.field == "model_name" and (found := _QUANTIZED.search(str(value))):
-        raise ValueError(f"{found[0]} in the name says that the checkpoint is quantized already, which is not covered")
+        raise ValueError(f"{found[0]} in the name means that the checkpoint is already quantized, which is not covered")
     if meaning.field in Workload.model_fields:
         return {meaning.field: read(meaning.field, value)}
     try:
@@ -182,14 +182,14 @@ def _facts(meaning: Key, value: Any) -> dict[str, Any]:
 
 
 def _as_boolean(meaning: Key, value: str) -> str:
-    """The text of a boolean, which argparse and transformers' parser take in several forms."""
+    """The text of a boolean, which argparse and the parser of transformers accept in several forms."""
     if not set(meaning.values) <= {"true", "false"}:
         return value
     return "true" if value in ("yes", "t", "y", "1") else "false" if value in ("no", "f", "n", "0") else value
 
 
 def named(fact: str) -> str:
-    """A fact with the field that it counts for, as messages have it."""
+    """The name of a fact in messages, with its field."""
     field = next((field for field, facts in FACTS_OF.items() if fact in facts and field not in BATCHES), fact)
     return fact if fact == field else f"{field} ({fact})"
 

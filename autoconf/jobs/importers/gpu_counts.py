@@ -78,6 +78,7 @@ class Plan:
         self.layout = layout
         self.changes: dict[Path, int | str] = {}
         self.gpus_before = 0
+        self.notes: list[str] = []  # what the new counts need besides this file
         self.counts_processes = False  # whether a command overrides the count of an accelerate config
 
     def get(self, path: Path) -> Any:
@@ -114,6 +115,11 @@ class Plan:
         self.gpus_before = self.number((*config, "num_processes"))
         self.set((*config, "num_processes"), self.layout.gpus * self.layout.workers)
         self._set_unless_default((*config, "num_machines"), self.layout.workers)
+        if self.layout.workers > 1 and self.get((*config, "main_process_ip")) is None:
+            self.notes.append(
+                f"{self.where((*config, 'num_machines'))}: several machines need main_process_ip, and machine_rank on "
+                "each of them, which this config does not have; give them to accelerate launch"
+            )
         ids = self.get((*config, "gpu_ids"))
         if ids is not None and ids != "all":
             if not re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", str(ids)):
@@ -210,6 +216,9 @@ class Plan:
             for part in ("command", "args")
             for i, word in enumerate(_list(self.get((*container, part))))
         ]
+        for path, _ in words:
+            if isinstance(self.get(path), dict | list):
+                self.refuse(path, "a word of a command must be text")
         self._check_variables(container)
         self._words(words)
         self._check_launcher(container, words)

@@ -1,4 +1,4 @@
-"""What other projects' keys mean here: the table ``job_keys.yaml``, and a setting read from a file."""
+"""The table ``job_keys.yaml`` with the meaning of other projects' keys, and settings read from files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from autoconf.jobs.importers.documents import printable
 
-_LAUNCHERS = "accelerate_launch_args."  # of fms-hf-tuning's image: v3.1.0, build/accelerate_launch.py
+_LAUNCHERS = "accelerate_launch_args."  # fms-hf-tuning's image: v3.1.0, build/accelerate_launch.py
 JOB_KEYS = Path(__file__).with_name("job_keys.yaml")
 
 
@@ -36,7 +36,7 @@ class Setting(NamedTuple):
     """One key and value read from a file."""
 
     place: Place
-    dialect: str  # of ``job_keys.yaml``
+    dialect: str  # a dialect of ``job_keys.yaml``
     key: str
     value: Any
 
@@ -46,11 +46,11 @@ class _Typed(BaseModel):
 
 
 class Key(_Typed):
-    """What one key means: a field of ours, or facts by its values."""
+    """The meaning of one key: a field of a job, or facts for each of its values."""
 
     field: str | None = None
     values: Mapping[str, dict[str, Any]] = Field(default_factory=dict)
-    because: str = "it is not known what this does"
+    because: str = "its effect is not known"
     empty: str = ""
     assume: str = ""
 
@@ -60,12 +60,12 @@ class Key(_Typed):
         return {text(value): facts for value, facts in values.items()}
 
     def facts(self) -> set[str]:
-        """The facts that this key may state."""
+        """The facts that the key can state."""
         return {self.field} if self.field else {fact for facts in self.values.values() for fact in facts}
 
 
 class Dialect(_Typed):
-    """The keys of one kind of file; where it is ``like`` another, the keys of that one come behind its own."""
+    """The keys of one kind of file; with ``like``, the keys of another kind follow its own keys."""
 
     source: str
     like: str = ""
@@ -74,14 +74,14 @@ class Dialect(_Typed):
     ignored: tuple[str, ...] = ()
 
     def find(self, key: str) -> Key | None:
-        """The meaning of a key, by its name before any pattern; ``None`` if the table does not have it."""
+        """The meaning of a key, by exact name first, then by pattern; ``None`` if the table does not have it."""
         if key in self.keys:
             return self.keys[key]
         found = (pattern for pattern in self.keys if "*" in pattern and fnmatchcase(key, pattern))
         return self.keys.get(next(found, ""))
 
     def knows(self, key: str) -> bool:
-        """Whether the table has a key, or it changes no memory."""
+        """Whether the table has a key, including keys that change no memory."""
         return self.find(key) is not None or self.ignores(key)
 
     def ignores(self, key: str) -> bool:
@@ -95,14 +95,14 @@ class Default(_Typed):
 
 
 class Framework(_Typed):
-    """A trainer: its preset, what shows it, and its defaults."""
+    """A trainer: its preset, the evidence for it, and its defaults."""
 
     preset: str
-    scripts: tuple[str, ...]  # by which the framework is certain
-    script_hints: tuple[str, ...] = ()  # names that others have as well: evidence only together with a sign
+    scripts: tuple[str, ...]  # scripts that prove the framework
+    script_hints: tuple[str, ...] = ()  # names that other projects have as well: evidence only together with a sign
     signs: tuple[str, ...]
     defaults: dict[str, Default]
-    needs: dict[str, str] = {}  # facts of adapters that files must state, with what to say where they do not
+    needs: dict[str, str] = {}  # facts of adapters that files must state, with the error message if they do not
     note: str = ""
 
 
@@ -123,7 +123,7 @@ class JobKeys(_Typed):
 
 @cache
 def job_keys() -> JobKeys:
-    """The table.
+    """Load the table.
 
     >>> job_keys().dialects["arguments"].find("optim").values["adamw_8bit"]
     {'optim': 'adamw_bnb_8bit'}

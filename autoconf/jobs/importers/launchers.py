@@ -209,8 +209,9 @@ def _in_shell(words: Sequence[str], place: PlaceOf, variables: Mapping[str, str]
     """The training in ``bash -c "..."``, whatever other options come before."""
     for i, word in enumerate(words):
         if re.fullmatch(r"-[a-z]*c", word):
-            script = words[i + 1] if i + 1 < len(words) else ""
-            return launch_in_script(script, place, variables)
+            script, *arguments = words[i + 1 :] or [""]
+            given = {name: value for name, value in variables.items() if not name.isdigit()}
+            return launch_in_script(script, place, {**given, **{str(n): word for n, word in enumerate(arguments)}})
         if not word.startswith(("-", "+")) and (
             i == 0 or words[i - 1] not in ("-o", "-euo", "-eo", "-uo", "-exo", "-euxo")
         ):

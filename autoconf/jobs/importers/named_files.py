@@ -26,14 +26,14 @@ _ANCESTORS = 3  # folders above a script in which a relative path may start
 
 
 class Sources(NamedTuple):
-    """Where named files are looked for.
+    """The places where named files are searched.
 
     Attributes:
         path: The file that names others.
         written: The texts of files that the same script writes.
-        others: The settings of the other files of the job; a missing file may be among these.
-        missing: The options that would describe the job without any file; with none, a missing file is no error.
-        unread: Takes the settings that name a missing file.
+        others: The settings of the other files of the job, which may include a missing file.
+        missing: The options that would describe the job without any file; if empty, a missing file is not an error.
+        unread: Collects the settings that name a missing file.
     """
 
     path: str
@@ -44,10 +44,10 @@ class Sources(NamedTuple):
 
 
 def with_named_files(found: Sequence[Setting], sources: Sources) -> list[Setting]:
-    """Settings, and those of the files that they name; where both set something, the naming ones count.
+    """Settings with those of the files that they name; the settings of the naming file have precedence.
 
     Raises:
-        BadInput: A named file is missing, its name is not certain, or it has other settings than it must have.
+        BadInput: A named file is missing, its name is not certain, or it has unexpected settings.
     """
     given = {(setting.dialect, setting.key) for setting in found}
     complete: list[Setting] = []
@@ -62,7 +62,7 @@ def with_named_files(found: Sequence[Setting], sources: Sources) -> list[Setting
 
 
 def _named(setting: Setting, dialect: str, sources: Sources) -> list[Setting] | None:
-    """The settings of a named file; ``None`` if the name is that of something that the trainer brings."""
+    """The settings of a named file; ``None`` if the file is part of the trainer."""
     name = setting.value
     if is_unknown(name) or "$" in name:
         if not sources.missing:

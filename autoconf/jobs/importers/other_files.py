@@ -1,4 +1,4 @@
-"""Recognize files and commands that are not a supervised fine-tuning read here, to refuse them by name."""
+"""Recognize files of other tools and other objectives than supervised fine-tuning, to refuse them by name."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _table() -> _OtherFiles:
 
 
 def tool_of(document: Mapping[str, Any]) -> str | None:
-    """The kind of file that a mapping is, if it is one of another tool.
+    """The kind of file that a mapping is, if it belongs to another tool.
 
     >>> tool_of({"model": {"_component_": "torchtune.models.llama3.llama3_8b"}})
     'a recipe of torchtune'
@@ -53,7 +53,7 @@ def tool_of(document: Mapping[str, Any]) -> str | None:
 
 
 def text_kind(text: str, name: str) -> str | None:
-    """The kind of a text that is neither settings nor a shell script, as far as it can be told.
+    """The kind of a text that is neither settings nor a shell script; ``None`` if it is not recognized.
 
     >>> text_kind("from trl import SFTConfig\\n", "train"), text_kind("ls", "train")
     ('a Python script', None)
@@ -88,7 +88,7 @@ def _has(document: Mapping[str, Any], key: str) -> bool:
 
 
 def objective_in(text: str) -> str | None:
-    """The objective other than supervised fine-tuning that a script, a module or a file's name speaks of.
+    """The objective other than supervised fine-tuning in the name of a script, a module or a file.
 
     >>> objective_in("scripts/train_dpo.py"), objective_in("trl.scripts.sft"), objective_in("dpo_data_sft.yaml")
     ('preference optimization', None, None)
@@ -112,17 +112,17 @@ def check_objective(settings: Iterable[Setting], files: Iterable[str]) -> None:
                 refuse_objective(setting.place, objective)
     for file in files:
         named = objective_in(Path(file).name)
-        if named and named != "distillation":  # many are named after data that another model wrote
+        if named and named != "distillation":  # many are named after data that another model generated
             refuse_objective(Place(file), named)
 
 
 def refuse_objective(place: Place, objective: str) -> NoReturn:
-    """Refuse an objective, which is not supervised fine-tuning."""
+    """Refuse an objective other than supervised fine-tuning."""
     raise BadInput(f"{place}: {objective} is not supervised fine-tuning, the only objective that is answered")
 
 
 def is_off(value: Any) -> bool:
-    """Whether a value turns its key off.
+    """Whether a value disables its key.
 
     >>> is_off(False), is_off("none"), is_off(0), is_off(1)
     (True, True, True, False)

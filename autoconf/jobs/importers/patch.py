@@ -32,11 +32,13 @@ class Patched(NamedTuple):
         file: Its name.
         text: Its text, in which only the counts differ.
         gpus_before: The GPUs that the counts gave before, over all workers.
+        notes: What the new counts need besides this file.
     """
 
     file: str
     text: str
     gpus_before: int
+    notes: tuple[str, ...] = ()
 
     @property
     def data(self) -> bytes:
@@ -96,7 +98,7 @@ def patched(texts: Sequence[tuple[str, str]], layout: Layout) -> Patched:
     else:
         plan.accelerate_config(path)
     _check_others(files, file, path, plan)
-    return Patched(file.name, _verified(file, plan), plan.gpus_before)
+    return Patched(file.name, _verified(file, plan), plan.gpus_before, tuple(plan.notes))
 
 
 def _documents(text: str, name: str) -> list[Document]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -70,7 +71,9 @@ def read_code(text: str, file: str) -> Code:
     if len(text) > _LARGEST:
         raise BadInput(f"{file}: not a job's script: more than {_LARGEST:,} characters")
     try:
-        tree = ast.parse(cleaned(text))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Python says of odd literals
+            tree = ast.parse(cleaned(text))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         raise BadInput(f"{file}{line}: looks like a Python script, and is not the syntax of Python") from None

@@ -1,4 +1,4 @@
-"""Jobs as people already have them in files, told from their content: read into one job."""
+"""Read one job from existing files, whose formats are recognized by their content."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from autoconf.jobs.importers.words import cleaned
 from autoconf.jobs.job import read
 
 _SCRIPTS = (".sh", ".bash", ".sbatch", ".slurm", ".job", ".lsf")
-_LONGEST_LINE = 1_000  # of a message, in characters: names in files may be of any length
+_LONGEST_LINE = 1_000  # characters of a message; names in files may be of any length
 
 
 class _Content(NamedTuple):
@@ -37,15 +37,15 @@ class _Content(NamedTuple):
 
 
 def read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
-    """Read the job that files describe together.
+    """Read the job that several files describe together.
 
     Args:
         paths: files with an accelerate config, arguments of TRL or the Trainer, an axolotl config (YAML or JSON), a
             command line, or a manifest of a ``PyTorchJob`` or ``TrainJob``.
-        options: fields of the job that are given otherwise: they win, and what files say of them is not read.
+        options: fields of the job given by options; they override the files, whose settings for these are not read.
 
     Raises:
-        BadInput: a file cannot be read, or something in it that matters; the message names file, key and value.
+        BadInput: a file or a relevant setting in it cannot be read; the message names file, key and value.
     """
     try:
         options = {field: read(field, value) for field, value in options.items()}
@@ -66,11 +66,11 @@ def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
         others = [setting for other in contents if other is not content for setting in other.settings]
         found += with_named_files(content.settings, Sources(path, content.files, others, missing, unread))
     commands = [command for content in contents for command in content.commands]
-    if any(setting.dialect == "axolotl" for setting in unread):  # its command has no settings, the config has all
+    if any(setting.dialect == "axolotl" for setting in unread):  # its command has no settings; all are in the config
         commands = [command for command in commands if command.framework != "axolotl"]
     check_objective(found, paths)
     job = job_of(found, evidence_of(found, commands), options)
-    not_read = (f"{setting.place}: not read: options give the job" for setting in unread)
+    not_read = (f"{setting.place}: not read, because options describe the job" for setting in unread)
     of_scripts = (f"{path}: {line}" for path, content in zip(paths, contents, strict=True) for line in content.assumed)
     requests = tuple(request for content in contents for request in content.requested)
     return job._replace(

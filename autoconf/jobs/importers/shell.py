@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import cache
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
+from autoconf.jobs.importers.bash_syntax import parsed
 from autoconf.jobs.importers.documents import shortened
-from autoconf.jobs.importers.expansion import Expander, Value, assigned_in, first_error
+from autoconf.jobs.importers.expansion import Expander, Value, assigned_in, merged
 from autoconf.jobs.importers.words import is_unknown, joined, limited, unknown
 
-_MOST_NODES = 40_000
 _MOST_COMMANDS = 4_000
 _DEEPEST = 40
-_LONGEST_SCRIPT = 1 << 17  # bytes
 _MOST_WORK = 1_000_000  # variables that are copied, at branches and commands
-# The scanner of tree-sitter-bash 0.25.1 passes code points to isalpha() and the like (scanner.c), which outside ASCII
-# read beyond C's table: some texts crash the process. Bash gives these characters no meaning, so the grammar gets a
-# plain character of a word for each of their bytes.
-_ASCII = bytes(range(0x80)) + b"." * 0x80
-_DANGLING = re.compile(r"(^|[^\\])\\[ \t]*(?=\n[ \t]*(?:\n|\Z)|\Z)")
+_SUBMITTERS = ("sbatch", "qsub", "bsub")  # a here-document is the script that they submit
 _TESTS = ("[", "[[", "test", "false", "command", "which", "type", "hash", "grep", "nvidia-smi")
 # Files that other scripts source and that set up an environment, but no setting of a job.
 _ENVIRONMENTS = re.compile(r"(^|/)(activate|\.?bashrc|\.?profile|\.bash_profile|[\w.-]*conda[\w.-]*|modules?[\w.-]*)$")
@@ -77,17 +71,8 @@ def follow(text: str, file: str, variables: Mapping[str, str]) -> Script:
     return Script(shell.commands, shell.files, tuple(shell.assumed))
 
 
-@cache
-def _parser() -> Any:
-    import tree_sitter_bash
-    from tree_sitter import Language, Parser
-
-    return Parser(Language(tree_sitter_bash.language()))
-
-
-def _parsed(source: bytes) -> Any:
-    """The root of a script's syntax tree."""
-    return _parser().parse(source.translate(_ASCII)).root_node
+def _runs_its_input(words: Sequence[str]) -> bool:
+    return words[0] in _SUBMITTERS or words[-1].rpartition("/")[2] in ("bash", "sh") or words[-2:] == ["bash", "-s"]
 
 
 class _Shell:
@@ -101,6 +86,7 @@ class _Shell:
         self.files: dict[str, str] = {}
         self.assumed: dict[str, None] = {}
         self._functions: dict[str, tuple[bytes, Any]] = {}
+        self._locals: list[dict[str, Value | None]] = []  # of each function that is called: variables from before it
         self._depth = 0
         self._work = 0
         self._source = b""
@@ -109,19 +95,7 @@ class _Shell:
 
     def follow_text(self, text: str, first_line: int) -> bool:
         """Follow a text in the current state, as ``eval`` does."""
-        text = text.replace("\r\n", "\n")
-        source = text.encode("utf-8", "replace")
-        if len(source) > _LONGEST_SCRIPT:
-            raise BadInput(f"{self.file}: not a job's script: larger than {_LONGEST_SCRIPT:,} bytes")
-        root = _parsed(source)
-        if root.has_error:  # a line that ends in a backslash, and nothing behind it: bash takes it, the parser does not
-            source = _DANGLING.sub(r"\1 ", text).encode("utf-8", "replace")
-            root = _parsed(source)
-        if root.descendant_count > _MOST_NODES:
-            raise BadInput(f"{self.file}: not a job's script: more than {_MOST_NODES:,} parts")
-        if root.has_error:
-            line = first_error(root) + first_line
-            raise BadInput(f"{self.file}:{line}: not a command line: this is not the syntax of bash")
+        source, root = parsed(text, self.file, first_line)
         return self._inside(source, first_line, root.children)
 
     def _inside(self, source: bytes, first_line: int, nodes: Sequence[Any]) -> bool:
@@ -158,6 +132,8 @@ class _Shell:
             case "list":
                 return self._list(node)
             case "compound_statement" | "do_group" | "else_clause" | "negated_command":
+                if node.children[:1] and node.children[0].type == "((":
+                    self._forget(assigned_in(node, self._words), "set by arithmetic")
                 return self._run_all(node.children)
             case "for_statement" | "c_style_for_statement" | "while_statement":
                 self._loop(node)
@@ -169,12 +145,34 @@ class _Shell:
                 self._define(node)
         return False
 
+    def _forget(self, names: Iterable[str], why: str) -> None:
+        for name in names:
+            self.variables[name] = unknown(f"${name}", why)
+
+    def _declare(self, node: Any) -> None:
+        """Assign what ``local``, ``export`` and the like do."""
+        options = [self._words.raw(child) for child in node.children if child.type == "word"]
+        for child in node.children:
+            is_assignment = child.type == "variable_assignment"
+            if not is_assignment and child.type != "variable_name":
+                continue
+            target = child.child_by_field_name("name") if is_assignment else child
+            name = self._words.raw(target) if target is not None else ""
+            if node.children[0].type in ("local", "declare", "typeset") and self._locals:
+                self._locals[-1].setdefault(name, self.variables.get(name))
+            if is_assignment:
+                self._assign(child)
+                if any(re.fullmatch(r"-\w*i\w*", option) for option in options):
+                    self._forget([name] if not str(self.variables.get(name)).isdecimal() else [], "set by arithmetic")
+
     def _define(self, node: Any) -> None:
         match node.type:
-            case "variable_assignment" | "variable_assignments" | "declaration_command":
+            case "variable_assignment" | "variable_assignments":
                 for child in [node, *node.children]:
                     if child.type == "variable_assignment":
                         self._assign(child)
+            case "declaration_command":
+                self._declare(node)
             case "function_definition":
                 name = self._words.raw(node.child_by_field_name("name"))
                 self._functions[name] = (self._source, node.child_by_field_name("body"))
@@ -208,7 +206,10 @@ class _Shell:
         new: Value
         if value is not None and value.type == "array":
             items = [
-                word for child in value.children if child.type not in ("(", ")") for word in self._words.words(child)
+                word
+                for child in value.children
+                if child.type not in ("(", ")", "comment")
+                for word in self._words.words(child)
             ]
             new = [*(old if isinstance(old, list) else [] if old is None else [old]), *items] if appends else items
             if sum(map(len, new)) > 1 << 18:
@@ -224,7 +225,7 @@ class _Shell:
     def _redirected(self, node: Any) -> bool:
         body = node.child_by_field_name("body")
         text, target, appends = None, None, False
-        redirects = list(node.children)
+        redirects, begin = list(node.children), len(self.commands)
         for redirect in redirects:
             if redirect.type == "heredoc_redirect":
                 text = self._here_document(redirect)
@@ -242,7 +243,7 @@ class _Shell:
         if target is not None and first[:1] in (["cat"], ["tee"], ["echo"], ["printf"]):
             written = text if text is not None else unknown(target, "written by a command")
             self.files[target] = self.files.get(target, "") + written if appends else written
-        elif text is not None and first and first[-1].rpartition("/")[2] in ("bash", "sh"):
+        elif text is not None and any(_runs_its_input(command.words) for command in self.commands[begin:]):
             self.follow_text(text, self._first_line + node.start_point[0] + 1)
         return ended
 
@@ -266,7 +267,7 @@ class _Shell:
             if not self._run_all(body):
                 results.append(dict(self.variables))
         if results:
-            self._restore(_merged(results))
+            self._restore(merged(results))
         return not results
 
     def _if(self, node: Any) -> bool:
@@ -326,22 +327,24 @@ class _Shell:
         if body is not None:
             self._run(body)
         if not once:
-            self._restore(_merged([before, dict(self.variables)]))
+            self._restore(merged([before, dict(self.variables)]))
 
     def _command(self, node: Any) -> bool:
-        before: dict[str, Value] | None = None
         words: list[str] = []
         lines: list[int] = []
-        for child in node.children:
-            if child.type == "variable_assignment":
-                before = dict(self.variables) if before is None else before
-                self._assign(child)
-            elif child.type not in ("file_redirect", "herestring_redirect", "heredoc_redirect"):
+        assignments = [child for child in node.children if child.type == "variable_assignment"]
+        for child in node.children:  # the words come first: X=8 command $X has the X from before
+            if child.type not in ("variable_assignment", "file_redirect", "herestring_redirect", "heredoc_redirect"):
                 found = self._words.words(child)
                 words += found
                 lines += [self._first_line + child.start_point[0] + 1] * len(found)
         if not words:
+            for child in assignments:
+                self._assign(child)
             return False
+        before = dict(self.variables) if assignments else None
+        for child in assignments:
+            self._assign(child)
         ended = self._known_command(words, lines)
         if before is not None:
             self._restore(before)
@@ -353,7 +356,13 @@ class _Shell:
             source, body = self._functions[name]
             before = {key: value for key, value in self.variables.items() if key.isdigit() or key == "@"}
             self._set_arguments(rest)
+            self._locals.append({})
             self._inside(source, self._first_line, [body] if body is not None else [])
+            for local, value in self._locals.pop().items():
+                if value is None:
+                    self.variables.pop(local, None)
+                else:
+                    self.variables[local] = value
             self._set_arguments([])
             self.variables.update(before)
             return False
@@ -362,9 +371,18 @@ class _Shell:
         if name in ("source", ".") and rest and not _ENVIRONMENTS.search(rest[0]):
             for key in self.variables:
                 self.variables[key] = unknown(f"${key}", f"{shortened(rest[0])} may change it")
-        elif name in ("read", "mapfile", "readarray", "shift", "getopts"):
-            for key in rest if name != "shift" else [key for key in self.variables if key.isdigit()]:
-                self.variables[key] = unknown(f"${key}", "not known before it runs")
+        elif name == "shift":
+            given, count = self.variables.get("@", []), rest[0] if rest else "1"
+            if isinstance(given, list) and given and count.isdecimal():
+                self._set_arguments(given[int(count) :])
+            else:
+                self._forget(
+                    [key for key in self.variables if key.isdigit() and key != "0"], "not known before it runs"
+                )
+        elif name in ("read", "mapfile", "readarray", "getopts", "let", "printf"):
+            changed = rest[1:2] if rest[:1] == ["-v"] else [] if name == "printf" else rest
+            names = (re.match(r"[A-Za-z_]\w*", word) for word in changed)
+            self._forget([found[0] for found in names if found], "not known before it runs")
         elif name == "set" and rest[:1] == ["--"]:
             self._set_arguments(rest[1:])
         if len(self.commands) >= _MOST_COMMANDS:
@@ -379,16 +397,3 @@ class _Shell:
             del self.variables[key]
         self.variables["@"] = list(words)
         self.variables.update({str(i): word for i, word in enumerate(words, 1)})
-
-
-def _merged(results: Sequence[Mapping[str, Value]]) -> dict[str, Value]:
-    """The variables after one of several ways through a script."""
-    merged: dict[str, Value] = {}
-    for name in dict.fromkeys(name for result in results for name in result):
-        values = [result.get(name) for result in results]
-        if all(value == values[0] for value in values[1:]) and values[0] is not None:
-            merged[name] = values[0]
-            continue
-        texts = [" ".join(value) if isinstance(value, list) else value for value in values]
-        merged[name] = joined(name, texts) or unknown(f"${name}", "not certain")
-    return merged

@@ -23,8 +23,8 @@ class Request(NamedTuple):
 
     Attributes:
         place: The option.
-        number: The count, as it is written.
-        what: What is counted.
+        number: The count, as written.
+        what: The unit of the count.
         kind: The type of GPU; empty text if the option names none.
     """
 
@@ -45,7 +45,7 @@ class Request(NamedTuple):
 
 
 def requested(text: str, file: str) -> Iterator[Request]:
-    """What a script requests from Slurm, each option that counts GPUs or nodes.
+    """Find the requests of a script to Slurm: each option that counts GPUs or nodes.
 
     >>> list(map(str, requested("#!/bin/bash\\n#SBATCH --gres=gpu:a100:4\\n", "job.sbatch")))
     ['job.sbatch:2 #SBATCH --gres: 4 GPUs per node (a100) are requested']

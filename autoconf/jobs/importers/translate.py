@@ -1,4 +1,4 @@
-"""Translate settings read from files into the fields of a job: by the table of keys, and the facts that combine."""
+"""Translate settings read from files into job fields."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from autoconf.jobs.job import BATCHES, OPTIONAL
 from autoconf.jobs.names import key
 from autoconf.jobs.presets import SETTINGS, Preset, presets
 
-# What a framework does by default of what a stack says, which gives way to a stack that an option names.
+# Defaults of a framework that are also settings of a stack; a stack given as an option overrides them.
 _OF_STACK = ("checkpointing", "mixed_precision", "torch_dtype", "loss", "optim", "adapter_dtype", "lora_r", "dropout")
 _OF_ADAPTERS = ("adapter_dtype", "lora_r", "lora_targets", "dropout")
-_NO_ARGUMENTS = f"no file has arguments of a training: what is not given is as the stack {OPTIONAL['stack']} comes"
-_AS_SAID = (
+_NO_ARGUMENTS = f"no file has training arguments: all other settings are those of the stack {OPTIONAL['stack']}"
+_UNCHANGED = (
     "model_name", "gpu_model", "tokens_per_sample", "gradient_accumulation_steps", "optim", "torch_dtype",
 )  # fmt: skip
 
 
-# Facts whose defaults count only where the files are provably the framework's.
+# Facts whose defaults are used only if the files provably belong to the framework.
 _DECISIVE = ("adapters", "per_device_train_batch_size", "tokens_per_sample", "lora_r", "lora_targets")
 _LONGEST_MESSAGE = 1_200
 
@@ -32,12 +32,12 @@ class JobFile(NamedTuple):
     """The job that files describe.
 
     Attributes:
-        fields: Fields of a ``Workload``, without those that options give.
+        fields: Fields of a ``Workload``, without those given by options.
         read, assumed, ignored, unknown: A sentence for each setting, default or key.
-        sources: The settings that decide something.
-        evidence: Whose files they are.
-        asked: What the files hint at, but do not settle.
-        requests: The counts that Slurm is asked for.
+        sources: The settings that decide a field.
+        evidence: The framework of the files, and the evidence.
+        asked: Hints in the files that do not decide a field.
+        requests: The counts requested from Slurm.
     """
 
     fields: dict[str, Any]
@@ -51,7 +51,7 @@ class JobFile(NamedTuple):
     requests: tuple[Request, ...] = ()
 
     def origin(self, field: str) -> str:
-        """Where a field comes from, in a few words."""
+        """The origin of a field, in a few words."""
         facts = {field, *FACTS_OF.get(field, ())}
         found = [str(source.setting.place) for source in self.sources if facts & set(source.facts)]
         named = {field, f"{field} ("}
@@ -62,15 +62,15 @@ class JobFile(NamedTuple):
 
 
 def job_of(found: Iterable[Setting], evidence: Evidence, options: Mapping[str, Any]) -> JobFile:
-    """The job that files describe.
+    """Translate the settings of files to a job.
 
     Args:
         found: The settings of the files, in any order.
         evidence: The trainer of the files.
-        options: Fields that are given otherwise; they win, and settings of these are not read.
+        options: Fields given by options; they override the files, whose settings for these fields are not read.
 
     Raises:
-        BadInput: Something that matters cannot be read, or contradicts another setting.
+        BadInput: A relevant setting cannot be read, or contradicts another setting.
 
     >>> from autoconf.jobs.importers.key_table import Place
     >>> found = [Setting(Place("job.yaml", 3, "optim"), "arguments", "optim", "sgd")]
@@ -99,7 +99,7 @@ def job_of(found: Iterable[Setting], evidence: Evidence, options: Mapping[str, A
 
 
 def _together(problems: Sequence[str]) -> str:
-    """Problems in one line, as many as fit."""
+    """Join problems in one line, as many as fit."""
     shown: list[str] = []
     for problem in problems:
         if shown and sum(map(len, shown)) + len(problem) > _LONGEST_MESSAGE:
@@ -110,7 +110,7 @@ def _together(problems: Sequence[str]) -> str:
 
 
 class _Translation:
-    """Facts become fields; what they leave open comes from the framework, and then from its preset."""
+    """Converts facts to fields; fields without facts come from the framework, then from its preset."""
 
     def __init__(self, reading: Reading, framework: Framework | None, proven: bool, options: Mapping[str, Any]) -> None:
         self._proven = proven
@@ -122,10 +122,10 @@ class _Translation:
         self.options = options
         self.framework = framework
         if self.facts.pop("packed", None):
-            reading.notes.append("samples are packed: each has as many tokens as the longest may have")
+            reading.notes.append("samples are packed: each has the maximum number of tokens")
 
     def _fact(self, fact: str) -> Any:
-        """What the files say, or else what the framework does then."""
+        """The value of a fact in the files, or else the framework's default."""
         if fact in self.facts:
             return self.facts[fact]
         if self.framework is not None and fact in self.framework.needs:
@@ -149,7 +149,7 @@ class _Translation:
         self._put("mixed_precision", self._mixed_precision)
         self._put("loss", self._loss)
         self._batch()
-        for field in _AS_SAID:
+        for field in _UNCHANGED:
             self._put(field, lambda field=field: self._fact(field))
         trains = "full" if method is None else key(str(method))
         for field in _OF_ADAPTERS if trains == "full" else ():
@@ -163,7 +163,7 @@ class _Translation:
             self._choose_preset(trains, presets()[self.framework.preset])
 
     def _ask_for_adapters(self) -> None:
-        """Refuse adapters that files and options leave open, unless the files are provably the framework's."""
+        """Refuse a job without settings of adapters, unless the files provably belong to the framework."""
         given = {**self.fields, **self.options}
         missing = [field for field in ("lora_r", "lora_targets") if field not in given]
         if missing and not self._proven and "stack" not in self.options:
@@ -173,7 +173,7 @@ class _Translation:
             )
 
     def _put(self, field: str, value: Any) -> Any:
-        """Set a field, unless an option does; which of them it is, is returned."""
+        """Set a field, unless an option sets it; return the value."""
         if field in self.options:
             return self.options[field]
         found = value()
@@ -185,7 +185,7 @@ class _Translation:
         if any(batch in self.options for batch in BATCHES):
             return
         if self._put("per_device_train_batch_size", lambda: self._fact("per_device_train_batch_size")) is not None:
-            self.assumed.append("each GPU keeps its batch: on another number of GPUs the global batch is another")
+            self.assumed.append("the batch on each GPU stays the same: another number of GPUs changes the global batch")
 
     def _method(self) -> str | None:
         quantized = self.facts.get("quantized") == "yes"
@@ -213,7 +213,7 @@ class _Translation:
             return None if checkpointing is None else "none"
         reentrant = self._fact("reentrant")
         if reentrant is None and self.framework is not None and "reentrant" not in self.framework.defaults:
-            return None  # the preset's, which differs by sharding
+            return None  # the value of the preset, which depends on sharding
         return "reentrant" if reentrant == "yes" else "non-reentrant"
 
     def _sharding(self) -> str | None:
@@ -221,7 +221,7 @@ class _Translation:
             if "launched" not in self.facts:
                 return None
             own = "" if self.framework else "; the script is not known here: if it shards the model, give --sharding"
-            self.assumed.append(f"sharding = ddp (the launcher is told nothing else{own})")
+            self.assumed.append(f"sharding = ddp (the default of the launcher{own})")
             return "ddp"
         if self.facts["sharded"] == "no":
             return "ddp"
@@ -234,24 +234,24 @@ class _Translation:
 
     def _loss(self) -> str | None:
         if self.facts.get("liger") != "yes":
-            said: str | None = self._fact("loss")
-            return said
+            loss: str | None = self._fact("loss")
+            return loss
         if self.facts.get("loss") == "chunked":  # trl/trainer/sft_trainer.py refuses it
             raise BadInput("loss_type chunked_nll and Liger's kernel exclude each other")
         return "chunked"
 
     def _mixed_precision(self) -> str | None:
-        """bf16 where either the launcher or the arguments say so; transformers, TrainingArguments.__post_init__."""
+        """bf16 if the launcher or the arguments set it; transformers, TrainingArguments.__post_init__."""
         launched: str | None = self.facts.get("launch_precision")
         if launched == "bf16":
             return "bf16"
-        said: str | None = self._fact("mixed_precision")
-        return said or launched
+        given: str | None = self._fact("mixed_precision")
+        return given or launched
 
     def _choose_preset(self, method: str, own: Preset) -> None:
-        """The preset that has what no field says, LoRA's dropout and which chunked loss; the rest becomes fields."""
-        said = {field: value for field, value in {**self.fields, **self.options}.items() if field in SETTINGS}
-        comes_with = {**own.values(method, said), **said}
+        """Choose the preset for LoRA dropout and the kind of chunked loss, which are not fields; set other fields."""
+        given = {field: value for field, value in {**self.fields, **self.options}.items() if field in SETTINGS}
+        comes_with = {**own.values(method, given), **given}
         dropout = None if method == "full" else self._fact("dropout")
         drops = comes_with["lora_dropout"] > 0 if dropout is None else float(dropout) > 0
         own_loss = self.facts.get("liger") != "yes" and self.framework is job_keys().frameworks.get("trl")
@@ -259,21 +259,25 @@ class _Translation:
         fitting = (
             name
             for name, preset in {self._preset_name: own, **presets()}.items()
-            if (method == "full" or (preset.values(method, said)["lora_dropout"] > 0) == drops)
+            if (method == "full" or (preset.values(method, given)["lora_dropout"] > 0) == drops)
             and (comes_with["loss"] != "chunked" or preset.chunked == chunked)
         )
         name = next(fitting, "")
         if not name:
             name = self._preset_name
-            self.assumed.append(f"LoRA's dropout is counted as the stack {name} has it, which holds more than none")
+            self.assumed.append(
+                f"LoRA dropout is counted as in the stack {name}, which holds more than without dropout"
+            )
         self.fields["stack"] = name
-        left = [s for s in SETTINGS if s not in said and not (method == "full" and s in _OF_ADAPTERS)]
+        left = [s for s in SETTINGS if s not in given and not (method == "full" and s in _OF_ADAPTERS)]
         if name != self._preset_name:
             self.fields |= {setting: comes_with[setting] for setting in left}
-            self.assumed.append(f"stack = {name}, which has the dropout or the loss of these files; all else is said")
+            self.assumed.append(
+                f"stack = {name}, which has the dropout or the loss of these files; all other settings are set"
+            )
         if left:
             rest = ", ".join(f"{setting} = {comes_with[setting]}" for setting in left)
-            self.assumed.append(f"{rest}: as the stack {self._preset_name} comes")
+            self.assumed.append(f"{rest}: defaults of the stack {self._preset_name}")
 
     @property
     def _preset_name(self) -> str:

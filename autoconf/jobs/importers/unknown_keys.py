@@ -1,4 +1,4 @@
-"""Keys that are not in the table, but whose names speak of what decides memory: which option settles each."""
+"""Unknown keys whose names suggest an effect on memory, with the options to give instead."""
 
 from __future__ import annotations
 
@@ -21,12 +21,20 @@ _EVALUATION = {
 _HARMLESS = {"dir", "path", "file", "name", "id", "url", "column", "col", "seed", "split", "special", "pad"}
 _HARMLESS_OF_ADAPTERS = {"alpha", "dropout", "bias"}
 
-_SAVING = {"checkpointing", "steps", "strategy", "interval", "every", "limit", "total"}  # of files, not activations
+_SAVING = {
+    "checkpointing",
+    "steps",
+    "strategy",
+    "interval",
+    "every",
+    "limit",
+    "total",
+}  # checkpoints as files, not of activations
 _PARTLY = {"spectrum", "unfrozen", "unfreeze"}
 
 
 class Concern(NamedTuple):
-    """What a key may set, and the options that settle it, any of them."""
+    """The possible effect of a key, and the options of which any one replaces it."""
 
     what: str
     options: tuple[str, ...]
@@ -35,7 +43,7 @@ class Concern(NamedTuple):
 _LENGTH = Concern("the length of samples", ("tokens_per_sample",))
 _BATCH = Concern("the batch", ("per_device_train_batch_size", "batch_size"))
 _STEPS = Concern("the accumulation of gradients", ("gradient_accumulation_steps",))
-_METHOD = Concern("what is trained", ("method",))
+_METHOD = Concern("the trained parameters", ("method",))
 _RANK = Concern("LoRA's rank", ("lora_r",))
 _TARGETS = Concern("LoRA's modules", ("lora_targets",))
 _BITS = Concern("the quantization of the base", ("method",))
@@ -67,7 +75,7 @@ _CONCERNS: tuple[tuple[Concern, set[str]], ...] = (
 
 
 def concern(key: str) -> Concern | None:
-    """What an unknown key may set that decides memory, by the words of its name.
+    """The possible effect on memory of an unknown key, by the words of its name.
 
     >>> concern("block_size"), concern("peft_lora_r").what, concern("double_quant").options, concern("run_id")
     (Concern(what='the length of samples', options=('tokens_per_sample',)), "LoRA's rank", ('method',), None)

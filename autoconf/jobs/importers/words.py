@@ -1,15 +1,15 @@
-"""Text of a shell script whose value is not certain, and how bash splits text into words."""
+"""Texts of shell scripts with unknown parts, and bash's word splitting."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-# A part of a value that is not known is kept in the text, between two characters of Unicode's private area: so it takes
-# part in splitting and joining as bash does it, and can be described where it decides something.
+# An unknown part of a value is kept in the text, between two characters of Unicode's private use area. So splitting and
+# joining work as in bash, and the part can be described in a message if it matters.
 _START, _END = "\ue000", "\ue001"
 _UNKNOWN = re.compile(f"{_START}([^{_START}{_END}]*){_END}")
-# Within a description, all that bash would split or expand: so it stays one word where text is parsed again.
+# Characters that bash would split or expand, replaced within a description, so that it stays one word.
 _SIGNS = {ord(sign): chr(0xE100 + ord(sign)) for sign in map(chr, range(0x7F)) if not sign.isalnum() and sign != "_"}
 _PLAIN = {ord(hidden): chr(sign) for sign, hidden in _SIGNS.items()}
 _LONGEST_SHOWN = 160
@@ -18,12 +18,12 @@ NEW_WORD = None  # between the items of "${array[@]}"
 
 
 def cleaned(text: str) -> str:
-    """Text without characters that mean an unknown part."""
+    """Text without the characters that mark an unknown part."""
     return re.sub(r"[\ue000-\ue1ff]", "?", text)
 
 
 def unknown(name: str, why: str) -> str:
-    """A value that is not known.
+    """The text of an unknown value.
 
     >>> described(unknown("$BS", "4 or 1") + "x")
     '$BS (4 or 1)x'
@@ -33,19 +33,19 @@ def unknown(name: str, why: str) -> str:
 
 
 def is_unknown(text: object) -> bool:
-    """Whether a part of a value is not known."""
+    """Whether a part of a value is unknown."""
     return isinstance(text, str) and _START in text
 
 
 def described(text: str) -> str:
-    """A value as messages have it: in one line, and not too long."""
+    """The value for a message: in one line, shortened."""
     plain = _UNKNOWN.sub(r"\1", text).replace(_START, "").replace(_END, "").translate(_PLAIN)
     printable = "".join(c if c.isprintable() else " " for c in plain[: 2 * _LONGEST_SHOWN])
     return printable if len(plain) <= _LONGEST_SHOWN else f"{printable[:_LONGEST_SHOWN]}..."
 
 
 def joined(name: str, values: Iterable[str | None]) -> str | None:
-    """The value of a variable that has one of several; ``None`` is not set.
+    """The value of a variable that may have several values; ``None`` means not set.
 
     >>> joined("BS", ["4", "4"]), described(joined("BS", ["4", "1", None]))
     ('4', '$BS (4 or 1 or not set)')
@@ -58,7 +58,7 @@ def joined(name: str, values: Iterable[str | None]) -> str | None:
 
 
 def limited(name: str, text: str) -> str:
-    """A value, unless it is longer than any that matters."""
+    """The value, or an unknown value if it is too long."""
     return text if len(text) <= LONGEST else unknown(f"${name}", f"longer than {LONGEST:,} characters")
 
 
@@ -66,7 +66,7 @@ Piece = tuple[str, bool] | None  # a text and whether it is split, or the start 
 
 
 def fields(pieces: Iterable[Piece]) -> list[str]:
-    """The words of expanded text: what is not quoted is split at white space.
+    """Split expanded text into words: unquoted parts are split at white space.
 
     >>> fields([("--a=", False), ("1 2", True), ("", False), NEW_WORD, ("b c", False)])
     ['--a=1', '2', 'b c']

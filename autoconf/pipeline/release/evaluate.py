@@ -1,4 +1,4 @@
-"""Measure a version; the figures go into its card, its pages in ``docs/versions`` and one picture."""
+"""Evaluate a version, and write the figures into its card, its pages in ``docs/versions`` and one picture."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from autoconf.pipeline.report import PAGES, VALIDATION, markdown, write_section
 from autoconf.predictor import cards, registry
 from autoconf.predictor.cards import CARD, Card
 from autoconf.predictor.registry import MODELS
-from autoconf.predictor.user_versions import Place
+from autoconf.predictor.user_versions import VersionFolder
 
-# Of the cards' decisions, which keep the names that they were released with.
+# Names in released cards, which cannot change, and the names in documents.
 _HEADINGS = {
     "fits, said so": "true positive",
     "fits, said no": "false negative",
@@ -39,7 +39,7 @@ def _meets(key: str, value: float, target: float) -> bool:
     return value >= target if TARGETS[key][0] == ">=" else value <= target
 
 
-def _section(evaluation: dict[str, Any], version: str) -> str:
+def evaluation_section(evaluation: dict[str, Any], version: str) -> str:
     """The section of the version's page ``docs/versions/evaluation-VERSION.md``."""
     figures = [
         {
@@ -70,8 +70,8 @@ def _section(evaluation: dict[str, Any], version: str) -> str:
     )
 
 
-def _real_runs(evaluation: dict[str, Any]) -> str:
-    """What is said of real runs that nothing was learned from."""
+def real_runs_section(evaluation: dict[str, Any]) -> str:
+    """Tables about predictions of held-out real runs."""
     return "\n\n".join(
         [
             markdown(_in_words(evaluation["side_by_side"])),
@@ -81,8 +81,8 @@ def _real_runs(evaluation: dict[str, Any]) -> str:
     )
 
 
-def _domain(card: Card) -> str:
-    """What the version answers for: its GPUs, its models with sources, and what is assumed of them."""
+def domain_section(card: Card) -> str:
+    """The domain of a version: its GPUs, its models with sources, and their assumptions."""
     known = architectures()
     gpus = [
         {
@@ -130,7 +130,7 @@ def draw_picture(judged: Judged, evaluation: dict[str, Any], path: Path) -> None
     relative = 100 * judged.headroom_gib / judged.candidates.usable_gib
     bins = np.linspace(-10, 10, 81)
     for says, color, text in ((True, "#0072B2", "predicted to fit"), (False, "#E69F00", "predicted not to fit")):
-        edge.hist(relative[judged.said == says], bins=bins, color=color, alpha=0.8, label=text)
+        edge.hist(relative[judged.predicted == says], bins=bins, color=color, alpha=0.8, label=text)
     edge.axvline(0, color="black", linewidth=1)
     edge.set(xlabel="true headroom, % of usable memory", ylabel="jobs", title="Decisions near the edge")
     edge.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2)  # below, as bars fill the panel
@@ -152,14 +152,14 @@ def draw_calibration(axes: Any, calibration: list[dict[str, Any]]) -> None:
 
 
 def evaluate(version: str) -> tuple[dict[str, Any], str]:
-    """Measure a version, released or just made, and write the figures down.
+    """Evaluate a released or new version, and write the figures.
 
     Returns:
         The card's ``evaluation``, and the digest of the card with it.
     """
     folder = MODELS / version
-    # Whoever makes a version believes what lies there: its digest cannot be in the code yet.
-    predictor = registry.load_from(Place(folder, cards.digest((folder / CARD).read_bytes())))
+    # The digest of a new version is not in the code yet, so trust the folder.
+    predictor = registry.load_from(VersionFolder(folder, cards.digest((folder / CARD).read_bytes())))
     families = {name: architecture.family for name, architecture in architectures().items()}
     judged, figures = measured(predictor, families, space=sweep_space(predictor.card))
     evaluation: dict[str, Any] = {
@@ -170,9 +170,9 @@ def evaluate(version: str) -> tuple[dict[str, Any], str]:
     }
     sha256 = write_card(folder, predictor.card.model_copy(update={"evaluation": evaluation}))
     for page, what, section in (
-        (PAGES / f"evaluation-{version}.md", f"evaluation {version}", _section(evaluation, version)),
-        (PAGES / f"domain-{version}.md", f"domain {version}", _domain(predictor.card)),
-        (VALIDATION, "real runs", _real_runs(evaluation)),
+        (PAGES / f"evaluation-{version}.md", f"evaluation {version}", evaluation_section(evaluation, version)),
+        (PAGES / f"domain-{version}.md", f"domain {version}", domain_section(predictor.card)),
+        (VALIDATION, "real runs", real_runs_section(evaluation)),
     ):
         write_section(page, what, "make evaluate", section)
     draw_picture(judged, evaluation, PAGES / f"evaluation-{version}.png")
@@ -180,7 +180,7 @@ def evaluate(version: str) -> tuple[dict[str, Any], str]:
 
 
 def main(version: Annotated[str, typer.Argument(help="version to evaluate")] = NEWEST) -> None:
-    """Measure a predictor version against the traces and real runs; exit with 1 if a required figure is missed."""
+    """Compare a predictor version with traces and real runs; exit with 1 if a required figure is missed."""
     console = Console()
     evaluation, sha256 = evaluate(version)
     missed = []

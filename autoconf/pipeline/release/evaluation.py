@@ -1,4 +1,4 @@
-"""How good a version is: the predictor against the truth of traces and the reserve, on jobs that training never saw."""
+"""Evaluate a version: compare the predictor with traces plus the safety margin, on jobs outside the training data."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from autoconf.predictor.check_jobs import candidates, supported
 from autoconf.predictor.predictor import Predictor
 
 JOBS = 20_000
-NEAR = 0.10  # of a GPU's usable memory: half of the jobs lie this close to the edge
-HARMFUL = 0.02  # a wrong "fits" this far beyond the edge is not excused by rounding
+NEAR = 0.10  # share of usable memory: half of the jobs are this close to the limit
+HARMFUL = 0.02  # a false positive this far beyond the limit is not due to rounding
 _SEED = 7
 _JOBS_A_STACK = 20 / 3
-_SIZES = 100  # drawn of each stack, to choose from
-_SLICES = 100  # on each side of the edge
+_SIZES = 100  # jobs drawn for each stack, to choose from
+_SLICES = 100  # on each side of the limit
 
 # Required of a version, and the target; a figure is a percentage of the jobs or pairs it is measured on.
 SAME_DECISION = "same decision (fits on n GPUs or not)"
@@ -44,7 +44,7 @@ TARGETS: dict[str, tuple[str, float, float]] = {
     IMPOSSIBLE: ("<=", 0.0, 0.0),
 }
 _PAIRS: dict[str, Callable[[pd.DataFrame], tuple[pd.DataFrame, pd.DataFrame]]] = {
-    # What must never be refused where the other is not: (the lesser job, the greater one).
+    # Pairs of jobs (the lesser one, the greater one): the lesser job must not be refused if the greater one fits.
     "more tokens turn no into yes": lambda j: (j, j.assign(tokens_per_sample=j["tokens_per_sample"] + 17)),
     "more batch turns no into yes": lambda j: (j, j.assign(batch_size=j["batch_size"] + j["number_gpus"])),
     "fewer GPUs, from two on, turn no into yes": lambda j: _fewer_gpus(j[j["number_gpus"] > 1]),
@@ -69,7 +69,7 @@ def _set(jobs: pd.DataFrame, field: str, less: Any, more: Any) -> tuple[pd.DataF
 
 
 def _fewer_gpus(jobs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The same batch, made divisible by both counts first."""
+    """Jobs with the same batch, which is first made divisible by both numbers of GPUs."""
     divisible = jobs.assign(batch_size=jobs["batch_size"] * 2)
     return divisible.assign(number_gpus=jobs["number_gpus"] * 2), divisible
 
@@ -80,14 +80,14 @@ def _methods(jobs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _long(jobs: pd.DataFrame) -> pd.DataFrame:
-    """From where on the ordering is promised."""
+    """Jobs with enough tokens for the guaranteed ordering."""
     tokens = jobs["tokens_per_sample"] * jobs["batch_size"] / jobs["number_gpus"]
     adapters = jobs["method"] != "full"
     return jobs[tokens >= np.where(adapters & (jobs["stack"] != "trl"), 4_096, np.where(adapters, 16_384, 32_768))]
 
 
-class Truth(Predictor):
-    """Answers as the traces and the reserve do."""
+class TracedAnswers(Predictor):
+    """A predictor that answers by the traces and the safety margin."""
 
     def fits(self, candidates: Candidates) -> Booleans:
         return headroom_gib(self, candidates) >= 0
@@ -100,12 +100,12 @@ def headroom_gib(predictor: Predictor, candidates: Candidates) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Judged:
-    """Jobs on numbers of GPUs with what is true of them and what was said; all arrays have shape (jobs,)."""
+    """Jobs on numbers of GPUs with their headroom and the predictions; all arrays have shape (jobs,)."""
 
     jobs: pd.DataFrame
     candidates: Candidates
     headroom_gib: np.ndarray
-    said: Booleans
+    predicted: Booleans
 
     @property
     def true(self) -> Booleans:
@@ -113,23 +113,23 @@ class Judged:
 
     @property
     def distance(self) -> np.ndarray:
-        """Distance from the edge as a share of usable memory."""
+        """Distance from the limit as a share of usable memory."""
         return np.abs(self.headroom_gib) / self.candidates.usable_gib
 
 
 def judge(predictor: Predictor, jobs: pd.DataFrame) -> Judged:
-    """A predictor's decisions on jobs, next to those of the traces."""
+    """Compare a predictor's decisions about jobs with those by the traces."""
     found = candidates(predictor, jobs)
     return Judged(jobs, found, headroom_gib(predictor, found), decide(predictor, found))
 
 
 def evaluation_jobs(predictor: Predictor, count: int) -> pd.DataFrame:
-    """Unseen jobs, half of them within 10 % of usable memory from the edge."""
+    """Draw unseen jobs, half of them within 10 % of usable memory from the limit."""
     pool = random_jobs(predictor, np.random.default_rng(_SEED), round(count / _JOBS_A_STACK), _SIZES)
     found = candidates(predictor, pool)
     relative = pd.Series(headroom_gib(predictor, found) / found.usable_gib)
     near = relative[relative.abs() <= NEAR]
-    # Evenly over the distance, or the many jobs of equal peak would crowd out the others.
+    # Evenly over the distance, because otherwise the many jobs with equal peaks would dominate.
     slices = near.groupby(np.floor(near * _SLICES / NEAR), sort=True)
     chosen = np.concatenate([group.index[: count // (4 * _SLICES)] for _, group in slices])
     far = relative[relative.abs() > NEAR].sample(count - len(chosen), random_state=_SEED).index
@@ -137,7 +137,7 @@ def evaluation_jobs(predictor: Predictor, count: int) -> pd.DataFrame:
 
 
 def minimum(predictor: Predictor, jobs: pd.DataFrame, max_gpus: int) -> np.ndarray:
-    """Smallest total of GPUs that each job fits on, 0 where there is none; shape (jobs,)."""
+    """Smallest total number of GPUs on which each job fits, 0 if there is none; shape (jobs,)."""
     single = candidates(predictor, jobs.assign(number_gpus=1))
     arrays = JobArrays(
         rows=single.rows,
@@ -155,7 +155,7 @@ def minimum(predictor: Predictor, jobs: pd.DataFrame, max_gpus: int) -> np.ndarr
 
 
 def sweep_space(card: Card) -> pd.DataFrame:
-    """The points of ``sweep/examples/space.yaml`` whose models the version has."""
+    """The points of ``sweep/examples/space.yaml`` with models of the version."""
     import yaml
 
     path = Path(__file__).parents[3] / "sweep" / "examples" / "space.yaml"
@@ -176,16 +176,16 @@ def percent(wrong_or_right: np.ndarray | Booleans) -> float:
 def measured(
     predictor: Predictor, families: Mapping[str, str], count: int = JOBS, space: pd.DataFrame | None = None
 ) -> tuple[Judged, dict[str, Any]]:
-    """Measure a version.
+    """Evaluate a version.
 
     Args:
         predictor: the loaded version.
-        families: the family of each of its models, by which figures are grouped.
-        count: jobs that it is measured on.
-        space: points of a sweep over at most 8 GPUs, as ``sweep_space`` gives them; without them that figure is absent.
+        families: the family of each of its models, to group figures.
+        count: number of jobs.
+        space: points of a sweep over at most 8 GPUs, from ``sweep_space``; without them that figure is absent.
 
     Returns:
-        The jobs, and what a card's ``evaluation`` says of them.
+        The jobs, and the content of a card's ``evaluation``.
     """
     judged = judge(predictor, evaluation_jobs(predictor, count))
     return judged, {
@@ -201,24 +201,24 @@ def measured(
 
 def main_figures(predictor: Predictor, judged: Judged, space: pd.DataFrame | None) -> dict[str, float]:
     """The figures of ``TARGETS``, as percentages."""
-    truth = Truth(predictor.card, predictor.memory, None)
+    traced = TracedAnswers(predictor.card, predictor.memory, None)
     most = predictor.domain.max_gpus
-    said, true = (minimum(p, judged.jobs, most) for p in (predictor, truth))
-    harmful = judged.said & (judged.headroom_gib < -HARMFUL * judged.candidates.usable_gib)
+    predicted, true = (minimum(p, judged.jobs, most) for p in (predictor, traced))
+    harmful = judged.predicted & (judged.headroom_gib < -HARMFUL * judged.candidates.usable_gib)
     figures = {
-        SAME_DECISION: percent(judged.said == judged.true),
-        SAME_MINIMUM: percent(said == true),
+        SAME_DECISION: percent(judged.predicted == judged.true),
+        SAME_MINIMUM: percent(predicted == true),
         HARMFUL_FITS: percent(harmful),
-        IMPOSSIBLE: percent(judged.said & ~resident_state_fits(judged.candidates)),
+        IMPOSSIBLE: percent(judged.predicted & ~resident_state_fits(judged.candidates)),
     }
     if space is not None:
-        sweep_said, sweep_true = (minimum(p, space, 8) for p in (predictor, truth))
-        figures[SAME_SWEEP] = percent(sweep_said == sweep_true)
+        sweep_predicted, sweep_traced = (minimum(p, space, 8) for p in (predictor, traced))
+        figures[SAME_SWEEP] = percent(sweep_predicted == sweep_traced)
     return {name: figures[name] for name in TARGETS if name in figures}
 
 
 def contradictions(predictor: Predictor, jobs: pd.DataFrame) -> list[dict[str, Any]]:
-    """Violations of the promised orderings among pairs of jobs; pairs outside the domain do not count."""
+    """Count violations of the guaranteed orderings among pairs of jobs; pairs outside the domain are ignored."""
     rows = []
     for what, pair in _PAIRS.items():
         less, more = (_says(predictor, table) for table in pair(jobs))
@@ -231,26 +231,26 @@ def contradictions(predictor: Predictor, jobs: pd.DataFrame) -> list[dict[str, A
 
 def _says(predictor: Predictor, jobs: pd.DataFrame) -> np.ndarray:
     """1 for "fits", 0 for "does not", -1 for a job outside the domain."""
-    said = np.full(len(jobs), -1)
+    predicted = np.full(len(jobs), -1)
     inside = np.flatnonzero(supported(predictor, jobs))
-    said[inside] = decide(predictor, candidates(predictor, jobs.iloc[inside]))
-    return said
+    predicted[inside] = decide(predictor, candidates(predictor, jobs.iloc[inside]))
+    return predicted
 
 
 def confusion(judged: Judged) -> list[dict[str, Any]]:
-    """Decisions by distance from the edge."""
+    """Decisions by distance from the limit."""
     rows = []
     for low, high in ((0, 0.001), (0.001, 0.01), (0.01, 0.02), (0.02, 0.10), (0.10, np.inf)):
         inside = (judged.distance >= low) & (judged.distance < high)
-        true, said = judged.true[inside], judged.said[inside]
+        true, predicted = judged.true[inside], judged.predicted[inside]
         rows.append(
             {
                 "distance from the edge": f"{low:.1%} to {high:.1%}" if np.isfinite(high) else f"over {low:.0%}",
                 "jobs": int(inside.sum()),
-                "fits, said so": int((true & said).sum()),
-                "fits, said no": int((true & ~said).sum()),
-                "does not fit, said no": int((~true & ~said).sum()),
-                "does not fit, said fits": int((~true & said).sum()),
+                "fits, said so": int((true & predicted).sum()),
+                "fits, said no": int((true & ~predicted).sum()),
+                "does not fit, said no": int((~true & ~predicted).sum()),
+                "does not fit, said fits": int((~true & predicted).sum()),
             }
         )
     return rows
@@ -260,13 +260,13 @@ def by_group(judged: Judged, name: str, groups: pd.Series) -> list[dict[str, Any
     """Decisions by a property of the jobs."""
     rows = []
     for group, index in judged.jobs.groupby(groups, sort=True).indices.items():
-        said, true = judged.said[index], judged.true[index]
-        impossible = said & ~resident_state_fits(judged.candidates.subset(index))
+        predicted, true = judged.predicted[index], judged.true[index]
+        impossible = predicted & ~resident_state_fits(judged.candidates.subset(index))
         rows.append(
             {
                 name: group,
                 "jobs": len(index),
-                "same decision %": percent(said == true),
+                "same decision %": percent(predicted == true),
                 "impossible %": percent(impossible),
             }
         )

@@ -1,8 +1,8 @@
-"""Orderings that a version promises: those that physics gives, each checked over the whole domain when it is made.
+"""Check the orderings that a version guarantees, over its whole domain, when it is made.
 
-What a job needs is compared on its figures, not on samples of answers: a job fits where usable memory exceeds what it
-needs, and the predictor's probability of fitting cannot fall as the difference grows (a monotone constraint), so that
-answers are ordered wherever needs are.
+Needed memory is compared on memory profiles, not on samples of answers: a job fits if usable memory exceeds its needed
+memory, and the probability of fitting never falls as the difference grows (a monotone constraint). So answers have the
+same orderings as needed memory.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from autoconf.memory.units import GIB, Floats, Unsupported
 from autoconf.predictor.predictor import Predictor
 
 _COUNTS = (1, 2, 3, 4, 8, 16, 64, 512)
-# Where the head trains, Liger copies its gradients for each chunk, and TRL its weights in any case; what that takes
-# does not grow with the tokens.
+# If the head is trained, Liger copies its gradients for each chunk; TRL always copies its weights. The size of these
+# copies does not grow with the tokens.
 _CHUNKED_FROM = [
     ("LoRA and QLoRA", False, "chunked", 4_096),
     ("full fine-tuning", True, "chunked", 32_768),
     ("LoRA and QLoRA", False, "chunked_nll", 16_384),
     ("full fine-tuning", True, "chunked_nll", 32_768),
 ]
-_TOLERANCE = 1e-6  # figures are kept with seven digits
+_TOLERANCE = 1e-6  # figures are stored with seven digits
 
-Violations = Iterator[str]  # empty text for a pair that is ordered
+Violations = Iterator[str]  # empty text for an ordered pair
 
 
 class Checker:
-    """Compares what jobs need over all sizes of a version's domain."""
+    """Compares needed memory over all sizes of a version's domain."""
 
     def __init__(self, predictor: Predictor) -> None:
         assert predictor.card.reserve is not None and isinstance(predictor.memory, StackMemory)
@@ -56,14 +56,14 @@ class Checker:
         self.tokens = np.unique(np.geomspace(1, domain.max_tokens_per_sample * domain.max_batch_size, 80).round())
 
     def memory(self, model: str, method: str, stack: Stack, *, several: bool) -> GpuMemory | None:
-        """Memory of a GPU of a job; None where there is no profile for it."""
+        """Memory of a GPU of a job; ``None`` if there is no profile for it."""
         try:
             return gpu_memory(self.table, model, method, stack, several=several)
         except Unsupported:
             return None
 
     def exceeds(self, one: GpuMemory, other: GpuMemory, counts: tuple[int, ...], tokens: Floats | None = None) -> bool:
-        """Whether one is refused anywhere where the other is not."""
+        """Whether ``one`` is refused anywhere where ``other`` fits."""
         tokens = self.tokens if tokens is None else tokens
         for count in counts:
             gpus = np.full(len(tokens), count)
@@ -73,7 +73,7 @@ class Checker:
         return False
 
     def contradicts(self, one: Floats, other: Floats, gpus: int) -> bool:
-        """Whether on some type of GPU what needs the one is said not to fit, though what needs the other is."""
+        """Whether on some GPU type the need ``one`` is refused although the need ``other`` fits."""
         edge = self.edges_gib[gpus > 1]
         return any(((other <= usable - edge) & (one > usable - edge)).any() for usable in self.usable_gib)
 
@@ -87,10 +87,10 @@ class _Promise(NamedTuple):
 
 
 def check(predictor: Predictor) -> list[dict[str, Any]]:
-    """Check what a version promises.
+    """Check the orderings of a version.
 
     Returns:
-        Rows with ``never needs less`` (than what), ``holds for`` and ``pairs compared`` (of figures).
+        Rows with ``never needs less`` (the ordering), ``holds for`` and ``pairs compared`` (of profiles).
 
     Raises:
         AutoConfError: an ordering does not hold, or the predictor is not a step in headroom.
@@ -145,7 +145,7 @@ def _promises(checker: Checker) -> Iterator[_Promise]:
 
 
 def _check_step(predictor: Predictor) -> None:
-    """Refuse a predictor that does not say "fits" from some headroom on, and nowhere before."""
+    """Refuse a predictor whose decisions are not a single step in headroom."""
     headroom = np.linspace(-3, 3, 6001)
     for sharded in (0.0, 1.0):
         fits = predictor.answers(pd.DataFrame({"headroom_gib": headroom, "sharded": sharded}))
@@ -154,7 +154,7 @@ def _check_step(predictor: Predictor) -> None:
 
 
 def _never_negative(checker: Checker, columns: tuple[str, ...]) -> Violations:
-    """No term of any moment of any way is negative, so none of their sums falls as tokens, rank or 1 / GPUs grow."""
+    """Check that no term of any moment is negative, so that no sum falls as tokens, rank or 1 / GPUs grow."""
     at = [StackMoment._fields.index(name) for name in columns]
     for model, ways in _all_ways(checker.table):
         for way in ways:
@@ -184,7 +184,7 @@ def _second_gpu(checker: Checker) -> Violations:
         tokens = checker.tokens
         on_one = one.needed_bytes(np.ones(len(tokens), np.int64), tokens, checker.reserve) / GIB
         on_two = several.needed_bytes(np.full(len(tokens), 2), tokens / 2, checker.reserve) / GIB
-        shift = checker.edges_gib[0] - checker.edges_gib[1]  # both against the edge on several
+        shift = checker.edges_gib[0] - checker.edges_gib[1]  # both compared with the limit on several
         yield f"{model}, {method}" if checker.contradicts(on_two, on_one + shift, 2) else ""
 
 
@@ -205,7 +205,7 @@ def _lora(checker: Checker) -> Violations:
 
 
 def _checkpointing(checker: Checker) -> Violations:
-    """Moments with checkpoints are among those without; what the head finds kept has to be less."""
+    """Moments with checkpointing are among those without; the tensors kept for the head must be smaller."""
     for model, ways in _all_ways(checker.table):
         for way in ways:
             if isinstance(way, LayerWay) and way.gradient_checkpointing != "none":
@@ -220,7 +220,7 @@ def _checkpointing(checker: Checker) -> Violations:
 
 
 def _optimizers(checker: Checker, better: Optim, itemsizes: tuple[int, ...]) -> Violations:
-    """States and temporaries are all that optimizers differ by, and both are added to what else is held."""
+    """Optimizers differ only in states and temporaries, which are added to all other memory."""
     for model in checker.table.models:
         for method, targets in checker.table.trainables(model):
             trainable = checker.table.trainable(model, method, targets)
@@ -233,7 +233,7 @@ def _optimizers(checker: Checker, better: Optim, itemsizes: tuple[int, ...]) -> 
 
 
 def _chunked(checker: Checker, trains: bool, loss: str, tokens: int) -> Violations:
-    """At each point of the head, where gathered parameters are the same."""
+    """Compare at each point of the head, where gathered parameters are the same."""
     for model, ways in _all_ways(checker.table):
         for way in ways:
             if isinstance(way, HeadWay) and (way.trains, way.loss) == (trains, loss):
@@ -243,7 +243,7 @@ def _chunked(checker: Checker, trains: bool, loss: str, tokens: int) -> Violatio
 
 
 def _exceeds_at(point: Point, from_tokens: int, one: Any, other: Any) -> bool:
-    """Whether one head holds more than another at a point, from so many tokens on."""
+    """Whether one head holds more than another at a point, from a number of tokens on."""
     tokens = np.geomspace(from_tokens, 2**30, 60)
     points = (point, Point.HEAD_OVER) if point == Point.HEAD else (point,)
     held = [rows[np.isin(rows[:, 0], points)] for rows in (one, other)]

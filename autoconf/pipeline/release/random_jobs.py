@@ -1,4 +1,4 @@
-"""Random jobs of a version's domain, under random stacks, each with a number of GPUs that it may run on."""
+"""Draw random jobs of a version's domain, under random stacks, each with a possible number of GPUs."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "lora_r": (1, 2, 4, 8, 16, 32, 64, 128, 256),
     "lora_targets": ("default", "attention", "all-linear"),
 }
-_CHANGED = 0.25  # how often a job says otherwise than its preset
+_CHANGED = 0.25  # how often a job overrides a setting of its preset
 
 
 def random_stacks(predictor: Predictor, generator: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """Models, methods and stacks of the domain, without end: half of them presets as they are."""
+    """Yield random models, methods and stacks of the domain without end; half of them are unchanged presets."""
     domain = predictor.domain
     names, methods = list(domain.models), domain.methods
     while True:
@@ -53,14 +53,14 @@ def random_stacks(predictor: Predictor, generator: np.random.Generator) -> Itera
 
 
 def random_jobs(predictor: Predictor, generator: np.random.Generator, count: int, sizes: int = 1) -> pd.DataFrame:
-    """Random jobs inside the domain, tokens and batches spread evenly over their orders of magnitude.
+    """Draw random jobs inside the domain, with tokens and batches evenly distributed over orders of magnitude.
 
     Args:
-        predictor: a version of any stack.
-        generator: of the jobs.
-        count: models with their stacks.
-        sizes: GPU types, numbers of GPUs, samples and batches tried for each of them; those that no number of workers
-            can have are left out.
+        predictor: a version that supports all stacks.
+        generator: random generator.
+        count: number of models with their stacks.
+        sizes: number of GPU types, numbers of GPUs, samples and batches tried for each of them; combinations that
+            cannot be split over workers are omitted.
 
     Returns:
         Columns ``model_name``, ``method``, ``stack``, the settings, ``gradient_accumulation_steps``, ``gpu_model``,

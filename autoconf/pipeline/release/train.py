@@ -1,4 +1,4 @@
-"""Make a predictor version: traced figures and real runs -> AutoGluon predictor -> a folder with its card."""
+"""Make a predictor version: traced profiles and real runs -> AutoGluon predictor -> a folder with its card."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from autoconf.pipeline.tracing.cache import traces
 from autoconf.predictor import registry
 from autoconf.predictor.cards import Card, Domain
 
-# Architectures that are in the table, and that the version does not answer for.
+# Architectures of the table that the version does not support.
 _LATER = "older or rarely requested; only its trace is missing, which takes a minute"
 LEFT_OUT = {
     "granite-8b-japanese": "its shapes are an assumption, which a real run contradicts",
@@ -37,7 +37,7 @@ LEFT_OUT = {
 
 
 def domain(names: list[str], version: str) -> Domain:
-    """The jobs that a version answers: every GPU type that is known, and some models."""
+    """The domain of a version: all known GPU types, and some models."""
     after_2_0_0 = tuple(map(int, version.partition("+")[0].split("."))) > (2, 0, 0)
     return Domain(
         models=models(names, later_aliases=True),
@@ -50,13 +50,13 @@ def domain(names: list[str], version: str) -> Domain:
 
 
 def train(version: str, folder: Path) -> str:
-    """Make a version in ``folder``, which it replaces.
+    """Make a version in ``folder``, which is replaced.
 
     Returns:
         The digest of its card.
 
     Raises:
-        AutoConfError: AutoGluon does not import, or the trained predictor breaks an ordering that versions promise.
+        AutoConfError: AutoGluon does not import, or the trained predictor breaks a guaranteed ordering.
     """
     names = [name for name in architectures() if name not in LEFT_OUT]
     learned = reserve.learn(read_rows())
@@ -75,7 +75,7 @@ def train(version: str, folder: Path) -> str:
 
 
 def release(version: str, digest: str) -> str:
-    """What has to be done before a version answers."""
+    """The remaining step before a version can be used."""
     return f'RELEASED in autoconf/predictor/registry.py must have this digest of the card:\n"{version}": "{digest}"'
 
 

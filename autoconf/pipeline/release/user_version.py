@@ -1,4 +1,4 @@
-"""A version of a user's own: a released one, with more models, and with what runs taught of a cluster."""
+"""Make a user version: a released version with more models and with a safety margin learned from a cluster's runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from autoconf.pipeline.release.evaluation import measured
 from autoconf.pipeline.release.version_folder import complete, new_version
 from autoconf.pipeline.tracing.trace_file import Trace, read_trace
 from autoconf.predictor import rebuild, registry, user_versions
-from autoconf.predictor.cards import Card, Model, digest, read_card
+from autoconf.predictor.cards import Card, Model, digest
 from autoconf.predictor.predictor import Predictor
 
 EVALUATION_JOBS = 2_000
@@ -29,7 +29,7 @@ EVALUATION_JOBS = 2_000
 
 @dataclass(frozen=True)
 class OwnVersion:
-    """A version that was made: where it lies, its card, and what runs taught."""
+    """A new user version: its folder, its card, and the margin learned from runs."""
 
     folder: Path
     sha256: str  # of the card
@@ -38,12 +38,12 @@ class OwnVersion:
 
     @property
     def notes(self) -> list[str]:
-        """What to say of the runs' table."""
+        """Notes about the table of runs."""
         ignored = self.cluster.ignored if self.cluster else []
         return [f"columns that are ignored: {', '.join(ignored)}"] if ignored else []
 
     def summary(self) -> dict[str, Any]:
-        """What was made, and how good it is."""
+        """A summary of the version and its evaluation."""
         evaluation = self.card.evaluation
         return {
             "version": self.card.version,
@@ -55,17 +55,17 @@ class OwnVersion:
 
 
 def train_own(base: str, version: str, output: Path, traces: Sequence[str] = (), runs: str | None = None) -> OwnVersion:
-    """Make a version, and take it as it is whenever it is used on this machine.
+    """Make a user version, and trust it on this machine.
 
     Args:
-        base: the version that it starts from, 2.0.0 or a later one, or one of the user's own.
-        version: its name: the base's number, a + and a name.
-        output: folder of versions, made if there is none.
+        base: the version to start from: 2.0.0, a later one, or a user version.
+        version: name of the new version: the number of the base, a + and a name.
+        output: folder of versions, created if needed.
         traces: files of ``ado-autoconf trace``.
-        runs: a table of measured runs, as ``learn_cluster`` takes them.
+        runs: a table of measured runs for ``learn_cluster``.
 
     Raises:
-        BadInput: there is nothing to add, a name is taken or cannot be one, or a file is not what it should be.
+        BadInput: there is nothing to add, a name is taken or invalid, or a file is invalid.
         AutoConfError: the base is broken, AutoGluon does not train, or the version would break an ordering.
     """
     folder = _new_folder(base, version, output, bool(traces or runs))
@@ -90,9 +90,10 @@ def train_own(base: str, version: str, output: Path, traces: Sequence[str] = (),
             cluster = learn_cluster(asked, table, called(str(runs)))
             card = card.model_copy(update={"reserve": cluster.reserve})
             teaches = teaches if cluster.training_table is None else cluster.training_table
-        complete(scratch, card, teaches, lambda predictor: _evaluation(predictor, found, cluster))
-    sha256 = user_versions.trust(folder)
-    return OwnVersion(folder, sha256, read_card(folder, sha256), cluster)
+        sha256 = complete(scratch, card, teaches, lambda predictor: _evaluation(predictor, found, cluster))
+    user_versions.pin(folder, sha256)
+    # Its files are read and checked now, so that the first job does not wait for it.
+    return OwnVersion(folder, sha256, registry.load(version, output).card, cluster)
 
 
 def _new_folder(base: str, version: str, output: Path, adds: bool) -> Path:
@@ -115,19 +116,19 @@ def _base(version: str) -> Predictor:
     except ValueError as error:
         raise BadInput(f"--from: {error}") from None
     if predictor.card.reserve is None:
-        raise BadInput(f"--from: version {version} answers for one stack only; take 2.0.0 or a later one")
+        raise BadInput(f"--from: version {version} supports one stack only; use 2.0.0 or a later one")
     return predictor
 
 
 def _more_models(base: Predictor, found: Sequence[Trace], paths: Sequence[str]) -> dict[str, Model]:
-    """The models of traces, as a domain has them; none may go by a name that another one has."""
+    """The models of traces, as entries of a domain; no model may have a name of another model."""
     models = dict(base.domain.models)
     for trace, path in zip(found, paths, strict=True):
         known = Names({name: model.aliases for name, model in models.items()})
         model = trace.architecture.in_domain()
         for name in (trace.architecture.name, *model.aliases):
             if other := known.find(name):
-                raise BadInput(f"{path}: its model goes by {name!r}, as {other} does; trace it under another name")
+                raise BadInput(f"{path}: its model has the name {name!r}, as does {other}; trace it under another name")
         models[trace.architecture.name] = model
     return {name: model for name, model in models.items() if name not in base.domain.models}
 
@@ -141,7 +142,7 @@ def _made_from(base: str, traces: Sequence[str], runs: str | None, table: pd.Dat
 
 
 def _evaluation(predictor: Predictor, found: Sequence[Trace], cluster: Cluster | None) -> dict[str, Any]:
-    """What the card of a released version says, of fewer jobs, and what became of runs that were held out."""
+    """The evaluation of a released version with fewer jobs, and the scores on held-out runs."""
     known = {**architectures(), **{trace.architecture.name: trace.architecture for trace in found}}
     families = {name: known[name].family if name in known else "own" for name in predictor.domain.models}
     _, figures = measured(predictor, families, EVALUATION_JOBS)

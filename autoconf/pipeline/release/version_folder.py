@@ -1,4 +1,4 @@
-"""The folder of a version: predictor trained, promises checked, card written; there complete or not at all."""
+"""Write the folder of a version: train the predictor, check the orderings, write the card."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from autoconf.files import atomic_folder, opened
+from autoconf.errors import AutoConfError
+from autoconf.files import atomic_folder, opened, reason
 from autoconf.memory.model import StackMemory
 from autoconf.memory.store import ModelsTable
 from autoconf.pipeline.release import orderings
@@ -23,10 +24,10 @@ from autoconf.predictor.autogluon import LABEL
 from autoconf.predictor.cards import Card
 from autoconf.predictor.check_jobs import CHECK_JOBS, candidates
 from autoconf.predictor.predictor import MONOTONE, Predictor
-from autoconf.predictor.rebuild import PREDICTOR, TRAINING_TABLE
+from autoconf.predictor.rebuild import PREDICTOR, TRAINING_TABLE, check_room
 
-SEED = 20261125  # of jobs that are drawn
-_CHECKS = 800  # drawn; about half of them can be spread over workers
+SEED = 20261125  # seed of the drawn jobs
+_CHECKS = 800  # number of drawn jobs; about half of them can be split over workers
 
 _TIME = re.compile(r"fit_time|predict_(child_)?time|predict_n_time_per_row|_time_\w+")  # where AutoGluon notes one
 
@@ -35,34 +36,39 @@ Evaluate = Callable[[Predictor], dict[str, Any]]
 
 @contextmanager
 def new_version(folder: Path) -> Iterator[Path]:
-    """A scratch folder that becomes a version's when all went well.
+    """Yield a scratch folder that becomes the folder of a version if the block succeeds.
 
     Raises:
         BadInput: it cannot be written to.
+        AutoConfError: writing fails, as on a full disk.
     """
     with opened(folder.parent, lambda: atomic_folder(folder), "to it") as scratch:
-        yield scratch
+        try:
+            check_room(scratch)
+            yield scratch
+        except OSError as error:
+            raise AutoConfError(f"{folder}: writing failed: {reason(error)}") from error
 
 
 def complete(scratch: Path, card: Card, table: pd.DataFrame, evaluate: Evaluate = lambda predictor: {}) -> str:
-    """Complete a folder that has the figures of a version's models.
+    """Complete a folder that has the profiles of a version's models.
 
     Args:
         scratch: the folder.
-        card: with all but libraries, files and evaluation.
-        table: what the predictor learns: the columns of ``MONOTONE`` and the label.
-        evaluate: what to measure besides the orderings, with the predictor as it is trained.
+        card: the card without libraries, files and evaluation.
+        table: the training table: the columns of ``MONOTONE`` and the label.
+        evaluate: a function that evaluates the trained predictor in addition to the orderings.
 
     Returns:
         The digest of the card.
 
     Raises:
-        AutoConfError: AutoGluon does not import, or the trained predictor breaks an ordering that versions promise.
+        AutoConfError: AutoGluon does not import, or the trained predictor breaks a guaranteed ordering.
     """
     table.to_parquet(scratch / TRAINING_TABLE, compression="zstd", index=False)
     autogluon_adapter.fit(table, scratch / PREDICTOR, MONOTONE)
     _forget_place_and_time(scratch / PREDICTOR)
-    # The learned step lies a little off 0 (at -0.0125 GiB in 2.0.0): a job with less than it needs must not fit.
+    # The learned step is slightly off 0 (at -0.0125 GiB in 2.0.0), but a job without enough memory must not fit.
     least = 0.0 if card.reserve is not None else None
     libraries = autogluon_adapter.installed_libraries()
     card = card.model_copy(update={"libraries": libraries, "least_headroom_gib": least})
@@ -78,7 +84,7 @@ def complete(scratch: Path, card: Card, table: pd.DataFrame, evaluate: Evaluate 
 
 def write_card(folder: Path, card: Card) -> str:
     """Write a version's card and return its digest."""
-    # Cards of versions up to 2.0.0 do not have the field, and stay the same to the byte.
+    # Cards of versions up to 2.0.0 do not have the field, and stay the same, byte for byte.
     absent = {"least_headroom_gib"} if card.least_headroom_gib is None else set()
     content = (card.model_dump_json(indent=2, exclude=absent) + "\n").encode()
     (folder / cards.CARD).write_bytes(content)
@@ -86,11 +92,11 @@ def write_card(folder: Path, card: Card) -> str:
 
 
 def _forget_place_and_time(predictor: Path) -> None:
-    """Remove from the pickles where AutoGluon trained (it sets that anew on loading), when, and for how long.
+    """Remove the path (which AutoGluon sets again on loading), the time and the duration of training from the pickles.
 
     The same input must give the same version, byte for byte, so that anyone can rebuild a version and compare digests.
-    AutoGluon has no setting for that. The alternative, digests of what a version answers instead of what it is made of,
-    would leave pickles unverified; so their attributes are set here, once, on files that this process just wrote.
+    AutoGluon has no setting for that. The alternative, digests of answers instead of files, would leave pickles
+    unverified; so the attributes are set here, once, in files that this process has just written.
     """
     for file in predictor.rglob("*.pkl"):
         pickled = pickle.loads(file.read_bytes())
@@ -102,7 +108,7 @@ def _forget_place_and_time(predictor: Path) -> None:
 
 
 def _zero_times(value: Any, seen: set[int]) -> None:
-    """Set what AutoGluon notes of times and durations to 0, in objects, dicts and lists of them."""
+    """Set AutoGluon's times and durations to 0 in objects, dicts and lists."""
     if id(value) in seen:
         return
     seen.add(id(value))

@@ -1,1 +1,1 @@
-"""Trace the memory of real training code, and write it down as profiles."""
+"""Trace the memory of real training code, and write memory profiles."""

@@ -1,4 +1,4 @@
-"""Traced figures of models, from where they were written down already if what they were made of did not change."""
+"""Traced profiles of models, read from a cache if their inputs have not changed."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from autoconf.memory.profile import ModelProfile
 from autoconf.memory.store import read_models, write_models
 from autoconf.pipeline.catalog import Architecture, architectures
 
-TRACER = 2  # to be raised when a model's figures become others
+TRACER = 2  # increase it when the figures of a model change
 
 
 def fingerprint(architecture: Architecture) -> str:
-    """What a model's figures are made of."""
+    """The digest of the inputs of a model's profile."""
     made_of = json.dumps([TRACER, architecture.config, architecture.lora_targets], sort_keys=True)
     return hashlib.sha256(made_of.encode()).hexdigest()[:16]
 
 
 def traces(names: list[str], released: Path) -> list[ModelProfile]:
-    """Figures of models.
+    """The profiles of models.
 
     Args:
         names: entries of ``architectures.yaml``.
-        released: folder with figures of a version, which need not exist: those that are up to date are taken from it.
-            Others are traced, a minute or two for each, two at a time, and kept in the user's cache folder.
+        released: folder with profiles of a version, which need not exist. Profiles that are up to date are taken from
+            it. Others are traced, a minute or two for each, two at a time, and stored in the user's cache folder.
     """
     known = {f.model_name: f for f in read_models(released)} if released.exists() else {}
     wanted = {name: fingerprint(architectures()[name]) for name in names}
@@ -44,12 +44,12 @@ def traces(names: list[str], released: Path) -> list[ModelProfile]:
 
 
 def _cached(name: str) -> ModelProfile:
-    """Trace a model, or read its trace: a run that was ended loses only the model that it was at."""
+    """Trace a model, or read its cached trace; an interrupted run loses only the current model."""
     architecture = architectures()[name]
     folder = platformdirs.user_cache_path("ado-autoconf") / "traces" / f"{name}-{fingerprint(architecture)}"
     if not folder.exists():
-        from autoconf.pipeline.tracing.trace_model import traced  # torch and transformers take seconds to import
+        from autoconf.pipeline.tracing.trace_model import traced  # importing torch and transformers takes seconds
 
-        with atomic_folder(folder, replace=False) as scratch:  # another process may be faster
+        with atomic_folder(folder, replace=False) as scratch:  # another process may have finished first
             write_models([traced(architecture)], scratch)
     return replace(read_models(folder)[0], made_of=fingerprint(architecture))

@@ -1,11 +1,11 @@
-"""Memory of a whole model at each point of a micro-batch, from the trace of a short stack of its layers.
+"""Extrapolate the trace of a short stack of layers to the memory of a whole model at each point of a micro-batch.
 
-What is counted is what a model holds besides its parameters, whatever its depth and its sharding. It comes from the
-storages of the short stack (``autoconf.pipeline.tracing.ledger``).
+The memory excludes parameters and is independent of sharding. It is computed from the storages of the short stack
+(``autoconf.pipeline.tracing.ledger``).
 
-Decoder layers of one kind hold the same. So a moment of a layer at any depth is the same moment of the short stack's
-layer of its kind, plus what the layers before it saved for their backward pass. Gradients are kept apart, because how
-many of them are whole at a time depends on the sharding.
+Decoder layers of one kind hold the same memory. So a moment of a layer at any depth is the same moment of the short
+stack's layer of its kind, plus the tensors that the layers before it saved for their backward pass. Gradients are
+counted separately, because the number of unsharded gradients depends on the sharding.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ _NOTHING = np.zeros(4)  # bytes, with the columns of ``ledger.Size``, as all siz
 
 
 def layer_moments(storages: Storages, short: Sequence[str], kinds: Sequence[str]) -> list[StackMoment]:
-    """Moments of the whole model except those of its head, without those that another moment exceeds.
+    """Moments of the whole model except those of its head, without dominated ones.
 
     Args:
-        storages: of a short stack.
+        storages: storages of a short stack.
         short: kinds of its layers; the first and the last one are those of the whole model, and each kind is among the
             others.
         kinds: kinds of the whole model's layers.
 
     Raises:
-        TraceError: layers of the short stack do not hold what they should.
+        TraceError: a layer of the short stack frees memory that an earlier layer saved.
     """
-    return _envelope(list(_WholeModel(_ShortStack(storages, short), kinds).moments()))
+    return envelope(list(_WholeModel(_ShortStack(storages, short), kinds).moments()))
 
 
 def head_moments(storages: Storages, short: Sequence[str], rank: int) -> list[StackMoment]:
-    """Moments of head and loss, without what the layers keep; likewise.
+    """Moments of head and loss, without the tensors that the layers keep; arguments as in ``layer_moments``.
 
-    Nothing there has to do with adapters: what looks like a multiple of their rank is one by chance.
+    Head and loss have no adapters, so sizes that are multiples of the rank are so by chance.
     """
-    return _envelope([_at_rank(moment, rank) for moment in _head_moments(_ShortStack(storages, short))])
+    return envelope([_at_rank(moment, rank) for moment in _head_moments(_ShortStack(storages, short))])
 
 
 def _at_rank(moment: StackMoment, rank: int) -> StackMoment:
@@ -70,7 +70,7 @@ def _moment(
 
 
 class _ShortStack:
-    """The storages of a short stack, by the moments at which they are alive and by the layers that made them."""
+    """The storages of a short stack, by the moments at which they are alive and by the layers that created them."""
 
     def __init__(self, storages: Storages, layers: Sequence[str]) -> None:
         self.layers = layers
@@ -80,7 +80,7 @@ class _ShortStack:
         self._is_gradient = storages.gradient_of > -2
         # The layer in whose forward pass each storage was created; -1 for any other.
         self._layer_of = np.array([p.layer if p.segment == "layer" and not p.backward else -1 for p in storages.parts])
-        # Autocast keeps its copies of weights until the model's forward is over; checkpoints and saved tensors stay.
+        # Autocast keeps its copies of weights until the end of the forward pass; saved tensors stay longer.
         self._saved_by = {
             backward: self._alive_from_forward(self.first(LOSS if backward else HEAD)) for backward in (False, True)
         }
@@ -103,7 +103,7 @@ class _ShortStack:
         return self._storages.parts.index(part)
 
     def forward_is_over(self, moment: int) -> bool:
-        """Whether the model's forward pass is over, and what it kept for itself is gone."""
+        """Whether the model's forward pass is over and its temporary tensors are released."""
         part = self._storages.parts[moment]
         if part != HEAD:
             return part.backward
@@ -111,35 +111,35 @@ class _ShortStack:
         return not self._alive[moment][(saved_by >= 0) & (saved_by < len(self.layers) - 1)].all()
 
     def activations(self, moment: int) -> np.ndarray:
-        """Bytes alive at a moment, without gradients and without what untouched earlier layers saved.
+        """Bytes alive at a moment, without gradients and without the tensors that untouched earlier layers saved.
 
         Raises:
-            TraceError: one of these layers lost something that it had saved.
+            TraceError: a tensor that one of these layers saved was released.
         """
         part = self._storages.parts[moment]
         saved_by = self._saved_by[self.forward_is_over(moment)]
         untouched = (saved_by >= 0) & (saved_by < self._untouched_layers(part))
         if not self._alive[moment][untouched & (self._storages.born < moment)].all():
-            raise TraceError(f"{part} frees what an earlier layer saved")
+            raise TraceError(f"{part} frees a tensor that an earlier layer saved")
         return self._bytes(moment, ~untouched & ~self._is_gradient)
 
     def _untouched_layers(self, part: Part) -> int:
-        """How many of the first layers a part leaves alone; it may use up what the one right before it saved."""
+        """How many of the first layers a part does not touch; it may release tensors of the layer right before it."""
         if part in (HEAD, LOSS):
             return len(self.layers) - 1
         return max(part.layer - 1, 0)
 
     def activations_at_start(self, part: Part) -> np.ndarray:
-        """``activations`` when a part begins, before its first storage."""
+        """``activations`` at the start of a part, before its first storage."""
         first = self.first(part)
         return self.activations(first) - (_NOTHING if self._is_gradient[first] else self._storages.sizes[first])
 
     def outside_layers(self, moment: int) -> np.ndarray:
-        """Bytes alive at a moment, without gradients and without what the layers' forward pass made."""
+        """Bytes alive at a moment, without gradients and without storages of the layers' forward pass."""
         return self._bytes(moment, (self._layer_of < 0) & ~self._is_gradient)
 
     def outside_layers_at_start(self, part: Part) -> np.ndarray:
-        """``outside_layers`` when a part begins, before its first storage."""
+        """``outside_layers`` at the start of a part, before its first storage."""
         first = self.first(part)
         return self.outside_layers(first) - self._storages.sizes[first]
 
@@ -152,7 +152,7 @@ class _ShortStack:
         return self._storages.sizes[self._storages.gradient_of == layer].sum(axis=0)
 
     def newest_gradient(self, moment: int) -> np.ndarray:
-        """The gradient that is created at a moment, if one is."""
+        """The gradient that is created at a moment, if any."""
         return self._storages.sizes[moment] if self._is_gradient[moment] else _NOTHING
 
     def _bytes(self, moment: int, counted: np.ndarray) -> np.ndarray:
@@ -160,7 +160,7 @@ class _ShortStack:
 
 
 class _BackwardPoints(NamedTuple):
-    """Points of a layer's backward pass, by the layer's place."""
+    """Points of a layer's backward pass, by the position of the layer."""
 
     start: Point
     middle: Point
@@ -173,7 +173,7 @@ _OF_OTHERS = _BackwardPoints(Point.START, Point.MIDDLE, Point.END)
 
 
 class _WholeModel:
-    """All layers of a model, each with the layer of the short stack that has its figures.
+    """All layers of a model, each with the layer of the short stack that represents it.
 
     ``position`` counts the layers of the whole model, ``layer`` those of the short stack.
     """
@@ -183,14 +183,14 @@ class _WholeModel:
         self.layer_at = _layer_at(short.layers, kinds)
         self.saved = {backward: short.saved(backward) for backward in (False, True)}
         self.saved_before = {backward: self._saved_before(backward) for backward in (False, True)}
-        # Gradients of the layer at each position, and of all layers behind it; both have shape (positions, 4).
+        # Gradients of the layer at each position, and of all layers after it; both have shape (positions, 4).
         self.gradients = np.array([short.all_gradients(layer) for layer in self.layer_at])
         self.gradients_behind = np.concatenate([np.cumsum(self.gradients[::-1], axis=0)[::-1][1:], [_NOTHING]])
 
     def _saved_before(self, backward: bool) -> np.ndarray:
         """Bytes that the layers before each position saved; shape (positions + 1, 4), the last one for the head.
 
-        Without what the one right before the layer of the short stack saved: its activations have that.
+        The tensors saved by the layer right before that of the short stack are excluded: its activations include them.
         """
         saved = self.saved[backward]
         all_before = np.concatenate([[_NOTHING], np.cumsum(saved[self.layer_at], axis=0)])
@@ -215,7 +215,7 @@ class _WholeModel:
     def _positions(self) -> Iterator[int]:
         """Positions that may be the peak.
 
-        What is held grows or falls evenly along layers of one kind: their ends are enough.
+        Memory changes linearly along layers of one kind, so the first and last ones are enough.
         """
         for position in range(self.depth):
             neighbors = self.kinds[max(position - 1, 0) : position + 2]
@@ -229,7 +229,7 @@ class _WholeModel:
             yield _moment(Point.FORWARD, self.short.activations(moment) + before)
 
     def _has_backward(self, position: int) -> bool:
-        """Whether a layer has a backward pass: none has before the first one with adapters."""
+        """Whether a layer has a backward pass; layers before the first one with adapters have none."""
         return bool(self.short.moments(Part("layer", self.layer_at[position], True)))
 
     def _backward(self, position: int) -> Iterator[StackMoment]:
@@ -260,7 +260,7 @@ class _WholeModel:
         return self.short.activations_at_start(part) + self.saved_before[True][position]
 
     def _after_backward(self, position: int) -> np.ndarray:
-        """What is held when a layer's backward pass is over: what the next part of the backward pass begins with."""
+        """The memory at the end of a layer's backward pass, which is the start of the next part."""
         if position and self._has_backward(position - 1):
             return self._at_backward_start(position - 1)
         return self.short.activations_at_start(TAIL) if self.short.moments(TAIL) else _NOTHING
@@ -275,7 +275,7 @@ class _WholeModel:
 
 
 def _layer_at(short: Sequence[str], kinds: Sequence[str]) -> list[int]:
-    """The layer of the short stack that has the figures of the layer at each position of the whole model."""
+    """The layer of the short stack that represents the layer at each position of the whole model."""
     between = {kind: layer for layer, kind in enumerate(short) if 0 < layer < len(short) - 1}
     return [0, *(between[kind] for kind in kinds[1:-1]), len(short) - 1]
 
@@ -290,8 +290,8 @@ def _head_moments(short: _ShortStack) -> Iterator[StackMoment]:
         yield _moment(Point.LOSS, short.outside_layers(moment), layer=layer, newest=newest)
 
 
-def _envelope(moments: list[StackMoment]) -> list[StackMoment]:
-    """Drop moments that another one at the same point exceeds in every term."""
+def envelope(moments: list[StackMoment]) -> list[StackMoment]:
+    """Drop moments that are dominated by another one at the same point."""
     kept = []
     for point in Point:
         terms = np.round([m[1:] for m in moments if m.point == point], 3).reshape(-1, len(StackMoment._fields) - 1)

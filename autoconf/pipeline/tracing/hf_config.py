@@ -1,4 +1,4 @@
-"""A user model: its Hugging Face config read into an architecture, or what in it is the obstacle."""
+"""Convert the Hugging Face config of a user model to an architecture, or refuse it with the reason."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from autoconf.pipeline.tracing.trace_model import Ways, short_stack, traced
 
 CONFIG = "config.json"
 _MOST_LAYERS = 1024
-# What no tensor of a training step depends on: who saved the config, tokens' numbers, what inference does, factors,
-# dropout of attention (FlashAttention keeps no mask).
+# Settings that do not affect any tensor of a training step: who saved the config, token ids, inference settings,
+# factors, dropout of attention (FlashAttention keeps no mask).
 _INERT = re.compile(
     r"_.*|.*_token_ids?|architectures|auto_map|transformers_version|(torch_)?dtype|torchscript|use_cache"
     r"|return_dict|use_return_dict|output_\w+|initializer_(range|factor)|\w*norm_eps(ilon)?|layer_norm_epsilon"
@@ -43,7 +43,7 @@ def read_config(path: str) -> tuple[Path, dict[str, Any]]:
         path: a file in JSON, or a folder with a ``config.json``.
 
     Raises:
-        BadInput: there is no such file, or it holds no object in JSON; the message names line and column.
+        BadInput: there is no such file, or it does not hold a JSON object; the message names line and column.
     """
     file = Path(path) / CONFIG if Path(path).is_dir() else Path(path)
     try:
@@ -64,12 +64,12 @@ def own_architecture(
 
     Args:
         path: a Hugging Face ``config.json``, or a folder with one.
-        name: of the model.
-        lora_targets: names of the linear modules that get LoRA's adapters; by default PEFT's own within attention.
+        name: name of the model.
+        lora_targets: names of the linear modules with LoRA adapters; by default PEFT's default within attention.
         aliases: other names of the model.
 
     Raises:
-        BadInput: it cannot be traced; the message names what in the config is the obstacle.
+        BadInput: it cannot be traced; the message names the setting of the config that prevents it.
     """
     file, published = read_config(path)
     try:
@@ -83,8 +83,8 @@ def own_architecture(
         check_kinds(architecture, published)
         if not attends_everywhere(architecture, model):
             raise BadInput(
-                f"model_type {config['model_type']!r}: its layers do more than attention and products of matrices, "
-                "and what the kernels for that hold on a GPU is not known"
+                f"model_type {config['model_type']!r}: its layers do more than attention and matrix products, "
+                "and the memory of the kernels for that is not known"
             )
         architecture = architecture.model_copy(
             update={
@@ -96,8 +96,8 @@ def own_architecture(
         _check_traceable(architecture)
     except BadInput as error:
         raise BadInput(f"{file}: {error}") from None
-    except Exception as error:  # a file may hold anything, and so may what it makes transformers raise
-        raise BadInput(f"{file}: no model can be traced of it: {_sentence(error)}") from None
+    except Exception as error:  # an arbitrary config can make transformers raise any exception
+        raise BadInput(f"{file}: no model can be traced from it: {_sentence(error)}") from None
     return architecture
 
 
@@ -109,19 +109,19 @@ def own_figures(architecture: Architecture, watched: Callable[[Ways], Iterable[L
     """
     try:
         return traced(architecture, watched)
-    except Exception as error:  # code that we do not know can fail with anything
+    except Exception as error:  # unknown code can raise any exception
         raise _untraceable(architecture, error) from None
 
 
 def hub_id(path: str) -> str | None:
-    """The Hugging Face id of the checkpoint that a config says it is of; ``None`` where that is none."""
+    """The Hugging Face id of the checkpoint that a config names; ``None`` if it names none."""
     _, config = read_config(path)
     named = config.get("_name_or_path")
     return named if isinstance(named, str) and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", named) else None
 
 
 def own_code(path: str) -> bool:
-    """Whether a config names modeling code of its own besides transformers'."""
+    """Whether a config names custom modeling code in addition to that of transformers."""
     return "auto_map" in read_config(path)[1]
 
 
@@ -129,38 +129,38 @@ def own_code(path: str) -> bool:
 
 
 def _check_published(config: dict[str, Any]) -> None:
-    """Refuse what can be told from the config alone."""
+    """Refuse configs that cannot be traced, as far as the config itself shows it."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
-        raise BadInput("model_type: is missing, which says what kind of model it is")
+        raise BadInput("model_type: is missing, so the kind of model is unknown")
     if model_type not in CONFIG_MAPPING:
         if "auto_map" in config:
             raise BadInput(
-                f"auto_map: model_type {model_type!r} comes with code of its own, which is not run; transformers "
-                f"{transformers.__version__} has none for it"
+                f"auto_map: model_type {model_type!r} needs custom code, which is not run; transformers "
+                f"{transformers.__version__} does not include it"
             )
         raise BadInput(f"model_type: transformers {transformers.__version__} does not know {model_type!r}")
     if "quantization_config" in config:
         raise BadInput(
-            "quantization_config: the checkpoint is quantized already; give the config of the one it was made from"
+            "quantization_config: the checkpoint is already quantized; give the config of the one it was made from"
         )
     kind = CONFIG_MAPPING[model_type]
     inner = [key for key in ("text_config", "language_config", "llm_config") if key in config]
     inner += [key for key in kind.sub_configs if key not in inner]
     if inner:
         raise BadInput(
-            f"{inner[0]}: a model of several parts, as of text and images, is not traced; give the config of its "
+            f"{inner[0]}: a model of several parts, such as text and images, is not traced; give the config of its "
             "language model alone"
         )
     reads_both_ways = kind in MODEL_FOR_MASKED_LM_MAPPING or config.get("is_encoder_decoder")
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING or reads_both_ways or getattr(kind, "is_encoder_decoder", False):
-        raise BadInput(f"model_type: {model_type!r} is no causal language model in transformers")
+        raise BadInput(f"model_type: {model_type!r} is not a causal language model in transformers")
 
 
 def _resolved(published: dict[str, Any]) -> dict[str, Any]:
-    """What of a config matters, and defaults of what an architecture asks it."""
+    """The settings of a config that matter, with the defaults that an architecture needs."""
     config = {key: value for key, value in published.items() if not _INERT.fullmatch(key)}
-    for key in ("rope_scaling", "rope_parameters"):  # which angles: no matter; of how much of a head, it is one
+    for key in ("rope_scaling", "rope_parameters"):  # the angles do not matter, but the rotated part of a head does
         if "partial_rotary_factor" not in (config.get(key) or ()):
             config.pop(key, None)
     full = _for_model(config)
@@ -177,7 +177,7 @@ def _resolved(published: dict[str, Any]) -> dict[str, Any]:
     config.pop("num_hidden_layers", None)
     config[own_name] = depth
     if attends_only(config) and "layer_types" not in deciding_keys(config["model_type"]):
-        # Where attention sees all tokens, and where a window of them, matters nothing if ``check_kinds`` agrees.
+        # Whether attention sees all tokens or a window of them does not matter if ``check_kinds`` agrees.
         without = {key: value for key, value in config.items() if key != "layer_types"}
         if attends_only({"layer_types": getattr(_for_model(without), "layer_types", None) or ["full_attention"]}):
             return without
@@ -186,31 +186,31 @@ def _resolved(published: dict[str, Any]) -> dict[str, Any]:
 
 
 def attends_only(config: dict[str, Any]) -> bool:
-    """Whether a config lists what its layers are, and they all attend."""
+    """Whether a config lists the kinds of its layers, and all of them are attention."""
     return set(config.get("layer_types") or ("?",)) <= {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def _for_model(config: dict[str, Any]) -> Any:
     try:
         return AutoConfig.for_model(**config)
-    except Exception as error:  # configs check themselves, each in its own way
-        raise BadInput(f"transformers refuses it: {_sentence(error)}") from None
+    except Exception as error:  # each type of config has its own checks
+        raise BadInput(f"transformers rejects it: {_sentence(error)}") from None
 
 
 def _built(architecture: Architecture) -> Any:
     try:
         return build_model(TrainingSetup(architecture, "full", Stack()))
-    except Exception as error:  # shapes that do not go together fail with anything
+    except Exception as error:  # incompatible shapes can raise any exception
         if isinstance(error, KeyError) and error.args == ("attention_on_cuda",):
             raise BadInput(
-                f"model_type {architecture.family!r}: transformers has its attention in classes of its own, which "
+                f"model_type {architecture.family!r}: its attention has custom classes in transformers, which "
                 "are not traced"
             ) from None
-        raise BadInput(f"no model can be built of it: {_sentence(error)}") from None
+        raise BadInput(f"no model can be built from it: {_sentence(error)}") from None
 
 
 def _check_traceable(architecture: Architecture) -> None:
-    """Trace once what else would fail in every way, after minutes."""
+    """Trace one combination, to fail now and not after minutes."""
     try:
         short = short_stack(architecture)
         rank = rank_for(architecture, short)
@@ -234,20 +234,20 @@ def _sentence(error: Exception) -> str:
 
 
 def _learned_positions(model: Any) -> int | None:
-    """Tokens that learned positions allow: an embedding besides that of tokens, as long as the config says."""
+    """The number of learned positions: an embedding besides the token embedding, as long as the config says."""
     longest = getattr(model.config, "max_position_embeddings", None)
     inside = {id(m) for layer in decoder_layers(model) for m in layer.modules()}
     tokens = model.get_input_embeddings()
     for module in model.modules():
         outside = isinstance(module, nn.Embedding) and module is not tokens and id(module) not in inside
-        # OPT and BioGPT have two more, for what is padded.
+        # OPT and BioGPT have two more positions, for padding.
         if outside and longest is not None and longest <= module.num_embeddings <= longest + 2:
             return longest
     return None
 
 
 def _lora_targets(model_type: str, model: Any, given: Sequence[str]) -> list[str]:
-    """The modules that get adapters: those that were given, PEFT's own within attention, or those of known models."""
+    """The modules that get adapters: the given ones, PEFT's default within attention, or those of known models."""
     names = [
         name
         for name, module in model.named_modules()
@@ -266,7 +266,7 @@ def _lora_targets(model_type: str, model: Any, given: Sequence[str]) -> list[str
         if found := [target for target in targets if target in attention]:
             return found
     raise BadInput(
-        f"which modules get LoRA's adapters by default is not known of model_type {model_type!r}: name some by "
+        f"the default modules of LoRA adapters are not known for model_type {model_type!r}: name some with "
         f"--lora-targets; there are {listed(linear)}"
     )
 

@@ -1,4 +1,4 @@
-"""Whether a model's decoder layers are what its architecture says: those of one kind the same, and nothing unknown."""
+"""Check that decoder layers of one kind are the same, and that no layer is of an unknown kind."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.tracing.ledger import LOSS, Part, Storages, rank_for, trace
 from autoconf.pipeline.tracing.model_setup import ATTENTION, TrainingSetup, build_model, decoder_layers
 
-# Attributes by which modules tell attention to all tokens from that to a window of them. Some do more with it, such as
-# rotating in one of them only, which a trace shows.
+# Attributes by which modules distinguish attention to all tokens from attention to a window. Some do more with them,
+# such as rotating in one of the two only, which a trace shows.
 _WINDOW = ("sliding_window", "is_sliding", "attention_type", "layer_type", "is_local_attention", "local_window_size")
-_Traits = dict[tuple[str, str], Any]  # a module's path and what of it -> its value
+_Traits = dict[tuple[str, str], Any]  # a module's path and attribute -> its value
 
 
 def check_kinds(architecture: Architecture, published: dict[str, Any]) -> None:
-    """Raise unless layers that an architecture calls of one kind are.
+    """Check that the layers of each kind of an architecture are the same.
 
     Args:
-        architecture: of the model.
+        architecture: architecture of the model.
         published: its config, unchanged.
 
     Raises:
-        BadInput: two layers of one kind differ; the message names them and in what.
+        BadInput: two layers of one kind differ; the message names them and the difference.
     """
     as_published = architecture.model_copy(
         update={"config": {**architecture.config, **{k: v for k, v in published.items() if k == "layer_types"}}}
     )
     layers = _all_traits([*decoder_layers(build_model(TrainingSetup(as_published, "full", Stack())))])
-    windows: dict[str, dict[str, int]] = {}  # of each kind: how its layers say what they attend to, and the first of it
+    windows: dict[
+        str, dict[str, int]
+    ] = {}  # for each kind: how its layers define what they attend to, and the first such layer
     for index, (kind, traits) in enumerate(zip(architecture.kinds, layers, strict=True)):
         window = str({trait: value for trait, value in traits.items() if trait[1] in _WINDOW})
         first = next(iter(windows.setdefault(kind, {window: index}).values()))
@@ -48,8 +50,7 @@ def check_kinds(architecture: Architecture, published: dict[str, Any]) -> None:
 
 
 def attends_everywhere(architecture: Architecture, model: nn.Module) -> bool:
-    """Whether a model's layers, of kinds that are not known to do something else, attend and do nothing but that and
-    products of matrices."""
+    """Whether all layers of kinds that are not known otherwise consist only of attention and matrix products."""
     known = len(set(architecture.kinds)) > 1
     convolves = any(isinstance(module, nn.Conv1d) for module in model.modules())
     return (known or not convolves) and any(re.fullmatch(ATTENTION, name) for name, _ in model.named_modules())
@@ -57,13 +58,13 @@ def attends_everywhere(architecture: Architecture, model: nn.Module) -> bool:
 
 def _refuse(architecture: Architecture, one: int, other: int, difference: str) -> None:
     raise BadInput(
-        f"layers {one} and {other} differ ({difference}), and of model_type {architecture.family!r} it is not known "
+        f"layers {one} and {other} differ ({difference}), and for model_type {architecture.family!r} it is not known "
         "which layers are of which kind"
     )
 
 
 def _all_traits(layers: Sequence[nn.Module]) -> list[_Traits]:
-    """What decides of the layers' memory, but for that each of them knows its place."""
+    """The attributes that decide the memory of the layers, without the index of each layer."""
     every = [_traits(layer) for layer in layers]
     for trait in {trait for traits in every for trait in traits}:
         values = [(index, traits[trait]) for index, traits in enumerate(every) if trait in traits]
@@ -80,7 +81,7 @@ def _traits(layer: nn.Module) -> _Traits:
         found[path, "class"] = type(module).__name__
         for name, value in vars(module).items():
             if not name.startswith("_") and isinstance(value, bool | int | float | str | None):
-                # Of a factor it matters whether there is one.
+                # Only the presence of a factor matters.
                 found[path, name] = bool(value) if isinstance(value, float) else value
     for path, tensor in (*layer.named_parameters(), *layer.named_buffers()):
         found[path, "shape"] = (tuple(tensor.shape), tensor.dtype)
@@ -88,7 +89,7 @@ def _traits(layer: nn.Module) -> _Traits:
 
 
 def _check_windows(architecture: Architecture, first: Sequence[int]) -> None:
-    """Trace the first layers and compare what those of one kind hold. The ends, where others begin, stay out."""
+    """Trace the first layers and compare those of one kind, without the ends, where other layers begin."""
     depth = min(max(first) + 3, architecture.layers)
     config = {**architecture.config, architecture.depth_key: depth}
     if "layer_types" in config:
@@ -104,7 +105,7 @@ def _check_windows(architecture: Architecture, first: Sequence[int]) -> None:
 
 
 def _profile(storages: Storages, layer: int) -> list[Any]:
-    """What a layer's passes run, how large it is and whether it outlives the forward pass."""
+    """The ops of a layer's passes, with the size of each storage and whether it outlives the forward pass."""
     loss = storages.parts.index(LOSS)
     return [
         (storages.ops[moment], *storages.sizes[moment], backward or storages.dead[moment] > loss)

@@ -1,9 +1,8 @@
-"""What a micro-batch holds on one GPU, storage by storage: when each was created and released, by which part of the
-model, and how its size depends on the tokens and on the rank of adapters.
+"""Record the storages of a micro-batch on one GPU: when and by which part of the model each was created and released.
 
-One short run under ``FakeTensorMode`` tells all of it. Tokens and rank are primes that divide no dimension of the
-model, so a storage whose elements are a multiple of the prime has that dimension, and no second run is needed to find
-out.
+The ledger also derives how sizes depend on the tokens and on the rank of adapters. One short run under
+``FakeTensorMode`` is enough: tokens and rank are primes that divide no dimension of the model, so a storage whose
+number of elements is a multiple of the prime has that dimension.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from autoconf.jobs.stack import Stack
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.tracing.first_rank import first_rank
 from autoconf.pipeline.tracing.model_setup import TrainingSetup, build_model
-from autoconf.pipeline.tracing.recorder import LOSS, SAMPLES, Change, Part, Recorder, TraceError, parts
+from autoconf.pipeline.tracing.recorder import LOSS, SAMPLES, Part, Recorder, SizeChange, TraceError, parts
 
-# Tokens of a sample: a prime; half of what losses leave of it, (TOKENS - 1) / 2, is one as well.
+# Tokens of a sample: a prime; (TOKENS - 1) / 2, half of the tokens that losses keep, is a prime as well.
 TOKENS = 2039
 _SHIFTED = 1019
 _RANKS = (29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71)
@@ -40,25 +39,26 @@ class Size(NamedTuple):
 class Storages:
     """All storages of a micro-batch; arrays have shape (storages,), ``sizes`` (storages, 4).
 
-    Storage i was created at moment ``born[i]`` and is gone at moment ``dead[i]``. Parameters and buffers are not among
-    them.
+    Storage i is created at moment ``born[i]`` and released at moment ``dead[i]``. Parameters and buffers are excluded.
     """
 
     born: np.ndarray
     dead: np.ndarray
     sizes: np.ndarray
-    gradient_of: np.ndarray  # layer whose parameter it is the gradient of; -1 of the rest of the model, -2 none
+    gradient_of: (
+        np.ndarray
+    )  # layer of the parameter whose gradient it is; -1: the rest of the model, -2: not a gradient
     parts: list[Part]  # of each moment
     ops: list[str]
 
 
 def _size(nbytes: int, itemsize: int, rank: int) -> Size:
-    """Tell from the prime factors of a storage's elements which dimensions it has."""
+    """Derive the dimensions of a storage from the prime factors of its number of elements."""
     elements = nbytes // itemsize
     tokens = SAMPLES * TOKENS
     if elements % TOKENS == 0:
         constant, per_token = 0.0, nbytes / tokens
-    elif elements % _SHIFTED == 0:  # one token fewer in each sample
+    elif elements % _SHIFTED == 0:  # one token less in each sample
         per_token = nbytes / (tokens - SAMPLES)
         constant = -per_token * SAMPLES
     else:
@@ -69,10 +69,10 @@ def _size(nbytes: int, itemsize: int, rank: int) -> Size:
 
 
 def rank_for(architecture: Architecture, layers: Sequence[str]) -> int:
-    """A rank of adapters that divides no dimension of a model of these layers.
+    """Find a rank of adapters that divides no dimension of a model with these layers.
 
     Raises:
-        TraceError: there is none, or the number of tokens divides one.
+        TraceError: there is no such rank, or the number of tokens divides a dimension.
     """
     model = build_model(TrainingSetup(architecture, "full", Stack()), layers)
     dimensions = {size for p in model.parameters() for size in p.shape}
@@ -85,15 +85,15 @@ def rank_for(architecture: Architecture, layers: Sequence[str]) -> int:
 
 
 def trace(job: TrainingSetup, layers: Sequence[str], rank: int) -> Storages:
-    """Run one micro-batch of a short stack on one GPU, of which gradients are left.
+    """Trace one micro-batch of a short stack on one GPU; only gradients remain at its end.
 
     Args:
-        job: what to train and how, on one GPU. Accumulation does not matter.
+        job: the training setup, on one GPU. Accumulation does not matter.
         layers: kinds of the decoder layers of the short stack.
-        rank: of adapters, as ``rank_for`` gives it.
+        rank: rank of adapters, from ``rank_for``.
 
     Raises:
-        TraceError: a tensor of tokens x tokens is held.
+        TraceError: there is a tensor of tokens x tokens.
     """
     job = job.with_rank(rank)
     with first_rank(job, layers) as gpu:
@@ -104,7 +104,9 @@ def trace(job: TrainingSetup, layers: Sequence[str], rank: int) -> Storages:
         with recorder, parts(gpu.layers, recorder):
             input_ids = torch.zeros((SAMPLES, TOKENS), dtype=torch.long)
             _attention_mask = torch.empty_like(input_ids)
-            labels = torch.zeros_like(input_ids)  # which live to the end, 8 bytes a token: so figures were released
+            labels = torch.zeros_like(
+                input_ids
+            )  # they live to the end, 8 bytes per token: released figures count them so
             loss = gpu.model(input_ids=input_ids, labels=labels)["loss"]
             recorder.part = LOSS
             loss.backward()
@@ -114,22 +116,22 @@ def trace(job: TrainingSetup, layers: Sequence[str], rank: int) -> Storages:
     return _storages(changes, gradients, rank)
 
 
-def _storages(changes: Sequence[Change], gradients: dict[int, int], rank: int) -> Storages:
-    """Storages of a log of changes.
+def _storages(changes: Sequence[SizeChange], gradients: dict[int, int], rank: int) -> Storages:
+    """Convert a log of changes to storages.
 
     Args:
-        changes: of a micro-batch.
+        changes: log of a micro-batch.
         gradients: the layer (-1: the rest of the model) of each storage that is a parameter's gradient.
-        rank: of adapters.
+        rank: rank of adapters.
     """
-    created: dict[int, Change] = {}  # in order: a storage's place is the moment at which it was created
+    created: dict[int, SizeChange] = {}  # in order: the index of a storage is the moment at which it was created
     dead: dict[int, int] = {}
     for change in changes:
         if change.nbytes > 0:
             if change.storage in created:
                 raise TraceError(f"{change.op} makes a storage grow")
             created[change.storage] = change
-        elif change.storage in created:  # and not there before the micro-batch
+        elif change.storage in created:  # and did not exist before the micro-batch
             dead[change.storage] = len(created)
     count = len(created)
     return Storages(

@@ -1,5 +1,6 @@
-"""Fine-tuning jobs as the libraries run them, on fake tensors: the model under a stack, sharded, and its
-micro-batches.
+"""Set up fine-tuning jobs on fake tensors as the libraries run them: the sharded model under a stack.
+
+It also runs their micro-batches.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from torch.distributed.fsdp import (
     ShardingStrategy,
     fully_shard,
 )
-from torch.distributed.fsdp.wrap import _or_policy, lambda_auto_wrap_policy, transformer_auto_wrap_policy
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TrainingArguments
 from transformers.pytorch_utils import Conv1D
@@ -40,17 +40,17 @@ from autoconf.pipeline.kernels import cuda as cuda_kernels
 Method = Literal["full", "lora", "qlora"]
 _TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-# Linear layers of attention by their names in transformers' models; others' MLPs have a c_proj or a dense, too.
+# Linear layers of attention by their names in transformers; the MLPs of some models also have a c_proj or a dense.
 ATTENTION = r".*(attn|attention)\.([qkvo]_proj|out_proj|qkv_proj|kv_[ab]_proj\w*|c_attn|c_proj|query_key_value|dense)"
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """A model, how it is tuned, and on how many GPUs.
+    """A model, its method and stack, and the number of GPUs.
 
     Raises:
-        ValueError: the method is qlora and the stack does not quantize, or the reverse; or Adafactor would have to step
-            over what FSDP2 shards.
+        ValueError: the method is qlora and the stack does not quantize, or the reverse; or Adafactor is combined with
+            FSDP2.
 
     >>> from autoconf.pipeline.catalog import architectures
     >>> TrainingSetup(architectures()["mistral-7b-v0.1"], "lora", Stack(sharding="ddp"), gpus=2).shards
@@ -81,22 +81,22 @@ class TrainingSetup:
     @property
     def upcasts(self) -> bool:
         """Whether accelerate makes trainable parameters float32 that were loaded in bfloat16."""
-        # accelerate/accelerator.py, prepare_model: FSDP1's flat parameters, hence none that FSDP leaves whole;
+        # accelerate/accelerator.py, prepare_model: FSDP1's flat parameters, so not parameters that FSDP does not shard;
         # accelerate/utils/fsdp_utils.py, fsdp2_prepare_model: not in a model with 4-bit layers.
         mixed = self.shards and self.stack.mixed_precision == "bf16"
         return mixed and (self.stack.shard_adapters if self.stack.sharding == "fsdp1" else self.method != "qlora")
 
 
 def build_model(job: TrainingSetup, layers: int | Sequence[str] | None = None) -> nn.Module:
-    """Build, on the ``meta`` device, the model that a job trains, not yet sharded.
+    """Build the model of a job on the ``meta`` device, before sharding.
 
     Args:
-        job: what to train and how.
-        layers: other decoder layers than the architecture's own: their kinds in order, or how many of its own, from
-            the first one and again from the first after the last.
+        job: the training setup.
+        layers: decoder layers instead of the architecture's own: their kinds in order, or a number of the
+            architecture's layers, starting again from the first one after the last.
 
     Raises:
-        ValueError: the architecture's config cannot say these layers.
+        ValueError: the architecture's config cannot express these layers.
     """
     stack = job.stack
     model: Any = _base_model(job.architecture, DTYPES[stack.torch_dtype], layers)
@@ -107,7 +107,7 @@ def build_model(job: TrainingSetup, layers: int | Sequence[str] | None = None) -
         return model.train()
     if stack.quantization == "nf4":
         _quantize(job, model)
-        if stack.upcast_unquantized and not job.shards:  # TRL leaves it out where a 4-bit model is sharded
+        if stack.upcast_unquantized and not job.shards:  # TRL omits it if a 4-bit model is sharded
             model = peft.prepare_model_for_kbit_training(
                 model, stack.gradient_checkpointing != "none", {"use_reentrant": reentrant}
             )
@@ -121,10 +121,10 @@ def build_model(job: TrainingSetup, layers: int | Sequence[str] | None = None) -
         task_type="CAUSAL_LM",
     )
     keeps_dtype = stack.adapter_dtype == "bfloat16"
-    with torch.device("meta"):  # releases of PEFT before 0.14 have no argument for it
+    with torch.device("meta"):  # PEFT before 0.14 has no argument for it
         model = peft.get_peft_model(model, lora, autocast_adapter_dtype=not keeps_dtype)
     if keeps_dtype:
-        # peft/tuners/tuners_utils.py, _move_adapter_to_device_of_base_layer: adapters take their base's dtype, but not
+        # peft/tuners/tuners_utils.py, _move_adapter_to_device_of_base_layer: adapters get their base's dtype, but not
         # on the meta device.
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -135,7 +135,7 @@ def build_model(job: TrainingSetup, layers: int | Sequence[str] | None = None) -
 
 
 def trainable_shapes(job: TrainingSetup) -> list[Shape]:
-    """Trainable parameters of the whole model, in the dtype and the dimensions in which the optimizer has them.
+    """Trainable parameters of the whole model, in the dtype and with the dimensions that the optimizer sees.
 
     >>> from autoconf.pipeline.catalog import architectures
     >>> trainable_shapes(TrainingSetup(architectures()["mistral-7b-v0.1"], "lora", Stack(lora_r=16)))[0]
@@ -143,8 +143,8 @@ def trainable_shapes(job: TrainingSetup) -> list[Shape]:
     """
     model = build_model(job)
     embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
-    # torch/distributed/fsdp/_flat_param.py, _use_sharded_views: what a rank has of a parameter is a piece of the flat
-    # one.
+    # torch/distributed/fsdp/_flat_param.py, _use_sharded_views: a rank has a piece of the flat parameter for each
+    # parameter.
     flat = job.shards and job.stack.sharding == "fsdp1" and job.stack.shard_adapters
     return [
         Shape((p.numel(),) if flat else tuple(p.shape), 4 if job.upcasts else p.itemsize, p in embeddings)
@@ -154,7 +154,7 @@ def trainable_shapes(job: TrainingSetup) -> list[Shape]:
 
 
 def lora_targets(architecture: Architecture, stack: Stack) -> list[str] | str:
-    """What PEFT's ``target_modules`` is given.
+    """The value of PEFT's ``target_modules``.
 
     >>> from autoconf.pipeline.catalog import architectures
     >>> lora_targets(architectures()["mistral-7b-v0.1"], Stack(lora_targets=("q_proj", "up_proj")))
@@ -172,7 +172,7 @@ def _base_model(architecture: Architecture, dtype: torch.dtype, layers: int | Se
         layers = list(itertools.islice(itertools.cycle(architecture.kinds), layers))
     settings = architecture.config if layers is None else architecture.shortened(layers)
     config = AutoConfig.for_model(**settings)
-    # transformers/trainer.py, Trainer.__init__: from release 5 on it decides, and not the model.
+    # transformers/trainer.py, Trainer.__init__: since release 5 the Trainer decides, not the model.
     config.use_cache = getattr(TrainingArguments, "use_cache", config.use_cache)
     if hasattr(transformers, "AttentionInterface"):
         from transformers.integrations import flash_attention
@@ -182,9 +182,9 @@ def _base_model(architecture: Architecture, dtype: torch.dtype, layers: int | Se
         available: Any = nullcontext()
         options: dict[str, Any] = {"attn_implementation": "attention_on_cuda"}
         if architecture.is_mixture_of_experts and _TRANSFORMERS_5:
-            # Balanced routing: one grouped matrix product over tokens * top_k rows, whatever the router decides.
+            # Balanced routing: one grouped matrix product over tokens * top_k rows, independent of the router.
             options["experts_implementation"] = "grouped_mm"
-    else:  # releases before 4.51 take only FlashAttention's own name, and look for its package
+    else:  # releases before 4.51 accept only FlashAttention's own name, and check for its package
         available = mock.patch.object(
             PreTrainedModel, "_check_and_enable_flash_attn_2", classmethod(_enable_flash_attention)
         )
@@ -201,21 +201,22 @@ def _enable_flash_attention(cls: Any, config: Any, *_: Any, hard_check_only: boo
 
 
 def _quantize(job: TrainingSetup, model: Any) -> None:
-    """Give a model 4-bit linear layers but for its head, as transformers' integration of bitsandbytes does, and but for
-    those whose weights a fused kernel reads.
+    """Replace the linear layers of a model by 4-bit layers, as transformers' integration of bitsandbytes does.
+
+    The head, and layers whose weights a fused kernel reads, are excluded.
     """
-    # https://huggingface.co/docs/bitsandbytes/fsdp_qlora: under FSDP the packed weights are stored in the others'
-    # dtype.
+    # https://huggingface.co/docs/bitsandbytes/fsdp_qlora: under FSDP the packed weights are stored in the dtype of the
+    # other weights.
     storage = DTYPES[job.stack.torch_dtype] if job.gpus > 1 else torch.uint8
     head = model.get_output_embeddings()
     for parent in list(model.modules()):
-        # A Mamba layer hands its output projection's weight to a kernel that takes no 4-bit one:
+        # A Mamba layer passes the weight of its output projection to a kernel that does not accept 4-bit weights:
         # https://github.com/axolotl-ai-cloud/axolotl/issues/3951.
         whole = {head, parent.out_proj} if hasattr(parent, "conv1d") else {head}
         for name, child in list(parent.named_children()):
             if (type(child) is nn.Linear or isinstance(child, Conv1D)) and child not in whole:
                 setattr(parent, name, cuda_kernels.Linear4bit(_as_linear(child), storage))
-    model.is_loaded_in_4bit = True  # what PEFT and TRL ask
+    model.is_loaded_in_4bit = True  # PEFT and TRL check it
 
 
 def _as_linear(layer: nn.Linear | Conv1D) -> nn.Linear:
@@ -235,8 +236,9 @@ def _return_to_bfloat16(model: nn.Module) -> None:
 
 
 def materialize(model: nn.Module) -> None:
-    """Replace meta tensors by uninitialized ones on the CPU, tied ones by the same: fake ones under
-    ``FakeTensorMode``.
+    """Replace meta tensors by uninitialized tensors on the CPU, which are fake under ``FakeTensorMode``.
+
+    Tied tensors stay tied.
     """
     made: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
@@ -254,10 +256,10 @@ def materialize(model: nn.Module) -> None:
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
-    """The model's stack of decoder layers: the outermost ``ModuleList`` as long as the model is deep.
+    """The decoder layers of a model: the outermost ``ModuleList`` whose length is the depth of the model.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such list.
     """
     depth = model.config.num_hidden_layers
     for module in model.modules():
@@ -268,11 +270,10 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 
 @contextmanager
 def rank_of(job: TrainingSetup) -> Iterator[DeviceMesh | None]:
-    """Be rank 0 of a job whose other ranks, and whose collectives, do nothing; or the rank that this process is
-    already.
+    """Act as rank 0 of a job whose other ranks and collectives do nothing, or as the existing rank of this process.
 
     Yields:
-        The mesh of a job's GPUs; ``None`` for one GPU.
+        The mesh of the job's GPUs; ``None`` for one GPU.
     """
     if job.gpus == 1:
         yield None
@@ -287,10 +288,10 @@ def rank_of(job: TrainingSetup) -> Iterator[DeviceMesh | None]:
 
 
 class Rank:
-    """One GPU's part of a job: its model, sharded as the stack says, ready for micro-batches."""
+    """One GPU's part of a job: its model, sharded as in the stack, ready for micro-batches."""
 
     def __init__(self, job: TrainingSetup, model: nn.Module, mesh: DeviceMesh | None) -> None:
-        """Shard a model of fake tensors; call it inside ``rank_of`` and ``FakeTensorMode``."""
+        """Shard a model of fake tensors; must be called inside ``rank_of`` and ``FakeTensorMode``."""
         self.job = job
         self.layers = decoder_layers(model)
         self._mixed = job.stack.mixed_precision == "bf16"
@@ -326,13 +327,12 @@ class Rank:
         return [*self.model.parameters(), *self.model.buffers(), *absmax, *self._buckets]
 
     def micro_batch(self, samples: int, tokens_per_sample: int, *, reduce: bool) -> None:
-        """Forward and backward pass; with ``reduce`` FSDP shards the gradients, as in the last one of an update."""
+        """Run a forward and a backward pass; with ``reduce`` FSDP shards the gradients, as in the last micro-batch."""
         input_ids = torch.zeros((samples, tokens_per_sample), dtype=torch.long)
-        # The collator's mask exists, but no token is padded, and models ask only that: with FlashAttention they drop
-        # it.
+        # The collator creates a mask, but no token is padded, so models with FlashAttention drop the mask.
         _attention_mask = torch.empty_like(input_ids)
         with self.gradient_sync(reduce):
-            # The outputs go out of scope before backward, as in the Trainer: logits are a third of a peak.
+            # The outputs go out of scope before backward, as in the Trainer; logits can be a third of the peak.
             loss = self.model(input_ids=input_ids, labels=torch.zeros_like(input_ids))["loss"]
             loss.backward()
 
@@ -345,7 +345,7 @@ class Rank:
 
 
 def _run_under_autocast(model: nn.Module) -> None:
-    """What accelerate's ``prepare_model`` does where precision is mixed."""
+    """Do the same as accelerate's ``prepare_model`` for mixed precision."""
     from accelerate.utils.operations import convert_to_fp32
 
     forward = model.forward
@@ -360,17 +360,14 @@ def _run_under_autocast(model: nn.Module) -> None:
 
 
 def _fsdp1(model: nn.Module, layers: nn.ModuleList, mixed: bool, whole: list[nn.Parameter]) -> nn.Module:
-    """FULL_SHARD as accelerate sets it up: one unit per decoder layer, the root, and one per adapter."""
+    """Apply FULL_SHARD as accelerate does: one unit per decoder layer, the root, and one per adapter."""
     layer = type(layers[0])
-    if isinstance(model, peft.PeftModel) and not whole:
-        # peft/utils/other.py, fsdp_auto_wrap_policy: trainable leaves are units of their own
-        policies = [
-            functools.partial(lambda_auto_wrap_policy, lambda_fn=_is_trainable_leaf),
-            functools.partial(transformer_auto_wrap_policy, transformer_layer_cls={layer}),
-        ]
-        policy = functools.partial(_or_policy, policies=policies)
-    else:
-        policy = functools.partial(transformer_auto_wrap_policy, transformer_layer_cls={layer})
+    # peft/utils/other.py, fsdp_auto_wrap_policy: trainable leaves are separate units
+    leaves_apart = isinstance(model, peft.PeftModel) and not whole
+
+    def policy(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
+        return recurse or isinstance(module, layer) or (leaves_apart and _is_trainable_leaf(module))
+
     bfloat16 = MixedPrecision(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16, buffer_dtype=torch.bfloat16)
     return FullyShardedDataParallel(
         model,
@@ -390,7 +387,7 @@ def _is_trainable_leaf(module: nn.Module) -> bool:
 
 
 def _fsdp2(model: nn.Module, layers: nn.ModuleList, mixed: bool, mesh: DeviceMesh) -> nn.Module:
-    """``fully_shard``, one unit per decoder layer plus the root."""
+    """Apply ``fully_shard``: one unit per decoder layer, and the root."""
     dtype = torch.bfloat16 if mixed else None
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype)
     for layer in layers:

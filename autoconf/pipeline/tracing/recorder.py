@@ -1,4 +1,4 @@
-"""Record every storage that a program on tensors creates, resizes and releases, and which part of the model did it.
+"""Record every storage that a program on tensors creates, resizes and releases, and the part of the model that does it.
 
 The log has two views: ``ledger`` takes from it how long each storage lives, ``validation.rank_trace`` how many bytes
 are alive at each moment.
@@ -18,15 +18,15 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-SAMPLES = 2  # of a traced micro-batch; a single sample would make some copies unnecessary
+SAMPLES = 2  # samples of a traced micro-batch; with a single one some copies would not be needed
 
 
 class TraceError(RuntimeError):
-    """The traced program broke an assumption that its figures rest on."""
+    """The traced program breaks an assumption of the extrapolation."""
 
 
 class Part(NamedTuple):
-    """A part of a micro-batch: which segment of the model runs, and whether backward.
+    """A part of a micro-batch: the segment of the model that runs, and whether it runs backward.
 
     Segments are ``embedding``, ``layer``, ``head`` and ``tail`` (after the backward pass of the first layer).
     """
@@ -34,20 +34,20 @@ class Part(NamedTuple):
     segment: str
     layer: int = -1
     backward: bool = False
-    late: bool = False  # after the layer's first adapter began its backward pass
+    late: bool = False  # after the layer's first adapter started its backward pass
 
 
 EMBEDDING, HEAD, LOSS, TAIL = Part("embedding"), Part("head"), Part("head", backward=True), Part("tail", backward=True)
 
 
-class Change(NamedTuple):
+class SizeChange(NamedTuple):
     """A storage that was created, grew, shrank or was released."""
 
-    storage: int  # its number, in the order in which storages were first seen
+    storage: int  # number of the storage, in the order of first appearance
     part: Part
     op: str
-    nbytes: int  # that were added; below 0 where a storage shrank or was released
-    itemsize: int  # bytes of an element of the tensor that showed it
+    nbytes: int  # bytes added; negative if a storage shrank or was released
+    itemsize: int  # bytes of an element of the tensor
     live: int  # bytes of all storages after the change
 
 
@@ -55,15 +55,15 @@ class Recorder(TorchDispatchMode):
     """Log the changes of all storages that ops create or resize, from creation to release.
 
     Args:
-        tokens: tokens of a sample. A tensor with two dimensions of this size raises ``TraceError``: its bytes would not
-            be affine in the tokens. -1 for none.
+        tokens: tokens of a sample. A tensor with two dimensions of this size raises ``TraceError``, because its bytes
+            would not be affine in the tokens. -1 disables the check.
     """
 
     def __init__(self, tokens: int = -1) -> None:
         super().__init__()
         self.tokens = tokens
         self.part = EMBEDDING
-        self.changes: list[Change] = []
+        self.changes: list[SizeChange] = []
         self.live = 0
         self._numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._sizes: list[int] = []
@@ -76,11 +76,11 @@ class Recorder(TorchDispatchMode):
         return out
 
     def see(self, tensor: torch.Tensor, op: str = "resident") -> None:
-        """Log a tensor's storage, if it is new.
+        """Log the storage of a tensor, if it is new.
 
         Args:
-            tensor: of a distributed tensor its local part counts.
-            op: what made it.
+            tensor: the tensor; for a distributed tensor, its local part is logged.
+            op: the op that created it.
 
         Raises:
             TraceError: two of its dimensions are the tokens.
@@ -90,7 +90,7 @@ class Recorder(TorchDispatchMode):
         if storage in self._numbers:
             return
         if sum(size == self.tokens for size in tensor.shape) > 1:
-            raise TraceError(f"{op} holds a tensor of tokens x tokens: {tuple(tensor.shape)}")
+            raise TraceError(f"{op} creates a tensor of tokens x tokens: {tuple(tensor.shape)}")
         number = len(self._sizes)
         self._numbers[storage] = number
         self._sizes.append(0)
@@ -98,7 +98,7 @@ class Recorder(TorchDispatchMode):
         weakref.finalize(storage, self._resize, number, 0, "release")
 
     def number(self, tensor: torch.Tensor) -> int:
-        """The number of a tensor's storage, which has been seen."""
+        """The number of the storage of a tensor that has been logged."""
         return self._numbers[tensor.untyped_storage()]
 
     def _resize(self, number: int, nbytes: int, op: str, itemsize: int = 1) -> None:
@@ -106,11 +106,11 @@ class Recorder(TorchDispatchMode):
         if grown:
             self._sizes[number] = nbytes
             self.live += grown
-            self.changes.append(Change(number, self.part, op, grown, itemsize, self.live))
+            self.changes.append(SizeChange(number, self.part, op, grown, itemsize, self.live))
 
     @contextmanager
     def resizes(self) -> Iterator[None]:
-        """Follow storages whose size changes in place, as those of gathered parameters do under FSDP."""
+        """Follow storages whose size changes in place, such as those of gathered parameters under FSDP."""
         resize = torch.UntypedStorage.resize_
 
         def followed(storage: Any, nbytes: int) -> Any:
@@ -125,13 +125,13 @@ class Recorder(TorchDispatchMode):
 
 @contextmanager
 def parts(layers: nn.ModuleList, recorder: Recorder) -> Iterator[None]:
-    """Tell a recorder which part of a model is running, forward, recomputed or backward.
+    """Set the running part of a model in a recorder: forward, recomputed or backward.
 
-    Whoever runs a micro-batch sets ``recorder.part`` to ``EMBEDDING`` when it begins.
+    The caller must set ``recorder.part`` to ``EMBEDDING`` at the start of a micro-batch.
 
     Args:
         layers: the model's decoder layers.
-        recorder: what is told.
+        recorder: the recorder to update.
     """
     handles = _Hooks(recorder).register(layers)
     try:
@@ -142,16 +142,16 @@ def parts(layers: nn.ModuleList, recorder: Recorder) -> Iterator[None]:
 
 
 class _Hooks:
-    """What modules and tensors call when a part of the model begins."""
+    """Hooks that modules and tensors call when a part of the model begins."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
-        self.adapted: set[int] = set()  # layers whose first adapter ran, and waits for its backward pass
+        self.adapted: set[int] = set()  # layers whose first adapter has run forward but not yet backward
 
     def register(self, layers: nn.ModuleList) -> list[Any]:
         handles = []
         for index, layer in enumerate(layers):
-            # A checkpoint may recompute a layer's forward and not its __call__, so the submodules carry the hook.
+            # A checkpoint may recompute a layer's forward instead of its __call__, so the hooks are on the submodules.
             handles += [m.register_forward_pre_hook(partial(self._layer_runs, index)) for m in layer.modules()]
             handles.append(layer.register_forward_hook(partial(self._layer_ran, index)))
             adapters = [m for name, m in layer.named_modules() if name.endswith("lora_A.default")]
@@ -179,7 +179,7 @@ class _Hooks:
             output.register_hook(partial(self._switch, Part("layer", layer, True, True)))
 
     def _last_layer_ran(self, *_: Any) -> None:
-        self.adapted.clear()  # checkpoints call adapters anew
+        self.adapted.clear()  # checkpoints call adapters again
         if not self.recorder.part.backward:
             self._switch(HEAD)
 

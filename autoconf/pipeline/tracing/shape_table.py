@@ -1,6 +1,6 @@
-"""Write ``autoconf/jobs/model_shapes.json``: what decides the memory of the models in ``architectures.yaml``.
+"""Write ``autoconf/jobs/model_shapes.json``: the settings that decide the memory of models in ``architectures.yaml``.
 
-At run time a checkpoint's ``config.json`` is compared with that table, without transformers and without this package.
+At run time the ``config.json`` of a checkpoint is compared with that table, without transformers or this package.
 Run ``python -m autoconf.pipeline.tracing.shape_table`` after a change of ``architectures.yaml``.
 """
 
@@ -17,8 +17,8 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 from autoconf.jobs import model_config
 from autoconf.pipeline.catalog import architectures
 
-# Settings that no tensor of a training step depends on, besides those of every config: which angles positions rotate
-# by, factors, what FlashAttention does not keep (windows, masks, dropout of attention), who saved the config.
+# Settings that do not affect any tensor of a training step, besides those of every config: rotation angles, factors,
+# settings of attention that need no memory (windows, masks, dropout), who saved the config.
 _INERT = frozenset({
     "attention_dropout", "attention_multiplier", "attention_softmax_in_fp32", "attn_pdrop", "bos_token_id",
     "classifier_dropout", "embedding_multiplier", "eos_token_id", "init_std", "initializer_range", "layer_norm_eps",
@@ -29,16 +29,16 @@ _INERT = frozenset({
     "time_step_limit", "use_cache", "use_sliding_window",
 })  # fmt: skip
 _OF_EVERY_CONFIG = frozenset(field.name for field in dataclasses.fields(PretrainedConfig)) - {"tie_word_embeddings"}
-# Where positions are learned, the longest sample is the length of an embedding.
+# With learned positions, the longest sample is the length of an embedding.
 _LEARNED_POSITIONS = {"opt": "max_position_embeddings", "gpt_bigcode": "n_positions"}
-# Of a head, the part that is rotated, where a type rotates no more than that by default.
+# The rotated part of a head, for types that rotate only a part by default.
 _ROTATED = {"phi": 0.5, "phi3": 1.0, "gpt_neox": 0.25}
-_WITHOUT_HEAD_DIM = frozenset({"deepseek_v2"})  # where it follows from "qk_rope_head_dim"
+_WITHOUT_HEAD_DIM = frozenset({"deepseek_v2"})  # it follows from "qk_rope_head_dim"
 _LISTS_LAYERS = frozenset({"granitemoehybrid"})  # types whose layers hold different amounts, by "layer_types"
 
 
 def shape_table() -> dict[str, Any]:
-    """The table: of each type of config its settings with their defaults, and of each model its config."""
+    """The table: for each type of config the settings with their defaults, and for each model its config."""
     known = architectures()
     types = sorted({architecture.config["model_type"] for architecture in known.values()})
     return {
@@ -74,7 +74,7 @@ def _published(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def written() -> str:
-    """The table as the file has it: a line for each type and each model."""
+    """The text of the file: a line for each type and each model."""
     parts = [
         f'"{part}": {{\n' + ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()) + "\n}"
         for part, rows in shape_table().items()

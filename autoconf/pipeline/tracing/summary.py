@@ -1,4 +1,4 @@
-"""What a user model needs, in short: asked of the newest version's predictor, over the model's own figures."""
+"""Summarize the memory needs of a user model, with the newest version's predictor and the model's own profile."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from autoconf.predictor.predictor import Predictor
 STACKS = ("reference", "trl")
 TOKENS = (2_048, 8_192)
 BATCH_SIZE, MAX_GPUS = 16, 64
-_LONG = 131_072  # tokens of a micro-batch where they decide
+_LONG = 131_072  # tokens of micro-batches at which tokens decide the peak
 _GPUS = 8
 
 
 def summary(path: str | Path) -> dict[str, Any]:
-    """A model's parameters, what tokens cost, and the smallest layouts for a few jobs.
+    """The parameters of a model, its memory per token, and the smallest layouts for a few jobs.
 
     Args:
         path: a file of ``ado-autoconf trace``.
@@ -36,7 +36,7 @@ def summary(path: str | Path) -> dict[str, Any]:
         answers).
 
     Raises:
-        BadInput: it is no such file.
+        BadInput: it is not such a file.
         AutoConfError: the installation is broken.
     """
     architecture, _ = read_trace(path)
@@ -56,7 +56,7 @@ def summary(path: str | Path) -> dict[str, Any]:
 
 
 def _gib_per_1000_tokens(predictor: Predictor, model: str, method: str, stack: str) -> float | None:
-    """What each further 1,000 tokens of a long micro-batch add to the peak on each of several GPUs."""
+    """GiB that each further 1,000 tokens of a long micro-batch add to the peak of each of several GPUs."""
     try:
         row = predictor.row(model, method, training_stack(method, True, stack, *[None] * len(SETTINGS)))
     except Unsupported:

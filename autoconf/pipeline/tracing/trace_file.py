@@ -1,4 +1,4 @@
-"""The file of a user model: its figures and what they were traced from. Reading it takes no torch."""
+"""Read and write the file of a user model: its profile and its architecture. Reading does not need torch."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _ARCHITECTURE = "architecture"
 
 
 class Trace(NamedTuple):
-    """A user model and its figures."""
+    """A user model and its profile."""
 
     architecture: Architecture
     figures: ModelProfile
 
 
 def write_trace(architecture: Architecture, figures: ModelProfile, stream: BinaryIO) -> None:
-    """Write a model's figures; the same ones give the same bytes.
+    """Write the profile of a model; equal profiles give equal bytes.
 
     Args:
-        architecture: what they were traced from.
-        figures: as ``tracing.traced`` gives them.
-        stream: where they go.
+        architecture: the traced architecture.
+        figures: profile from ``tracing.traced``.
+        stream: the file to write to.
     """
     made = replace(figures, made_of=fingerprint(architecture))
     write_model(made, stream, {_ARCHITECTURE: architecture.model_dump_json()})
@@ -43,16 +43,16 @@ def read_trace(path: str | Path) -> Trace:
         path: a file of ``ado-autoconf trace``.
 
     Raises:
-        BadInput: it cannot be read, is no such file, or was traced by another release.
+        BadInput: it cannot be read, is not such a file, or was traced by another release.
     """
     try:
         text = metadata(Path(path), _ARCHITECTURE)
         if text is None:
-            raise ValueError("it holds no model")
+            raise ValueError("it does not hold a model")
     except (OSError, ValueError) as error:
-        # Arrow's own errors have a number at most, and tell of Parquet, which nobody asked for.
+        # Arrow's errors have only a number, or are about Parquet, which users do not know about.
         number = getattr(error, "errno", None)
-        why = OSError(number, os.strerror(number)) if number else ValueError("it is no file of ado-autoconf trace")
+        why = OSError(number, os.strerror(number)) if number else ValueError("it is not a file of ado-autoconf trace")
         raise cannot_read(path, why) from None
     try:
         architecture = Architecture.model_validate_json(text)

@@ -1,7 +1,7 @@
-"""All figures of a model: every way in which its layers and its head can run, each traced once.
+"""Trace the profile of a model: every combination of settings that changes its layers or its head, each once.
 
-A setting affects memory in one of three ways: it changes what the layers hold, or what the head holds (both are traced
-here), or it multiplies bytes and is arithmetic (``autoconf.memory.sharding``, ``autoconf.memory.optimizers``).
+A setting affects memory in one of three ways: it changes the memory of the layers or of the head (both are traced
+here), or it only scales bytes (``autoconf.memory.sharding``, ``autoconf.memory.optimizers``).
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ _ADAPTING: tuple[Method, ...] = ("lora", "qlora")
 _TARGETS: tuple[LoraTargets, ...] = ("default", "attention", "all-linear")
 _CHECKPOINTING = ("none", "reentrant", "non-reentrant")
 _LOSSES = ("full", "chunked", "chunked_nll")
-_DROPOUT = 0.05  # any; a mask has a byte for each element
-# dtype of parameters, and mixed precision; for adapters their own dtype too: PEFT makes them in that of their base, or
-# else in float32.
+_DROPOUT = 0.05  # any rate; a mask has a byte for each element
+# dtype of parameters, and mixed precision; for adapters also their own dtype, which PEFT takes from their base layer
+# or sets to float32.
 _FULL = [("bfloat16", "no"), ("bfloat16", "bf16"), ("float32", "no"), ("float32", "bf16")]
 _LORA = [(*regime, "float32") for regime in _FULL] + [(*regime, "bfloat16") for regime in _FULL[:2]]
 
 
 def layer_ways() -> Iterator[LayerWay]:
-    """Every way in which layers can run."""
+    """All combinations of settings that change the layers."""
     for (dtype, mixed), checkpointing in itertools.product(_FULL, _CHECKPOINTING):
         yield LayerWay("full", dtype, mixed, dtype, False, checkpointing, "default")
     for method, regime, dropout, checkpointing, targets in itertools.product(
         _ADAPTING, _LORA, (False, True), _CHECKPOINTING, _TARGETS
     ):
-        # No preset comes near dropout in bfloat16 adapters without mixed precision: it is left out.
+        # No preset has dropout in bfloat16 adapters without mixed precision, so it is omitted.
         asked_for = not dropout or regime != ("bfloat16", "no", "bfloat16")
         if asked_for and (method == "lora" or regime[0] == "bfloat16"):
             yield LayerWay(method, *regime, dropout, checkpointing, targets)
 
 
 def head_ways() -> Iterator[HeadWay]:
-    """Every way in which head and loss can run."""
+    """All combinations of settings that change head and loss."""
     for trains, (dtype, mixed), loss in itertools.product((True, False), _FULL, _LOSSES):
         yield HeadWay(trains, dtype, mixed, loss)
 
@@ -82,15 +82,15 @@ def traced(architecture: Architecture, watched: Callable[[Ways], Iterable[LayerW
         try:
             found.units[method, targets] = units(architecture, method, targets)
             if _adapts_parameters(architecture, method, targets):
-                # peft/tuners/lora/layer.py, ParamWrapper: what FSDP1 has sharded there is read outside of its forward.
+                # peft/tuners/lora/layer.py, ParamWrapper: parameters that FSDP1 shards are read outside of its forward.
                 found.problems[method, targets, "fsdp1"] = "PEFT's adapters of experts do not run under FSDP1"
         except _UNTRACEABLE as error:
             found.problems[method, targets] = _sentence(error)
     return found
 
 
-# What libraries refuse, and what our own checks do. Some refuse by what their code fails with: transformers' own around
-# FlashAttention by StopIteration, where parameters are float32 and a model has no linear layers (GPT-2).
+# Exceptions of libraries and of our own checks for unsupported combinations. Some are side effects: transformers raises
+# StopIteration with FlashAttention if parameters are float32 and a model has no linear layers (GPT-2).
 _UNTRACEABLE = (TraceError, ValueError, RuntimeError, AttributeError, LookupError, StopIteration, TypeError)
 
 
@@ -102,8 +102,8 @@ def _sentence(error: Exception) -> str:
 def short_stack(architecture: Architecture) -> tuple[str, ...]:
     """Kinds of a short stack: the model's first and last layer, and one of each kind between them.
 
-    Attention comes first of these: before the first layer with adapters nothing may be kept for a backward pass, and
-    attention has them whichever the targets are.
+    Attention comes first among these, because layers before the first one with adapters may save nothing for a backward
+    pass, and attention has adapters for all targets.
     """
     first, *between, last = architecture.kinds
     return (first, *sorted(dict.fromkeys(between), key=lambda kind: kind != "attention"), last)
@@ -137,7 +137,7 @@ def head_job(architecture: Architecture, way: HeadWay) -> TrainingSetup:
 
 
 def units(architecture: Architecture, method: Method, targets: LoraTargets) -> Trainable:
-    """Parameters by FSDP's units, and the trainable ones; of adapters per rank."""
+    """Numbers of parameters by FSDP unit, and the trainable parameters; adapters are per rank."""
     short = short_stack(architecture)
     stack = Stack(lora_targets=targets, lora_r=1, quantization="nf4" if method == "qlora" else "none")
     model = build_model(TrainingSetup(architecture, method, stack), short)
@@ -176,7 +176,7 @@ def units(architecture: Architecture, method: Method, targets: LoraTargets) -> T
 
 
 def _adapts_parameters(architecture: Architecture, method: Method, targets: LoraTargets) -> bool:
-    """Whether adapters are put on parameters, as of experts that are one tensor each, and not only on linear layers."""
+    """Whether adapters are on parameters, such as experts stored as one tensor, and not only on linear layers."""
     stack = Stack(lora_targets=targets, quantization="nf4" if method == "qlora" else "none")
     model = build_model(TrainingSetup(architecture, method, stack), short_stack(architecture))
     return any(isinstance(module, ParamWrapper) for module in model.modules())

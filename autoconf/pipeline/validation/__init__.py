@@ -1,1 +1,1 @@
-"""Hold composed memory against whole traces, real processes and GPU measurements."""
+"""Compare composed memory with whole traces, real processes and GPU measurements."""

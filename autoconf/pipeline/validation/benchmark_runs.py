@@ -1,4 +1,4 @@
-"""Tables of real fine-tuning runs, each row with the stack and the libraries that it ran with."""
+"""Read tables of real fine-tuning runs, with the stack and the libraries of each run."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _CAMPAIGN = ("model_name", "method", "gpu_model", "number_gpus", "tokens_per_sam
 
 @dataclass(frozen=True)
 class Run:
-    """One real run: what was trained and how, and what the GPU said."""
+    """One real run: its job, its libraries and its measurements."""
 
-    line: int  # of the table, counting the header's as 1
+    line: int  # line in the table; the header is line 1
     model: str
     architecture: Architecture
     method: str
@@ -42,21 +42,21 @@ class Run:
     gpus: int
     tokens_per_gpu: int  # of one micro-batch
     libraries: Libraries | None  # None: the installed ones
-    usable_gib: float  # of the GPU, as CUDA reports it
+    usable_gib: float  # usable memory of the GPU that CUDA reports
     failed: bool
-    peak_gib: float | None  # torch.cuda.max_memory_allocated, as the Trainer reported it; None where it was not
-    unreported_gib: float  # what the report leaves out
+    peak_gib: float | None  # torch.cuda.max_memory_allocated, from the Trainer's report; None if it is missing
+    unreported_gib: float  # memory that the report omits
     samples: int = 1  # of one micro-batch on each GPU
     accumulation: int = 1  # micro-batches of an update
     in_use_gib: float | None = None  # the most that nvidia-smi read, cache and context included; None where it did not
 
     @property
     def stack_name(self) -> str:
-        """The framework, with the Trainer's flag where that differs."""
+        """The framework, with the Trainer's flag if it differs."""
         return self.framework + (", bf16" if self.stack.mixed_precision == "bf16" else "")
 
     def job(self) -> dict[str, Any]:
-        """What ``autoconf.pipeline.validation.trace_jobs`` reads; the number of GPUs only as one or several."""
+        """The input of ``autoconf.pipeline.validation.trace_jobs``; the number of GPUs is only one or several."""
         return {
             "architecture": self.architecture.model_dump(),
             "method": self.method,
@@ -80,11 +80,11 @@ def read_runs(path: Path) -> list[Run]:
             (0 or 1) and the versions ``transformers``, ``peft`` and ``accelerate``. The campaign has ``model_name``,
             ``method``, ``gpu_model``, ``number_gpus``, ``tokens_per_sample`` and ``batch_size`` (global), and may have
             ``gradient_accumulation_steps``, ``fast_kernels``, ``checkpointing``, ``fms_hf_tuning`` (a version) and
-            ``failed``; its rows of other methods than ``full`` and ``lora`` are passed over.
+            ``failed``; rows with methods other than ``full`` and ``lora`` are skipped.
 
     Raises:
-        BadInput: the file cannot be read, a column is missing, or a cell cannot be what it says; the message names the
-            line and the column, and says what is allowed.
+        BadInput: the file cannot be read, a column is missing, or a cell is invalid; the message names the line, the
+            column and the allowed values.
     """
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -109,7 +109,7 @@ def read_runs(path: Path) -> list[Run]:
 
 
 def _one_of(row: dict[str, str], column: str, meanings: Mapping[str, Any]) -> Any:
-    """What a cell means.
+    """The meaning of a cell.
 
     >>> _one_of({"failed": "1"}, "failed", {"0": False, "1": True})
     True
@@ -185,7 +185,7 @@ def _benchmark_run(line: int, row: dict[str, str]) -> Run:
     tokens = _whole(row, "tokens_per_sample") if row["tokens_per_sample"] else longest
     unreported = 0.0
     if gpus > 1 and not stack.shard_adapters:
-        # The Trainer's memory tracker adds stages up, and whole adapters come to the GPU between two of them
+        # The Trainer's memory tracker adds up stages, and whole adapters are moved to the GPU between two of them
         # (transformers/trainer_utils.py, TrainerMemoryTracker; scripts/benchmarks/benchmark.py).
         unreported = 4 * _adapter_parameters(architecture, stack) / 2**30
     return Run(
@@ -219,7 +219,7 @@ def _stack(row: dict[str, str], source: dict[str, Any]) -> Stack:
 
 
 def _adapter_parameters(architecture: Architecture, stack: Stack) -> int:
-    """Parameters of LoRA's adapters; such stacks adapt attention's projections only."""
+    """Parameters of LoRA adapters; these stacks adapt only the projections of attention."""
     config = architecture.config
     width = config.get("hidden_size") or config["n_embd"]
     heads = config.get("num_attention_heads") or config["n_head"]

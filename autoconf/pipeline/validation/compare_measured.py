@@ -1,9 +1,9 @@
-"""Compare traced peaks with measured ones: each row of a table of runs, traced with its own stack and libraries.
+"""Compare traced peaks with measured peaks of real runs, each traced with its own stack and libraries.
 
 ``python -m autoconf.pipeline.validation.compare_measured RUNS.csv`` prints, for each group of stacks, how far the
-traced peak is from the measured one, the rows that disagree most, and whether failed and finished runs are decided as
-they happened. ``--today`` traces the same rows with the installed libraries instead. Environments with the runs'
-libraries are made on demand.
+traced peak is from the measured one, the rows that differ most, and wrong decisions about failed and finished runs.
+``--today`` traces the same rows with the installed libraries instead. Environments with the libraries of the runs are
+made on demand.
 """
 
 from __future__ import annotations
@@ -27,19 +27,18 @@ from autoconf.pipeline.validation import environments
 from autoconf.pipeline.validation.benchmark_runs import Run, read_runs
 from autoconf.pipeline.validation.rank_figures import RankFigures
 
-# aten/src/ATen/cuda/CublasHandlePool.cpp: :4096:2:16:8 KiB for each handle and stream on an A100, that is for the main
-# thread's and autograd's; PyTorch's allocator counts them.
+# aten/src/ATen/cuda/CublasHandlePool.cpp: :4096:2:16:8 KiB for each handle and stream on an A100, one for the main
+# thread and one for autograd; PyTorch's allocator counts them.
 CUBLAS_GIB = 2 * (2 * 4096 + 8 * 16) * 1024 / GIB
-_WORTH_A_CAUSE = 2.0  # percent, between libraries of two times
+_WORTH_A_CAUSE = 2.0  # percent, between old and installed libraries
 
-# GiB that must stay free on top of what is traced, by whether there are several GPUs: as such, and as a share of
-# activations, between whose blocks PyTorch's allocator leaves gaps. docs/how-it-works/calibration.md derives them and
-# says what the runs allow.
+# The safety margin on top of the traced peak, by whether there are several GPUs: a constant in GiB, and a share of
+# activations, between whose blocks PyTorch's allocator leaves gaps. docs/how-it-works/calibration.md derives them.
 RESERVE = {False: (3.0, 0.0), True: (3.1, 0.22)}
 
 
 def reserve_gib(gpus: int, activations_gib: float) -> float:
-    """GiB that must stay free on top of the traced peak.
+    """The safety margin on top of the traced peak, in GiB.
 
     >>> reserve_gib(1, 40.0), round(reserve_gib(2, 40.0), 1)
     (3.0, 11.9)
@@ -50,7 +49,7 @@ def reserve_gib(gpus: int, activations_gib: float) -> float:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that are judged together, and their required figures, in percent of the measured peak."""
+    """Rows that are evaluated together, and the required figures, in percent of the measured peak."""
 
     name: str
     frameworks: tuple[str, ...]
@@ -79,11 +78,11 @@ GROUPS = (
 
 @dataclass(frozen=True)
 class Comparison:
-    """A run and its traced peak; ``None`` where the run's code cannot be traced."""
+    """A run and its traced peak; ``None`` if the run's code cannot be traced."""
 
     run: Run
     traced_gib: float | None
-    activations_gib: float = 0.0  # of it, what grows with the tokens
+    activations_gib: float = 0.0  # the part that grows with the tokens
     problem: str = ""
 
     @property
@@ -93,14 +92,14 @@ class Comparison:
         return 100 * ((self.traced_gib - self.run.unreported_gib) / self.run.peak_gib - 1)
 
     @property
-    def said_to_fit(self) -> bool | None:
+    def predicted_to_fit(self) -> bool | None:
         if self.traced_gib is None:
             return None
         return self.traced_gib + reserve_gib(self.run.gpus, self.activations_gib) <= self.run.usable_gib
 
 
 def compare(runs: Sequence[Run], *, today: bool = False) -> list[Comparison]:
-    """Trace every run, each distinct job once, in an environment with its libraries (or in this one, for ``today``)."""
+    """Trace every run, each distinct job once, in an environment with its libraries, or in this one for ``today``."""
     jobs: dict[environments.Libraries | None, dict[str, dict[str, Any]]] = {}
     for run in runs:
         jobs.setdefault(None if today else run.libraries, {}).setdefault(json.dumps(run.job()), run.job())
@@ -125,12 +124,12 @@ def in_group(comparisons: Sequence[Comparison], group: Group) -> list[Comparison
 
 
 def judged(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Rows of all groups: those whose stack is traced as it was."""
+    """Rows of all groups, whose stacks are traced as they ran."""
     return [c for group in GROUPS for c in in_group(comparisons, group)]
 
 
 def differences(comparisons: Sequence[Comparison]) -> np.ndarray:
-    """Absolute differences in percent; infinite where a run could not be traced."""
+    """Absolute differences in percent; infinite if a run could not be traced."""
     found = (c.difference_percent for c in comparisons)
     return np.array([np.inf if d is None else abs(d) for d in found])
 
@@ -161,11 +160,11 @@ def group_table(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
 
 
 def required_is_met(comparisons: Sequence[Comparison]) -> bool:
-    """Whether every group can be traced, and keeps to what is required of it."""
+    """Whether every group can be traced and meets its requirements."""
     for group in GROUPS:
         off = differences(in_group(comparisons, group))
         asked = zip((50, 95, 100), (group.median, group.percentile_95, group.worst), strict=True)
-        # Percentiles next to what is infinite are not a number, and that is above nothing.
+        # Percentiles of infinite values are NaN, and comparisons with NaN are false.
         if not np.isfinite(off).all() or any(
             np.percentile(off, share) > most for share, (most, _) in asked if len(off)
         ):
@@ -174,7 +173,7 @@ def required_is_met(comparisons: Sequence[Comparison]) -> bool:
 
 
 def by_stack(comparisons: Sequence[Comparison], above_percent: float) -> list[dict[str, Any]]:
-    """Models and stacks whose rows differ by more than a limit in the mean, or cannot be traced."""
+    """Models and stacks whose mean difference exceeds a limit, or that cannot be traced."""
     together: dict[tuple[str, str, str, int], list[Comparison]] = {}
     for c in judged(comparisons):
         together.setdefault((c.run.model, c.run.method, c.run.stack_name, c.run.gpus), []).append(c)
@@ -188,15 +187,15 @@ def by_stack(comparisons: Sequence[Comparison], above_percent: float) -> list[di
 
 
 def worst_rows(comparisons: Sequence[Comparison], count: int = 10) -> list[dict[str, Any]]:
-    """The rows that disagree most."""
+    """The rows that differ most."""
     measured = judged(comparisons)
     order = np.argsort(-differences(measured))[:count]
     return [_row(measured[index]) for index in order]
 
 
 def wrong_decisions(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """Failed runs said to fit, and finished runs said not to, by the traced peak and the reserve."""
-    return [_row(c) for c in comparisons if c.said_to_fit is None or c.said_to_fit == c.run.failed]
+    """False positives and false negatives, by the traced peak and the safety margin."""
+    return [_row(c) for c in comparisons if c.predicted_to_fit is None or c.predicted_to_fit == c.run.failed]
 
 
 def _row(comparison: Comparison) -> dict[str, Any]:
@@ -288,7 +287,7 @@ def main(
     """Compare and print; exit code 1 if a required figure is missed, 2 for bad input."""
     console = Console()
     try:
-        if write_pages:  # before minutes of traces
+        if write_pages:  # check this before minutes of tracing
             require_section(VALIDATION, _section_name(runs.stem, today), "make measured")
         comparisons = compare(read_runs(runs), today=today)
     except BadInput as error:

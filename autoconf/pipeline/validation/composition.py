@@ -1,8 +1,8 @@
-"""The check on composed figures: random jobs, put together from short runs on one GPU, against traces of whole ranks.
+"""Compare composed memory of random jobs with traces of whole ranks.
 
-What a version answers with is composed: a ledger of one GPU without sharding, deepened to the whole model, with FSDP's
-schedule on top (``autoconf.memory.model``). Here the same jobs run under PyTorch's own wrappers (``rank_trace``): short
-stacks that predict any number of tokens and GPUs, and the whole model where these do not apply.
+The memory model of a version is composed: a ledger of one GPU without sharding, extrapolated to the whole model, with
+FSDP's schedule on top (``autoconf.memory.model``). Here the same jobs run under PyTorch's own wrappers
+(``rank_trace``): short stacks, which predict any number of tokens and GPUs, or the whole model if these do not apply.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from autoconf.pipeline.validation.rank_figures import RankFigures
 from autoconf.predictor.registry import MODELS
 
 OUTPUT = Path(__file__).with_name("composition.csv")
-LIMIT_PERCENT = 4.0  # FSDP1 holds up to 3.4 % more than its schedule says where LoRA runs without checkpoints
+LIMIT_PERCENT = 4.0  # FSDP1 holds up to 3.4 % more than its schedule for LoRA without checkpointing
 PER_FAMILY = 6
 GPUS = (2, 8)
-# Tokens of each of ``rank_trace.SAMPLES`` samples: primes, none of which the figures were traced with.
+# Tokens of each of ``rank_trace.SAMPLES`` samples: primes that differ from those of the traced profiles.
 TOKENS = (509, 4099, 32771)
 _SEED = 20261125
-# Each setting is drawn on its own, as often as it is listed here.
+# Each setting is drawn independently; repeated values are more likely.
 _SETTINGS: dict[str, tuple[Any, ...]] = {
     "sharding": ("fsdp1", "fsdp1", "fsdp2", "fsdp2", "ddp"),
     "optim": ("adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor", "sgd"),
@@ -77,7 +77,7 @@ class ComposedPeak:
 
 
 def sample(table: ModelsTable, per_family: int, seed: int = _SEED) -> Iterator[TrainingSetup]:
-    """Draw jobs of which the table has figures, as many of each family of models; on one GPU, or on several."""
+    """Draw jobs with profiles in the table, equally many of each model family, on one GPU or on several."""
     chance = np.random.default_rng(seed)
     families = defaultdict(list)
     for name in table.models:
@@ -92,7 +92,7 @@ def sample(table: ModelsTable, per_family: int, seed: int = _SEED) -> Iterator[T
 
 
 def _draw(names: Sequence[str], chance: np.random.Generator) -> TrainingSetup | None:
-    """A random job; None where its settings exclude each other."""
+    """A random job; ``None`` if its settings exclude each other."""
     method = cast(Method, str(chance.choice(["full", "lora", "qlora"])))
     settings = {name: choices[chance.integers(len(choices))] for name, choices in _SETTINGS.items()}
     if method == "full":
@@ -120,8 +120,8 @@ def _composed(table: ModelsTable, job: TrainingSetup) -> GpuMemory:
 
 
 def compare(table: ModelsTable, jobs: Sequence[TrainingSetup]) -> Iterator[list[ComposedPeak]]:
-    """Compare jobs, each at several numbers of tokens and of GPUs; seconds for each, two at a time."""
-    processes = multiprocessing.get_context("spawn")  # a forked torch may hang
+    """Compare jobs, each for several numbers of tokens and GPUs; takes seconds per job, two jobs at a time."""
+    processes = multiprocessing.get_context("spawn")  # forked processes with torch may hang
     with ProcessPoolExecutor(min(os.cpu_count() or 1, len(jobs)), processes) as pool:
         for job, peaks in zip(jobs, pool.map(whole_peaks, jobs), strict=True):
             composed = _composed(table, job)
@@ -139,8 +139,8 @@ def compare(table: ModelsTable, jobs: Sequence[TrainingSetup]) -> Iterator[list[
 def whole_peaks(job: TrainingSetup) -> dict[tuple[int, int], float]:
     """Peaks of a job under PyTorch's own wrappers, by GPUs and tokens per GPU.
 
-    Short stacks predict them, unless layers are of several kinds, or what runs depends on the tokens: the loss
-    chunked_nll runs once for so many of them. There the whole model runs, at two numbers of tokens.
+    Short stacks predict them, unless layers are of several kinds or the number of ops depends on the tokens, as with
+    the loss chunked_nll. In these cases the whole model runs, with two numbers of tokens.
     """
     tokens = [rank_trace.SAMPLES * t for t in TOKENS]
     try:
@@ -151,7 +151,7 @@ def whole_peaks(job: TrainingSetup) -> dict[tuple[int, int], float]:
 
 
 def _run(job: TrainingSetup, tokens: int) -> RankFigures:
-    """Figures of a whole model at one number of tokens."""
+    """Trace a whole model with one number of tokens."""
     trace = rank_trace.run(job, layers=None, tokens=tokens // rank_trace.SAMPLES)
     optimizer = optimizer_bytes(job.stack.optim, trainable_shapes(job))
     return RankFigures(
@@ -164,7 +164,7 @@ def _run(job: TrainingSetup, tokens: int) -> RankFigures:
 
 
 def row(comparison: ComposedPeak) -> dict[str, Any]:
-    """A line of the table; settings are those that are not the reference stack's."""
+    """A line of the table; only settings that differ from the reference stack are listed."""
     job = comparison.job
     settings = {name: value for name, value in job.stack if value != getattr(Stack(), name) and name != "quantization"}
     return {
@@ -180,7 +180,7 @@ def row(comparison: ComposedPeak) -> dict[str, Any]:
 
 
 def summary(comparisons: Sequence[ComposedPeak]) -> list[dict[str, Any]]:
-    """How far composed peaks are from whole ones, by how GPUs share the work."""
+    """The differences of composed and whole peaks, by sharding strategy."""
     groups: defaultdict[tuple[str, str], list[ComposedPeak]] = defaultdict(list)
     for comparison in comparisons:
         job = comparison.job
@@ -215,7 +215,7 @@ def _spread(comparisons: Iterable[ComposedPeak]) -> dict[str, str]:
 
 
 def worst(comparisons: Sequence[ComposedPeak], count: int) -> list[dict[str, Any]]:
-    """The jobs that differ most, each where it does."""
+    """The jobs that differ most, each at its largest difference."""
     by_job: dict[tuple[str, str, Stack], ComposedPeak] = {}
     for comparison in sorted(comparisons, key=lambda c: abs(c.difference_percent)):
         by_job[_without_gpus(comparison.job)] = comparison
@@ -226,7 +226,7 @@ def main(
     figures: Annotated[Path, typer.Option(help="folder with the figures of a version")] = MODELS / NEWEST,
     per_family: Annotated[int, typer.Option(help="jobs of each family of models", min=1)] = PER_FAMILY,
 ) -> None:
-    """Compare a random sample of jobs; write the table next to this file and its section of the documentation."""
+    """Compare a random sample of jobs; write the table next to this file and the section of the documentation."""
     console = Console()
     table = ModelsTable.read(figures)
     jobs = list(sample(table, per_family))

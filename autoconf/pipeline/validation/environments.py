@@ -1,4 +1,4 @@
-"""Environments with other versions of the training libraries, made on demand, and traces that run in them."""
+"""Make environments with other versions of the training libraries on demand, and run traces in them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import filelock
 
 from autoconf.errors import AutoConfError
 
-_ROOT = Path(__file__).parents[3]  # the checkout: environments are made in its folder
+_ROOT = Path(__file__).parents[3]  # the checkout, in whose folder environments are made
 _TORCH = "torch==2.13.0"
-# What ``trace_jobs`` imports in addition to the libraries; a test checks that nothing is missing.
+# Packages that ``trace_jobs`` imports in addition to the libraries; a test checks that the list is complete.
 NEEDED = ("filelock", "lazy-loader", "numpy", "pydantic", "pyyaml", "rich")
 
 
 @dataclass(frozen=True)
 class Libraries:
-    """Versions of what decides what training holds; torch is 2.13.0 everywhere, which traces FSDP on fake tensors.
+    """Versions of the libraries that decide the memory of training; torch is always 2.13.0, which can trace FSDP.
 
     >>> Libraries("4.48.1", "0.13.2", "1.0.1", "0.43.3").name
     'transformers-4.48.1-peft-0.13.2-accelerate-1.0.1-bitsandbytes-0.43.3'
@@ -39,7 +39,7 @@ class Libraries:
 
 
 def python_of(libraries: Libraries) -> Path:
-    """The interpreter of an environment with these libraries, which is made first if need be: a minute.
+    """The interpreter of an environment with these libraries, which is made if needed, in about a minute.
 
     Raises:
         AutoConfError: it cannot be installed.
@@ -66,13 +66,13 @@ def _call(command: list[str]) -> None:
 
 
 def traced(libraries: Libraries | None, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Trace jobs with given libraries, or with this environment's own for ``None``.
+    """Trace jobs with given libraries; ``None`` means the installed libraries.
 
     Args:
-        jobs: what ``autoconf.pipeline.validation.trace_jobs`` reads.
+        jobs: the input of ``autoconf.pipeline.validation.trace_jobs``.
 
     Returns:
-        For each job its ``RankFigures`` as a dict, or ``{"problem": text}`` where it cannot be traced.
+        For each job its ``RankFigures`` as a dict, or ``{"problem": text}`` if it cannot be traced.
 
     Raises:
         AutoConfError: the environment cannot be made, or the process fails.

@@ -1,7 +1,7 @@
-"""The reference workload for real, near the edge of memory of the GPU at hand: measured peaks next to traced ones.
+"""Run the reference workload on the local GPU, near the limit of its memory, and compare measured with traced peaks.
 
-One GPU is enough: jobs on several run as one rank whose collectives do nothing (``torch.distributed``'s fake backend),
-which holds what a real rank holds. Weights are random. Writes ``measured_peaks.csv`` next to this file.
+One GPU is enough: a job on several GPUs runs as one rank whose collectives do nothing (``torch.distributed``'s fake
+backend) and which holds the memory of a real rank. Weights are random. Writes ``measured_peaks.csv`` next to this file.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from autoconf.pipeline.tracing.model_setup import Method, TrainingSetup, build_m
 from autoconf.predictor.registry import MODELS
 
 OUTPUT = Path(__file__).with_name("measured_peaks.csv")
-# Model, method and GPUs that put a GPU of 40 to 140 GiB near its edge; the tokens are chosen for the GPU at hand.
+# Models, methods and numbers of GPUs near the limit of a GPU with 40 to 140 GiB; the tokens depend on the local GPU.
 CASES: list[tuple[str, Method, int]] = [
     ("granite-3.1-2b", "full", 1), ("granite-3.1-2b", "lora", 1), ("granite-3b-code-base-128k", "full", 1),
     ("mistral-7b-v0.1", "lora", 1), ("llama-7b", "lora", 1), ("llama3.1-8b", "lora", 1), ("granite-20b-v2", "lora", 1),
     ("mistral-7b-v0.1", "full", 2), ("llama3.1-8b", "full", 4), ("llama3.1-8b", "full", 8), ("llama-13b", "full", 4),
     ("llama-13b", "lora", 2),
 ]  # fmt: skip
-SHARE_OF_MEMORY = 0.92  # of usable memory that the traced peak is to take: within 15 % of the edge
+SHARE_OF_MEMORY = 0.92  # target share of usable memory for the traced peak: within 15 % of the limit
 STEPS, ACCUMULATION = 2, 4
 SAMPLE = 2048  # tokens per sample
 
 
 @dataclass(frozen=True)
 class GpuMeasurement:
-    """One job: its traced peak and what CUDA's allocator saw, in GiB."""
+    """One job: its traced peak and the measurements of CUDA's allocator, in GiB."""
 
     model_name: str
     method: str
@@ -67,14 +67,14 @@ class GpuMeasurement:
 
 
 def samples_near_the_edge(memory: GpuMemory, gpus: int, usable_gib: float) -> int:
-    """Samples per GPU that bring the traced peak closest to the wanted share of memory, 0 if one is too many."""
+    """Samples per GPU with which the traced peak is closest to the target share of memory; 0 if one is too many."""
     samples = np.arange(1, 513)
     peaks = memory.peak_bytes(np.full(len(samples), gpus), samples * SAMPLE)
     return int((peaks <= SHARE_OF_MEMORY * usable_gib * GIB).sum())
 
 
 def run(job: TrainingSetup, samples: int, device: str = "cuda") -> bool:
-    """Train a few steps on the device; whether they went through."""
+    """Train a few steps on the device; return whether they finished."""
     gpus = job.gpus
     model: Any = build_model(job)
     model.set_attn_implementation("sdpa")
@@ -110,7 +110,7 @@ def run(job: TrainingSetup, samples: int, device: str = "cuda") -> bool:
 
 
 def measure() -> Iterator[GpuMeasurement]:
-    """Run every case that fits the GPU at hand."""
+    """Run every case that fits on the local GPU."""
     usable_gib = torch.cuda.mem_get_info()[1] / GIB
     table = ModelsTable.read(MODELS / NEWEST)
     for name, method, gpus in CASES:
@@ -142,7 +142,7 @@ def main() -> None:
     """Measure, print and write the table; exit with 1 where there is no CUDA GPU."""
     console = Console()
     if not torch.cuda.is_available():
-        console.print("make measure needs a CUDA GPU, and torch finds none: nothing was measured")
+        console.print("make measure needs a CUDA GPU, but torch finds none: nothing was measured")
         raise typer.Exit(1)
     rows = []
     for measured in measure():

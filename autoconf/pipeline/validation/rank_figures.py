@@ -1,4 +1,4 @@
-"""Bytes that one GPU of a traced job holds, as a function of tokens and GPUs."""
+"""Memory of one GPU of a traced job, as a function of tokens and GPUs."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RankFigures:
-    """What one GPU of a job holds, under one stack: at each moment ``constant + per_token * tokens + sharded / gpus``
-    bytes.
+    """Memory of one GPU of a job under one stack.
 
-    Moments are triples of these coefficients. They hold everything but the optimizer's states.
+    At each moment it is ``constant + per_token * tokens + sharded / gpus`` bytes. Moments are triples of these
+    coefficients. They include everything except the states of the optimizer.
 
     >>> figures = RankFigures(moments=((0, 8, 200),), end=(0, 0, 150), states=100, step=50, shards_states=True)
     >>> figures.peak_bytes(tokens=10, gpus=2)
     230.0
     """
 
-    moments: tuple[tuple[float, float, float], ...]  # of forward and backward passes
-    end: tuple[float, float, float]  # of the backward pass, where the optimizer steps
-    states: float  # the optimizer's, on all GPUs together
+    moments: tuple[tuple[float, float, float], ...]  # moments of forward and backward passes
+    end: tuple[float, float, float]  # end of the backward pass, where the optimizer steps
+    states: float  # states of the optimizer, summed over all GPUs
     step: float  # its temporaries, likewise
-    shards_states: bool  # False: every GPU has all of them
+    shards_states: bool  # False: every GPU has all states
 
     def peak_bytes(self, tokens: float, gpus: int) -> float:
         """Peak bytes of a GPU.
 
         Args:
             tokens: tokens per GPU and micro-batch.
-            gpus: number of GPUs, >= 1; 1 only for figures that were traced for one.
+            gpus: number of GPUs, >= 1; 1 only for figures that were traced on one GPU.
         """
         return self._peak(tokens, gpus)[0]
 
     def activation_bytes(self, tokens: float, gpus: int) -> float:
-        """Of the peak, what grows with the tokens.
+        """The part of the peak that grows with the tokens.
 
         >>> RankFigures(((0, 8, 200),), (0, 0, 150), 100, 50, True).activation_bytes(tokens=10, gpus=2)
         80

@@ -1,15 +1,14 @@
-"""Peak memory of one GPU's part of a fine-tuning job, op by op, on fake tensors.
+"""Trace the memory of one rank of a fine-tuning job, op by op, on fake tensors.
 
-The real code runs under ``FakeTensorMode``, modeling, adapters, autograd and FSDP's wrappers alike: every op reports
-the storages that it would create, and nothing is allocated. Three facts turn a few short traces into an exact answer
-for every job:
+The real code (modeling, adapters, autograd and FSDP's wrappers) runs under ``FakeTensorMode``: every op reports the
+storages that it would create, and no memory is allocated. Three properties make a few short traces exact for every job:
 
-- every storage's size is affine in the tokens of a GPU, and so is what is alive at each moment of a micro-batch;
-- what FSDP shards is affine in 1 / GPUs, whatever the tokens;
+- the size of every storage is affine in the tokens of a GPU, and so is the memory alive at each moment;
+- sharded memory is affine in 1 / GPUs, for any number of tokens;
 - decoder layers repeat, so both are affine in depth at a given moment of the first or last layers.
 
-Hence ``figures`` runs short stacks at two token counts and, sharded, on two numbers of GPUs, matches their moments one
-by one, and extrapolates each to the full depth. Anything that breaks these assumptions raises ``TraceError``.
+So ``figures`` runs short stacks with two numbers of tokens and, if sharded, two numbers of GPUs, matches their moments
+one by one, and extrapolates each to the full depth. A violation of these properties raises ``TraceError``.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ from autoconf.pipeline.validation.rank_figures import RankFigures
 
 HEAD = -1  # segment of ops outside the decoder layers
 TAIL = -2  # segment of ops after the backward pass of the first decoder layer: the embeddings' gradient, reductions
-# Depths of short stacks. Sharded ones keep two layers at each end: there FSDP has a neighbor to prefetch, or not.
+# Depths of short stacks. Sharded ones have two layers at each end, because FSDP prefetches an existing neighbor.
 DEPTHS = {False: (2, 4), True: (4, 6)}
-TOKENS = (2039, 4093)  # per sample; primes, so that a dimension of this size can only mean "tokens"
+TOKENS = (2039, 4093)  # tokens per sample; primes, so that a dimension of this size is always the tokens
 GPUS = (2, 4)
 
 
 @dataclass(frozen=True)
 class LiveBytes:
-    """What was alive at each allocation of a micro-batch, and at its end; arrays have shape (allocations,)."""
+    """Memory alive at each allocation of a micro-batch, and at its end; arrays have shape (allocations,)."""
 
     segments: np.ndarray
     live_bytes: np.ndarray
@@ -53,16 +52,16 @@ def _segment(part: Part) -> int:
 
 
 def run(job: TrainingSetup, *, layers: int | None, tokens: int, real: bool = False) -> LiveBytes:
-    """Trace one micro-batch of ``SAMPLES`` samples; under accumulation a middle and the last one of an update.
+    """Trace one micro-batch of ``SAMPLES`` samples; with accumulation, a middle and the last one of an update.
 
-    What a job on several GPUs holds from one update to the next is there from a first, unrecorded one.
+    A first, unrecorded update creates the memory that a job on several GPUs keeps between updates.
 
     Args:
-        job: what to train, how, and on how many GPUs.
-        layers: depth of a shortened stack; ``None`` for the whole one.
-        tokens: of each sample.
-        real: with real tensors on the CPU, the check on fake ones; a job on several GPUs then needs a process group,
-            which the caller's process has joined.
+        job: the training setup.
+        layers: depth of a short stack; ``None`` for the whole model.
+        tokens: tokens of each sample.
+        real: use real tensors on the CPU, to check fake ones; a job on several GPUs then needs a process group that
+            the caller's process has joined.
     """
     accumulating = job.stack.gradient_accumulation
     with first_rank(job, layers, real=real) as rank:
@@ -94,7 +93,7 @@ def run(job: TrainingSetup, *, layers: int | None, tokens: int, real: bool = Fal
 
 
 def _at_the_ends(trace: LiveBytes, layers: int, kept: int) -> LiveBytes:
-    """Keep the moments of the first and last ``kept`` layers and of what is outside; number the layers anew."""
+    """Keep the moments of the first and last ``kept`` layers and outside of layers; renumber the layers."""
     first, last = np.arange(kept), np.arange(layers - kept, layers)
     keep = np.isin(trace.segments, [HEAD, TAIL, *first, *last])
     segments = np.where(trace.segments >= layers - kept, trace.segments - layers + 2 * kept, trace.segments)
@@ -103,11 +102,11 @@ def _at_the_ends(trace: LiveBytes, layers: int, kept: int) -> LiveBytes:
 
 
 def figures(job: TrainingSetup) -> RankFigures:
-    """Everything that the closed form needs to know of a job; of its number of GPUs only whether there are several.
+    """Trace the memory of a job as a function of tokens and GPUs; only whether there are several GPUs matters.
 
     Raises:
-        TraceError: the traced program is not affine in tokens, depth or 1 / GPUs, which it never is where layers are of
-            several kinds, or it holds a tensor of tokens x tokens.
+        TraceError: the traced program is not affine in tokens, depth or 1 / GPUs (it never is for layers of several
+            kinds), or it creates a tensor of tokens x tokens.
 
     >>> from autoconf.pipeline.catalog import architectures
     >>> from autoconf.jobs.stack import Stack
@@ -116,7 +115,7 @@ def figures(job: TrainingSetup) -> RankFigures:
     '13.7 GiB'
     """
     coefficients = _coefficients(job)
-    moments = np.round(coefficients[:-1], 3)  # whole bytes but for rounding; bytes per token may have a fraction
+    moments = np.round(coefficients[:-1], 3)  # whole bytes except for rounding; bytes per token may be fractional
     optimizer = optimizer_bytes(job.stack.optim, trainable_shapes(job))
     return RankFigures(
         moments=tuple(_moment(terms) for terms in moments[undominated(moments, decimals=3)]),
@@ -133,11 +132,11 @@ def _moment(terms: np.ndarray) -> tuple[float, float, float]:
 
 
 def _coefficients(job: TrainingSetup) -> np.ndarray:
-    """Bytes that stay, per token and sharded, of each moment and of the end; shape (moments + 1, 3)."""
+    """Constant bytes, bytes per token and sharded bytes of each moment and of the end; shape (moments + 1, 3)."""
     several = job.gpus > 1
     kinds = dict.fromkeys(job.architecture.kinds)
     if len(kinds) > 1:
-        # Short stacks take the first layers, so they would have fewer kinds than the model, or other shares of them.
+        # Short stacks have the first layers, so they would have fewer kinds of layers, or other proportions.
         raise TraceError(f"{job.architecture.name}: kinds of layers ({', '.join(kinds)}) are not affine in depth")
     corners = (
         [(TOKENS[0], GPUS[0]), (TOKENS[1], GPUS[0]), (TOKENS[0], GPUS[1])] if several else [(t, 1) for t in TOKENS]

@@ -1,8 +1,9 @@
-"""The check on ``rank_trace``: real tensors in real processes, and whole stacks.
+"""Check ``rank_trace`` against real tensors in real processes, and against whole models.
 
-- ``processes``: the same rank with real tensors on the CPU, one of two processes that talk through gloo, under the real
-  FSDP wrappers: a small model, since everything is allocated;
-- ``whole``: a trace of the whole stack at another number of tokens and of GPUs, against what short stacks predict.
+- ``processes``: the same rank with real tensors on the CPU, one of two processes that communicate through gloo, under
+  the real FSDP wrappers, with a small model, because all memory is allocated;
+- ``whole``: a trace of the whole model with other numbers of tokens and GPUs, compared with the prediction of short
+  stacks.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Check:
 
     check: Literal["processes", "whole"]
     job: TrainingSetup
-    layers: int  # that are traced
-    tokens: int  # of each of ``rank_trace.SAMPLES`` samples
+    layers: int  # traced layers
+    tokens: int  # tokens of each of ``rank_trace.SAMPLES`` samples
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Result:
 
 
 def small(architecture: Architecture, layers: int) -> Architecture:
-    """An architecture cut down to what real tensors on a CPU can hold: 128 wide.
+    """Reduce an architecture to a width of 128, small enough for real tensors on a CPU.
 
     >>> small(architectures()["mistral-7b-v0.1"], layers=4).layers
     4
@@ -74,12 +75,12 @@ def small(architecture: Architecture, layers: int) -> Architecture:
 
 
 def all_checks() -> list[Check]:
-    """Every comparison: two minutes on two cores."""
+    """All comparisons; they take two minutes on two cores."""
     return [*_process_checks(), *_whole_checks()]
 
 
 def quick_checks() -> list[Check]:
-    """A few of each kind, for the test suite: every setting that the processes have is in one of them."""
+    """A few comparisons of each kind for the test suite; together they cover every setting of the processes."""
     processes, whole = list(_process_checks()), list(_whole_checks())
     return [*processes[::5], whole[0]]
 
@@ -118,7 +119,7 @@ def _whole_checks() -> Iterator[Check]:
 
 
 def compare(checks: Sequence[Check]) -> Iterator[Result]:
-    """Compare what traces predict with what is measured; a second to a minute for each check."""
+    """Compare predicted with measured peaks; takes a second to a minute for each check."""
     in_processes = [check for check in checks if check.check == "processes"]
     for check, measured in zip(in_processes, _peaks_of_processes(in_processes), strict=True):
         yield Result(check, rank_trace.run(check.job, layers=check.layers, tokens=check.tokens).peak_bytes, measured)
@@ -130,7 +131,7 @@ def compare(checks: Sequence[Check]) -> Iterator[Result]:
 
 
 def _peaks_of_processes(checks: Sequence[Check]) -> list[int]:
-    """Run checks one after the other in the same processes: to start these takes longer than to run one."""
+    """Run checks one after the other in the same processes, because starting them takes longer than one check."""
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_be_a_rank, (checks, folder), nprocs=_PROCESSES)
         return json.loads((Path(folder) / "peaks").read_text())

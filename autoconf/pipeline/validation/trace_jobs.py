@@ -1,6 +1,4 @@
-"""Trace jobs given as JSON on standard input, with whatever libraries are installed; figures go to standard output as
-JSON.
-"""
+"""Trace jobs with the installed libraries: read jobs from standard input, write figures to standard output, in JSON."""
 
 from __future__ import annotations
 
@@ -21,12 +19,12 @@ from autoconf.pipeline.validation import rank_trace
 
 
 def traced(job: dict[str, Any]) -> dict[str, Any]:
-    """The figures of one job, or what keeps it from being traced."""
+    """The figures of one job, or the problem that prevents tracing."""
     parsed = TrainingSetup(Architecture(**job["architecture"]), job["method"], Stack(**job["stack"]), job["gpus"])
     try:
         return asdict(rank_trace.figures(parsed))
     except (TraceError, ValueError, AttributeError, RuntimeError) as error:
-        # Models, libraries and their combinations can fail in any of these ways; the table says which did.
+        # Models, libraries and their combinations can raise any of these; the result names the exception.
         return {"problem": f"{type(error).__name__}: {error}"}
 
 

@@ -44,7 +44,7 @@ def multiply(x, y):
 
 
 def double(entity: Entity, experiment: Experiment) -> list[ObservedPropertyValue]:
-    """Twice what `multiply` measured: an experiment that depends on another one, which ado's decorator cannot make."""
+    """Twice the result of `multiply`: a dependent experiment, which ado's decorator cannot declare."""
     product = entity.valueForProperty(PRODUCT).value
     note_call("double", product)
     (doubled,) = experiment.observedProperties
