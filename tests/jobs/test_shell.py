@@ -56,7 +56,7 @@ def test_a_length_is_read_as_bash_gives_it(fields, script: str) -> None:
         (f"L=1\nsource job.env\n{SFT} --max_length $L", r"\$L \(job.env may change it\)"),
         (f"{SFT} --max_length 8 $MORE", r"\$MORE \(not set in the file\) is not certain"),
         (f"{SFT} --config missing.yaml", "no such file"),
-        (f"{SFT} --config $C", "which file it is is not certain"),
+        (f"{SFT} --config $C", "the name of the file is not certain"),
     ],
 )
 def test_what_is_not_certain_is_named(fields, script: str, message: str) -> None:
