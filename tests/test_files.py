@@ -51,7 +51,7 @@ def test_a_folder_that_is_not_completed_vanishes(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_what_is_unfinished_when_a_process_ends_can_be_removed(tmp_path):
+def test_unfinished_files_can_be_removed_when_a_process_ends(tmp_path):
     kept = tmp_path / "kept"
     kept.mkdir()
     with atomic_folder(tmp_path / "models") as scratch, temporary(tmp_path / "file") as file:

@@ -1,4 +1,4 @@
-"""What commands that trace need: the extra [build]."""
+"""Check the extra [build], which commands that trace need."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _EXTRA = ("accelerate", "bitsandbytes", "peft", "torch", "transformers")
 
 
 def check_build_extra(command: str) -> None:
-    """Check that what a command traces with is installed, and silence what it would warn of.
+    """Check that the libraries for tracing are installed, and silence their warnings.
 
     Raises:
         BadInput: a library is missing; the message has the lines that install them.
@@ -23,5 +23,5 @@ def check_build_extra(command: str) -> None:
             f"{command} needs the extra [build]: in a clone of the project run pip install torch==2.13.0 and "
             f"pip install '.[build]' ({listed(missing)} not found)"
         )
-    # It warns that a kernel for CPUs is missing; nothing is computed here.
+    # bitsandbytes warns that a kernel for CPUs is missing, but nothing is computed here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

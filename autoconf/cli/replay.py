@@ -1,4 +1,4 @@
-"""``ado-autoconf estimate --replay``: one job's allocations, replayed."""
+"""Implement ``ado-autoconf estimate --replay``, which replays the allocations of one job."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ _EXPANDABLE = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
 def replay_one(
     command: CommandQuery, fields: dict[str, Any], to: OutputOptions, alloc_conf: str, overhead_gib: float | None
 ) -> None:
-    """Write what a replay says of one job: as JSON, or as text, with a picture if a file is named.
+    """Write the result of a replay of one job as JSON or as text, with a picture if a file is given.
 
     Args:
-        command: the query that the fields are of.
-        fields: of the job, and its number of GPUs.
-        to: where answers go.
-        alloc_conf: settings of PyTorch's allocator, as its environment variable has them.
-        overhead_gib: what is not PyTorch's; ``None`` for what is known of it.
+        command: the query of the fields.
+        fields: fields of the job, and its number of GPUs.
+        to: the output options.
+        alloc_conf: settings of PyTorch's allocator, in the format of its environment variable.
+        overhead_gib: memory outside PyTorch; ``None`` for the default.
 
     Raises:
-        BadInput: an option cannot be right, the extra [build] is missing, or the job cannot be replayed.
+        BadInput: an option is invalid, the extra [build] is missing, or the job cannot be replayed.
         AutoConfError: a library of the extra [build] does not import.
     """
     as_picture = to.file is not None and not to.as_json
@@ -57,7 +57,7 @@ def replay_one(
     job, gpus = _job(command, fields)
     check_build_extra("--replay")
     found = estimate(job, number_gpus=gpus)
-    if found.usable_memory_gib is None:  # a reason why not is the answer
+    if found.usable_memory_gib is None:  # the answer is the reason
         note(f"not replayed: {found.reason}")
         answer_one(command, fields, to)
         return
@@ -108,7 +108,7 @@ def _replayed(
     names = names_of(domain)
     model, gpu = names["model_name"].find(job.model_name), names["gpu_model"].find(job.gpu_model)
     method = names["method"].find(job.method)
-    assert model is not None and gpu is not None  # else there was no estimate
+    assert model is not None and gpu is not None  # otherwise there was no estimate
     with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):  # libraries print, and warn
         try:
             from autoconf.pipeline.catalog import architectures
@@ -116,19 +116,19 @@ def _replayed(
             from autoconf.pipeline.replay.record import Batches, record
             from autoconf.pipeline.tracing.model_setup import TrainingSetup
             from autoconf.pipeline.tracing.recorder import TraceError
-        except Exception as error:  # a broken library can fail at import with anything
+        except Exception as error:  # a broken library can raise any exception at import
             raise AutoConfError(
                 f"a library of the extra [build] does not import: {type(error).__name__}: {error}"
             ) from None
         if model not in architectures():
-            raise BadInput(f"--replay: {model} is a model of your own; only those of released versions are replayed")
+            raise BadInput(f"--replay: {model} is a user model; only models of released versions can be replayed")
         stack = job.training_stack()
         samples = job.per_device_train_batch_size or (job.batch_size or gpus) // gpus
         batches = Batches(samples, job.tokens_per_sample, job.gradient_accumulation_steps)
         newer = (compute_capability(gpu, domain.gpus[gpu]) or _capability(gpu)) >= 9
         try:
             setup = TrainingSetup(architectures()[model], method, stack, gpus)  # type: ignore[arg-type]
-            program = record(setup, batches, compute_capability=9 if newer else 8, told=_tell)
+            program = record(setup, batches, compute_capability=9 if newer else 8, report=_tell)
         except TraceError as error:
             raise BadInput(f"--replay: {error}") from None
         _tell(f"replaying {len(program.events):,} events")
@@ -137,7 +137,7 @@ def _replayed(
 
 
 def _capability(gpu: str) -> float:
-    """Of a type whose version does not name it."""
+    """The compute capability of a GPU type that its version does not have."""
     from autoconf.pipeline.catalog import gpu_types
 
     return gpu_types()[gpu].compute_capability if gpu in gpu_types() else 8.0
@@ -148,7 +148,7 @@ def _tell(message: str) -> None:
 
 
 def _notes(verdict: Verdict) -> list[str]:
-    """Sentences about what the answer rests on, and what would help."""
+    """Sentences about the basis of the answer, and changes that would help."""
     notes = [
         f"replayed from the model as loaded through three steps; {verdict.overhead_gib:g} GiB of the GPU are taken as "
         "not PyTorch's (--overhead-gib)"

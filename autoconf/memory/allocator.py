@@ -1,12 +1,12 @@
-"""PyTorch's caching allocator, replayed: the native backend for CUDA, on one GPU.
+"""Replay PyTorch's caching allocator, the native backend for CUDA, on one GPU.
 
-Peak memory as PyTorch counts it (allocated) is less than what a job needs, because the allocator hands out parts of
-segments that it got from ``cudaMalloc``, keeps freed ones for later, and cannot give back a segment of which a part is
-in use. All of that follows from the order and the sizes of allocations, by the rules below.
+A job needs more than its peak of allocated memory, because the allocator hands out parts of
+segments from ``cudaMalloc``, caches freed ones, and cannot release a segment with a part in
+use. All of that follows from the order and the sizes of allocations, by the rules below.
 
 Source: torch 2.13.0 (commit cf30153c4c131c8164ee7798e5022d810682e2cb), c10/cuda/CUDACachingAllocator.cpp, class
 ``DeviceCachingAllocator``. Rules name its functions; constants are those of c10/core/AllocatorConfig.h, lines 17 to 26.
-What is left out: private pools (CUDA graphs, ``torch.cuda.MemPool``) and sharing between processes. Addresses of
+Not included: private pools (CUDA graphs, ``torch.cuda.MemPool``) and sharing between processes. Addresses of
 segments are unknown; here each is above all earlier ones, which matters only between free blocks of the same size.
 """
 
@@ -23,12 +23,12 @@ from autoconf.memory.out_of_memory import OutOfMemory
 MIN_BLOCK = 512  # kMinBlockSize: all sizes are multiples of it
 SMALL_SIZE = 2**20  # kSmallSize: the largest allocation of the small pool
 SMALL_SEGMENT = 2 * 2**20  # kSmallBuffer: segments of the small pool
-MIN_LARGE = 10 * 2**20  # kMinLargeAlloc: from here on a segment is as large as its first block
+MIN_LARGE = 10 * 2**20  # kMinLargeAlloc: from this size on a segment is as large as its first block
 ROUND_LARGE = 2 * 2**20  # kRoundLarge: rounded up to a multiple of this
 
 
 def allocation_size(size: int, large_segment_size: int = 20 * 2**20) -> int:
-    """Bytes of the segment that ``cudaMalloc`` is asked for: ``get_allocation_size``.
+    """Bytes of the segment requested from ``cudaMalloc``: ``get_allocation_size``.
 
     >>> [allocation_size(mib * 2**20) // 2**20 for mib in (1, 2, 9, 10, 11)]
     [2, 20, 20, 10, 12]
@@ -64,8 +64,8 @@ class Allocator:
 
     Args:
         capacity: bytes that ``cudaMalloc`` can hand out; ``None`` for no limit.
-        settings: of the allocator.
-        total: bytes of the GPU, of which ``memory_fraction`` is taken and that a failure names; by default the
+        settings: settings of the allocator.
+        total: bytes of the GPU, to which ``memory_fraction`` applies and which errors name; by default the
             capacity.
 
     >>> allocator = Allocator(capacity=64 * 2**20)
@@ -84,29 +84,29 @@ class Allocator:
         self.capacity = capacity
         self.total = capacity if total is None else total
         self.allocated = self.reserved = self.max_allocated = self.max_reserved = 0
-        self.retries = 0  # num_alloc_retries: how often everything that is free was given back
+        self.retries = 0  # num_alloc_retries: how often all free segments were released
         self._small, self._large = Pool(True), Pool(False)
         self._active: set[Block] = set()
         self._events: dict[int, deque[Block]] = {}
         self._recorded: dict[int, int] = {}  # events of each stream so far
-        self._reached: dict[int, int] = {}  # how many of them the GPU has passed
+        self._reached: dict[int, int] = {}  # how many of them have completed on the GPU
         self._taken: dict[int, int] = {}  # how many of these process_events has seen
         self._next_address = 0
         limited = self.total is not None and self.settings.memory_fraction < 1
         self._allowed = int(self.settings.memory_fraction * (self.total or 0)) if limited else None
         self._collects = self._allowed is not None and self.settings.garbage_collection_threshold > 0
 
-    # --- what a program calls -----------------------------------------------------------------------------------------
+    # --- interface of programs ----------------------------------------------------------------------------------------
 
     def malloc(self, nbytes: int, stream: int = 0) -> Block:
         """Allocate: ``DeviceCachingAllocator::malloc``.
 
         Args:
-            nbytes: at least 1; PyTorch never asks for a tensor of 0 bytes.
-            stream: on which the tensor is made; only this stream gets the block again once it is free.
+            nbytes: bytes, at least 1; PyTorch never requests 0 bytes.
+            stream: the stream of the tensor; only this stream can reuse the block after it is freed.
 
         Raises:
-            OutOfMemory: there is no room.
+            OutOfMemory: there is not enough memory.
         """
         self._process_events()
         size = rounded(nbytes, self.settings)
@@ -129,7 +129,7 @@ class Allocator:
         return self._hand_out(block, size)
 
     def free(self, block: Block) -> None:
-        """Free a block; if other streams used it, only once they have come that far: ``free`` and ``insert_events``."""
+        """Free a block; if other streams used it, only after they have caught up: ``free`` and ``insert_events``."""
         if not block.allocated:
             raise ValueError("the block is not allocated")
         block.allocated = False
@@ -144,16 +144,16 @@ class Allocator:
         block.used_on = set()
 
     def record_stream(self, block: Block, stream: int) -> None:
-        """Note that another stream uses a block: ``recordStream``, which is ``Tensor.record_stream``."""
+        """Record that another stream uses a block: ``recordStream``, that is, ``Tensor.record_stream``."""
         if stream != block.stream:
             block.used_on.add(stream)
 
     def progress(self) -> dict[int, int]:
-        """Where the program is on each stream that events are on, for ``reach``."""
+        """The position of the program on each stream with events, for ``reach``."""
         return dict(self._recorded)
 
     def reach(self, progress: dict[int, int]) -> None:
-        """Let streams come to where the program was, so that events before that have passed.
+        """Let streams reach a recorded position of the program, so that all events before it have completed.
 
         Freed blocks come back at the next allocation, as ``process_events`` finds them.
         """
@@ -161,13 +161,13 @@ class Allocator:
             self._reached[stream] = max(self._reached.get(stream, 0), events)
 
     def synchronize(self, stream: int) -> None:
-        """Let a stream's work come to where the program is."""
+        """Let a stream catch up with the program."""
         self.reach({stream: self._recorded.get(stream, 0)})
 
     def empty_cache(self) -> None:
-        """Wait for all streams, and give back all segments that are wholly free: ``release_cached_blocks``.
+        """Wait for all streams, and release all segments that are completely free: ``release_cached_blocks``.
 
-        It is what ``torch.cuda.empty_cache`` does, and what a failed ``cudaMalloc`` leads to.
+        ``torch.cuda.empty_cache`` and a failed ``cudaMalloc`` do the same.
         """
         self.reach(self._recorded)
         self._process_events()
@@ -181,7 +181,7 @@ class Allocator:
                     self._unmap(block)
 
     def segments(self) -> Iterator[list[Block]]:
-        """The blocks of each segment, in order of address."""
+        """Yield the blocks of each segment, in order of address."""
         pools = (self._small, self._large)
         idle = [block for pool in pools for block in pool.blocks()]
         idle += [block for pool in pools for blocks in pool.unmapped.values() for _, block in blocks]
@@ -191,10 +191,10 @@ class Allocator:
                 blocks.append(after)
             yield blocks
 
-    # --- blocks that are there ----------------------------------------------------------------------------------------
+    # --- existing blocks ----------------------------------------------------------------------------------------------
 
     def _process_events(self) -> None:
-        """Take back blocks whose events have passed: ``process_events``."""
+        """Return blocks whose events have completed to their pools: ``process_events``."""
         for stream, waiting in self._events.items():
             while waiting and self._taken.get(stream, 0) < self._reached.get(stream, 0):
                 self._taken[stream] = self._taken.get(stream, 0) + 1
@@ -212,13 +212,13 @@ class Allocator:
         if index == len(free):
             return None
         if self.settings.expandable_segments:
-            # Best fit goes by what a block can grow to.
+            # Best fit uses the size to which a block can grow.
             while index + 1 < len(free) and can_grow_to(free[index + 1][2]) < can_grow_to(free[index][2]):
                 index += 1
         block = free[index][2]
         limit = self.settings.max_split_size
         if limit is not None:
-            # A block that is never split serves no small request, and no large one that would waste much of it.
+            # A block that is never split is not used for small requests, or for large ones that would waste much of it.
             most = size + self.settings.max_non_split_rounding if size >= limit else limit
             if block.size >= most:
                 return None
@@ -226,7 +226,7 @@ class Allocator:
         return block
 
     def _hand_out(self, block: Block, size: int) -> Block:
-        """Split off what is not needed: ``should_split`` and ``alloc_found_block``."""
+        """Split off the unneeded rest of a block: ``should_split`` and ``alloc_found_block``."""
         remaining = block.size - size
         if block.pool.is_small or self.settings.expandable_segments:
             splits = remaining >= MIN_BLOCK
@@ -245,7 +245,7 @@ class Allocator:
         return block
 
     def _return(self, block: Block) -> None:
-        """Put a block back into its pool, as one with free neighbors: ``free_block``."""
+        """Return a block to its pool, merged with free neighbors: ``free_block``."""
         self._active.remove(block)
         merge(block, block.before)
         merge(block, block.after)
@@ -254,7 +254,7 @@ class Allocator:
     # --- segments -----------------------------------------------------------------------------------------------------
 
     def _new(self, pool: Pool, size: int, stream: int) -> Block | None:
-        """Get a segment, or let one grow: ``alloc_block``."""
+        """Allocate a segment, or grow one: ``alloc_block``."""
         nbytes = allocation_size(size, self.settings.large_segment_size)
         if self._allowed is not None and self.reserved + nbytes > self._allowed:
             return None
@@ -278,12 +278,12 @@ class Allocator:
         return address
 
     def _release(self, block: Block) -> None:
-        """Give a segment back: ``release_block``."""
+        """Release a segment: ``release_block``."""
         block.pool.remove(block)
         self.reserved -= block.size
 
     def _release_enough(self, pool: Pool, size: int, stream: int) -> bool:
-        """Give back blocks that are never split, until the request has room: ``release_available_cached_blocks``."""
+        """Release blocks that are never split until the request fits: ``release_available_cached_blocks``."""
         limit = self.settings.max_split_size
         if limit is None:
             return False
@@ -302,7 +302,7 @@ class Allocator:
         return released >= wanted
 
     def _collect_garbage(self) -> None:
-        """Give back segments that have long been free: ``garbage_collect_cached_blocks``."""
+        """Release segments that have been free for long: ``garbage_collect_cached_blocks``."""
         assert self._allowed is not None
         threshold = int(self.settings.garbage_collection_threshold * self._allowed)
         target, reclaimed = self.reserved - threshold, 0
@@ -321,7 +321,7 @@ class Allocator:
     # --- expandable segments ------------------------------------------------------------------------------------------
 
     def _grown(self, pool: Pool, size: int, stream: int) -> Block | None:
-        """Map pages at the lowest address where the request finds room: ``try_allocate_expandable_block``."""
+        """Map pages at the lowest address where the request fits: ``try_allocate_expandable_block``."""
         block = self._lowest_room(pool, size, stream)
         if not block.mapped and not self._map(block, min(block.size, size)):
             return None
@@ -335,7 +335,7 @@ class Allocator:
         return block
 
     def _lowest_room(self, pool: Pool, size: int, stream: int) -> Block:
-        """Blocks, free or not mapped, that have room together; the first of them: ``find_expandable_block``."""
+        """The first of adjacent blocks, free or unmapped, that are together large enough: ``find_expandable_block``."""
         for _, block in pool.unmapped.get(stream, []):
             before = block.before
             first = before if before is not None and before.is_available else block
@@ -355,7 +355,7 @@ class Allocator:
         return block
 
     def _map(self, block: Block, size: int) -> bool:
-        """Give memory to the first bytes of a block that has none, in whole pages: ``map_block``."""
+        """Map the first bytes of an unmapped block, in whole pages: ``map_block``."""
         assert block.segment is not None
         size = _up(size, block.segment.page)
         if not self._has_room(size):
@@ -375,7 +375,7 @@ class Allocator:
         return True
 
     def _unmap(self, block: Block) -> None:
-        """Give back the whole pages of a free block: ``unmap_block`` and ``release_expandable_segment``."""
+        """Unmap the whole pages of a free block: ``unmap_block`` and ``release_expandable_segment``."""
         segment, pool = block.segment, block.pool
         assert segment is not None
         start = segment.address + _up(block.address - segment.address, segment.page)
@@ -398,5 +398,5 @@ class Allocator:
         block.mapped = False
         merge(block, block.before)
         merge(block, block.after)
-        if block.is_split:  # else the segment holds nothing any more, and its addresses are given back, too
+        if block.is_split:  # otherwise the segment is empty, and its addresses are released as well
             pool.add(block)

@@ -1,4 +1,4 @@
-"""Blocks of PyTorch's caching allocator, the pools of free ones, and how neighbors become one again.
+"""Blocks of PyTorch's caching allocator, the pools of free blocks, and merging of neighbors.
 
 Names in double backticks are those of c10/cuda/CUDACachingAllocator.cpp of torch 2.13.0; see ``allocator``.
 """
@@ -23,8 +23,8 @@ class Block:
         self.mapped = True
         self.before: Block | None = None
         self.after: Block | None = None
-        self.events = 0  # that wait for streams other than its own
-        self.used_on: set[int] = set()  # streams that record_stream named
+        self.events = 0  # events of other streams that it waits for
+        self.used_on: set[int] = set()  # streams given to record_stream
         self.age = 0
 
     @property
@@ -36,7 +36,7 @@ class Block:
         return not self.allocated and not self.events and not self.used_on
 
     def insert_after(self, block: Block) -> None:
-        """Become a block's next neighbor: ``Block::splice``."""
+        """Insert this block after another one: ``Block::splice``."""
         self.before, self.after = block, block.after
         if block.after is not None:
             block.after.before = self
@@ -45,7 +45,7 @@ class Block:
 
 @dataclass(frozen=True)
 class ExpandableSegment:
-    """A range of addresses that memory is mapped into, page by page."""
+    """A range of addresses to which memory is mapped page by page."""
 
     address: int
     size: int
@@ -80,7 +80,7 @@ class Pool:
             del unmapped[bisect_left(unmapped, (block.address,))]
 
     def blocks(self) -> list[Block]:
-        """Free and mapped, in order of streams."""
+        """The free, mapped blocks, in order of streams."""
         return [block for stream in sorted(self.free) for *_, block in self.free[stream]]
 
 
@@ -90,7 +90,7 @@ def can_grow_to(block: Block) -> int:
 
 
 def merge(block: Block, neighbor: Block | None) -> None:
-    """Let a block swallow a neighbor that is as free as it: ``trymerge_blocks``."""
+    """Merge a block with a neighbor in the same state: ``trymerge_blocks``."""
     if neighbor is None or not neighbor.is_available or neighbor.mapped != block.mapped:
         return
     neighbor.pool.remove(neighbor)

@@ -1,4 +1,4 @@
-"""Settings of PyTorch's caching allocator, as the environment variable ``PYTORCH_CUDA_ALLOC_CONF`` gives them."""
+"""Settings of PyTorch's caching allocator, in the format of the environment variable ``PYTORCH_CUDA_ALLOC_CONF``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ MIB = 2**20
 
 _POWERS = 16  # c10/core/AllocatorConfig.cpp, kRoundUpPowerOfTwoIntervals: from 1 MiB to 64 GiB
 _TRUTH = {"True": True, "False": False}
-# Keys that PyTorch takes and that change nothing of what a GPU holds in a job: pinned memory of the host, locks, graphs
-# (c10/cuda/CUDAAllocatorConfig.h, getKeys), and an early error instead of cudaMalloc's own.
+# Keys that PyTorch accepts and that do not change the memory of a GPU: pinned memory of the host, locks, graphs
+# (c10/cuda/CUDAAllocatorConfig.h, getKeys), and an early error instead of that of cudaMalloc.
 _WITHOUT_EFFECT = (
     "release_lock_on_cudamalloc", "release_lock_on_hipmalloc", "pinned_use_cuda_host_register",
     "pinned_use_hip_host_register", "pinned_num_register_threads", "pinned_reserve_segment_size_mb",
@@ -23,21 +23,21 @@ _WITHOUT_EFFECT = (
 
 @dataclass(frozen=True)
 class AllocatorSettings:
-    """What can be set of PyTorch's native allocator.
+    """Settings of PyTorch's native allocator.
 
     Defaults are those of torch 2.13.0: c10/core/AllocatorConfig.h, members of ``AcceleratorAllocatorConfig``, and
     c10/cuda/CUDAAllocatorConfig.h, ``m_per_process_memory_fraction``.
 
     Args:
         expandable_segments: one segment per stream and pool, which grows, instead of one per ``cudaMalloc``.
-        max_split_size: bytes from which on a block is never split; ``None`` for no limit.
-        max_non_split_rounding: bytes that a block that is never split may be larger than what is asked for.
-        garbage_collection_threshold: share of the allowed memory above which old free blocks are given back; 0 for
+        max_split_size: size in bytes from which on blocks are never split; ``None`` for no limit.
+        max_non_split_rounding: bytes by which a block that is never split may exceed the request.
+        garbage_collection_threshold: share of the allowed memory above which old free blocks are released; 0 for
             never. Without a ``memory_fraction`` below 1 it has no effect, as in PyTorch.
         memory_fraction: share of the GPU's memory that the process may reserve, in (0, 1].
         large_segment_size: bytes of a segment for allocations of more than 1 and less than 10 MiB.
-        roundup_power2_divisions: for sizes from 1 MiB, 2 MiB, 4 MiB ... 32 GiB on, in how many parts the distance to
-            the next power of two is divided, to which sizes are rounded up; 0 for rounding to 512 bytes.
+        roundup_power2_divisions: for sizes from 1 MiB, 2 MiB, 4 MiB ... 32 GiB on, the number of parts into which the
+            distance to the next power of two is divided, to round sizes up; 0 for rounding to 512 bytes.
 
     >>> AllocatorSettings.parse("expandable_segments:True").expandable_segments
     True
@@ -61,7 +61,7 @@ class AllocatorSettings:
             text: pairs such as ``expandable_segments:True``, separated by commas; empty for the defaults.
 
         Raises:
-            ValueError: a key is unknown, a value is not what the key takes, or the backend is not ``native``.
+            ValueError: a key is unknown, a value is invalid, or the backend is not ``native``.
 
         >>> AllocatorSettings.parse("expandable_segments:yes")
         Traceback (most recent call last):
@@ -138,7 +138,7 @@ def _share(least_excluded: float, most: float, includes_most: bool) -> Callable[
 
 def _divisions(key: str, value: str) -> tuple[int, ...]:
     # c10/core/AllocatorConfig.cpp, parseRoundUpPower2Divisions: one number for all sizes, or a list of boundaries in
-    # MiB; sizes below the first boundary take its number, ">" stands for those above the last.
+    # MiB; sizes below the first boundary take its number, ">" means sizes above the last.
     if not value.startswith("["):
         return (_power_of_two(key, value),) * _POWERS
     divisions = [0] * _POWERS
@@ -166,7 +166,7 @@ def _power_of_two(key: str, text: str) -> int:
 
 
 # c10/core/AllocatorConfig.cpp, parseLargeSegmentSize (above 10 MiB), parseMaxSplitSize and parseMaxNonSplitRoundingSize
-# (at least a large segment, as far as the settings before it say).
+# (at least a large segment, as set before it).
 _SIZES = {
     "large_segment_size_mb": "large_segment_size",
     "max_split_size_mb": "max_split_size",

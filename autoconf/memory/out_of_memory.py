@@ -1,4 +1,4 @@
-"""The error of PyTorch's caching allocator, with the figures that PyTorch prints."""
+"""The out-of-memory error of PyTorch's caching allocator, with PyTorch's message."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from autoconf.memory.units import GIB
 
 
 class OutOfMemory(MemoryError):
-    """``cudaMalloc`` failed, and failed again after all that can be given back was; the message is PyTorch's.
+    """``cudaMalloc`` failed, also after all free segments were released; the message is PyTorch's.
 
     Attributes:
-        tried: bytes that were asked of ``cudaMalloc``.
+        tried: bytes requested from ``cudaMalloc``.
         allocated: bytes in use.
         reserved: bytes of all segments.
     """
@@ -26,7 +26,7 @@ class OutOfMemory(MemoryError):
 
 
 def format_size(size: int) -> str:
-    """Bytes as PyTorch's messages have them: ``format_size``.
+    """Format bytes as in PyTorch's messages: ``format_size``.
 
     >>> format_size(512), format_size(20 * 2**20), format_size(79 * 2**30)
     ('512 bytes', '20.00 MiB', '79.00 GiB')

@@ -1,4 +1,4 @@
-"""A program's allocations, handed to the replayed allocator: what it reserves, and the least capacity it runs on."""
+"""Replay the allocations of a program: reserved memory, and the smallest capacity on which the program runs."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from autoconf.memory.units import Integers
 
 
 class Action(IntEnum):
-    """What a program does with a block, or with a stream."""
+    """An action of a program on a block or a stream."""
 
     ALLOCATE = 0
     FREE = 1
     RECORD_STREAM = 2  # the stream of the event uses the block
     SYNCHRONIZE = 3  # the program waits for the stream
     EMPTY_CACHE = 4
-    MARK = 5  # the program notes where its streams are; the event's block is the mark's number
-    WAIT = 6  # the program waits until the streams have come to a mark
+    MARK = 5  # the program records the positions of its streams; the event's block is the number of the mark
+    WAIT = 6  # the program waits until the streams have reached a mark
 
 
 class Place(NamedTuple):
-    """Where in a program a block was allocated.
+    """The place in a program at which a block was allocated.
 
     >>> str(Place("step 1", "backward", "model.layers.3", "aten.mm.default"))
     'step 1, backward, model.layers.3, aten.mm.default'
@@ -48,10 +48,10 @@ class Event(NamedTuple):
     """One action of a program.
 
     Args:
-        action: what it does.
-        block: number of the allocation, or of the mark; -1 where the action is of a stream.
-        nbytes: that are allocated; else 0.
-        stream: of the allocation, or that uses the block, or that is waited for.
+        action: the action.
+        block: number of the allocation, or of the mark; -1 for an action on a stream.
+        nbytes: allocated bytes, or 0.
+        stream: stream of the allocation, stream that uses the block, or stream that the program waits for.
         place: index into the places of the program.
     """
 
@@ -75,15 +75,15 @@ class Program:
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a program came to; bytes.
+    """The result of a replay, in bytes.
 
     Attributes:
-        allocated: the most that was in use at once.
-        reserved: the most that all segments had.
-        failed_at: index of the event that found no room; ``None`` if the program ran to its end.
-        error: PyTorch's message there.
-        retries: how often all that was free was given back because ``cudaMalloc`` failed.
-        timeline: allocated and reserved after each event, shape (events, 2); empty unless asked for.
+        allocated: peak of allocated memory.
+        reserved: peak of reserved memory, over all segments.
+        failed_at: index of the event that ran out of memory; ``None`` if the program ran to its end.
+        error: PyTorch's message for it.
+        retries: how often all free segments were released because ``cudaMalloc`` failed.
+        timeline: allocated and reserved after each event, shape (events, 2); empty unless requested.
     """
 
     allocated: int
@@ -105,11 +105,11 @@ def replay(
     """Run a program's allocations through the allocator.
 
     Args:
-        program: what to run.
-        capacity: bytes that PyTorch can get of the GPU; ``None`` for no limit.
-        settings: of the allocator.
+        program: the program to run.
+        capacity: bytes of the GPU that PyTorch can reserve; ``None`` for no limit.
+        settings: settings of the allocator.
         total: bytes of the GPU; by default the capacity.
-        timeline: whether to keep what is allocated and reserved after each event.
+        timeline: whether to record allocated and reserved memory after each event.
 
     >>> twice = [Event(Action.ALLOCATE, 0, 30 * MIB), Event(Action.FREE, 0), Event(Action.ALLOCATE, 1, 40 * MIB)]
     >>> replay(Program(twice)).reserved // MIB
@@ -160,11 +160,11 @@ def _act(allocator: Allocator, blocks: dict[int, Block], marks: dict[int, dict[i
 
 
 class LeastCapacity(NamedTuple):
-    """The least capacity that a program runs on; bytes.
+    """The smallest capacity on which a program runs, in bytes.
 
     Attributes:
-        nbytes: from here on it ran at every capacity that was tried.
-        also_ran: capacities below, at which it ran although it failed at a higher one.
+        nbytes: the program ran at this and every larger capacity that was tried.
+        also_ran: smaller capacities at which it ran although it failed at a larger one.
     """
 
     nbytes: int
@@ -174,17 +174,17 @@ class LeastCapacity(NamedTuple):
 def least_capacity(
     program: Program, settings: AllocatorSettings | None = None, *, tolerance: int = 16 * MIB, grid: int = 12
 ) -> LeastCapacity:
-    """Find the least capacity that a program runs on, to within a tolerance above it.
+    """Find the smallest capacity on which a program runs, up to a tolerance.
 
-    More capacity can make a program fail: what is given back, and when, changes where later blocks go. So after a
-    bisection between what is allocated and what is reserved without a limit, capacities of a grid up to the latter are
-    tried, and where one fails the search goes on above it.
+    More capacity can make a program fail, because it changes when segments are released and where later blocks go. So
+    after a bisection between the allocated memory and the memory reserved without a limit, capacities on a grid up to
+    the latter are tried, and if one fails, the search continues above it.
 
     Args:
-        program: what to run.
-        settings: of the allocator.
-        tolerance: bytes by which the answer may be too large.
-        grid: how many capacities are tried above the bisection's answer.
+        program: the program to run.
+        settings: settings of the allocator.
+        tolerance: bytes by which the result may be too large.
+        grid: how many capacities are tried above the result of the bisection.
 
     >>> twice = [Event(Action.ALLOCATE, 0, 30 * MIB), Event(Action.FREE, 0), Event(Action.ALLOCATE, 1, 40 * MIB)]
     >>> least_capacity(Program(twice), tolerance=MIB).nbytes // MIB

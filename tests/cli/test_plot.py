@@ -185,7 +185,7 @@ def test_a_picture_says_which_stack_it_is_of_and_how_to_choose_another(tmp_path:
     assert chart_of(tmp_path / "a.csv", optim="SGD").subtitle.endswith("  ·  stack fms-hf-tuning  ·  optim sgd")
 
 
-def test_panels_can_be_of_whatever_answers_differ_in(tmp_path: Path) -> None:
+def test_panels_can_differ_in_any_setting(tmp_path: Path) -> None:
     """One model under several stacks: the last field varies within a group, all else as in other pictures."""
     columns = [*POINT, "stack", "optim", "can_recommend", "gpus", "workers"]
     stacks, optims = ["trl", "reference"], ["", "sgd"]
@@ -240,7 +240,7 @@ def test_panels_of_four_settings_have_one_column_for_each_value_of_the_second(tm
         ("model_name,loss", "a.csv: panels: no answer says its loss\n"),
     ],
 )
-def test_panels_of_what_answers_do_not_have_are_bad_input(tmp_path: Path, panels: str, message: str) -> None:
+def test_panels_of_settings_without_answers_are_bad_input(tmp_path: Path, panels: str, message: str) -> None:
     (tmp_path / "a.csv").write_text(f"{','.join(POINT)},can_recommend,gpus,workers\nm,lora,g,512,1,1,1,1\n")
     result = run(tmp_path / "a.csv", "-o", tmp_path / "a.png", "--panels", panels)
     assert result.exit_code == 2
@@ -368,7 +368,7 @@ def test_the_whole_sweep_has_a_legible_panel_for_each_model_and_method() -> None
         assert all(text.get_fontsize() >= 7 for text in axes.texts)
 
 
-def test_what_a_picture_holds_for_is_legible_on_the_smallest(tmp_path: Path) -> None:
+def test_the_settings_of_a_picture_are_legible_on_the_smallest_one(tmp_path: Path) -> None:
     answers = answers_of({field: values[:1] for field, values in SPACE.items()} | {"max_gpus": [8]})
     chart = chart_of(written(answers, tmp_path))
     figure = draw(chart)

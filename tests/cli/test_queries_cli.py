@@ -63,7 +63,7 @@ def test_one_job_gets_the_answer_of_the_function(run, command):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_table_gets_the_answers_of_the_function_and_can_be_asked_again(run, command):
+def test_a_table_gets_the_answers_of_the_function_and_can_be_answered_again(run, command):
     ask, question, job = COMMANDS[command]
     jobs = pd.DataFrame([job, {**job, "number_gpus": 600}, {**job, "model_name": "gpt-9"}]).assign(id=["a", "b", "c"])
     jobs.to_csv("jobs.csv", index=False)
@@ -100,7 +100,7 @@ def test_bad_lines_are_named_and_nothing_is_written(run, command):
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "gpu-model"])
-def test_what_one_job_lacks_is_named(run, command):
+def test_missing_fields_of_one_job_are_named(run, command):
     result = run(command, "--method", "lora")
     assert result.exit_code == 2
     job = RANKED if command == "gpu-model" else COMMANDS[command][2]
@@ -110,7 +110,7 @@ def test_what_one_job_lacks_is_named(run, command):
     assert "for one job only" in run(command, "--csv", "jobs.csv", "--method", "lora").stderr
 
 
-def test_a_column_of_what_is_asked_is_not_overwritten(run):
+def test_a_column_with_the_name_of_an_output_is_not_overwritten(run):
     """It is only overwritten together with all other answers."""
     job = {**COMMANDS["largest-batch"][2], "batch_size": 8}
     for more in ({}, {"can_recommend": 1, "gpus": 2, "workers": 1, "reason": ""}):
@@ -189,7 +189,7 @@ ANSWERED = {
 
 @pytest.mark.parametrize("command", REFUSED)
 @pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]])
-def test_no_is_a_failure_only_where_that_is_asked_for(run, command, form):
+def test_no_is_a_failure_only_with_fail_on_no(run, command, form):
     job, refused = ANSWERED[command], {**ANSWERED[command], **REFUSED[command]}
     assert run(command, *form, *options(job), "--fail-on-no").exit_code == 0
     answered, failed = (run(command, *form, *options(refused), *more) for more in ([], ["--fail-on-no"]))

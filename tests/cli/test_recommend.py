@@ -142,7 +142,7 @@ def test_at_most_twenty_bad_rows_are_named(run: Callable[..., Result]) -> None:
          "appended, but the table already has gpus; rename or remove it"),
     ],
 )  # fmt: skip
-def test_what_is_not_a_table_of_jobs_is_one_line(run: Callable[..., Result], content: bytes, message: str) -> None:
+def test_an_invalid_table_gets_an_error_of_one_line(run: Callable[..., Result], content: bytes, message: str) -> None:
     Path("jobs.csv").write_bytes(content)
     assert_says(run("recommend", "--csv", "jobs.csv"), 2, f"jobs.csv, {message}")
 
@@ -156,12 +156,12 @@ def test_a_byte_order_mark_crlf_and_spaces_are_no_problem(run: Callable[..., Res
     assert rows(result.stdout)[0]["gpus"] == "2"
 
 
-def test_other_separators_may_stand_in_names_and_cells(run: Callable[..., Result]) -> None:
+def test_other_separators_are_allowed_in_names_and_cells(run: Callable[..., Result]) -> None:
     result = run("recommend", "--csv", "-", "--json", input=table(f"{GOOD},a\tb;c", header=f"{HEADER},x;y|z"))
     assert json.loads(result.stdout)[0]["x;y|z"] == "a\tb;c"
 
 
-def test_answers_can_be_asked_again(run: Callable[..., Result]) -> None:
+def test_a_table_with_answers_can_be_answered_again(run: Callable[..., Result]) -> None:
     Path("jobs.csv").write_text(table(f"1,{GOOD},8", f"2,{GOOD},1", header=f"id,{HEADER},max_gpus"))
     run("recommend", "--csv", "jobs.csv", "--output", "answers.csv")
     first = Path("answers.csv").read_text()
@@ -289,7 +289,7 @@ def test_an_option_that_is_not_text_is_bad_input(run: Callable[..., Result], opt
     assert_says(result, 2, f"{field}: must be text in UTF-8, got 'a\\udcff'")
 
 
-def test_without_a_job_it_says_what_to_give(run: Callable[..., Result]) -> None:
+def test_without_a_job_the_error_names_the_options(run: Callable[..., Result]) -> None:
     result = run("recommend")
     assert result.exit_code == 2
     assert "--csv" in result.stderr
@@ -387,7 +387,7 @@ def test_one_version_tells_gpus_limits_and_figures(run: Callable[..., Result], c
         assert word in plain
 
 
-def test_models_and_their_other_names_stand_on_lines_of_their_own(run: Callable[..., Result], card: cards.Card) -> None:
+def test_models_and_their_other_names_are_on_separate_lines(run: Callable[..., Result], card: cards.Card) -> None:
     _, _, *lines = run("versions", card.version, "--models").stdout.splitlines()
     names = [name for model, more in card.domain.models.items() for name in (model, *more.aliases)]
     assert [line.split()[0] for line in lines] == names

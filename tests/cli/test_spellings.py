@@ -55,7 +55,7 @@ def test_a_job_by_any_names_is_the_same_job(options: str) -> None:
 
 
 @pytest.mark.parametrize("command", QUERIES)
-def test_every_name_of_every_field_is_taken_by_every_command_that_has_it(command: str) -> None:
+def test_every_command_accepts_every_name_of_its_fields(command: str) -> None:
     for field in QUERIES[command].fields:
         for name in names(field):
             for option in {name, name[:2] + name[2:].replace("-", "_")}:
@@ -85,7 +85,7 @@ def test_a_name_means_one_field_of_a_command() -> None:
         ("recommend", "--lora", "give --method lora"),
     ],
 )
-def test_an_option_that_would_mislead_says_what_to_give(command: str, option: str, said: str) -> None:
+def test_a_misleading_option_is_refused_with_what_to_use_instead(command: str, option: str, said: str) -> None:
     result = run(command, "--model", "llama-7b", option, "8")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith(f"{option.partition('=')[0].replace('_', '-')}: no such option; ")
@@ -119,7 +119,7 @@ def test_help_shows_one_long_name_of_each_option(command: str) -> None:
     assert "--seq-len" not in shown and "--model" not in shown and "--as-csv" not in text
 
 
-def test_help_lists_choices_and_what_a_batch_counts() -> None:
+def test_help_lists_choices_and_the_units_of_batches() -> None:
     text = " ".join(re.sub("[│╭╮╰╯─]", " ", run("recommend", "--help", COLUMNS="200").stdout).split())
     for field in Workload.model_fields:
         if field in ("stack", "optim", "torch_dtype", "mixed_precision", "loss", "sharding", "lora_targets"):

@@ -72,7 +72,7 @@ def entity_of(example: Path):
 
 
 @pytest.mark.parametrize("name", DECLARED)
-def test_ado_lists_what_an_experiment_requires_takes_and_gives(name):
+def test_ado_lists_the_properties_and_outputs_of_an_experiment(name):
     required, more, outputs = DECLARED[name]
     listed = experiment(name)
     assert [one.identifier for one in listed.requiredProperties] == [*required, "model_version"]
@@ -132,7 +132,7 @@ def test_the_signature_is_that_of_the_properties(name):
         assert parameter.annotation == (str if not number else int | str if parameter.default == "" else int)
 
 
-def test_the_published_signature_stands():
+def test_the_published_signature_is_unchanged():
     published = (
         "(model_name: str, method: str, gpu_model: str, tokens_per_sample: int, batch_size: int, model_version: str, "
         "gpus_per_worker: int = 8, max_gpus: int = 8, gradient_accumulation_steps: int = 4, stack: str = 'reference', "
@@ -177,7 +177,7 @@ def test_an_examples_entity_is_valid_and_answered(example):
     assert list(answer) == [output for output in DECLARED[name][2] if output != "reason"]
 
 
-def test_an_example_runs_as_it_stands():
+def test_an_example_runs_unchanged():
     example = ROOT / "examples" / "memory-estimator.yaml"
     command = [Path(sys.executable).with_name("run_experiment"), example]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=ROOT)
@@ -190,7 +190,7 @@ def test_an_example_runs_as_it_stands():
         assert float(printed[output]) == pytest.approx(value, rel=1e-5, abs=1e-6), output
 
 
-def test_the_direct_calls_run_as_they_stand():
+def test_the_direct_calls_run_unchanged():
     example = ROOT / "examples" / "direct_calls.py"
     done = subprocess.run([sys.executable, example], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -32,19 +32,19 @@ def tool(name: str) -> Path:
     return Path(sys.executable).with_name(name)
 
 
-def test_simple_yaml_runs_as_it_stands():
+def test_simple_yaml_runs_unchanged():
     printed = values(run(tool("run_experiment"), EXAMPLES / "simple.yaml"))
     assert (printed["can_recommend"], printed["gpus"], printed["workers"], printed["valid"]) == ("1", "2", "1", "True")
 
 
-def test_direct_call_runs_as_it_stands():
+def test_direct_call_runs_unchanged():
     assert (
         run(sys.executable, EXAMPLES / "direct_call.py")
         == "{'can_recommend': 1, 'gpus': 2, 'workers': 1, 'outcome': 'ok'}\n"
     )
 
 
-def test_through_ado_runs_as_it_stands():
+def test_through_ado_runs_unchanged():
     printed = values(run(sys.executable, EXAMPLES / "through_ado.py"))
     assert (printed["can_recommend"], printed["gpus"], printed["workers"]) == ("1", "2", "1")
 

@@ -151,7 +151,7 @@ def test_a_yaml_without_a_recommendation_is_measured_with_its_reason():
 
 @relaxed
 @given(st.lists(st.tuples(st.sampled_from(FIELDS), anything), min_size=1, max_size=6))
-def test_tables_say_of_each_row_what_the_direct_call_says(changes):
+def test_tables_give_each_row_the_answer_of_the_direct_call(changes):
     jobs = [{**JOB, field: value} for field, value in changes]
     answers = recommend(pd.DataFrame({field: pd.Series([job.get(field, OPTIONAL.get(field)) for job in jobs],
                                                        dtype=object) for field in FIELDS}))  # fmt: skip
@@ -274,7 +274,7 @@ def test_a_number_may_come_as_any_type_of_number_or_as_text():
             assert ask(entry, "batch_size", value) == expected, (entry, value)
 
 
-def test_a_choice_is_found_however_it_is_spelt_and_nothing_else_is_taken_for_it():
+def test_a_choice_is_found_in_any_spelling_and_other_values_are_refused():
     expected = outcome(JOB)
     for field, value in {
         "stack": "Reference", "optim": "AdamW-Torch", "torch_dtype": " BFloat16", "mixed_precision": False,
@@ -309,7 +309,7 @@ def test_a_number_beyond_2_to_the_53_is_refused_however_large_it_is():
             assert said.startswith("max_gpus: must be a whole number <= 9007199254740992, got "), (entry, said)
 
 
-def test_what_is_no_whole_number_is_refused():
+def test_a_value_that_is_not_a_whole_number_is_refused():
     almost = Fraction(8 * 10**30 + 1, 10**30)
     for value in (
         0, -(10**309), 8.5, math.inf, almost, Decimal("8.5"), Decimal("-inf"), np.nextafter(np.longdouble(8), 9),

@@ -144,14 +144,14 @@ def test_a_case_is_read(name: str, fields: dict) -> None:
         ("kind.yaml", ["--model-name", "--method"]),
     ],
 )
-def test_a_case_is_refused_in_a_line_that_says_what_to_do(name: str, words: list[str]) -> None:
+def test_a_refused_case_gets_one_line_with_the_way_out(name: str, words: list[str]) -> None:
     result = run(name)
     assert (result.exit_code, result.stdout) == (2, "")
     (line,) = result.stderr.splitlines()
     assert [word for word in words if word not in line] == []
 
 
-def test_options_settle_what_a_script_leaves_open() -> None:
+def test_options_set_fields_that_a_script_lacks() -> None:
     answer = read("qlora.sh", "--method=qlora", "--tokens-per-sample=528", "--lora-targets=all-linear")
     assert (answer["method"], answer["lora_r"], answer["tokens_per_sample"]) == ("qlora", 64, 528)
     answer = read("fsdpcfg.sh", "--method=full", "--tokens-per-sample=2048")
@@ -167,7 +167,7 @@ def test_a_launchers_config_that_is_not_certain_leaves_the_sharding_open() -> No
     assert read("cfgvar.sh", *job, "--sharding=fsdp2")["sharding"] == "fsdp2"
 
 
-def test_what_was_assumed_is_in_every_form_of_the_answer() -> None:
+def test_assumptions_are_in_every_format_of_the_answer() -> None:
     result = run("comment.sh", "--json")
     answer = json.loads(result.stdout)
     assert any("tokens_per_sample = 1024" in line for line in answer["assumed"])
@@ -180,7 +180,7 @@ def test_what_was_assumed_is_in_every_form_of_the_answer() -> None:
     assert "assumed" in header.split(",") and "tokens_per_sample = 1024" in row
 
 
-def test_gpus_that_slurm_is_asked_for_are_in_every_form_of_the_answer() -> None:
+def test_gpus_requested_from_slurm_are_in_every_format_of_the_answer() -> None:
     path = str(CASES / "more/typed.sbatch")
     answer = json.loads(CliRunner().invoke(app, ["recommend", "--job", path, "--json"]).stdout)
     counts = {row["key"]: row["value"] for row in answer["read"] if row["key"].startswith("#SBATCH")}
@@ -190,6 +190,6 @@ def test_gpus_that_slurm_is_asked_for_are_in_every_form_of_the_answer() -> None:
     assert "#SBATCH --nodes: 2" in row
 
 
-def test_a_type_of_gpu_that_leaves_several_open_is_asked_for() -> None:
+def test_a_gpu_name_that_fits_several_types_is_an_error_that_names_the_option() -> None:
     result = CliRunner().invoke(app, ["recommend", "--job", str(CASES / "more/in_bash.sbatch")])
     assert (result.exit_code, "--gpu-model" in result.stderr, "a100" in result.stderr) == (2, True, True)

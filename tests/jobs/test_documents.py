@@ -81,7 +81,7 @@ def test_json_has_no_half_of_a_surrogate_pair() -> None:
         (f'{{"a": {"9" * 5000}}}', "job:1: a number of 5,000 characters; at most 100 are read"),
     ],
 )
-def test_what_cannot_be_loaded_is_refused_with_its_line(text: str, message: str) -> None:
+def test_an_unloadable_text_is_refused_with_its_line(text: str, message: str) -> None:
     with pytest.raises(BadInput) as refused:
         load_documents(text, "job")
     assert str(refused.value) == message

@@ -48,7 +48,7 @@ def test_every_type_of_the_newest_version_has_spellings_here():
 
 
 @pytest.mark.parametrize("gpu", SPELLINGS)
-def test_a_name_that_fits_one_type_is_taken(gpu):
+def test_a_name_that_fits_one_type_is_accepted(gpu):
     known = names("2.0.0")
     for written in SPELLINGS[gpu]:
         for spelling in (written, written.upper(), written.lower(), f"  {written} ", written.replace(" ", "-")):
@@ -95,11 +95,11 @@ def test_a_name_that_fits_several_types_is_refused_with_all_of_them(version, wri
      "40GB", "24", "30", "NVIDIA", "GPU", "RTX", "-", "4090 4090 48GB", "A100 40GB 80GB", "1" * 5_000, "a1" * 3_000,
      "\N{FULLWIDTH DIGIT FOUR}090"],
 )  # fmt: skip
-def test_a_name_of_something_else_is_not_taken(written):
+def test_a_name_with_another_meaning_is_refused(written):
     assert names("2.0.0").find(written) is None
 
 
-def test_what_a_name_was_taken_for_is_told_with_what_else_it_fits():
+def test_a_resolved_name_is_noted_with_the_other_types_that_it_fits():
     known = names("2.0.0")
     assert known.note("4090") == "gpu_model '4090' was taken for NVIDIA-GeForce-RTX-4090"
     assert known.note("H100") == (

@@ -59,7 +59,7 @@ def test_arguments_of_trl_are_read() -> None:
     }  # fmt: skip
 
 
-def test_what_is_said_of_arguments_covers_every_key() -> None:
+def test_the_messages_about_arguments_cover_every_key() -> None:
     job = read_job([str(JOBS / "trl_lora.yaml")], {})
     assert f"{JOBS / 'trl_lora.yaml'}:12 lora_r: 32 -> lora_r = 32" in job.read
     assert "samples are packed: each has the maximum number of tokens" in job.read
@@ -116,7 +116,7 @@ def test_an_axolotl_config_is_read() -> None:
     assert not job.unknown
 
 
-def test_axolotl_fills_in_what_a_config_leaves_open(read_text) -> None:
+def test_axolotls_defaults_fill_in_missing_settings(read_text) -> None:
     """axolotl v0.18.0, src/axolotl/utils/config/__init__.py: bf16 if the GPU has it, reentrant checkpoints."""
     config = {"base_model": "llama3.1-8b", "sequence_len": 2048, "gradient_checkpointing": True}
     found = read_text(config).fields
@@ -128,7 +128,7 @@ def test_axolotl_fills_in_what_a_config_leaves_open(read_text) -> None:
     ("adapters", "message"),
     [({"lora_target_linear": True}, "lora_r: is missing"), ({"lora_r": 8}, "lora_target_modules: is missing")],
 )
-def test_adapters_that_an_axolotl_config_leaves_open_are_asked_for(read_text, adapters: dict, message: str) -> None:
+def test_missing_adapter_settings_of_an_axolotl_config_are_an_error(read_text, adapters: dict, message: str) -> None:
     config = {"base_model": "llama3.1-8b", "sequence_len": 2048, "adapter": "lora", **adapters}
     with pytest.raises(BadInput, match=message):
         read_text(config)
@@ -163,13 +163,13 @@ def test_loras_dropout_chooses_the_preset(read_text, dropout: float) -> None:
     assert (stack.optim, stack.adapter_dtype, stack.lora_r) == ("adamw_torch_fused", "float32", 32)
 
 
-def test_dropout_that_no_preset_has_beside_trls_loss_is_said(read_text) -> None:
+def test_dropout_that_no_preset_combines_with_trls_loss_is_noted(read_text) -> None:
     job = read_text({**TRL, "lora_dropout": 0})
     assert (job.fields["stack"], "loss" in job.fields) == ("trl", False)
     assert any("dropout is counted as in the stack trl" in line for line in job.assumed)
 
 
-def test_a_command_line_of_fms_hf_tuning_is_read_with_the_config_beside_it() -> None:
+def test_a_command_line_of_fms_hf_tuning_is_read_with_its_config() -> None:
     assert stack_of("fms_lora.sh") == Stack(
         gradient_checkpointing="reentrant", sharding="fsdp1", lora_r=8, lora_targets="attention",
         adapter_dtype="float32", lora_dropout=0.05,
@@ -231,7 +231,7 @@ def test_a_trainjob_is_read_through_its_shell(read_text) -> None:
 
 
 @pytest.mark.parametrize("program", ["torchrun --nproc_per_node 8", "accelerate launch --multi_gpu", "python3 -u"])
-def test_launchers_are_told_apart_from_the_script(read_text, program: str) -> None:
+def test_launchers_are_distinguished_from_the_script(read_text, program: str) -> None:
     lora = "--lora_r 4 --use_peft --lora_target_modules q_proj v_proj"
     job = read_text(f"{program} train.py --model_name_or_path m/x --bf16 --optim=sgd {lora}")
     assert (job.fields["model_name"], job.fields["optim"], job.fields["method"]) == ("m/x", "sgd", "lora")
@@ -254,19 +254,19 @@ def test_the_launchers_settings_in_fms_hf_tunings_configuration_are_read(read_te
         read_text(text.replace('"max_seq_length"', launcher.replace("version", "sharding_strategy")))
 
 
-def test_what_output_goes_to_is_no_argument(read_text) -> None:
+def test_output_redirections_are_not_arguments(read_text) -> None:
     job = read_text("trl sft --model_name_or_path m --use_peft --optim sgd > log.txt 2>&1; echo done")
     assert (job.fields["optim"], job.fields["method"]) == ("sgd", "lora")
 
 
-def test_a_stack_that_an_option_names_says_what_files_leave_open(read_text) -> None:
+def test_a_stack_given_as_an_option_sets_fields_missing_in_files(read_text) -> None:
     options = {"stack": "reference", "gpu_model": "A"}
     job = read_text({"model_name_or_path": "m", "max_length": 8, "use_peft": True}, **options)
     stack = Workload.parse(**job.fields, **options).training_stack()
     assert stack == Stack(gradient_accumulation=False)
 
 
-def test_a_4_bit_base_without_double_quantisation_is_said(read_text) -> None:
+def test_a_4_bit_base_without_double_quantization_is_noted(read_text) -> None:
     job = read_text({**TRL, "load_in_4bit": True})
     assert job.fields["method"] == "qlora"
     assert any("nested" in line and "counted as yes" in line for line in job.assumed)
@@ -274,7 +274,7 @@ def test_a_4_bit_base_without_double_quantisation_is_said(read_text) -> None:
     assert not any("nested" in line for line in job.assumed)
 
 
-def test_what_only_adapters_have_is_ignored_without_them(read_text) -> None:
+def test_settings_of_adapters_are_ignored_without_adapters(read_text) -> None:
     job = read_text({**TRL, "use_peft": False})
     assert (job.fields["method"], "lora_r" in job.fields) == ("full", False)
     assert "lora_r: no adapters are trained" in job.ignored
@@ -297,7 +297,7 @@ def test_files_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
         read_job([str(JOBS / "trl_lora.yaml"), str(other)], {})
 
 
-def test_options_win_also_over_what_cannot_be_read(read_text) -> None:
+def test_options_override_unreadable_settings(read_text) -> None:
     text = {**TRL, "optim": "lomo", "max_length": None, "dtype": "auto"}
     with pytest.raises(BadInput) as refused:
         read_text(text)
@@ -394,7 +394,7 @@ def test_a_setting_of_axolotl_that_is_not_covered_is_refused(read_text, tmp_path
         ('{"optim": "sgd", "optim": "adafactor"}', "job:1: the key 'optim' is repeated"),
         ("optim: &a {b: *a}\n", r"alias \*a is inside of what it refers to"),
         ("optim: 2024-99-99\n", "job:1 optim: '2024-99-99'"),
-        ("accelerate launch --new_flag train.py --optim sgd", "which script is launched cannot be told"),
+        ("accelerate launch --new_flag train.py --optim sgd", "the launched script is not certain"),
         ("trl sft --use_peft \\ # why\n--optim sgd", "--optim: an option without a command"),
         ("zero_optimization: {stage: 3}\n", "looks like a DeepSpeed config"),
         ("load_in_4bit: true\nuse_peft: false\n", "a 4-bit base without adapters"),
@@ -408,7 +408,7 @@ def test_a_file_that_is_no_job_is_refused(read_text, text: str, message: str) ->
         read_text(text)
 
 
-def test_a_sequence_length_that_nobody_gives_is_asked_for() -> None:
+def test_a_missing_sequence_length_is_an_error_that_names_the_option() -> None:
     with pytest.raises(ValueError, match="tokens_per_sample: is required"):
         stack_of("trainer_arguments.json", model_name="llama3.1-8b", method="full")
 
@@ -474,7 +474,7 @@ ANY_KEY = st.text(max_size=8) | st.sampled_from(
 
 @settings(deadline=None, max_examples=300)
 @given(st.dictionaries(ANY_KEY, ANY_VALUE, max_size=5))
-def test_whatever_settings_say_is_read_or_refused(tmp_path_factory, document: dict) -> None:
+def test_any_settings_are_read_or_refused(tmp_path_factory, document: dict) -> None:
     path = tmp_path_factory.mktemp("any") / "job"
     path.write_text(json.dumps(document))
     try:
@@ -487,7 +487,7 @@ def test_whatever_settings_say_is_read_or_refused(tmp_path_factory, document: di
 
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join) | st.text(max_size=40))
-def test_whatever_a_command_says_is_read_or_refused(tmp_path_factory, command: str) -> None:
+def test_any_command_is_read_or_refused(tmp_path_factory, command: str) -> None:
     path = tmp_path_factory.mktemp("any") / "job"
     path.write_text(command, encoding="utf-8")
     with suppress(BadInput):
@@ -525,7 +525,7 @@ def test_a_manifest_with_anything_anywhere_is_read_or_refused(tmp_path_factory, 
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def test_what_the_table_says_are_values_of_fields() -> None:
+def test_the_values_in_the_table_are_valid_field_values() -> None:
     for dialect in job_keys().dialects.values():
         for key in dialect.keys.values():
             for facts in key.values.values():

@@ -16,7 +16,7 @@ LLAMA = {
 }  # fmt: skip
 
 
-def test_what_a_fine_tune_changes_without_more_memory_does_not_count():
+def test_changes_of_a_fine_tuned_model_that_need_no_memory_are_ignored():
     changed = {
         **LLAMA, "rope_theta": 1e6, "rope_scaling": {"rope_type": "llama3"}, "max_position_embeddings": 4096,
         "torch_dtype": "float16", "pad_token_id": 3, "eos_token_id": [1, 2], "use_cache": False, "unsloth_fixed": True,
@@ -35,11 +35,11 @@ def test_what_a_fine_tune_changes_without_more_memory_does_not_count():
         {"model_type": "mistral"}, {"hidden_size": "4096"}, {"num_attention_heads": 0}, {"num_hidden_layers": None},
     ],
 )  # fmt: skip
-def test_whatever_decides_memory_tells_models_apart(change):
+def test_settings_that_decide_memory_distinguish_models(change):
     assert same_shapes({**LLAMA, **change}, MODELS) == []
 
 
-def test_the_nearest_model_is_named_with_what_differs():
+def test_the_nearest_model_is_named_with_the_differences():
     name, differences = nearest({**LLAMA, "vocab_size": 128257}, MODELS)
     assert name == "llama3-8b"
     assert list(map(str, differences)) == ["vocab_size is 128257, not 128256"]
@@ -65,7 +65,7 @@ def test_a_config_without_a_type_or_of_several_parts_is_not_compared():
         (b" " * (1 << 20) + b"{}", "is larger than 1 MiB"),
     ],
 )
-def test_what_is_no_config_is_refused(tmp_path, content, says):
+def test_an_invalid_config_is_refused(tmp_path, content, says):
     file = tmp_path / "config.json"
     file.write_bytes(content)
     with pytest.raises(BadInput, match=says):
@@ -113,7 +113,7 @@ def test_every_model_is_recognized_in_the_config_that_transformers_saves(tmp_pat
             assert name in same_shapes(values, MODELS), (form, nearest(values, MODELS))
 
 
-def test_models_that_are_taken_for_one_another_have_the_same_parameters():
+def test_models_with_the_same_shapes_have_the_same_number_of_parameters():
     pytest.importorskip("yaml")
     from autoconf.pipeline.catalog import architectures
 

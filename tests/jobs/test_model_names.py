@@ -37,7 +37,7 @@ def checkpoint(tmp_path):
     return write
 
 
-def test_a_folder_or_its_config_is_taken_for_the_model_with_its_shapes(models, checkpoint):
+def test_a_folder_or_its_config_is_matched_to_the_model_with_its_shapes(models, checkpoint):
     folder = checkpoint({**QWEN, "rope_theta": 5.0, "unsloth_version": "2025.1"})
     for written in (folder, f"{folder}/config.json"):
         assert models.find(written) == "qwen2.5-7b"
@@ -61,7 +61,7 @@ def test_a_config_that_changes_is_read_again(models, checkpoint):
         ({"_name_or_path": "/tmp/llama3-70b"}, "Meta-Llama-3-8B-Instruct", "llama3-8b"),
     ],
 )
-def test_of_models_with_the_same_shapes_the_one_that_a_checkpoint_names_is_taken(
+def test_of_models_with_the_same_shapes_the_one_named_by_the_checkpoint_is_chosen(
     models, checkpoint, changes, name, model
 ):
     folder = checkpoint({**LLAMA, **changes}, name)

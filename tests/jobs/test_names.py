@@ -39,7 +39,7 @@ def names(version: str, field: str) -> Names:
 @pytest.mark.long
 @pytest.mark.parametrize("field", ["model_name", "method", "gpu_model"])
 @pytest.mark.parametrize("version", registry.RELEASED)
-def test_every_spelling_stands_for_one_name_of_the_version(version, field):
+def test_every_spelling_refers_to_one_name_of_the_version(version, field):
     known = spellings(version)[field]
     by_key: dict[str, set[str]] = {}
     for alias, name in known.items():
@@ -52,7 +52,7 @@ def test_every_spelling_stands_for_one_name_of_the_version(version, field):
             assert names(version, field).find(spell(alias.rpartition("/")[2])) == name
 
 
-def test_two_names_that_are_written_alike_are_told_apart_only_by_their_own_spelling():
+def test_two_similar_names_are_distinguished_only_by_exact_spelling():
     alike = Names({"phi-4": [], "Phi 4": ["microsoft/phi-4"], "phi-14": []})
     assert (alike.find("phi-4"), alike.find("Phi 4"), alike.find("PHI_4")) == ("phi-4", "Phi 4", None)
     assert alike.known_like("PHI_4") == "phi-4 and Phi 4"
@@ -103,7 +103,7 @@ def test_a_name_in_another_spelling_gets_the_same_answer(job, field, written, na
         ),
     ],
 )  # fmt: skip
-def test_an_unknown_name_is_told_what_the_domain_has(job, field, written, says):
+def test_an_unknown_name_is_refused_with_the_names_of_the_domain(job, field, written, says):
     reason = recommend(Workload.parse(**{**job, field: written})).reason
     assert reason == f"{field} {written!r} is not in the domain of version 1.1.0, {says}"
 

@@ -59,7 +59,7 @@ def test_a_trainjob_gets_nodes_gpus_and_its_shells_counts() -> None:
     ]
 
 
-def test_a_manifest_beside_other_objects_is_found() -> None:
+def test_a_manifest_among_other_objects_is_found() -> None:
     assert list(changes("pytorchjob_configmap.yaml", Layout(1, 1)).values()) == ["nvidia.com/gpu: 1"]
 
 
@@ -207,7 +207,7 @@ def test_gpu_ids_change_with_the_processes(ids: str, gpus: int, after: str) -> N
     assert yaml.safe_load(patched([("a", text)], Layout(gpus, 1)).text)["gpu_ids"] == after
 
 
-def test_gpus_that_nobody_named_are_asked_for() -> None:
+def test_gpu_ids_that_cannot_be_derived_are_an_error() -> None:
     config = "distributed_type: {}\nnum_processes: 2\ngpu_ids: 4,5\n"
     with pytest.raises(BadInput, match="gpu_ids: '4,5' names fewer than 4 GPUs; name them, or all"):
         patched([("a", config.format("FSDP"))], Layout(4, 1))
@@ -224,7 +224,7 @@ def test_gpus_that_nobody_named_are_asked_for() -> None:
         ("torchrun --nproc-per-node=$N sft.py", "--nproc-per-node"),
     ],
 )
-def test_a_script_that_counts_is_not_left_beside_a_config(script: str, word: str) -> None:
+def test_a_script_that_counts_gpus_prevents_patching_a_config(script: str, word: str) -> None:
     config = (JOBS / "accelerate_fsdp2.yaml").read_text()
     with pytest.raises(BadInput, match=f"^run.sh:{script.count(chr(10)) + 1}|2: {word} counts GPUs in a script"):
         patched([("run.sh", script), ("a.yaml", config)], Layout(1, 1))

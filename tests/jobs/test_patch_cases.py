@@ -83,7 +83,7 @@ def test_a_manifest_whose_command_is_not_read_is_patched_for_a_job_given_by_opti
 
 @pytest.mark.parametrize("left_out", range(4))
 @pytest.mark.parametrize("name", ["job.yaml", "trainjob.yaml"])
-def test_a_manifest_whose_command_is_not_read_asks_for_the_options(name: str, left_out: int) -> None:
+def test_the_error_for_a_manifest_with_an_unreadable_command_names_the_options(name: str, left_out: int) -> None:
     result = run("--job", str(CASES / name), *JOB[:left_out], *JOB[left_out + 1 :], "--patch")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.splitlines()[-1].endswith(f"give {JOB[left_out].split('=')[0]}")

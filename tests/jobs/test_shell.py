@@ -59,7 +59,7 @@ def test_a_length_is_read_as_bash_gives_it(fields, script: str) -> None:
         (f"{SFT} --config $C", "the name of the file is not certain"),
     ],
 )
-def test_what_is_not_certain_is_named(fields, script: str, message: str) -> None:
+def test_uncertain_values_are_named(fields, script: str, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         fields(script)
 
@@ -75,10 +75,10 @@ def test_the_parser_of_trl_takes_any_option_that_is_unique(fields) -> None:
         fields("python train.py --model_name_or_path m --load_in_4 True", tokens_per_sample=8, batch_size=1)
 
 
-def test_slurms_requests_are_told(tmp_path: Path) -> None:
+def test_slurms_requests_are_shown(tmp_path: Path) -> None:
     (tmp_path / "run").write_text(f"#!/bin/bash\n#SBATCH --gres=gpu:4\n#SBATCH --nodes 2\nsrun {SFT}\n")
-    told = read_job([str(tmp_path / "run")], {}).read
-    assert any("4 GPUs per node" in line for line in told) and any("2 nodes" in line for line in told)
+    notes = read_job([str(tmp_path / "run")], {}).read
+    assert any("4 GPUs per node" in line for line in notes) and any("2 nodes" in line for line in notes)
 
 
 def test_characters_outside_ascii_do_not_end_the_process() -> None:

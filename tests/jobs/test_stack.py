@@ -31,7 +31,7 @@ def test_the_defaults_are_the_reference_workload():
     }
 
 
-def test_every_setting_says_what_it_is():
+def test_every_setting_has_a_description():
     undescribed = [name for name, field in Stack.model_fields.items() if not field.description]
     assert not undescribed
 
@@ -152,7 +152,7 @@ def test_settings_of_a_job_that_exclude_each_other_are_named(method, stack, sett
     assert str(raised.value) == f"{says} exclude each other"
 
 
-def test_a_stack_is_named_by_what_the_job_changes():
+def test_a_stack_is_named_by_its_preset_and_the_changed_settings():
     def name(stack, **settings):
         return stack_name("lora", stack, *(settings.get(field) for field in SETTINGS))
 
@@ -160,7 +160,7 @@ def test_a_stack_is_named_by_what_the_job_changes():
     assert name("trl", sharding="fsdp2", optim="sgd") == "trl with optim=sgd, sharding=fsdp2"
 
 
-def test_choices_of_a_job_are_those_of_the_stack_and_are_told_apart():
+def test_choices_of_a_job_are_those_of_the_stack_and_distinct():
     for field in SETTINGS:
         assert Workload.model_fields[field].default is OPTIONAL[field] is None
         for value in choices(field):

@@ -284,7 +284,7 @@ def test_streams_that_came_to_a_point_let_go_of_what_was_freed_before_it() -> No
     assert mib(allocator) == (60, 90)
 
 
-def test_what_waits_for_a_stream_is_waited_for_before_out_of_memory() -> None:
+def test_blocks_that_wait_for_a_stream_are_freed_before_out_of_memory() -> None:
     allocator = Allocator(capacity=50 * MIB)
     block = allocator.malloc(30 * MIB)
     allocator.record_stream(block, 1)

@@ -25,7 +25,7 @@ def test_exactly_the_rows_that_no_other_dominates_are_kept_each_once(rows):
 
 
 @given(TABLES)
-def test_the_largest_sum_stays_whatever_the_variables_are(rows):
+def test_the_largest_sum_is_kept_for_all_variables(rows):
     kept = rows[undominated(rows, decimals=0)]
     for variables in np.random.default_rng(0).random((5, rows.shape[1])):
         assert (kept @ variables).max(initial=0) == pytest.approx((rows @ variables).max(initial=0))

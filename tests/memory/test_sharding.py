@@ -44,12 +44,12 @@ def test_one_gpu_holds_weights_states_activations_and_the_gradients_so_far():
     assert peak(alone, 1, MANY) == 2100 + 4200 + (7 + 30 * MANY) + (200 + 1000 + 100)
 
 
-def test_accumulated_gradients_are_there_already_beside_the_newest():
+def test_accumulated_gradients_are_held_in_addition_to_the_newest():
     assert peak(composed("none", accumulating=True), 1, MANY) == 2100 + 4200 + (7 + 30 * MANY) + 2100 + 200
 
 
 @pytest.mark.parametrize("gpus", [2, 64])
-def test_buckets_of_ddp_are_one_more_set_of_gradients_and_nothing_is_divided(gpus):
+def test_ddp_adds_buckets_as_large_as_the_gradients_and_shards_nothing(gpus):
     for accumulating in (False, True):
         alone = peak(composed("none", accumulating=accumulating), 1, MANY)
         assert peak(composed("ddp", accumulating=accumulating), gpus, MANY) == alone + 2100
@@ -112,7 +112,7 @@ def test_adapters_grow_with_their_rank():
     assert (two - one, nine - one) == (per_rank, 8 * per_rank)
 
 
-def test_parts_add_up_to_what_is_needed():
+def test_parts_add_up_to_needed_memory():
     figures, reserve = composed("fsdp2", accumulating=True), Reserve((0, 100), (1, 11), (2, 42))
     for gpus, tokens in ((2, 1), (2, MANY), (64, MANY)):
         parts = figures.parts(gpus, tokens, reserve)
@@ -122,7 +122,7 @@ def test_parts_add_up_to_what_is_needed():
     assert parts["activations"] == 7 + 30 * MANY and parts["weights"] == 2100 / 64
 
 
-def test_what_is_needed_is_the_peak_and_a_reserve_for_the_activations():
+def test_needed_memory_is_the_peak_and_a_margin_for_the_activations():
     reserve = Reserve(activations_gib=(0, 100), one_gpu_gib=(1, 11), several_gpus_gib=(2, 42))
     tokens = GIB  # 30 GiB of activations
     for strategy, gpus, free in (("none", 1, 1 + 3), ("fsdp2", 2, 2 + 12)):
@@ -142,7 +142,7 @@ def test_a_share_of_the_peak_stays_free_on_top_and_counts_as_reserve():
     assert {**parts[0], "reserve": 0} == {**parts[1], "reserve": 0}
 
 
-def test_what_decides_is_the_moment_that_needs_most_with_its_activations():
+def test_the_deciding_moment_has_the_largest_need_including_its_margin():
     reserve, figures = Reserve((0, 100), (1, 11), (2, 42)), composed("fsdp2", accumulating=False)
     gpus, tokens = np.array([2, 64]), np.array([GIB, 1])
     held_bytes, activations = figures.deciding_bytes(gpus, tokens, reserve).T

@@ -46,7 +46,7 @@ def test_figures_are_read_as_they_were_written(tmp_path):
         assert_same(found, expected)
 
 
-def test_a_table_says_what_it_has_and_why_it_lacks_the_rest(tmp_path):
+def test_a_table_lists_its_profiles_and_the_reasons_for_missing_ones(tmp_path):
     write_models([figures("one"), replace(figures("two"), layers={WAY: figures("two").layers[WAY]})], tmp_path)
     table = ModelsTable.read(tmp_path)
     assert table.models == ["one", "two"]
@@ -122,7 +122,7 @@ def test_a_run_that_was_ended_loses_only_the_model_that_it_was_at(traced):
     assert traced == ["llama-7b", "llama-13b", "llama-13b"]
 
 
-def test_what_a_version_has_is_taken_from_it_and_only_if_it_is_up_to_date(tmp_path, traced):
+def test_released_profiles_are_used_only_if_they_are_up_to_date(tmp_path, traced):
     llama, mistral = ("llama-7b", "mistral-7b-v0.1")
     up_to_date = replace(figures(llama, 2.5), made_of=trace_cache.fingerprint(architectures()[llama]))
     released = tmp_path / "released"

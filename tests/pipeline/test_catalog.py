@@ -143,7 +143,7 @@ def test_the_table_has_the_published_number_of_parameters(name):
 
 
 @pytest.mark.parametrize("name", architectures())
-def test_transformers_and_peft_build_what_the_table_says(name):
+def test_transformers_and_peft_build_the_models_of_the_table(name):
     pytest.importorskip("torch", reason="versions are traced with the extra [build], installed on Python 3.11")
     from autoconf.jobs.stack import Stack
     from autoconf.pipeline.tracing.model_setup import TrainingSetup, build_model

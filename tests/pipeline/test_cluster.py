@@ -136,7 +136,7 @@ def test_a_world_that_needs_more_is_learned_better_than_the_version_and_the_tabl
     assert is_now["false positives"] < was["false positives"]
 
 
-def test_what_is_learned_keeps_the_reserve_in_order_and_the_predictor_at_it(hungrier, tmp_path):
+def test_the_learned_margin_is_monotone_and_the_predictor_follows_it(hungrier, tmp_path):
     cluster, _, _ = hungrier
     one, several = np.array(cluster.reserve.one_gpu_gib), np.array(cluster.reserve.several_gpus_gib)
     assert (one >= 0).all() and (np.diff(one) >= 0).all() and (np.diff(several) >= 0).all() and (several >= one).all()
@@ -302,6 +302,6 @@ def test_a_finish_that_smaller_failures_contradict_is_left_out():
 
 
 @pytest.mark.parametrize("change", [{"method": "full"}, {"optim": "sgd"}, {"gpu_model": "L40S"}, {"number_gpus": "1"}])
-def test_other_ways_to_train_and_fewer_gpus_contradict_nothing(change):
+def test_other_stacks_and_fewer_gpus_do_not_contradict(change):
     found = read({**JOB, "failed": "1", **change}, {**JOB, "failed": "0"})
     assert count(found.report, "contradictions") == 0

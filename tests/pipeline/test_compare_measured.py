@@ -161,7 +161,7 @@ def test_the_campaign_may_leave_columns_out(table):
         (CAMPAIGN, "failed", "", "failed: must be one of 0, 1; got ''"),
     ],
 )
-def test_a_bad_cell_is_named_with_its_line_and_what_is_allowed(table, capsys, row, column, value, says):
+def test_a_bad_cell_is_named_with_its_line_and_the_allowed_values(table, capsys, row, column, value, says):
     path = table(row, {**row, column: value})
     assert command(path) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -176,7 +176,7 @@ def test_a_missing_column_is_named(table, capsys):
     assert capsys.readouterr().err == f"{path}: required column missing: failed, peft\n"
 
 
-def test_what_is_no_table_is_named(tmp_path, capsys):
+def test_an_invalid_table_is_named(tmp_path, capsys):
     for name, content in (("absent.csv", None), ("empty.csv", "")):
         path = tmp_path / name
         if content is not None:
@@ -200,7 +200,7 @@ def off_by(run: Run, percent: float, **changes) -> Comparison:
 @pytest.mark.parametrize(
     ("traced", "unreported", "percent"), [(10.5, 0.0, 5.0), (9.0, 0.0, -10.0), (10.5, 0.5, 0.0), (None, 0.0, None)]
 )
-def test_the_difference_is_of_what_the_report_has(run, traced, unreported, percent):
+def test_the_difference_excludes_memory_that_the_report_omits(run, traced, unreported, percent):
     comparison = Comparison(replace(run, unreported_gib=unreported), traced)
     assert comparison.difference_percent == (percent if percent is None else pytest.approx(percent))
     assert Comparison(replace(run, peak_gib=None), traced).difference_percent is None
@@ -267,13 +267,13 @@ def test_groups_show_median_95th_percentile_and_worst_of_absolute_differences(ru
         ("accelerated-peft-autogptq", [90], True),  # for decisions only
     ],
 )
-def test_what_is_required_can_be_missed_in_each_figure(run, framework, percents, met):
+def test_each_figure_can_miss_its_requirement(run, framework, percents, met):
     rows = [off_by(run, percent, framework=framework) for percent in percents]
     assert compare_measured.required_is_met(rows) is met
 
 
 @pytest.mark.parametrize("others", [0, 1, 99])
-def test_what_cannot_be_traced_misses_what_is_required(run, others):
+def test_an_untraceable_run_misses_the_requirements(run, others):
     untraced = Comparison(run, None, problem="TraceError: other ops")
     assert not compare_measured.required_is_met([*[off_by(run, 0)] * others, untraced])
     assert compare_measured.required_is_met([off_by(run, 0)] * others)
@@ -311,7 +311,7 @@ def test_the_command_fails_if_a_required_figure_is_missed(table, run, monkeypatc
     assert "Decided wrongly: 0 of 1: none" in printed
 
 
-def test_the_command_says_what_keeps_it_from_tracing(table, monkeypatch, capsys):
+def test_the_command_names_the_obstacle_to_tracing(table, monkeypatch, capsys):
     def broken(*_, **__):
         raise AutoConfError("pip install failed: no matching distribution")
 

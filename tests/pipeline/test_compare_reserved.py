@@ -32,7 +32,7 @@ def test_finished_runs_on_one_gpu_that_have_a_reading_are_compared() -> None:
     assert compare_reserved.comparable([*left_out, FINISHED], ["none"]) == [FINISHED]
 
 
-def test_what_is_not_pytorchs_counts_and_failures_have_no_difference() -> None:
+def test_memory_outside_pytorch_counts_and_failures_have_no_difference() -> None:
     found = [
         Reserved(FINISHED, 10.0, 20.0 - 0.92),
         Reserved(FINISHED, 10.0, 18.0 - 0.92),

@@ -53,7 +53,7 @@ def test_jobs_that_a_version_has_no_figures_for_are_not_drawn(monkeypatch):
     assert {job.method for job in composition.sample(table, 20)} == {"full", "qlora"}
 
 
-def test_what_depends_on_the_number_of_tokens_is_compared_with_whole_models():
+def test_jobs_whose_ops_depend_on_the_tokens_are_compared_with_whole_models():
     job = small_job("full", layers=5, loss="chunked_nll")
     peaks = composition.whole_peaks(job)
     assert list(peaks) == [(1, rank_trace.SAMPLES * tokens) for tokens in composition.TOKENS[:2]]
@@ -76,7 +76,7 @@ def comparison(whole: float, gpus: int = 1, **settings) -> ComposedPeak:
     return ComposedPeak(job, 1018, 10 * GIB, whole * GIB)
 
 
-def test_a_row_names_what_is_not_the_reference_stack():
+def test_a_row_lists_settings_that_differ_from_the_reference_stack():
     row = composition.row(comparison(9.9, 2, sharding="fsdp1", lora_r=16))
     assert row == {
         "model": "llama-7b", "method": "lora", "settings": "sharding=fsdp1, lora_r=16", "gpus": 2,

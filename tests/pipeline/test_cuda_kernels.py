@@ -252,7 +252,7 @@ def test_a_float32_input_asks_for_a_float32_copy_of_the_weight():
 
 @pytest.mark.parametrize("targets", ["default", "all-linear"])
 @pytest.mark.parametrize("gpus", [1, 2])
-def test_peft_takes_4_bit_layers_for_those_of_bitsandbytes_and_the_head_stays_whole(gpus, targets):
+def test_peft_recognizes_4_bit_layers_and_the_head_is_not_quantized(gpus, targets):
     model = model_setup.build_model(small_job("qlora", gpus, lora_targets=targets, **QLORA))
     adapted = [m for m in model.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
     assert adapted and all(type(m) is peft.tuners.lora.bnb.Linear4bit for m in adapted)

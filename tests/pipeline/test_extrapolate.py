@@ -42,7 +42,7 @@ def assert_same(one: list[StackMoment], other: list[StackMoment]) -> None:
 
 @pytest.mark.parametrize("checkpointing", ["none", "reentrant", "non-reentrant"])
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_stack_of_three_layers_is_deepened_to_what_the_whole_one_holds(method, checkpointing):
+def test_a_stack_of_three_layers_extrapolates_to_the_whole_model(method, checkpointing):
     deep = 7
     job = small_job(method, layers=deep, gradient_checkpointing=checkpointing, gradient_accumulation=False)
     kinds, short = job.architecture.kinds, short_stack(job.architecture)
@@ -84,7 +84,7 @@ def test_only_moments_that_another_exceeds_in_every_term_are_dropped():
     ]
 
 
-def test_a_backward_pass_that_frees_what_an_earlier_layer_saved_is_refused():
+def test_a_backward_pass_that_frees_a_tensor_of_an_earlier_layer_is_refused():
     parts = [
         EMBEDDING, *(Part("layer", i) for i in range(3)), HEAD, LOSS,
         *(Part("layer", i, True) for i in (2, 1, 0)),

@@ -115,7 +115,7 @@ def trace_file(tmp_path) -> Path:
         ({"model_type": "persimmon", **SMALL}, "with --lora-targets; there are query_key_value, dense, dense_h_to_4h"),
     ],
 )
-def test_a_config_that_cannot_be_traced_says_what_is_the_obstacle(own_model, written, config, obstacle):
+def test_the_error_for_an_untraceable_config_names_the_setting(own_model, written, config, obstacle):
     path = written(config)
     with pytest.raises(BadInput) as refused:
         own_model.own_architecture(path, "mine")
@@ -149,7 +149,7 @@ def test_names_of_layers_that_transformers_5_writes_are_read(own_model, written)
     assert (found.kinds, found.parameters) == (known.kinds, known.parameters)
 
 
-def test_what_is_no_shape_changes_nothing(own_model, written):
+def test_settings_that_are_not_shapes_change_nothing(own_model, written):
     published = architectures()[KNOWN].config
     plain = own_model.own_architecture(written(published), "mine")
     found = own_model.own_architecture(written({**published, **INERT}), "mine")
@@ -161,12 +161,12 @@ def test_what_is_no_shape_changes_nothing(own_model, written):
 GPT2 = {"model_type": "gpt2", "n_layer": 4, "n_embd": 128, "n_head": 4, "vocab_size": 512, "n_positions": 256}
 
 
-def test_learned_positions_end_what_a_sample_can_be(own_model, written):
+def test_learned_positions_limit_the_length_of_samples(own_model, written):
     assert own_model.own_architecture(written(GPT2), "mine").in_domain().max_tokens_per_sample == 256
     assert own_model.own_architecture(written(LLAMA), "mine").in_domain().max_tokens_per_sample is None
 
 
-def test_what_gpt_2_has_for_linear_layers_is_quantized(own_model, written):
+def test_gpt_2s_convolutions_are_quantized_like_linear_layers(own_model, written):
     from transformers.pytorch_utils import Conv1D
 
     from autoconf.jobs.stack import Stack
@@ -178,7 +178,7 @@ def test_what_gpt_2_has_for_linear_layers_is_quantized(own_model, written):
     assert not any(isinstance(module, Conv1D) for module in model.modules())
 
 
-def test_adapters_go_where_they_are_asked_to(own_model, written):
+def test_adapters_are_on_the_requested_modules(own_model, written):
     path = written(LLAMA)
     assert own_model.own_architecture(path, "mine", ["o_proj", "up_proj"]).lora_targets == ["o_proj", "up_proj"]
     with pytest.raises(
@@ -207,7 +207,7 @@ def test_a_trace_of_another_release_has_to_be_made_again(trace_file, monkeypatch
         read_trace(trace_file)
 
 
-def test_what_is_no_trace_is_refused(trace_file, tmp_path):
+def test_an_invalid_trace_file_is_refused(trace_file, tmp_path):
     moments = registry.MODELS / registry.DEFAULT / "moments.parquet"
     cut = tmp_path / "cut"
     cut.write_bytes(trace_file.read_bytes()[:-100])
@@ -239,7 +239,7 @@ def test_the_summary_answers_as_the_newest_version_does(trace_file):
         assert table.loc[yes, column].astype(int).tolist() == expected.loc[yes, column].tolist()
 
 
-def test_tokens_cost_what_the_estimates_differ_by(trace_file):
+def test_the_cost_of_tokens_is_the_difference_of_estimates(trace_file):
     job = {"model_name": KNOWN, "method": "lora", "gpu_model": "NVIDIA-B200", "batch_size": 8, "stack": "reference"}
     peaks = [
         autoconf.estimate(autoconf.Workload(**job, tokens_per_sample=tokens), 8).peak_memory_gib
@@ -287,7 +287,7 @@ def test_a_refused_config_and_a_folder_that_is_not_there_leave_no_file(own_model
     assert done.exit_code == 2 and "No such file or directory" in done.stderr
 
 
-def test_a_way_that_transformers_itself_cannot_run_is_named_and_the_others_are_traced(own_model, written, monkeypatch):
+def test_an_unsupported_combination_is_recorded_and_the_others_are_traced(own_model, written, monkeypatch):
     """GPT-2 has no linear layer, but transformers needs its dtype for FlashAttention with float32 queries."""
     from autoconf.pipeline.tracing import trace_model
 

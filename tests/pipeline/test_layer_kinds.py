@@ -64,7 +64,7 @@ def test_layers_of_one_kind_hold_the_same_and_those_of_two_do_not(name, checkpoi
 
 @WITH_AND_WITHOUT_CHECKPOINTS
 @pytest.mark.parametrize("name", WINDOWED)
-def test_layers_that_attend_to_a_window_hold_what_others_do(name, checkpointing):
+def test_layers_with_windowed_attention_hold_the_same_memory_as_others(name, checkpointing):
     found = inner_profiles(name, ["layer"] * 12, first=6, gradient_checkpointing=checkpointing)
     assert all(profile == found["layer"][0] for profile in found["layer"])
 
@@ -117,7 +117,7 @@ def test_a_stack_that_a_config_cannot_say_is_refused():
         llama.shortened([])
 
 
-def test_kinds_are_what_the_configs_say():
+def test_kinds_of_layers_are_those_of_the_configs():
     assert architectures()["llama-7b"].kinds == ("layer",) * 32
     assert architectures()["granite-4.0-h-1b"].kinds.count("attention") == 4
     assert architectures()["deepseek-v2-lite"].kinds == ("dense", *["moe"] * 26)

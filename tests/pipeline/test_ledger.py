@@ -41,7 +41,7 @@ def peak_bytes(storages: ledger.Storages, tokens: int, rank: int) -> float:
         ("qlora", {"quantization": "nf4", "mixed_precision": "bf16", "gradient_checkpointing": "none"}),
     ],
 )
-def test_one_run_tells_what_runs_at_other_tokens_and_ranks_hold(method, settings):
+def test_one_run_predicts_runs_with_other_tokens_and_ranks(method, settings):
     job = small_job(method, layers=len(KINDS), gradient_accumulation=False, **settings)
     storages = ledger.trace(job, KINDS, RANK)
     for tokens, rank in ((509, 4), (4093, 64)):

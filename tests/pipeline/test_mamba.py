@@ -143,7 +143,7 @@ def test_mamba_layers_train_with_the_kernel(method, settings, monkeypatch):
     assert calls == 2 * [(BATCH, TOKENS, 2 * 1536 + 2 * 128 + 48)]  # in the forward pass and recomputed
 
 
-def test_a_mamba_layer_without_checkpoint_holds_what_a_hand_counts():
+def test_a_mamba_layer_without_checkpointing_holds_the_bytes_counted_by_hand():
     inner, projected = 1536, 2 * 1536 + 2 * 128 + 48
     with first_rank(hybrid("full", gradient_checkpointing="none")) as rank:
         layer = rank.layers[0].mamba
@@ -156,7 +156,7 @@ def test_a_mamba_layer_without_checkpoint_holds_what_a_hand_counts():
 
 
 @pytest.mark.parametrize("gpus", [1, 2])
-def test_what_the_kernel_reads_is_not_packed(gpus):
+def test_weights_that_a_kernel_reads_are_not_packed(gpus):
     job = hybrid("qlora", **QLORA)
     model = model_setup.build_model(TrainingSetup(job.architecture, "qlora", job.stack, gpus)).get_base_model()
     layer = model.model.layers[0]

@@ -34,7 +34,7 @@ def test_samples_are_chosen_just_below_the_wanted_share_of_memory():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no GPU")
-def test_without_a_gpu_nothing_is_measured_and_that_is_said(capsys):
+def test_without_a_gpu_nothing_is_measured_and_a_message_says_so(capsys):
     with pytest.raises(typer.Exit) as ended:
         measure_gpu.main()
     assert ended.value.exit_code == 1

@@ -155,15 +155,15 @@ def test_attention_means_every_linear_layer_of_attention_and_no_other(name):
         ("qlora", 2, {"sharding": "fsdp2", **QLORA}),
     ],
 )
-def test_the_optimizer_is_told_of_the_parameters_that_a_rank_trains(method, gpus, settings):
+def test_trainable_shapes_are_those_of_the_parameters_of_a_rank(method, gpus, settings):
     job = small_job(method, gpus, **settings)
-    told = model_setup.trainable_shapes(job)
+    expected = model_setup.trainable_shapes(job)
     with first_rank(job) as rank:
         if settings.get("sharding") == "fsdp1" and settings.get("shard_adapters", True):
-            assert {p.dim() for p in rank.trainable} == {len(shape.dimensions) for shape in told} == {1}
+            assert {p.dim() for p in rank.trainable} == {len(shape.dimensions) for shape in expected} == {1}
         else:
-            assert [tuple(p.shape) for p in rank.trainable] == [shape.dimensions for shape in told]
-        assert [p.itemsize for p in rank.trainable] == [shape.itemsize for shape in told]
+            assert [tuple(p.shape) for p in rank.trainable] == [shape.dimensions for shape in expected]
+        assert [p.itemsize for p in rank.trainable] == [shape.itemsize for shape in expected]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_sharded_mixed_precision_trains_float32(method, gpus, settings, itemsize
         ("santacoder-1.1b", [True]),
     ],
 )
-def test_embeddings_are_told_apart_and_a_tied_head_is_one(name, large):
+def test_embeddings_are_recognized_including_a_tied_head(name, large):
     architecture = architectures()[name]
     shapes = model_setup.trainable_shapes(model_setup.TrainingSetup(architecture, "full", Stack()))
     vocabulary = architecture.config["vocab_size"]

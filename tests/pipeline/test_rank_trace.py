@@ -176,7 +176,7 @@ def test_a_layer_without_checkpoint_keeps_far_more():
     assert bytes_per_token_and_layer(traced_peak) > 20 * 2 * WIDTH
 
 
-def test_the_peak_at_the_logits_is_what_a_hand_counts():
+def test_the_peak_at_the_logits_is_the_sum_counted_by_hand():
     """log_softmax's backward: its output, its gradient and the result are alive, each in float32."""
     layers, vocabulary = 3, 8192
     job = small_job("full", layers=layers, vocabulary=vocabulary)

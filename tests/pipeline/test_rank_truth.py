@@ -19,7 +19,7 @@ def results() -> list[rank_truth.Result]:
     return list(rank_truth.compare(rank_truth.quick_checks()))
 
 
-def test_traces_hold_what_real_processes_and_whole_stacks_hold(results):
+def test_traces_agree_with_real_processes_and_whole_models(results):
     outside = [(rank_truth.row(result), result.difference_percent) for result in results if not result.within_limit]
     assert not outside
     assert len(results) == len(rank_truth.quick_checks())

@@ -60,7 +60,7 @@ def traced(libraries, jobs):
     return [{"moments": [moment], "end": [0, 0, 0], "states": 0, "step": 0, "shards_states": True} for _ in jobs]
 
 
-def test_a_run_becomes_a_row_of_what_its_trace_leaves_free(runs, tmp_path, monkeypatch):
+def test_a_run_becomes_a_row_with_its_traced_peak(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(environments, "traced", traced)
     output = tmp_path / "rows.csv"
     unknown_shapes = {**CAMPAIGN, "model_name": "granite-8b-japanese"}
@@ -90,7 +90,7 @@ def test_a_table_that_is_none_is_refused(runs):
     assert "line 2: batch_size: must be a whole number >= 1, got 'x'" in found.stderr
 
 
-# --- one run of each library environment, traced anew -----------------------------------------------------------------
+# --- one run of each library environment, traced again ----------------------------------------------------------------
 
 SAMPLE = sorted((files("autoconf.pipeline.validation") / "one_run_per_environment").iterdir())
 
@@ -155,7 +155,7 @@ def test_probability_rises_with_free_memory_and_falls_with_activations(gpus):
     assert 0 < found[0, 10] < 0.1 and 0.9 < found[0, 20] < 1  # 0 and 5 GiB without activations: nearly sure, not quite
 
 
-def test_at_the_reserve_a_job_fits_with_the_probability_that_was_asked_for():
+def test_at_the_margin_a_job_fits_with_the_requested_probability():
     activations, gpus = np.array([0.0, 40.0, 0.0, 40.0]), np.array([1, 1, 8, 8])
     for probability in (0.5, 0.9):
         free = LEARNED.reserve(probability).gib(activations, gpus)
@@ -208,7 +208,7 @@ def test_nothing_is_learned_from_the_runs_that_judge():
     assert judged == set(ROWS.index)
 
 
-def test_side_by_side_counts_what_a_constant_gets_wrong():
+def test_the_comparison_counts_the_wrong_decisions_of_a_constant():
     reserve_1_1_0 = DecisionRule("1.1.0", held_out.constant(held_out.VERSION_1_1_0), 0.5)
     for row in held_out.side_by_side((reserve_1_1_0,)):
         assert (row["failed, said to fit"], row["finished, said not to"], row["jobs given too few"]) == (6, 0, 1)

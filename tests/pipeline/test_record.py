@@ -170,6 +170,6 @@ def test_fsdp2_steps_over_all_shards_at_once() -> None:
         (2, {"sharding": "ddp"}, "sharding 'ddp' on several GPUs cannot be replayed"),
     ],
 )
-def test_what_cannot_be_recorded_is_said(gpus: int, settings: dict, message: str) -> None:
+def test_unsupported_jobs_are_refused_with_the_reason(gpus: int, settings: dict, message: str) -> None:
     with pytest.raises(TraceError, match=message):
         record(small_job("full", gpus=gpus, **settings), Batches(1, 8))

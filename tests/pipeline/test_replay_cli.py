@@ -53,7 +53,7 @@ def test_the_peak_is_that_of_the_estimate(fitting: dict) -> None:
     assert estimated < fitting["peak_memory_gib"] < estimated + 0.05
 
 
-def test_a_picture_is_drawn_beside_the_text(tmp_path: Path) -> None:
+def test_a_picture_is_drawn_in_addition_to_the_text(tmp_path: Path) -> None:
     file = tmp_path / "timeline.png"
     done = command(*JOB, "--replay", "--output", str(file), "--overhead-gib", "2")
     assert done.exit_code == 0, done.stderr
@@ -99,7 +99,7 @@ def test_expandable_segments_are_named_where_they_help(fitting: dict) -> None:
         ([*JOB, "--replay", "--gpus", "2", "--sharding", "ddp"], "--replay: sharding 'ddp' on several GPUs"),
     ],
 )
-def test_what_cannot_be_is_said(arguments: list[str], sentence: str, tmp_path: Path, monkeypatch) -> None:
+def test_invalid_options_are_bad_input(arguments: list[str], sentence: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     done = command(*arguments)
     assert (done.exit_code, done.stdout) == (2, "") and sentence in done.stderr, done.stderr

@@ -63,7 +63,7 @@ def train(*options):
     return CliRunner().invoke(app, ["train", "--from", BASE, *map(str, options)])
 
 
-def test_a_traced_model_is_answered_for_beside_the_others(place, monkeypatch):
+def test_a_traced_model_is_supported_in_addition_to_the_others(place, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
     done = train("--traces", "my-model.traces.parquet", "--version", OWN, "--json")
     assert done.exit_code == 0, done.output
@@ -112,7 +112,7 @@ def test_a_shell_may_expand_the_traces(place):
         (["--from", "9.0.0", "--measured", "runs.csv", "--version", "9.0.0+mine"], "--from: model_version '9.0.0' is"),
     ],
 )
-def test_what_cannot_be_made_is_refused_and_leaves_nothing(place, options, message):
+def test_an_invalid_version_is_refused_and_leaves_nothing(place, options, message):
     done = train(*options)
     assert done.exit_code == 2
     assert message in done.output

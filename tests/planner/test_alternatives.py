@@ -164,14 +164,14 @@ def test_a_larger_batch_may_need_fewer_gpus_where_the_divisors_change(job):
          " on each of 8 GPUs", "; batch_size=128 would fit on 8 GPUs"]),
     ],
 )  # fmt: skip
-def test_the_nearest_batch_is_told_and_whether_the_division_was_in_the_way(job, changes, says):
+def test_the_nearest_batch_is_suggested_with_the_reason_for_an_uneven_division(job, changes, says):
     job = {**job, "model_name": "llama2-70b", "tokens_per_sample": 2048}
     reason = recommend(Workload.parse(**{**job, **changes})).reason
     for words in says:
         assert words in reason, reason
 
 
-def test_where_no_single_change_helps_pairs_are_told_that_do():
+def test_if_no_single_change_helps_pairs_are_suggested():
     job = {
         "model_name": "llama3.1-70b", "method": "full", "gpu_model": "NVIDIA-A40", "max_gpus": 1,
         "tokens_per_sample": 2048, "batch_size": 8, "stack": "trl",
@@ -197,7 +197,7 @@ def test_the_page_of_outputs_quotes_a_reason_as_it_is(job):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "suggested"),
     [
         (
             {"method": "full", "stack": "trl"},
@@ -220,7 +220,7 @@ def test_the_page_of_outputs_quotes_a_reason_as_it_is(job):
         ),
     ],
 )
-def test_what_people_change_first_is_told(changes, told):
+def test_changes_that_people_make_first_are_suggested(changes, suggested):
     job = {
         "model_name": "qwen2.5-7b",
         "method": "lora",
@@ -229,10 +229,10 @@ def test_what_people_change_first_is_told(changes, told):
         "batch_size": 8,
     }
     _, *named = recommend(Workload.parse(**{**job, **changes})).reason.split("; ")
-    assert [sentence for sentence in named if sentence in told] == told
+    assert [sentence for sentence in named if sentence in suggested] == suggested
 
 
-def test_a_setting_outside_the_domain_is_told_where_it_alone_is_in_the_way(job):
+def test_a_supported_setting_is_suggested_if_it_removes_the_only_obstacle(job):
     answer = recommend(Workload.parse(**job, gradient_checkpointing="none"))
     assert answer.reason.endswith("; gradient_checkpointing=non-reentrant would fit on 2 GPUs")
     both = recommend(Workload.parse(**job, gradient_checkpointing="none", optim="sgd"))
@@ -261,14 +261,14 @@ class KnowsOneMore(Predictor):
         ("sharding", "fsdp2", {"stack": "trl", "loss": "full"}),
     ],
 )
-def test_a_change_of_the_stack_is_told_where_it_helps(predictor, job, field, value, settings):
+def test_a_change_of_the_stack_is_suggested_if_it_helps(predictor, job, field, value, settings):
     large = {**job, "model_name": "llama3.1-70b", "method": "full", "tokens_per_sample": 512, "max_gpus": 64}
     workload = Workload.parse(**large, **settings)
     columns = {name: [setting] for name, setting in dict(workload).items()}
     (found,) = remedies(KnowsOneMore(predictor, field, value), columns, OF_TABLES)
-    (told,) = [remedy for remedy in found if remedy.field == field]
-    assert (told.before, told.value) == (getattr(workload.training_stack(), field), value)
-    assert told.gpus * told.workers == 16
+    (suggested,) = [remedy for remedy in found if remedy.field == field]
+    assert (suggested.before, suggested.value) == (getattr(workload.training_stack(), field), value)
+    assert suggested.gpus * suggested.workers == 16
 
 
 @pytest.mark.long
@@ -285,6 +285,6 @@ def test_the_nearest_batch_of_each_gpu_is_the_largest_smaller_one_that_does(pred
         assert named == ([] if would_do is None else [would_do])
 
 
-def test_outside_the_domain_no_change_is_told(job):
+def test_outside_the_domain_no_change_is_suggested(job):
     answer = recommend(Workload.parse(**{**job, "model_name": "gpt-9", "batch_size": 7}))
     assert "would fit" not in answer.reason

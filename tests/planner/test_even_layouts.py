@@ -54,7 +54,7 @@ def test_a_job_whose_smallest_layout_is_even_keeps_it():
     assert recommend(Workload(**fields, even_layouts=True)) == recommend(Workload(**fields))
 
 
-def test_a_refusal_says_what_a_number_of_gpus_must_be():
+def test_a_reason_names_the_conditions_on_the_number_of_gpus():
     answer = recommend(Workload(**{**JOB, "batch_size": 7, "even_layouts": True}))
     assert "that divides batch_size 7 and is a power of two up to 8 or full workers of 8 is enough" in answer.reason
     assert "; batch_size=8 would fit on 4 GPUs" in answer.reason

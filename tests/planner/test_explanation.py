@@ -125,20 +125,22 @@ def that_help(fields: dict, below: int | None) -> list[tuple]:
     def of(field: str) -> list[tuple]:
         return [change for change in found if change[0] == field]
 
-    told = [change for change in found if change[0] not in (batch_field, "lora_r", "method", "max_gpus", "gpu_model")]
-    told += sorted(of(batch_field), key=lambda change: (abs(change[1] - batch), -change[1]))[:1]
-    told += of("lora_r")[-1:]
-    told += of("method")
-    told += [("max_gpus", gpus, gpus) for _, _, gpus in of("max_gpus") if below is None]
+    suggested = [
+        change for change in found if change[0] not in (batch_field, "lora_r", "method", "max_gpus", "gpu_model")
+    ]
+    suggested += sorted(of(batch_field), key=lambda change: (abs(change[1] - batch), -change[1]))[:1]
+    suggested += of("lora_r")[-1:]
+    suggested += of("method")
+    suggested += [("max_gpus", gpus, gpus) for _, _, gpus in of("max_gpus") if below is None]
     if types := of("gpu_model"):
         fewest = min(types, key=lambda change: (change[2], usable[change[1]]))
-        told += dict.fromkeys((fewest, min(types, key=lambda change: usable[change[1]])))
-    return told
+        suggested += dict.fromkeys((fewest, min(types, key=lambda change: usable[change[1]])))
+    return suggested
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("version", "count"), [("1.1.0", 300), ("2.0.0", 250)])
-def test_every_single_change_that_helps_is_told_cheapest_first_and_no_other(version, count):
+def test_exactly_the_single_changes_that_help_are_suggested_cheapest_first(version, count):
     helped, without, pairs = set(), 0, 0  # whether a job had a recommendation, and what helped it
     for fields in random_jobs(version, count, seed=7):
         found = explain(job(fields))
@@ -166,10 +168,10 @@ def test_every_single_change_that_helps_is_told_cheapest_first_and_no_other(vers
     assert pairs > 5
 
 
-def check_sample(fields: dict, below: int | None, told: list[int]) -> None:
+def check_sample(fields: dict, below: int | None, suggested: list[int]) -> None:
     """The suggested sample is the longest that helps; none is suggested if none helps."""
     limit = {} if below is None else {"max_gpus": below - 1}
-    (longest,) = told or [0]
+    (longest,) = suggested or [0]
     assert longest < fields["tokens_per_sample"]
     if below != 1:
         tried = {
@@ -202,7 +204,7 @@ def test_a_recommendation_holds_the_changes_that_its_reason_names():
         ({**NO_GPUS, "batch_size": 7, "max_gpus": 6}, [1], [0]),
     ],
 )  # fmt: skip
-def test_parts_are_told_for_the_recommended_number_and_the_next_smaller_one(fields, counts, fits):
+def test_parts_are_shown_for_the_recommended_number_and_the_next_smaller_one(fields, counts, fits):
     workload = job({**fields, "max_gpus": fields.get("max_gpus", 16)}) if counts != [8] else job(fields)
     found = explain(workload)
     assert found.recommendation == recommend(workload)
@@ -217,7 +219,7 @@ def test_outside_the_domain_there_is_nothing_to_explain():
         assert found.why == found.recommendation.reason != ""
 
 
-def test_a_version_without_estimates_says_so_and_what_would_help():
+def test_a_version_without_estimates_says_so_and_still_suggests_changes():
     found = explain(job(OLD))
     assert (found.recommendation.gpus, list(found.at)) == (4, [2, 4])
     assert {held.reason for held in found.at.values()} == {"version 1.1.0 has no estimates; the newest is 2.0.0"}
@@ -248,7 +250,7 @@ def options(fields: dict) -> list[str]:
 
 @pytest.mark.parametrize("fields", [TWO_GPUS, NO_GPUS, {**TWO_GPUS, "method": "qlora", "batch_size": 32}])
 @pytest.mark.parametrize("width", [40, 80, 133])
-def test_bars_stand_end_to_end_and_reach_beyond_the_line_where_a_job_does_not_fit(fields, width):
+def test_bars_are_end_to_end_and_cross_the_line_if_a_job_does_not_fit(fields, width):
     found = explain(job(fields))
     lines = [line.plain for line in as_text(found, width, plain=True)]
     (of_usable,) = {line.index("|") for line in lines if line.startswith("usable")}
@@ -266,7 +268,7 @@ def test_bars_stand_end_to_end_and_reach_beyond_the_line_where_a_job_does_not_fi
         assert [len(cells) for cells in bars_of] == pytest.approx(lengths, abs=2)
 
 
-def test_where_bars_have_no_room_numbers_stand_alone():
+def test_without_space_for_bars_only_numbers_are_shown():
     lines = [line.plain for line in as_text(explain(job(TWO_GPUS)), 24, plain=False)]
     assert [line for line in lines if line.startswith("optimizer")] == ["optimizer      56.7", "optimizer      28.4"]
     assert not set("".join(lines)) & set("█│#|")
@@ -285,7 +287,7 @@ def test_without_a_terminal_it_is_plain_text(run):
     )
 
 
-def test_without_a_recommendation_each_change_is_told_once(run):
+def test_without_a_recommendation_each_change_is_suggested_once(run):
     stdout = run(NO_GPUS).stdout
     assert "on each of 8 GPUs: needs 160.6 GiB of 79.1, does not fit" in stdout
     assert "Single changes that would get a recommendation, cheapest first:\n  torch_dtype=bfloat16 would" in stdout
@@ -345,7 +347,7 @@ def test_a_picture_is_written_in_the_format_that_its_name_says(run, ending, star
 
 
 @pytest.mark.parametrize("fields", [TWO_GPUS, NO_GPUS])
-def test_a_picture_shows_what_was_estimated(fields):
+def test_a_picture_shows_the_estimate(fields):
     found = explain(job(fields))
     figure = memory_bars.picture(job(fields), found)
     (axes,) = figure.axes
@@ -392,7 +394,7 @@ def test_no_number_is_crossed_by_the_line_of_usable_memory(tokens_per_sample):
         ([*options(TWO_GPUS), "--batch-size=0"], "batch_size: must be a whole number >= 1, got '0'"),
     ],
 )
-def test_what_cannot_be_explained_is_bad_input(arguments, message):
+def test_an_unsupported_explanation_is_bad_input(arguments, message):
     result = CliRunner().invoke(app, ["recommend", *arguments, "--explain"])
     assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"{message}\n")
 

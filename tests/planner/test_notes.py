@@ -31,7 +31,7 @@ def without(fields: dict, *names: str) -> dict:
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-def test_every_query_tells_what_a_gpu_was_taken_for():
+def test_every_query_notes_how_a_gpu_name_was_resolved():
     fields = job(gpu_model="H100")
     each = {**without(fields, "batch_size"), "per_device_train_batch_size": 2}
     answers = [
@@ -111,7 +111,7 @@ def test_version_2_0_0_warns_of_gpus_without_bfloat16_and_answers(gpu):
     assert note.startswith(gpu) and "has no bfloat16 and no FlashAttention-2, which this answer assumes" in note
 
 
-def test_no_other_type_is_warned_of():
+def test_other_gpu_types_get_no_warning():
     rows = pd.DataFrame([job(gpu_model=name) for name in registry.card("2.0.0").domain.gpus])
     found = recommend(rows)
     noted = rows["gpu_model"][found["notes"] != ""].tolist()
@@ -130,7 +130,7 @@ def changed(**changes):
     return recommend(Workload(**{**JOB, **changes}))
 
 
-def test_a_default_that_decides_is_named_with_what_it_would_be_otherwise():
+def test_a_decisive_default_is_named_with_the_answers_for_other_values():
     answer = changed()
     assert (answer.gpus, changed(stack="trl").gpus, changed(stack="fms-hf-tuning").gpus) == (2, 1, 4)
     assert answer.notes == (
@@ -140,7 +140,7 @@ def test_a_default_that_decides_is_named_with_what_it_would_be_otherwise():
     assert changed(stack="reference").notes == ()
 
 
-def test_accumulation_that_nobody_chose_is_named_where_it_decides():
+def test_a_default_accumulation_is_named_if_it_decides():
     large = {"model_name": "llama3.1-8b", "method": "full", "gpu_model": "NVIDIA-A100-SXM4-40GB", "stack": "reference"}
     assert (changed(**large).gpus, changed(**large, gradient_accumulation_steps=1).gpus) == (8, 4)
     found = [note for note in changed(**large).notes if note.startswith("gradient")]
@@ -151,7 +151,7 @@ def test_accumulation_that_nobody_chose_is_named_where_it_decides():
 
 
 @pytest.mark.long
-def test_every_note_on_a_default_is_what_the_other_value_gets():
+def test_every_note_on_a_default_agrees_with_the_answer_for_the_other_value():
     """For random jobs, a default is named exactly if another value changes the layout."""
     generator, domain = np.random.default_rng(5), registry.card("2.0.0").domain
     models = generator.choice(list(domain.models), 4, replace=False)

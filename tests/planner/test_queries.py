@@ -139,7 +139,7 @@ def test_max_gpus_is_64_unless_the_job_says_otherwise():
     assert avoid_oom(table)["can_recommend"].tolist() == [1, 0]
 
 
-def test_headroom_is_what_is_usable_without_what_is_needed():
+def test_headroom_is_usable_less_needed_memory():
     found = estimate(Workload(**L40S, batch_size=8), 2)
     assert found.headroom_gib == pytest.approx(found.usable_memory_gib - found.needed_memory_gib)
     assert estimate(Workload(**L40S, batch_size=64), 1).headroom_gib < 0
@@ -149,7 +149,7 @@ def test_headroom_is_what_is_usable_without_what_is_needed():
 
 
 @pytest.mark.parametrize("version", ["1.1.0", "2.0.0"])
-def test_the_ranking_is_what_recommend_says_of_each_type_by_cost(version):
+def test_the_ranking_has_the_recommendation_for_each_type_by_cost(version):
     domain, prices = registry.card(version).domain, read_prices()
     job = {**LORA, "batch_size": 16, "max_gpus": 4, "model_version": version}
     ranking = cheapest_gpu(pd.DataFrame([job], index=["mine"]))
@@ -158,17 +158,17 @@ def test_the_ranking_is_what_recommend_says_of_each_type_by_cost(version):
     assert sorted(ranking["gpu_model"]) == sorted(domain.gpus)
     expected = []
     for gpu in domain.gpus:
-        said = recommend(Workload(**job, gpu_model=gpu))
+        single = recommend(Workload(**job, gpu_model=gpu))
         row = ranking[ranking["gpu_model"] == gpu].iloc[0]
-        assert row["can_recommend"] == said.can_recommend
-        if said.can_recommend:
-            total = said.gpus * said.workers
-            assert (row["gpus"], row["workers"]) == (said.gpus, said.workers)
+        assert row["can_recommend"] == single.can_recommend
+        if single.can_recommend:
+            total = single.gpus * single.workers
+            assert (row["gpus"], row["workers"]) == (single.gpus, single.workers)
             cost = prices[gpu] * total if gpu in prices else np.inf
             assert row["cost_per_hour"] == pytest.approx(cost) or (cost == np.inf and pd.isna(row["cost_per_hour"]))
             expected.append((cost, total, gpu))
         else:
-            assert row["reason"] and said.reason.startswith(row["reason"])
+            assert row["reason"] and single.reason.startswith(row["reason"])
     assert ranking["gpu_model"].tolist()[: len(expected)] == [gpu for *_, gpu in sorted(expected)]
     best = cheapest_gpu(Job(**job))
     assert (best.gpu_model, best.rank) == (min(expected)[-1], 1)
@@ -279,11 +279,11 @@ def test_a_table_has_the_answer_of_each_of_its_jobs(ask):
     table = pd.DataFrame([job, *({**job, field: value} for field, value in changes.items())], index=[7, 7, 9])
     found = ask(table)
     assert found.index.tolist() == [7, 7, 9]
-    for row, said in zip(table.to_dict("records"), found.to_dict("records"), strict=True):
+    for row, single in zip(table.to_dict("records"), found.to_dict("records"), strict=True):
         count = row.pop("number_gpus")
         one = asdict(ask(Job(**row), number_gpus=count))
-        assert {name: None if pd.isna(value) else value for name, value in said.items()} == {
-            name: one[name] for name in said
+        assert {name: None if pd.isna(value) else value for name, value in single.items()} == {
+            name: one[name] for name in single
         }
     assert found["reason"].iloc[0] == "" and found["reason"].iloc[1]
     assert ask(table.iloc[:0]).dtypes.to_dict() == found.dtypes.to_dict()
@@ -318,7 +318,7 @@ def test_bad_rows_have_their_reason_and_others_are_answered(ask):
         (estimate, {**LORA, "batch_size": 8}, "gpu_model: is required"),
     ],
 )
-def test_what_a_job_lacks_or_must_not_have_is_named(ask, fields, message):
+def test_missing_and_forbidden_fields_are_named(ask, fields, message):
     with pytest.raises(ValueError) as error:
         ask(Job(**fields), 2)
     assert str(error.value).startswith(message)
@@ -331,7 +331,7 @@ def test_what_a_job_lacks_or_must_not_have_is_named(ask, fields, message):
         assert ask(columns)["reason"].iloc[0].startswith(message)
 
 
-def test_a_job_with_a_type_of_gpu_is_not_asked_for_one():
+def test_cheapest_gpu_refuses_a_job_with_a_gpu_type():
     job = {**L40S, "batch_size": 8}
     with pytest.raises(ValueError, match="gpu_model: is the output of this query; omit it"):
         cheapest_gpu(Job(**job))
@@ -352,7 +352,7 @@ def test_neither_a_job_nor_a_table_is_refused(ask):
             ask(pd.DataFrame([TABLES[ask][0]]), 2)
 
 
-def test_a_table_of_jobs_warns_whoever_asked(recwarn):
+def test_warnings_about_a_table_name_the_callers_line(recwarn):
     table = pd.DataFrame([{**L40S, "number_gpus": 2, "packing": True}])
     for ask in (largest_batch, cheapest_gpu):
         with pytest.warns(IgnoredColumnWarning) as warned:
@@ -360,7 +360,7 @@ def test_a_table_of_jobs_warns_whoever_asked(recwarn):
         assert warned[0].filename == __file__
 
 
-def test_a_column_is_never_taken_for_what_is_asked():
+def test_the_answered_field_is_never_suggested_for_a_column():
     assert hints(["gpu_modl"]) == ["column 'gpu_modl' is ignored; did you mean gpu_model?"]
     assert hints(["gpu_modl"], GPU_MODEL) == []
     assert hints(["num_gpus"], LARGEST_BATCH) == ["column 'num_gpus' is ignored; did you mean number_gpus?"]

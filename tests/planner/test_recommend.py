@@ -57,7 +57,7 @@ def test_learned_positions_limit_the_sample(job):
     assert "beyond the 8192 learned positions" in beyond.reason
 
 
-def test_aliases_stand_for_the_model_of_the_same_architecture(job):
+def test_aliases_refer_to_the_model_of_the_same_architecture(job):
     named = ask(job, model_name="llama3.1-8b")
     assert ask(job, model_name="meta-llama/Llama-3.1-8B-Instruct") == named
     assert ask(job, model_name="ibm-granite/granite-3.1-8b-base") == ask(job, model_name="granite-3.1-8b-instruct")
@@ -101,7 +101,7 @@ def test_counts_divide_the_batch_and_split_evenly(job, batch, allowed, gpus_per_
     assert len(found) > 1
 
 
-def test_the_smallest_count_that_fits_is_taken_and_no_smaller_one_fits(job):
+def test_the_smallest_count_that_fits_is_recommended(job):
     answer = ask(job, batch_size=48, tokens_per_sample=8192, max_gpus=48)
     needed = total(answer)
     assert needed > 2
@@ -157,12 +157,12 @@ def test_one_bad_row_gets_its_reason_and_the_others_their_answers(job):
     assert answers["reason"][1] == "batch_size: must be a whole number >= 1, got 0"
 
 
-def test_true_and_one_are_told_apart_in_one_column(job):
+def test_true_and_one_are_distinguished_in_one_column(job):
     answers = recommend(pd.DataFrame({**{k: [v] * 3 for k, v in job.items()}, "batch_size": [1, True, 1.0]}))
     assert answers["can_recommend"].tolist() == [1, 0, 1]
 
 
-def test_version_1_1_0_answers_for_the_reference_however_it_is_written_and_for_no_other_stack(job):
+def test_version_1_1_0_supports_only_the_reference_stack_in_any_spelling(job):
     for settings in ({"stack": "Reference", "optim": "adamw_torch", "lora_r": 4}, {"method": "full", "loss": "full"}):
         assert ask(job, **settings) == ask(job, **{k: v for k, v in settings.items() if k == "method"})
     one, many = ask(job, optim="adamw-torch-fused"), ask(job, stack="fms-hf-tuning", lora_targets="attention")
@@ -234,7 +234,7 @@ def test_a_missing_column_is_an_error_that_names_it(job):
             recommend(pd.DataFrame([job]).drop(columns=field.split()[0]))
 
 
-def test_what_is_no_table_of_jobs_is_an_error(job):
+def test_an_invalid_table_of_jobs_is_an_error(job):
     with pytest.raises(TypeError, match="workloads: must be a Workload or a pandas DataFrame, got list"):
         recommend([job])
     with pytest.raises(ValueError, match="method: more than one column"):

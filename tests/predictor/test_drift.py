@@ -134,7 +134,7 @@ except AutoConfError as error:
     assert [p for p in drifted.iterdir() if p.is_dir()] == []
 
 
-def test_what_a_killed_rebuild_left_is_removed_by_the_next(drifted):
+def test_remains_of_a_killed_rebuild_are_removed_by_the_next_one(drifted):
     """Killed when it has trained: the half-made folder is there, and the lock is free."""
     code = """
 import os, signal, sys

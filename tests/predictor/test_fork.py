@@ -57,7 +57,7 @@ os._exit(0)
 
 
 @pytest.mark.parametrize("version", ["1.1.0", "2.0.0"])
-def test_children_forked_while_four_threads_ask_answer(version):
+def test_processes_forked_while_four_threads_call_answer(version):
     command = [sys.executable, "-W", "ignore", "-c", _FORK_WHILE_THREADS_ASK, version]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.stdout.strip() == str([0] * 12), done.stderr[-2000:]

@@ -79,7 +79,7 @@ def overwrite_in_place(version: Path) -> None:
 
 
 @pytest.mark.parametrize("swap", [swap_file, swap_folder, swap_version_for_a_link, overwrite_in_place])
-def test_what_is_renamed_during_the_load_is_not_unpickled(copied, monkeypatch, swap: Callable[[Path], None]):
+def test_files_renamed_during_the_load_are_not_unpickled(copied, monkeypatch, swap: Callable[[Path], None]):
     """The swap comes after the files were verified and before AutoGluon opens the first of them."""
     real = autogluon_adapter._tabular_predictor
     swapped = []

@@ -107,7 +107,7 @@ def test_a_shipped_number_cannot_be_shadowed(models):
     assert registry.known(models) == [*registry.RELEASED, OWN]
 
 
-def test_a_folder_that_was_renamed_is_no_other_version(models):
+def test_a_renamed_folder_is_refused_as_another_version(models):
     (models / OWN).rename(models / "2.0.0+theirs")
     with pytest.raises(AutoConfError, match=r"version 2\.0\.0\+theirs: its card is that of version 2\.0\.0\+mine"):
         recommend(Workload.parse(**JOB, model_version="2.0.0+theirs"), models=models)
@@ -146,7 +146,7 @@ def test_a_digest_may_be_given_with_the_version(models, tmp_path):
     assert answer.reason == "model_version: after @ must come sha256: and 64 hexadecimal digits, got 'md5:1'"
 
 
-def test_where_nothing_can_be_kept_the_digest_is_asked_for(models, tmp_path, monkeypatch):
+def test_without_a_writable_folder_the_error_suggests_a_digest(models, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "file"))
     right = digest((models / OWN / CARD).read_bytes())
@@ -155,7 +155,7 @@ def test_where_nothing_can_be_kept_the_digest_is_asked_for(models, tmp_path, mon
 
 
 @pytest.mark.parametrize("name", ["2.0.0+theirs", "2.0.0+", "2.0.0+../2.0.0+mine", "+mine", "2.0.0+mi ne"])
-def test_what_is_not_in_the_folder_is_named_with_what_is(models, name):
+def test_a_missing_version_is_named_with_the_existing_ones(models, name):
     answer = recommend(Workload.parse(**JOB, model_version=name), models=models)
     assert answer.can_recommend == 0
     assert answer.reason == f"model_version {name!r} is not in {models.resolve()}, which has {OWN}"
@@ -217,7 +217,7 @@ def test_a_new_link_to_a_folder_that_changed_is_refused(models, tmp_path):
 
 
 @pytest.mark.parametrize("given", ["", "sha256:", "sha256:12", "sha256", " "])
-def test_what_follows_an_at_sign_must_be_a_digest(models, tmp_path, given):
+def test_text_after_an_at_sign_must_be_a_digest(models, tmp_path, given):
     answer = recommend(Workload.parse(**JOB, model_version=f"{OWN}@{given}"), models=models)
     assert answer.can_recommend == 0
     assert answer.reason.startswith("model_version: after @ must come sha256: and 64 hexadecimal digits, got ")
@@ -309,7 +309,7 @@ except AutoConfError as error:
     assert {path.name for path in folder.iterdir()} <= {"versions.json", "versions.json.lock"}
 
 
-def test_what_trust_cannot_help_is_to_be_restored(models):
+def test_damage_that_trust_cannot_fix_must_be_restored(models):
     (models / OWN / "notes.txt").write_text("mine")
     with pytest.raises(AutoConfError, match=r"notes\.txt does not belong to it .*; restore its files, or "):
         recommend(Workload.parse(**JOB, model_version=OWN), models=models)

@@ -40,5 +40,5 @@ def test_a_question_from_python_is_an_error_and_not_a_recommendation(environment
     assert f"autoconf.errors.AutoConfError: {MESSAGE}" in done.stderr
 
 
-def test_the_wheel_is_not_named_as_somebody_elses(environment):
+def test_the_wheel_does_not_have_the_name_of_another_project(environment):
     assert NAME != CLASHING and (Path(__file__).parents[2] / "pyproject.toml").read_text().count(f'"{NAME}"') == 1

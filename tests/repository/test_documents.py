@@ -64,7 +64,7 @@ def test_the_page_of_an_evaluation_has_the_cards_figures(version):
         assert f"| {' | '.join(map(str, row.values()))} |" in page
 
 
-def test_the_pages_of_the_newest_version_are_what_make_evaluate_writes():
+def test_the_pages_of_the_newest_version_are_those_of_make_evaluate():
     card = registry.card(registry.DEFAULT)
     assert evaluation_section(card.evaluation, card.version) in (PAGES / f"evaluation-{card.version}.md").read_text(
         encoding="utf-8"
@@ -94,11 +94,11 @@ def test_required_figures_are_met(version):
 
 
 @pytest.mark.parametrize(("document", "most"), [(ROOT / "README.md", 150), (registry.MODELS / "README.md", 100)])
-def test_what_a_reader_sees_first_is_short(document, most):
+def test_the_first_documents_are_short(document, most):
     assert len(document.read_text(encoding="utf-8").splitlines()) <= most
 
 
-def test_the_table_of_what_settings_buy_is_what_the_version_answers():
+def test_the_table_of_effects_of_settings_agrees_with_the_version():
     """All points of sweep/examples/stacks.yaml, answered without ado."""
     space = yaml.safe_load((ROOT / "sweep" / "examples" / "stacks.yaml").read_text(encoding="utf-8"))["entitySpace"]
     values = {dimension["identifier"]: dimension["propertyDomain"]["values"] for dimension in space}
@@ -293,7 +293,7 @@ def check(command: str, context: AdoContext) -> None:
                 known = importlib.util.find_spec(word) if word.startswith("autoconf.") else (ROOT / word).exists()
                 assert known, f"{command}: there is no {word}"
         case _:
-            raise AssertionError(f"{command}: nobody knows how to check {program}")
+            raise AssertionError(f"{command}: no check is known for {program}")
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=name)
@@ -342,14 +342,14 @@ PRINTED = [(document, *pair) for document in DOCUMENTS for pair in shown.command
 
 
 @pytest.mark.parametrize(("document", "block", "given"), PYTHON, ids=[name(document) for document, *_ in PYTHON])
-def test_the_python_of_the_documents_gives_what_is_shown_below_it(document, block, given, context) -> None:
+def test_the_python_code_of_the_documents_gives_the_shown_results(document, block, given, context) -> None:
     """``python tests/helpers/shown.py`` updates the results."""
     value = shown.value(block, {"jobs": pd.read_csv("jobs.csv")})
     assert given in ("", value)
 
 
 @pytest.mark.parametrize(("document", "command", "text"), PRINTED, ids=[name(document) for document, *_ in PRINTED])
-def test_the_documents_show_what_a_command_prints(document, command, text, context) -> None:
+def test_the_documents_show_the_output_of_commands(document, command, text, context) -> None:
     """``python tests/helpers/shown.py`` updates the outputs."""
     assert text == shown.shortened(text, shown.printed(command))
 

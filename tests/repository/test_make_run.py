@@ -53,6 +53,6 @@ def test_the_answer_and_the_failure_are_those_of_run_experiment(environment, scr
     assert (done.returncode == 0) is succeeds
 
 
-def test_the_first_example_asks_the_newest_version():
+def test_the_first_example_uses_the_newest_version():
     text = (ROOT / "examples" / "qwen.yaml").read_text(encoding="utf-8")
     assert f"model_version: {DEFAULT}\n" in text and "stack: trl\n" in text

@@ -73,7 +73,7 @@ def peaks(table: ModelsTable, model: str) -> dict[tuple[str, str, bool, int], fl
 @pytest.mark.parametrize(
     ("command", "begins"), [("ado-autoconf trace", "my-model: "), ("ado-autoconf train", "made version 2.0.0+mine")]
 )
-def test_the_document_shows_what_is_printed(followed, command, begins):
+def test_the_document_shows_the_printed_output(followed, command, begins):
     printed = [line.rstrip() for line in followed[1][command].splitlines()]
     for line in shown(begins):
         assert line in printed

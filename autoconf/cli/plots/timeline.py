@@ -1,4 +1,4 @@
-"""Draw a replay: what a job allocates and reserves over its steps, and what the GPU has."""
+"""Draw a replay: allocated and reserved memory over the steps of a job, and the memory of the GPU."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from autoconf.pipeline.replay.judge import Timeline, Verdict
 
-# Of Okabe and Ito, as the bars' are.
+# Colors of Okabe and Ito, as for the bars.
 ALLOCATED, RESERVED, FAILURE = "#0072B2", "#E69F00", "#D55E00"
-_POINTS = 4000  # that a line is drawn of; more would not be seen
+_POINTS = 4000  # points of a line; more would not be visible
 
 # Inches.
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _PLOT_TOP, _PLOT_BOTTOM = 8.0, 4.9, 0.75, 0.3, 1.1, 0.98
@@ -49,7 +49,7 @@ def picture(job: Job, gpus: int, verdict: Verdict, drawn: Timeline) -> Figure:
 
 
 def title(gpus: int, verdict: Verdict) -> str:
-    """What the replay says in one line."""
+    """The result of the replay in one line."""
     where = "1 GPU" if gpus == 1 else f"each of {gpus} GPUs"
     runs = "runs" if verdict.fits else "does not run"
     return f"On {where}: {runs}, needs {verdict.needed_memory_gib:.1f} of {verdict.usable_memory_gib:g} GiB"
@@ -65,7 +65,7 @@ def _below(verdict: Verdict, letters: int) -> list[str]:
 
 
 def _thinned(values: Integers) -> tuple[Integers, Floats]:
-    """Events and GiB of a line of few points, each the most of its stretch."""
+    """Events and GiB of a line with few points, each the maximum of its interval."""
     stretch = max(1, -(-len(values) // _POINTS))
     starts = np.arange(0, len(values), stretch)
     return starts, np.maximum.reduceat(values, starts) / GIB if len(values) else np.array([])

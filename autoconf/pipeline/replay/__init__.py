@@ -1,1 +1,1 @@
-"""Jobs whose allocations are replayed, one by one."""
+"""Record and replay the allocations of jobs."""

@@ -1,4 +1,4 @@
-"""Whether a recorded program runs on a GPU: the least capacity that it needs, and where it fails."""
+"""Decide whether a recorded program runs on a GPU, with the smallest capacity that it needs and where it fails."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from autoconf.memory.allocator_settings import AllocatorSettings
 from autoconf.memory.replay import Place, Program, Replayed, least_capacity, replay
 from autoconf.memory.units import GIB, Integers
 
-# What a process holds on a GPU that PyTorch's allocator does not know of, in GiB. On one GPU: of 68 runs on an A100 in
-# fms-acceleration's benchmarks, the least that nvidia-smi read above torch.cuda.max_memory_allocated, in a run so near
-# the GPU's limit that hardly any cache was left (Meta-Llama-3-8B, full, 4 samples of 4,096 tokens): CUDA's context and
-# loaded kernels take no more than that. On several GPUs NCCL's buffers come on top: assumed, not measured.
+# GPU memory of a process outside PyTorch's allocator, in GiB. On one GPU: the smallest difference of nvidia-smi and
+# torch.cuda.max_memory_allocated in 68 runs on an A100 of fms-acceleration's benchmarks, from a run so near the limit
+# that it had almost no cache (Meta-Llama-3-8B, full, 4 samples of 4,096 tokens). It is an upper bound for the CUDA
+# context and loaded kernels. On several GPUs NCCL's buffers are added; this figure is assumed, not measured.
 OVERHEAD_GIB = {False: 0.92, True: 1.5}
 
 
 def overhead_gib(gpus: int) -> float:
-    """GiB of a GPU that are not PyTorch's, where nobody says otherwise.
+    """The default GiB of a GPU outside PyTorch.
 
     >>> overhead_gib(1), overhead_gib(4)
     (0.92, 1.5)
@@ -28,22 +28,22 @@ def overhead_gib(gpus: int) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a replay says of a job on a GPU; memory in GiB.
+    """The result of a replay of a job on a GPU; memory in GiB.
 
     Attributes:
-        peak_memory_gib: the most that is allocated.
-        peak_reserved_gib: the most that is reserved where nothing limits it.
-        least_capacity_gib: the least that PyTorch's allocator must be able to reserve.
-        fragmentation_gib: of that, what is not allocated at the peak.
-        overhead_gib: what is not PyTorch's.
-        needed_memory_gib: least capacity and overhead.
-        usable_memory_gib: of the GPU.
+        peak_memory_gib: peak of allocated memory.
+        peak_reserved_gib: peak of reserved memory without a limit.
+        least_capacity_gib: the smallest memory that PyTorch's allocator must be able to reserve.
+        fragmentation_gib: the part of it that is not allocated at the peak.
+        overhead_gib: memory outside PyTorch.
+        needed_memory_gib: least capacity plus overhead.
+        usable_memory_gib: usable memory of the GPU.
         fits: 1 if that is enough, else 0.
-        fails_at: step, part of the model, module and op that find no room on this GPU; empty if it fits.
-        error: PyTorch's message there.
-        expandable_segments_gib: what is needed with expandable_segments:True.
-        expandable_segments_help: whether the job fits with them and not as it is.
-        touchy: whether it would run at some lower capacity, too, though it fails in between.
+        fails_at: step, part of the model, module and op that run out of memory on this GPU; empty if it fits.
+        error: PyTorch's message for it.
+        expandable_segments_gib: needed memory with expandable_segments:True.
+        expandable_segments_help: whether the job fits only with them.
+        touchy: whether it would also run at some smaller capacity, although it fails in between.
     """
 
     peak_memory_gib: float
@@ -66,11 +66,11 @@ class Timeline:
     """Memory over the events of a program; arrays have shape (events,), in bytes.
 
     Attributes:
-        allocated: without a limit.
-        reserved: on the GPU, up to the event that failed.
-        free_reserved: without a limit.
+        allocated: allocated memory without a limit.
+        reserved: reserved memory on the GPU, up to the event that failed.
+        free_reserved: reserved memory without a limit.
         steps: name and first event of loading and of each step.
-        failed_at: event and place that found no room.
+        failed_at: event and place that ran out of memory.
     """
 
     allocated: Integers
@@ -86,10 +86,10 @@ def judge(
     """Replay a program on a GPU.
 
     Args:
-        program: what a job allocates.
-        usable_gib: of the GPU, as CUDA reports it.
-        overhead: GiB of it that are not PyTorch's.
-        settings: of PyTorch's allocator.
+        program: the allocations of a job.
+        usable_gib: usable memory of the GPU that CUDA reports.
+        overhead: GiB of it outside PyTorch.
+        settings: settings of PyTorch's allocator.
     """
     settings = settings or AllocatorSettings()
     free = replay(program, settings=settings, timeline=True)
@@ -98,7 +98,7 @@ def judge(
     capacity, total = int((usable_gib - overhead) * GIB), int(usable_gib * GIB)
     limited = replay(program, capacity, settings, total=total, timeline=True)
     fits = least.nbytes <= capacity and limited.failed_at is None
-    # A program that runs at this very capacity and fails at a higher one is not said to fit, and fails nowhere here.
+    # A program that runs at this capacity but fails at a larger one does not count as fitting and has no failure.
     failed = None if limited.failed_at is None else program.place(limited.failed_at)
     verdict = Verdict(
         peak_memory_gib=free.allocated / GIB,

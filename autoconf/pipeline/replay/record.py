@@ -1,8 +1,8 @@
-"""The allocations of a fine-tuning job on one GPU, at full depth, in the order in which the training code makes them.
+"""Record the allocations of a fine-tuning job on one GPU, at full depth and in the order of the training code.
 
-The real code runs on fake tensors, as for peaks: the model as loaded, then some updates with accumulation, clipping and
-PyTorch's own optimizer, of which the first creates the states. What is recorded here and not there is the order: every
-allocation and release, the stream that was current, and the module and the op that asked.
+The real code runs on fake tensors, as for peaks: loading the model, then some updates with accumulation, clipping and
+PyTorch's own optimizer, of which the first creates the states. In addition to sizes, the order is recorded: every
+allocation and release, the current stream, and the module and the op.
 """
 
 from __future__ import annotations
@@ -23,19 +23,21 @@ from autoconf.pipeline.tracing.first_rank import first_rank
 from autoconf.pipeline.tracing.model_setup import Rank, TrainingSetup
 from autoconf.pipeline.tracing.recorder import EMBEDDING, LOSS, Part, Recorder, TraceError, parts
 
-UPDATES = 3  # the first creates the optimizer's states, the second finds them, the third what the second left
+UPDATES = (
+    3  # the first creates the optimizer's states, the second uses them, the third starts with the cache of the second
+)
 # aten/src/ATen/cuda/CUDAContextLight.h and CublasHandlePool.cpp, parseChosenWorkspaceSize: :4096:2:16:8 KiB, and 32 MiB
-# on GPUs of compute capability 9; for each thread that multiplies matrices, that is for the main one and autograd's.
+# on GPUs of compute capability 9; one for the main thread and one for autograd's thread.
 CUBLAS_WORKSPACE = {8: (2 * 4096 + 8 * 16) * 1024, 9: 32 * 2**20}
 
 
 @dataclass(frozen=True)
 class Batches:
-    """What a GPU is given.
+    """The batches of each GPU.
 
     Args:
-        samples: of a micro-batch.
-        tokens_per_sample: of each.
+        samples: samples of a micro-batch.
+        tokens_per_sample: tokens of each sample.
         accumulation: micro-batches of an update.
 
     >>> Batches(samples=4, tokens_per_sample=4096).tokens
@@ -55,7 +57,7 @@ class ProgramRecorder(Recorder):
     """Log every allocation and release as an event, with stream and place.
 
     Args:
-        workspace: bytes that cuBLAS asks of PyTorch's allocator at the first matrix product of a thread.
+        workspace: bytes that cuBLAS requests from PyTorch's allocator at the first matrix product of a thread.
     """
 
     def __init__(self, workspace: int) -> None:
@@ -63,7 +65,7 @@ class ProgramRecorder(Recorder):
         self.events: list[Event] = []
         self.when = "loading"
         self._places: dict[Place, int] = {}
-        self._blocks: dict[int, int] = {}  # the block that a storage has now
+        self._blocks: dict[int, int] = {}  # the current block of a storage
         self._blocks_made = 0
         self._streams: dict[int, int] = {}
         self._marks: dict[int, int] = {}  # of events
@@ -90,7 +92,7 @@ class ProgramRecorder(Recorder):
         if nbytes == before:
             return
         block = self._blocks.pop(number, None)
-        if nbytes:  # at::native::resize_bytes_cuda gets the new block before it lets the old one go
+        if nbytes:  # at::native::resize_bytes_cuda allocates the new block before it releases the old one
             self._blocks[number] = self._allocate(nbytes, op)
         if block is not None:
             self.events.append(Event(Action.FREE, block))
@@ -102,7 +104,7 @@ class ProgramRecorder(Recorder):
         return block
 
     def _stream(self, stream: Any = None) -> int:
-        # FSDP switches streams of the device that its parameters are on, here the CPU's, which do nothing.
+        # FSDP switches streams of the device of its parameters, here the CPU, where they do nothing.
         stream = stream or torch.cpu.current_stream()
         return self._number(self._streams, stream)
 
@@ -113,14 +115,14 @@ class ProgramRecorder(Recorder):
         return numbers[id(what)]
 
     def wait_for_all(self) -> None:
-        """Note that the program waits for the GPU, as it does where it reads a loss."""
+        """Record that the program waits for the GPU, for example when it reads a loss."""
         self.events += [Event(Action.SYNCHRONIZE, -1, stream=stream) for stream in self._streams.values()]
 
     @contextmanager
     def streams(self) -> Iterator[None]:
-        """Follow what FSDP1 tells the allocator of streams, and where it waits for the GPU.
+        """Follow FSDP1's use of streams, and its waits for the GPU.
 
-        A wait for an event is taken as one for all streams: that the others have come as far as the event's own.
+        A wait for an event counts as a wait for all streams, as if all had reached the position of the event.
         """
 
         def used(tensor: torch.Tensor, stream: Any) -> None:
@@ -148,12 +150,12 @@ class ProgramRecorder(Recorder):
 
     def _place(self, op: str) -> int:
         part, module = self.part, self._modules[-1] if self._modules else ""
-        place = Place(self.when, _told(part), module, op)
+        place = Place(self.when, _part_name(part), module, op)
         return self._places.setdefault(place, len(self._places))
 
     @contextmanager
     def modules_of(self, model: nn.Module) -> Iterator[None]:
-        """Follow which module of a model runs its forward pass."""
+        """Follow the module of a model that runs its forward pass."""
         names = {id(module): name for name, module in model.named_modules()}
 
         def begins(module: nn.Module, _: Any) -> None:
@@ -174,9 +176,10 @@ class ProgramRecorder(Recorder):
 _PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm")
 
 
-def _told(part: Part) -> str:
-    """
-    >>> _told(Part("layer", 3, backward=True)), _told(EMBEDDING)
+def _part_name(part: Part) -> str:
+    """The name of a part in messages.
+
+    >>> _part_name(Part("layer", 3, backward=True)), _part_name(EMBEDDING)
     ('layer 3 backward', 'embedding')
     """
     where = f"layer {part.layer}" if part.segment == "layer" else part.segment
@@ -190,27 +193,27 @@ def record(
     updates: int = UPDATES,
     layers: int | None = None,
     compute_capability: int = 8,
-    told: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Program:
-    """Record what a job allocates and releases on its first GPU.
+    """Record the allocations and releases of a job on its first GPU.
 
     Args:
-        job: what to train, how, and on how many GPUs.
-        batches: what each GPU is given.
-        updates: of the parameters, that is optimizer steps.
-        layers: depth of a shortened model; ``None`` for the whole one.
-        compute_capability: of the GPU, its first number: 8 of an A100 or L40S, 9 of an H100.
-        told: is called with what is going on, for a person to see.
+        job: the training setup.
+        batches: the batches of each GPU.
+        updates: number of optimizer steps.
+        layers: depth of a short model; ``None`` for the whole model.
+        compute_capability: major compute capability of the GPU: 8 for an A100 or L40S, 9 for an H100.
+        report: a function that is called with progress messages.
 
     Raises:
         TraceError: the job cannot be recorded: an optimizer that is not PyTorch's own, or DDP on several GPUs.
     """
     check_recordable(job)
-    told("building the model")
+    report("building the model")
     recorder = ProgramRecorder(CUBLAS_WORKSPACE[compute_capability])
     with (
         first_rank(job, layers) as rank,
-        mock.patch("torch.optim.adam._get_value", lambda _: 1.0),  # steps so far, a number that fake tensors lack
+        mock.patch("torch.optim.adam._get_value", lambda _: 1.0),  # the step count, which fake tensors do not have
     ):
         for tensor in _as_loaded(rank):
             recorder.see(tensor)
@@ -223,20 +226,21 @@ def record(
             recorder.modules_of(rank.model),
         ):
             for update in range(updates):
-                told(f"step {update + 1} of {updates}")
+                report(f"step {update + 1} of {updates}")
                 recorder.when = f"step {update + 1}"
                 _update(rank, optimizer, batches, recorder)
             return recorder.program
 
 
 def check_recordable(job: TrainingSetup) -> None:
-    """
+    """Check that a job can be recorded.
+
     Raises:
-        TraceError: the job cannot be recorded.
+        TraceError: it cannot.
     """
     if job.stack.optim not in _OPTIMIZERS:
         raise TraceError(
-            f"optim {job.stack.optim!r} cannot be replayed: its states are not made by PyTorch's allocator alone; "
+            f"optim {job.stack.optim!r} cannot be replayed: PyTorch's allocator does not hold all its states; "
             f"these can be: {', '.join(_OPTIMIZERS)}"
         )
     if job.gpus > 1 and not job.shards:
@@ -247,7 +251,7 @@ def check_recordable(job: TrainingSetup) -> None:
 
 
 def _as_loaded(rank: Rank) -> list[torch.Tensor]:
-    """Parameters and buffers in the order in which they come to the GPU.
+    """Parameters and buffers in the order in which they are moved to the GPU.
 
     torch/nn/modules/module.py, Module._apply: children first, then a module's own.
     """
@@ -295,16 +299,18 @@ def _optimizer(job: TrainingSetup, rank: Rank) -> torch.optim.Optimizer:
 
 
 def _update(rank: Rank, optimizer: torch.optim.Optimizer, batches: Batches, recorder: ProgramRecorder) -> None:
-    """One update as transformers' Trainer runs it (transformers/trainer.py, Trainer._run_epoch)."""
+    """Run one update like transformers' Trainer (transformers/trainer.py, Trainer._run_epoch)."""
     recorder.part = EMBEDDING
-    inputs = [_batch(batches) for _ in range(batches.accumulation)]  # all are fetched before the first one is used
+    inputs = [
+        _batch(batches) for _ in range(batches.accumulation)
+    ]  # all batches are fetched before the first one is used
     for index, batch in enumerate(inputs):
         recorder.part = EMBEDDING
         with rank.gradient_sync(reduce=index + 1 == batches.accumulation):
             loss = rank.model(input_ids=batch["input_ids"], labels=batch["labels"])["loss"]
             recorder.part = LOSS
             loss.backward()
-        recorder.wait_for_all()  # Trainer._run_epoch asks whether the loss is a number
+        recorder.wait_for_all()  # Trainer._run_epoch checks whether the loss is a number
         del loss
     recorder.part = Part("clipping")
     norm = _clip(rank)
