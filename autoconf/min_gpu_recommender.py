@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @experiment(
     MIN_GPUS,
     "Recommends the minimum number of GPUs per worker, and of workers, that a tuning job needs to "
-    "run without running out of GPU memory. Outputs: can_recommend (1, or 0 if the job lies outside the version's "
+    "run without running out of GPU memory. Outputs: can_recommend (1, or 0 if the job is outside the version's "
     "domain or fits on no number of GPUs considered), gpus (per worker) and workers, or the reason why there is no "
     "recommendation; gpus x workers divides batch_size.",
 )

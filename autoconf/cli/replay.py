@@ -121,14 +121,14 @@ def _replayed(
                 f"a library of the extra [build] does not import: {type(error).__name__}: {error}"
             ) from None
         if model not in architectures():
-            raise BadInput(f"--replay: {model} is a model of your own; only those of released versions are replayed")
+            raise BadInput(f"--replay: {model} is a user model; only models of released versions can be replayed")
         stack = job.training_stack()
         samples = job.per_device_train_batch_size or (job.batch_size or gpus) // gpus
         batches = Batches(samples, job.tokens_per_sample, job.gradient_accumulation_steps)
         newer = (compute_capability(gpu, domain.gpus[gpu]) or _capability(gpu)) >= 9
         try:
             setup = TrainingSetup(architectures()[model], method, stack, gpus)  # type: ignore[arg-type]
-            program = record(setup, batches, compute_capability=9 if newer else 8, told=_tell)
+            program = record(setup, batches, compute_capability=9 if newer else 8, report=_tell)
         except TraceError as error:
             raise BadInput(f"--replay: {error}") from None
         _tell(f"replaying {len(program.events):,} events")

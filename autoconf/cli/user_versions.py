@@ -83,7 +83,7 @@ def _traced(config: str, name: str, targets: list[str], aliases: list[str], path
         architecture = hf_config.own_architecture(config, name, targets, aliases)
         if hf_config.own_code(config):
             note(
-                f"{config}: auto_map names code of its own; transformers' code is traced, which runs without "
+                f"{config}: auto_map names custom code; the code of transformers is traced instead, which runs without "
                 "trust_remote_code"
             )
         figures = hf_config.own_figures(architecture, _watched)

@@ -3,7 +3,7 @@
 FSDP gathers, frees and reduces units (each decoder layer, and the root: embeddings, final norm and head) where a unit
 begins or ends; the code in between is unchanged. So the bytes of a GPU at any moment are those of the same moment on a
 single GPU, with parameters and gradients replaced by those that FSDP holds at that point. The schedules below were
-read from traces of PyTorch's own wrappers and are tested against them (``make ground-truth``).
+read from traces of PyTorch's wrappers and are tested against them (``make ground-truth``).
 """
 
 from __future__ import annotations

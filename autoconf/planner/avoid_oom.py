@@ -34,7 +34,7 @@ def avoid_oom(
         models: folder of user versions; by default the one that the environment variable ``AUTOCONF_MODELS`` names.
 
     Returns:
-        For a ``Job`` a ``Recommendation``: the request if it fits, whatever ``max_gpus`` is; otherwise the next larger
+        For a ``Job`` a ``Recommendation``: the request if it fits, even beyond ``max_gpus``; otherwise the next larger
         number of GPUs that fits and splits evenly over workers. For a DataFrame its fields as columns.
 
     Raises:

@@ -1,7 +1,7 @@
 """Answer one job for a Kubernetes controller: ``python wrapper.py OUT MODEL METHOD GPU TOKENS BATCH VERSION``.
 
-The answer goes to the file OUT as JSON; its folder must be there. The exit code is 0 for whatever is so of the
-job, which "no recommendation" and bad input are, and 1 for a broken environment: then OUT says nothing of the job.
+The answer is written to the file OUT as JSON; its folder must exist. The exit code is 0 for any result about the job,
+including "no recommendation" and bad input, and 1 for a broken environment, when OUT has no result about the job.
 """
 
 from __future__ import annotations

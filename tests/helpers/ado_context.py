@@ -63,7 +63,7 @@ class AdoContext:
         return context
 
     def create_space(self, configuration: dict[str, Any]) -> str:
-        """Create a space with a sample store of its own.
+        """Create a space with a separate sample store.
 
         Args:
             configuration: What a space's YAML holds.

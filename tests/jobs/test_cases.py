@@ -117,6 +117,7 @@ def test_a_case_is_read(name: str, fields: dict) -> None:
         ("more/parsed_args.py", ["parsed_args.py:6 SFTConfig: max_length: cli.max_length", "--tokens-per-sample"]),
         ("more/assigned_twice.py", ["SFTConfig: per_device_train_batch_size: BATCH", "--per-device-train-batch-size"]),
         ("more/dpo_script.py", ["dpo_script.py:2 DPOConfig", "preference optimization"]),
+        ("more/unsloth_vision.py", ["unsloth_vision.py:1", "unsloth is not covered"]),
         ("more/kbit.py", ["prepare_model_for_kbit_training", "float32 norms"]),
         ("more/frozen.py", ["frozen.py:4 requires_grad"]),
         ("more/trainer.py", ["not certain: tokens_per_sample", "--tokens-per-sample"]),
@@ -157,6 +158,13 @@ def test_options_set_fields_that_a_script_lacks() -> None:
     assert answer["sharding"] == "fsdp2"
     answer = read("branch.sh", "--per-device-train-batch-size=4", "--tokens-per-sample=2048")
     assert answer["method"] == "lora"
+
+
+def test_a_launchers_config_that_is_not_certain_leaves_the_sharding_open() -> None:
+    job = ["--model-name=qwen2.5-7b", "--method=full", "--tokens-per-sample=2048", "--per-device-train-batch-size=2"]
+    result = run("cfgvar.sh", *job)
+    assert (result.exit_code, "--sharding" in result.stderr) == (2, True)
+    assert read("cfgvar.sh", *job, "--sharding=fsdp2")["sharding"] == "fsdp2"
 
 
 def test_assumptions_are_in_every_format_of_the_answer() -> None:

@@ -394,7 +394,7 @@ def test_a_setting_of_axolotl_that_is_not_covered_is_refused(read_text, tmp_path
         ('{"optim": "sgd", "optim": "adafactor"}', "job:1: the key 'optim' is repeated"),
         ("optim: &a {b: *a}\n", r"alias \*a is inside of what it refers to"),
         ("optim: 2024-99-99\n", "job:1 optim: '2024-99-99'"),
-        ("accelerate launch --new_flag train.py --optim sgd", "which script is launched cannot be told"),
+        ("accelerate launch --new_flag train.py --optim sgd", "the launched script is not certain"),
         ("trl sft --use_peft \\ # why\n--optim sgd", "--optim: an option without a command"),
         ("zero_optimization: {stage: 3}\n", "looks like a DeepSpeed config"),
         ("load_in_4bit: true\nuse_peft: false\n", "a 4-bit base without adapters"),

@@ -56,7 +56,7 @@ def test_a_length_is_read_as_bash_gives_it(fields, script: str) -> None:
         (f"L=1\nsource job.env\n{SFT} --max_length $L", r"\$L \(job.env may change it\)"),
         (f"{SFT} --max_length 8 $MORE", r"\$MORE \(not set in the file\) is not certain"),
         (f"{SFT} --config missing.yaml", "no such file"),
-        (f"{SFT} --config $C", "which file it is is not certain"),
+        (f"{SFT} --config $C", "the name of the file is not certain"),
     ],
 )
 def test_uncertain_values_are_named(fields, script: str, message: str) -> None:
@@ -77,8 +77,8 @@ def test_the_parser_of_trl_takes_any_option_that_is_unique(fields) -> None:
 
 def test_slurms_requests_are_shown(tmp_path: Path) -> None:
     (tmp_path / "run").write_text(f"#!/bin/bash\n#SBATCH --gres=gpu:4\n#SBATCH --nodes 2\nsrun {SFT}\n")
-    told = read_job([str(tmp_path / "run")], {}).read
-    assert any("4 GPUs per node" in line for line in told) and any("2 nodes" in line for line in told)
+    notes = read_job([str(tmp_path / "run")], {}).read
+    assert any("4 GPUs per node" in line for line in notes) and any("2 nodes" in line for line in notes)
 
 
 def test_characters_outside_ascii_do_not_end_the_process() -> None:

@@ -53,11 +53,11 @@ def traced(make: Callable, shapes: list[tuple[int, ...]], dtype: torch.dtype) ->
 @pytest.mark.parametrize("shapes", [SHAPES, [(900, 800)], [(5000,), (4000,)]])
 @pytest.mark.parametrize("optim", MAKERS)
 def test_the_bytes_of_an_optimizer_are_those_of_its_own_code(optim, shapes, dtype):
-    said = optimizer_bytes(optim, [Shape(shape, dtype.itemsize) for shape in shapes])
+    predicted = optimizer_bytes(optim, [Shape(shape, dtype.itemsize) for shape in shapes])
     states, step = traced(MAKERS[optim], shapes, dtype)
     # Scalars such as the step count, and Adafactor's temporary rows and columns, are excluded.
-    assert said.states == pytest.approx(states, abs=4 * len(shapes) + 4)
-    assert said.step == pytest.approx(step, rel=0.005, abs=4)
+    assert predicted.states == pytest.approx(states, abs=4 * len(shapes) + 4)
+    assert predicted.step == pytest.approx(step, rel=0.005, abs=4)
 
 
 def eight_bit_states(parameters: list[torch.nn.Parameter], embedding: torch.nn.Module | None = None) -> list[dict]:
@@ -77,8 +77,8 @@ def eight_bit_states(parameters: list[torch.nn.Parameter], embedding: torch.nn.M
 @pytest.mark.parametrize("shape", [(63, 65), (64, 64), (400, 256), (1000, 1024)])
 def test_8_bit_states_are_those_of_bitsandbytes(shape):
     (state,) = eight_bit_states([torch.nn.Parameter(torch.zeros(shape, dtype=torch.bfloat16))])
-    said = optimizer_bytes("adamw_bnb_8bit", [Shape(shape, 2)])
-    assert said.states == pytest.approx(sum(t.nbytes for t in state.values()), abs=8)
+    predicted = optimizer_bytes("adamw_bnb_8bit", [Shape(shape, 2)])
+    assert predicted.states == pytest.approx(sum(t.nbytes for t in state.values()), abs=8)
 
 
 @pytest.mark.parametrize(("shape", "leaves"), [((999, 100), False), ((1000, 100), True)])
@@ -86,8 +86,8 @@ def test_large_8_bit_states_are_paged_out_and_their_maxima_are_not(shape, leaves
     # Which buffers are paged is read in Optimizer8bit.get_state_buffer: managed memory needs a GPU.
     (state,) = eight_bit_states([torch.nn.Parameter(torch.zeros(shape, dtype=torch.bfloat16))])
     on_gpu = sum(t.nbytes for name, t in state.items() if not (leaves and name in ("state1", "state2")))
-    said = optimizer_bytes("paged_adamw_8bit", [Shape(shape, 2)])
-    assert said.states == pytest.approx(on_gpu, abs=8)
+    predicted = optimizer_bytes("paged_adamw_8bit", [Shape(shape, 2)])
+    assert predicted.states == pytest.approx(on_gpu, abs=8)
 
 
 def test_an_embedding_keeps_32_bit_states_as_the_trainer_asks():

@@ -90,7 +90,7 @@ def test_a_table_that_is_none_is_refused(runs):
     assert "line 2: batch_size: must be a whole number >= 1, got 'x'" in found.stderr
 
 
-# --- one run of each library environment, traced anew -----------------------------------------------------------------
+# --- one run of each library environment, traced again ----------------------------------------------------------------
 
 SAMPLE = sorted((files("autoconf.pipeline.validation") / "one_run_per_environment").iterdir())
 

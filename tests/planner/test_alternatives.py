@@ -197,7 +197,7 @@ def test_the_page_of_outputs_quotes_a_reason_as_it_is(job):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "suggested"),
     [
         (
             {"method": "full", "stack": "trl"},
@@ -220,7 +220,7 @@ def test_the_page_of_outputs_quotes_a_reason_as_it_is(job):
         ),
     ],
 )
-def test_changes_that_people_make_first_are_suggested(changes, told):
+def test_changes_that_people_make_first_are_suggested(changes, suggested):
     job = {
         "model_name": "qwen2.5-7b",
         "method": "lora",
@@ -229,7 +229,7 @@ def test_changes_that_people_make_first_are_suggested(changes, told):
         "batch_size": 8,
     }
     _, *named = recommend(Workload.parse(**{**job, **changes})).reason.split("; ")
-    assert [sentence for sentence in named if sentence in told] == told
+    assert [sentence for sentence in named if sentence in suggested] == suggested
 
 
 def test_a_supported_setting_is_suggested_if_it_removes_the_only_obstacle(job):
@@ -266,9 +266,9 @@ def test_a_change_of_the_stack_is_suggested_if_it_helps(predictor, job, field, v
     workload = Workload.parse(**large, **settings)
     columns = {name: [setting] for name, setting in dict(workload).items()}
     (found,) = remedies(KnowsOneMore(predictor, field, value), columns, OF_TABLES)
-    (told,) = [remedy for remedy in found if remedy.field == field]
-    assert (told.before, told.value) == (getattr(workload.training_stack(), field), value)
-    assert told.gpus * told.workers == 16
+    (suggested,) = [remedy for remedy in found if remedy.field == field]
+    assert (suggested.before, suggested.value) == (getattr(workload.training_stack(), field), value)
+    assert suggested.gpus * suggested.workers == 16
 
 
 @pytest.mark.long

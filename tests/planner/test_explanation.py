@@ -125,15 +125,17 @@ def that_help(fields: dict, below: int | None) -> list[tuple]:
     def of(field: str) -> list[tuple]:
         return [change for change in found if change[0] == field]
 
-    told = [change for change in found if change[0] not in (batch_field, "lora_r", "method", "max_gpus", "gpu_model")]
-    told += sorted(of(batch_field), key=lambda change: (abs(change[1] - batch), -change[1]))[:1]
-    told += of("lora_r")[-1:]
-    told += of("method")
-    told += [("max_gpus", gpus, gpus) for _, _, gpus in of("max_gpus") if below is None]
+    suggested = [
+        change for change in found if change[0] not in (batch_field, "lora_r", "method", "max_gpus", "gpu_model")
+    ]
+    suggested += sorted(of(batch_field), key=lambda change: (abs(change[1] - batch), -change[1]))[:1]
+    suggested += of("lora_r")[-1:]
+    suggested += of("method")
+    suggested += [("max_gpus", gpus, gpus) for _, _, gpus in of("max_gpus") if below is None]
     if types := of("gpu_model"):
         fewest = min(types, key=lambda change: (change[2], usable[change[1]]))
-        told += dict.fromkeys((fewest, min(types, key=lambda change: usable[change[1]])))
-    return told
+        suggested += dict.fromkeys((fewest, min(types, key=lambda change: usable[change[1]])))
+    return suggested
 
 
 @pytest.mark.long
@@ -166,10 +168,10 @@ def test_exactly_the_single_changes_that_help_are_suggested_cheapest_first(versi
     assert pairs > 5
 
 
-def check_sample(fields: dict, below: int | None, told: list[int]) -> None:
+def check_sample(fields: dict, below: int | None, suggested: list[int]) -> None:
     """The suggested sample is the longest that helps; none is suggested if none helps."""
     limit = {} if below is None else {"max_gpus": below - 1}
-    (longest,) = told or [0]
+    (longest,) = suggested or [0]
     assert longest < fields["tokens_per_sample"]
     if below != 1:
         tried = {

@@ -158,17 +158,17 @@ def test_the_ranking_has_the_recommendation_for_each_type_by_cost(version):
     assert sorted(ranking["gpu_model"]) == sorted(domain.gpus)
     expected = []
     for gpu in domain.gpus:
-        said = recommend(Workload(**job, gpu_model=gpu))
+        single = recommend(Workload(**job, gpu_model=gpu))
         row = ranking[ranking["gpu_model"] == gpu].iloc[0]
-        assert row["can_recommend"] == said.can_recommend
-        if said.can_recommend:
-            total = said.gpus * said.workers
-            assert (row["gpus"], row["workers"]) == (said.gpus, said.workers)
+        assert row["can_recommend"] == single.can_recommend
+        if single.can_recommend:
+            total = single.gpus * single.workers
+            assert (row["gpus"], row["workers"]) == (single.gpus, single.workers)
             cost = prices[gpu] * total if gpu in prices else np.inf
             assert row["cost_per_hour"] == pytest.approx(cost) or (cost == np.inf and pd.isna(row["cost_per_hour"]))
             expected.append((cost, total, gpu))
         else:
-            assert row["reason"] and said.reason.startswith(row["reason"])
+            assert row["reason"] and single.reason.startswith(row["reason"])
     assert ranking["gpu_model"].tolist()[: len(expected)] == [gpu for *_, gpu in sorted(expected)]
     best = cheapest_gpu(Job(**job))
     assert (best.gpu_model, best.rank) == (min(expected)[-1], 1)
@@ -279,11 +279,11 @@ def test_a_table_has_the_answer_of_each_of_its_jobs(ask):
     table = pd.DataFrame([job, *({**job, field: value} for field, value in changes.items())], index=[7, 7, 9])
     found = ask(table)
     assert found.index.tolist() == [7, 7, 9]
-    for row, said in zip(table.to_dict("records"), found.to_dict("records"), strict=True):
+    for row, single in zip(table.to_dict("records"), found.to_dict("records"), strict=True):
         count = row.pop("number_gpus")
         one = asdict(ask(Job(**row), number_gpus=count))
-        assert {name: None if pd.isna(value) else value for name, value in said.items()} == {
-            name: one[name] for name in said
+        assert {name: None if pd.isna(value) else value for name, value in single.items()} == {
+            name: one[name] for name in single
         }
     assert found["reason"].iloc[0] == "" and found["reason"].iloc[1]
     assert ask(table.iloc[:0]).dtypes.to_dict() == found.dtypes.to_dict()

@@ -293,7 +293,7 @@ def check(command: str, context: AdoContext) -> None:
                 known = importlib.util.find_spec(word) if word.startswith("autoconf.") else (ROOT / word).exists()
                 assert known, f"{command}: there is no {word}"
         case _:
-            raise AssertionError(f"{command}: nobody knows how to check {program}")
+            raise AssertionError(f"{command}: no check is known for {program}")
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=name)

@@ -315,7 +315,7 @@ def _subtitle(points: pd.DataFrame, panels_of: Sequence[str]) -> str:
         **{setting: f"{setting} {{}}" for setting in OF_STACK},
     }
     values = {setting: points[setting].iloc[0] for setting in words if setting in points and setting not in panels_of}
-    made_from = (values.get("model_version") or "").partition("+")[0]  # whose limits a version of a user's own has
+    made_from = (values.get("model_version") or "").partition("+")[0]  # a user version has the limits of this version
     if made_from in RELEASED:  # a version does not consider more GPUs than its limit
         values["max_gpus"] = min(values["max_gpus"], card(made_from).domain.max_gpus)
     if values.get("stack") == OPTIONAL["stack"]:

@@ -110,7 +110,7 @@ def launch_in_script(
     if len(found) > 1:
         lines = f" (lines {', '.join(str(launch.line) for launch in found)})" if first_line is not None else ""
         raise BadInput(
-            f"{place('')}: {len(found)} commands start a training{lines}; keep one in a file of its own for --job"
+            f"{place('')}: {len(found)} commands start a training{lines}; keep one in a separate file for --job"
         )
     if not found:
         return None
@@ -193,7 +193,7 @@ def _behind(program: str, words: Sequence[str]) -> list[str]:
 
 
 def _behind_dashes(words: Sequence[str]) -> list[str]:
-    """The command behind ``--``, which what stands before submits to another machine."""
+    """The command after ``--``, which the words before it submit to another machine."""
     for i, word in enumerate(words[:-1]):
         name = words[i + 1].rpartition("/")[2]
         if word == "--" and i and (name in _RUNNERS | _SHELLS | _LAUNCHERS or _is_python(name)):
@@ -206,7 +206,7 @@ def _is_python(program: str) -> bool:
 
 
 def _in_shell(words: Sequence[str], place: PlaceOf, variables: Mapping[str, str]) -> Launch | None:
-    """The training in ``bash -c "..."``, whatever other options come before."""
+    """The training in ``bash -c "..."``, after any other options."""
     for i, word in enumerate(words):
         if re.fullmatch(r"-[a-z]*c", word):
             script, *arguments = words[i + 1 :] or [""]
@@ -299,7 +299,7 @@ def _script_launch(launcher: str, rest: Sequence[str], place: PlaceOf) -> Launch
         if launcher == "python":
             return None
         unknown = next((f": {described(word)} is not certain" for word in rest if is_unknown(word)), "")
-        raise BadInput(f"{place(launcher)}: which script is launched cannot be told{unknown}; {NO_FILE}")
+        raise BadInput(f"{place(launcher)}: the launched script is not certain{unknown}; {NO_FILE}")
     name = script.removesuffix(".py").replace(".", "/")
     known = job_keys().frameworks.items()
     framework = next((f for f, trainer in known if any(_same_script(script, own) for own in trainer.scripts)), None)

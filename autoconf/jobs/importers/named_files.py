@@ -34,6 +34,7 @@ class Sources(NamedTuple):
         others: The settings of the other files of the job, which may include a missing file.
         missing: The options that would describe the job without any file; if empty, a missing file is not an error.
         unread: Collects the settings that name a missing file.
+        says_sharding: Whether an option gives the sharding.
     """
 
     path: str
@@ -41,6 +42,7 @@ class Sources(NamedTuple):
     others: Sequence[Setting]
     missing: Sequence[str]
     unread: list[Setting]
+    says_sharding: bool = False
 
 
 def with_named_files(found: Sequence[Setting], sources: Sources) -> list[Setting]:
@@ -63,14 +65,19 @@ def with_named_files(found: Sequence[Setting], sources: Sources) -> list[Setting
 
 def _named(setting: Setting, dialect: str, sources: Sources) -> list[Setting] | None:
     """The settings of a named file; ``None`` if the file is part of the trainer."""
-    name = setting.value
+    name, missing = setting.value, sources.missing
+    if dialect == "accelerate" and not sources.says_sharding:  # the launcher's config decides how GPUs share a model
+        missing = [*missing, "--sharding"]
     if is_unknown(name) or "$" in name:
-        if not sources.missing:
-            sources.unread.append(setting)
-            return []
         if any(other.dialect == dialect for other in sources.others):
             return []
-        raise BadInput(f"{setting.place}: {described(name)}: which file it is is not certain; give it by --job")
+        if not missing:
+            sources.unread.append(setting)
+            return []
+        raise BadInput(
+            f"{setting.place}: {described(name)}: the name of the file is not certain; "
+            f"give it by --job, or give {', '.join(missing)}"
+        )
     text, path = _text(name, sources)
     if text is not None:
         return _settings(text, path, dialect, setting)
@@ -79,12 +86,12 @@ def _named(setting: Setting, dialect: str, sources: Sources) -> list[Setting] | 
         return None
     if any(other.dialect in (dialect, "fsdp") for other in sources.others):
         return []
-    if not sources.missing:
+    if not missing:
         sources.unread.append(setting)
         return []
     raise BadInput(
         f"{setting.place}: {shortened(name)!r}: no such file next to {sources.path}; "
-        f"give it by --job, or give {', '.join(sources.missing)}"
+        f"give it by --job, or give {', '.join(missing)}"
     )
 
 

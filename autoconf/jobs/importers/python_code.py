@@ -105,6 +105,8 @@ class _Script:
         self.calls: dict[str, list[ast.Call]] = {}
         times: Counter[str] = Counter()
         for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom) and "unsloth" in ast.unparse(node):
+                raise BadInput(f"{Place(file, node.lineno, 'import')}: unsloth is not covered; {_NO_FILE}")
             if isinstance(node, ast.Call):
                 self.calls.setdefault(_name(node.func), []).append(node)
             elif isinstance(node, ast.Name | ast.Attribute):

@@ -64,7 +64,8 @@ def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
     missing = missing_options(options)
     for path, content in zip(paths, contents, strict=True):
         others = [setting for other in contents if other is not content for setting in other.settings]
-        found += with_named_files(content.settings, Sources(path, content.files, others, missing, unread))
+        sources = Sources(path, content.files, others, missing, unread, "sharding" in options)
+        found += with_named_files(content.settings, sources)
     commands = [command for content in contents for command in content.commands]
     if any(setting.dialect == "axolotl" for setting in unread):  # its command has no settings; all are in the config
         commands = [command for command in commands if command.framework != "axolotl"]

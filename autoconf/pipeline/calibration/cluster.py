@@ -282,7 +282,7 @@ class _Posterior:
 class _Judged:
     """Predictions about held-out runs, and the log probabilities of their outcomes; shape (runs,)."""
 
-    said: Booleans
+    predicted: Booleans
     scores: Floats
 
     def row(self, name: str, runs: pd.DataFrame) -> dict[str, Any]:
@@ -290,8 +290,8 @@ class _Judged:
         return {
             "held-out measured rows": name,
             "rows": len(runs),
-            "false positives": int((self.said & ~finished).sum()),
-            "false negatives": int((~self.said & finished).sum()),
+            "false positives": int((self.predicted & ~finished).sum()),
+            "false negatives": int((~self.predicted & finished).sum()),
             "log score": round(float(self.scores.mean()), 4),
         }
 
@@ -318,8 +318,8 @@ def _held_out(predictor: Predictor, measured: UserRuns, evidence: _Evidence) -> 
         learned = _said(predictor, measured, posterior.learned(evidence).reserve())
         after[unseen] = learned[unseen]
         of_factors = np.log(np.maximum(_marginal(posterior), 1e-300)) - np.logaddexp.reduce(known_peaks, axis=1)
-        for scored, said, log_factors in ((scores[0], before, same), (scores[1], learned, of_factors)):
-            scored[unseen] = _log_score(said, finished, unseen) + _peak_score(
+        for scored, predicted, log_factors in ((scores[0], before, same), (scores[1], learned, of_factors)):
+            scored[unseen] = _log_score(predicted, finished, unseen) + _peak_score(
                 evidence.peak_terms[unseen], log_factors[:, None] + known_peaks
             )
     return _Judged(before, scores[0]), _Judged(after, scores[1])
@@ -336,13 +336,13 @@ def _said(predictor: Predictor, measured: UserRuns, reserve: Reserve) -> Boolean
     return (asked["headroom_gib"].to_numpy() >= 0) & passing(measured.candidates)
 
 
-def _log_score(said: Booleans, finished: Booleans, unseen: Booleans) -> Floats:
+def _log_score(predicted: Booleans, finished: Booleans, unseen: Booleans) -> Floats:
     """Log scores of the outcomes of unseen runs, from how often known runs with the same decision finish."""
     chances = np.empty(2)
     for answer in (False, True):
-        known = finished[~unseen & (said == answer)]
+        known = finished[~unseen & (predicted == answer)]
         chances[int(answer)] = (known.sum() + 1) / (len(known) + 2)
-    chance = chances[said[unseen].astype(int)]
+    chance = chances[predicted[unseen].astype(int)]
     return np.log(np.where(finished[unseen], chance, 1 - chance))
 
 

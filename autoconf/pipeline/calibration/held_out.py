@@ -119,7 +119,7 @@ def more_features(virtual: int, weight: int) -> Callable[[Fold], Floats]:
     def probabilities(fold: Fold) -> Floats:
         reserve, generator = fold.learned.reserve(), np.random.default_rng(0)
 
-        def told(rows: pd.DataFrame) -> pd.DataFrame:
+        def with_more_features(rows: pd.DataFrame) -> pd.DataFrame:
             return features(rows, reserve).assign(
                 free_gib=free_gib(rows).to_numpy(),
                 activation_share=(rows["activations_gib"] / rows["usable_gib"]).to_numpy(),
@@ -130,7 +130,9 @@ def more_features(virtual: int, weight: int) -> Callable[[Fold], Floats]:
         drawn = virtual_rows(fold.learned, generator, virtual)
         drawn = drawn.assign(mixture_of_experts=generator.integers(0, 2, virtual))
         both = pd.concat([drawn, *[fold.known] * weight], ignore_index=True)
-        return _predictor(told(both).assign(**{LABEL: both[LABEL]}), monotone, told(fold.unseen))
+        return _predictor(
+            with_more_features(both).assign(**{LABEL: both[LABEL]}), monotone, with_more_features(fold.unseen)
+        )
 
     return probabilities
 
@@ -161,10 +163,10 @@ def _fold(split: str, name: str) -> Fold:
 def held_out(rule: DecisionRule, split: str) -> Floats:
     """The probability that a rule gives each real row, having learned from other tables or models alone."""
     rows = read_rows()
-    said = np.empty(len(rows))
+    predicted = np.empty(len(rows))
     for name in rows[split].unique():
-        said[(rows[split] == name).to_numpy()] = rule.probabilities(_fold(split, name))
-    return said
+        predicted[(rows[split] == name).to_numpy()] = rule.probabilities(_fold(split, name))
+    return predicted
 
 
 def side_by_side(rules: tuple[DecisionRule, ...] = RULES) -> list[dict[str, Any]]:
@@ -175,7 +177,7 @@ def side_by_side(rules: tuple[DecisionRule, ...] = RULES) -> list[dict[str, Any]
     for split, rule in itertools.product(_SPLITS, rules):
         probability = held_out(rule, split)
         loss = log_loss(rows[LABEL].to_numpy(), probability)
-        said = probability >= rule.threshold
+        predicted = probability >= rule.threshold
         true = rows[LABEL].to_numpy() == 1
         found.append(
             {
@@ -183,9 +185,9 @@ def side_by_side(rules: tuple[DecisionRule, ...] = RULES) -> list[dict[str, Any]
                 "way": rule.name,  # as the released cards call it
                 f"log loss, {len(rows)} runs": round(float(loss.mean()), 4),
                 f"log loss, the {near.sum()} near the reserve": round(float(loss[near].mean()), 3),
-                "failed, said to fit": int((said & ~true).sum()),
-                "finished, said not to": int((~said & true).sum()),
-                **beyond_need(rows, said),
+                "failed, said to fit": int((predicted & ~true).sum()),
+                "finished, said not to": int((~predicted & true).sum()),
+                **beyond_need(rows, predicted),
             }
         )
     return found
@@ -201,16 +203,16 @@ def log_loss(fits: Floats, probability: Floats) -> Floats:
     return -np.where(fits == 1, np.log(sure), np.log(1 - sure))
 
 
-def beyond_need(rows: pd.DataFrame, said: Booleans) -> dict[str, int]:
+def beyond_need(rows: pd.DataFrame, predicted: Booleans) -> dict[str, int]:
     """GPUs recommended beyond need, over jobs that ran on several numbers of GPUs and finished on one of them.
 
     A job needs the smallest number of GPUs on which it finished. Its recommendation is the smallest number, of those on
     which it ran, on which it is predicted to fit; without such a number it is refused.
     """
-    asked = rows.assign(said=said, tokens=rows["tokens_per_gpu"] * rows["number_gpus"])
+    asked = rows.assign(predicted=predicted, tokens=rows["tokens_per_gpu"] * rows["number_gpus"])
     extra = short = refused = 0
     for _, job in asked.groupby(_JOB):
-        finished, fitting = job.loc[job[LABEL] == 1, "number_gpus"], job.loc[job["said"], "number_gpus"]
+        finished, fitting = job.loc[job[LABEL] == 1, "number_gpus"], job.loc[job["predicted"], "number_gpus"]
         if job["number_gpus"].nunique() == 1 or finished.empty:
             continue
         if fitting.empty:

@@ -1,6 +1,6 @@
 """Replay jobs near the edge of a GPU's memory of which it is known whether they ran, and print a table.
 
-``python -m autoconf.pipeline.replay.known_runs`` takes a quarter of an hour on a laptop's core. Words select runs:
+``python -m autoconf.pipeline.replay.known_runs`` takes half an hour on a laptop's core. Words select runs:
 ``python -m autoconf.pipeline.replay.known_runs mistral lora`` replays those whose names have both.
 """
 
@@ -22,8 +22,6 @@ from autoconf.pipeline.replay.record import Batches, record
 from autoconf.pipeline.report import markdown
 from autoconf.pipeline.tracing.model_setup import Method, TrainingSetup
 
-A100_GIB = 79.15
-
 
 @dataclass(frozen=True)
 class KnownRun:
@@ -35,11 +33,13 @@ class KnownRun:
         method: of tuning.
         batches: of each GPU.
         ran: whether it ran to the end.
-        gpus: A100 with 80 GB.
+        gpus: how many.
         settings: of the stack; the rest is the reference stack.
         vocabulary: where it is not the model's own.
         allocated_gib: the most that torch.cuda.max_memory_allocated was; ``None`` where that was not told.
         in_use_gib: the most that nvidia-smi read, cache and context included.
+        usable_gib: of the GPU.
+        compute_capability: of the GPU, its first number.
     """
 
     name: str
@@ -52,6 +52,8 @@ class KnownRun:
     vocabulary: int | None = None
     allocated_gib: float | None = None
     in_use_gib: float | None = None
+    usable_gib: float = 79.15
+    compute_capability: int = 8
 
     @property
     def job(self) -> TrainingSetup:
@@ -78,6 +80,19 @@ _LORA = {
 _LIGER = {"mixed_precision": "bf16", "sharding": "fsdp1"}
 _LIGER_FSDP2 = {**_LIGER, "sharding": "fsdp2"}
 
+# The report has rank, targets and sizes; the rest is taken as LLaMA-Factory's defaults: adapters in float32 under bf16,
+# reentrant checkpoints.
+_FACTORY = {
+    "mixed_precision": "bf16",
+    "gradient_checkpointing": "reentrant",
+    "adapter_dtype": "float32",
+    "lora_r": 8,
+    "lora_targets": "all-linear",
+}
+_TRITON = {**_BENCHMARK, "kernels": ("fast_loss", "fast_rms_layernorm", "fast_rope_embeddings")}
+# simplescaling/s1, train/sft_multinode.sh: bf16 under FSDP1; parameters in float32.
+_S1 = {"torch_dtype": "float32", "mixed_precision": "bf16", "sharding": "fsdp1"}
+
 RUNS = (
     KnownRun("granite-3.1-8b full, 4,096 x 1, accumulation 2", "granite-3.1-8b-instruct", "full",
              Batches(1, 4096, 2), True),
@@ -103,14 +118,20 @@ RUNS = (
              settings=_LIGER_FSDP2, allocated_gib=66.9),
     KnownRun("Qwen2-7B, the same 512 x 48 under FSDP2", "qwen2.5-7b", "full", Batches(48, 512), False, 4,
              settings=_LIGER_FSDP2),
+    KnownRun("mistral-7b full, Triton kernels, 4,096 x 16", "mistral-7b-v0.1", "full", Batches(16, 4096), False,
+             settings=_TRITON, vocabulary=32001),
+    KnownRun("Llama-3-8B LoRA r 8 all-linear, 8,192 x 4", "llama3-8b", "lora", Batches(4, 8192), False,
+             settings=_FACTORY),
+    KnownRun("Qwen2.5-32B full, 16 H100, FSDP1, 20,000 x 1", "qwen2.5-32b", "full", Batches(1, 20000), True, 16,
+             settings=_S1, usable_gib=79.1, compute_capability=9),
 )  # fmt: skip
 
 
 def replayed(run: KnownRun) -> Verdict:
     """What the replay says of a run."""
     with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):
-        program = record(run.job, run.batches)
-    return judge(program, A100_GIB, overhead_gib(run.gpus))[0]
+        program = record(run.job, run.batches, compute_capability=run.compute_capability)
+    return judge(program, run.usable_gib, overhead_gib(run.gpus))[0]
 
 
 def row(run: KnownRun, found: Verdict) -> dict[str, Any]:

@@ -150,7 +150,7 @@ class ProgramRecorder(Recorder):
 
     def _place(self, op: str) -> int:
         part, module = self.part, self._modules[-1] if self._modules else ""
-        place = Place(self.when, _told(part), module, op)
+        place = Place(self.when, _part_name(part), module, op)
         return self._places.setdefault(place, len(self._places))
 
     @contextmanager
@@ -176,10 +176,10 @@ class ProgramRecorder(Recorder):
 _PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm")
 
 
-def _told(part: Part) -> str:
+def _part_name(part: Part) -> str:
     """The name of a part in messages.
 
-    >>> _told(Part("layer", 3, backward=True)), _told(EMBEDDING)
+    >>> _part_name(Part("layer", 3, backward=True)), _part_name(EMBEDDING)
     ('layer 3 backward', 'embedding')
     """
     where = f"layer {part.layer}" if part.segment == "layer" else part.segment
@@ -193,7 +193,7 @@ def record(
     updates: int = UPDATES,
     layers: int | None = None,
     compute_capability: int = 8,
-    told: Callable[[str], None] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Program:
     """Record the allocations and releases of a job on its first GPU.
 
@@ -203,13 +203,13 @@ def record(
         updates: number of optimizer steps.
         layers: depth of a short model; ``None`` for the whole model.
         compute_capability: major compute capability of the GPU: 8 for an A100 or L40S, 9 for an H100.
-        told: a function that is called with progress messages.
+        report: a function that is called with progress messages.
 
     Raises:
         TraceError: the job cannot be recorded: an optimizer that is not PyTorch's own, or DDP on several GPUs.
     """
     check_recordable(job)
-    told("building the model")
+    report("building the model")
     recorder = ProgramRecorder(CUBLAS_WORKSPACE[compute_capability])
     with (
         first_rank(job, layers) as rank,
@@ -226,7 +226,7 @@ def record(
             recorder.modules_of(rank.model),
         ):
             for update in range(updates):
-                told(f"step {update + 1} of {updates}")
+                report(f"step {update + 1} of {updates}")
                 recorder.when = f"step {update + 1}"
                 _update(rank, optimizer, batches, recorder)
             return recorder.program

@@ -18,7 +18,7 @@ from autoconf.jobs.stack import Stack
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.tracing.first_rank import first_rank
 from autoconf.pipeline.tracing.model_setup import TrainingSetup, build_model
-from autoconf.pipeline.tracing.recorder import LOSS, SAMPLES, Change, Part, Recorder, TraceError, parts
+from autoconf.pipeline.tracing.recorder import LOSS, SAMPLES, Part, Recorder, SizeChange, TraceError, parts
 
 # Tokens of a sample: a prime; (TOKENS - 1) / 2, half of the tokens that losses keep, is a prime as well.
 TOKENS = 2039
@@ -116,7 +116,7 @@ def trace(job: TrainingSetup, layers: Sequence[str], rank: int) -> Storages:
     return _storages(changes, gradients, rank)
 
 
-def _storages(changes: Sequence[Change], gradients: dict[int, int], rank: int) -> Storages:
+def _storages(changes: Sequence[SizeChange], gradients: dict[int, int], rank: int) -> Storages:
     """Convert a log of changes to storages.
 
     Args:
@@ -124,7 +124,7 @@ def _storages(changes: Sequence[Change], gradients: dict[int, int], rank: int) -
         gradients: the layer (-1: the rest of the model) of each storage that is a parameter's gradient.
         rank: rank of adapters.
     """
-    created: dict[int, Change] = {}  # in order: the index of a storage is the moment at which it was created
+    created: dict[int, SizeChange] = {}  # in order: the index of a storage is the moment at which it was created
     dead: dict[int, int] = {}
     for change in changes:
         if change.nbytes > 0:

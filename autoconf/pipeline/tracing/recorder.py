@@ -40,7 +40,7 @@ class Part(NamedTuple):
 EMBEDDING, HEAD, LOSS, TAIL = Part("embedding"), Part("head"), Part("head", backward=True), Part("tail", backward=True)
 
 
-class Change(NamedTuple):
+class SizeChange(NamedTuple):
     """A storage that was created, grew, shrank or was released."""
 
     storage: int  # number of the storage, in the order of first appearance
@@ -63,7 +63,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.tokens = tokens
         self.part = EMBEDDING
-        self.changes: list[Change] = []
+        self.changes: list[SizeChange] = []
         self.live = 0
         self._numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._sizes: list[int] = []
@@ -106,7 +106,7 @@ class Recorder(TorchDispatchMode):
         if grown:
             self._sizes[number] = nbytes
             self.live += grown
-            self.changes.append(Change(number, self.part, op, grown, itemsize, self.live))
+            self.changes.append(SizeChange(number, self.part, op, grown, itemsize, self.live))
 
     @contextmanager
     def resizes(self) -> Iterator[None]:
