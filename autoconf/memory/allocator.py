@@ -18,45 +18,8 @@ from collections.abc import Iterator
 
 from autoconf.memory.allocator_blocks import Block, ExpandableSegment, Pool, can_grow_to, merge
 from autoconf.memory.allocator_settings import AllocatorSettings
+from autoconf.memory.allocator_sizes import MIN_BLOCK, SMALL_SEGMENT, SMALL_SIZE, allocation_size, rounded, up
 from autoconf.memory.out_of_memory import OutOfMemory
-
-MIN_BLOCK = 512  # kMinBlockSize: all sizes are multiples of it
-SMALL_SIZE = 2**20  # kSmallSize: the largest allocation of the small pool
-SMALL_SEGMENT = 2 * 2**20  # kSmallBuffer: segments of the small pool
-MIN_LARGE = 10 * 2**20  # kMinLargeAlloc: from this size on a segment is as large as its first block
-ROUND_LARGE = 2 * 2**20  # kRoundLarge: rounded up to a multiple of this
-
-
-def allocation_size(size: int, large_segment_size: int = 20 * 2**20) -> int:
-    """Bytes of the segment requested from ``cudaMalloc``: ``get_allocation_size``.
-
-    >>> [allocation_size(mib * 2**20) // 2**20 for mib in (1, 2, 9, 10, 11)]
-    [2, 20, 20, 10, 12]
-    """
-    if size <= SMALL_SIZE:
-        return SMALL_SEGMENT
-    if size < MIN_LARGE:
-        return large_segment_size
-    return _up(size, ROUND_LARGE)
-
-
-def rounded(nbytes: int, settings: AllocatorSettings) -> int:
-    """Bytes of the block for a request: ``round_size`` and ``roundup_power2_next_division``.
-
-    >>> rounded(1, AllocatorSettings()), rounded(1025, AllocatorSettings())
-    (512, 1536)
-    """
-    if nbytes < MIN_BLOCK:
-        return MIN_BLOCK
-    interval = min(max(nbytes.bit_length() - 1 - 20, 0), len(settings.roundup_power2_divisions) - 1)
-    divisions = settings.roundup_power2_divisions[interval]
-    if divisions > 1 and nbytes > MIN_BLOCK * divisions and nbytes & (nbytes - 1):
-        return _up(nbytes, (1 << (nbytes.bit_length() - 1)) // divisions)
-    return _up(nbytes, MIN_BLOCK)
-
-
-def _up(size: int, multiple: int) -> int:
-    return (size + multiple - 1) // multiple * multiple
 
 
 class Allocator:
@@ -347,7 +310,7 @@ class Allocator:
         page = SMALL_SEGMENT if pool.is_small else self.settings.large_segment_size
         # ExpandableSegment::ExpandableSegment: addresses for 1 1/8 of the GPU.
         total = self.total if self.total is not None else 2**50
-        length = _up(max(total + total // 8, size), page)
+        length = up(max(total + total // 8, size), page)
         segment = ExpandableSegment(self._addresses(length), length, page)
         block = Block(pool, stream, segment.address, length, segment)
         block.mapped = False
@@ -357,7 +320,7 @@ class Allocator:
     def _map(self, block: Block, size: int) -> bool:
         """Map the first bytes of an unmapped block, in whole pages: ``map_block``."""
         assert block.segment is not None
-        size = _up(size, block.segment.page)
+        size = up(size, block.segment.page)
         if not self._has_room(size):
             return False
         block.pool.remove(block)
@@ -378,7 +341,7 @@ class Allocator:
         """Unmap the whole pages of a free block: ``unmap_block`` and ``release_expandable_segment``."""
         segment, pool = block.segment, block.pool
         assert segment is not None
-        start = segment.address + _up(block.address - segment.address, segment.page)
+        start = segment.address + up(block.address - segment.address, segment.page)
         end = segment.address + (block.address + block.size - segment.address) // segment.page * segment.page
         if start >= end:
             return

@@ -44,7 +44,7 @@ class Lock:
 
 # Acquired in this order: loading a version may predict.
 LOADING = Lock()  # held while a version is loaded, rebuilt or recorded, and its libraries are imported
-PREDICTING = Lock()  # held while AutoGluon predicts, and the process's number of OpenMP threads is limited
+PREDICTING = Lock()  # held while AutoGluon predicts with a limited number of OpenMP threads, or pyarrow reads profiles
 
 
 _held: list[Lock] = []  # the locks that the forking thread holds

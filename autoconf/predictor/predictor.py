@@ -65,7 +65,8 @@ class Predictor:
         Raises:
             Unsupported: the version has no memory profile for it.
         """
-        return self.memory.row(model, method, stack)
+        with PREDICTING:  # pyarrow reads profiles when they are first needed, and holds locks of its own meanwhile
+            return self.memory.row(model, method, stack)
 
     def probabilities(self, table: pd.DataFrame) -> Floats:
         """Predicted probability of fitting for a table of ``features``, shape (rows,).

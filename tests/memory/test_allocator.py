@@ -11,9 +11,10 @@ from itertools import pairwise
 
 import pytest
 
-from autoconf.memory.allocator import Allocator, allocation_size, rounded
+from autoconf.memory.allocator import Allocator
 from autoconf.memory.allocator_blocks import Block
 from autoconf.memory.allocator_settings import MIB, AllocatorSettings
+from autoconf.memory.allocator_sizes import allocation_size, rounded
 from autoconf.memory.out_of_memory import OutOfMemory
 
 KIB = 1024

@@ -9,7 +9,11 @@ import time
 
 import pytest
 
+from autoconf.jobs.stack import Stack
+from autoconf.memory.model import StackMemory
+from autoconf.predictor import registry
 from autoconf.predictor.locks import LOADING, PREDICTING
+from autoconf.predictor.predictor import Predictor
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -149,3 +153,31 @@ def test_children_forked_wherever_a_thread_is_before_its_first_answer_answer(roa
     command = [sys.executable, "-W", "ignore", "-c", _FORK_WHEREVER_A_THREAD_IS, road]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert re.fullmatch(r"\{0: [3-9]\d\}\n", done.stdout), done.stdout + done.stderr[-2000:]
+
+
+class SlowlyRead(StackMemory):
+    """Profiles whose first read takes long: pyarrow holds locks of its own meanwhile, which no child may inherit."""
+
+    def __init__(self, memory: StackMemory) -> None:
+        super().__init__(memory.table)
+        self.reading = threading.Event()
+
+    def row(self, model: str, method: str, stack: Stack) -> int:
+        self.reading.set()
+        time.sleep(0.3)
+        return super().row(model, method, stack)
+
+
+def test_who_forks_waits_for_a_thread_that_reads_profiles():
+    released = registry.load("2.0.0")
+    memory = SlowlyRead(released.memory)
+    thread = threading.Thread(target=Predictor(released.card, memory, None).row, args=("llama-7b", "lora", Stack()))
+    thread.start()
+    memory.reading.wait()
+    started = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    assert time.monotonic() - started >= 0.15
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    thread.join()
