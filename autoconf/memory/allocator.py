@@ -4,8 +4,9 @@ A job needs more than its peak of allocated memory, because the allocator hands 
 segments from ``cudaMalloc``, caches freed ones, and cannot release a segment with a part in
 use. All of that follows from the order and the sizes of allocations, by the rules below.
 
-Source: torch 2.13.0 (commit cf30153c4c131c8164ee7798e5022d810682e2cb), c10/cuda/CUDACachingAllocator.cpp, class
-``DeviceCachingAllocator``. Rules name its functions; constants are those of c10/core/AllocatorConfig.h, lines 17 to 26.
+Source: c10/cuda/CUDACachingAllocator.cpp of PyTorch, class ``DeviceCachingAllocator``. Rules name its functions. They were
+read in a copy of that file that names no release and may be older than 2.13.0; a wheel has no copy. Constants and
+settings are those of torch 2.13.0's own headers (c10/core/AllocatorConfig.h, lines 17 to 26).
 Not included: private pools (CUDA graphs, ``torch.cuda.MemPool``) and sharing between processes. Addresses of
 segments are unknown; here each is above all earlier ones, which matters only between free blocks of the same size.
 """
