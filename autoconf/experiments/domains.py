@@ -25,9 +25,8 @@ _RANKS = [2**exponent for exponent in range(11)]  # usual ranks; any whole numbe
 def property_domain(field: str) -> PropertyDomain:
     """The domain of a field of a job, or of an argument of a query.
 
-    Names are open categories: an unlisted value may be another spelling or a user version, or its answer is that the
-    job is outside the version's domain. A rank is open too, as it may be empty. Settings are categories. Numbers are
-    whole.
+    Names and settings are open categories: an unlisted value may be another spelling, be empty, or name a user version,
+    or its answer is that the job is outside the version's domain. Numbers are whole.
 
     >>> property_domain("loss").values, property_domain("batch_size").interval
     (['', 'full', 'chunked'], 1)
@@ -36,9 +35,7 @@ def property_domain(field: str) -> PropertyDomain:
         return PropertyDomain(
             variableType=VariableTypeEnum.DISCRETE_VARIABLE_TYPE, interval=1, domainRange=[1, _LARGEST + 1]
         )
-    is_open = field in NAMES or field == "lora_r"
-    kind = VariableTypeEnum.OPEN_CATEGORICAL_VARIABLE_TYPE if is_open else VariableTypeEnum.CATEGORICAL_VARIABLE_TYPE
-    return PropertyDomain(variableType=kind, values=_values(field))
+    return PropertyDomain(variableType=VariableTypeEnum.OPEN_CATEGORICAL_VARIABLE_TYPE, values=_values(field))
 
 
 def _values(field: str) -> list[Any]:
@@ -49,8 +46,7 @@ def _values(field: str) -> list[Any]:
         return [False, True]
     if field == "lora_r":
         return ["", *_RANKS]
-    named = choices(field)
-    return [*([""] if field in SETTINGS else []), *named, *([False] if "no" in named else [])]  # YAML's no is False
+    return [*([""] if field in SETTINGS else []), *choices(field)]
 
 
 @cache

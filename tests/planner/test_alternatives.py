@@ -141,7 +141,7 @@ def test_the_readme_of_the_sweep_says_how_many_a_change_helps(sweep):
     larger, smaller = (batch > no["batch_size"]).sum(), (batch < no["batch_size"]).sum()
     text = " ".join((SWEEP / "README.md").read_text(encoding="utf-8").split())
     assert f"{len(sweep) - len(no):,} of the {len(sweep):,} jobs get a recommendation" in text
-    assert f"Of the {len(no):,} jobs without a recommendation {(one_step | batch.notna()).sum()} get one" in text
+    assert f"Of the {len(no):,} jobs without a recommendation, {(one_step | batch.notna()).sum()} get one" in text
     assert (
         f"{larger} by a larger batch, which more GPUs divide, {smaller} by a smaller one, {one_step.sum()} by" in text
     )
