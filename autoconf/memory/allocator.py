@@ -4,8 +4,8 @@ A job needs more than its peak of allocated memory, because the allocator hands 
 segments from ``cudaMalloc``, caches freed ones, and cannot release a segment with a part in
 use. All of that follows from the order and the sizes of allocations, by the rules below.
 
-Source: PyTorch's c10/cuda/CUDACachingAllocator.cpp, class ``DeviceCachingAllocator``. Rules name its functions. They were
-read in a copy of that file that names no release and may be older than 2.13.0; a wheel has no copy. Constants and
+Source: PyTorch's c10/cuda/CUDACachingAllocator.cpp, class ``DeviceCachingAllocator``. Rules name its functions. They
+were read in a copy of that file that names no release and may be older than 2.13.0; a wheel has no copy. Constants and
 settings are those of torch 2.13.0's own headers (c10/core/AllocatorConfig.h, lines 17 to 26).
 Not included: private pools (CUDA graphs, ``torch.cuda.MemPool``) and sharing between processes. Addresses of
 segments are unknown; here each is above all earlier ones, which matters only between free blocks of the same size.
