@@ -100,6 +100,8 @@ def run() -> None:
         app()
     except OSError as error:  # raised by typer's own output, such as help on a full disk
         typer.secho(f"ado-autoconf: {error}", err=True, fg="red")
+        # The rest of the buffer cannot be written either; at the end Python would try, and exit with 120.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
 
 

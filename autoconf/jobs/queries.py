@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -27,7 +27,7 @@ NOTES = "notes"  # the last column of answers, if there are any notes
 ARGUMENTS = {NUMBER_GPUS: "GPUs of the job, over all workers; a whole number >= 1"}
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Query:
     """The fields of the jobs that a query is about, and the columns of its answers.
 
@@ -41,35 +41,32 @@ class Query:
     arguments: tuple[str, ...] = ()  # numbers that the query needs besides the fields of a job
     max_gpus: int = 8  # default of the jobs' ``max_gpus``
 
-    # Not cached: functools.cached_property locks before Python 3.12, and a child forked meanwhile would wait forever.
-    @property
-    def answered(self) -> tuple[str, ...]:
-        """The job's fields that the query answers; a job must omit them."""
-        return tuple(field for field in self.answers if field in Workload.model_fields)
+    # Computed when a query is made: functools.cached_property locks before Python 3.12, and a child forked meanwhile
+    # would wait forever.
+    # The job's fields that the query answers; a job must omit them.
+    answered: tuple[str, ...] = dataclasses.field(init=False, repr=False, compare=False)
+    # Every field of a job, and the arguments, in order.
+    all_fields: tuple[str, ...] = dataclasses.field(init=False, repr=False, compare=False)
+    # Those of them that affect the answer.
+    fields: tuple[str, ...] = dataclasses.field(init=False, repr=False, compare=False)
+    # The fields and arguments that every job needs, apart from its batch.
+    required: tuple[str, ...] = dataclasses.field(init=False, repr=False, compare=False)
+    # The fields that a job may omit, with their defaults.
+    optional: dict[str, Any] = dataclasses.field(init=False, repr=False, compare=False)
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The fields and arguments that affect the answer, in order."""
-        without = {*self.answered, *BATCHES} - {*self.batches}
+    def __post_init__(self) -> None:
+        answered = tuple(name for name in self.answers if name in Workload.model_fields)
+        without = {*answered, *BATCHES} - {*self.batches}
         if "workers" not in self.answers:
             without |= {"gpus_per_worker", "max_gpus", "even_layouts"}
-        return tuple(field for field in self.all_fields if field not in without)
-
-    @property
-    def all_fields(self) -> tuple[str, ...]:
-        """Every field of a job, and the arguments, in order."""
-        return (*Workload.model_fields, *self.arguments)
-
-    @property
-    def required(self) -> tuple[str, ...]:
-        """The fields and arguments that every job needs, apart from its batch."""
-        answered = self.answered
-        return (*(field for field in REQUIRED if field not in answered), *self.arguments)
-
-    @property
-    def optional(self) -> dict[str, Any]:
-        """The fields that a job may omit, with their defaults."""
-        return {**OPTIONAL, "max_gpus": self.max_gpus, **dict.fromkeys(self.answered)}
+        all_fields = (*Workload.model_fields, *self.arguments)
+        vars(self).update(
+            answered=answered,
+            all_fields=all_fields,
+            fields=tuple(name for name in all_fields if name not in without),
+            required=(*(name for name in REQUIRED if name not in answered), *self.arguments),
+            optional={**OPTIONAL, "max_gpus": self.max_gpus, **dict.fromkeys(answered)},
+        )
 
     def reader(self, field: str) -> Callable[[Any], Any]:
         """The function that reads values of a field or an argument."""

@@ -15,6 +15,7 @@ from autoconf.cli.ask import CHUNK
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a line of bash, in which $A is the command; the exit code is that of the line's first command."""
     environment = {**os.environ, "A": COMMAND, "FORCE_COLOR": "1", "LC_ALL": "C"}
+    environment.pop("PYTHONUNBUFFERED", None)  # what remains in a buffer at the end can fail, too
     line = f"{command}; exit ${{PIPESTATUS[0]}}"
     return subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, text=True, env=environment)
 
