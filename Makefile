@@ -24,8 +24,9 @@ run: $(VENV)/installed  ## create the environment and answer the first example
 	@awk '$$1 ~ /^(can_recommend|gpus|workers)$$/ { answer = answer (answer ? ", " : "") $$1 " " $$2 } \
 	  END { print answer ? answer : "no answer"; exit !answer }' $(VENV)/answer.txt
 
+# Three processes on two cores: tests of ado and Ray wait most of their time.
 test: lint  ## create the environment and run lint and all tests except slow ones
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow"
 
 test-fast: $(VENV)/installed  ## short tests that need neither PyTorch nor Ray
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not torch and not ray and not slow and not long"
