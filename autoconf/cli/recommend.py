@@ -40,9 +40,8 @@ def recommend_command(
             "--job",
             metavar="FILE",
             show_default=False,
-            help="Read one job from a PyTorchJob or TrainJob, a shell or Slurm script, a Python script or notebook, "
-            "arguments of TRL or the Trainer, or a config of accelerate, axolotl or LLaMA-Factory; several files form "
-            "one job, and options override files.",
+            help="Read one job from a PyTorchJob or TrainJob, a shell or Python script, arguments of TRL or the "
+            "Trainer, or a config of accelerate, axolotl or LLaMA-Factory; several files form one job; options win.",
         ),
     ] = None,
     patch: Annotated[

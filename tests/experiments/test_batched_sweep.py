@@ -125,6 +125,7 @@ def measurements(context: AdoContext, space: str) -> pd.DataFrame:
     )
 
 
+@pytest.mark.slow
 def test_sweep_gives_the_table_of_random_walk(context: AdoContext, swept_space: str) -> None:
     walked = context.create_space(space_of("multiply", "add", "double"))
     sampler = {"samplerType": "generator", "mode": "sequential"}
@@ -144,8 +145,8 @@ FEW = {
 
 @pytest.mark.parametrize(
     ("file", "operation_file", "points"),
-    [("space.yaml", "operation.yaml", 12), ("space.yaml", "operation-batched.yaml", 12),
-     ("stacks.yaml", "operation-batched.yaml", 16)],
+    [pytest.param("space.yaml", "operation.yaml", 12, marks=pytest.mark.slow),
+     ("space.yaml", "operation-batched.yaml", 12), ("stacks.yaml", "operation-batched.yaml", 16)],
 )  # fmt: skip
 def test_the_examples_give_the_answers_of_direct_calls(
     context: AdoContext, file: str, operation_file: str, points: int
