@@ -117,7 +117,7 @@ def estimate_command(
     """Estimate whether a job fits on a number of GPUs, with which probability, and the memory by part.
 
     A table of jobs has the column number_gpus. The appended columns are fits (0 or 1), probability, in GiB the peak,
-    the needed memory with its parts, the usable memory and the headroom, and the reason if there is no estimate.
+    the needed memory with its parts, the usable memory and the headroom, and the reason if AutoConf cannot estimate.
 
     With --replay the job's training code runs on tensors without memory, and PyTorch's allocator is replayed. The
     output is the reserved memory, the smallest capacity on which the job runs, and the module and op that fail below.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     AVOID_OOM,
     "Confirms the requested number of GPUs if a tuning job fits on it, or else recommends the next larger number on "
     "which it fits with the same per_device_train_batch_size. Outputs: can_recommend (1, or 0), gpus (per worker) and "
-    "workers, or the reason why there is no recommendation. A recommended larger number splits evenly over workers and "
+    "workers, or the reason why no request fits. A larger number that is recommended divides evenly over workers and "
     "is at most max_gpus; a request that fits is confirmed even if it is larger than max_gpus.",
 )
 def avoid_oom_recommender(job: Job, number_gpus: int, models: ModelsFolder = None) -> Recommendation:
@@ -140,7 +140,7 @@ def gpu_model_recommender(job: Job, models: ModelsFolder = None) -> GpuModel:
     "Estimates whether a tuning job fits on a number of GPUs, with which probability, and the memory of each GPU by "
     "part. Outputs: fits (1 or 0), probability (of fitting), and in GiB peak_memory_gib, needed_memory_gib, which is "
     "the sum of the parts (weights, gradients, optimizer, gathered, activations, reserve), usable_memory_gib of the "
-    "GPU, and headroom_gib between the two; or the reason why there is no estimate.",
+    "GPU, and headroom_gib between the two; or the reason why AutoConf cannot estimate.",
 )
 def memory_estimator(job: Job, number_gpus: int, models: ModelsFolder = None) -> Estimate:
     """Estimate the memory of a tuning job on each of a number of GPUs, and whether it fits.
@@ -150,7 +150,7 @@ def memory_estimator(job: Job, number_gpus: int, models: ModelsFolder = None) ->
         number_gpus: GPUs in total, >= 1; must divide ``batch_size``.
 
     Returns:
-        The fields of ``autoconf.Estimate``; only the ``reason`` if there is no estimate.
+        The fields of ``autoconf.Estimate``; only the ``reason`` if AutoConf cannot estimate.
 
     Raises:
         ValueError: a value can never be right, or settings exclude each other; the message names the field or both.

@@ -98,7 +98,7 @@ def _draw(axes: Axes, verdict: Verdict, drawn: Timeline) -> None:
 def _name_steps(axes: Axes, drawn: Timeline) -> None:
     for _, start in drawn.steps[1:]:
         axes.axvline(start, color=FAINT, linewidth=0.6, alpha=0.5)
-    named = [(name, start) for name, start in drawn.steps if name != "loading"]  # of which there is no room to speak
+    named = [(name, start) for name, start in drawn.steps if name != "loading"]  # too narrow for a label
     axes.set_xticks([start for _, start in named], [name for name, _ in named], ha="left")
     axes.tick_params(length=0, pad=3, labelsize=8, labelcolor=FAINT)
     for side in axes.spines.values():
