@@ -4,9 +4,10 @@ A job needs more than its peak of allocated memory, because the allocator hands 
 segments from ``cudaMalloc``, caches freed ones, and cannot release a segment with a part in
 use. All of that follows from the order and the sizes of allocations, by the rules below.
 
-Source: PyTorch's c10/cuda/CUDACachingAllocator.cpp, class ``DeviceCachingAllocator``. Rules name its functions. They
-were read in a copy of that file that names no release and may be older than 2.13.0; a wheel has no copy. Constants and
-settings are those of torch 2.13.0's own headers (c10/core/AllocatorConfig.h, lines 17 to 26).
+Source: PyTorch's c10/cuda/CUDACachingAllocator.cpp, class ``DeviceCachingAllocator``. Rules name its functions, with
+their lines in release 2.6.0 (commit 1eba9b3aa3c43f86f4a2c807ac8e12c4a7767340), the newest release whose source was at
+hand. docs/how-it-works/allocator.md has all of them in a table, and what later versions changed. Constants and settings
+are those of torch 2.13.0's own headers (c10/core/AllocatorConfig.h, lines 17 to 26).
 Not included: private pools (CUDA graphs, ``torch.cuda.MemPool``) and sharing between processes. Addresses of
 segments are unknown; here each is above all earlier ones, which matters only between free blocks of the same size.
 """
@@ -63,7 +64,7 @@ class Allocator:
     # --- interface of programs ----------------------------------------------------------------------------------------
 
     def malloc(self, nbytes: int, stream: int = 0) -> Block:
-        """Allocate: ``DeviceCachingAllocator::malloc``.
+        """Allocate: ``malloc``, 1185-1369.
 
         Args:
             nbytes: bytes, at least 1; PyTorch never requests 0 bytes.
@@ -93,7 +94,10 @@ class Allocator:
         return self._hand_out(block, size)
 
     def free(self, block: Block) -> None:
-        """Free a block; if other streams used it, only after they have caught up: ``free`` and ``insert_events``."""
+        """Free a block; if other streams used it, only after they have caught up.
+
+        ``free``, 1469-1523, and ``insert_events``, 3139-3156.
+        """
         if not block.allocated:
             raise ValueError("the block is not allocated")
         block.allocated = False
@@ -108,7 +112,7 @@ class Allocator:
         block.used_on = set()
 
     def record_stream(self, block: Block, stream: int) -> None:
-        """Record that another stream uses a block: ``recordStream``, that is, ``Tensor.record_stream``."""
+        """Record that another stream uses a block: ``recordStream``, 1569-1580, that is, ``Tensor.record_stream``."""
         if stream != block.stream:
             block.used_on.add(stream)
 
@@ -129,9 +133,10 @@ class Allocator:
         self.reach({stream: self._recorded.get(stream, 0)})
 
     def empty_cache(self) -> None:
-        """Wait for all streams, and release all segments that are completely free: ``release_cached_blocks``.
+        """Wait for all streams, and release all segments that are completely free.
 
-        ``torch.cuda.empty_cache`` and a failed ``cudaMalloc`` do the same.
+        ``release_cached_blocks``, 2859-2905, and ``release_blocks``, 3045-3069. ``torch.cuda.empty_cache`` and a failed
+        ``cudaMalloc`` do the same.
         """
         self.reach(self._recorded)
         self._process_events()
@@ -158,7 +163,7 @@ class Allocator:
     # --- existing blocks ----------------------------------------------------------------------------------------------
 
     def _process_events(self) -> None:
-        """Return blocks whose events have completed to their pools: ``process_events``."""
+        """Return blocks whose events have completed to their pools: ``process_events``, 3177-3218."""
         for stream, waiting in self._events.items():
             while waiting and self._taken.get(stream, 0) < self._reached.get(stream, 0):
                 self._taken[stream] = self._taken.get(stream, 0) + 1
@@ -168,7 +173,7 @@ class Allocator:
                     self._return(block)
 
     def _cached(self, pool: Pool, size: int, stream: int) -> Block | None:
-        """Take the smallest free block of the stream that is large enough: ``get_free_block``."""
+        """Take the smallest free block of the stream that is large enough: ``get_free_block``, 2560-2618."""
         if self._collects:
             pool.searches += 1
         free = pool.free.get(stream, [])
@@ -190,7 +195,7 @@ class Allocator:
         return block
 
     def _hand_out(self, block: Block, size: int) -> Block:
-        """Split off the unneeded rest of a block: ``should_split`` and ``alloc_found_block``."""
+        """Split off the unneeded rest: ``should_split``, 2540-2548, and ``alloc_found_block``, 1371-1467."""
         remaining = block.size - size
         if block.pool.is_small or self.settings.expandable_segments:
             splits = remaining >= MIN_BLOCK
@@ -209,7 +214,7 @@ class Allocator:
         return block
 
     def _return(self, block: Block) -> None:
-        """Return a block to its pool, merged with free neighbors: ``free_block``."""
+        """Return a block to its pool, merged with free neighbors: ``free_block``, 2397-2470."""
         self._active.remove(block)
         merge(block, block.before)
         merge(block, block.after)
@@ -218,7 +223,7 @@ class Allocator:
     # --- segments -----------------------------------------------------------------------------------------------------
 
     def _new(self, pool: Pool, size: int, stream: int) -> Block | None:
-        """Allocate a segment, or grow one: ``alloc_block``."""
+        """Allocate a segment, or grow one: ``alloc_block``, 2693-2806."""
         nbytes = allocation_size(size, self.settings.large_segment_size)
         if self._allowed is not None and self.reserved + nbytes > self._allowed:
             return None
@@ -242,12 +247,12 @@ class Allocator:
         return address
 
     def _release(self, block: Block) -> None:
-        """Release a segment: ``release_block``."""
+        """Release a segment: ``release_block``, 2923-2972."""
         block.pool.remove(block)
         self.reserved -= block.size
 
     def _release_enough(self, pool: Pool, size: int, stream: int) -> bool:
-        """Release blocks that are never split until the request fits: ``release_available_cached_blocks``."""
+        """Release unsplit blocks until the request fits: ``release_available_cached_blocks``, 2811-2857."""
         limit = self.settings.max_split_size
         if limit is None:
             return False
@@ -266,7 +271,7 @@ class Allocator:
         return released >= wanted
 
     def _collect_garbage(self) -> None:
-        """Release segments that have been free for long: ``garbage_collect_cached_blocks``."""
+        """Release segments that have been free for long: ``garbage_collect_cached_blocks``, 2629-2686."""
         assert self._allowed is not None
         threshold = int(self.settings.garbage_collection_threshold * self._allowed)
         target, reclaimed = self.reserved - threshold, 0
@@ -285,7 +290,7 @@ class Allocator:
     # --- expandable segments ------------------------------------------------------------------------------------------
 
     def _grown(self, pool: Pool, size: int, stream: int) -> Block | None:
-        """Map pages at the lowest address where the request fits: ``try_allocate_expandable_block``."""
+        """Map pages at the lowest address that fits: ``try_allocate_expandable_block``, 2363-2394."""
         block = self._lowest_room(pool, size, stream)
         if not block.mapped and not self._map(block, min(block.size, size)):
             return None
@@ -299,7 +304,7 @@ class Allocator:
         return block
 
     def _lowest_room(self, pool: Pool, size: int, stream: int) -> Block:
-        """The first of adjacent blocks, free or unmapped, that are together large enough: ``find_expandable_block``."""
+        """The first of adjacent free or unmapped blocks that suffice: ``find_expandable_block``, 2239-2293."""
         for _, block in pool.unmapped.get(stream, []):
             before = block.before
             first = before if before is not None and before.is_available else block
@@ -309,7 +314,7 @@ class Allocator:
             if found >= size:
                 return first
         page = SMALL_SEGMENT if pool.is_small else self.settings.large_segment_size
-        # ExpandableSegment::ExpandableSegment: addresses for 1 1/8 of the GPU.
+        # 2275-2278: addresses for 1 1/8 of the GPU.
         total = self.total if self.total is not None else 2**50
         length = up(max(total + total // 8, size), page)
         segment = ExpandableSegment(self._addresses(length), length, page)
@@ -319,7 +324,7 @@ class Allocator:
         return block
 
     def _map(self, block: Block, size: int) -> bool:
-        """Map the first bytes of an unmapped block, in whole pages: ``map_block``."""
+        """Map the first bytes of an unmapped block, in whole pages: ``map_block``, 2295-2361."""
         assert block.segment is not None
         size = up(size, block.segment.page)
         if not self._has_room(size):
@@ -339,7 +344,10 @@ class Allocator:
         return True
 
     def _unmap(self, block: Block) -> None:
-        """Unmap the whole pages of a free block: ``unmap_block`` and ``release_expandable_segment``."""
+        """Unmap the whole pages of a free block.
+
+        ``unmap_block``, 2974-3044, and ``release_expandable_segment``, 2907-2921.
+        """
         segment, pool = block.segment, block.pool
         assert segment is not None
         start = segment.address + up(block.address - segment.address, segment.page)

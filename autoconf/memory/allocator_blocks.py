@@ -1,6 +1,6 @@
 """Blocks of PyTorch's caching allocator, the pools of free blocks, and merging of neighbors.
 
-Names in double backticks are those of c10/cuda/CUDACachingAllocator.cpp of torch 2.13.0; see ``allocator``.
+Names in double backticks, and lines after them, are those of c10/cuda/CUDACachingAllocator.cpp; see ``allocator``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 class Block:
-    """A piece of a segment: struct ``Block``. Its neighbors in the segment are ``before`` and ``after``."""
+    """A piece of a segment: struct ``Block``, 179-248. Its neighbors in the segment are ``before`` and ``after``."""
 
     __slots__ = (
         "address", "after", "age", "allocated", "before", "events", "mapped", "pool", "segment", "size", "stream",
@@ -36,7 +36,7 @@ class Block:
         return not self.allocated and not self.events and not self.used_on
 
     def insert_after(self, block: Block) -> None:
-        """Insert this block after another one: ``Block::splice``."""
+        """Insert this block after another one: ``Block::splice``, 236-247."""
         self.before, self.after = block, block.after
         if block.after is not None:
             block.after.before = self
@@ -45,7 +45,7 @@ class Block:
 
 @dataclass(frozen=True)
 class ExpandableSegment:
-    """A range of addresses to which memory is mapped page by page."""
+    """A range of addresses to which memory is mapped page by page: ``ExpandableSegment``, 358-647."""
 
     address: int
     size: int
@@ -53,9 +53,9 @@ class ExpandableSegment:
 
 
 class Pool:
-    """Free blocks by stream, sorted by size and then address: ``BlockPool`` and ``BlockComparatorSize``.
+    """Free blocks by stream, sorted by size and then address: ``BlockPool``, 156-175, ``BlockComparatorSize``, 723-731.
 
-    Blocks that are not mapped, of expandable segments, are sorted by address (``BlockComparatorAddress``).
+    Blocks that are not mapped, of expandable segments, are sorted by address (``BlockComparatorAddress``, 732-737).
     """
 
     def __init__(self, is_small: bool) -> None:
@@ -90,7 +90,7 @@ def can_grow_to(block: Block) -> int:
 
 
 def merge(block: Block, neighbor: Block | None) -> None:
-    """Merge a block with a neighbor in the same state: ``trymerge_blocks``."""
+    """Merge a block with a neighbor in the same state: ``try_merge_blocks``, 2474-2505."""
     if neighbor is None or not neighbor.is_available or neighbor.mapped != block.mapped:
         return
     neighbor.pool.remove(neighbor)

@@ -12,7 +12,7 @@ ROUND_LARGE = 2 * 2**20  # kRoundLarge: rounded up to a multiple of this
 
 
 def allocation_size(size: int, large_segment_size: int = 20 * 2**20) -> int:
-    """Bytes of the segment requested from ``cudaMalloc``: ``get_allocation_size``.
+    """Bytes of the segment requested from ``cudaMalloc``: ``get_allocation_size``, 2550-2558.
 
     >>> [allocation_size(mib * 2**20) // 2**20 for mib in (1, 2, 9, 10, 11)]
     [2, 20, 20, 10, 12]
@@ -25,7 +25,7 @@ def allocation_size(size: int, large_segment_size: int = 20 * 2**20) -> int:
 
 
 def rounded(nbytes: int, settings: AllocatorSettings) -> int:
-    """Bytes of the block for a request: ``round_size`` and ``roundup_power2_next_division``.
+    """Bytes of the block for a request: ``round_size``, 2063-2074, and ``roundup_power2_next_division``, 2043-2061.
 
     >>> rounded(1, AllocatorSettings()), rounded(1025, AllocatorSettings())
     (512, 1536)

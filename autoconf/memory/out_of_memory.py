@@ -15,7 +15,7 @@ class OutOfMemory(MemoryError):
     """
 
     def __init__(self, tried: int, allocated: int, reserved: int, free: int, total: int) -> None:
-        # DeviceCachingAllocator::malloc, TORCH_CHECK_WITH(OutOfMemoryError, ...), without its advice.
+        # c10/cuda/CUDACachingAllocator.cpp, 1338-1363, without its advice.
         super().__init__(
             f"CUDA out of memory. Tried to allocate {format_size(tried)}. GPU 0 has a total capacity of "
             f"{format_size(total)} of which {format_size(free)} is free. Of the allocated memory "
