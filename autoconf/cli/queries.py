@@ -110,7 +110,8 @@ def estimate_command(
             "--overhead-gib",
             metavar="NUMBER",
             show_default=False,
-            help="GiB of the GPU outside PyTorch in a replay, such as the CUDA context and NCCL's buffers.",
+            help="GiB of the GPU outside PyTorch in a replay, such as the CUDA context and NCCL's buffers. Default: the "
+            "90th percentile of measurements on GPUs of its class.",
         ),
     ] = None,
 ) -> None:

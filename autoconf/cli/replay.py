@@ -63,11 +63,11 @@ def replay_one(
         return
     if overhead_gib is not None and not 0 <= overhead_gib < found.usable_memory_gib:
         raise BadInput(f"--overhead-gib: must be from 0 to less than the GPU's {found.usable_memory_gib:g} GiB")
-    verdict, drawn = _replayed(job, gpus, found, settings, overhead_gib)
+    verdict, drawn, basis = _replayed(job, gpus, found, settings, overhead_gib)
     answer = {**_given(command, job, gpus), **asdict(verdict), "training_stack": job.stack_name()}
     if to.as_json:
         with output(to.file) as stream:
-            write_object({**answer, "notes": list(_notes(verdict))}, stream)
+            write_object({**answer, "notes": _notes(verdict, basis)}, stream)
     else:
         if as_picture:
             figure = timeline.picture(job, gpus, verdict, drawn)
@@ -75,7 +75,7 @@ def replay_one(
                 figure.savefig(stream, format=kind)
         if to.file != STANDARD_STREAM:
             with output(None):
-                show_replay(answer, _notes(verdict))
+                show_replay(answer, _notes(verdict, basis))
     to.end(not verdict.fits)
 
 
@@ -102,7 +102,8 @@ def _given(command: CommandQuery, job: Job, gpus: int) -> dict[str, Any]:
 
 def _replayed(
     job: Job, gpus: int, found: Estimate, settings: AllocatorSettings, overhead: float | None
-) -> tuple[Verdict, Timeline]:
+) -> tuple[Verdict, Timeline, str]:
+    """Return the result of a replay, its memory over time, and where the memory outside PyTorch comes from."""
     assert found.usable_memory_gib is not None and job.gpu_model is not None and job.tokens_per_sample is not None
     domain = registry.card(job.model_version or registry.DEFAULT).domain
     names = names_of(domain)
@@ -111,8 +112,9 @@ def _replayed(
     assert model is not None and gpu is not None  # otherwise there was no estimate
     with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):  # libraries print, and warn
         try:
-            from autoconf.pipeline.catalog import architectures
-            from autoconf.pipeline.replay.judge import judge, overhead_gib
+            from autoconf.pipeline.catalog import architectures, gpu_types
+            from autoconf.pipeline.replay import outside_pytorch
+            from autoconf.pipeline.replay.judge import judge
             from autoconf.pipeline.replay.record import Batches, record
             from autoconf.pipeline.tracing.model_setup import TrainingSetup
             from autoconf.pipeline.tracing.recorder import TraceError
@@ -132,8 +134,9 @@ def _replayed(
         except TraceError as error:
             raise BadInput(f"--replay: {error}") from None
         _tell(f"replaying {len(program.events):,} events")
-        known = overhead_gib(gpus) if overhead is None else overhead
-        return judge(program, found.usable_memory_gib, known, settings)
+        measured = outside_pytorch.overhead(gpus, gpu if gpu in gpu_types() else None)
+        given = outside_pytorch.Overhead(overhead, "--overhead-gib") if overhead is not None else measured
+        return *judge(program, found.usable_memory_gib, given.gib, settings), given.basis
 
 
 def _capability(gpu: str) -> float:
@@ -147,11 +150,11 @@ def _tell(message: str) -> None:
     typer.secho(f"replay: {message}", err=True, dim=True)
 
 
-def _notes(verdict: Verdict) -> list[str]:
+def _notes(verdict: Verdict, basis: str) -> list[str]:
     """Sentences about the basis of the answer, and changes that would help."""
     notes = [
-        f"replayed from the model as loaded through three steps; {verdict.overhead_gib:g} GiB of the GPU are taken as "
-        "not PyTorch's (--overhead-gib)"
+        "replayed from the model as loaded through three steps",
+        f"{verdict.overhead_gib:g} GiB of the GPU are outside PyTorch's allocator: {basis}",
     ]
     if verdict.expandable_segments_help:
         notes.append(f"with {_EXPANDABLE} it needs {verdict.expandable_segments_gib:.2f} GiB, and fits")

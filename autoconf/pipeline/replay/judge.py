@@ -9,21 +9,23 @@ import numpy as np
 from autoconf.memory.allocator_settings import AllocatorSettings
 from autoconf.memory.replay import Place, Program, Replayed, least_capacity, replay
 from autoconf.memory.units import GIB, Integers
-
-# GPU memory of a process outside PyTorch's allocator, in GiB. On one GPU: the smallest difference of nvidia-smi and
-# torch.cuda.max_memory_allocated in 68 runs on an A100 of fms-acceleration's benchmarks, from a run so near the limit
-# that it had almost no cache (Meta-Llama-3-8B, full, 4 samples of 4,096 tokens). It is an upper bound for the CUDA
-# context and loaded kernels. On several GPUs NCCL's buffers are added; this figure is assumed, not measured.
-OVERHEAD_GIB = {False: 0.92, True: 1.5}
+from autoconf.pipeline.replay import outside_pytorch
 
 
-def overhead_gib(gpus: int) -> float:
-    """The default GiB of a GPU outside PyTorch.
+def overhead_gib(gpus: int, gpu_type: str | None = None) -> float:
+    """The GiB of a GPU outside PyTorch to expect, measured in public reports.
 
-    >>> overhead_gib(1), overhead_gib(4)
-    (0.92, 1.5)
+    It is a high percentile, not the typical figure: with too little, a job that runs out of memory would count as
+    fitting. See ``outside_pytorch.overhead``.
+
+    Args:
+        gpus: number of GPUs of the job.
+        gpu_type: name of a type in ``gpus.yaml``; ``None`` for the figure of all types.
+
+    >>> overhead_gib(1, "L40S") < overhead_gib(4, "L40S")
+    True
     """
-    return OVERHEAD_GIB[gpus > 1]
+    return outside_pytorch.overhead(gpus, gpu_type).gib
 
 
 @dataclass(frozen=True)

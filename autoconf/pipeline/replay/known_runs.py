@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from autoconf.jobs.stack import Stack
-from autoconf.pipeline.catalog import architectures
+from autoconf.pipeline.catalog import architectures, gpu_types
 from autoconf.pipeline.replay.judge import Verdict, judge, overhead_gib
 from autoconf.pipeline.replay.record import Batches, record
 from autoconf.pipeline.report import markdown
@@ -38,8 +38,7 @@ class KnownRun:
         vocabulary: where it is not the model's own.
         allocated_gib: the most that torch.cuda.max_memory_allocated was; ``None`` where that was not told.
         in_use_gib: the most that nvidia-smi read, cache and context included.
-        usable_gib: of the GPU.
-        compute_capability: of the GPU, its first number.
+        gpu: type of the GPU.
     """
 
     name: str
@@ -52,8 +51,7 @@ class KnownRun:
     vocabulary: int | None = None
     allocated_gib: float | None = None
     in_use_gib: float | None = None
-    usable_gib: float = 79.15
-    compute_capability: int = 8
+    gpu: str = "NVIDIA-A100-SXM4-80GB"
 
     @property
     def job(self) -> TrainingSetup:
@@ -123,15 +121,16 @@ RUNS = (
     KnownRun("Llama-3-8B LoRA r 8 all-linear, 8,192 x 4", "llama3-8b", "lora", Batches(4, 8192), False,
              settings=_FACTORY),
     KnownRun("Qwen2.5-32B full, 16 H100, FSDP1, 20,000 x 1", "qwen2.5-32b", "full", Batches(1, 20000), True, 16,
-             settings=_S1, usable_gib=79.1, compute_capability=9),
+             settings=_S1, gpu="NVIDIA-H100-80GB-HBM3"),
 )  # fmt: skip
 
 
 def replayed(run: KnownRun) -> Verdict:
     """What the replay says of a run."""
+    gpu = gpu_types()[run.gpu]
     with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):
-        program = record(run.job, run.batches, compute_capability=run.compute_capability)
-    return judge(program, run.usable_gib, overhead_gib(run.gpus))[0]
+        program = record(run.job, run.batches, compute_capability=int(gpu.compute_capability))
+    return judge(program, gpu.usable_gib, overhead_gib(run.gpus, run.gpu))[0]
 
 
 def row(run: KnownRun, found: Verdict) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 import typer
 
 from autoconf.errors import AutoConfError, BadInput
-from autoconf.pipeline.replay.judge import overhead_gib
+from autoconf.pipeline.replay.outside_pytorch import A100_READINGS_GIB
 from autoconf.pipeline.report import markdown
 from autoconf.pipeline.validation import environments
 from autoconf.pipeline.validation.benchmark_runs import Run, read_runs
@@ -38,7 +38,7 @@ class Reserved:
         """Of reserved and not PyTorch's memory from what nvidia-smi read."""
         if self.problem or self.failed or self.run.in_use_gib is None:
             return None
-        return 100 * ((self.reserved_gib + overhead_gib(self.run.gpus)) / self.run.in_use_gib - 1)
+        return 100 * ((self.reserved_gib + A100_READINGS_GIB[self.run.gpus > 1]) / self.run.in_use_gib - 1)
 
 
 def comparable(runs: Sequence[Run], frameworks: Sequence[str], gpus: int = 1) -> list[Run]:
@@ -67,7 +67,7 @@ _MODULE = "autoconf.pipeline.validation.replay_jobs"
 
 def _job(run: Run) -> dict[str, Any]:
     batches = (run.samples, run.tokens_per_gpu // run.samples, run.accumulation)
-    return {**run.job(), "gpus": run.gpus, "batches": batches, "capacity_gib": run.usable_gib - overhead_gib(run.gpus)}
+    return {**run.job(), "gpus": run.gpus, "batches": batches, "capacity_gib": run.usable_gib - A100_READINGS_GIB[run.gpus > 1]}
 
 
 def table(found: Sequence[Reserved]) -> list[dict[str, Any]]:

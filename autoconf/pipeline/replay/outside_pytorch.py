@@ -1,0 +1,210 @@
+"""GPU memory of a process outside PyTorch's allocator, from PyTorch's out-of-memory messages in public reports.
+
+Such a message has the memory in use by the process, by NVML, and the memory that PyTorch's allocator holds. The
+difference is the CUDA context, the loaded kernels, NCCL's buffers and everything else that does not come from the
+allocator. cuBLAS workspaces do come from it: they are part of a replay, and not of this difference.
+
+``python -m autoconf.pipeline.replay.outside_pytorch`` prints the table of docs/how-it-works/allocator.md.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import typer
+
+from autoconf.errors import BadInput
+from autoconf.pipeline.catalog import gpu_types
+from autoconf.pipeline.report import markdown
+
+# Readings of nvidia-smi on A100s with 80 GB, in GiB, by whether there were several GPUs: the smallest difference from
+# max_memory_allocated in 68 runs on one, from a run so near the limit that it had almost no cache
+# (Meta-Llama-3-8B, full, 4 samples of 4,096 tokens), and the smallest difference from the replayed reserved memory in
+# 12 runs on two. Both are runs of fms-acceleration's benchmarks.
+A100_READINGS_GIB = {False: 0.92, True: 1.5}
+
+# Reports give the total capacity more often than the GPU's name, so a class is a range of capacities, in GiB.
+CLASSES = {
+    "T4": (14.5, 14.8),
+    "V100 16 GB, P100": (15.75, 15.95),
+    "A10, A10G, L4": (21.5, 22.6),
+    "A30, RTX 3090, RTX 4090": (23.4, 24.0),
+    "RTX 5090": (31.2, 31.6),
+    "V100 32 GB": (31.7, 31.8),
+    "A100 40 GB": (39.3, 39.7),
+    "A40, A6000, L40, L40S, RTX 6000 Ada": (44.2, 48.0),
+    "A100 80 GB, A800, H100": (79.0, 79.9),
+    "B200, GH200, H20, H100 NVL, H200": (92.0, 192.0),
+}
+OTHER = "other"
+# With fewer messages than this, a class and number of GPUs has the figure of all classes.
+ENOUGH = 5
+PERCENTILE = 90
+
+_UNITS = {"GiB": 1.0, "MiB": 2.0**-10, "KiB": 2.0**-20, "bytes": 2.0**-30}
+
+
+@dataclass(frozen=True)
+class Message:
+    """An out-of-memory message of a training job; memory in GiB.
+
+    PyTorch rounds its figures to 0.01 of their unit, so the difference of three is known to 0.015 GiB.
+
+    Attributes:
+        source: address of the report.
+        gpu: GPU type by the report; empty if it has none.
+        gpus: "one", "several" or "unknown".
+        library: "none", "ddp", "fsdp", "deepspeed" or "unknown".
+        capacity_gib: total memory of the GPU.
+        in_use_gib: memory in use by the process.
+        allocated_gib: allocated by PyTorch.
+        unallocated_gib: reserved by PyTorch but unallocated.
+    """
+
+    source: str
+    gpu: str
+    gpus: str
+    library: str
+    capacity_gib: float
+    in_use_gib: float
+    allocated_gib: float
+    unallocated_gib: float
+
+    @property
+    def outside_gib(self) -> float:
+        """Memory of the process that PyTorch's allocator does not hold."""
+        return self.in_use_gib - self.allocated_gib - self.unallocated_gib
+
+    @property
+    def several(self) -> bool:
+        """Whether the job ran on several GPUs. A report without their number counts as one GPU.
+
+        If such a report had several, the figure for one GPU is too high, not too low.
+        """
+        return self.gpus == "several"
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """Memory outside PyTorch, in GiB, and a phrase that says where the figure comes from."""
+
+    gib: float
+    basis: str
+
+
+def size_gib(text: str) -> float:
+    """Read a size of a message.
+
+    >>> size_gib("1.30 GiB"), size_gib("388.00 MiB")
+    (1.3, 0.37890625)
+
+    Raises:
+        ValueError: the text is no number with a unit.
+    """
+    number, unit = text.split(" ")
+    if unit not in _UNITS:
+        raise ValueError(f"unit {unit!r} is not one of {', '.join(_UNITS)}")
+    return float(number) * _UNITS[unit]
+
+
+@cache
+def messages() -> tuple[Message, ...]:
+    """The messages of ``outside_pytorch.csv``, whose figures are as quoted in the reports."""
+    text = (files(__package__) / "outside_pytorch.csv").read_text(encoding="utf-8")
+    return tuple(
+        Message(
+            source=row["source"],
+            gpu=row["gpu"],
+            gpus=row["gpus"],
+            library=row["library"],
+            capacity_gib=size_gib(row["capacity"]),
+            in_use_gib=size_gib(row["in_use"]),
+            allocated_gib=size_gib(row["allocated"]),
+            unallocated_gib=size_gib(row["unallocated"]),
+        )
+        for row in csv.DictReader(text.splitlines())
+    )
+
+
+def gpu_class(capacity_gib: float) -> str:
+    """The class of a GPU by its total memory in GiB.
+
+    >>> gpu_class(79.25), gpu_class(44.4), gpu_class(9.68)
+    ('A100 80 GB, A800, H100', 'A40, A6000, L40, L40S, RTX 6000 Ada', 'other')
+    """
+    return next((name for name, (low, high) in CLASSES.items() if low <= capacity_gib <= high), OTHER)
+
+
+def overhead(gpus: int, gpu_type: str | None = None) -> Overhead:
+    """The memory outside PyTorch to expect of a process.
+
+    It is the 90th percentile of the messages from the GPU's class, or of all messages if there are fewer than 5: a
+    replay that assumes too little says that a job fits which then runs out of memory. The median would do so for half
+    of the jobs; the maximum rests on a single report, whose job may use libraries that others do not.
+
+    Args:
+        gpus: number of GPUs of the job.
+        gpu_type: name of a type in ``gpus.yaml``; ``None`` for the figure of all types.
+
+    Raises:
+        BadInput: the type is not one of them.
+
+    >>> overhead(1, "Tesla-T4").gib < overhead(1).gib < overhead(4).gib
+    True
+    """
+    if gpu_type is not None and gpu_type not in gpu_types():
+        raise BadInput(f"gpu_type: {gpu_type} is not one of {', '.join(gpu_types())}")
+    chosen = [message for message in messages() if message.several == (gpus > 1)]
+    name = gpu_class(gpu_types()[gpu_type].usable_gib) if gpu_type else OTHER
+    same = [message for message in chosen if gpu_class(message.capacity_gib) == name != OTHER]
+    where = "several GPUs" if gpus > 1 else "one GPU"
+    basis, source = (same, f"of the class {name}") if len(same) >= ENOUGH else (chosen, "of any type")
+    return Overhead(
+        _percentile(basis, PERCENTILE),
+        f"the {PERCENTILE}th percentile of {len(basis)} public reports of jobs on {where} {source}",
+    )
+
+
+def _percentile(chosen: Iterable[Message], percent: float) -> float:
+    return round(float(np.percentile([message.outside_gib for message in chosen], percent)), 2)
+
+
+def table() -> list[dict[str, Any]]:
+    """A line for each class and number of GPUs, then for each library, and for all."""
+    several = {False: "one", True: "several"}
+    lines = []
+    for name in (*CLASSES, OTHER):
+        of_class = [message for message in messages() if gpu_class(message.capacity_gib) == name]
+        lines += [_line(name, label, "any", of_class, many) for many, label in several.items()]
+    for library in ("none", "ddp", "fsdp", "deepspeed", "unknown"):
+        of_library = [message for message in messages() if message.library == library]
+        lines += [_line("all", label, library, of_library, many) for many, label in several.items()]
+    lines += [_line("all", label, "any", messages(), many) for many, label in several.items()]
+    return [line for line in lines if line["messages"]]
+
+
+def _line(name: str, label: str, library: str, among: Sequence[Message], several: bool) -> dict[str, Any]:
+    chosen = [message for message in among if message.several == several]
+    percentiles = [f"{_percentile(chosen, percent):.2f}" for percent in (50, 10, 90)] if chosen else [""] * 3
+    return {
+        "GPU": name,
+        "GPUs": label,
+        "library": library,
+        "messages": len(chosen),
+        **dict(zip(("median", "10th percentile", "90th percentile"), percentiles, strict=True)),
+    }
+
+
+def main() -> None:
+    """Print the table."""
+    typer.echo(markdown(table()))
+
+
+if __name__ == "__main__":
+    typer.run(main)
