@@ -110,8 +110,8 @@ def estimate_command(
             "--overhead-gib",
             metavar="NUMBER",
             show_default=False,
-            help="GiB of the GPU outside PyTorch in a replay, such as the CUDA context and NCCL's buffers. Default: the "
-            "90th percentile of measurements on GPUs of its class.",
+            help="GiB of the GPU outside PyTorch in a replay: CUDA context, kernels, NCCL's buffers. Default: measured "
+            "for the type and number of GPUs; the output says how.",
         ),
     ] = None,
 ) -> None:

@@ -14,6 +14,7 @@ for package in ("torch", "transformers", "peft", "bitsandbytes"):
     pytest.importorskip(package, reason="jobs are recorded with the extra [build], installed on Python 3.11")
 
 from autoconf import cli
+from autoconf.pipeline.replay.outside_pytorch import overhead
 
 JOB = [
     "--model", "smollm2-135m", "--method", "full", "--gpu", "L40S", "--gpus", "1", "--batch", "16",
@@ -43,7 +44,15 @@ def test_the_answer_adds_up(fitting: dict) -> None:
     assert 0 < fitting["peak_memory_gib"] <= fitting["least_capacity_gib"] <= fitting["peak_reserved_gib"]
     assert fitting["fragmentation_gib"] == pytest.approx(fitting["least_capacity_gib"] - fitting["peak_memory_gib"])
     assert fitting["needed_memory_gib"] == pytest.approx(fitting["least_capacity_gib"] + fitting["overhead_gib"])
-    assert fitting["usable_memory_gib"] == 44.4 and fitting["overhead_gib"] == 0.92
+    assert fitting["usable_memory_gib"] == 44.4
+
+
+def test_the_memory_outside_pytorch_is_that_of_the_gpu_type_and_the_answer_says_where_it_comes_from(
+    fitting: dict,
+) -> None:
+    measured = overhead(1, "L40S")
+    assert fitting["overhead_gib"] == measured.gib
+    assert f"{measured.gib:g} GiB of the GPU are outside PyTorch's allocator: {measured.basis}" in fitting["notes"]
 
 
 def test_the_peak_is_that_of_the_estimate(fitting: dict) -> None:
@@ -59,6 +68,7 @@ def test_a_picture_is_drawn_in_addition_to_the_text(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.stderr
     assert file.read_bytes().startswith(b"\x89PNG")
     assert "needed_memory_gib" in done.stdout and "overhead_gib" in done.stdout
+    assert "2 GiB of the GPU are outside PyTorch's allocator: --overhead-gib" in " ".join(done.stdout.split())
     assert [line for line in done.stderr.splitlines() if line.startswith("replay: step")] == [
         f"replay: step {n} of 3" for n in (1, 2, 3)
     ]

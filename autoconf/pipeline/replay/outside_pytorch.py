@@ -144,9 +144,10 @@ def gpu_class(capacity_gib: float) -> str:
 def overhead(gpus: int, gpu_type: str | None = None) -> Overhead:
     """The memory outside PyTorch to expect of a process.
 
-    It is the 90th percentile of the messages from the GPU's class, or of all messages if there are fewer than 5: a
-    replay that assumes too little says that a job fits which then runs out of memory. The median would do so for half
-    of the jobs; the maximum rests on a single report, whose job may use libraries that others do not.
+    It is the 90th percentile of the messages from the GPU's class. If there are fewer than 5, it is the largest of
+    them or the 90th percentile of all classes, whichever is more. A replay that assumes too little says that a job
+    fits which then runs out of memory, and the median would be too little for half of the jobs. The maximum of many
+    messages rests on a single report, whose job may use libraries that others do not.
 
     Args:
         gpus: number of GPUs of the job.
@@ -155,20 +156,24 @@ def overhead(gpus: int, gpu_type: str | None = None) -> Overhead:
     Raises:
         BadInput: the type is not one of them.
 
-    >>> overhead(1, "Tesla-T4").gib < overhead(1).gib < overhead(4).gib
+    >>> overhead(1, "NVIDIA-GeForce-RTX-4090").gib < overhead(8, "NVIDIA-A100-SXM4-80GB").gib
     True
     """
     if gpu_type is not None and gpu_type not in gpu_types():
         raise BadInput(f"gpu_type: {gpu_type} is not one of {', '.join(gpu_types())}")
-    chosen = [message for message in messages() if message.several == (gpus > 1)]
+    several = gpus > 1
+    everywhere = [message for message in messages() if message.several == several]
     name = gpu_class(gpu_types()[gpu_type].usable_gib) if gpu_type else OTHER
-    same = [message for message in chosen if gpu_class(message.capacity_gib) == name != OTHER]
-    where = "several GPUs" if gpus > 1 else "one GPU"
-    basis, source = (same, f"of the class {name}") if len(same) >= ENOUGH else (chosen, "of any type")
-    return Overhead(
-        _percentile(basis, PERCENTILE),
-        f"the {PERCENTILE}th percentile of {len(basis)} public reports of jobs on {where} {source}",
-    )
+    same = [message for message in everywhere if gpu_class(message.capacity_gib) == name != OTHER]
+    where = "several GPUs" if several else "one GPU"
+    if len(same) >= ENOUGH:
+        basis = f"of {len(same)} public reports of jobs on {where} of the class {name}"
+        return Overhead(_percentile(same, PERCENTILE), f"the {PERCENTILE}th percentile {basis}")
+    general, largest = _percentile(everywhere, PERCENTILE), _percentile(same, 100) if same else 0.0
+    if largest > general:
+        return Overhead(largest, f"the most of {len(same)} public reports of jobs on {where} of the class {name}")
+    basis = f"of {len(everywhere)} public reports of jobs on {where} of any type"
+    return Overhead(general, f"the {PERCENTILE}th percentile {basis}")
 
 
 def _percentile(chosen: Iterable[Message], percent: float) -> float:

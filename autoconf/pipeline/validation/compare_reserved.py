@@ -67,7 +67,8 @@ _MODULE = "autoconf.pipeline.validation.replay_jobs"
 
 def _job(run: Run) -> dict[str, Any]:
     batches = (run.samples, run.tokens_per_gpu // run.samples, run.accumulation)
-    return {**run.job(), "gpus": run.gpus, "batches": batches, "capacity_gib": run.usable_gib - A100_READINGS_GIB[run.gpus > 1]}
+    capacity = run.usable_gib - A100_READINGS_GIB[run.gpus > 1]
+    return {**run.job(), "gpus": run.gpus, "batches": batches, "capacity_gib": capacity}
 
 
 def table(found: Sequence[Reserved]) -> list[dict[str, Any]]:
