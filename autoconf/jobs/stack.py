@@ -16,10 +16,41 @@ Optim = Literal["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_ada
 Checkpointing = Literal["none", "reentrant", "non-reentrant"]
 MixedPrecision = Literal["no", "bf16"]
 Loss = Literal["full", "chunked"]
-Sharding = Literal["ddp", "fsdp1", "fsdp2"]
+Sharding = Literal["ddp", "fsdp1", "fsdp2", "zero1", "zero2", "zero3"]
 LoraTargets = Literal["default", "attention", "all-linear"]
 # Fused Triton kernels for modules of decoder layers, named as in the plugin "fast_kernels" of fms-acceleration.
 Kernel = Literal["fast_loss", "fast_rms_layernorm", "fast_rope_embeddings", "fused_lora"]
+
+
+class ZeroBuckets(BaseModel):
+    """Settings of DeepSpeed's section ``zero_optimization`` that change memory, named as there.
+
+    ``None`` is the value that transformers fills in for ``auto``, which depends on the hidden size, or DeepSpeed's own
+    default. All sizes are numbers of elements.
+
+    >>> ZeroBuckets().with_hidden_size(4096).reduce_bucket_size
+    16777216
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reduce_bucket_size: int | None = Field(default=None, ge=1)
+    stage3_prefetch_bucket_size: int | None = Field(default=None, ge=0)
+    stage3_param_persistence_threshold: int | None = Field(default=None, ge=0)
+    stage3_max_live_parameters: int = Field(default=1_000_000_000, ge=0)
+    stage3_max_reuse_distance: int = Field(default=1_000_000_000, ge=0)
+    sub_group_size: int = Field(default=1_000_000_000, ge=1)
+    overlap_comm: bool = False  # its default for ZeRO-1 and 2; it has no effect on the memory of ZeRO-3
+
+    def with_hidden_size(self, hidden_size: int) -> ZeroBuckets:
+        """The settings with a number for each size."""
+        # transformers 5.23.0, integrations/deepspeed.py, trainer_config_finalize.
+        auto = {
+            "reduce_bucket_size": hidden_size * hidden_size,
+            "stage3_prefetch_bucket_size": int(0.9 * hidden_size * hidden_size),
+            "stage3_param_persistence_threshold": 10 * hidden_size,
+        }
+        return self.model_copy(update={name: size for name, size in auto.items() if getattr(self, name) is None})
 
 
 class Stack(BaseModel):
@@ -51,7 +82,10 @@ class Stack(BaseModel):
         description="cross-entropy over all logits at once, or over chunks of tokens: fused with the head as in Liger, "
         "or TRL's chunked_nll",
     )
-    sharding: Sharding = Field(default="fsdp2", description="data parallelism over several GPUs: replicate or shard")
+    sharding: Sharding = Field(
+        default="fsdp2", description="data parallelism over several GPUs: replicate or shard; zero1 to zero3: DeepSpeed"
+    )
+    zero_buckets: ZeroBuckets = Field(default=ZeroBuckets(), description="buckets of DeepSpeed's ZeRO")
     gradient_accumulation: bool = Field(
         default=True, description="whether an optimizer step takes several micro-batches"
     )

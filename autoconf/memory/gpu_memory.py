@@ -1,11 +1,13 @@
 """Peak memory of one GPU in a training step: the largest of several moments, linear in tokens and in 1 / GPUs.
 
+DeepSpeed's ZeRO also has parts that depend on the number of GPUs in other ways; these are ``Curves``.
+
 All arithmetic is in bytes and element-wise over numpy arrays; one candidate is an array of length one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +15,10 @@ import numpy as np
 from autoconf.memory.envelope import undominated
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.units import GIB, Floats, Integers
+
+
+# Functions of the number of GPUs, each nonincreasing: from numbers of GPUs to values, shape (curves, candidates).
+Curves = Callable[[Integers], Floats]
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,8 @@ class Moments:
         gradients: gradients, and buffers of their reduction.
         optimizer: states, and temporaries of the optimizer's step.
         gathered: parameters of other GPUs that this GPU holds temporarily.
+        gradients_curves: gradients per unit of each curve of ``GpuMemory``, shape (curves,) or (moments, curves).
+        optimizer_curves: likewise of the optimizer.
     """
 
     activations: Floats
@@ -36,16 +44,23 @@ class Moments:
     optimizer_sharded: float | Floats = 0.0
     gathered: float | Floats = 0.0
     gathered_sharded: float | Floats = 0.0
+    gradients_curves: Floats | None = None
+    optimizer_curves: Floats | None = None
 
     def terms(self) -> Floats:
-        """Coefficients of ``_variables``, shape (parts, moments, 3), in the order of ``GpuMemory.PARTS``."""
+        """Coefficients of the variables, shape (parts, moments, 3 + curves), in the order of ``GpuMemory.PARTS``."""
         parts = (
             (self.weights, self.weights_sharded),
             (self.gradients, self.gradients_sharded),
             (self.optimizer, self.optimizer_sharded),
             (self.gathered, self.gathered_sharded),
         )
-        terms = np.zeros((len(GpuMemory.PARTS), len(self.activations), 3))
+        curves = {1: self.gradients_curves, 2: self.optimizer_curves}
+        count = max(0 if given is None else given.shape[-1] for given in curves.values())
+        terms = np.zeros((len(GpuMemory.PARTS), len(self.activations), 3 + count))
+        for index, given in curves.items():
+            if given is not None:
+                terms[index, :, 3:] = given
         for index, (whole, sharded) in enumerate(parts):
             terms[index, :, 0], terms[index, :, 2] = whole, sharded
         terms[-1, :, :2] = self.activations
@@ -71,6 +86,7 @@ class GpuMemory:
         moments: moments of a training step; the largest is the peak.
         resident: the minimum that training holds.
         unsharded_gradients: bytes of gradients that FSDP keeps whole on every GPU under gradient accumulation.
+        curves: functions of the number of GPUs that the moments refer to.
 
     >>> moments = Moments(activations=np.array([[7.0, 30.0]]), weights_sharded=2100.0)
     >>> memory = GpuMemory([moments], Resident(whole=0, sharded=2100))
@@ -80,12 +96,19 @@ class GpuMemory:
 
     PARTS = ("weights", "gradients", "optimizer", "gathered", "activations")
 
-    def __init__(self, moments: Sequence[Moments], resident: Resident, unsharded_gradients: float = 0.0) -> None:
+    def __init__(
+        self,
+        moments: Sequence[Moments],
+        resident: Resident,
+        unsharded_gradients: float = 0.0,
+        curves: Curves | None = None,
+    ) -> None:
         self.resident, self.unsharded_gradients = resident, unsharded_gradients
+        self._curves = curves
         parts = np.concatenate([some.terms() for some in moments], axis=1)
         total = parts.sum(axis=0)
         kept = undominated(total, decimals=0)
-        self._parts, self._total = parts[:, kept], total[kept]  # shapes (parts, moments, 3) and (moments, 3)
+        self._parts, self._total = parts[:, kept], total[kept]  # shapes (parts, moments, variables), (moments, variables)
 
     def peak_bytes(self, gpus: Integers, tokens: Floats | Integers) -> Floats:
         """Peak bytes without the safety margin, shape (candidates,).
@@ -94,7 +117,7 @@ class GpuMemory:
             gpus: numbers of GPUs, >= 1; all arrays have shape (candidates,).
             tokens: tokens of a micro-batch on each GPU.
         """
-        return np.asarray((self._total @ _variables(gpus, tokens)).max(axis=0))
+        return np.asarray((self._total @ self._variables(gpus, tokens)).max(axis=0))
 
     def needed_bytes(self, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
         """Bytes of the largest moment with its safety margin, shape (candidates,); arguments as in ``peak_bytes``.
@@ -110,7 +133,7 @@ class GpuMemory:
         Both are without the margin; shape (candidates, 2).
         """
         at = self._needs(gpus, tokens, reserve).argmax(axis=0)
-        bytes_ = (self._total[at] * _variables(gpus, tokens).T).sum(axis=1)
+        bytes_ = (self._total[at] * self._variables(gpus, tokens).T).sum(axis=1)
         return np.stack([bytes_, self._total[at, 1] * tokens], axis=1)
 
     def parts(self, gpus: int, tokens: float, reserve: Reserve) -> dict[str, float]:
@@ -120,7 +143,7 @@ class GpuMemory:
         """
         one, those = np.array([gpus]), np.array([tokens], float)
         at = int(self._needs(one, those, reserve).argmax())
-        variables = _variables(one, those)[:, 0]
+        variables = self._variables(one, those)[:, 0]
         found = {name: float(part[at] @ variables) for name, part in zip(self.PARTS, self._parts, strict=True)}
         activations = np.array([self._total[at, 1] * tokens / GIB])
         on_top = reserve.peak_share * float(self._total[at] @ variables)
@@ -129,10 +152,10 @@ class GpuMemory:
     def _needs(self, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
         """Bytes of each moment with its margin, shape (moments, candidates)."""
         activations = np.outer(self._total[:, 1], tokens) / GIB
-        peaks = self._total @ _variables(gpus, tokens)
+        peaks = self._total @ self._variables(gpus, tokens)
         return np.asarray((1 + reserve.peak_share) * peaks + GIB * reserve.gib(activations, gpus))
 
-
-def _variables(gpus: Integers, tokens: Floats | Integers) -> Floats:
-    """The factors of the three terms of a moment, shape (3, candidates)."""
-    return np.stack([np.ones(len(gpus)), tokens, 1 / gpus])
+    def _variables(self, gpus: Integers, tokens: Floats | Integers) -> Floats:
+        """The factors of the terms of a moment, shape (3 + curves, candidates)."""
+        linear = np.stack([np.ones(len(gpus)), tokens, 1 / gpus])
+        return linear if self._curves is None else np.concatenate([linear, self._curves(gpus)])

@@ -17,6 +17,8 @@ from autoconf.memory.reserve import Reserve
 from autoconf.memory.sharding import BytesPerParameter, Strategy, UnshardedJob, sharded
 from autoconf.memory.store import ModelsTable
 from autoconf.memory.units import GIB, Floats, Integers, Unsupported
+from autoconf.memory.zero import ZERO, ZeroJob, zero
+from autoconf.memory.zero_parameters import ModelSizes, model_sizes
 
 _BYTES = {"bfloat16": 2, "float32": 4}
 
@@ -136,10 +138,57 @@ def gpu_memory(table: ModelsTable, model: str, method: str, stack: Stack, *, sev
     _check_sharding(table, model, method, stack, strategy)
     rank = None if method == "full" else stack.lora_r
     per_parameter = _bytes_per_parameter(stack, method, strategy)
-    shapes = _shapes(trainable, rank, per_parameter.trainable, flat=strategy == "fsdp1")
-    optimizer = optimizer_bytes(stack.optim, shapes)
+    if strategy in ZERO:
+        optimizer = optimizer_bytes(stack.optim, _flat_groups(trainable, rank))
+    else:
+        shapes = _shapes(trainable, rank, per_parameter.trainable, flat=strategy == "fsdp1")
+        optimizer = optimizer_bytes(stack.optim, shapes)
     job = UnshardedJob(moments, trainable.units, per_parameter, stack.gradient_accumulation, rank, optimizer)
+    if strategy in ZERO:
+        return zero(_zero_job(table, model, method, stack, trainable, job), strategy)
     return sharded(job, strategy)
+
+
+def _zero_job(
+    table: ModelsTable, model: str, method: str, stack: Stack, trainable: Trainable, job: UnshardedJob
+) -> ZeroJob:
+    """Add what ZeRO's memory depends on: the parameters in their order, and the sizes of buckets."""
+    full = table.trainable(model, "full", "default")
+    if full is None:
+        raise _not_traced(table, model, method, stack, ("full", "default"))
+    layers = max(1, round((full.units.trainable - full.units.root_trainable) / full.units.layer_trainable))
+    hidden = next(shape.dimensions[-1] for shape, _ in full.shapes if shape.embedding)
+    sizes = model_sizes(full.shapes, layers)
+    trained = sizes if job.rank is None else model_sizes(trainable.shapes, layers, job.rank)
+    if job.rank is not None:
+        sizes = model_sizes(_packed(full.shapes) if job.units.quantized else full.shapes, layers)
+        of_layers = ((*base, *adapters) for base, adapters in zip(sizes.layers, trained.layers, strict=True))
+        sizes = ModelSizes(sizes.embeddings, tuple(of_layers), sizes.head)
+    return ZeroJob(
+        job,
+        trained,
+        sizes,
+        stack.zero_buckets.with_hidden_size(hidden),
+        recomputes=stack.gradient_checkpointing != "none",
+        groups=len(_flat_groups(trainable, job.rank)),
+    )
+
+
+def _packed(shapes: Sequence[tuple[Shape, int]]) -> list[tuple[Shape, int]]:
+    """Shapes of parameters in 4 bits that are stored in bfloat16: matrices of layers, but not experts in one tensor."""
+    return [
+        (Shape((shape.elements // 4,), 2) if count > 1 and len(shape.dimensions) == 2 and not shape.embedding else shape, count)
+        for shape, count in shapes
+    ]
+
+
+def _flat_groups(trainable: Trainable, rank: int | None) -> list[Shape]:
+    """The optimizer's parameters under ZeRO: one flat float32 parameter with and one without weight decay."""
+    # transformers/trainer.py, get_decay_parameter_names: not biases and norms.
+    elements = {True: 0, False: 0}
+    for shape, count in trainable.shapes:
+        elements[len(shape.dimensions) > 1] += shape.elements * count * (rank or 1)
+    return [Shape((size,), 4) for size in elements.values() if size]
 
 
 def layer_way(stack: Stack, method: str, *, several: bool) -> LayerWay:
@@ -157,11 +206,11 @@ def layer_way(stack: Stack, method: str, *, several: bool) -> LayerWay:
     """
     strategy, full = _strategy(stack, several), method == "full"
     dtype = _computing_dtype(stack, strategy)
-    follow = full or dtype == "float32" or _gathers_in_bf16(stack, strategy)
+    follow = full or dtype == "float32" or _computes_in_bf16(stack, strategy)
     return LayerWay(
         method=method,
         torch_dtype=dtype,
-        mixed_precision=stack.mixed_precision,
+        mixed_precision=_autocast(stack, strategy),
         adapter_dtype=dtype if follow else stack.adapter_dtype,
         dropout=not full and stack.lora_dropout > 0,
         gradient_checkpointing=stack.gradient_checkpointing,
@@ -175,21 +224,26 @@ def head_way(stack: Stack, method: str, *, several: bool) -> HeadWay:
     >>> head_way(Stack(loss="chunked"), "lora", several=False)
     HeadWay(trains=False, torch_dtype='bfloat16', mixed_precision='no', loss='chunked')
     """
-    dtype = _computing_dtype(stack, _strategy(stack, several))
-    return HeadWay(method == "full", dtype, stack.mixed_precision, stack.loss)
+    strategy = _strategy(stack, several)
+    return HeadWay(method == "full", _computing_dtype(stack, strategy), _autocast(stack, strategy), stack.loss)
 
 
 def _strategy(stack: Stack, several: bool) -> Strategy:
     return stack.sharding if several else "none"
 
 
-def _gathers_in_bf16(stack: Stack, strategy: Strategy) -> bool:
-    """Whether FSDP gathers parameters, and computes on them, in the dtype of mixed precision."""
-    return strategy in ("fsdp1", "fsdp2") and stack.mixed_precision == "bf16"
+def _computes_in_bf16(stack: Stack, strategy: Strategy) -> bool:
+    """Whether FSDP gathers parameters, or DeepSpeed casts them, to the dtype of mixed precision."""
+    return strategy in ("fsdp1", "fsdp2", *ZERO) and stack.mixed_precision == "bf16"
 
 
 def _computing_dtype(stack: Stack, strategy: Strategy) -> str:
-    return "bfloat16" if _gathers_in_bf16(stack, strategy) else stack.torch_dtype
+    return "bfloat16" if _computes_in_bf16(stack, strategy) else stack.torch_dtype
+
+
+def _autocast(stack: Stack, strategy: Strategy) -> str:
+    # accelerate/accelerator.py, Accelerator.__init__: native_amp is off under DeepSpeed.
+    return "no" if strategy in ZERO else stack.mixed_precision
 
 
 def _targets(stack: Stack, method: str) -> str:
@@ -254,13 +308,23 @@ def _check_sharding(table: ModelsTable, model: str, method: str, stack: Stack, s
     targets = _targets(stack, method)
     if problem := table.problem(model, (method, targets, strategy)):
         raise Unsupported([f"sharding {strategy!r} with lora_targets {targets!r} of {model}"], f": {problem}")
+    if strategy in ZERO and stack.mixed_precision == "no" and stack.torch_dtype == "bfloat16":
+        # deepspeed/runtime/engine.py, get_data_types: without its section bf16 it takes the model for a float32 one.
+        raise Unsupported(
+            [f"sharding {strategy!r} with torch_dtype 'bfloat16' and mixed_precision 'no'"],
+            ": DeepSpeed trains in bfloat16 with mixed_precision 'bf16'",
+        )
     if stack.optim == "adafactor" and strategy == "fsdp2":
         # transformers/optimization.py, Adafactor.step mixes its plain states with FSDP2's distributed tensors.
         raise Unsupported(["optim 'adafactor' with sharding 'fsdp2'"], ": it does not step over distributed tensors")
 
 
 def _bytes_per_parameter(stack: Stack, method: str, strategy: Strategy) -> BytesPerParameter:
-    mixes = _gathers_in_bf16(stack, strategy)
+    mixes = _computes_in_bf16(stack, strategy)
+    if strategy in ZERO:
+        # deepspeed/runtime/engine.py, _cast_module_mixed_precision: all parameters.
+        itemsize = _BYTES[_computing_dtype(stack, strategy)]
+        return BytesPerParameter(itemsize, itemsize, itemsize, itemsize)
     frozen = _BYTES[stack.torch_dtype]
     adapters = _BYTES[stack.adapter_dtype]
     stored = {"full": frozen, "lora": max(frozen, adapters), "qlora": adapters}[method]

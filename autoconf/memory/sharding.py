@@ -19,7 +19,7 @@ from autoconf.memory.profile import Point, Units
 from autoconf.memory.units import Floats, Integers
 
 # Data parallelism over several GPUs; ``none`` is a single GPU.
-Strategy = Literal["none", "ddp", "fsdp1", "fsdp2"]
+Strategy = Literal["none", "ddp", "fsdp1", "fsdp2", "zero1", "zero2", "zero3"]
 
 
 class _Gathered(NamedTuple):
@@ -148,16 +148,16 @@ class UnshardedJob:
         per = self.bytes_per_parameter
         return self.units.frozen * per.frozen + self.trainable * per.trainable + self.units.quantized / 2
 
-    def moments(self) -> _UnshardedMoments:
+    def moments(self) -> UnshardedMoments:
         """The profile at the rank of this job."""
         constant, per_token, constant_per_rank, per_token_per_rank, *gradients = self.profile[:, 1:].T
         of_adapters = self.rank or 0
         activations = [constant + of_adapters * constant_per_rank, per_token + of_adapters * per_token_per_rank]
         scaled = [column * (self.rank or 1) for column in gradients]
-        return _UnshardedMoments(self.profile[:, 0].astype(int), np.stack(activations, axis=1), *scaled)
+        return UnshardedMoments(self.profile[:, 0].astype(int), np.stack(activations, axis=1), *scaled)
 
 
-class _UnshardedMoments(NamedTuple):
+class UnshardedMoments(NamedTuple):
     """Columns of ``StackMoment`` for a job; all but ``activations`` have shape (moments,)."""
 
     points: Integers
@@ -167,10 +167,10 @@ class _UnshardedMoments(NamedTuple):
     finished_gradients: Floats
     root_gradients: Floats
 
-    def at(self, moments: Integers) -> _UnshardedMoments:
+    def at(self, moments: Integers) -> UnshardedMoments:
         """Select moments by index."""
         points, *others = self
-        return _UnshardedMoments(points[moments], *(column[moments] for column in others))
+        return UnshardedMoments(points[moments], *(column[moments] for column in others))
 
 
 def sharded(job: UnshardedJob, strategy: Strategy) -> GpuMemory:
@@ -273,7 +273,7 @@ class _UnitBytes(NamedTuple):
 class _Gathering(NamedTuple):
     """Moments of a job with FSDP's copies and buffers; a point with several phases has a moment for each."""
 
-    moments: _UnshardedMoments
+    moments: UnshardedMoments
     root: _UnitBytes
     gathered: Floats  # bytes on every GPU, shape (moments,)
     cast: Floats  # bytes that the GPUs divide

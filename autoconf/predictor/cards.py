@@ -44,6 +44,9 @@ class Model(_Typed):
     max_tokens_per_sample: int | None = None
 
 
+_SHARDING = ["ddp", "fsdp1", "fsdp2"]  # of versions up to 2.0.0, whose cards do not have the field
+
+
 class Domain(_Typed):
     """The jobs that a version supports."""
 
@@ -53,6 +56,13 @@ class Domain(_Typed):
     max_tokens_per_sample: int
     max_batch_size: int
     max_gpus: int
+    sharding: list[str] = _SHARDING
+
+    @model_serializer(mode="wrap")
+    def _as_on_cards(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit the sharding of versions up to 2.0.0, as their cards do."""
+        fields: dict[str, Any] = serialize(self)
+        return {name: value for name, value in fields.items() if name != "sharding" or value != _SHARDING}
 
 
 class Card(_Typed):

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from autoconf.errors import AutoConfError
+from autoconf.jobs.names import listed
 from autoconf.jobs.stack import Stack
 from autoconf.memory.candidates import Candidates
 from autoconf.memory.model import StackMemory
-from autoconf.memory.units import Booleans, Floats
+from autoconf.memory.units import Booleans, Floats, Unsupported
 from autoconf.memory.version_1 import MemoryTable
 from autoconf.predictor.autogluon import installed_libraries
 from autoconf.predictor.cards import Card, Domain, Model
@@ -63,8 +64,10 @@ class Predictor:
             stack: the training stack.
 
         Raises:
-            Unsupported: the version has no memory profile for it.
+            Unsupported: the version does not support the stack.
         """
+        if isinstance(self.memory, StackMemory) and stack.sharding not in self.domain.sharding:
+            raise Unsupported([f"sharding {stack.sharding!r}"], f", which has {listed(self.domain.sharding)}")
         with PREDICTING:  # pyarrow reads profiles when they are first needed, and holds locks of its own meanwhile
             return self.memory.row(model, method, stack)
 

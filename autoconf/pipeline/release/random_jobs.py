@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from autoconf.jobs.presets import SETTINGS, presets, training_stack
-from autoconf.jobs.stack import Checkpointing, Dtype, Loss, MixedPrecision, Optim, Sharding
+from autoconf.jobs.stack import Checkpointing, Dtype, Loss, MixedPrecision, Optim
 from autoconf.predictor.predictor import Predictor
 
 GPUS_PER_WORKER = 8
@@ -20,7 +20,6 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "mixed_precision": get_args(MixedPrecision),
     "gradient_checkpointing": get_args(Checkpointing),
     "loss": get_args(Loss),
-    "sharding": get_args(Sharding),
     "lora_r": (1, 2, 4, 8, 16, 32, 64, 128, 256),
     "lora_targets": ("default", "attention", "all-linear"),
 }
@@ -31,6 +30,7 @@ def random_stacks(predictor: Predictor, generator: np.random.Generator) -> Itera
     """Yield random models, methods and stacks of the domain without end; half of them are unchanged presets."""
     domain = predictor.domain
     names, methods = list(domain.models), domain.methods
+    choices = {**_CHOICES, "sharding": tuple(domain.sharding)}
     while True:
         job: dict[str, Any] = {
             "model_name": names[generator.integers(len(names))],
@@ -40,7 +40,7 @@ def random_stacks(predictor: Predictor, generator: np.random.Generator) -> Itera
         }
         changes = generator.random(len(SETTINGS)) < _CHANGED * (generator.random() < 0.5)
         settings = [
-            _CHOICES[name][generator.integers(len(_CHOICES[name]))] if changed else None
+            choices[name][generator.integers(len(choices[name]))] if changed else None
             for name, changed in zip(SETTINGS, changes, strict=True)
         ]
         steps = job["gradient_accumulation_steps"] > 1

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import date
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import numpy as np
 import typer
 
+from autoconf.jobs.stack import Sharding
 from autoconf.memory.store import write_models
 from autoconf.pipeline.calibration import reserve
 from autoconf.pipeline.calibration.real_rows import read_rows
@@ -46,6 +47,7 @@ def domain(names: list[str], version: str) -> Domain:
         max_tokens_per_sample=131_072,
         max_batch_size=4_096,
         max_gpus=512,
+        **({"sharding": list(get_args(Sharding))} if after_2_0_0 else {}),
     )
 
 

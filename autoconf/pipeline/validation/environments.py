@@ -32,10 +32,16 @@ class Libraries:
     peft: str
     accelerate: str
     bitsandbytes: str
+    deepspeed: str = ""  # empty: not installed
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The version of each library that is installed."""
+        return {library: version for library, version in vars(self).items() if version}
 
     @property
     def name(self) -> str:
-        return "-".join(f"{library}-{version}" for library, version in vars(self).items())
+        return "-".join(f"{library}-{version}" for library, version in self.versions.items())
 
 
 def python_of(libraries: Libraries) -> Path:
@@ -46,7 +52,7 @@ def python_of(libraries: Libraries) -> Path:
     """
     folder = _ROOT / ".venv-measured" / libraries.name
     python, installed = folder / "bin" / "python", folder / "installed"
-    packages = [*(f"{name}=={version}" for name, version in vars(libraries).items()), *NEEDED]
+    packages = [*(f"{name}=={version}" for name, version in libraries.versions.items()), *NEEDED]
     folder.parent.mkdir(exist_ok=True)
     with filelock.FileLock(f"{folder}.lock"):
         if not (installed.exists() and installed.read_text().split() == packages):

@@ -1,0 +1,300 @@
+"""Memory of each GPU of a job under DeepSpeed's ZeRO, derived from its memory on one GPU.
+
+The figures were read from the code of DeepSpeed 0.19.8 and are tested against its processes
+(``make zero-ground-truth``). Each comment names its source in deepspeed/runtime/zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal, get_args
+
+import numpy as np
+
+from autoconf.jobs.stack import ZeroBuckets
+from autoconf.memory.gpu_memory import Curves, GpuMemory, Moments, Resident
+from autoconf.memory.profile import Point
+from autoconf.memory.sharding import UnshardedJob, UnshardedMoments
+from autoconf.memory.units import Floats, Integers
+from autoconf.memory.zero_parameters import ModelSizes, gathered_parameters
+
+ZeroStage = Literal["zero1", "zero2", "zero3"]
+ZERO: tuple[ZeroStage, ...] = get_args(ZeroStage)
+_MOST_GPUS = 512  # the memory on more GPUs is that on this many
+_NO_ACTIVATIONS = np.zeros((1, 2))
+_BYTES_OF_A_NORM = 8  # utils.py, get_norm_dtype: float64
+# Parts of a micro-batch.
+_BEFORE_LOSS = (
+    Point.EMBEDDING, Point.FIRST_GATHER, Point.GATHER, Point.FORWARD, Point.HEAD, Point.HEAD_OVER, Point.TURN,
+)  # fmt: skip
+_LAST = (Point.LAST_START, Point.LAST, Point.LAST_LATE)
+_EMBEDDINGS = (Point.TAIL, Point.TAIL_END)
+
+
+class _Curve(IntEnum):
+    """Elements that depend on the number of GPUs, on the GPU where they are most."""
+
+    OWNED = 0  # whole parameters that a GPU's partition touches
+    OWNED_LAST = 1  # the same of the GPU whose partition is the end of the model
+    STEPPED = 2  # what the optimizer steps over at once
+    NORMED = 3  # the largest piece of a parameter in one partition
+    SPLIT_LAYER = 4  # the largest parameter of a layer that two partitions share
+    SPLIT_ROOT = 5  # the same of embeddings and head
+
+
+@dataclass(frozen=True)
+class ZeroJob:
+    """A job under ZeRO.
+
+    Attributes:
+        job: the job on one GPU.
+        trainable: its trainable parameters.
+        parameters: all its parameters.
+        buckets: DeepSpeed's settings, with a number for each.
+        recomputes: whether layers are checkpointed.
+        groups: parameter groups of the optimizer: parameters with and without weight decay.
+    """
+
+    job: UnshardedJob
+    trainable: ModelSizes
+    parameters: ModelSizes
+    buckets: ZeroBuckets
+    recomputes: bool
+    groups: int
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a trainable parameter and of its gradient."""
+        return self.job.bytes_per_parameter.trainable_computing
+
+    @property
+    def states(self) -> float:
+        """Bytes of float32 parameters and states, summed over all GPUs."""
+        return 4 * self.job.trainable + self.job.optimizer.states
+
+    @property
+    def temporaries(self) -> float:
+        """Bytes of the optimizer's temporaries for each element that it steps over."""
+        return self.job.optimizer.step / self.job.trainable
+
+    def coefficients(self, **elements: float) -> Floats:
+        """Coefficients of the curves, in bytes per element, by the names of ``_Curve``."""
+        found = np.zeros(len(_Curve))
+        for name, value in elements.items():
+            found[_Curve[name.upper()]] = value
+        return found
+
+
+def zero(job: ZeroJob, stage: ZeroStage) -> GpuMemory:
+    """Memory of each GPU of a job under one of ZeRO's stages."""
+    return _zero3(job) if stage == "zero3" else _zero1_or_2(job, partitions_gradients=stage == "zero2")
+
+
+def _zero1_or_2(zero: ZeroJob, *, partitions_gradients: bool) -> GpuMemory:
+    """stage_1_and_2.py: whole parameters in flat buffers; float32 parameters and states of one partition of these."""
+    job, moments = zero.job, zero.job.moments()
+    weights = job.sharded_weights + job.units.unsharded_bytes
+    held = _partitioned(zero, moments) if partitions_gradients else _replicated(zero, moments)
+    gradients, curves = held
+    micro_batch = Moments(
+        moments.activations, weights=weights, gradients=gradients, gradients_curves=curves,
+        optimizer_sharded=zero.states,
+    )  # fmt: skip
+    steps = [
+        Moments(
+            _NO_ACTIVATIONS, weights=weights, gradients=whole, gradients_curves=zero.coefficients(**elements),
+            optimizer_sharded=zero.states,
+        )
+        for whole, elements in [*_end(zero, partitions_gradients), *_steps(zero)]
+    ]  # fmt: skip
+    whole = weights if partitions_gradients else weights + job.gradients
+    sharded = zero.states + (job.gradients if partitions_gradients else 0)
+    return GpuMemory([micro_batch, *steps], Resident(whole, sharded), curves=_curves(zero))
+
+
+def _buckets(zero: ZeroJob) -> float:
+    # setup_buckets: a second one if communication overlaps.
+    return zero.itemsize * zero.buckets.reduce_bucket_size * (2 if zero.buckets.overlap_comm else 1)
+
+
+def _replicated(zero: ZeroJob, moments: UnshardedMoments) -> tuple[Floats, Floats]:
+    """ZeRO-1: gradients stay whole until the last micro-batch is over, or is reduced meanwhile if communication overlaps.
+
+    The bucket exists from the first gradient on.
+    """
+    so_far = moments.layer_gradients + moments.finished_gradients + moments.root_gradients
+    if zero.job.accumulating:
+        gradients = zero.job.gradients + moments.newest_gradient + _buckets(zero)
+    else:
+        gradients = so_far + np.where(so_far > 0, _buckets(zero), 0)
+    curves = np.zeros((len(so_far), len(_Curve)))
+    if zero.buckets.overlap_comm:
+        backward = ~np.isin(moments.points, (*_BEFORE_LOSS, Point.LOSS))
+        curves[backward] = zero.coefficients(owned_last=zero.itemsize)
+    return gradients, curves
+
+
+def _partitioned(zero: ZeroJob, moments: UnshardedMoments) -> tuple[Floats, Floats]:
+    """ZeRO-2: gradients go into a bucket, and after its reduction into a buffer for the partition.
+
+    Parameters that are larger than the bucket are reduced by themselves when the next gradient arrives. The gradients
+    of earlier micro-batches are in a buffer of their own (independent_gradient_partition_epilogue).
+    """
+    before = np.isin(moments.points, _BEFORE_LOSS)
+    gradients = np.where(before, 0.0, _pending(zero, moments) + _buckets(zero))
+    curves = np.zeros((len(before), len(_Curve)))
+    if zero.job.accumulating:
+        curves[:] = zero.coefficients(owned=zero.itemsize)
+    last, embeddings = np.isin(moments.points, _LAST), np.isin(moments.points, _EMBEDDINGS)
+    curves[last] += zero.coefficients(owned_last=zero.itemsize)
+    curves[embeddings] += zero.coefficients(owned=zero.itemsize, split_root=zero.itemsize)
+    middle = ~(before | last | embeddings | (moments.points == Point.LOSS))
+    curves[middle] += zero.coefficients(owned_last=zero.itemsize)
+    return gradients, curves
+
+
+def _pending(zero: ZeroJob, moments: UnshardedMoments) -> Floats:
+    """Bytes of gradients outside of buckets: the newest, and the one before it if it is larger than the bucket."""
+    bucket = zero.itemsize * zero.buckets.reduce_bucket_size
+    largest = zero.itemsize * max((size for layer in zero.trainable.layers for size in layer), default=0)
+    before = np.minimum(moments.layer_gradients - moments.newest_gradient, largest if largest > bucket else 0)
+    at_head = moments.points == Point.LOSS
+    head = np.isin(moments.points, _LAST) & (moments.layer_gradients <= moments.newest_gradient)
+    of_head = np.where(at_head | head, moments.root_gradients, 0.0)
+    at_embeddings = np.isin(moments.points, _EMBEDDINGS)
+    return np.where(at_embeddings, moments.newest_gradient, moments.newest_gradient + before + of_head)
+
+
+def _end(zero: ZeroJob, partitions_gradients: bool) -> list[tuple[float, dict[str, float]]]:
+    """The end of the last backward pass."""
+    if partitions_gradients or zero.buckets.overlap_comm:
+        return []
+    # reduce_gradients: from the first parameter to the last; the first partition's buffer is added to all gradients.
+    elements = {"owned": zero.itemsize, "split_root": zero.itemsize}
+    return [(zero.job.gradients + _buckets(zero), elements)]
+
+
+def _steps(zero: ZeroJob) -> list[tuple[float, dict[str, float]]]:
+    """step: the norm, gradients flattened and converted to float32, the optimizer's own temporaries.
+
+    Gradients of the partition live until the last parameter group is done.
+    """
+    gradients, flat = zero.itemsize, zero.itemsize
+    kept = gradients if zero.groups > 1 else 0
+    return [
+        (0.0, {"owned": gradients, "normed": _BYTES_OF_A_NORM}),
+        (0.0, {"owned": gradients, "stepped": flat + 4}),
+        (0.0, {"owned": kept, "stepped": 4 + zero.temporaries}),
+    ]
+
+
+def _zero3(zero: ZeroJob) -> GpuMemory:
+    """stage3.py: all parameters, gradients and states are sharded; the bucket exists from the beginning on."""
+    job, moments, buckets = zero.job, zero.job.moments(), zero.buckets
+    bucket = zero.itemsize * buckets.reduce_bucket_size
+    # _create_fp32_partitions: float32 parameters are not copied.
+    states = zero.states if zero.itemsize < 4 else job.optimizer.states
+    persistent, others = _persistent(zero)
+    gathered = gathered_parameters(others, buckets, recomputes=zero.recomputes)
+    unit = job.bytes_per_parameter.frozen_computing
+    of_points = np.array([gathered[Point(point)] for point in moments.points.tolist()], float)
+    backward = ~np.isin(moments.points, _BEFORE_LOSS)
+    # __avg_scatter_grads copies the gradients of a bucket; a parameter that is larger is reduced in place.
+    copies = min(buckets.reduce_bucket_size, job.trainable) * zero.itemsize
+    gradients = bucket + np.where(backward, _pending(zero, moments) + np.where(moments.layer_gradients > 0, copies, 0), 0)
+    micro_batch = Moments(
+        moments.activations, weights=job.units.unsharded_bytes, weights_sharded=job.sharded_weights,
+        gradients=gradients, gradients_sharded=job.gradients, optimizer_sharded=states,
+        gathered=unit * (of_points + persistent), gradients_curves=zero.coefficients(),
+    )  # fmt: skip
+    steps = [
+        Moments(
+            _NO_ACTIVATIONS, weights=job.units.unsharded_bytes, weights_sharded=job.sharded_weights, gradients=bucket,
+            gradients_sharded=job.gradients, optimizer_sharded=states, gradients_curves=zero.coefficients(**elements),
+        )
+        for elements in (
+            {"normed": _BYTES_OF_A_NORM},
+            {"stepped": (zero.itemsize + 4) if zero.itemsize < 4 else 4},
+            {"stepped": 4 + zero.temporaries},
+        )
+    ]  # fmt: skip
+    resident = Resident(job.units.unsharded_bytes, job.sharded_weights + job.gradients + states)
+    return GpuMemory([micro_batch, *steps], resident, curves=_curves3(zero))
+
+
+def _persistent(zero: ZeroJob) -> tuple[int, ModelSizes]:
+    """Elements of parameters that stay gathered (parameter_offload.py, mark_persistent_parameters), and the others."""
+    limit = zero.buckets.stage3_param_persistence_threshold or 0
+
+    def large(sizes: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(size for size in sizes if size > limit)
+
+    embeddings, layers, head = zero.parameters
+    others = ModelSizes(large(embeddings), tuple(map(large, layers)), large(head))
+    return sum(zero.parameters.flat()) - sum(others.flat()), others
+
+
+def _curves(zero: ZeroJob) -> Curves:
+    sizes = zero.trainable
+    roots = [*[True] * len(sizes.embeddings), *[False] * sum(map(len, sizes.layers)), *[True] * len(sizes.head)]
+    return _table_of(lambda: _partitions(np.array(sizes.flat()), np.array(roots), zero.buckets.reduce_bucket_size or 0))
+
+
+def _curves3(zero: ZeroJob) -> Curves:
+    """Sub-groups limit what ZeRO-3 steps over at once (_create_fp16_sub_groups); each parameter is divided."""
+    total, largest = zero.job.trainable, max(zero.trainable.flat())
+
+    def table() -> Floats:
+        gpus = np.arange(1, _MOST_GPUS + 1)
+        found = np.zeros((len(_Curve), _MOST_GPUS))
+        found[_Curve.STEPPED] = np.minimum(total / gpus, zero.buckets.sub_group_size + largest / gpus)
+        found[_Curve.NORMED] = largest / gpus
+        return found
+
+    return _table_of(table)
+
+
+def _table_of(table: Callable[[], Floats]) -> Curves:
+    """Curves from a table that is computed when it is first needed, shape (curves, numbers of GPUs)."""
+    computed: list[Floats] = []
+
+    def curves(gpus: Integers) -> Floats:
+        if not computed:
+            computed.append(table())
+        return computed[0][:, np.minimum(gpus, _MOST_GPUS) - 1]
+
+    return curves
+
+
+def _partitions(sizes: Integers, roots: Integers, bucket: int) -> Floats:
+    """The curves of flat parameters that are divided evenly, for 1 to ``_MOST_GPUS`` GPUs; each nonincreasing.
+
+    Args:
+        sizes: elements of each parameter, in order.
+        roots: whether it belongs to embeddings and head.
+        bucket: elements of a bucket, which is copied if it has parameters of several partitions.
+    """
+    gpus = np.arange(1, _MOST_GPUS + 1)
+    ends = np.cumsum(sizes)
+    partition = -(-ends[-1] // gpus)
+    first, last = (ends - sizes)[None] // partition[:, None], (ends - 1)[None] // partition[:, None]
+    owned = (_sums_of_rows(first, sizes) - _sums_of_rows(last + 1, sizes)).cumsum(axis=1)
+    split = np.where(first != last, sizes[None], 0)
+    found = np.zeros((len(_Curve), len(gpus)))
+    found[_Curve.OWNED] = owned.max(axis=1)
+    found[_Curve.OWNED_LAST] = owned[np.arange(len(gpus)), last[:, -1]]
+    found[_Curve.STEPPED] = ends[-1] / gpus
+    found[_Curve.NORMED] = np.minimum(sizes.max(), partition)
+    found[_Curve.SPLIT_LAYER] = np.maximum(np.where(roots, 0, split).max(axis=1), min(bucket, ends[-1]))
+    found[_Curve.SPLIT_ROOT] = np.where(roots, split, 0).max(axis=1)
+    return np.maximum.accumulate(found[:, ::-1], axis=1)[:, ::-1]
+
+
+def _sums_of_rows(columns: Integers, values: Integers) -> Floats:
+    """Sums of values by row and column, shape (rows, ``_MOST_GPUS`` + 1)."""
+    rows, width = len(columns), _MOST_GPUS + 1
+    places = columns + width * np.arange(rows)[:, None]
+    sums = np.bincount(places.ravel(), np.broadcast_to(values, columns.shape).ravel(), rows * width)
+    return sums.reshape(rows, width)

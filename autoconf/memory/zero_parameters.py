@@ -1,0 +1,216 @@
+"""The parameters that a GPU has gathered under ZeRO-3: DeepSpeed's coordinator, played through once.
+
+Source: DeepSpeed 0.19.8, runtime/zero/partitioned_param_coordinator.py. All sizes are numbers of elements.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from autoconf.jobs.stack import ZeroBuckets
+from autoconf.memory.optimizers import Shape
+from autoconf.memory.profile import Point
+
+
+class ModelSizes(NamedTuple):
+    """Sizes of the parameters of a model in the order in which it uses them; a tied head is empty."""
+
+    embeddings: tuple[int, ...]
+    layers: tuple[tuple[int, ...], ...]
+    head: tuple[int, ...]
+
+    def flat(self) -> list[int]:
+        """All sizes in order."""
+        return [*self.embeddings, *itertools.chain.from_iterable(self.layers), *self.head]
+
+
+def model_sizes(shapes: Sequence[tuple[Shape, int]], layers: int, rank: int = 1) -> ModelSizes:
+    """Order the parameters of a model: a shape that occurs less often than there are layers belongs to the head.
+
+    Args:
+        shapes: shapes of parameters, each with the number of parameters that have it.
+        layers: number of decoder layers, >= 1.
+        rank: rank of adapters, if the parameters are adapters of rank 1.
+
+    >>> model_sizes([(Shape((16, 4), 2, True), 1), (Shape((4, 4), 2), 6), (Shape((16, 4), 2), 1)], layers=3)
+    ModelSizes(embeddings=(64,), layers=((16, 16), (16, 16), (16, 16)), head=(64,))
+    """
+    embeddings: list[int] = []
+    head: list[int] = []
+    of_layers: list[list[int]] = [[] for _ in range(layers)]
+    for shape, count in shapes:
+        elements = shape.elements * rank
+        if shape.embedding:
+            embeddings += [elements] * count
+        elif count < layers:
+            head += [elements] * count
+        else:  # norms also occur outside of layers
+            for index in range(layers):
+                of_layers[index] += [elements] * ((count * (index + 1)) // layers - (count * index) // layers)
+    return ModelSizes(tuple(embeddings), tuple(map(tuple, of_layers)), tuple(head))
+
+
+# The parts of a micro-batch whose gathered parameters are told apart, by the points of the memory profile.
+PARTS: dict[str, tuple[Point, ...]] = {
+    "forward": (Point.EMBEDDING, Point.FIRST_GATHER, Point.GATHER, Point.FORWARD),
+    "head": (Point.HEAD, Point.HEAD_OVER, Point.TURN, Point.LOSS),
+    "last": (Point.LAST_START, Point.LAST, Point.LAST_LATE),
+    "middle": (Point.START, Point.MIDDLE, Point.MIDDLE_LATE, Point.END),
+    "first": (Point.FIRST_START, Point.FIRST, Point.FIRST_LATE, Point.FIRST_END),
+    "tail": (Point.TAIL, Point.TAIL_END),
+}
+
+
+class _Call(NamedTuple):
+    """A call of a module, forward or backward, with the parameters that it has itself."""
+
+    part: str
+    parameters: tuple[int, ...]
+
+
+def gathered_parameters(sizes: ModelSizes, buckets: ZeroBuckets, *, recomputes: bool) -> dict[Point, int]:
+    """The most parameters, in elements, that a GPU has gathered at each point of a micro-batch.
+
+    Args:
+        sizes: parameters of the model, without those that always stay gathered.
+        buckets: DeepSpeed's settings, with a number for each.
+        recomputes: whether layers run forward again in the backward pass.
+
+    >>> sizes = ModelSizes((64,), ((16,) * 4,) * 3, (64,))
+    >>> gathered_parameters(sizes, ZeroBuckets().with_hidden_size(4), recomputes=True)[Point.TURN] == 64 + 3 * 64 + 64
+    True
+    """
+    numels, calls = _program(sizes, recomputes=recomputes)
+    coordinator = _Coordinator(numels, calls, buckets)
+    most = dict.fromkeys(PARTS, 0)
+    for step, call in enumerate(calls):
+        most[call.part] = max(most[call.part], coordinator.call(step))
+    return {point: most[part] for part, points in PARTS.items() for point in points}
+
+
+def _program(sizes: ModelSizes, *, recomputes: bool) -> tuple[list[int], list[_Call]]:
+    """The size of each parameter, and all calls of a micro-batch."""
+    numels = sizes.flat()
+    ids = iter(range(len(numels)))
+    embeddings = [(next(ids),) for _ in sizes.embeddings]
+    layers = [list(_calls_of_layer([next(ids) for _ in layer])) for layer in sizes.layers]
+    head = [(next(ids),) for _ in sizes.head] or embeddings[:1]
+    last = len(layers) - 1
+    calls = [_Call("forward", parameters) for parameters in ((), (), *embeddings)]
+    calls += [_Call("forward", parameters) for layer in layers for parameters in layer]
+    calls += [_Call("head", parameters) for parameters in (*head, *reversed(head))]
+    for index in range(last, -1, -1):
+        part = "last" if index == last else "first" if index == 0 else "middle"
+        again = layers[index] if recomputes else []
+        calls += [_Call(part, parameters) for parameters in (*again, *reversed(layers[index]))]
+    calls += [_Call("tail", parameters) for parameters in reversed(embeddings)]
+    return numels, calls
+
+
+def _calls_of_layer(parameters: list[int]) -> Iterator[tuple[int, ...]]:
+    """A decoder layer calls its modules, and those that only contain modules: itself, attention, MLP, activation."""
+    half = len(parameters) // 2
+    yield from ((), ())
+    yield from ((parameter,) for parameter in parameters[:half])
+    yield from ((), ())
+    yield from ((parameter,) for parameter in parameters[half:])
+
+
+@dataclass
+class _Group:
+    """Parameters that are gathered together: into one flat buffer, which they are copied out of when they are needed."""
+
+    parameters: set[int]
+    numel: int
+    copied: bool = False
+
+
+@dataclass
+class _Coordinator:
+    """PartitionedParameterCoordinator with a complete trace."""
+
+    numels: list[int]
+    calls: list[_Call]
+    buckets: ZeroBuckets
+    available: int = 0  # its __n_available_params
+    held: int = 0  # elements, including flat buffers
+    gathered: set[int] = field(default_factory=set)
+    groups: dict[int, _Group] = field(default_factory=dict)  # by parameters in flight
+    fetched_for: dict[int, int] = field(default_factory=dict)  # its __most_recent_step_id_param_fetched_for
+
+    def __post_init__(self) -> None:
+        self.queue = [(parameter, step) for step, call in enumerate(self.calls) for parameter in call.parameters]
+        self.position = 0
+        per_call = (sum(self.numels[p] for p in call.parameters) for call in self.calls)
+        self.traversed = [0, *itertools.accumulate(per_call)]
+        self.uses: dict[int, list[int]] = {}
+        for parameter, step in self.queue:
+            self.uses.setdefault(parameter, []).append(step)
+
+    def call(self, step: int) -> int:
+        """Fetch for a call, prefetch, and release after it; the elements that were held."""
+        parameters = self.calls[step].parameters
+        self._gather([p for p in parameters if p not in self.gathered])  # fetch_sub_module
+        most = max(self.held, *(self._wait(p) for p in parameters)) if parameters else self.held
+        fetched = sum(self.fetched_for.get(p, -1) < step for p in parameters)
+        for parameter, used in self.queue[self.position : self.position + fetched]:
+            self.fetched_for[parameter] = used
+        self.position += fetched
+        self._prefetch()
+        most = max(most, self.held)
+        self._release(parameters, step + 1)
+        return most
+
+    def _gather(self, parameters: Sequence[int]) -> None:
+        """all_gather_coalesced of partition_parameters.py; a single parameter is a view of its buffer."""
+        numel = sum(self.numels[p] for p in parameters)
+        self.gathered.update(parameters)
+        self.available += numel
+        self.held += numel
+        if len(parameters) > 1:
+            self.groups |= dict.fromkeys(parameters, _Group(set(parameters), numel))
+
+    def _wait(self, parameter: int) -> int:
+        """AllGatherCoalescedHandle.wait: copies of all parameters; the buffer lives until all have been waited for."""
+        group = self.groups.pop(parameter, None)
+        if group is None:
+            return self.held
+        if not group.copied:
+            group.copied = True
+            self.held += group.numel
+        most = self.held
+        group.parameters.discard(parameter)
+        if not group.parameters:
+            self.held -= group.numel
+        return most
+
+    def _prefetch(self) -> None:
+        most = min(self.buckets.stage3_max_live_parameters - self.available, self.buckets.stage3_prefetch_bucket_size or 0)
+        chosen: list[int] = []
+        numel = 0
+        while self.position < len(self.queue) and numel < most:
+            parameter, used = self.queue[self.position]
+            self.position += 1
+            self.fetched_for[parameter] = max(self.fetched_for.get(parameter, -1), used)
+            if parameter not in self.gathered and parameter not in chosen:
+                chosen.append(parameter)
+                numel += self.numels[parameter]
+        self._gather(chosen)
+
+    def _release(self, parameters: Sequence[int], step: int) -> None:
+        """release_sub_module; __params_to_release keeps what was prefetched for later or is used again soon."""
+        for parameter in parameters:
+            if self.fetched_for.get(parameter, -1) > step or self._is_used_soon(parameter, step):
+                continue
+            self.gathered.discard(parameter)
+            self.available -= self.numels[parameter]
+            self.held -= self.numels[parameter]
+
+    def _is_used_soon(self, parameter: int, step: int) -> bool:
+        later = next((use for use in self.uses[parameter] if use >= step), None)
+        if later is None:
+            return False
+        return self.traversed[later] - self.traversed[step] < self.buckets.stage3_max_reuse_distance

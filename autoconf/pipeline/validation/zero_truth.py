@@ -1,0 +1,228 @@
+"""Compare composed memory under DeepSpeed's ZeRO with real tensors in real DeepSpeed processes.
+
+The models are small, at full depth, because all memory is allocated.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import numpy as np
+import pandas as pd
+import typer
+from rich.console import Console
+
+from autoconf.jobs.stack import Stack
+from autoconf.memory.gpu_memory import GpuMemory
+from autoconf.memory.model import gpu_memory, head_way, layer_way
+from autoconf.memory.profile import ModelProfile
+from autoconf.memory.store import ModelsTable, write_model
+from autoconf.pipeline.catalog import Architecture, architectures
+from autoconf.pipeline.report import VALIDATION, markdown, write_section
+from autoconf.pipeline.tracing.extrapolate import head_moments, layer_moments
+from autoconf.pipeline.tracing.ledger import rank_for, trace
+from autoconf.pipeline.tracing.model_setup import Method, TrainingSetup
+from autoconf.pipeline.tracing.recorder import SAMPLES
+from autoconf.pipeline.tracing.trace_model import head_job, layer_job, short_stack, units
+from autoconf.pipeline.validation.environments import Libraries, run
+
+OUTPUT = Path(__file__).with_name("zero_truth.csv")
+LIBRARIES = Libraries("5.23.0", "0.21.2", "1.15.0", "0.50.2", deepspeed="0.19.8")
+MEDIAN_PERCENT, WORST_PERCENT = 0.5, 3.0
+JOBS = 60
+_SEED = 20261130
+_MODELS = ("mistral-7b-v0.1", "llama3.2-1b", "qwen2.5-7b")
+_COMMAND, _WHAT = "make zero-ground-truth", "ZeRO composed"
+_TOKENS = (61, 127, 251, 509)
+
+
+@dataclass(frozen=True)
+class ZeroCheck:
+    """A small job under DeepSpeed."""
+
+    architecture: Architecture
+    method: Method
+    stack: Stack
+    gpus: int
+    tokens: int  # tokens of each of ``SAMPLES`` samples
+
+    def as_json(self) -> dict[str, Any]:
+        """The input of ``zero_processes``; all sizes of buckets are numbers."""
+        hidden = self.architecture.config["hidden_size"]
+        stack = self.stack.model_copy(update={"zero_buckets": self.stack.zero_buckets.with_hidden_size(hidden)})
+        fields = {"method": self.method, "gpus": self.gpus, "tokens": self.tokens}
+        return {"architecture": self.architecture.model_dump(), "stack": stack.model_dump(), **fields}
+
+
+@dataclass(frozen=True)
+class ZeroResult:
+    """Peaks per GPU of a check, in bytes, of the process that holds most."""
+
+    check: ZeroCheck
+    composed: float
+    measured: dict[str, int]  # ``micro_batch`` and ``step``
+
+    @property
+    def peak(self) -> int:
+        return max(self.measured.values())
+
+    @property
+    def difference_percent(self) -> float:
+        return 100 * (self.composed / self.peak - 1)
+
+
+def sample(count: int, seed: int = _SEED) -> Iterator[ZeroCheck]:
+    """Draw random jobs; each setting independently, the stages in turn."""
+    chance = np.random.default_rng(seed)
+    for index in range(count):
+        method = cast(Method, str(chance.choice(["full", "full", "lora"])))
+        settings: dict[str, Any] = {
+            "sharding": f"zero{index % 3 + 1}",
+            "mixed_precision": "bf16",
+            "torch_dtype": _one_of(chance, ("bfloat16", "float32")),
+            "gradient_checkpointing": _one_of(chance, ("none", "reentrant", "non-reentrant")),
+            "gradient_accumulation": _one_of(chance, (False, True)),
+        }
+        if method == "lora":
+            settings |= {"lora_r": _one_of(chance, (4, 16)), "lora_targets": _one_of(chance, ("default", "all-linear"))}
+        architecture = _small(chance)
+        settings["zero_buckets"] = _buckets(chance, architecture)
+        gpus, tokens = int(chance.choice([2, 2, 4])), int(chance.choice(_TOKENS))
+        yield ZeroCheck(architecture, method, Stack.model_validate(settings), gpus, tokens)
+
+
+def _one_of(chance: np.random.Generator, values: tuple[Any, ...]) -> Any:
+    return values[chance.integers(len(values))]
+
+
+def _small(chance: np.random.Generator) -> Architecture:
+    """A model of 4 to 8 layers, in the proportions of large ones."""
+    architecture = architectures()[_one_of(chance, _MODELS)]
+    hidden = _one_of(chance, (128, 192))
+    config = {
+        **architecture.config,
+        "hidden_size": hidden, "intermediate_size": 7 * hidden // 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": hidden // 4, "vocab_size": _one_of(chance, (256, 1024, 4096)),
+        architecture.depth_key: _one_of(chance, (4, 6, 8)),
+    }  # fmt: skip
+    return architecture.model_copy(update={"config": config})
+
+
+def _buckets(chance: np.random.Generator, architecture: Architecture) -> dict[str, Any]:
+    """As transformers sets them, or given: sizes between a matrix and the model."""
+    buckets: dict[str, Any] = {"overlap_comm": _one_of(chance, (False, True))}
+    square = architecture.config["hidden_size"] ** 2
+    if chance.random() < 0.5:
+        buckets |= {
+            "reduce_bucket_size": int(square * _one_of(chance, (1, 4, 20))),
+            "stage3_prefetch_bucket_size": int(square * _one_of(chance, (0, 1, 6))),
+            "stage3_param_persistence_threshold": int(square * _one_of(chance, (0.01, 0.1, 0.6))),
+        }
+    if chance.random() < 0.7:  # the limits of ZeRO-3 in proportion to large models, and its defaults
+        limit = int(square * _one_of(chance, (10, 25, 50)))
+        buckets |= {"stage3_max_live_parameters": limit, "stage3_max_reuse_distance": limit}
+    return buckets
+
+
+def composed(check: ZeroCheck) -> GpuMemory:
+    """The memory of a check as a version composes it, from profiles traced for it."""
+    architecture, several = check.architecture, True
+    layers = layer_way(check.stack, check.method, several=several)
+    head = head_way(check.stack, check.method, several=several)
+    short = short_stack(architecture)
+    rank = rank_for(architecture, short)
+    found = ModelProfile(architecture.name)
+    checkpoints = ("reentrant", "non-reentrant") if layers.gradient_checkpointing == "none" else ()
+    for way in (layers, *(layers._replace(gradient_checkpointing=c) for c in checkpoints)):
+        moments = layer_moments(trace(layer_job(architecture, way), short, rank), short, architecture.kinds)
+        found.layers[way] = np.array(moments)
+    found.heads[head] = np.array(head_moments(trace(head_job(architecture, head), short, rank), short, rank))
+    for key in {("full", "default"), (check.method, layers.lora_targets)}:
+        found.units[key] = units(architecture, cast(Method, key[0]), cast(Any, key[1]))
+    stream = io.BytesIO()
+    write_model(found, stream, {})
+    return gpu_memory(ModelsTable(stream.getvalue()), architecture.name, check.method, check.stack, several=several)
+
+
+def compare(checks: Sequence[ZeroCheck]) -> list[ZeroResult]:
+    """Compare composed with measured peaks; takes about five seconds for each check."""
+    measured = run(LIBRARIES, "autoconf.pipeline.validation.zero_processes", [check.as_json() for check in checks])
+    return [
+        ZeroResult(check, _composed_peak(check), peaks) for check, peaks in zip(checks, measured, strict=True)
+    ]
+
+
+def _composed_peak(check: ZeroCheck) -> float:
+    tokens = np.array([SAMPLES * check.tokens])
+    return float(composed(check).peak_bytes(np.array([check.gpus]), tokens)[0])
+
+
+def row(result: ZeroResult) -> dict[str, Any]:
+    """A line of the table: peaks in KiB per GPU."""
+    check, config = result.check, result.check.architecture.config
+    stack, buckets = check.stack, check.stack.zero_buckets.with_hidden_size(config["hidden_size"])
+    return {
+        "architecture": check.architecture.name,
+        "layers": check.architecture.layers,
+        "hidden_size": config["hidden_size"],
+        "vocab_size": config["vocab_size"],
+        "method": check.method,
+        "lora_r": stack.lora_r if check.method == "lora" else "",
+        "lora_targets": stack.lora_targets if check.method == "lora" else "",
+        "sharding": stack.sharding,
+        "checkpointing": stack.gradient_checkpointing,
+        "accumulating": stack.gradient_accumulation,
+        **buckets.model_dump(exclude={"sub_group_size"}),
+        "gpus": check.gpus,
+        "tokens_per_gpu": SAMPLES * check.tokens,
+        "composed_kib": round(result.composed / 1024),
+        "measured_kib": round(result.peak / 1024),
+        "peak_in": max(result.measured, key=lambda name: result.measured[name]),
+        "difference_percent": f"{result.difference_percent:.2f}",
+    }
+
+
+def summary(results: Sequence[ZeroResult]) -> list[dict[str, Any]]:
+    """The differences of composed and measured peaks, by stage and method."""
+    groups: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    for result in results:
+        for key in ((result.check.stack.sharding, result.check.method), ("zero, all", "")):
+            groups[key].append(result.difference_percent)
+    return [
+        {
+            "sharding": sharding,
+            "method": method,
+            "jobs": len(found),
+            "median": f"{np.median(np.abs(found)):.2f} %",
+            "lowest": f"{min(found):+.2f} %",
+            "highest": f"{max(found):+.2f} %",
+        }
+        for (sharding, method), found in sorted(groups.items(), key=lambda group: (group[0][1] == "", group[0]))
+    ]
+
+
+def main(
+    jobs: Annotated[int, typer.Option(help="number of random jobs", min=3)] = JOBS,
+    output: Annotated[Path | None, typer.Option(help="write the comparisons to this CSV file")] = None,
+) -> None:
+    """Run the comparisons; exit code 1 if a limit is exceeded."""
+    console = Console()
+    results = compare(list(sample(jobs)))
+    rows = pd.DataFrame([row(result) for result in results])
+    console.print(rows.to_string(index=False), soft_wrap=True)
+    console.print(pd.DataFrame(summary(results)).to_string(index=False), soft_wrap=True)
+    if output is not None:
+        rows.to_csv(output, index=False, lineterminator="\n")
+        write_section(VALIDATION, _WHAT, _COMMAND, markdown(summary(results)))
+    differences = np.abs([result.difference_percent for result in results])
+    sys.exit(int(np.median(differences) > MEDIAN_PERCENT or differences.max() > WORST_PERCENT))
+
+
+if __name__ == "__main__":
+    typer.run(main)
