@@ -18,8 +18,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "how-it-works" / "allocator.md"
 A100, H200, T4 = "NVIDIA-A100-SXM4-80GB", "NVIDIA-H200", "Tesla-T4"
 
 
-def message(outside_gib: float, capacity_gib: float = 79.15, gpus: str = "several") -> Message:
-    return Message("https://github.com/a/b/issues/1", "", gpus, "ddp", capacity_gib, 50 + outside_gib, 45.0, 5.0)
+def message(outside_gib: float, capacity_gib: float = 79.15, gpus: str = "several", task: str = "training") -> Message:
+    source = "https://github.com/a/b/issues/1"
+    return Message(source, task, "", gpus, "ddp", capacity_gib, 50 + outside_gib, 45.0, 5.0)
 
 
 def given(monkeypatch: pytest.MonkeyPatch, *reports: Message) -> None:
@@ -28,12 +29,13 @@ def given(monkeypatch: pytest.MonkeyPatch, *reports: Message) -> None:
 
 def test_each_message_has_an_address_and_figures_that_can_be() -> None:
     found = outside_pytorch.messages()
-    assert len(found) >= 40
+    assert len(found) >= 60 and sum(one.task == "training" for one in found) >= 45
     for one in found:
         assert one.source.startswith("https://github.com/"), one
+        assert one.task in ("training", "other"), one
         assert one.gpus in ("one", "several", "unknown"), one
         assert one.library in ("none", "ddp", "fsdp", "deepspeed", "unknown"), one
-        assert 0.1 < one.outside_gib < 6 and one.in_use_gib <= one.capacity_gib, one
+        assert 0.09 < one.outside_gib < 6 and one.in_use_gib <= one.capacity_gib, one
         assert one.several or one.library in ("none", "unknown"), one
     figures = [(one.capacity_gib, one.in_use_gib, one.allocated_gib, one.unallocated_gib) for one in found]
     assert len(set(figures)) == len(figures), "the same message twice"
@@ -47,7 +49,7 @@ def test_a_line_of_the_file_gives_the_difference_of_its_quoted_figures() -> None
 
 def test_a_class_with_enough_messages_has_its_own_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     of_class = [message(gib) for gib in (1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0)]
-    given(monkeypatch, *of_class, message(5.0, 139.8), message(3.0, gpus="one"))
+    given(monkeypatch, *of_class, message(5.0, 139.8), message(3.0, gpus="one"), message(4.0, task="other"))
     found = overhead(8, A100)
     assert found.gib == 1.9
     assert found.basis == (
@@ -91,5 +93,5 @@ def test_the_page_has_the_table_that_the_command_prints() -> None:
     app = typer.Typer()
     app.command()(outside_pytorch.main)
     done = CliRunner().invoke(app, [])
-    assert done.exit_code == 0 and done.stdout.startswith("| GPU | GPUs | library | messages |")
+    assert done.exit_code == 0 and done.stdout.startswith("| task | GPU | GPUs | library | messages |")
     assert done.stdout in PAGE.read_text(encoding="utf-8")

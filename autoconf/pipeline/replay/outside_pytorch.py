@@ -52,12 +52,13 @@ _UNITS = {"GiB": 1.0, "MiB": 2.0**-10, "KiB": 2.0**-20, "bytes": 2.0**-30}
 
 @dataclass(frozen=True)
 class Message:
-    """An out-of-memory message of a training job; memory in GiB.
+    """An out-of-memory message; memory in GiB.
 
     PyTorch rounds its figures to 0.01 of their unit, so the difference of three is known to 0.015 GiB.
 
     Attributes:
         source: address of the report.
+        task: "training", or "other" for inference and jobs that are not described; only training counts for defaults.
         gpu: GPU type by the report; empty if it has none.
         gpus: "one", "several" or "unknown".
         library: "none", "ddp", "fsdp", "deepspeed" or "unknown".
@@ -68,6 +69,7 @@ class Message:
     """
 
     source: str
+    task: str
     gpu: str
     gpus: str
     library: str
@@ -120,6 +122,7 @@ def messages() -> tuple[Message, ...]:
     return tuple(
         Message(
             source=row["source"],
+            task=row["task"],
             gpu=row["gpu"],
             gpus=row["gpus"],
             library=row["library"],
@@ -144,10 +147,10 @@ def gpu_class(capacity_gib: float) -> str:
 def overhead(gpus: int, gpu_type: str | None = None) -> Overhead:
     """The memory outside PyTorch to expect of a process.
 
-    It is the 90th percentile of the messages from the GPU's class. If there are fewer than 5, it is the largest of
-    them or the 90th percentile of all classes, whichever is more. A replay that assumes too little says that a job
-    fits which then runs out of memory, and the median would be too little for half of the jobs. The maximum of many
-    messages rests on a single report, whose job may use libraries that others do not.
+    It is the 90th percentile of the messages of training on the GPU's class. If there are fewer than 5, it is the
+    largest of them or the 90th percentile of all classes, whichever is more. A replay that assumes too little says
+    that a job fits which then runs out of memory, and the median would be too little for half of the jobs. The maximum
+    of many messages rests on a single report, whose job may use libraries that others do not.
 
     Args:
         gpus: number of GPUs of the job.
@@ -162,7 +165,7 @@ def overhead(gpus: int, gpu_type: str | None = None) -> Overhead:
     if gpu_type is not None and gpu_type not in gpu_types():
         raise BadInput(f"gpu_type: {gpu_type} is not one of {', '.join(gpu_types())}")
     several = gpus > 1
-    everywhere = [message for message in messages() if message.several == several]
+    everywhere = [message for message in _of("training") if message.several == several]
     name = gpu_class(gpu_types()[gpu_type].usable_gib) if gpu_type else OTHER
     same = [message for message in everywhere if gpu_class(message.capacity_gib) == name != OTHER]
     where = "several GPUs" if several else "one GPU"
@@ -180,30 +183,36 @@ def _percentile(chosen: Iterable[Message], percent: float) -> float:
     return round(float(np.percentile([message.outside_gib for message in chosen], percent)), 2)
 
 
+def _of(task: str) -> list[Message]:
+    return [message for message in messages() if message.task == task]
+
+
 def table() -> list[dict[str, Any]]:
-    """A line for each class and number of GPUs, then for each library, and for all."""
-    several = {False: "one", True: "several"}
+    """A line for each task, class and number of GPUs; for training also for each library, and for all."""
+    lines = _lines_by_class("training")
+    for library in ("none", "ddp", "fsdp", "deepspeed", "unknown"):
+        lines += _lines("training", "all", library, [one for one in _of("training") if one.library == library])
+    return [*lines, *_lines("training", "all", "any", _of("training")), *_lines_by_class("other")]
+
+
+def _lines_by_class(task: str) -> list[dict[str, Any]]:
     lines = []
     for name in (*CLASSES, OTHER):
-        of_class = [message for message in messages() if gpu_class(message.capacity_gib) == name]
-        lines += [_line(name, label, "any", of_class, many) for many, label in several.items()]
-    for library in ("none", "ddp", "fsdp", "deepspeed", "unknown"):
-        of_library = [message for message in messages() if message.library == library]
-        lines += [_line("all", label, library, of_library, many) for many, label in several.items()]
-    lines += [_line("all", label, "any", messages(), many) for many, label in several.items()]
-    return [line for line in lines if line["messages"]]
+        lines += _lines(task, name, "any", [one for one in _of(task) if gpu_class(one.capacity_gib) == name])
+    return lines
 
 
-def _line(name: str, label: str, library: str, among: Sequence[Message], several: bool) -> dict[str, Any]:
-    chosen = [message for message in among if message.several == several]
-    percentiles = [f"{_percentile(chosen, percent):.2f}" for percent in (50, 10, 90)] if chosen else [""] * 3
-    return {
-        "GPU": name,
-        "GPUs": label,
-        "library": library,
-        "messages": len(chosen),
-        **dict(zip(("median", "10th percentile", "90th percentile"), percentiles, strict=True)),
-    }
+def _lines(task: str, name: str, library: str, among: Sequence[Message]) -> list[dict[str, Any]]:
+    """A line for one GPU and one for several, of those that have messages."""
+    lines = []
+    for label, several in {"one": False, "several": True}.items():
+        chosen = [message for message in among if message.several == several]
+        if chosen:
+            line = {"task": task, "GPU": name, "GPUs": label, "library": library, "messages": len(chosen)}
+            percents = {"median": 50, "10th percentile": 10, "90th percentile": PERCENTILE}
+            found = {column: f"{_percentile(chosen, percent):.2f}" for column, percent in percents.items()}
+            lines.append(line | found)
+    return lines
 
 
 def main() -> None:
