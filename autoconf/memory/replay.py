@@ -84,6 +84,7 @@ class Replayed:
         error: PyTorch's message for it.
         retries: how often all free segments were released because ``cudaMalloc`` failed.
         timeline: allocated and reserved after each event, shape (events, 2); empty unless requested.
+        failure: the error, with the memory at that moment.
     """
 
     allocated: int
@@ -92,6 +93,7 @@ class Replayed:
     error: str
     retries: int
     timeline: Integers
+    failure: OutOfMemory | None = None
 
 
 def replay(
@@ -122,12 +124,12 @@ def replay(
     blocks: dict[int, Block] = {}
     marks: dict[int, dict[int, int]] = {}
     line: list[tuple[int, int]] = []
-    failed_at, error = None, ""
+    failed_at, failure = None, None
     for index, event in enumerate(program.events):
         try:
             _act(allocator, blocks, marks, event)
-        except OutOfMemory as failure:
-            failed_at, error = index, str(failure)
+        except OutOfMemory as error:
+            failed_at, failure = index, error
             break
         if timeline:
             line.append((allocator.allocated, allocator.reserved))
@@ -135,9 +137,10 @@ def replay(
         allocator.max_allocated,
         allocator.max_reserved,
         failed_at,
-        error,
+        str(failure or ""),
         allocator.retries,
         np.array(line, np.int64).reshape(-1, 2),
+        failure,
     )
 
 

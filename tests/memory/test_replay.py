@@ -37,6 +37,7 @@ def test_a_failure_names_the_event_and_its_place() -> None:
     failing = Program(events, (Place("", "", "", ""), there))
     found = replay(failing, capacity=60 * MIB, total=64 * MIB)
     assert found.failed_at == 1 and failing.place(1) == there
+    assert found.failure is not None and found.failure.tried == 40 * MIB
     assert "Tried to allocate 40.00 MiB. GPU 0 has a total capacity of 64.00 MiB of which 30.00 MiB" in found.error
     assert "30.00 MiB is allocated by PyTorch, and 0 bytes is reserved" in found.error
 

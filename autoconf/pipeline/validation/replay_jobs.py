@@ -10,7 +10,7 @@ from contextlib import redirect_stdout
 from typing import Any
 
 from autoconf.jobs.stack import Stack
-from autoconf.memory.replay import replay
+from autoconf.memory.replay import least_capacity, replay
 from autoconf.memory.units import GIB
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.replay.record import Batches, record
@@ -19,19 +19,30 @@ from autoconf.pipeline.tracing.recorder import TraceError
 
 
 def replayed(job: dict[str, Any]) -> dict[str, Any]:
-    """Most that is allocated and reserved on a GPU of some capacity, in GiB, or what keeps it from being told."""
+    """Replay a job on a GPU of some capacity.
+
+    Args:
+        job: architecture, method, stack, gpus, batches (samples, tokens of each, accumulation), capacity_gib, and
+            ``least`` where the smallest sufficient capacity is wanted, too.
+
+    Returns:
+        Peaks of allocated and reserved memory, in GiB, and whether it failed; or ``{"problem": text}``.
+    """
     parsed = TrainingSetup(Architecture(**job["architecture"]), job["method"], Stack(**job["stack"]), job["gpus"])
     try:
         program = record(parsed, Batches(*job["batches"]))
     except (TraceError, ValueError, AttributeError, RuntimeError, TypeError) as error:
         return {"problem": f"{type(error).__name__}: {error}"}
     found = replay(program, int(job["capacity_gib"] * GIB))
-    return {
+    figures = {
         "allocated_gib": found.allocated / GIB,
         "reserved_gib": found.reserved / GIB,
         "failed": found.failed_at is not None,
         "retries": found.retries,
     }
+    if job.get("least"):
+        figures["least_gib"] = least_capacity(program).nbytes / GIB
+    return figures
 
 
 def main() -> None:

@@ -1,0 +1,257 @@
+"""Replay public out-of-memory reports, and compare with what PyTorch printed.
+
+``python -m autoconf.pipeline.replay.reports`` replays the reports of ``reports.yaml`` one after another, about a minute
+for each stack; words select reports: ``... reports alpaca 13b``. A report rarely states its whole stack. It is replayed
+on all stacks that it allows, and the figures are the smallest and the largest over those that run out of memory.
+
+The GPU of a replay has as much memory as PyTorch had at the failure: what it had reserved, and what CUDA had free.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Annotated, Any
+from unittest import mock
+
+import numpy as np
+import typer
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from autoconf.jobs.stack import Stack
+from autoconf.memory.allocator_settings import MIB
+from autoconf.memory.replay import Program, Replayed, replay
+from autoconf.memory.units import GIB
+from autoconf.pipeline.catalog import architectures
+from autoconf.pipeline.replay.record import Batches, record
+from autoconf.pipeline.report import markdown
+from autoconf.pipeline.tracing import model_setup
+from autoconf.pipeline.tracing.model_setup import Method, TrainingSetup
+
+
+class Message(BaseModel):
+    """What PyTorch's error says. Older releases give what is reserved instead of "reserved but unallocated"."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tried_mib: float
+    allocated_gib: float
+    unallocated_gib: float = Field(description="reserved by PyTorch but unallocated")
+    free_gib: float = Field(description="free memory of the GPU that CUDA reports")
+
+    @property
+    def capacity_gib(self) -> float:
+        """What PyTorch could reserve at most."""
+        return self.allocated_gib + self.unallocated_gib + self.free_gib
+
+
+class Job(BaseModel):
+    """A job as its report states it; ``open`` has the values that it allows for settings that it does not state."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    method: Method
+    gpus: int = 1
+    samples: int
+    tokens: tuple[int, ...] = Field(description="tokens per sample that the report allows")
+    accumulation: tuple[int, ...] = (1,)
+    stack: dict[str, Any] = {}
+    open: dict[str, tuple[Any, ...]] = {}
+    vocabulary: int | None = None
+    use_orig_params: bool = Field(default=True, description="FSDP1's argument; off in the Trainer of 2023")
+
+
+class Report(BaseModel):
+    """A public report: replayed if it has a job, otherwise listed with the reason."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    source: str
+    message: Message
+    job: Job | None = None
+    assumed: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The replay of one stack: figures at the failure, or no place if it runs to the end."""
+
+    tried_mib: float
+    allocated_gib: float
+    unallocated_gib: float
+    place: str
+
+
+def reports() -> list[Report]:
+    """The reports of ``reports.yaml``.
+
+    >>> all(one.job or one.reason for one in reports())
+    True
+    """
+    text = (files(__package__) / "reports.yaml").read_text(encoding="utf-8")
+    return [Report(**one) for one in yaml.safe_load(text)]
+
+
+def stacks(report: Report) -> Iterator[tuple[TrainingSetup, Batches]]:
+    """Yield each job that a report allows."""
+    job = report.job
+    assert job is not None
+    architecture = architectures()[job.model]
+    if job.vocabulary:
+        architecture = architecture.model_copy(update={"config": {**architecture.config, "vocab_size": job.vocabulary}})
+    for values in itertools.product(*job.open.values()):
+        chosen = dict(zip(job.open, values, strict=True))
+        for tokens, accumulation in itertools.product(job.tokens, job.accumulation):
+            stack = Stack(**{**job.stack, **chosen}, gradient_accumulation=accumulation > 1)
+            # The second micro-batch finds the gradients of the first; a third one would find the same.
+            batches = Batches(job.samples, tokens, min(accumulation, 2))
+            yield TrainingSetup(architecture, job.method, stack, job.gpus), batches
+
+
+def replayed(report: Report) -> list[Outcome | None]:
+    """Replay a report on all stacks that it allows; ``None`` for a stack that runs to the end."""
+    assert report.job is not None
+    outcomes: list[Outcome | None] = []
+    for job, batches in stacks(report):
+        with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"), _fsdp1(report.job.use_orig_params):
+            program = record(job, batches)
+        found = replay(program, int(report.message.capacity_gib * GIB))
+        outcomes.append(_outcome(program, found))
+    return outcomes
+
+
+class _FlatParameters(FullyShardedDataParallel):
+    """FSDP1 as it is without ``use_orig_params``: the optimizer has one parameter for each unit."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "use_orig_params": False})
+
+
+def _fsdp1(use_orig_params: bool) -> AbstractContextManager[Any]:
+    if use_orig_params:
+        return nullcontext()
+    return mock.patch.object(model_setup, "FullyShardedDataParallel", _FlatParameters)
+
+
+def _outcome(program: Program, found: Replayed) -> Outcome | None:
+    failure = found.failure
+    if failure is None or found.failed_at is None:
+        return None
+    unallocated = failure.reserved - failure.allocated
+    place = program.place(found.failed_at)
+    return Outcome(failure.tried / MIB, failure.allocated / GIB, unallocated / GIB, str(place))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A report next to its replays."""
+
+    report: Report
+    outcomes: Sequence[Outcome | None]
+
+    @property
+    def failures(self) -> list[Outcome]:
+        return [outcome for outcome in self.outcomes if outcome is not None]
+
+    def bounds(self, figure: str) -> tuple[float, float]:
+        """The smallest and the largest of a figure over the stacks that run out of memory."""
+        values = [getattr(outcome, figure) for outcome in self.failures]
+        return min(values), max(values)
+
+    def off(self, figure: str) -> float:
+        """By how much what PyTorch printed lies outside of the bounds, in their unit; 0 inside."""
+        low, high = self.bounds(figure)
+        printed = getattr(self.report.message, figure)
+        return max(low - printed, printed - high, 0.0)
+
+    def row(self) -> dict[str, Any]:
+        """A line of the table."""
+        message = self.report.message
+        cells = {"report": f"[{self.report.name}]({self.report.source})"}
+        for title, figure, digits in _FIGURES:
+            cells[f"{title}: printed"] = f"{getattr(message, figure):.{digits}f}"
+            cells["replayed" + " " * len(cells)] = self._range(figure, digits)
+        places = dict.fromkeys(outcome.place for outcome in self.failures)
+        return {
+            **cells,
+            "stacks that fail": f"{len(self.failures)} of {len(self.outcomes)}",
+            "where": "; ".join(places) or "-",
+        }
+
+    def _range(self, figure: str, digits: int) -> str:
+        if not self.failures:
+            return "-"
+        low, high = (f"{value:.{digits}f}" for value in self.bounds(figure))
+        return low if low == high else f"{low} to {high}"
+
+
+_FIGURES = (
+    ("tried, MiB", "tried_mib", 0),
+    ("allocated, GiB", "allocated_gib", 2),
+    ("unallocated, GiB", "unallocated_gib", 2),
+)
+
+
+def summary(compared: Sequence[Comparison]) -> str:
+    """How far the printed figures lie outside of the replayed bounds."""
+    failing = [one for one in compared if one.failures]
+    lines = [f"{len(failing)} of {len(compared)} reports run out of memory in a replay of some stack."]
+    for title, figure, digits in _FIGURES if failing else ():
+        off = [one.off(figure) for one in failing]
+        inside = sum(value < 10**-digits for value in off)
+        lines.append(
+            f"{title}: {inside} printed figures are within the bounds, the median is {np.median(off):.{digits}f} "
+            f"outside, the largest {max(off):.{digits}f}."
+        )
+    return "\n".join(lines)
+
+
+def not_replayed(listed: Sequence[Report]) -> list[dict[str, Any]]:
+    """A line for each report that cannot be replayed."""
+    return [
+        {
+            "report": f"[{one.name}]({one.source})",
+            "tried, MiB": f"{one.message.tried_mib:g}",
+            "allocated, GiB": f"{one.message.allocated_gib:g}",
+            "unallocated, GiB": f"{one.message.unallocated_gib:.2f}",
+            "why it is not replayed": one.reason,
+        }
+        for one in listed
+    ]
+
+
+def main(
+    words: Annotated[list[str] | None, typer.Argument(help="Words that the names of reports have.")] = None,
+) -> None:
+    """Replay reports and print the tables."""
+    chosen = [one for one in reports() if all(word.lower() in one.name.lower() for word in words or ())]
+    if not chosen:
+        typer.echo(f"no report has {' and '.join(words or ())} in its name", err=True)
+        raise typer.Exit(2)
+    console = Console(stderr=True)
+    compared = []
+    for report in chosen:
+        if report.job is not None:
+            console.print(f"replaying {report.name}")
+            compared.append(Comparison(report, replayed(report)))
+    if compared:
+        typer.echo(markdown([one.row() for one in compared]))
+        typer.echo(f"\n{summary(compared)}\n")
+    listed = [one for one in chosen if one.job is None]
+    if listed:
+        typer.echo(markdown(not_replayed(listed)))
+
+
+if __name__ == "__main__":
+    typer.run(main)

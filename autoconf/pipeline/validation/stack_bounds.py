@@ -1,0 +1,136 @@
+"""Replay jobs whose stack is not recorded on every stack that their source allows: bounds of what they need.
+
+``python -m autoconf.pipeline.validation.stack_bounds`` takes the llama3.2-3b jobs of ``replay.known_runs``. They ran on
+one A100 under fms-hf-tuning; its release, kernels, collator and optimizer are not recorded. About ten minutes for each
+release; a word selects releases: ``... stack_bounds 2.6``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from autoconf.pipeline.replay.judge import overhead_gib
+from autoconf.pipeline.replay.known_runs import RUNS, KnownRun
+from autoconf.pipeline.report import markdown
+from autoconf.pipeline.validation import environments
+from autoconf.pipeline.validation.environments import Libraries
+
+# Releases of fms-hf-tuning by the range of transformers in their pyproject.toml, each with a version in the range.
+RELEASES: dict[str, Libraries | None] = {
+    "2.1 to 2.5, transformers 4.45": Libraries("4.45.2", "0.13.2", "1.0.1", "0.43.3"),
+    "2.6, transformers 4.48": Libraries("4.48.1", "0.13.2", "1.0.1", "0.43.3"),
+    "2.7 and 2.8, transformers 4.49": Libraries("4.49.0", "0.13.2", "1.0.1", "0.43.3"),
+    "3.1, transformers 4.55": Libraries("4.55.4", "0.18.0rc0", "1.11.0", "0.48.2"),
+    "none, transformers 5 as installed": None,
+}
+_KERNELS = ((), ("fast_loss", "fast_rms_layernorm", "fast_rope_embeddings"))
+_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a source leaves open: a stack, and whether samples are concatenated instead of padded."""
+
+    release: str
+    kernels: tuple[str, ...]
+    optim: str
+    padding_free: bool
+
+    def input(self, run: KnownRun) -> dict[str, Any]:
+        """The input of ``replay_jobs`` for a run on this stack."""
+        samples, tokens = run.batches.samples, run.batches.tokens_per_sample
+        if self.padding_free:
+            samples, tokens = 1, samples * tokens
+        stack = {"kernels": self.kernels, "optim": self.optim, "gradient_accumulation": run.batches.accumulation > 1}
+        return {
+            "architecture": run.job.architecture.model_dump(),
+            "method": run.method,
+            "stack": stack,
+            "gpus": run.gpus,
+            "batches": (samples, tokens, run.batches.accumulation),
+            "capacity_gib": run.usable_gib - overhead_gib(run.gpus),
+            "least": True,
+        }
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A run on one stack; GiB."""
+
+    run: KnownRun
+    choice: Choice
+    needed_gib: float
+    runs: bool
+
+
+def choices(releases: Iterable[str]) -> Iterator[Choice]:
+    """Yield all stacks of some releases."""
+    for release, kernels, optim, padding_free in itertools.product(releases, _KERNELS, _OPTIMIZERS, (False, True)):
+        yield Choice(release, kernels, optim, padding_free)
+
+
+def replays(runs: Sequence[KnownRun], releases: Sequence[str]) -> list[Replay]:
+    """Replay runs on all stacks of some releases, in environments with their libraries."""
+    found = []
+    for release in releases:
+        pairs = [(run, choice) for run in runs for choice in choices([release])]
+        inputs = [choice.input(run) for run, choice in pairs]
+        distinct = list({repr(one): one for one in inputs}.values())
+        figures = environments.run(RELEASES[release], "autoconf.pipeline.validation.replay_jobs", distinct)
+        known = {repr(one): figure for one, figure in zip(distinct, figures, strict=True)}
+        for (run, choice), one in zip(pairs, inputs, strict=True):
+            figure = known[repr(one)]
+            if "problem" in figure:
+                raise ValueError(f"{run.name}, {choice}: {figure['problem']}")
+            needed = figure["least_gib"] + overhead_gib(run.gpus)
+            found.append(Replay(run, choice, needed, not figure["failed"] and needed <= run.usable_gib))
+    return found
+
+
+def rows(found: Sequence[Replay]) -> list[dict[str, Any]]:
+    """A line for each run, release and set of kernels: the bounds over collator and optimizer."""
+    lines: dict[tuple[str, str, bool], list[Replay]] = {}
+    for one in found:
+        lines.setdefault((one.run.name, one.choice.release, bool(one.choice.kernels)), []).append(one)
+    return [
+        {
+            "run": run,
+            "fms-hf-tuning": release,
+            "kernels": "fast" if fast else "plain",
+            "needed, foreach": _bounds(ones, "adamw_torch"),
+            "needed, fused": _bounds(ones, "adamw_torch_fused"),
+            "stacks that run": f"{sum(one.runs for one in ones)} of {len(ones)}",
+        }
+        for (run, release, fast), ones in lines.items()
+    ]
+
+
+def _bounds(found: Sequence[Replay], optim: str) -> str:
+    needed = [one.needed_gib for one in found if one.choice.optim == optim]
+    low, high = f"{min(needed):.2f}", f"{max(needed):.2f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def main(word: Annotated[str, typer.Argument(help="A part of the names of releases.")] = "") -> None:
+    """Replay and print the table."""
+    runs = [run for run in RUNS if run.name.startswith("llama3.2-3b")]
+    releases = [release for release in RELEASES if word in release]
+    if not releases:
+        print(f"no release has {word!r} in its name: {'; '.join(RELEASES)}", file=sys.stderr)
+        raise typer.Exit(2)
+    found = replays(runs, releases)
+    print(markdown(rows(found)))
+    for run in runs:
+        needed = [one.needed_gib for one in found if one.run is run]
+        does = sum(one.runs for one in found if one.run is run)
+        print(f"\n{run.name}: {min(needed):.2f} to {max(needed):.2f} GiB; runs on {does} of {len(needed)} stacks.")
+
+
+if __name__ == "__main__":
+    typer.run(main)

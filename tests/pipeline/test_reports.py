@@ -1,0 +1,114 @@
+"""Public out-of-memory reports are replayed on the stacks that they allow."""
+
+from __future__ import annotations
+
+import pytest
+
+for package in ("torch", "transformers", "peft"):
+    pytest.importorskip(package, reason="jobs are recorded with the extra [build], installed on Python 3.11")
+
+import typer
+from small_jobs import small_job
+
+from autoconf.pipeline.replay import reports
+from autoconf.pipeline.replay.reports import Comparison, Job, Message, Outcome, Report
+
+SHARDED = {"torch_dtype": "float32", "mixed_precision": "bf16", "sharding": "fsdp1"}
+MESSAGE = Message(tried_mib=388, allocated_gib=21.91, unallocated_gib=0.18, free_gib=0.3)
+HIGH = Outcome(512, 22.0, 0.3, "step 1")
+LOW = Outcome(388, 21.0, 0.2, "step 2")
+
+
+def report(message: Message = MESSAGE, **job) -> Report:
+    stated = {"model": "small", "method": "full", "gpus": 2, "samples": 2, "tokens": (509,), "stack": SHARDED, **job}
+    return Report(name="small full", source="https://example.org/1", message=message, job=Job(**stated))
+
+
+@pytest.fixture(autouse=True)
+def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {**reports.architectures(), "small": small_job("full").architecture}
+    monkeypatch.setattr(reports, "architectures", lambda: known)
+
+
+def test_each_report_has_a_source_and_a_job_or_a_reason() -> None:
+    listed = reports.reports()
+    assert len(listed) >= 20
+    assert len({one.source for one in listed}) == len({one.name for one in listed}) == len(listed)
+    assert all(one.source.startswith("https://") for one in listed)
+    for one in listed:
+        assert (one.job is None) == bool(one.reason) == (not one.assumed)
+        if one.job is not None:
+            assert list(reports.stacks(one))
+
+
+def test_a_job_stands_for_all_values_that_are_open() -> None:
+    several = report(
+        tokens=(64, 509), accumulation=(1, 16), vocabulary=96, open={"gradient_checkpointing": ("none", "reentrant")}
+    )
+    found = list(reports.stacks(several))
+    assert len(found) == 8
+    assert {(batches.tokens_per_sample, batches.accumulation) for _, batches in found} == {
+        (64, 1), (64, 2), (509, 1), (509, 2),
+    }  # fmt: skip
+    assert {job.stack.gradient_checkpointing for job, _ in found} == {"none", "reentrant"}
+    assert all(job.stack.gradient_accumulation == (batches.accumulation > 1) for job, batches in found)
+    assert {job.architecture.config["vocab_size"] for job, _ in found} == {96}
+
+
+def test_a_replay_fails_on_the_memory_that_the_report_had() -> None:
+    little = Message(tried_mib=1, allocated_gib=0.012, unallocated_gib=0.004, free_gib=0.002)
+    (found,) = reports.replayed(report(little, gpus=1, stack={}))
+    assert found is not None and found.place.startswith("step 1")
+    assert found.allocated_gib + found.unallocated_gib <= little.capacity_gib
+    assert found.allocated_gib + found.unallocated_gib + found.tried_mib / 1024 > little.capacity_gib
+    assert reports.replayed(report(gpus=1, stack={})) == [None]
+
+
+def test_flat_parameters_give_the_optimizer_one_parameter_for_each_unit() -> None:
+    """``zeros_like`` then asks for the states of a whole layer at once."""
+    states: dict[bool, list[int]] = {}
+    for separate in (True, False):
+        ((job, batches),) = reports.stacks(report())
+        with reports._fsdp1(separate):
+            program = reports.record(job, batches, updates=1)
+        places = [program.places[event.place] for event in program.events]
+        states[separate] = [
+            event.nbytes
+            for event, place in zip(program.events, places, strict=True)
+            if place.part == "optimizer" and "zeros_like" in place.op and event.nbytes > 0
+        ]
+    # Two states for each of two layers and the rest.
+    assert len(states[False]) == 2 * 3 < len(states[True])
+    assert sum(states[False]) == pytest.approx(sum(states[True]), rel=0.01)
+
+
+def test_printed_figures_are_compared_with_the_bounds_over_failing_stacks() -> None:
+    one = Comparison(report(), [HIGH, None, LOW])
+    assert one.bounds("allocated_gib") == (21.0, 22.0)
+    assert (one.off("allocated_gib"), one.off("unallocated_gib")) == (0, pytest.approx(0.02))
+    row = one.row()
+    assert (row["report"], row["stacks that fail"]) == ("[small full](https://example.org/1)", "2 of 3")
+    assert list(row.values())[1:7] == ["388", "388 to 512", "21.91", "21.00 to 22.00", "0.18", "0.20 to 0.30"]
+    assert row["where"] == "step 1; step 2"
+    runs = Comparison(report(), [None])
+    assert list(runs.row().values())[2::2] == ["-", "-", "-", "-"]
+    assert reports.summary([one, runs]).splitlines() == [
+        "1 of 2 reports run out of memory in a replay of some stack.",
+        "tried, MiB: 1 printed figures are within the bounds, the median is 0 outside, the largest 0.",
+        "allocated, GiB: 1 printed figures are within the bounds, the median is 0.00 outside, the largest 0.00.",
+        "unallocated, GiB: 0 printed figures are within the bounds, the median is 0.02 outside, the largest 0.02.",
+    ]
+    assert reports.summary([runs]) == "0 of 1 reports run out of memory in a replay of some stack."
+
+
+def test_the_command_prints_both_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = Report(name="other small", source="https://example.org/2", message=MESSAGE, reason="8-bit base model")
+    monkeypatch.setattr(reports, "reports", lambda: [report(), listed])
+    monkeypatch.setattr(reports, "replayed", lambda _: [HIGH])
+    reports.main(["SMALL"])
+    printed = capsys.readouterr().out
+    assert "| [small full](https://example.org/1) | 388 | 512 |" in printed
+    assert "| [other small](https://example.org/2) | 388 | 21.91 | 0.18 | 8-bit base model |" in printed
+    with pytest.raises(typer.Exit) as ended:
+        reports.main(["small", "missing"])
+    assert ended.value.exit_code == 2 and "small and missing" in capsys.readouterr().err

@@ -1,0 +1,73 @@
+"""Bounds of what a job needs over the stacks that its source allows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch", reason="jobs are recorded with the extra [build], installed on Python 3.11")
+
+import typer
+
+from autoconf.pipeline.replay.known_runs import RUNS
+from autoconf.pipeline.validation import stack_bounds
+from autoconf.pipeline.validation.stack_bounds import RELEASES, Choice
+
+FOUR = next(run for run in RUNS if run.name.startswith("llama3.2-3b") and run.batches.accumulation == 4)
+INSTALLED = next(release for release, libraries in RELEASES.items() if libraries is None)
+
+
+def test_a_choice_becomes_the_input_of_a_replay() -> None:
+    padded = Choice(INSTALLED, (), "adamw_torch", False).input(FOUR)
+    assert padded["batches"] == (FOUR.batches.samples, FOUR.batches.tokens_per_sample, 4)
+    assert padded["stack"] == {"kernels": (), "optim": "adamw_torch", "gradient_accumulation": True}
+    together = Choice(INSTALLED, ("fast_loss",), "adamw_torch_fused", True).input(FOUR)
+    assert together["batches"] == (1, FOUR.batches.samples * FOUR.batches.tokens_per_sample, 4)
+    assert together["stack"]["kernels"] == ("fast_loss",)
+
+
+def figures(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """78 GiB for foreach, 2 less for fused, 20 less for fast kernels, 1 more for concatenated samples."""
+    return [
+        {
+            "failed": False,
+            "least_gib": 78.5
+            - 2 * job["stack"]["optim"].endswith("fused")
+            - 20 * bool(job["stack"]["kernels"])
+            + (job["batches"][0] == 1),
+        }
+        for job in jobs
+    ]
+
+
+def test_the_table_has_bounds_over_collators_and_optimizers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[int] = []
+
+    def run(libraries: Any, module: str, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        assert libraries is None and module.endswith("replay_jobs")
+        asked.append(len(jobs))
+        return figures(jobs)
+
+    monkeypatch.setattr(stack_bounds.environments, "run", run)
+    stack_bounds.main("installed")
+    printed = capsys.readouterr().out
+    # Concatenated samples of three of the runs are the same job.
+    assert asked == [(4 + 2) * 4]
+    # 0.92 GiB are not PyTorch's: 79.42 and 80.42 exceed the GPU's 79.15, 77.42 and 78.42 do not.
+    assert f"| {FOUR.name} | {INSTALLED} | plain | 79.42 to 80.42 | 77.42 to 78.42 | 2 of 4 |" in printed
+    assert f"| {FOUR.name} | {INSTALLED} | fast | 59.42 to 60.42 | 57.42 to 58.42 | 4 of 4 |" in printed
+    assert f"{FOUR.name}: 57.42 to 80.42 GiB; runs on 6 of 8 stacks." in printed
+
+
+def test_jobs_that_cannot_be_recorded_and_unknown_releases_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stack_bounds.environments, "run", lambda *args: [{"problem": "TraceError: no"}] * len(args[2]))
+    with pytest.raises(ValueError, match=r"accumulation 4.*TraceError: no"):
+        stack_bounds.replays([FOUR], [INSTALLED])
+    with pytest.raises(typer.Exit) as ended:
+        stack_bounds.main("9.9")
+    assert ended.value.exit_code == 2 and "'9.9'" in capsys.readouterr().err
