@@ -10,9 +10,10 @@ import typer
 from autoconf.cli.ask import CommandQuery, OutputOptions, answer, given_fields
 from autoconf.cli.job_options import query_options
 from autoconf.cli.options import exit_codes
-from autoconf.cli.replay import replay_one
+from autoconf.cli.replay import ReplayOptions, replay_one
 from autoconf.errors import BadInput
 from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH, LARGEST_SAMPLE
+from autoconf.memory.loading import Loading
 from autoconf.planner.avoid_oom import avoid_oom
 from autoconf.planner.estimate import estimate
 from autoconf.planner.gpu_choice import cheapest_gpu
@@ -114,6 +115,15 @@ def estimate_command(
             "for the type and number of GPUs; the output says how.",
         ),
     ] = None,
+    loading: Annotated[
+        Loading | None,
+        typer.Option(
+            "--loading",
+            show_default=False,
+            help="How a replayed job loads its weights: into the CPU's memory first (the default), at once on each GPU "
+            "(always so in 4 bits), or from the first process (cpu_ram_efficient_loading).",
+        ),
+    ] = None,
 ) -> None:
     """Estimate whether a job fits on a number of GPUs, with which probability, and the memory by part.
 
@@ -121,19 +131,21 @@ def estimate_command(
     the needed memory with its parts, the usable memory and the headroom, and the reason if AutoConf cannot estimate.
 
     With --replay the job's training code runs on tensors without memory, and PyTorch's allocator is replayed. The
-    output is the reserved memory, the smallest capacity on which the job runs, and the module and op that fail below.
+    output is the reserved memory, the smallest capacity on which the job runs, and the module and op that fail below
+    it, while the job is loaded or in a step.
     With --output FILE the memory is also drawn over time.
 
     $ ado-autoconf estimate --model llama-7b --method lora --gpu L40S --seq-len 8192 --batch 8 --gpus 2
     """
     command = CommandQuery(ESTIMATE, estimate)
+    options = ReplayOptions(alloc_conf, overhead_gib, loading)
     if not replayed:
         with exit_codes():
-            if alloc_conf or overhead_gib is not None:
-                raise BadInput("--alloc-conf and --overhead-gib: for --replay only")
+            if options != ReplayOptions():
+                raise BadInput("--alloc-conf, --overhead-gib and --loading: for --replay only")
         answer(command, context)
         return
     with exit_codes():
         if context.params["csv_file"] is not None:
             raise BadInput("--replay: for one job only")
-        replay_one(command, given_fields(command, context), OutputOptions.of(context), alloc_conf, overhead_gib)
+        replay_one(command, given_fields(command, context), OutputOptions.of(context), options)

@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -21,6 +21,7 @@ from autoconf.errors import AutoConfError, BadInput
 from autoconf.files import STANDARD_STREAM
 from autoconf.jobs.job import Job
 from autoconf.memory.allocator_settings import AllocatorSettings
+from autoconf.memory.loading import LOADING, Loading
 from autoconf.planner.estimate import estimate
 from autoconf.planner.hardware import compute_capability
 from autoconf.planner.known_names import names_of
@@ -33,17 +34,29 @@ if TYPE_CHECKING:
 _EXPANDABLE = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
 
 
-def replay_one(
-    command: CommandQuery, fields: dict[str, Any], to: OutputOptions, alloc_conf: str, overhead_gib: float | None
-) -> None:
+@dataclass(frozen=True)
+class ReplayOptions:
+    """Options of a replay.
+
+    Args:
+        alloc_conf: settings of PyTorch's allocator, in the format of its environment variable.
+        overhead_gib: memory outside PyTorch; ``None`` for the default.
+        loading: how the weights come to the GPU; ``None`` for the default.
+    """
+
+    alloc_conf: str = ""
+    overhead_gib: float | None = None
+    loading: Loading | None = None
+
+
+def replay_one(command: CommandQuery, fields: dict[str, Any], to: OutputOptions, options: ReplayOptions) -> None:
     """Write the result of a replay of one job as JSON or as text, with a picture if a file is given.
 
     Args:
         command: the query of the fields.
         fields: fields of the job, and its number of GPUs.
         to: the output options.
-        alloc_conf: settings of PyTorch's allocator, in the format of its environment variable.
-        overhead_gib: memory outside PyTorch; ``None`` for the default.
+        options: the options of the replay.
 
     Raises:
         BadInput: an option is invalid, the extra [build] is missing, or the job cannot be replayed.
@@ -53,7 +66,7 @@ def replay_one(
     kind = picture_kind(to.file or STANDARD_STREAM) if as_picture else ""
     if to.as_csv:
         raise BadInput("--replay: gives text, JSON and a picture, and no CSV")
-    settings = _settings(alloc_conf)
+    settings = _settings(options.alloc_conf)
     job, gpus = _job(command, fields)
     check_build_extra("--replay")
     found = estimate(job, number_gpus=gpus)
@@ -61,9 +74,10 @@ def replay_one(
         note(f"not replayed: {found.reason}")
         answer_one(command, fields, to)
         return
-    if overhead_gib is not None and not 0 <= overhead_gib < found.usable_memory_gib:
+    overhead = options.overhead_gib
+    if overhead is not None and not 0 <= overhead < found.usable_memory_gib:
         raise BadInput(f"--overhead-gib: must be from 0 to less than the GPU's {found.usable_memory_gib:g} GiB")
-    verdict, drawn, basis = _replayed(job, gpus, found, settings, overhead_gib)
+    verdict, drawn = _replayed(job, gpus, found, settings, options)
     answer = {**_given(command, job, gpus), **asdict(verdict), "training_stack": job.stack_name()}
     if to.as_json:
         with output(to.file) as stream:
@@ -101,9 +115,8 @@ def _given(command: CommandQuery, job: Job, gpus: int) -> dict[str, Any]:
 
 
 def _replayed(
-    job: Job, gpus: int, found: Estimate, settings: AllocatorSettings, overhead: float | None
-) -> tuple[Verdict, Timeline, str]:
-    """Return the result of a replay, its memory over time, and where the memory outside PyTorch comes from."""
+    job: Job, gpus: int, found: Estimate, settings: AllocatorSettings, options: ReplayOptions
+) -> tuple[Verdict, Timeline]:
     assert found.usable_memory_gib is not None and job.gpu_model is not None and job.tokens_per_sample is not None
     domain = registry.card(job.model_version or registry.DEFAULT).domain
     names = names_of(domain)
@@ -130,13 +143,13 @@ def _replayed(
         newer = (compute_capability(gpu, domain.gpus[gpu]) or _capability(gpu)) >= 9
         try:
             setup = TrainingSetup(architectures()[model], method, stack, gpus)  # type: ignore[arg-type]
-            program = record(setup, batches, compute_capability=9 if newer else 8, report=_tell)
+            way = options.loading or "cpu"
+            program = record(setup, batches, compute_capability=9 if newer else 8, loading=way, report=_tell)
         except TraceError as error:
             raise BadInput(f"--replay: {error}") from None
         _tell(f"replaying {len(program.events):,} events")
-        measured = outside_pytorch.overhead(gpus, gpu if gpu in gpu_types() else None)
-        given = outside_pytorch.Overhead(overhead, "--overhead-gib") if overhead is not None else measured
-        return *judge(program, found.usable_memory_gib, given.gib, settings), given.basis
+        known = overhead_gib(gpus) if options.overhead_gib is None else options.overhead_gib
+        return judge(program, found.usable_memory_gib, known, settings)
 
 
 def _capability(gpu: str) -> float:
@@ -156,6 +169,11 @@ def _notes(verdict: Verdict, basis: str) -> list[str]:
         "replayed from the model as loaded through three steps",
         f"{verdict.overhead_gib:g} GiB of the GPU are outside PyTorch's allocator: {basis}",
     ]
+    if verdict.fails_at.startswith(LOADING):
+        notes.append(
+            f"loading holds up to {verdict.peak_loading_gib:.2f} GiB of each GPU; FSDP moves a model that is in the "
+            "CPU's memory unit by unit (--loading cpu, or rank0); a 4-bit model is always loaded on the GPU"
+        )
     if verdict.expandable_segments_help:
         notes.append(f"with {_EXPANDABLE} it needs {verdict.expandable_segments_gib:.2f} GiB, and fits")
     elif not verdict.fits:

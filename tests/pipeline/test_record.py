@@ -55,8 +55,10 @@ def test_a_micro_batch_peaks_where_the_trace_of_peaks_has_it(method: str, settin
     program = record(job, Batches(SAMPLES, TOKENS), updates=1)
     # Labels, and the mask, are there to the end of an update; a trace of a peak lets labels go before the backward.
     batch = 2 * 8 * SAMPLES * TOKENS
+    # A trace has no tables of bitsandbytes' codes: 16 and 256 numbers of float32, and an offset, for each 4-bit weight.
+    codes = 4 * (16 + 256 + 1) * 2 * 7 if method == "qlora" else 0
     found = max(live_bytes(program, part, "step 1") for part in ("embedding", "layer", "head", "tail"))
-    assert traced.peak_bytes <= found <= traced.peak_bytes + batch
+    assert traced.peak_bytes + codes <= found <= traced.peak_bytes + batch + codes
 
 
 @pytest.mark.parametrize(("optim", "per_parameter"), [("adamw_torch", 10), ("adamw_torch_fused", 8), ("sgd", 4)])
@@ -163,13 +165,7 @@ def test_fsdp2_steps_over_all_shards_at_once() -> None:
     assert live_bytes(program, "optimizer", "step 2") == pytest.approx(10 * parameters, rel=0.03)
 
 
-@pytest.mark.parametrize(
-    ("gpus", "settings", "message"),
-    [
-        (1, {"optim": "paged_adamw_8bit"}, "optim 'paged_adamw_8bit' cannot be replayed"),
-        (2, {"sharding": "ddp"}, "sharding 'ddp' on several GPUs cannot be replayed"),
-    ],
-)
-def test_unsupported_jobs_are_refused_with_the_reason(gpus: int, settings: dict, message: str) -> None:
-    with pytest.raises(TraceError, match=message):
-        record(small_job("full", gpus=gpus, **settings), Batches(1, 8))
+def test_bitsandbytes_does_not_step_over_distributed_tensors() -> None:
+    job = small_job("full", gpus=2, sharding="fsdp2", optim="paged_adamw_8bit")
+    with pytest.raises(TraceError, match="optim 'paged_adamw_8bit' and sharding 'fsdp2' cannot be replayed"):
+        record(job, Batches(1, 8))

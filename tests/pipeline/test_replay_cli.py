@@ -39,9 +39,10 @@ def fitting() -> dict:
 
 
 def test_the_answer_adds_up(fitting: dict) -> None:
-    assert fitting["fits"] == 1 and fitting["fails_at"] == fitting["error"] == ""
+    assert fitting["fits"] == 1 and fitting["failure"] == fitting["fails_at"] == fitting["error"] == ""
     assert (fitting["model_name"], fitting["number_gpus"]) == ("smollm2-135m", 1)
-    assert 0 < fitting["peak_memory_gib"] <= fitting["least_capacity_gib"] <= fitting["peak_reserved_gib"]
+    assert 0 < fitting["peak_loading_gib"] < fitting["peak_memory_gib"]
+    assert fitting["peak_memory_gib"] <= fitting["least_capacity_gib"] <= fitting["peak_reserved_gib"]
     assert fitting["fragmentation_gib"] == pytest.approx(fitting["least_capacity_gib"] - fitting["peak_memory_gib"])
     assert fitting["needed_memory_gib"] == pytest.approx(fitting["least_capacity_gib"] + fitting["overhead_gib"])
     assert fitting["usable_memory_gib"] == 44.4
@@ -80,8 +81,19 @@ def test_a_job_that_fails_names_step_module_and_op() -> None:
     found = json.loads(done.stdout)
     assert found["fits"] == 0 and found["needed_memory_gib"] > 44.4
     assert found["fails_at"].startswith("step 1, head")
+    assert found["failure"].startswith("runs out of memory in step 1: head")
     assert found["error"].startswith("CUDA out of memory. Tried to allocate ")
     assert "has a total capacity of 44.40 GiB" in found["error"]
+
+
+def test_a_job_that_fails_while_loading_says_so_and_is_drawn(tmp_path: Path) -> None:
+    """135 million parameters of float32 are 0.50 GiB, of which each GPU has 0.4 left; FSDP would keep a quarter."""
+    file = tmp_path / "timeline.svg"
+    sharded = [*JOB, "--gpus", "4", "--sharding", "fsdp1", "--torch-dtype", "float32", "--loading", "gpu"]
+    done = command(*sharded, "--replay", "--overhead-gib", "44", "--output", str(file))
+    assert done.exit_code == 0 and "runs out of memory while loading:" in file.read_text(), done.stderr
+    assert "runs out of memory while loading: from_pretrained" in done.stdout
+    assert "loading holds up to 0.5" in done.stdout and "--loading cpu" in done.stdout
 
 
 @pytest.mark.slow
@@ -99,14 +111,18 @@ def test_expandable_segments_are_named_where_they_help(fitting: dict) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([*JOB, "--alloc-conf", "expandable_segments:True"], "--alloc-conf and --overhead-gib: for --replay only"),
+        ([*JOB, "--alloc-conf", "expandable_segments:True"], "--overhead-gib and --loading: for --replay only"),
+        ([*JOB, "--loading", "cpu"], "--alloc-conf, --overhead-gib and --loading: for --replay only"),
+        ([*JOB, "--replay", "--loading", "disk"], "'disk' is not one of 'cpu', 'gpu', 'rank0'"),
         ([*JOB, "--replay", "--alloc-conf", "expandable:1"], "--alloc-conf: PYTORCH_CUDA_ALLOC_CONF: unknown key"),
         ([*JOB, "--replay", "--overhead-gib", "44.4"], "--overhead-gib: must be from 0 to less than the GPU's 44.4"),
         ([*JOB, "--replay", "--overhead-gib", "-1"], "--overhead-gib: must be from 0 to less than the GPU's 44.4"),
         ([*JOB, "--replay", "--output", "t.txt"], "t.txt: a picture's name must end in .png, .svg or .pdf"),
         ([*JOB, "--replay", "--csv"], "--replay: "),
-        ([*JOB, "--replay", "--optim", "paged_adamw_8bit"], "--replay: optim 'paged_adamw_8bit' cannot be replayed"),
-        ([*JOB, "--replay", "--gpus", "2", "--sharding", "ddp"], "--replay: sharding 'ddp' on several GPUs"),
+        (
+            [*JOB, "--replay", "--gpus", "2", "--sharding", "fsdp2", "--optim", "adamw_bnb_8bit"],
+            "--replay: optim 'adamw_bnb_8bit' and sharding 'fsdp2' cannot be replayed",
+        ),
     ],
 )
 def test_invalid_options_are_bad_input(arguments: list[str], sentence: str, tmp_path: Path, monkeypatch) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Colors of Okabe and Ito, as for the bars.
 ALLOCATED, RESERVED, FAILURE = "#0072B2", "#E69F00", "#D55E00"
 _POINTS = 4000  # points of a line; more would not be visible
+_NARROW = 0.06  # share of the events of a step that is too narrow for a label
 
 # Inches.
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _PLOT_TOP, _PLOT_BOTTOM = 8.0, 4.9, 0.75, 0.3, 1.1, 0.98
@@ -60,7 +61,7 @@ def _below(verdict: Verdict, letters: int) -> list[str]:
         f"{verdict.peak_memory_gib:.2f} GiB allocated, {verdict.fragmentation_gib:.2f} of fragmentation, "
         f"{verdict.overhead_gib:g} not PyTorch's; {verdict.expandable_segments_gib:.2f} with expandable segments."
     )
-    fails = f"Fails at {verdict.fails_at}." if verdict.fails_at else ""
+    fails = f"It {verdict.failure}." if verdict.failure else ""
     return [line for text in (words, fails) if text for line in textwrap.wrap(text, letters)]
 
 
@@ -98,7 +99,9 @@ def _draw(axes: Axes, verdict: Verdict, drawn: Timeline) -> None:
 def _name_steps(axes: Axes, drawn: Timeline) -> None:
     for _, start in drawn.steps[1:]:
         axes.axvline(start, color=FAINT, linewidth=0.6, alpha=0.5)
-    named = [(name, start) for name, start in drawn.steps if name != "loading"]  # too narrow for a label
+    ends = [start for _, start in drawn.steps[1:]] + [len(drawn.allocated)]
+    widths = {name: end - start for (name, start), end in zip(drawn.steps, ends, strict=True)}
+    named = [(name, start) for name, start in drawn.steps if widths[name] > _NARROW * len(drawn.allocated)]
     axes.set_xticks([start for _, start in named], [name for name, _ in named], ha="left")
     axes.tick_params(length=0, pad=3, labelsize=8, labelcolor=FAINT)
     for side in axes.spines.values():

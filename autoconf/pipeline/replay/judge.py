@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from autoconf.memory.allocator_settings import AllocatorSettings
+from autoconf.memory.loading import LOADING
 from autoconf.memory.replay import Place, Program, Replayed, least_capacity, replay
 from autoconf.memory.units import GIB, Integers
 from autoconf.pipeline.replay import outside_pytorch
@@ -34,6 +35,7 @@ class Verdict:
 
     Attributes:
         peak_memory_gib: peak of allocated memory.
+        peak_loading_gib: peak of allocated memory while the job is loaded.
         peak_reserved_gib: peak of reserved memory without a limit.
         least_capacity_gib: the smallest memory that PyTorch's allocator must be able to reserve.
         fragmentation_gib: the part of it that is not allocated at the peak.
@@ -41,6 +43,7 @@ class Verdict:
         needed_memory_gib: least capacity plus overhead.
         usable_memory_gib: usable memory of the GPU.
         fits: 1 if that is enough, else 0.
+        failure: when and where the job runs out of memory on this GPU, in a sentence; empty if it fits.
         fails_at: step, part of the model, module and op that run out of memory on this GPU; empty if it fits.
         error: PyTorch's message for it.
         expandable_segments_gib: needed memory with expandable_segments:True.
@@ -49,6 +52,7 @@ class Verdict:
     """
 
     peak_memory_gib: float
+    peak_loading_gib: float
     peak_reserved_gib: float
     least_capacity_gib: float
     fragmentation_gib: float
@@ -56,6 +60,7 @@ class Verdict:
     needed_memory_gib: float
     usable_memory_gib: float
     fits: int
+    failure: str
     fails_at: str
     error: str
     expandable_segments_gib: float
@@ -102,8 +107,11 @@ def judge(
     fits = least.nbytes <= capacity and limited.failed_at is None
     # A program that runs at this capacity but fails at a larger one does not count as fitting and has no failure.
     failed = None if limited.failed_at is None else program.place(limited.failed_at)
+    steps = _steps(program)
+    first_step = next((start for name, start in steps if name != LOADING), len(program.events))
     verdict = Verdict(
         peak_memory_gib=free.allocated / GIB,
+        peak_loading_gib=int(max(free.timeline[:first_step, 0], default=0)) / GIB,
         peak_reserved_gib=free.reserved / GIB,
         least_capacity_gib=least.nbytes / GIB,
         fragmentation_gib=(least.nbytes - free.allocated) / GIB,
@@ -111,6 +119,7 @@ def judge(
         needed_memory_gib=least.nbytes / GIB + overhead,
         usable_memory_gib=usable_gib,
         fits=int(fits),
+        failure="" if failed is None else _failure(failed),
         fails_at=str(failed or ""),
         error=limited.error,
         expandable_segments_gib=expandable.nbytes / GIB + overhead,
@@ -120,16 +129,32 @@ def judge(
     return verdict, _timeline(program, free, limited)
 
 
-def _timeline(program: Program, free: Replayed, limited: Replayed) -> Timeline:
+def _failure(place: Place) -> str:
+    """Say when and where a program runs out of memory.
+
+    >>> _failure(Place("loading", "sharded", "model.layers.3", "aten.cat.default"))
+    'runs out of memory while loading: sharded, model.layers.3, aten.cat.default'
+    """
+    when, *where = place
+    moment = "while loading" if when == LOADING else f"in {when}"
+    return f"runs out of memory {moment}: {', '.join(filter(None, where))}"
+
+
+def _steps(program: Program) -> tuple[tuple[str, int], ...]:
+    """The name and the first event of loading and of each step."""
     steps: dict[str, int] = {}
     for index, event in enumerate(program.events):
         if event.nbytes:
             steps.setdefault(program.places[event.place].when, index)
+    return tuple(steps.items())
+
+
+def _timeline(program: Program, free: Replayed, limited: Replayed) -> Timeline:
     failed = None if limited.failed_at is None else (limited.failed_at, program.place(limited.failed_at))
     return Timeline(
         np.asarray(free.timeline[:, 0]),
         np.asarray(limited.timeline[:, 1]),
         np.asarray(free.timeline[:, 1]),
-        tuple(steps.items()),
+        _steps(program),
         failed,
     )

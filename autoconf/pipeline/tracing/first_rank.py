@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
+import torch
+import torch.distributed as dist
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.kernels import triton as triton_kernels
-from autoconf.pipeline.tracing.model_setup import Rank, TrainingSetup, build_model, materialize, rank_of
+from autoconf.pipeline.tracing.model_setup import Rank, TrainingSetup, build_model, materialize
+
+Load = Callable[[TrainingSetup, nn.Module, DeviceMesh | None], Rank]
+
+
+def load_at_once(job: TrainingSetup, model: nn.Module, mesh: DeviceMesh | None) -> Rank:
+    """Make a model's tensors, and shard it."""
+    materialize(model)
+    rank = Rank(job, model, mesh)
+    if job.gpus > 1 and not job.shards:
+        # torch/csrc/distributed/c10d/reducer.cpp: DDP copies gradients into buckets that it flattened at the start,
+        # unless they are views of these (gradient_as_bucket_view), which accelerate's DistributedDataParallelKwargs and
+        # the Trainer leave off. DDP itself does not run in a fake process group.
+        rank.buckets = [torch.empty_like(parameter) for parameter in rank.trainable]
+    return rank
 
 
 @contextmanager
-def first_rank(job: TrainingSetup, layers: int | Sequence[str] | None = None, *, real: bool = False) -> Iterator[Rank]:
+def first_rank(
+    job: TrainingSetup,
+    layers: int | Sequence[str] | None = None,
+    *,
+    real: bool = False,
+    load: Load = load_at_once,
+) -> Iterator[Rank]:
     """Build the model of a job, and run as on its first GPU.
 
     Args:
@@ -21,6 +46,7 @@ def first_rank(job: TrainingSetup, layers: int | Sequence[str] | None = None, *,
         layers: as ``build_model`` has them.
         real: with real tensors on the CPU; a job on several GPUs then needs a process group, which the caller's process
             has joined.
+        load: makes the tensors of a model on the ``meta`` device, and shards it.
 
     Yields:
         The job's part of that GPU, ready for micro-batches.
@@ -28,9 +54,27 @@ def first_rank(job: TrainingSetup, layers: int | Sequence[str] | None = None, *,
     model = build_model(job, layers)
     with (
         rank_of(job) as mesh,
-        nullcontext() if real else FakeTensorMode(),
+        nullcontext() if real else FakeTensorMode(allow_non_fake_inputs=load is not load_at_once),  # on meta
         cuda_kernels.on_cuda(model, job.architecture.experts),
         triton_kernels.in_place_of_plain_ops(model, job.stack),
     ):
-        materialize(model)
-        yield Rank(job, model, mesh)
+        yield load(job, model, mesh)
+
+
+@contextmanager
+def rank_of(job: TrainingSetup) -> Iterator[DeviceMesh | None]:
+    """Act as rank 0 of a job whose other ranks and collectives do nothing, or as the existing rank of this process.
+
+    Yields:
+        The mesh of the job's GPUs; ``None`` for one GPU.
+    """
+    if job.gpus == 1:
+        yield None
+    elif dist.is_initialized():
+        yield init_device_mesh("cpu", (job.gpus,))
+    else:
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=job.gpus)
+        try:
+            yield init_device_mesh("cpu", (job.gpus,))
+        finally:
+            dist.destroy_process_group()

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 from unittest import mock
 
 import peft
 import torch
-import torch.distributed as dist
 import transformers
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     BackwardPrefetch,
     FSDPModule,
@@ -28,7 +27,6 @@ from torch.distributed.fsdp import (
     ShardingStrategy,
     fully_shard,
 )
-from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
@@ -268,54 +266,48 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     raise ValueError(f"{type(model).__name__}: no list of {depth} decoder layers")
 
 
-@contextmanager
-def rank_of(job: TrainingSetup) -> Iterator[DeviceMesh | None]:
-    """Act as rank 0 of a job whose other ranks and collectives do nothing, or as the existing rank of this process.
-
-    Yields:
-        The mesh of the job's GPUs; ``None`` for one GPU.
-    """
-    if job.gpus == 1:
-        yield None
-    elif dist.is_initialized():
-        yield init_device_mesh("cpu", (job.gpus,))
-    else:
-        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=job.gpus)
-        try:
-            yield init_device_mesh("cpu", (job.gpus,))
-        finally:
-            dist.destroy_process_group()
-
-
 class Rank:
     """One GPU's part of a job: its model, sharded as in the stack, ready for micro-batches."""
 
-    def __init__(self, job: TrainingSetup, model: nn.Module, mesh: DeviceMesh | None) -> None:
-        """Shard a model of fake tensors; must be called inside ``rank_of`` and ``FakeTensorMode``."""
+    def __init__(
+        self,
+        job: TrainingSetup,
+        model: nn.Module,
+        mesh: DeviceMesh | None,
+        *,
+        upcast: bool = True,
+        sync_module_states: bool = False,
+    ) -> None:
+        """Shard a model of fake tensors; must be called inside ``rank_of`` and ``FakeTensorMode``.
+
+        Args:
+            job: the training setup.
+            model: its model.
+            mesh: the job's GPUs.
+            upcast: whether to make parameters float32 that accelerate upcasts, before they are sharded.
+            sync_module_states: whether FSDP1 broadcasts each unit from the first GPU.
+        """
         self.job = job
+        self._upcast, self._sync_module_states = upcast, sync_module_states
         self.layers = decoder_layers(model)
         self._mixed = job.stack.mixed_precision == "bf16"
         if self._mixed:
             _run_under_autocast(model)
         self.model = model if mesh is None else self._sharded(model, mesh)
-        # torch/csrc/distributed/c10d/reducer.cpp: DDP copies gradients into buckets that it flattened at the start,
-        # unless they are views of these (gradient_as_bucket_view), which accelerate's DistributedDataParallelKwargs and
-        # the Trainer leave off. DDP itself does not run in a fake process group.
-        replicates = job.gpus > 1 and not job.shards
-        self._buckets = [torch.empty_like(p) for p in self.trainable] if replicates else []
+        self.buckets: list[torch.Tensor] = []  # of DDP
 
     def _sharded(self, model: nn.Module, mesh: DeviceMesh) -> nn.Module:
         sharding = self.job.stack.sharding
         if sharding == "ddp":
             return model
-        if self.job.upcasts:
+        if self.job.upcasts and self._upcast:
             for parameter in model.parameters():
                 if parameter.requires_grad and parameter.dtype != torch.float32:
                     parameter.data = parameter.data.float()
         if sharding == "fsdp2":
             return _fsdp2(model, self.layers, self._mixed, mesh)
         whole = [] if self.job.stack.shard_adapters else [p for p in model.parameters() if p.requires_grad]
-        return _fsdp1(model, self.layers, self._mixed, whole)
+        return _fsdp1(model, self.layers, self._mixed, whole, self._sync_module_states)
 
     @property
     def trainable(self) -> list[nn.Parameter]:
@@ -324,7 +316,7 @@ class Rank:
     def resident(self) -> list[torch.Tensor]:
         """Tensors that exist before the first micro-batch."""
         absmax = [t for m in self.model.modules() if isinstance(m, cuda_kernels.Linear4bit) for t in m.absmax]
-        return [*self.model.parameters(), *self.model.buffers(), *absmax, *self._buckets]
+        return [*self.model.parameters(), *self.model.buffers(), *absmax, *self.buckets]
 
     def micro_batch(self, samples: int, tokens_per_sample: int, *, reduce: bool) -> None:
         """Run a forward and a backward pass; with ``reduce`` FSDP shards the gradients, as in the last micro-batch."""
@@ -359,7 +351,7 @@ def _run_under_autocast(model: nn.Module) -> None:
     model.forward = autocast
 
 
-def _fsdp1(model: nn.Module, layers: nn.ModuleList, mixed: bool, whole: list[nn.Parameter]) -> nn.Module:
+def _fsdp1(model: nn.Module, layers: nn.ModuleList, mixed: bool, whole: list[nn.Parameter], sync: bool) -> nn.Module:
     """Apply FULL_SHARD as accelerate does: one unit per decoder layer, the root, and one per adapter."""
     layer = type(layers[0])
     # peft/utils/other.py, fsdp_auto_wrap_policy: trainable leaves are separate units
@@ -376,6 +368,7 @@ def _fsdp1(model: nn.Module, layers: nn.ModuleList, mixed: bool, whole: list[nn.
         backward_prefetch=BackwardPrefetch.BACKWARD_PRE,
         mixed_precision=bfloat16 if mixed else None,
         ignored_states=whole,
+        sync_module_states=sync,
         use_orig_params=True,  # the default of accelerate launch
         device_id=torch.device("cpu"),
     )
