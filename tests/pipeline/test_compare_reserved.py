@@ -55,7 +55,8 @@ def test_a_run_is_replayed_by_a_process_with_its_libraries(monkeypatch: pytest.M
     job = compare_reserved._job(less)
     assert job["batches"] == (2, 509, 2)
     assert replay_jobs.replayed(job)["failed"]
-    assert "TraceError" in replay_jobs.replayed({**job, "stack": {**job["stack"], "optim": "adafactor"}})["problem"]
+    refused = {**job["stack"], "optim": "adamw_bnb_8bit", "sharding": "fsdp2"}
+    assert "TraceError" in replay_jobs.replayed({**job, "stack": refused, "gpus": 2})["problem"]
 
 
 def test_bad_tables_end_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

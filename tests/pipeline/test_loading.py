@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 for package in ("torch", "transformers", "peft", "bitsandbytes", "accelerate"):
@@ -10,9 +11,11 @@ for package in ("torch", "transformers", "peft", "bitsandbytes", "accelerate"):
 from small_jobs import small_job
 
 from autoconf.jobs.stack import Stack
+from autoconf.memory.loading import loading_memory
 from autoconf.memory.replay import Action, Program
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.replay.judge import judge
+from autoconf.pipeline.replay.loaded_model import loaded_model
 from autoconf.pipeline.replay.record import Batches, record
 from autoconf.pipeline.tracing.first_rank import first_rank
 from autoconf.pipeline.tracing.model_setup import TrainingSetup
@@ -135,6 +138,46 @@ def test_peft_upcasts_what_is_not_quantized_and_trl_casts_embeddings_back() -> N
     plain = loaded(job("qlora", quantization="nf4"))
     norms = 9 * 128 * 2
     assert held(program)[-1][0] == held(plain)[-1][0] + norms
+
+
+def tied(method: str = "full", gpus: int = 1, **settings) -> TrainingSetup:
+    """Two layers of a model whose head is its embedding."""
+    return TrainingSetup(architectures()["smollm2-135m"], method, Stack(gradient_accumulation=False, **settings), gpus)
+
+
+NF4 = {"quantization": "nf4"}
+JOBS = [
+    job(),
+    job(torch_dtype="float32"),
+    job("lora", adapter_dtype="float32"),
+    job("qlora", **NF4),
+    job("qlora", **NF4, upcast_unquantized=True, mixed_precision="bf16"),
+    tied("qlora", **NF4, upcast_unquantized=True, mixed_precision="bf16"),
+    tied("full", 4, sharding="ddp"),
+    job("full", 2, sharding="ddp"),
+    job("lora", 2, sharding="ddp"),
+    *(job(method, 4, sharding=sharding) for method in ("full", "lora") for sharding in ("fsdp1", "fsdp2")),
+    *(tied("full", gpus, sharding=sharding) for gpus in (2, 8) for sharding in ("fsdp1", "fsdp2")),
+    *(tied("full", 4, sharding=sharding, mixed_precision="bf16") for sharding in ("fsdp1", "fsdp2")),
+    *(job("lora", 4, sharding=sharding, mixed_precision="bf16") for sharding in ("fsdp1", "fsdp2")),
+    job("full", 4, sharding="fsdp1", torch_dtype="float32", mixed_precision="bf16"),
+    job("lora", 4, sharding="fsdp1", shard_adapters=False),
+    *(job("qlora", 4, sharding=sharding, **NF4) for sharding in ("fsdp1", "fsdp2")),
+]
+
+
+@pytest.mark.parametrize("setup", JOBS, ids=lambda s: f"{s.architecture.name}-{s.method}-{s.gpus}-{s.stack.sharding}")
+@pytest.mark.parametrize("loading", ["cpu", "gpu", "rank0"])
+def test_the_closed_form_is_what_is_recorded(setup: TrainingSetup, loading: str) -> None:
+    layers = 2 if "smollm2" in setup.architecture.name else None
+    program = record(setup, Batches(2, 64), updates=0, layers=layers, loading=loading)
+    warm_up = "caching_allocator_warmup"
+    found = max(nbytes for nbytes, place in held(program) if warm_up not in place)
+    buffers = 4 * 2 * 32  # of rotary embeddings
+    strategy = setup.stack.sharding if setup.gpus > 1 else "none"
+    memory = loading_memory(loaded_model(setup, layers), strategy, loading, shard_adapters=setup.stack.shard_adapters)
+    expected = memory.peak_bytes(np.array([setup.gpus]))[0]
+    assert found == pytest.approx(expected + buffers, rel=1e-3)
 
 
 def llama_2_7b() -> TrainingSetup:

@@ -12,6 +12,7 @@ for package in ("torch", "transformers", "peft", "bitsandbytes"):
 from small_jobs import small_job
 from torch.optim.optimizer import _foreach_supported_types
 
+from autoconf.memory.optimizers import optimizer_bytes
 from autoconf.memory.replay import Action, Program, replay
 from autoconf.pipeline.replay.record import Batches, record
 from autoconf.pipeline.tracing.first_rank import first_rank
@@ -169,3 +170,77 @@ def test_bitsandbytes_does_not_step_over_distributed_tensors() -> None:
     job = small_job("full", gpus=2, sharding="fsdp2", optim="paged_adamw_8bit")
     with pytest.raises(TraceError, match="optim 'paged_adamw_8bit' and sharding 'fsdp2' cannot be replayed"):
         record(job, Batches(1, 8))
+
+
+def made_in(program: Program, when: str, part: str = "") -> Counter[int]:
+    """How many blocks of each size are allocated in a part of a step."""
+    places = program.places
+    return Counter(
+        event.nbytes
+        for event in program.events
+        if event.nbytes and places[event.place].when == when and part in places[event.place].part
+    )
+
+
+def test_ddp_broadcasts_the_weights_and_makes_its_buckets_anew_at_the_second_update() -> None:
+    """One bucket for all gradients at first; then those of 1 MiB and of 25 MiB, in the order of the gradients."""
+    job = small_job("full", gpus=2, layers=60, vocabulary=8192, sharding="ddp", **AT_ONCE)
+    program = record(job, Batches(1, 8), updates=2)
+    gradients = sum(shape.elements * shape.itemsize for shape in trainable_shapes(job))
+    assert 25 * 2**20 < gradients < 2 * 25 * 2**20
+    loaded = made_in(program, "loading", "DDP")
+    assert loaded[gradients] == 2  # the buffer of the broadcast, and the bucket
+    buckets = [size for size in made_in(program, "step 2", "embedding") if size > 2**20]
+    # The head's gradient comes first, and fills a bucket of 1 MiB; the next parameters fill one of 25 MiB.
+    head = 2 * 8192 * 128
+    assert head in buckets and sum(buckets) == gradients
+    assert sorted(buckets)[-1] - 25 * 2**20 in range(head)
+
+
+def test_ddp_looks_for_unused_parameters_without_checkpoints_and_keeps_its_buckets() -> None:
+    job = small_job(
+        "full", gpus=2, layers=60, vocabulary=8192, sharding="ddp", gradient_checkpointing="none", **AT_ONCE
+    )
+    program = record(job, Batches(1, 8), updates=2)
+    gradients = sum(shape.elements * shape.itemsize for shape in trainable_shapes(job))
+    loaded = made_in(program, "loading", "DDP")
+    assert loaded[gradients] == 1  # the buffer of the broadcast
+    assert sum(size * n for size, n in loaded.items()) == pytest.approx(2 * gradients, rel=1e-3)
+    assert not [size for size in made_in(program, "step 2", "embedding") if size > 2**20]
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_ddp_trains_like_one_gpu_with_another_copy_of_the_gradients(accumulation: int) -> None:
+    job, alone = (small_job("full", gpus=gpus, vocabulary=4096, sharding="ddp") for gpus in (2, 1))
+    peaks = [live_bytes(record(j, Batches(2, 8, accumulation), updates=2), "optimizer", "step 2") for j in (job, alone)]
+    assert peaks[0] - peaks[1] == sum(shape.elements * shape.itemsize for shape in trainable_shapes(job))
+
+
+@pytest.mark.parametrize("optim", ["adafactor", "adamw_bnb_8bit", "paged_adamw_8bit"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_other_optimizers_hold_the_states_that_are_known_of_them(method: str, optim: str) -> None:
+    """Against ``memory.optimizers``, whose figures were read in the same libraries."""
+    settings = {"vocabulary": 4096, "layers": 3, **AT_ONCE}
+    job, plain = small_job(method, optim=optim, **settings), small_job(method, optim="sgd", **settings)
+    shapes = trainable_shapes(job)
+    after = [live_bytes(record(j, Batches(1, 8), updates=2), "embedding", "step 2") for j in (job, plain)]
+    known = optimizer_bytes(optim, shapes)
+    small = 16 * len(shapes)  # Adafactor's mean square of each parameter, a number
+    assert after[0] - after[1] == pytest.approx(known.states, rel=1e-3, abs=small)
+
+
+def test_a_step_of_adafactor_has_the_temporaries_that_are_known_of_it() -> None:
+    job = small_job("full", vocabulary=4096, optim="adafactor", **AT_ONCE)
+    program = record(job, Batches(1, 8), updates=2)
+    before = live_bytes(program, "clipping", "step 2")
+    shapes = trainable_shapes(job)
+    temporaries = live_bytes(program, "optimizer", "step 2") - before
+    assert temporaries == pytest.approx(optimizer_bytes("adafactor", shapes).step, rel=0.02)
+
+
+def test_paged_states_are_no_blocks_of_the_allocator() -> None:
+    """The embedding has 32-bit states, and the MLP's matrices of 57,344 elements are too small to be paged."""
+    job = small_job("full", vocabulary=4096, optim="paged_adamw_8bit", **AT_ONCE)
+    made = made_in(record(job, Batches(1, 8), updates=1), "step 1", "optimizer")
+    assert made[448 * 128] == 2 * 2 * 3  # two states of three matrices in two layers
+    assert made[4096 * 128] == 0 and made[4 * 4096 * 128] == 0  # the head's, and the embedding's

@@ -193,7 +193,7 @@ def _load_on_gpu(recorder: ProgramRecorder, job: TrainingSetup, model: nn.Module
     dtype = DTYPES[job.stack.torch_dtype]
     adapters = [(name, p) for name, p in model.named_parameters() if ".lora_" in name]
     ids = {id(parameter) for _, parameter in adapters}
-    weights = sorted(((n, p) for n, p in model.named_parameters() if id(p) not in ids), key=_natural_key)
+    weights = sorted(((n, p) for n, p in model.named_parameters() if id(p) not in ids), key=checkpoint_key)
     packed = {id(m.weight): m for m in model.modules() if isinstance(m, cuda_kernels.Linear4bit)}
     prepared = job.method == "qlora" and job.stack.upcast_unquantized and not job.shards
     dtypes = {id(p): p.dtype for _, p in weights}
@@ -228,6 +228,10 @@ def _cast(recorder: ProgramRecorder, parameters: list[_Named], dtypes: dict[int,
 def _quantize(layer: cuda_kernels.Linear4bit, dtype: torch.dtype) -> None:
     """Quantize a weight on the GPU: transformers/integrations/bitsandbytes.py, Bnb4bitQuantize."""
     whole = torch.empty(layer.shape, dtype=dtype)
+    if not hasattr(torch.ops.bitsandbytes, "quantize_4bit"):  # releases before 0.46 do not run on fake tensors
+        layer.weight.data = torch.empty_like(layer.weight)
+        layer.allocate_absmax()
+        return
     with unset_fake_temporarily():  # the table is computed from values
         table = bitsandbytes.functional.create_dynamic_map()
     with mock.patch.dict(bitsandbytes.functional.name2qmap, dynamic=table):
@@ -253,7 +257,10 @@ def _warm_up(recorder: ProgramRecorder, weights: Iterable[torch.Tensor | tuple[i
     recorder.allocate_for_a_moment(int(nbytes // 2) * 2, "caching_allocator_warmup")
 
 
-def _natural_key(named: _Named) -> list[tuple[int, int, str]]:
-    """Order of loading: transformers/core_model_loading.py, dot_natural_key, on the names of the checkpoint."""
+def checkpoint_key(named: _Named) -> list[tuple[int, int, str]]:
+    """A weight's place in the order of loading, by its name in the checkpoint.
+
+    transformers/core_model_loading.py, dot_natural_key.
+    """
     name = re.sub(r"^base_model\.model\.|base_layer\.", "", named[0])
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in name.split(".")]
