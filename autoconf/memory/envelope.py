@@ -23,13 +23,17 @@ def undominated(rows: Floats, *, decimals: int) -> Integers:
     >>> undominated(np.array([[3.0, 1.0], [1.0, 2.0], [2.0, 1.0], [1.0, 2.0]]), decimals=0).tolist()
     [1, 0]
     """
-    _, distinct = np.unique(np.round(rows, decimals), axis=0, return_index=True)
+    rounded = np.round(rows, decimals)
+    order = np.lexsort(rounded.T[::-1])  # several times as fast as np.unique, with the same result
+    new = (np.diff(rounded[order], axis=0) != 0).any(axis=1)
+    distinct = order[np.append(True, new)] if len(order) else order
     values = rows[distinct]
-    # A row comes after every row that dominates it, so the first remaining row is never dominated. Few rows are kept.
+    # A row comes after every row that dominates it, so the first remaining row is never dominated; and none of the
+    # others has more in the first column. Few rows are kept.
     left = np.lexsort(values.T[::-1])[::-1]
-    kept = []
+    others, kept = values.T[1:, left], []
     while len(left):
-        first, left = left[0], left[1:]
-        kept.append(first)
-        left = left[(values[left] > values[first]).any(axis=1)]
+        kept.append(left[0])
+        more = (others > others[:, :1]).any(axis=0)
+        left, others = left[more], others[:, more]
     return np.asarray(distinct[np.sort(kept)], np.int64) if kept else np.zeros(0, np.int64)

@@ -74,10 +74,6 @@ class Resident:
     whole: float  # on every GPU
     sharded: float  # divided among GPUs
 
-    def on_each_gpu(self, gpus: Integers) -> Floats:
-        """Bytes on each GPU for these numbers of GPUs, shape (candidates,)."""
-        return np.asarray(self.whole + self.sharded / gpus, np.float64)
-
 
 class GpuMemory:
     """Memory of one GPU of a job, for any number of GPUs and tokens.
@@ -126,6 +122,27 @@ class GpuMemory:
         with more tokens and never rises with more GPUs.
         """
         return np.asarray(self._needs(gpus, tokens, reserve).max(axis=0))
+
+    def most_tokens(self, gpus: Integers, bytes_: Floats, reserve: Reserve) -> Floats:
+        """The tokens at which ``needed_bytes`` reaches a limit, up to rounding errors; shape (candidates,).
+
+        Args:
+            gpus: numbers of GPUs, all 1 or all larger.
+            bytes_: the limit of each candidate.
+            reserve: the safety margin.
+
+        Returns:
+            Tokens, 0 if none fit, or infinity if no number of tokens reaches the limit.
+        """
+        activations = np.array(reserve.activations_gib)
+        margin = reserve.gib(activations[:, None], gpus[:1])[:, 0]
+        needed = GIB * ((1 + reserve.peak_share) * activations + margin)  # at each of these activations
+        constant = self._total @ _variables(gpus, np.zeros(len(gpus)))
+        room = bytes_ - (1 + reserve.peak_share) * constant  # of each moment, for activations and their margin
+        found = GIB * np.interp(room, needed, activations) + np.maximum(room - needed[-1], 0) / (1 + reserve.peak_share)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            tokens = np.where(room < needed[0], 0.0, found / self._total[:, 1:2])
+        return np.asarray(np.nanmin(np.where(np.isnan(tokens), np.inf, tokens), axis=0))
 
     def deciding_bytes(self, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
         """Bytes at the moment that decides ``needed_bytes``, and the part that grows with tokens.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
 
 import numpy as np
 
@@ -21,17 +21,6 @@ from autoconf.memory.zero import ZERO, ZeroJob, zero
 from autoconf.memory.zero_parameters import ModelSizes, model_sizes
 
 _BYTES = {"bfloat16": 2, "float32": 4}
-
-
-class JobMemory(NamedTuple):
-    """Memory of each GPU of a job: on one GPU, and on several."""
-
-    one_gpu: GpuMemory
-    several_gpus: GpuMemory
-
-    def on(self, gpus: int) -> GpuMemory:
-        """The memory of each GPU for this number of GPUs."""
-        return self.one_gpu if gpus == 1 else self.several_gpus
 
 
 class StackMemory:
@@ -50,7 +39,7 @@ class StackMemory:
     def __init__(self, table: ModelsTable) -> None:
         self.table = table
         self._rows: dict[tuple[str, str, Stack], int] = {}
-        self._jobs: dict[int, JobMemory] = {}
+        self._jobs: dict[int, tuple[GpuJob, GpuJob]] = {}  # on one GPU, and on each of several
         self._numbers = itertools.count()
 
     def row(self, model: str, method: str, stack: Stack) -> int:
@@ -66,11 +55,14 @@ class StackMemory:
         """
         key = (model, method, stack)
         if key not in self._rows:
-            one, several = (gpu_memory(self.table, *key, several=several) for several in (False, True))
+            one, several = (gpu_job(self.table, *key, several=several) for several in (False, True))
             row = next(self._numbers)
-            self._jobs[row] = JobMemory(one, several)
+            self._jobs[row] = one, several
             self._rows.setdefault(key, row)
         return self._rows[key]
+
+    def _on(self, row: int, gpus: int) -> GpuMemory:
+        return self._jobs[row][gpus > 1].memory
 
     def _each(
         self, rows: Integers, gpus: Integers, ask: Callable[[GpuMemory, Integers], Floats], *shape: int
@@ -81,7 +73,7 @@ class StackMemory:
         order = np.argsort(kinds, kind="stable")
         starts = np.flatnonzero(np.diff(kinds[order])) + 1
         for alike in np.split(order, starts) if len(order) else ():
-            answers[alike] = ask(self._jobs[int(rows[alike[0]])].on(int(gpus[alike[0]])), alike)
+            answers[alike] = ask(self._on(int(rows[alike[0]]), int(gpus[alike[0]])), alike)
         return answers
 
     def resident_bytes(self, rows: Integers, gpus: Integers) -> Floats:
@@ -90,12 +82,16 @@ class StackMemory:
         Returns:
             Bytes per GPU, shape (candidates,).
         """
-        return self._each(rows, gpus, lambda memory, which: memory.resident.on_each_gpu(gpus[which]))
+        distinct, places = _distinct(rows)
+        jobs = [self._jobs[row] for row in distinct.tolist()]
+        resident = np.array([[(job.resident.whole, job.resident.sharded) for job in both] for both in jobs], float)
+        whole, sharded = resident.reshape(-1, 2, 2)[places, (gpus > 1).astype(int)].T
+        return np.asarray(whole + sharded / gpus)
 
     def gradient_bytes(self, rows: Integers) -> Floats:
         """Bytes of gradients that FSDP keeps whole on every GPU between micro-batches; 0 without accumulation."""
-        distinct, places = np.unique(rows, return_inverse=True)
-        return np.array([self._jobs[row].several_gpus.unsharded_gradients for row in distinct.tolist()], float)[places]
+        distinct, places = _distinct(rows)
+        return np.array([self._jobs[row][True].unsharded_gradients for row in distinct.tolist()], float)[places]
 
     def peak_bytes(self, rows: Integers, gpus: Integers, tokens: Floats | Integers) -> Floats:
         """Peak bytes per GPU without the safety margin, shape (candidates,)."""
@@ -106,6 +102,14 @@ class StackMemory:
         needed = self._each(rows, gpus, lambda memory, which: memory.needed_bytes(gpus[which], tokens[which], reserve))
         return needed / GIB
 
+    def most_tokens(self, rows: Integers, gpus: Integers, gib: Floats, reserve: Reserve) -> Floats:
+        """The tokens at which ``needed_gib`` reaches the GiB of each candidate, up to rounding errors.
+
+        Returns:
+            Tokens, 0 if none fit, or infinity if no number of tokens needs as much. Shape (candidates,).
+        """
+        return self._each(rows, gpus, lambda memory, which: memory.most_tokens(gpus[which], gib[which] * GIB, reserve))
+
     def deciding_gib(self, rows: Integers, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
         """GiB at the moment that decides ``needed_gib``, and the part that grows with tokens, shape (candidates, 2)."""
         deciding = self._each(
@@ -115,12 +119,46 @@ class StackMemory:
 
     def parts_gib(self, row: int, gpus: int, tokens: float, reserve: Reserve) -> dict[str, float]:
         """GiB of each part for one candidate, with the safety margin as ``reserve``."""
-        parts = self._jobs[row].on(gpus).parts(gpus, tokens, reserve)
+        parts = self._on(row, gpus).parts(gpus, tokens, reserve)
         return {name: value / GIB for name, value in parts.items()}
 
 
+def _distinct(rows: Integers) -> tuple[Integers, Integers]:
+    """The distinct rows, ascending, and the place of each row among them, as np.unique finds them by sorting."""
+    found = np.zeros(rows.max(initial=-1) + 1, bool)
+    found[rows] = True
+    return np.flatnonzero(found), (np.cumsum(found) - 1)[rows]
+
+
+class GpuJob:
+    """What a GPU of a job holds. Its memory is composed when it is first needed: jobs that rules exclude never need it.
+
+    Args:
+        job: its parameters and optimizer.
+        strategy: how the GPUs share the job.
+        profile: makes the moments of a micro-batch; see ``sharded``.
+    """
+
+    def __init__(self, job: UnshardedJob, strategy: Strategy, profile: Callable[[], Floats]) -> None:
+        self.resident, self.unsharded_gradients = job.resident(strategy), job.unsharded_gradients(strategy)
+        self._compose = lambda: sharded(profile(), job, strategy)
+        self._memory: GpuMemory | None = None
+
+    @property
+    def memory(self) -> GpuMemory:
+        """The memory of the GPU."""
+        if self._memory is None:
+            self._memory = self._compose()
+        return self._memory
+
+
 def gpu_memory(table: ModelsTable, model: str, method: str, stack: Stack, *, several: bool) -> GpuMemory:
-    """Compose the memory of a GPU of a job.
+    """Compose the memory of a GPU of a job; arguments and errors as in ``gpu_job``."""
+    return gpu_job(table, model, method, stack, several=several).memory
+
+
+def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, several: bool) -> GpuJob:
+    """Look up what the memory of a GPU of a job is composed of.
 
     Args:
         table: the profiles of models.
@@ -134,19 +172,17 @@ def gpu_memory(table: ModelsTable, model: str, method: str, stack: Stack, *, sev
     """
     strategy = _strategy(stack, several)
     layers, head = layer_way(stack, method, several=several), head_way(stack, method, several=several)
-    moments, trainable = _profile(table, model, method, stack, layers, head)
+    profile = _profile(table, model, method, stack, layers, head)
+    trainable = table.trainable(model, method, layers.lora_targets)
+    if trainable is None:
+        raise _not_traced(table, model, method, stack, (method, layers.lora_targets))
     _check_sharding(table, model, method, stack, strategy)
     rank = None if method == "full" else stack.lora_r
     per_parameter = _bytes_per_parameter(stack, method, strategy)
-    if strategy in ZERO:
-        optimizer = optimizer_bytes(stack.optim, _flat_groups(trainable, rank))
-    else:
-        shapes = _shapes(trainable, rank, per_parameter.trainable, flat=strategy == "fsdp1")
-        optimizer = optimizer_bytes(stack.optim, shapes)
-    job = UnshardedJob(moments, trainable.units, per_parameter, stack.gradient_accumulation, rank, optimizer)
-    if strategy in ZERO:
-        return zero(_zero_job(table, model, method, stack, trainable, job), strategy)
-    return sharded(job, strategy)
+    shapes = _shapes(trainable, rank, per_parameter.trainable, flat=strategy == "fsdp1")
+    optimizer = optimizer_bytes(stack.optim, shapes, [count for _, count in trainable.shapes])
+    job = UnshardedJob(trainable.units, per_parameter, stack.gradient_accumulation, rank, optimizer)
+    return GpuJob(job, strategy, profile)
 
 
 def _zero_job(
@@ -252,43 +288,33 @@ def _targets(stack: Stack, method: str) -> str:
 
 def _profile(
     table: ModelsTable, model: str, method: str, stack: Stack, layers_as: LayerWay, head_as: HeadWay
-) -> tuple[Floats, Trainable]:
-    """The moments of layers and head together, shape (moments, 9), and the trainable parameters."""
-    layers = _layers(table, model, layers_as)
+) -> Callable[[], Floats]:
+    """A function that makes the moments of layers and head together, shape (moments, 9)."""
+    layers = table.moments(model, layers_as)
     if layers is None:
         raise _not_traced(table, model, method, stack, layers_as)
     head = table.moments(model, head_as)
     if head is None:
         raise _not_traced(table, model, method, stack, head_as)
-    trainable = table.trainable(model, method, layers_as.lora_targets)
-    if trainable is None:
-        raise _not_traced(table, model, method, stack, (method, layers_as.lora_targets))
-    return _joined(layers, head), trainable
+    # Without checkpointing a layer lacks a few small tensors that recomputation creates, so for some numbers of tokens
+    # checkpointing would seem to need more memory. The moments with checkpointing are therefore included as well, which
+    # adds less than a thousandth.
+    also = ("reentrant", "non-reentrant") if layers_as.gradient_checkpointing == "none" else ()
+    others = [table.moments(model, layers_as._replace(gradient_checkpointing=one)) for one in also]
+    return partial(_joined, layers, [other for other in others if other is not None], head)
 
 
-def _layers(table: ModelsTable, model: str, way: LayerWay) -> Floats | None:
-    """Moments of the layers.
+def _joined(layers: Floats, others: Sequence[Floats], head: Floats) -> Floats:
+    """All moments of the layers, and the moments of the head plus the tensors that the layers keep meanwhile.
 
-    Without checkpointing a layer lacks a few small tensors that recomputation creates, so for some numbers of tokens
-    checkpointing would seem to need more memory. The moments with checkpointing are therefore included as well, which
-    adds less than a thousandth.
+    ``others`` are moments of layers during which these ``layers`` keep their tensors.
     """
-    found = table.moments(model, way)
-    if found is None or way.gradient_checkpointing != "none":
-        return found
-    others = [table.moments(model, way._replace(gradient_checkpointing=c)) for c in ("reentrant", "non-reentrant")]
-    kept = (Point.KEPT, Point.KEPT_OVER)  # those without checkpoints only
-    return np.concatenate([found, *(o[~np.isin(o[:, 0], kept)] for o in others if o is not None)])
-
-
-def _joined(layers: Floats, head: Floats) -> Floats:
-    """All moments of the layers, and the moments of the head plus the tensors that the layers keep meanwhile."""
     points = layers[:, 0]
     heads = head.copy()
     forward = heads[:, 0] == Point.HEAD
     heads[forward, 1:5] += layers[points == Point.KEPT][0, 1:5]
     heads[~forward, 1:5] += layers[points == Point.KEPT_OVER][0, 1:5]
-    return np.concatenate([layers[~np.isin(points, (Point.KEPT, Point.KEPT_OVER))], heads])
+    return np.concatenate([*(some[some[:, 0] < Point.KEPT] for some in (layers, *others)), heads])
 
 
 def _not_traced(
@@ -340,14 +366,14 @@ def _bytes_per_parameter(stack: Stack, method: str, strategy: Strategy) -> Bytes
 
 
 def _shapes(trainable: Trainable, rank: int | None, itemsize: int, *, flat: bool) -> Sequence[Shape]:
-    """Shapes of the trainable parameters that the optimizer sees. With FSDP1 they are pieces of flat parameters."""
+    """The optimizer's shapes of the trainable ones, each once. With FSDP1 they are pieces of flat parameters."""
     shapes: list[Shape] = []
-    for shape, count in trainable.shapes:
+    for shape, _ in trainable.shapes:
         dimensions = shape.dimensions
         if rank is not None:  # the rank is the smallest dimension: one, or as many as there are experts
-            smallest = dimensions.index(min(dimensions))
-            dimensions = tuple(size * (rank if i == smallest else 1) for i, size in enumerate(dimensions))
+            at = dimensions.index(min(dimensions))
+            dimensions = (*dimensions[:at], dimensions[at] * rank, *dimensions[at + 1 :])
         if flat:
             dimensions = (math.prod(dimensions),)
-        shapes += [Shape(dimensions, itemsize, shape.embedding)] * count
+        shapes.append(Shape(dimensions, itemsize, shape.embedding))
     return shapes

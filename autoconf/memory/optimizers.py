@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -32,22 +33,26 @@ class OptimizerBytes(NamedTuple):
     step: float  # temporaries during a step
 
 
-def _adamw_foreach(parameters: list[Shape]) -> OptimizerBytes:
+Parameters = list[tuple[Shape, int]]  # shapes, each with the number of parameters that have it
+
+
+def _adamw_foreach(parameters: Parameters) -> OptimizerBytes:
     # torch/optim/adamw.py: two states in the dtype of the parameter; torch._foreach_sqrt of all second moments needs
     # one more.
-    size = sum(p.elements * p.itemsize for p in parameters)
+    size = sum(count * p.elements * p.itemsize for p, count in parameters)
     return OptimizerBytes(2 * size, size)
 
 
-def _adamw_fused(parameters: list[Shape]) -> OptimizerBytes:
+def _adamw_fused(parameters: Parameters) -> OptimizerBytes:
     # The same states; aten::_fused_adamw_ works in place.
-    return OptimizerBytes(2 * sum(p.elements * p.itemsize for p in parameters), 0)
+    return OptimizerBytes(2 * sum(count * p.elements * p.itemsize for p, count in parameters), 0)
 
 
-def _adamw_8bit(parameters: list[Shape]) -> OptimizerBytes:
+def _adamw_8bit(parameters: Parameters) -> OptimizerBytes:
     # bitsandbytes/optim/optimizer.py, Optimizer2State.init_state: two one-byte states, with a float32 absmax for each
     # block of 256.
-    return OptimizerBytes(sum(p.elements * (2 * (1 + 4 / 256) if _in_8bit(p) else 8) for p in parameters), 0)
+    each = ((p.elements * (2 * (1 + 4 / 256) if _in_8bit(p) else 8), count) for p, count in parameters)
+    return OptimizerBytes(sum(count * states for states, count in each), 0)
 
 
 def _in_8bit(parameter: Shape) -> bool:
@@ -56,33 +61,35 @@ def _in_8bit(parameter: Shape) -> bool:
     return parameter.elements >= 4096 and not parameter.embedding
 
 
-def _paged_adamw_8bit(parameters: list[Shape]) -> OptimizerBytes:
+def _paged_adamw_8bit(parameters: Parameters) -> OptimizerBytes:
     # bitsandbytes/optim/optimizer.py, get_state_buffer: states of 100,000 elements or more are in managed memory, which
     # is moved off the GPU when other tensors need the space; their absmax stays on the GPU.
-    small = [p for p in parameters if p.elements < 100_000]
-    absmax = sum(p.elements * 2 * 4 / 256 for p in parameters if p.elements >= 100_000 and _in_8bit(p))
+    small = [(p, count) for p, count in parameters if p.elements < 100_000]
+    paged = ((p, count) for p, count in parameters if p.elements >= 100_000 and _in_8bit(p))
+    absmax = sum(count * p.elements * 2 * 4 / 256 for p, count in paged)
     return OptimizerBytes(_adamw_8bit(small).states + absmax, 0)
 
 
-def _adafactor(parameters: list[Shape]) -> OptimizerBytes:
+def _adafactor(parameters: Parameters) -> OptimizerBytes:
     # transformers/optimization.py, Adafactor (no first moment): float32 sums over rows and columns of parameters with
     # two dimensions or more, otherwise one float32 state. A step handles one parameter at a time: the squared gradient
     # and its sum with eps, in float32, and for a bfloat16 parameter float32 copies of it and of its gradient; the
     # float32 update of the previous parameter is still held.
-    factored = (p for p in parameters if len(p.dimensions) >= 2)
-    states = sum(4 * (p.elements // p.dimensions[-1] + p.elements // p.dimensions[-2]) for p in factored)
-    states += sum(4 * p.elements for p in parameters if len(p.dimensions) < 2)
-    before = [0, *(p.elements for p in parameters)]
-    steps = (4 * b + p.elements * (16 if p.itemsize == 2 else 8) for b, p in zip(before, parameters, strict=False))
+    factored = ((p, count) for p, count in parameters if len(p.dimensions) >= 2)
+    states = sum(4 * count * (p.elements // p.dimensions[-1] + p.elements // p.dimensions[-2]) for p, count in factored)
+    states += sum(4 * count * p.elements for p, count in parameters if len(p.dimensions) < 2)
+    ordered = [p for p, count in parameters for _ in range(min(count, 2))]  # each follows itself, or the shape before
+    before = [0, *(p.elements for p in ordered)]
+    steps = (4 * b + p.elements * (16 if p.itemsize == 2 else 8) for b, p in zip(before, ordered, strict=False))
     return OptimizerBytes(states, max(steps))
 
 
-def _sgd(parameters: list[Shape]) -> OptimizerBytes:
+def _sgd(parameters: Parameters) -> OptimizerBytes:
     # The Trainer's sgd has no momentum, and torch._foreach_add_ works in place.
     return OptimizerBytes(0, 0)
 
 
-_OPTIMIZERS: dict[str, Callable[[list[Shape]], OptimizerBytes]] = {
+_OPTIMIZERS: dict[str, Callable[[Parameters], OptimizerBytes]] = {
     "adamw_torch": _adamw_foreach,
     "adamw_torch_fused": _adamw_fused,
     "adamw_bnb_8bit": _adamw_8bit,
@@ -92,16 +99,21 @@ _OPTIMIZERS: dict[str, Callable[[list[Shape]], OptimizerBytes]] = {
 }
 
 
-def optimizer_bytes(optim: Optim, parameters: Iterable[Shape]) -> OptimizerBytes:
+def optimizer_bytes(
+    optim: Optim, parameters: Iterable[Shape], counts: Iterable[int] = itertools.repeat(1)
+) -> OptimizerBytes:
     """Bytes of an optimizer for trainable parameters that are all on one GPU.
 
     Args:
         optim: the Trainer's name of the optimizer.
         parameters: shapes of the trainable parameters, in the order in which it steps over them.
+        counts: how many consecutive parameters have each shape, >= 1; by default one.
 
     >>> optimizer_bytes("adamw_torch", [Shape((1000, 8), 2)])
     OptimizerBytes(states=32000, step=16000)
+    >>> optimizer_bytes("adamw_torch", [Shape((1000, 8), 2)], [10])
+    OptimizerBytes(states=320000, step=160000)
     >>> optimizer_bytes("sgd", [Shape((1000, 8), 2)])
     OptimizerBytes(states=0, step=0)
     """
-    return _OPTIMIZERS[optim](list(parameters))
+    return _OPTIMIZERS[optim](list(zip(parameters, counts, strict=False)))

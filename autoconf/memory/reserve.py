@@ -39,8 +39,12 @@ class Reserve:
             activations_gib: shape (candidates,) or (moments, candidates).
             gpus: shape (candidates,).
         """
-        one, several = (
+        several = np.asarray(gpus) > 1
+        if several.all() or not several.any():  # almost always, and half the work
+            margins = self.several_gpus_gib if several.any() else self.one_gpu_gib
+            return np.asarray(np.interp(activations_gib, self.activations_gib, margins))
+        one, more = (
             np.interp(activations_gib, self.activations_gib, margins)
             for margins in (self.one_gpu_gib, self.several_gpus_gib)
         )
-        return np.where(np.asarray(gpus) > 1, several, one)
+        return np.where(several, more, one)

@@ -8,6 +8,7 @@ read from traces of PyTorch's wrappers and are tested against them (``make groun
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -33,67 +34,93 @@ class _Gathered(NamedTuple):
     layer_cast: int = 0  # a layer's shards in the dtype of computation
 
 
-_Schedule = dict[int, tuple[_Gathered, ...]]  # by the value of a ``Point``
+class _Schedule:
+    """The copies that a GPU holds at each point. A point may have several phases; the largest one counts.
 
-# A point may have several phases; the largest one counts. FSDP1: torch/distributed/fsdp/_runtime_utils.py and
+    Args:
+        phases: by the value of a ``Point``.
+    """
+
+    def __init__(self, phases: Mapping[int, tuple[_Gathered, ...]]) -> None:
+        self.phases = dict(phases)
+        self._count = np.array([len(self.phases.get(point, ())) for point in Point])
+        self._first = np.cumsum(self._count) - self._count
+        self._copies = np.array([phase for point in Point for phase in self.phases.get(point, ())], float).T
+
+    def at(self, points: Integers) -> tuple[Integers, Floats]:
+        """The index of each phase's point, shape (phases,), and the copies, shape (fields of ``_Gathered``, phases)."""
+        count = self._count[points]
+        index = np.repeat(np.arange(len(points)), count)
+        earlier = np.arange(len(index)) - np.repeat(np.cumsum(count) - count, count)  # phases of the same point
+        return index, self._copies[:, self._first[points[index]] + earlier]
+
+
+# FSDP1: torch/distributed/fsdp/_runtime_utils.py and
 # _flat_param.py. The parameters of a layer are views of its flat parameter, and backward prefetch gathers the next unit
 # before a layer's backward pass begins.
-_FSDP1: _Schedule = {
-    Point.EMBEDDING: (_Gathered(root=1), _Gathered(root=1, root_cast=1)),
-    Point.FIRST_GATHER: (_Gathered(root=1, layer=1, layer_cast=1),),
-    Point.GATHER: (_Gathered(root=1, layer=1, layer_cast=1),),
-    Point.FORWARD: (_Gathered(root=1, layer=1),),
-    Point.HEAD: (_Gathered(root=1),),
-    Point.HEAD_OVER: (_Gathered(root=1),),
-    Point.TURN: (_Gathered(root=1, layer=1, layer_cast=1),),
-    Point.LOSS: (_Gathered(root=1, layer=1),),
-    Point.LAST_START: (_Gathered(root=1, layer=2, layer_cast=1),),
-    Point.LAST: (_Gathered(root=1, layer=2),),
-    Point.LAST_LATE: (_Gathered(root=1, layer=2),),
-    Point.START: (_Gathered(root=1, layer=2, layer_cast=1),),
-    Point.MIDDLE: (_Gathered(root=1, layer=2),),
-    Point.MIDDLE_LATE: (_Gathered(root=1, layer=2),),
-    Point.FIRST_START: (_Gathered(root=1, layer=1),),
-    Point.FIRST: (_Gathered(root=1, layer=1),),
-    Point.FIRST_LATE: (_Gathered(root=1, layer=1),),
-    Point.END: (_Gathered(root=1, layer=2, reduced=1),),
-    Point.FIRST_END: (_Gathered(root=1, layer=1, reduced=1),),
-    Point.TAIL: (_Gathered(root=1),),
-    Point.TAIL_END: (_Gathered(root=1, root_reduced=1),),
-}
+_FSDP1 = _Schedule(
+    {
+        Point.EMBEDDING: (_Gathered(root=1), _Gathered(root=1, root_cast=1)),
+        Point.FIRST_GATHER: (_Gathered(root=1, layer=1, layer_cast=1),),
+        Point.GATHER: (_Gathered(root=1, layer=1, layer_cast=1),),
+        Point.FORWARD: (_Gathered(root=1, layer=1),),
+        Point.HEAD: (_Gathered(root=1),),
+        Point.HEAD_OVER: (_Gathered(root=1),),
+        Point.TURN: (_Gathered(root=1, layer=1, layer_cast=1),),
+        Point.LOSS: (_Gathered(root=1, layer=1),),
+        Point.LAST_START: (_Gathered(root=1, layer=2, layer_cast=1),),
+        Point.LAST: (_Gathered(root=1, layer=2),),
+        Point.LAST_LATE: (_Gathered(root=1, layer=2),),
+        Point.START: (_Gathered(root=1, layer=2, layer_cast=1),),
+        Point.MIDDLE: (_Gathered(root=1, layer=2),),
+        Point.MIDDLE_LATE: (_Gathered(root=1, layer=2),),
+        Point.FIRST_START: (_Gathered(root=1, layer=1),),
+        Point.FIRST: (_Gathered(root=1, layer=1),),
+        Point.FIRST_LATE: (_Gathered(root=1, layer=1),),
+        Point.END: (_Gathered(root=1, layer=2, reduced=1),),
+        Point.FIRST_END: (_Gathered(root=1, layer=1, reduced=1),),
+        Point.TAIL: (_Gathered(root=1),),
+        Point.TAIL_END: (_Gathered(root=1, root_reduced=1),),
+    }
+)
 # Adapters are separate units: the previous layer is gathered when the first adapter begins its backward pass.
-_FSDP1_ADAPTERS = _FSDP1 | {
-    Point.LAST_START: (_Gathered(root=1, layer=1),),
-    Point.LAST: (_Gathered(root=1, layer=1),),
-    Point.START: (_Gathered(root=1, layer=1),),
-    Point.MIDDLE: (_Gathered(root=1, layer=1),),
-}
+_FSDP1_ADAPTERS = _Schedule(
+    _FSDP1.phases
+    | {
+        Point.LAST_START: (_Gathered(root=1, layer=1),),
+        Point.LAST: (_Gathered(root=1, layer=1),),
+        Point.START: (_Gathered(root=1, layer=1),),
+        Point.MIDDLE: (_Gathered(root=1, layer=1),),
+    }
+)
 # torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py and _fsdp_collectives.py: a unit is gathered into one buffer
 # and copied out of it; the buffer lives until the next unit is needed. The input of a reduction lives until the next
 # reduction.
-_FSDP2: _Schedule = {
-    Point.EMBEDDING: (_Gathered(root=2),),
-    Point.FIRST_GATHER: (_Gathered(root=2, layer=2),),
-    Point.GATHER: (_Gathered(root=1, layer=3),),
-    Point.FORWARD: (_Gathered(root=1, layer=2),),
-    Point.HEAD: (_Gathered(root=1, layer=1),),
-    Point.HEAD_OVER: (_Gathered(root=1, layer=1),),
-    Point.TURN: (_Gathered(root=2), _Gathered(root=1, layer=1, layer_cast=1)),
-    Point.LOSS: (_Gathered(root=1, layer=1),),
-    Point.LAST_START: (_Gathered(root=1, layer=2, layer_cast=1),),
-    Point.LAST: (_Gathered(root=1, layer=2),),
-    Point.LAST_LATE: (_Gathered(root=1, layer=2),),
-    Point.START: (_Gathered(root=1, layer=2, reduced=1, layer_cast=1),),
-    Point.MIDDLE: (_Gathered(root=1, layer=2, reduced=1),),
-    Point.MIDDLE_LATE: (_Gathered(root=1, layer=2, reduced=1),),
-    Point.FIRST_START: (_Gathered(root=1, layer=1, reduced=1),),
-    Point.FIRST: (_Gathered(root=1, layer=1, reduced=1),),
-    Point.FIRST_LATE: (_Gathered(root=1, layer=1, reduced=1),),
-    Point.END: (_Gathered(root=1, layer=1, reduced=1),),
-    Point.FIRST_END: (_Gathered(root=1, reduced=1),),
-    Point.TAIL: (_Gathered(root=1, reduced=1),),
-    Point.TAIL_END: (_Gathered(root_reduced=1),),
-}
+_FSDP2 = _Schedule(
+    {
+        Point.EMBEDDING: (_Gathered(root=2),),
+        Point.FIRST_GATHER: (_Gathered(root=2, layer=2),),
+        Point.GATHER: (_Gathered(root=1, layer=3),),
+        Point.FORWARD: (_Gathered(root=1, layer=2),),
+        Point.HEAD: (_Gathered(root=1, layer=1),),
+        Point.HEAD_OVER: (_Gathered(root=1, layer=1),),
+        Point.TURN: (_Gathered(root=2), _Gathered(root=1, layer=1, layer_cast=1)),
+        Point.LOSS: (_Gathered(root=1, layer=1),),
+        Point.LAST_START: (_Gathered(root=1, layer=2, layer_cast=1),),
+        Point.LAST: (_Gathered(root=1, layer=2),),
+        Point.LAST_LATE: (_Gathered(root=1, layer=2),),
+        Point.START: (_Gathered(root=1, layer=2, reduced=1, layer_cast=1),),
+        Point.MIDDLE: (_Gathered(root=1, layer=2, reduced=1),),
+        Point.MIDDLE_LATE: (_Gathered(root=1, layer=2, reduced=1),),
+        Point.FIRST_START: (_Gathered(root=1, layer=1, reduced=1),),
+        Point.FIRST: (_Gathered(root=1, layer=1, reduced=1),),
+        Point.FIRST_LATE: (_Gathered(root=1, layer=1, reduced=1),),
+        Point.END: (_Gathered(root=1, layer=1, reduced=1),),
+        Point.FIRST_END: (_Gathered(root=1, reduced=1),),
+        Point.TAIL: (_Gathered(root=1, reduced=1),),
+        Point.TAIL_END: (_Gathered(root_reduced=1),),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -113,11 +140,9 @@ class BytesPerParameter:
 
 @dataclass(frozen=True)
 class UnshardedJob:
-    """The memory profile of a job on one GPU, without sharding.
+    """The parameters and the optimizer of a job, without sharding.
 
     Attributes:
-        profile: moments of a micro-batch with the columns of ``StackMoment``, shape (moments, 9), in bytes. For FSDP,
-            the parameters of the traced run have the dtype in which FSDP gathers them.
         units: numbers of parameters.
         bytes_per_parameter: bytes of frozen and trainable parameters.
         accumulating: whether an optimizer step takes several micro-batches.
@@ -125,7 +150,6 @@ class UnshardedJob:
         optimizer: states, and temporaries of the step, in bytes, summed over all GPUs.
     """
 
-    profile: Floats
     units: Units
     bytes_per_parameter: BytesPerParameter
     accumulating: bool
@@ -148,13 +172,26 @@ class UnshardedJob:
         per = self.bytes_per_parameter
         return self.units.frozen * per.frozen + self.trainable * per.trainable + self.units.quantized / 2
 
-    def moments(self) -> UnshardedMoments:
-        """The profile at the rank of this job."""
-        constant, per_token, constant_per_rank, per_token_per_rank, *gradients = self.profile[:, 1:].T
+    def unsharded_gradients(self, strategy: Strategy) -> float:
+        """Bytes of gradients that FSDP keeps whole on every GPU between micro-batches."""
+        return self.gradients if self.accumulating and strategy in ("fsdp1", "fsdp2") else 0.0
+
+    def resident(self, strategy: Strategy) -> Resident:
+        """The minimum that training holds."""
+        states = self.optimizer.states
+        if strategy in ("fsdp1", "fsdp2"):
+            gradients = min(1.0, self.bytes_per_parameter.stored_per_computed) * self.gradients
+            return Resident(self.units.unsharded_bytes, sharded=self.sharded_weights + gradients + states)
+        weights = self.sharded_weights + self.units.unsharded_bytes
+        return Resident(whole=weights + self.gradients + _buckets(self, strategy) + states, sharded=0.0)
+
+    def moments(self, profile: Floats) -> _UnshardedMoments:
+        """A profile at the rank of this job."""
+        constant, per_token, constant_per_rank, per_token_per_rank, *gradients = profile[:, 1:].T
         of_adapters = self.rank or 0
         activations = [constant + of_adapters * constant_per_rank, per_token + of_adapters * per_token_per_rank]
         scaled = [column * (self.rank or 1) for column in gradients]
-        return UnshardedMoments(self.profile[:, 0].astype(int), np.stack(activations, axis=1), *scaled)
+        return _UnshardedMoments(profile[:, 0].astype(int), np.stack(activations, axis=1), *scaled)
 
 
 class UnshardedMoments(NamedTuple):
@@ -173,35 +210,46 @@ class UnshardedMoments(NamedTuple):
         return UnshardedMoments(points[moments], *(column[moments] for column in others))
 
 
-def sharded(job: UnshardedJob, strategy: Strategy) -> GpuMemory:
+def sharded(profile: Floats, job: UnshardedJob, strategy: Strategy) -> GpuMemory:
     """Memory of each GPU of a job under a sharding strategy.
+
+    Args:
+        profile: moments of a micro-batch with the columns of ``StackMoment``, shape (moments, 9), in bytes. For FSDP,
+            the parameters of the traced run have the dtype in which FSDP gathers them.
+        job: the rest of the job.
+        strategy: how the GPUs share it.
 
     >>> from autoconf.memory.profile import StackMoment
     >>> units = Units(frozen=0, trainable=1050, quantized=0, layer_frozen=0, layer_trainable=100, layer_quantized=0,
     ...               root_frozen=0, root_trainable=50, absmax_bytes=0)
     >>> moment = StackMoment(Point.MIDDLE, constant=7, per_token=30, constant_per_rank=0, per_token_per_rank=0,
     ...                      layer_gradients=200, newest_gradient=200, finished_gradients=1000, root_gradients=100)
-    >>> job = UnshardedJob(np.array([moment], float), units, BytesPerParameter(2, 2, 2, 2), accumulating=False,
-    ...                    rank=None, optimizer=OptimizerBytes(states=4200, step=0))
-    >>> sharded(job, "none").peak_bytes(gpus=np.array([1]), tokens=np.array([1000])).tolist()
+    >>> job = UnshardedJob(units, BytesPerParameter(2, 2, 2, 2), accumulating=False, rank=None,
+    ...                    optimizer=OptimizerBytes(states=4200, step=0))
+    >>> profile = np.array([moment], float)
+    >>> sharded(profile, job, "none").peak_bytes(gpus=np.array([1]), tokens=np.array([1000])).tolist()
     [37607.0]
-    >>> sharded(job, "fsdp2").peak_bytes(gpus=np.array([2, 4]), tokens=np.array([500, 250])).tolist()
+    >>> sharded(profile, job, "fsdp2").peak_bytes(gpus=np.array([2, 4]), tokens=np.array([500, 250])).tolist()
     [19657.0, 10332.0]
     """
+    moments = job.moments(profile)
     if strategy == "fsdp1":
-        return _fsdp1(job)
-    if strategy == "fsdp2":
-        return _fsdp2(job)
-    return _replicated(job, buckets=job.gradients if strategy == "ddp" else 0)
+        composed = _fsdp1(job, moments)
+    elif strategy == "fsdp2":
+        composed = _fsdp2(job, moments)
+    else:
+        composed = _replicated(job, moments, _buckets(job, strategy))
+    return GpuMemory(composed, job.resident(strategy), job.unsharded_gradients(strategy))
 
 
-def _replicated(job: UnshardedJob, buckets: float) -> GpuMemory:
-    """Every GPU holds the whole job.
+def _buckets(job: UnshardedJob, strategy: Strategy) -> int:
+    # torch/csrc/distributed/c10d/reducer.cpp: DDP's buckets are a second copy of the gradients.
+    return job.gradients if strategy == "ddp" else 0
 
-    torch/csrc/distributed/c10d/reducer.cpp: DDP's buckets are a second copy of the gradients.
-    """
-    moments, states = job.moments(), job.optimizer.states
-    weights = job.sharded_weights + job.units.unsharded_bytes
+
+def _replicated(job: UnshardedJob, moments: _UnshardedMoments, buckets: int) -> list[Moments]:
+    """Every GPU holds the whole job."""
+    weights, states = job.sharded_weights + job.units.unsharded_bytes, job.optimizer.states
     if job.accumulating:
         gradients = job.gradients + moments.newest_gradient
     else:
@@ -210,37 +258,37 @@ def _replicated(job: UnshardedJob, buckets: float) -> GpuMemory:
     step = Moments(
         _NO_ACTIVATIONS, weights=weights, gradients=job.gradients + buckets, optimizer=states + job.optimizer.step
     )
-    resident = Resident(whole=weights + job.gradients + buckets + states, sharded=0.0)
-    return GpuMemory([micro_batch, step], resident)
+    return [micro_batch, step]
 
 
-def _fsdp1(job: UnshardedJob) -> GpuMemory:
+def _fsdp1(job: UnshardedJob, moments: _UnshardedMoments) -> list[Moments]:
     adapters = job.rank is not None
     # The memory that FSDP1 gathers for single adapters is negligible.
-    held = _gathering(job, _FSDP1_ADAPTERS if adapters else _FSDP1, trainable_of_layers=not adapters)
+    schedule = _FSDP1_ADAPTERS if adapters else _FSDP1
+    held = _gathering(job, moments, schedule, trainable_of_layers=not adapters)
     if job.accumulating:
         # New gradients are views into one flat gradient of the unit, which joins the accumulated one at its end.
         gradients = job.gradients + held.moments.layer_gradients + held.moments.root_gradients + held.reduced
-        return _fsdp(job, [held.with_gradients(job, gradients)])
-    return _fsdp(job, [_reduced_at_once(job, held)])
+        return [held.with_gradients(job, gradients), _step_on_shards(job)]
+    return [_reduced_at_once(job, held), _step_on_shards(job)]
 
 
-def _fsdp2(job: UnshardedJob) -> GpuMemory:
-    held = _gathering(job, _FSDP2)
+def _fsdp2(job: UnshardedJob, moments: _UnshardedMoments) -> list[Moments]:
+    held = _gathering(job, moments, _FSDP2)
     stored, newest = job.bytes_per_parameter.stored_per_computed, held.moments.newest_gradient
     finished = held.moments.finished_gradients
     if job.accumulating:
         # Only the last micro-batch reduces the gradients of finished layers.
         before_last = held.with_gradients(job, job.gradients + newest)
         last = held.with_gradients(job, job.gradients + newest + held.reduced - finished, finished * stored)
-        return _fsdp(job, [before_last, last])
+        return [before_last, last, _step_on_shards(job)]
     # After the root's gradients are copied for reduction, only the last one is still held. The result is held once, or
     # twice if it is stored in another dtype.
     at_tail = held.moments.points == Point.TAIL_END
     root = np.where(at_tail, 1.0, 0.0) * held.root.gradients * (stored + (stored != 1))
     unreduced = held.moments.layer_gradients + held.moments.root_gradients + held.reduced
     tail = held.with_gradients(job, np.where(at_tail, newest + held.reduced, unreduced), finished * stored + root)
-    return _fsdp(job, [_reduced_at_once(job, held), tail])
+    return [_reduced_at_once(job, held), tail, _step_on_shards(job)]
 
 
 def _reduced_at_once(job: UnshardedJob, held: _Gathering) -> Moments:
@@ -250,16 +298,13 @@ def _reduced_at_once(job: UnshardedJob, held: _Gathering) -> Moments:
     return held.with_gradients(job, unreduced, held.moments.finished_gradients * stored)
 
 
-def _fsdp(job: UnshardedJob, micro_batch: list[Moments]) -> GpuMemory:
-    """Memory from the moments of a micro-batch, and of the optimizer's step on shards."""
+def _step_on_shards(job: UnshardedJob) -> Moments:
+    """The moment of the optimizer's step on shards."""
     stored, states = job.bytes_per_parameter.stored_per_computed, job.optimizer.states
-    step = Moments(
+    return Moments(
         _NO_ACTIVATIONS, weights=job.units.unsharded_bytes, weights_sharded=job.sharded_weights,
         gradients_sharded=job.gradients * stored, optimizer_sharded=states + job.optimizer.step,
     )  # fmt: skip
-    gradients = min(1.0, stored) * job.gradients
-    resident = Resident(whole=job.units.unsharded_bytes, sharded=job.sharded_weights + gradients + states)
-    return GpuMemory([*micro_batch, step], resident, job.gradients if job.accumulating else 0.0)
 
 
 class _UnitBytes(NamedTuple):
@@ -290,14 +335,14 @@ class _Gathering(NamedTuple):
         )  # fmt: skip
 
 
-def _gathering(job: UnshardedJob, schedule: _Schedule, *, trainable_of_layers: bool = True) -> _Gathering:
-    moments = job.moments()
-    phases = [(index, phase) for index, point in enumerate(moments.points.tolist()) for phase in schedule[point]]
-    columns = np.array([phase for _, phase in phases], float).T
+def _gathering(
+    job: UnshardedJob, moments: _UnshardedMoments, schedule: _Schedule, *, trainable_of_layers: bool = True
+) -> _Gathering:
+    index, columns = schedule.at(moments.points)
     copies: dict[str, Floats] = dict(zip(_Gathered._fields, columns, strict=True))
     root, layer = _root_bytes(job), _layer_bytes(job, gathers_trainable=trainable_of_layers)
     return _Gathering(
-        moments.at(np.array([index for index, _ in phases])),
+        moments.at(index),
         root,
         gathered=copies["root"] * root.gathered + copies["layer"] * layer.gathered,
         cast=copies["root_cast"] * root.cast + copies["layer_cast"] * layer.cast,

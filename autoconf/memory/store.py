@@ -147,6 +147,7 @@ class ModelsTable:
         if parquet.num_row_groups != len(self._others):
             raise ValueError(f"{MOMENTS} is of {parquet.num_row_groups} models, {MODELS} of {len(self._others)}")
         self._of_model: dict[str, dict[str, Floats]] = {}
+        self._trainables: dict[tuple[str, str, str], Trainable] = {}
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -210,8 +211,13 @@ class ModelsTable:
 
     def trainable(self, model: str, method: str, targets: str) -> Trainable | None:
         """The trainable parameters; ``None`` if they are not known, and ``problem`` gives the reason."""
-        found = self._others[model]["units"].get(_text((method, targets)))
-        return None if found is None else _trainable_from_json(found)
+        key = model, method, targets
+        if key not in self._trainables:
+            found = self._others[model]["units"].get(_text((method, targets)))
+            if found is None:
+                return None
+            self._trainables[key] = _trainable_from_json(found)
+        return self._trainables[key]
 
     def problem(self, model: str, key: Iterable[object]) -> str:
         """The reason why a key has no profile; empty text if none is recorded."""

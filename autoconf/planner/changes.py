@@ -167,7 +167,7 @@ def _shorter_sample(predictor: Predictor, columns: JobColumns) -> Proposals:
 def _tokens_on_counts(predictor: Predictor, jobs: JobArrays) -> tuple[Integers, Booleans, Integers]:
     """Numbers of GPUs; for each job and number, whether the job may use it, and the most tokens on each GPU."""
     counts, even = even_counts(predictor, jobs)
-    return counts, even, edges(predictor, jobs, counts.max(initial=0))[:, counts - 1]
+    return counts, even, edges(predictor, jobs, counts, even)
 
 
 # --- GPUs -------------------------------------------------------------------------------------------------------------

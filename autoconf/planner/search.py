@@ -33,10 +33,12 @@ def even_counts(predictor: Predictor, jobs: JobArrays) -> tuple[Integers, Boolea
     """
     limit = np.minimum(jobs.max_gpus, predictor.domain.max_gpus)
     counts = np.arange(1, limit.max(initial=0) + 1)
-    even = (counts <= limit[:, None]) & (counts % workers(counts, jobs.gpus_per_worker[:, None]) == 0)
-    even &= counts >= jobs.min_gpus[:, None]
+    per_worker, places = np.unique(jobs.gpus_per_worker, return_inverse=True)  # jobs have few different ones
+    splits = counts % workers(counts, per_worker[:, None]) == 0
+    even: Booleans = splits[places]
+    even &= (counts <= limit[:, None]) & (counts >= jobs.min_gpus[:, None])
     if jobs.even_layouts.any():
-        even &= ~jobs.even_layouts[:, None] | _customary(counts, jobs.gpus_per_worker[:, None])
+        even &= ~jobs.even_layouts[:, None] | _customary(counts, per_worker[:, None])[places]
     used = even.any(axis=0)
     return counts[used], even[:, used]
 
@@ -118,12 +120,11 @@ def _conditions(jobs: JobArrays, index: int, *, uneven: bool) -> str:
 
 def causes(candidates: Candidates) -> list[str]:
     """The causes why candidates do not fit: the rule that each breaks, or its peak."""
-    peaks = candidates.memory.peak_bytes(candidates.rows, candidates.gpus, candidates.tokens_per_gpu) / GIB
-    broken_rules = rules.reasons(candidates)
-    return [
-        broken_rule
-        or f"training peaks near {peak:.1f} GiB {rules.on_each(gpus)}, which leaves too little of {usable:g} GiB"
-        for broken_rule, gpus, peak, usable in zip(
-            broken_rules, candidates.gpus, peaks, candidates.usable_gib, strict=True
-        )
-    ]
+    sentences = rules.reasons(candidates)
+    unbroken = np.array([index for index, sentence in enumerate(sentences) if not sentence], np.int64)
+    rest = candidates.subset(unbroken)
+    peaks = rest.memory.peak_bytes(rest.rows, rest.gpus, rest.tokens_per_gpu) / GIB
+    for index, peak, gpus, usable in zip(unbroken.tolist(), peaks, rest.gpus, rest.usable_gib, strict=True):
+        where = rules.on_each(gpus)
+        sentences[index] = f"training peaks near {peak:.1f} GiB {where}, which leaves too little of {usable:g} GiB"
+    return sentences

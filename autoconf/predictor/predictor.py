@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,6 +10,7 @@ import pandas as pd
 from autoconf.errors import AutoConfError
 from autoconf.jobs.names import listed
 from autoconf.jobs.stack import Stack
+from autoconf.memory import version_1
 from autoconf.memory.candidates import Candidates
 from autoconf.memory.model import StackMemory
 from autoconf.memory.units import Booleans, Floats, Unsupported
@@ -21,6 +22,22 @@ from autoconf.predictor.locks import PREDICTING
 # The features of versions since 2.0.0, each with the direction in which it may move the probability of fitting.
 # ``headroom_gib`` is usable memory less the peak and its safety margin; ``sharded`` is 1 on several GPUs.
 MONOTONE = {"headroom_gib": 1, "sharded": -1}
+# A table of features this long is not predicted row by row, but compared with the step between "does not fit" and
+# "fits", which is searched for between these values of headroom, with this many of them in each round.
+_LONG = 1_000
+_STEP_GIB, _POINTS, _ROUNDS = 16.0, 128, 5
+
+
+class Step(NamedTuple):
+    """The step of a predictor's answers in headroom (in free memory for version 1.1.0), which they are monotone in.
+
+    Attributes:
+        below: nothing fits with this headroom or less, in GiB; minus infinity if that is not known.
+        above: everything fits with this headroom or more; infinity if that is not known.
+    """
+
+    below: float
+    above: float
 
 
 class Predictor:
@@ -38,6 +55,7 @@ class Predictor:
         self._tabular = tabular
         import threadpoolctl  # sets an environment variable, which the registry removes again
 
+        self._steps: dict[bool, Step] = {}
         self._openmp = threadpoolctl.ThreadpoolController().select(user_api="openmp")
 
     @property
@@ -103,15 +121,40 @@ class Predictor:
 
     def fits(self, candidates: Candidates) -> Booleans:
         """Whether each candidate is predicted to fit, shape (candidates,)."""
-        return self.answers(self.features(candidates))
+        table = self.features(candidates)
+        if len(table) < _LONG:
+            return self.answers(table)
+        headroom, several = table.iloc[:, 0].to_numpy(), candidates.gpus > 1
+        below, above = (np.where(several, *both) for both in zip(self.step(True), self.step(False), strict=True))
+        fits: Booleans = headroom >= above
+        near = ~fits & (headroom > below)
+        fits[near] = self.answers(table[near])
+        return fits
+
+    def step(self, several: bool) -> Step:
+        """The step of the answers on one GPU or on several, searched for once."""
+        if several not in self._steps:
+            step = Step(-_STEP_GIB, _STEP_GIB)
+            for _ in range(_ROUNDS):
+                headroom = np.linspace(step.below, step.above, _POINTS)
+                fits = self.answers(self._table(headroom, np.full(_POINTS, 1.0 * several)))
+                known = np.array([-np.inf, *headroom, np.inf])
+                step = Step(*known[_POINTS - fits.sum() :][:2].tolist())
+                if not np.isfinite(step).all():
+                    break
+            self._steps[several] = step
+        return self._steps[several]
 
     def features(self, candidates: Candidates) -> pd.DataFrame:
         """The features of candidates: the columns of ``MONOTONE``, or of ``version_1.MONOTONE``."""
-        sharded = (candidates.gpus > 1).astype(float)
         place = candidates.rows, candidates.gpus, candidates.tokens_per_gpu
         if isinstance(candidates.memory, StackMemory):
             assert self.card.reserve is not None
             headroom = candidates.usable_gib - candidates.memory.needed_gib(*place, self.card.reserve)
-            return pd.DataFrame({"headroom_gib": headroom, "sharded": sharded})
-        free = candidates.memory.free_gib(*place, candidates.usable_gib)
-        return pd.DataFrame({"free_gib": free, "sharded": sharded})
+        else:
+            headroom = candidates.memory.free_gib(*place, candidates.usable_gib)
+        return self._table(headroom, (candidates.gpus > 1).astype(float))
+
+    def _table(self, headroom: Floats, sharded: Floats) -> pd.DataFrame:
+        (name, _) = version_1.MONOTONE if self.card.reserve is None else MONOTONE
+        return pd.DataFrame({name: headroom, "sharded": sharded})

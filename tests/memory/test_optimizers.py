@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 
@@ -58,6 +60,13 @@ def test_the_bytes_of_an_optimizer_are_those_of_its_own_code(optim, shapes, dtyp
     # Scalars such as the step count, and Adafactor's temporary rows and columns, are excluded.
     assert predicted.states == pytest.approx(states, abs=4 * len(shapes) + 4)
     assert predicted.step == pytest.approx(step, rel=0.005, abs=4)
+
+
+@pytest.mark.parametrize("optim", get_args(Optim))
+def test_consecutive_parameters_of_one_shape_count_as_often_as_there_are(optim):
+    counts = [1, 2, 1, 3, 1]
+    each = [Shape(shape, 2) for shape, count in zip(SHAPES, counts, strict=True) for _ in range(count)]
+    assert optimizer_bytes(optim, map(Shape, SHAPES, itertools.repeat(2)), counts) == optimizer_bytes(optim, each)
 
 
 def eight_bit_states(parameters: list[torch.nn.Parameter], embedding: torch.nn.Module | None = None) -> list[dict]:

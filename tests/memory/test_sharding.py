@@ -29,7 +29,7 @@ MIDDLE = StackMoment(
 
 def composed(strategy: str, *, accumulating: bool, moment: StackMoment = MIDDLE, **settings) -> GpuMemory:
     given = {"units": UNITS, "bytes_per_parameter": BF16, "rank": None, "optimizer": ADAMW} | settings
-    return sharded(UnshardedJob(np.array([moment], float), accumulating=accumulating, **given), strategy)
+    return sharded(np.array([moment], float), UnshardedJob(accumulating=accumulating, **given), strategy)
 
 
 def peak(memory: GpuMemory, gpus: int, tokens: int) -> float:
@@ -131,6 +131,25 @@ def test_needed_memory_is_the_peak_and_a_margin_for_the_activations():
         assert needed == pytest.approx(peak(figures, gpus, tokens) + free * GIB)
 
 
+@pytest.mark.parametrize("peak_share", [0.0, 0.1])
+@pytest.mark.parametrize(("strategy", "gpus"), [("none", 1), ("ddp", 4), ("fsdp1", 4), ("fsdp2", 4)])
+def test_the_most_tokens_are_those_that_need_a_limit(strategy, gpus, peak_share):
+    reserve = Reserve((0, 1e-4, 100), (1, 2, 11), (2, 3, 42), peak_share)
+    figures = composed(strategy, accumulating=True, optimizer=OptimizerBytes(states=4200, step=GIB))
+    on = np.full(50, gpus)
+    limits = np.append(np.linspace(0.5, 4, 25), np.geomspace(4, 1e4, 25)) * GIB  # to beyond the grid's last activations
+    tokens = figures.most_tokens(on, limits, reserve)
+    fits = figures.needed_bytes(on, np.zeros(50), reserve) <= limits
+    assert 0 < fits.sum() < 50 and (tokens[~fits] == 0).all()
+    assert figures.needed_bytes(on, tokens, reserve)[fits] == pytest.approx(limits[fits])
+
+
+def test_any_number_of_tokens_fits_where_none_takes_memory():
+    figures = composed("none", accumulating=True, moment=MIDDLE._replace(per_token=0))
+    found = figures.most_tokens(np.array([1, 1]), np.array([4.0, 1.0]) * GIB, Reserve((0, 100), (3, 11), (2, 42)))
+    assert found.tolist() == [np.inf, 0]
+
+
 def test_a_share_of_the_peak_stays_free_on_top_and_counts_as_reserve():
     reserve, figures = Reserve((0, 100), (1, 11), (2, 42), peak_share=0.06), composed("fsdp2", accumulating=True)
     without = Reserve((0, 100), (1, 11), (2, 42))
@@ -166,5 +185,5 @@ def test_only_moments_that_another_exceeds_in_every_term_are_dropped():
     more_tokens, more_bytes = MIDDLE._replace(constant=0), MIDDLE._replace(constant=1e6, per_token=1)
     dominated = MIDDLE._replace(per_token=29, constant=-1)
     moments = np.array([more_tokens, more_bytes, dominated], float)
-    figures = sharded(UnshardedJob(moments, UNITS, BF16, False, None, ADAMW), "none")
+    figures = sharded(moments, UnshardedJob(UNITS, BF16, False, None, ADAMW), "none")
     assert peak(figures, 1, 1) > 1e6 and peak(figures, 1, 1_000_000) == 2100 + 4200 + 30 * 1_000_000 + 1300

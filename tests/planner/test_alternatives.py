@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from autoconf import Workload, recommend
+from autoconf.jobs.stack import Stack
 from autoconf.memory.candidates import Candidates
 from autoconf.planner.alternatives import remedies
 from autoconf.planner.changes import ALL, OF_TABLES
@@ -99,20 +100,48 @@ def test_no_batch_beyond_the_domain_is_named(predictor, job):
     assert named == {3: 1020, 4: 1020, 5: 1020, 64: 1022}
 
 
-@pytest.mark.parametrize("count", [1, 40, 700])
-def test_the_edge_is_the_last_number_of_tokens_that_fits(predictor, count):
-    """The result does not depend on how many jobs are searched at once, which sets the points of a round."""
+def random_candidates(predictor: Predictor, count: int) -> dict[str, np.ndarray]:
+    """Rows, usable memory and numbers of GPUs of candidates."""
     generator = np.random.default_rng(count)
-    rows = generator.integers(0, len(predictor.memory.rows), count)
-    usable, gpus = generator.choice([44.4, 79.15], count), generator.integers(1, 65, count)
-    most = most_tokens(predictor, rows, usable, gpus)
+    models = generator.choice(list(predictor.domain.models), count).tolist()
+    # Version 1.1.0 supports one stack, with and without accumulation.
+    stacks = [Stack(gradient_accumulation=bool(generator.integers(2))) for _ in range(count)]
+    methods = generator.choice(["full", "lora"], count).tolist()
+    rows = np.array([predictor.row(*key) for key in zip(models, methods, stacks, strict=True)])
+    return {
+        "rows": rows, "usable_gib": generator.choice([44.4, 79.15], count), "gpus": generator.integers(1, 65, count)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("version", registry.RELEASED)
+@pytest.mark.parametrize("count", [1, 40, 700])
+def test_the_edge_is_the_last_number_of_tokens_that_fits(version, count):
+    """The result does not depend on how many jobs are searched at once, which sets the points of a round."""
+    predictor = registry.load(version)
+    asked = random_candidates(predictor, count)
+    most = most_tokens(predictor, **asked)
     assert (most < DOMAIN.max_tokens_per_sample * DOMAIN.max_batch_size).all()
 
     def fits(tokens):
-        return decide(predictor, Candidates(predictor.memory, rows, gpus, tokens.astype(float), usable))
+        return decide(predictor, Candidates(predictor.memory, **asked, tokens_per_gpu=tokens.astype(float)))
 
     assert fits(most)[most > 0].all()
     assert not fits(most + 1).any()
+
+
+@pytest.mark.parametrize("version", registry.RELEASED)
+def test_many_candidates_get_the_answers_of_the_predictor_one_by_one(version):
+    """Near the step the predictor is asked, elsewhere its answer is known."""
+    predictor = registry.load(version)
+    asked = random_candidates(predictor, 2000)
+    most = most_tokens(predictor, **asked)
+    for tokens in (most, most + 1, most // 2, most * 2):
+        candidates = Candidates(predictor.memory, **asked, tokens_per_gpu=tokens.astype(float))
+        answers = predictor.answers(predictor.features(candidates))
+        assert predictor.fits(candidates).tolist() == answers.tolist()
+    for several in (False, True):
+        below, above = predictor.step(several)
+        assert 0 < above - below < 1e-6
 
 
 @pytest.fixture(scope="module")
