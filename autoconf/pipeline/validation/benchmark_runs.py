@@ -26,6 +26,7 @@ _BENCHMARKS = (
     "mixed_precision", "framework", "lora_targets", "peak_allocated_gib", "failed", *_LIBRARIES,
 )  # fmt: skip
 _FAILED = {"0": False, "1": True}
+_CAMPAIGN_STEPS = 4  # the actuator's default of gradient_accumulation_steps
 _CAMPAIGN = ("model_name", "method", "gpu_model", "number_gpus", "tokens_per_sample", "batch_size")
 
 
@@ -63,6 +64,11 @@ class Run:
             "stack": self.stack.model_dump(),
             "gpus": min(self.gpus, 2),
         }
+
+    def replay_job(self) -> dict[str, Any]:
+        """The input of ``autoconf.pipeline.validation.replay_jobs``, but for the capacities of the GPU."""
+        batches = (self.samples, self.tokens_per_gpu // self.samples, self.accumulation)
+        return {**self.job(), "gpus": self.gpus, "batches": batches}
 
 
 @cache
@@ -146,9 +152,8 @@ def _campaign_run(line: int, row: dict[str, str]) -> Run:
     version = row["fms_hf_tuning"]
     libraries = Libraries(*_one_of(row, "fms_hf_tuning", source["libraries"]))
     settings = {**source["all"], **source["versions"].get(version, {})}
-    # The actuator's default is 4.
-    accumulates = not row["gradient_accumulation_steps"] or _whole(row, "gradient_accumulation_steps") > 1
-    settings["gradient_accumulation"] = accumulates
+    accumulation = _whole(row, "gradient_accumulation_steps") if row["gradient_accumulation_steps"] else _CAMPAIGN_STEPS
+    settings["gradient_accumulation"] = accumulation > 1
     settings["gradient_checkpointing"] = _one_of(row, "checkpointing", {way: way for way in get_args(Checkpointing)})
     fast = row["fast_kernels"] != "none"
     settings["kernels"] = tuple(source["fast_kernels"]) if fast else ()
@@ -168,6 +173,8 @@ def _campaign_run(line: int, row: dict[str, str]) -> Run:
         failed=_one_of(row, "failed", _FAILED),
         peak_gib=None,
         unreported_gib=0.0,
+        samples=max(1, _whole(row, "batch_size") // gpus),
+        accumulation=accumulation,
     )
 
 

@@ -1,0 +1,99 @@
+"""Recordings of jobs, for any number of tokens and GPUs, at full depth from a short model.
+
+Every allocation is affine in tokens, and under FSDP2 in 1 / GPUs. So a job is recorded for two numbers of tokens, and
+under FSDP2 for two numbers of GPUs; order, blocks and streams must be equal, only sizes differ. The recorded model has a
+few layers, of which a middle one is repeated (``extend``). Under FSDP1 the number of GPUs decides which parameters the
+first GPU has a part of, so that each number has a recording of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from autoconf.memory.replay import Program
+from autoconf.memory.units import Floats, Integers
+from autoconf.pipeline.replay.compiled import EventArrays, as_arrays
+from autoconf.pipeline.replay.extend import extend
+from autoconf.pipeline.replay.record import Batches, record
+from autoconf.pipeline.tracing.model_setup import TrainingSetup
+from autoconf.pipeline.tracing.recorder import TraceError
+
+_TOKENS = (1024, 4096)  # two numbers of tokens
+_SAMPLES = 2  # of a micro-batch; a single one saves some copies
+_GPUS = (2, 8)
+_MICRO_BATCHES = 2  # of an update with accumulation: any further one repeats the second
+# Layers of short models. FSDP1 waits for what it gathered three units before, so that more layers differ from a middle one.
+_SHORT, _SHORT_FSDP1 = 6, 10
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The events of a job, with sizes as functions of tokens and GPUs.
+
+    Attributes:
+        actions: this and the next two have shape (events,), as in ``EventArrays``.
+        blocks: numbers of allocations.
+        streams: streams.
+        sizes: bytes, shape (events, 3): constant, per token of a GPU, and divided by the GPUs.
+    """
+
+    actions: Integers
+    blocks: Integers
+    streams: Integers
+    sizes: Floats
+
+    def events(self, tokens: int, gpus: int = 1) -> EventArrays:
+        """The events for a size.
+
+        Args:
+            tokens: tokens of a micro-batch on each GPU, >= 1.
+            gpus: number of GPUs, >= 1; under FSDP1 the one of the recorded job.
+        """
+        nbytes = np.ceil((self.sizes @ (1.0, tokens, 1 / gpus)).round(3)).astype(np.int64)
+        return EventArrays(self.actions, self.blocks, nbytes, self.streams)
+
+
+def recording(job: TrainingSetup) -> Recording:
+    """Record a job; unless it runs under FSDP1, its number of GPUs says only whether there are several.
+
+    Raises:
+        TraceError: the job cannot be recorded, or the order of its allocations depends on its size, as with a loss over
+            chunks of tokens.
+    """
+    depth, short = job.architecture.layers, _short(job)
+    layers = short if len(set(job.architecture.kinds)) == 1 and depth > short else None
+    divides = job.gpus > 1 and job.stack.sharding == "fsdp2"
+    job = replace(job, gpus=_GPUS[0]) if divides else job
+    program = _recorded(job, _TOKENS[0], layers)
+    one = as_arrays(program.events)
+    more_tokens = _alike(one, _recorded(job, _TOKENS[1], layers))
+    per_token = (more_tokens.nbytes - one.nbytes) / (_TOKENS[1] - _TOKENS[0])
+    shared = np.zeros(len(one.nbytes))
+    if divides:
+        more_gpus = _alike(one, _recorded(replace(job, gpus=_GPUS[1]), _TOKENS[0], layers))
+        shared = (one.nbytes - more_gpus.nbytes) / (1 / _GPUS[0] - 1 / _GPUS[1])
+    constant = one.nbytes - per_token * _TOKENS[0] - shared / job.gpus
+    sizes = np.stack([constant, per_token, shared], axis=1)
+    if layers is None:
+        return Recording(one.actions, one.blocks, one.streams, sizes)
+    source, blocks = extend(program, short, depth)
+    return Recording(one.actions[source], blocks, one.streams[source], sizes[source])
+
+
+def _short(job: TrainingSetup) -> int:
+    return _SHORT_FSDP1 if job.gpus > 1 and job.stack.sharding == "fsdp1" else _SHORT
+
+
+def _recorded(job: TrainingSetup, tokens: int, layers: int | None) -> Program:
+    micro_batches = _MICRO_BATCHES if job.stack.gradient_accumulation else 1
+    return record(job, Batches(_SAMPLES, tokens // _SAMPLES, micro_batches), layers=layers)
+
+
+def _alike(one: EventArrays, program: Program) -> EventArrays:
+    """The events of a program that must differ from another one's only in sizes."""
+    other = as_arrays(program.events)
+    if not all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("actions", "blocks", "streams")):
+        raise TraceError("the order of allocations depends on the size of the job")
+    return other
