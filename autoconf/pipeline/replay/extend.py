@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from autoconf.memory.allocator_sizes import MIN_BLOCK
 from autoconf.memory.replay import Action, Event, Place, Program
 from autoconf.memory.units import Integers
 from autoconf.pipeline.tracing.recorder import TraceError
@@ -86,7 +87,8 @@ def _layers(program: Program, short: int) -> Integers:
     for index, event in enumerate(events):
         if event.action == Action.ALLOCATE:
             by_owner = over_parameters[event.place]
-            current = owners.get(index, _NO_LAYER) if by_owner else by_time[event.place]
+            if not _is_flag(program, event):
+                current = owners.get(index, known[event.place])
             layers[index] = layer_of_block[event.block] = current
         elif event.action == Action.FREE and (by_owner or current == _NO_LAYER):
             layers[index] = layer_of_block[event.block]
@@ -103,7 +105,7 @@ def _number(part: str) -> int:
 def _owners(program: Program, over_parameters: Sequence[bool], short: int) -> dict[int, int]:
     """The layers of allocations that are made for each parameter in turn, by event."""
     runs = list(_runs(program, over_parameters, short))
-    known = [_periods([program.events[index].nbytes for index in run], short) for run in runs]
+    known = [_periods([_kind(program, index) for index in run], short) for run in runs]
     found = {}
     for run, periods in zip(runs, known, strict=True):
         # An op whose results are all of one size, such as a norm of each gradient, is as long as another one.
@@ -114,12 +116,23 @@ def _owners(program: Program, over_parameters: Sequence[bool], short: int) -> di
     return found
 
 
+def _is_flag(program: Program, event: Event) -> bool:
+    """Whether an allocation holds a value or two, which FSDP1 makes only while it wraps the first unit."""
+    return event.nbytes < MIN_BLOCK and program.places[event.place].when == "loading"
+
+
+def _kind(program: Program, index: int) -> int:
+    """A number that is equal for allocations of the same op and size."""
+    event = program.events[index]
+    return hash((program.places[event.place].op, event.nbytes))
+
+
 def _runs(program: Program, over_parameters: Sequence[bool], short: int) -> Iterator[list[int]]:
     """Consecutive allocations of the same op over parameters, each as indices of events."""
     run: list[int] = []
     place = None
     for index, event in enumerate(program.events):
-        if event.action != Action.ALLOCATE:
+        if event.action != Action.ALLOCATE or _is_flag(program, event):
             continue
         here = _pass(program.places[event.place]) if over_parameters[event.place] else None
         if here != place or here is None:
@@ -134,28 +147,29 @@ def _runs(program: Program, over_parameters: Sequence[bool], short: int) -> Iter
 
 def _pass(place: Place) -> tuple[str, str, str]:
     """The pass over all parameters to which an allocation belongs."""
-    return place.when, place.part, "states" if place.op in _OF_STATES else place.op
+    op = "" if place.when == "loading" else "states" if place.op in _OF_STATES else place.op
+    return place.when, place.part, op
 
 
-def _periods(sizes: Sequence[int], short: int) -> list[tuple[int, int]]:
-    """First element and length of each period that repeats ``short`` times in sizes; none if all sizes are equal.
+def _periods(kinds: Sequence[int], short: int) -> list[tuple[int, int]]:
+    """First element and length of each period that repeats ``short`` times; none if all elements are equal.
 
     >>> _periods([9, *[1, 2, 2] * 6, 7, *[3, 4] * 6], 6)
     [(1, 3), (20, 2)]
     """
-    values = np.array(sizes)
-    if len(sizes) < short or (values == values[0]).all():
+    values = np.array(kinds)
+    if len(kinds) < short or (values == values[0]).all():
         return []
-    for length in range(len(sizes) // short, 0, -1):
+    for length in range(len(kinds) // short, 0, -1):
         differs = np.flatnonzero(values[:-length] != values[length:])
         ends = np.append(differs, len(values) - length)
-        lengths = np.diff(ends, prepend=-1) - 1  # of stretches in which each size equals the one a period later
+        lengths = np.diff(ends, prepend=-1) - 1  # of stretches in which each element equals the one a period later
         long = np.flatnonzero(lengths >= length * (short - 1))
         if len(long):
             first = int(ends[long[0]] - lengths[long[0]])
             after = first + short * length
-            rest = [(start + after, period) for start, period in _periods(sizes[after:], short)]
-            return [*_periods(sizes[:first], short), (first, length), *rest]
+            rest = [(start + after, period) for start, period in _periods(kinds[after:], short)]
+            return [*_periods(kinds[:first], short), (first, length), *rest]
     return []
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from autoconf.memory.replay import Program
+from autoconf.memory.replay import Action, Program
 from autoconf.memory.units import Floats, Integers
 from autoconf.pipeline.replay.compiled import EventArrays, as_arrays
 from autoconf.pipeline.replay.extend import extend
@@ -78,8 +78,36 @@ def recording(job: TrainingSetup) -> Recording:
     sizes = np.stack([constant, per_token, shared], axis=1)
     if layers is None:
         return Recording(one.actions, one.blocks, one.streams, sizes)
+    sizes += _warmup(program, depth - short)
     source, blocks = extend(program, short, depth)
     return Recording(one.actions[source], blocks, one.streams[source], sizes[source])
+
+
+def _warmup(program: Program, further: int) -> Floats:
+    """Bytes that further layers add to transformers' first allocation, which is as large as the quantized model.
+
+    transformers/modeling_utils.py, caching_allocator_warmup.
+
+    Returns:
+        Shape (events, 3), as ``Recording.sizes``.
+    """
+    more = np.zeros((len(program.events), 3))
+    for index, event in enumerate(program.events):
+        if program.places[event.place].op == "caching_allocator_warmup" and event.nbytes:
+            more[index, 0] = further * _middle_layer_bytes(program)
+    return more
+
+
+def _middle_layer_bytes(program: Program) -> int:
+    """Bytes of the weights of a middle layer of a short model: the largest allocation of each of its modules."""
+    middle = f"layers.{_SHORT // 2}."
+    weights: dict[str, int] = {}
+    for event in program.events:
+        place = program.places[event.place]
+        if event.action == Action.ALLOCATE and place.part == "from_pretrained" and middle in place.module:
+            quantized = "quantize_4bit" in place.op or place.module not in weights
+            weights[place.module] = event.nbytes if quantized else weights[place.module]
+    return sum(weights.values())
 
 
 def _short(job: TrainingSetup) -> int:
