@@ -7,6 +7,7 @@ are tested against its allocations, which ``autoconf.pipeline.replay.loading`` r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -63,7 +64,7 @@ class Parameter(NamedTuple):
     def state(self) -> float:
         """Bytes of the quantization state, which FSDP does not shard."""
         blocks = self.elements / _BLOCK
-        return blocks + 4 * np.ceil(blocks / _NESTED_BLOCK) + _CODES if self.packed else 0.0
+        return blocks + 4 * math.ceil(blocks / _NESTED_BLOCK) + _CODES if self.packed else 0.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class LoadedModel:
         layers: of each decoder layer.
         after: after the decoder layers, such as the final norm and a head that is not tied.
         tied: those of ``before`` that the head has, too.
+        buffers: bytes of buffers, such as the causal mask of some models; FSDP's root unit has them.
         checkpoint: indices of ``parameters()`` in the order of loading, adapters excluded.
         trainable_base: whether all parameters are trained, not only adapters.
     """
@@ -83,6 +85,7 @@ class LoadedModel:
     layers: tuple[tuple[Parameter, ...], ...]
     after: tuple[Parameter, ...]
     tied: tuple[Parameter, ...] = ()
+    buffers: int = 0
     checkpoint: tuple[int, ...] = ()
     trainable_base: bool = True
 
@@ -111,7 +114,7 @@ class LoadingMemory:
     moments: tuple[Held, ...]
 
     def peak_bytes(self, gpus: Integers) -> Floats:
-        """The peak of each GPU in bytes, without buffers.
+        """The peak of each GPU in bytes.
 
         Args:
             gpus: numbers of GPUs, >= 1; shape (...).
@@ -136,7 +139,7 @@ def loading_memory(
     >>> model = LoadedModel(before=(Parameter(100_000_000, 4, 4),), layers=(layer,) * 30, after=())
     >>> gpus = np.array([1, 8])
     >>> [loading_memory(model, "fsdp1", way).peak_bytes(gpus).tolist() for way in ("cpu", "gpu")]
-    [[7200000000.0, 1600000000.0], [6800000000.0, 6625000000.0]]
+    [[7200000000.0, 1600000000.0], [7200000000.0, 6625000000.0]]
     """
     if any(parameter.packed for parameter in model.parameters()):
         loading = "gpu"
@@ -184,6 +187,7 @@ def _on_gpu(model: LoadedModel, strategy: Strategy) -> list[Held]:
         copy = parameter.elements * (parameter.loaded + 8 / _BLOCK) if parameter.packed else 0.0
         moments.append(Held(held + copy))
     plain = [p for p in base if not p.packed]
+    held += model.buffers
     if strategy == "fsdp2":
         return moments + _upcast(held, parameters)
     if strategy != "fsdp1" and any(p.trained > p.loaded for p in plain):
@@ -217,7 +221,7 @@ def _prepared(model: LoadedModel, plain: Sequence[Parameter], held: float) -> li
 
 
 def _replicated(model: LoadedModel, strategy: Strategy) -> list[Held]:
-    total = _total(model.parameters())
+    total = _total(model.parameters()) + model.buffers
     if strategy == "none":
         return [Held(total)]
     gradients = sum(p.trained_bytes for p in model.parameters() if model.trains(p))
@@ -229,45 +233,43 @@ def _broadcasts(model: LoadedModel) -> list[float]:
 
     A buffer ends with the tensor that makes it as large as its limit. One with a single tensor is no copy.
     """
-    finished: list[tuple[int, float]] = []
-    filling: dict[float, list[float]] = {}  # bytes of each tensor, by bytes of an element
-    for parameter in model.parameters():
-        width = parameter.trained_bytes / parameter.elements
-        bucket = filling.setdefault(width, [])
-        bucket.append(parameter.trained_bytes)
-        if sum(bucket) >= _BROADCAST:
-            finished.append((len(bucket), sum(filling.pop(width))))
-    finished += [(len(bucket), sum(bucket)) for bucket in filling.values()]
-    copies = [0.0, *(nbytes if tensors > 1 else 0.0 for tensors, nbytes in finished)]
+    buffers: list[list[tuple[int, float]]] = []  # index and bytes of each tensor
+    filling: dict[int, list[tuple[int, float]]] = {}  # by bytes of an element
+    for index, parameter in enumerate(model.parameters()):
+        # On several GPUs 4-bit weights are stored in the dtype of the others (bnb_4bit_quant_storage).
+        width = parameter.loaded if parameter.packed else parameter.trained
+        buffer = filling.setdefault(width, [])
+        buffer.append((index, parameter.trained_bytes))
+        if sum(nbytes for _, nbytes in buffer) >= _BROADCAST:
+            buffers.append(filling.pop(width))
+    in_order = sorted([*buffers, *filling.values()])
+    copies = [0.0, *(sum(nbytes for _, nbytes in buffer) if len(buffer) > 1 else 0.0 for buffer in in_order)]
     return [one + other for one, other in pairwise(copies)]
 
 
 def _sharded(model: LoadedModel, strategy: Strategy, loading: Loading, shard_adapters: bool) -> list[Held]:
-    """Unit by unit: FSDP1 has a flat copy of a unit in addition to it, FSDP2 only its shards."""
-    fsdp1 = strategy == "fsdp1"
+    """Unit by unit: FSDP1 has a flat copy of a unit in addition to it; what is not sharded yet waits on the GPU."""
+    fsdp1, waits = strategy == "fsdp1", loading == "gpu"
     # accelerate upcasts parameters after FSDP1 has sharded them, but before FSDP2 does.
     size = _loaded_bytes if fsdp1 else _trained_bytes
-    whole_adapters = fsdp1 and not shard_adapters
-    state = sum(p.state for p in model.parameters())
-    units = [[p for p in unit if not (fsdp1 and p.adapter)] for unit in model.units()]
-    apart = [sum(size(p) for p in unit if fsdp1 and p.adapter) for unit in model.units()]
-    sizes = [sum(map(size, unit)) for unit in units]
-    left = sum(sizes) + sum(apart) if loading == "gpu" else 0.0
+    # peft/utils/other.py, fsdp_auto_wrap_policy: FSDP1 has a unit for each adapter, before that of its layer.
+    adapters = [sum(size(p) for p in unit if fsdp1 and p.adapter) for unit in model.units()]
+    units = [sum(size(p) for p in unit if not (fsdp1 and p.adapter)) for unit in model.units()]
+    whole = sum(p.state for p in model.parameters())
+    last = len(units) - 1
     shards, moments = 0.0, []
-    for unit, adapters in zip(sizes, apart, strict=True):
-        if not whole_adapters:
-            shards += adapters
-            left -= adapters if loading == "gpu" else 0.0
-        shards += unit
-        moments.append(Held(state + (left or unit) + (unit if fsdp1 else 0.0), shards))
-        left -= unit if loading == "gpu" else 0.0
-    return [*moments, *_after_fsdp1(model, state, shards, sum(apart) if whole_adapters else 0.0)] if fsdp1 else moments
-
-
-def _after_fsdp1(model: LoadedModel, state: float, shards: float, whole_adapters: float) -> list[Held]:
-    """accelerate makes float32 shards of those in bfloat16, which stay until the first forward pass."""
-    upcast = sum(p.trained_bytes for p in model.parameters() if p.trained > p.loaded and model.trains(p))
-    return [Held(state + whole_adapters, shards + upcast)]
+    for index, unit in enumerate(units):
+        held = whole + (model.buffers if waits or index == last else 0) + unit * (2 if fsdp1 else 1)
+        if waits:
+            held += sum(units[index + 1 :]) + sum(adapters[index + 1 :])
+            held += 0.0 if shard_adapters else sum(adapters[: index + 1])
+        shards += unit + (adapters[index] if shard_adapters else 0.0)
+        moments.append(Held(held, shards))
+    if fsdp1:
+        # accelerate makes float32 shards of those in bfloat16, which stay until the first forward pass.
+        upcast = sum(p.trained_bytes for p in model.parameters() if p.trained > p.loaded)
+        moments.append(Held(whole + model.buffers + (0.0 if shard_adapters else sum(adapters)), shards + upcast))
+    return moments
 
 
 def _received(model: LoadedModel) -> list[Held]:
@@ -278,4 +280,4 @@ def _received(model: LoadedModel) -> list[Held]:
         moments.append(Held(before + received, shards))
         shards += received
         moments.append(Held(received, shards))
-    return moments
+    return [*moments, Held(model.buffers, shards)]

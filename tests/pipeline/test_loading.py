@@ -173,11 +173,10 @@ def test_the_closed_form_is_what_is_recorded(setup: TrainingSetup, loading: str)
     program = record(setup, Batches(2, 64), updates=0, layers=layers, loading=loading)
     warm_up = "caching_allocator_warmup"
     found = max(nbytes for nbytes, place in held(program) if warm_up not in place)
-    buffers = 4 * 2 * 32  # of rotary embeddings
     strategy = setup.stack.sharding if setup.gpus > 1 else "none"
     memory = loading_memory(loaded_model(setup, layers), strategy, loading, shard_adapters=setup.stack.shard_adapters)
     expected = memory.peak_bytes(np.array([setup.gpus]))[0]
-    assert found == pytest.approx(expected + buffers, rel=1e-3)
+    assert found == pytest.approx(expected, rel=1e-3, abs=2048)  # bitsandbytes' table of 8-bit codes
 
 
 def llama_2_7b() -> TrainingSetup:

@@ -43,8 +43,15 @@ loaded=2, trained=2, packed=False, adapter=False),))
     tied = tuple(made[number] for n, number in enumerate(names) if number in names[:n])
     named = sorted(enumerate(model.named_parameters()), key=lambda numbered: checkpoint_key(numbered[1]))
     checkpoint = tuple(index for index, (name, _) in named if ".lora_" not in name)
+    buffers = sum(buffer.nbytes for buffer in model.buffers())
     return LoadedModel(
-        tuple(before), tuple(map(tuple, in_layers)), tuple(after), tied, checkpoint, job.method == "full"
+        before=tuple(before),
+        layers=tuple(map(tuple, in_layers)),
+        after=tuple(after),
+        tied=tied,
+        buffers=buffers,
+        checkpoint=checkpoint,
+        trainable_base=job.method == "full",
     )
 
 
