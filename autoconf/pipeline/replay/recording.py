@@ -99,15 +99,16 @@ def _warmup(program: Program, further: int) -> Floats:
 
 
 def _middle_layer_bytes(program: Program) -> int:
-    """Bytes of the weights of a middle layer of a short model: the largest allocation of each of its modules."""
+    """Bytes of the weights of a middle layer of a short model, as loaded."""
     middle = f"layers.{_SHORT // 2}."
-    weights: dict[str, int] = {}
+    quantized: dict[str, int] = {}
+    copied: dict[str, int] = {}
     for event in program.events:
         place = program.places[event.place]
-        if event.action == Action.ALLOCATE and place.part == "from_pretrained" and middle in place.module:
-            quantized = "quantize_4bit" in place.op or place.module not in weights
-            weights[place.module] = event.nbytes if quantized else weights[place.module]
-    return sum(weights.values())
+        if event.action == Action.ALLOCATE and place.when == "loading" and middle in f"{place.module}.":
+            found = quantized if place.op.startswith("bitsandbytes.quantize_4bit") else copied
+            found[place.module] = max(found.get(place.module, 0), event.nbytes)
+    return sum({**copied, **quantized}.values())
 
 
 def _short(job: TrainingSetup) -> int:
