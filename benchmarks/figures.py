@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +60,23 @@ def test_long_table(measure, fresh, quick, baseline):
     extra = process("result = table.extra_mb()")
     limit = {"baseline": f"{rows:,} jobs"} if baseline else {"required_ratio": 1.5}
     facts["also"] = [{"figure": f"{figure}: memory beyond the tables", "measured": extra, "unit": "MB", **limit}]
+
+
+@compared
+def test_many_stacks(measure, fresh, quick, baseline):
+    """`recommend()` on random jobs with 300 different training stacks, in a fresh process; the baseline is a table a
+    tenth as long, scaled. The memory of a model under a stack is composed at its first use. CPU seconds are those of
+    the process.
+    """
+    count = 2_000 if quick else 50_000
+    rows = count // 10 if baseline else count
+    process = fresh(f"from jobs import LongTable; table = LongTable({rows}, stacks=300)")
+    figure = f"recommend(), {count:,} jobs with 300 stacks"
+    facts = {"baseline": f"{rows:,} jobs, times 10", "scale": 10} if baseline else {}
+    facts = measure(figure, process, args=("table.answer()",), rounds=1, **facts)
+    seconds = process("result = table.cpu_seconds") * (10 if baseline else 1)
+    limit = {"baseline": f"{rows:,} jobs, times 10"} if baseline else {"required": 60.0}
+    facts["also"] = [{"figure": f"{figure}: CPU", "measured": seconds, "unit": "s", **limit}]
 
 
 @compared
@@ -127,6 +146,31 @@ def test_first_call(measure, fresh, quick, baseline):
     held = processes[-1](HELD) - fresh(DECORATOR)(HELD)
     limit = {"baseline": "with LightGBM and AutoGluon imported"} if baseline else {"required": 400.0}
     facts["also"] = [{"figure": "resident memory above ado's own", "measured": held, "unit": "MB", **limit}]
+
+
+@compared
+def test_cold_start(measure, quick, tmp_path, baseline):
+    """A whole process that answers one job, with an empty cache; the baseline is a process that imports LightGBM and
+    AutoGluon. CPU seconds are those of the process and its children.
+    """
+    answer = f"from autoconf import Workload, recommend; recommend(Workload(**{JOB!r}))"
+    code = "import lightgbm, autogluon.tabular" if baseline else answer
+    facts = {"baseline": "importing LightGBM and AutoGluon"} if baseline else {}
+    used: list[float] = []
+
+    def answer_once(cache: Path) -> None:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        environment = os.environ | ENVIRONMENT | {"XDG_CACHE_HOME": str(cache)}
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=600)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+
+    empty = (((tmp_path / str(number),), {}) for number in itertools.count())
+    rounds = 2 if quick else 11
+    facts = measure("first answer of a process", answer_once, setup=lambda: next(empty), rounds=rounds, **facts)
+    limit = {"baseline": "importing LightGBM and AutoGluon"} if baseline else {"required_ratio": 1.5}
+    figure = "first answer of a process: CPU"
+    facts["also"] = [{"figure": figure, "measured": statistics.median(used), "unit": "s", **limit}]
 
 
 @compared

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pandas as pd
 import yaml
 
 from autoconf import recommend
-from autoconf.predictor.registry import DEFAULT, card
+from autoconf.jobs.job import STACK_FIELDS
+from autoconf.pipeline.release.random_jobs import random_stacks
+from autoconf.predictor.registry import DEFAULT, card, load
 
 EXAMPLES = Path(__file__).parents[1] / "sweep" / "examples"
 DOMAIN = card(DEFAULT).domain
@@ -64,17 +67,37 @@ def random_jobs(count: int) -> pd.DataFrame:
     )
 
 
-class LongTable:
-    """A table of random jobs, and the memory that this process, which must run on Linux, takes to answer it."""
+def with_stacks(jobs: pd.DataFrame, count: int) -> pd.DataFrame:
+    """The jobs with random ones of ``count`` different stacks, each of which its method allows."""
+    random = np.random.default_rng(1)
+    drawn = ({field: job[field] for field in STACK_FIELDS} for job in random_stacks(load(DEFAULT), random))
+    stacks: dict[tuple[Any, ...], None] = {}
+    while len(stacks) < count:
+        stacks[tuple(next(drawn).values())] = None
+    chosen = pd.DataFrame(list(stacks), columns=list(STACK_FIELDS), dtype=object).sample(
+        len(jobs), replace=True, random_state=0, ignore_index=True
+    )
+    return pd.concat([jobs.drop(columns=list(STACK_FIELDS), errors="ignore"), chosen], axis=1)
 
-    def __init__(self, rows: int) -> None:
-        self.jobs = random_jobs(rows)
-        recommend(self.jobs.head(1000))  # loads the predictor, and what Python sets aside at the first use
+
+class LongTable:
+    """A table of random jobs, and the time and memory that this process, which must run on Linux, takes to answer it.
+
+    Args:
+        rows: number of jobs.
+        stacks: number of different stacks; 0 if all jobs have the default one.
+    """
+
+    def __init__(self, rows: int, stacks: int = 0) -> None:
+        self.jobs = with_stacks(random_jobs(rows), stacks) if stacks else random_jobs(rows)
+        recommend(random_jobs(1000))  # loads the predictor, and what Python sets aside at the first use
         self.before = _memory_mb("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # reset the peak
 
     def answer(self) -> None:
+        started = time.process_time()
         self.answers = recommend(self.jobs)
+        self.cpu_seconds = time.process_time() - started
 
     def extra_mb(self) -> float:
         """The peak during the answer, less the memory before and the answers, with each text counted once."""

@@ -141,14 +141,14 @@ class GpuJob:
 
     def __init__(self, job: UnshardedJob, strategy: Strategy, profile: Callable[[], Floats]) -> None:
         self.resident, self.unsharded_gradients = job.resident(strategy), job.unsharded_gradients(strategy)
-        self._compose = lambda: sharded(profile(), job, strategy)
+        self._job, self._strategy, self._profile = job, strategy, profile
         self._memory: GpuMemory | None = None
 
     @property
     def memory(self) -> GpuMemory:
         """The memory of the GPU."""
         if self._memory is None:
-            self._memory = self._compose()
+            self._memory = sharded(self._profile(), self._job, self._strategy)
         return self._memory
 
 

@@ -44,7 +44,9 @@ def most_tokens(predictor: Predictor, rows: Integers, usable_gib: Floats, gpus: 
             tokens = np.minimum(low + step * np.arange(1, points + 1), high)
         points = tokens.shape[1]
         tried = np.repeat(open_, points)
-        candidates = Candidates(predictor.memory, rows[tried], gpus[tried], tokens.ravel() * 1.0, usable_gib[tried])
+        candidates = Candidates(
+            predictor.memory, rows[tried], gpus[tried], tokens.ravel().astype(float), usable_gib[tried]
+        )
         fits = decide(predictor, candidates).reshape(tokens.shape).sum(axis=1)
         bounds = np.concatenate([low, tokens, high + 1], axis=1)  # the first is known to fit, the last is not
         places = np.arange(len(open_))
