@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Do not use a Ray cluster that already runs on this machine.
 export RAY_ADDRESS := local
 
-.PHONY: help run test test-fast test-slow lint typecheck format docs predictor evaluate ground-truth replay measured \
+.PHONY: help run test test-fast test-slow lint typecheck format docs predictor evaluate ground-truth zero-ground-truth replay measured \
   measured-sample measure benchmark test-matrix test-drift lock clean
 
 help:  ## list the targets
@@ -61,6 +61,9 @@ evaluate: $(VENV)/build  ## evaluate the newest predictor version
 ground-truth: $(VENV)/build  ## compare composed figures with traces of FSDP ranks, and these with real processes and full depth
 	$(BIN)/python -m autoconf.pipeline.validation.composition
 	$(BIN)/python -m autoconf.pipeline.validation.rank_truth --output autoconf/pipeline/validation/rank_truth.csv
+
+zero-ground-truth: $(VENV)/build  ## compare composed figures with tensors in real DeepSpeed processes
+	$(BIN)/python -m autoconf.pipeline.validation.zero_truth --output autoconf/pipeline/validation/zero_truth.csv
 
 replay: $(VENV)/build  ## replay PyTorch's allocator for real runs near the limit of memory, and print the table
 	$(BIN)/python -m autoconf.pipeline.replay.known_runs

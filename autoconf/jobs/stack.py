@@ -25,11 +25,8 @@ Kernel = Literal["fast_loss", "fast_rms_layernorm", "fast_rope_embeddings", "fus
 class ZeroBuckets(BaseModel):
     """Settings of DeepSpeed's section ``zero_optimization`` that change memory, named as there.
 
-    ``None`` is the value that transformers fills in for ``auto``, which depends on the hidden size, or DeepSpeed's own
-    default. All sizes are numbers of elements.
-
-    >>> ZeroBuckets().with_hidden_size(4096).reduce_bucket_size
-    16777216
+    ``None`` is ``auto``, for which transformers fills in a value that depends on the hidden size. All sizes are numbers
+    of elements; the other defaults are DeepSpeed's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,16 +38,6 @@ class ZeroBuckets(BaseModel):
     stage3_max_reuse_distance: int = Field(default=1_000_000_000, ge=0)
     sub_group_size: int = Field(default=1_000_000_000, ge=1)
     overlap_comm: bool = False  # its default for ZeRO-1 and 2; it has no effect on the memory of ZeRO-3
-
-    def with_hidden_size(self, hidden_size: int) -> ZeroBuckets:
-        """The settings with a number for each size."""
-        # transformers 5.23.0, integrations/deepspeed.py, trainer_config_finalize.
-        auto = {
-            "reduce_bucket_size": hidden_size * hidden_size,
-            "stage3_prefetch_bucket_size": int(0.9 * hidden_size * hidden_size),
-            "stage3_param_persistence_threshold": 10 * hidden_size,
-        }
-        return self.model_copy(update={name: size for name, size in auto.items() if getattr(self, name) is None})
 
 
 class Stack(BaseModel):

@@ -16,7 +16,6 @@ from autoconf.memory.envelope import undominated
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.units import GIB, Floats, Integers
 
-
 # Functions of the number of GPUs, each nonincreasing: from numbers of GPUs to values, shape (curves, candidates).
 Curves = Callable[[Integers], Floats]
 
@@ -104,7 +103,10 @@ class GpuMemory:
         parts = np.concatenate([some.terms() for some in moments], axis=1)
         total = parts.sum(axis=0)
         kept = undominated(total, decimals=0)
-        self._parts, self._total = parts[:, kept], total[kept]  # shapes (parts, moments, variables), (moments, variables)
+        self._parts, self._total = (
+            parts[:, kept],
+            total[kept],
+        )  # shapes (parts, moments, variables), (moments, variables)
 
     def peak_bytes(self, gpus: Integers, tokens: Floats | Integers) -> Floats:
         """Peak bytes without the safety margin, shape (candidates,).
@@ -175,4 +177,4 @@ class GpuMemory:
     def _variables(self, gpus: Integers, tokens: Floats | Integers) -> Floats:
         """The factors of the terms of a moment, shape (3 + curves, candidates)."""
         linear = np.stack([np.ones(len(gpus)), tokens, 1 / gpus])
-        return linear if self._curves is None else np.concatenate([linear, self._curves(gpus)])
+        return np.asarray(linear if self._curves is None else np.concatenate([linear, self._curves(gpus)]), np.float64)

@@ -17,8 +17,8 @@ from autoconf.memory.reserve import Reserve
 from autoconf.memory.sharding import BytesPerParameter, Strategy, UnshardedJob, sharded
 from autoconf.memory.store import ModelsTable
 from autoconf.memory.units import GIB, Floats, Integers, Unsupported
-from autoconf.memory.zero import ZERO, ZeroJob, zero
-from autoconf.memory.zero_parameters import ModelSizes, model_sizes
+from autoconf.memory.zero import ZERO, LinearInputs, ZeroJob, zero
+from autoconf.memory.zero_parameters import BucketSizes, ModelSizes, model_sizes
 
 _BYTES = {"bfloat16": 2, "float32": 4}
 
@@ -204,16 +204,29 @@ def _zero_job(
         job,
         trained,
         sizes,
-        stack.zero_buckets.with_hidden_size(hidden),
+        BucketSizes.of(stack.zero_buckets, hidden),
         recomputes=stack.gradient_checkpointing != "none",
         groups=len(_flat_groups(trainable, job.rank)),
+        linear_inputs=LinearInputs(0, 0) if job.rank is None else _linear_inputs(full, layers, hidden, stack),
     )
+
+
+def _linear_inputs(full: Trainable, layers: int, hidden: int, stack: Stack) -> LinearInputs:
+    """The inputs of frozen linear layers: hidden states and those of other sizes; adapters keep them in any case."""
+    of_layers = (shape for shape, count in full.shapes if count >= layers and not shape.embedding)
+    of_layer = hidden + sum({s.dimensions[1] for s in of_layers if len(s.dimensions) == 2} - {hidden})
+    return LinearInputs(0 if stack.lora_targets == "all-linear" else of_layer, hidden)
 
 
 def _packed(shapes: Sequence[tuple[Shape, int]]) -> list[tuple[Shape, int]]:
     """Shapes of parameters in 4 bits that are stored in bfloat16: matrices of layers, but not experts in one tensor."""
     return [
-        (Shape((shape.elements // 4,), 2) if count > 1 and len(shape.dimensions) == 2 and not shape.embedding else shape, count)
+        (
+            Shape((shape.elements // 4,), 2)
+            if count > 1 and len(shape.dimensions) == 2 and not shape.embedding
+            else shape,
+            count,
+        )
         for shape, count in shapes
     ]
 

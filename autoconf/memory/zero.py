@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from autoconf.jobs.stack import ZeroBuckets
 from autoconf.memory.gpu_memory import Curves, GpuMemory, Moments, Resident
 from autoconf.memory.profile import Point
 from autoconf.memory.sharding import UnshardedJob, UnshardedMoments
 from autoconf.memory.units import Floats, Integers
-from autoconf.memory.zero_parameters import ModelSizes, gathered_parameters
+from autoconf.memory.zero_parameters import BucketSizes, ModelSizes, gathered_parameters
 
 ZeroStage = Literal["zero1", "zero2", "zero3"]
 ZERO: tuple[ZeroStage, ...] = get_args(ZeroStage)
@@ -44,6 +43,13 @@ class _Curve(IntEnum):
     SPLIT_ROOT = 5  # the same of embeddings and head
 
 
+class LinearInputs(NamedTuple):
+    """Elements per token of the inputs of frozen linear layers that nothing else keeps for the backward pass."""
+
+    of_layer: int
+    of_head: int
+
+
 @dataclass(frozen=True)
 class ZeroJob:
     """A job under ZeRO.
@@ -52,17 +58,19 @@ class ZeroJob:
         job: the job on one GPU.
         trainable: its trainable parameters.
         parameters: all its parameters.
-        buckets: DeepSpeed's settings, with a number for each.
+        buckets: DeepSpeed's settings.
         recomputes: whether layers are checkpointed.
         groups: parameter groups of the optimizer: parameters with and without weight decay.
+        linear_inputs: inputs of frozen linear layers, which only ZeRO-3 keeps.
     """
 
     job: UnshardedJob
     trainable: ModelSizes
     parameters: ModelSizes
-    buckets: ZeroBuckets
+    buckets: BucketSizes
     recomputes: bool
     groups: int
+    linear_inputs: LinearInputs = LinearInputs(0, 0)
 
     @property
     def itemsize(self) -> int:
@@ -120,7 +128,7 @@ def _buckets(zero: ZeroJob) -> float:
 
 
 def _replicated(zero: ZeroJob, moments: UnshardedMoments) -> tuple[Floats, Floats]:
-    """ZeRO-1: gradients stay whole until the last micro-batch is over, or is reduced meanwhile if communication overlaps.
+    """ZeRO-1: gradients stay whole until the last micro-batch is over, or are reduced in it if communication overlaps.
 
     The bucket exists from the first gradient on.
     """
@@ -142,12 +150,12 @@ def _partitioned(zero: ZeroJob, moments: UnshardedMoments) -> tuple[Floats, Floa
     Parameters that are larger than the bucket are reduced by themselves when the next gradient arrives. The gradients
     of earlier micro-batches are in a buffer of their own (independent_gradient_partition_epilogue).
     """
-    before = np.isin(moments.points, _BEFORE_LOSS)
+    before = moments.layer_gradients + moments.finished_gradients + moments.root_gradients == 0
     gradients = np.where(before, 0.0, _pending(zero, moments) + _buckets(zero))
     curves = np.zeros((len(before), len(_Curve)))
     if zero.job.accumulating:
         curves[:] = zero.coefficients(owned=zero.itemsize)
-    last, embeddings = np.isin(moments.points, _LAST), np.isin(moments.points, _EMBEDDINGS)
+    last, embeddings = np.isin(moments.points, _LAST) & ~before, np.isin(moments.points, _EMBEDDINGS)
     curves[last] += zero.coefficients(owned_last=zero.itemsize)
     curves[embeddings] += zero.coefficients(owned=zero.itemsize, split_root=zero.itemsize)
     middle = ~(before | last | embeddings | (moments.points == Point.LOSS))
@@ -158,7 +166,7 @@ def _partitioned(zero: ZeroJob, moments: UnshardedMoments) -> tuple[Floats, Floa
 def _pending(zero: ZeroJob, moments: UnshardedMoments) -> Floats:
     """Bytes of gradients outside of buckets: the newest, and the one before it if it is larger than the bucket."""
     bucket = zero.itemsize * zero.buckets.reduce_bucket_size
-    largest = zero.itemsize * max((size for layer in zero.trainable.layers for size in layer), default=0)
+    largest = zero.itemsize * _largest(zero)
     before = np.minimum(moments.layer_gradients - moments.newest_gradient, largest if largest > bucket else 0)
     at_head = moments.points == Point.LOSS
     head = np.isin(moments.points, _LAST) & (moments.layer_gradients <= moments.newest_gradient)
@@ -167,13 +175,19 @@ def _pending(zero: ZeroJob, moments: UnshardedMoments) -> Floats:
     return np.where(at_embeddings, moments.newest_gradient, moments.newest_gradient + before + of_head)
 
 
+def _largest(zero: ZeroJob) -> int:
+    """Elements of the largest trainable parameter of a layer."""
+    return max((size for layer in zero.trainable.layers for size in layer), default=0)
+
+
 def _end(zero: ZeroJob, partitions_gradients: bool) -> list[tuple[float, dict[str, float]]]:
     """The end of the last backward pass."""
     if partitions_gradients or zero.buckets.overlap_comm:
         return []
-    # reduce_gradients: from the first parameter to the last; the first partition's buffer is added to all gradients.
-    elements = {"owned": zero.itemsize, "split_root": zero.itemsize}
-    return [(zero.job.gradients + _buckets(zero), elements)]
+    # reduce_gradients: from the first parameter to the last. A copy of what several partitions share is released before
+    # the first partition's buffer is made, and later ones replace gradients that have moved into that buffer.
+    added: list[dict[str, float]] = [{name: zero.itemsize} for name in ("owned", "split_layer", "split_root")]
+    return [(zero.job.gradients + _buckets(zero), elements) for elements in added]
 
 
 def _steps(zero: ZeroJob) -> list[tuple[float, dict[str, float]]]:
@@ -201,11 +215,10 @@ def _zero3(zero: ZeroJob) -> GpuMemory:
     unit = job.bytes_per_parameter.frozen_computing
     of_points = np.array([gathered[Point(point)] for point in moments.points.tolist()], float)
     backward = ~np.isin(moments.points, _BEFORE_LOSS)
-    # __avg_scatter_grads copies the gradients of a bucket; a parameter that is larger is reduced in place.
-    copies = min(buckets.reduce_bucket_size, job.trainable) * zero.itemsize
-    gradients = bucket + np.where(backward, _pending(zero, moments) + np.where(moments.layer_gradients > 0, copies, 0), 0)
+    gradients = bucket + np.where(backward, _pending(zero, moments) + _copies(zero, moments), 0)
     micro_batch = Moments(
-        moments.activations, weights=job.units.unsharded_bytes, weights_sharded=job.sharded_weights,
+        moments.activations + _linear_inputs(zero, moments.points),
+        weights=job.units.unsharded_bytes, weights_sharded=job.sharded_weights,
         gradients=gradients, gradients_sharded=job.gradients, optimizer_sharded=states,
         gathered=unit * (of_points + persistent), gradients_curves=zero.coefficients(),
     )  # fmt: skip
@@ -224,9 +237,34 @@ def _zero3(zero: ZeroJob) -> GpuMemory:
     return GpuMemory([micro_batch, *steps], resident, curves=_curves3(zero))
 
 
+def _copies(zero: ZeroJob, moments: UnshardedMoments) -> Floats:
+    """Bytes of the copies of a full bucket (coalesced_collectives.py, reduce_scatter_coalesced)."""
+    bucket, largest = zero.itemsize * zero.buckets.reduce_bucket_size, zero.itemsize * _largest(zero)
+    so_far = moments.layer_gradients + moments.finished_gradients + moments.root_gradients
+    return np.where(so_far + largest > bucket, np.minimum(so_far, bucket), 0.0)
+
+
+def _linear_inputs(zero: ZeroJob, points: Integers) -> Floats:
+    """Bytes that its own linear layers keep (linear.py, zero3_linear_wrap), in the columns of activations.
+
+    Their backward pass reads input and weight even if the weight is frozen.
+    """
+    layers, forward = len(zero.parameters.layers), (*_BEFORE_LOSS, Point.LOSS)
+    if zero.recomputes:
+        of_layers = np.where(np.isin(points, (*forward, *_EMBEDDINGS)), 0.0, 1.0)
+    else:
+        # A layer releases its MLP's input early in its backward pass, in which most of its memory is used.
+        first = (Point.FIRST_START, Point.FIRST, Point.FIRST_LATE, Point.FIRST_END)
+        kinds = [np.isin(points, kind) for kind in (forward, _LAST, first, _EMBEDDINGS)]
+        of_layers = np.select(kinds, [layers, layers - 0.75, 0.25, 0.0], layers - 1.75)
+    of_head = np.isin(points, (Point.HEAD_OVER, Point.TURN, Point.LOSS))
+    elements = of_layers * zero.linear_inputs.of_layer + of_head * zero.linear_inputs.of_head
+    return np.stack([np.zeros(len(points)), zero.job.bytes_per_parameter.frozen_computing * elements], axis=1)
+
+
 def _persistent(zero: ZeroJob) -> tuple[int, ModelSizes]:
     """Elements of parameters that stay gathered (parameter_offload.py, mark_persistent_parameters), and the others."""
-    limit = zero.buckets.stage3_param_persistence_threshold or 0
+    limit = zero.buckets.stage3_param_persistence_threshold
 
     def large(sizes: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(size for size in sizes if size > limit)
@@ -239,7 +277,7 @@ def _persistent(zero: ZeroJob) -> tuple[int, ModelSizes]:
 def _curves(zero: ZeroJob) -> Curves:
     sizes = zero.trainable
     roots = [*[True] * len(sizes.embeddings), *[False] * sum(map(len, sizes.layers)), *[True] * len(sizes.head)]
-    return _table_of(lambda: _partitions(np.array(sizes.flat()), np.array(roots), zero.buckets.reduce_bucket_size or 0))
+    return _table_of(lambda: _partitions(np.array(sizes.flat()), np.array(roots), zero.buckets.reduce_bucket_size))
 
 
 def _curves3(zero: ZeroJob) -> Curves:
@@ -297,4 +335,4 @@ def _sums_of_rows(columns: Integers, values: Integers) -> Floats:
     rows, width = len(columns), _MOST_GPUS + 1
     places = columns + width * np.arange(rows)[:, None]
     sums = np.bincount(places.ravel(), np.broadcast_to(values, columns.shape).ravel(), rows * width)
-    return sums.reshape(rows, width)
+    return np.asarray(sums, np.float64).reshape(rows, width)

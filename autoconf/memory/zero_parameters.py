@@ -15,6 +15,33 @@ from autoconf.memory.optimizers import Shape
 from autoconf.memory.profile import Point
 
 
+class BucketSizes(NamedTuple):
+    """DeepSpeed's settings that change memory, with a number of elements for each size."""
+
+    reduce_bucket_size: int
+    stage3_prefetch_bucket_size: int
+    stage3_param_persistence_threshold: int
+    stage3_max_live_parameters: int
+    stage3_max_reuse_distance: int
+    sub_group_size: int
+    overlap_comm: bool
+
+    @classmethod
+    def of(cls, buckets: ZeroBuckets, hidden_size: int) -> BucketSizes:
+        """The settings of a job, with the values that transformers fills in for ``auto``.
+
+        >>> BucketSizes.of(ZeroBuckets(), hidden_size=4096).reduce_bucket_size
+        16777216
+        """
+        # transformers 5.23.0, integrations/deepspeed.py, trainer_config_finalize.
+        auto = {
+            "reduce_bucket_size": hidden_size * hidden_size,
+            "stage3_prefetch_bucket_size": int(0.9 * hidden_size * hidden_size),
+            "stage3_param_persistence_threshold": 10 * hidden_size,
+        }
+        return cls(**{**auto, **buckets.model_dump(exclude_none=True)})
+
+
 class ModelSizes(NamedTuple):
     """Sizes of the parameters of a model in the order in which it uses them; a tied head is empty."""
 
@@ -71,23 +98,26 @@ class _Call(NamedTuple):
     parameters: tuple[int, ...]
 
 
-def gathered_parameters(sizes: ModelSizes, buckets: ZeroBuckets, *, recomputes: bool) -> dict[Point, int]:
+def gathered_parameters(sizes: ModelSizes, buckets: BucketSizes, *, recomputes: bool) -> dict[Point, int]:
     """The most parameters, in elements, that a GPU has gathered at each point of a micro-batch.
 
     Args:
         sizes: parameters of the model, without those that always stay gathered.
-        buckets: DeepSpeed's settings, with a number for each.
+        buckets: DeepSpeed's settings.
         recomputes: whether layers run forward again in the backward pass.
 
     >>> sizes = ModelSizes((64,), ((16,) * 4,) * 3, (64,))
-    >>> gathered_parameters(sizes, ZeroBuckets().with_hidden_size(4), recomputes=True)[Point.TURN] == 64 + 3 * 64 + 64
-    True
+    >>> gathered_parameters(sizes, BucketSizes.of(ZeroBuckets(), 4), recomputes=True)[Point.TURN]
+    320
     """
     numels, calls = _program(sizes, recomputes=recomputes)
     coordinator = _Coordinator(numels, calls, buckets)
-    most = dict.fromkeys(PARTS, 0)
+    most, before = dict.fromkeys(PARTS, 0), calls[0].part
     for step, call in enumerate(calls):
-        most[call.part] = max(most[call.part], coordinator.call(step))
+        fetching, running = coordinator.call(step)
+        most[before] = max(most[before], fetching)  # the module itself has not begun
+        most[call.part] = max(most[call.part], running)
+        before = call.part
     return {point: most[part] for part, points in PARTS.items() for point in points}
 
 
@@ -121,7 +151,7 @@ def _calls_of_layer(parameters: list[int]) -> Iterator[tuple[int, ...]]:
 
 @dataclass
 class _Group:
-    """Parameters that are gathered together: into one flat buffer, which they are copied out of when they are needed."""
+    """Parameters that are gathered together, into one flat buffer, and copied out of it when they are needed."""
 
     parameters: set[int]
     numel: int
@@ -134,7 +164,7 @@ class _Coordinator:
 
     numels: list[int]
     calls: list[_Call]
-    buckets: ZeroBuckets
+    buckets: BucketSizes
     available: int = 0  # its __n_available_params
     held: int = 0  # elements, including flat buffers
     gathered: set[int] = field(default_factory=set)
@@ -150,19 +180,19 @@ class _Coordinator:
         for parameter, step in self.queue:
             self.uses.setdefault(parameter, []).append(step)
 
-    def call(self, step: int) -> int:
-        """Fetch for a call, prefetch, and release after it; the elements that were held."""
+    def call(self, step: int) -> tuple[int, int]:
+        """Fetch for a call, prefetch, and release after it; the elements that were held while it fetched and ran."""
         parameters = self.calls[step].parameters
         self._gather([p for p in parameters if p not in self.gathered])  # fetch_sub_module
-        most = max(self.held, *(self._wait(p) for p in parameters)) if parameters else self.held
+        fetching = max([self.held, *(self._wait(p) for p in parameters)])
         fetched = sum(self.fetched_for.get(p, -1) < step for p in parameters)
         for parameter, used in self.queue[self.position : self.position + fetched]:
             self.fetched_for[parameter] = used
         self.position += fetched
         self._prefetch()
-        most = max(most, self.held)
+        running = self.held
         self._release(parameters, step + 1)
-        return most
+        return fetching, running
 
     def _gather(self, parameters: Sequence[int]) -> None:
         """all_gather_coalesced of partition_parameters.py; a single parameter is a view of its buffer."""
@@ -188,7 +218,7 @@ class _Coordinator:
         return most
 
     def _prefetch(self) -> None:
-        most = min(self.buckets.stage3_max_live_parameters - self.available, self.buckets.stage3_prefetch_bucket_size or 0)
+        most = min(self.buckets.stage3_max_live_parameters - self.available, self.buckets.stage3_prefetch_bucket_size)
         chosen: list[int] = []
         numel = 0
         while self.position < len(self.queue) and numel < most:

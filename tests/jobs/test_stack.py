@@ -6,7 +6,7 @@ import pytest
 
 from autoconf.jobs.job import OPTIONAL, Workload, choices
 from autoconf.jobs.presets import SETTINGS, presets, stack_name, training_stack
-from autoconf.jobs.stack import Optim, Sharding, Stack
+from autoconf.jobs.stack import Optim, Sharding, Stack, ZeroBuckets
 from autoconf.memory.optimizers import Shape, optimizer_bytes
 from autoconf.pipeline.validation.rank_figures import RankFigures
 
@@ -19,6 +19,7 @@ def test_the_defaults_are_the_reference_workload():
         "gradient_checkpointing": "non-reentrant",
         "loss": "full",
         "sharding": "fsdp2",
+        "zero_buckets": ZeroBuckets().model_dump(),
         "gradient_accumulation": True,
         "adapter_dtype": "bfloat16",
         "lora_r": 4,
@@ -69,7 +70,7 @@ def test_each_setting_of_an_exclusion_is_allowed_without_the_other(settings):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"optim": "adamw"}, {"lora_r": 0}, {"lora_dropout": 1.0}, {"kernels": ["fast"]}, {"sharding": "zero3"}],
+    [{"optim": "adamw"}, {"lora_r": 0}, {"lora_dropout": 1.0}, {"kernels": ["fast"]}, {"sharding": "zero4"}],
 )
 def test_a_value_that_is_not_allowed_is_refused_by_the_name_of_its_setting(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):

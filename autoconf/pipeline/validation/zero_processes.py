@@ -62,7 +62,7 @@ def peaks(job: dict[str, Any]) -> dict[str, int]:
         engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=torch.optim.AdamW(_groups(model), foreach=True),
-            config=_config(setup.stack, accumulating),
+            config=_config(setup.stack, job["buckets"], accumulating),
         )
         gc.collect()
         for _ in range(_STEPS):
@@ -70,13 +70,17 @@ def peaks(job: dict[str, Any]) -> dict[str, int]:
             for micro_batch in range(accumulating):
                 _micro_batch(engine, job["tokens"], last=micro_batch == accumulating - 1)
             found["micro_batch"], recorder.peak = recorder.peak, recorder.live
-            for gradients in engine.optimizer.averaged_gradients.values():
-                for gradient in gradients or ():
-                    gradient.zero_()
+            _zero_gradients(engine)
             engine.step()
             found["step"] = recorder.peak
     engine.destroy()
     return found
+
+
+def _zero_gradients(engine: Any) -> None:
+    for gradients in engine.optimizer.averaged_gradients.values():
+        for gradient in gradients or ():
+            gradient.zero_()
 
 
 def _materialize(model: nn.Module) -> None:
@@ -92,8 +96,7 @@ def _groups(model: nn.Module) -> list[dict[str, Any]]:
     return [{"params": group} for group in groups if group]
 
 
-def _config(stack: Stack, accumulating: int) -> dict[str, Any]:
-    buckets = stack.zero_buckets.model_dump()
+def _config(stack: Stack, buckets: dict[str, Any], accumulating: int) -> dict[str, Any]:
     if stack.sharding != "zero3":
         buckets = {name: buckets[name] for name in ("reduce_bucket_size", "overlap_comm")}
     return {
@@ -123,9 +126,12 @@ def _be_a_rank(rank: int, jobs: list[dict[str, Any]], gpus: int, folder: str) ->
 
     logger.setLevel(logging.ERROR)
     found = []
-    for job in jobs:
+    for number, job in enumerate(jobs, 1):
         found.append(peaks(job))
         gc.collect()
+        print(
+            f"{number} of {len(jobs)} jobs on {gpus} processes, rank {rank}: {found[-1]}", file=sys.stderr, flush=True
+        )
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
@@ -142,12 +148,21 @@ def _run(jobs: list[dict[str, Any]], gpus: int) -> list[dict[str, int]]:
 def main() -> None:
     os.environ["DS_ACCELERATOR"] = "cpu"
     jobs = json.load(sys.stdin)
+    with tempfile.TemporaryDirectory() as folder:
+        # DeepSpeed compiles an extension; in the usual folder it would wait forever for a lock that a killed run left.
+        os.environ.setdefault("TORCH_EXTENSIONS_DIR", folder)
+        json.dump(_all_peaks(jobs), sys.stdout)
+
+
+def _all_peaks(jobs: list[dict[str, Any]]) -> list[dict[str, int]]:
     found: list[dict[str, int]] = [{} for _ in jobs]
+    # ZeRO-3 replaces torch.nn.functional.linear for the rest of a process, so it comes last.
+    order = sorted(range(len(jobs)), key=lambda index: jobs[index]["stack"]["sharding"])
     for gpus in sorted({job["gpus"] for job in jobs}):
-        which = [index for index, job in enumerate(jobs) if job["gpus"] == gpus]
+        which = [index for index in order if jobs[index]["gpus"] == gpus]
         for index, peak in zip(which, _run([jobs[index] for index in which], gpus), strict=True):
             found[index] = peak
-    json.dump(found, sys.stdout)
+    return found
 
 
 if __name__ == "__main__":

@@ -18,16 +18,17 @@ import pandas as pd
 import typer
 from rich.console import Console
 
-from autoconf.jobs.stack import Stack
-from autoconf.memory.gpu_memory import GpuMemory
+from autoconf.jobs.stack import LoraTargets, Stack
 from autoconf.memory.model import gpu_memory, head_way, layer_way
-from autoconf.memory.profile import ModelProfile
+from autoconf.memory.profile import HeadWay, LayerWay, ModelProfile, Trainable
 from autoconf.memory.store import ModelsTable, write_model
+from autoconf.memory.units import Floats
+from autoconf.memory.zero_parameters import BucketSizes
 from autoconf.pipeline.catalog import Architecture, architectures
 from autoconf.pipeline.report import VALIDATION, markdown, write_section
 from autoconf.pipeline.tracing.extrapolate import head_moments, layer_moments
 from autoconf.pipeline.tracing.ledger import rank_for, trace
-from autoconf.pipeline.tracing.model_setup import Method, TrainingSetup
+from autoconf.pipeline.tracing.model_setup import Method
 from autoconf.pipeline.tracing.recorder import SAMPLES
 from autoconf.pipeline.tracing.trace_model import head_job, layer_job, short_stack, units
 from autoconf.pipeline.validation.environments import Libraries, run
@@ -37,7 +38,13 @@ LIBRARIES = Libraries("5.23.0", "0.21.2", "1.15.0", "0.50.2", deepspeed="0.19.8"
 MEDIAN_PERCENT, WORST_PERCENT = 0.5, 3.0
 JOBS = 60
 _SEED = 20261130
-_MODELS = ("mistral-7b-v0.1", "llama3.2-1b", "qwen2.5-7b")
+# Models of the sample: architecture, hidden size, vocabulary, layers. The second one has a tied head.
+_MODELS = (
+    ("mistral-7b-v0.1", 128, 1024, 4),
+    ("llama3.2-1b", 128, 4096, 8),
+    ("mistral-7b-v0.1", 192, 4096, 6),
+    ("qwen2.5-7b", 192, 256, 4),
+)
 _COMMAND, _WHAT = "make zero-ground-truth", "ZeRO composed"
 _TOKENS = (61, 127, 251, 509)
 
@@ -52,12 +59,15 @@ class ZeroCheck:
     gpus: int
     tokens: int  # tokens of each of ``SAMPLES`` samples
 
+    @property
+    def buckets(self) -> BucketSizes:
+        """DeepSpeed's settings."""
+        return BucketSizes.of(self.stack.zero_buckets, self.architecture.config["hidden_size"])
+
     def as_json(self) -> dict[str, Any]:
-        """The input of ``zero_processes``; all sizes of buckets are numbers."""
-        hidden = self.architecture.config["hidden_size"]
-        stack = self.stack.model_copy(update={"zero_buckets": self.stack.zero_buckets.with_hidden_size(hidden)})
-        fields = {"method": self.method, "gpus": self.gpus, "tokens": self.tokens}
-        return {"architecture": self.architecture.model_dump(), "stack": stack.model_dump(), **fields}
+        """The input of ``zero_processes``."""
+        fields = {"method": self.method, "gpus": self.gpus, "tokens": self.tokens, "buckets": self.buckets._asdict()}
+        return {"architecture": self.architecture.model_dump(), "stack": self.stack.model_dump(), **fields}
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,7 @@ def sample(count: int, seed: int = _SEED) -> Iterator[ZeroCheck]:
         }
         if method == "lora":
             settings |= {"lora_r": _one_of(chance, (4, 16)), "lora_targets": _one_of(chance, ("default", "all-linear"))}
-        architecture = _small(chance)
+        architecture = small(*_one_of(chance, _MODELS))
         settings["zero_buckets"] = _buckets(chance, architecture)
         gpus, tokens = int(chance.choice([2, 2, 4])), int(chance.choice(_TOKENS))
         yield ZeroCheck(architecture, method, Stack.model_validate(settings), gpus, tokens)
@@ -101,15 +111,17 @@ def _one_of(chance: np.random.Generator, values: tuple[Any, ...]) -> Any:
     return values[chance.integers(len(values))]
 
 
-def _small(chance: np.random.Generator) -> Architecture:
-    """A model of 4 to 8 layers, in the proportions of large ones."""
-    architecture = architectures()[_one_of(chance, _MODELS)]
-    hidden = _one_of(chance, (128, 192))
+def small(name: str, hidden: int, vocabulary: int, layers: int) -> Architecture:
+    """A model with the proportions of a large one.
+
+    >>> small("llama3.2-1b", 128, 4096, 8).layers
+    8
+    """
+    architecture = architectures()[name]
     config = {
         **architecture.config,
         "hidden_size": hidden, "intermediate_size": 7 * hidden // 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": hidden // 4, "vocab_size": _one_of(chance, (256, 1024, 4096)),
-        architecture.depth_key: _one_of(chance, (4, 6, 8)),
+        "num_key_value_heads": 2, "head_dim": hidden // 4, "vocab_size": vocabulary, architecture.depth_key: layers,
     }  # fmt: skip
     return architecture.model_copy(update={"config": config})
 
@@ -130,43 +142,64 @@ def _buckets(chance: np.random.Generator, architecture: Architecture) -> dict[st
     return buckets
 
 
-def composed(check: ZeroCheck) -> GpuMemory:
-    """The memory of a check as a version composes it, from profiles traced for it."""
-    architecture, several = check.architecture, True
-    layers = layer_way(check.stack, check.method, several=several)
-    head = head_way(check.stack, check.method, several=several)
-    short = short_stack(architecture)
-    rank = rank_for(architecture, short)
-    found = ModelProfile(architecture.name)
-    checkpoints = ("reentrant", "non-reentrant") if layers.gradient_checkpointing == "none" else ()
-    for way in (layers, *(layers._replace(gradient_checkpointing=c) for c in checkpoints)):
-        moments = layer_moments(trace(layer_job(architecture, way), short, rank), short, architecture.kinds)
-        found.layers[way] = np.array(moments)
-    found.heads[head] = np.array(head_moments(trace(head_job(architecture, head), short, rank), short, rank))
-    for key in {("full", "default"), (check.method, layers.lora_targets)}:
-        found.units[key] = units(architecture, cast(Method, key[0]), cast(Any, key[1]))
-    stream = io.BytesIO()
-    write_model(found, stream, {})
-    return gpu_memory(ModelsTable(stream.getvalue()), architecture.name, check.method, check.stack, several=several)
+class Profiles:
+    """Profiles of small models, traced when they are first needed, each once."""
+
+    def __init__(self) -> None:
+        self._moments: dict[tuple[str, LayerWay | HeadWay], Floats] = {}
+        self._units: dict[tuple[str, str, str], Trainable] = {}
+
+    def peak_bytes(self, check: ZeroCheck) -> float:
+        """The peak of a check as a version composes it."""
+        memory = gpu_memory(self.table(check), check.architecture.name, check.method, check.stack, several=True)
+        return float(memory.peak_bytes(np.array([check.gpus]), np.array([SAMPLES * check.tokens]))[0])
+
+    def table(self, check: ZeroCheck) -> ModelsTable:
+        """A table with the profiles that a check needs."""
+        layers = layer_way(check.stack, check.method, several=True)
+        others = ("reentrant", "non-reentrant") if layers.gradient_checkpointing == "none" else ()
+        ways = [layers, *(layers._replace(gradient_checkpointing=checkpointing) for checkpointing in others)]
+        head = head_way(check.stack, check.method, several=True)
+        found = ModelProfile(check.architecture.name)
+        found.layers.update((way, self._traced(check.architecture, way)) for way in ways)
+        found.heads[head] = self._traced(check.architecture, head)
+        for method, targets in (("full", "default"), (check.method, layers.lora_targets)):
+            found.units[method, targets] = self._counted(check.architecture, method, targets)
+        stream = io.BytesIO()
+        write_model(found, stream, {})
+        return ModelsTable(stream.getvalue())
+
+    def _traced(self, architecture: Architecture, way: LayerWay | HeadWay) -> Floats:
+        key = architecture.model_dump_json(), way
+        if key not in self._moments:
+            short = short_stack(architecture)
+            rank = rank_for(architecture, short)
+            if isinstance(way, LayerWay):
+                moments = layer_moments(trace(layer_job(architecture, way), short, rank), short, architecture.kinds)
+            else:
+                moments = head_moments(trace(head_job(architecture, way), short, rank), short, rank)
+            self._moments[key] = np.array(moments)
+        return self._moments[key]
+
+    def _counted(self, architecture: Architecture, method: str, targets: str) -> Trainable:
+        key = architecture.model_dump_json(), method, targets
+        if key not in self._units:
+            self._units[key] = units(architecture, cast(Method, method), cast(LoraTargets, targets))
+        return self._units[key]
 
 
 def compare(checks: Sequence[ZeroCheck]) -> list[ZeroResult]:
     """Compare composed with measured peaks; takes about five seconds for each check."""
     measured = run(LIBRARIES, "autoconf.pipeline.validation.zero_processes", [check.as_json() for check in checks])
-    return [
-        ZeroResult(check, _composed_peak(check), peaks) for check, peaks in zip(checks, measured, strict=True)
-    ]
-
-
-def _composed_peak(check: ZeroCheck) -> float:
-    tokens = np.array([SAMPLES * check.tokens])
-    return float(composed(check).peak_bytes(np.array([check.gpus]), tokens)[0])
+    profiles = Profiles()
+    return [ZeroResult(check, profiles.peak_bytes(check), found) for check, found in zip(checks, measured, strict=True)]
 
 
 def row(result: ZeroResult) -> dict[str, Any]:
     """A line of the table: peaks in KiB per GPU."""
     check, config = result.check, result.check.architecture.config
-    stack, buckets = check.stack, check.stack.zero_buckets.with_hidden_size(config["hidden_size"])
+    stack, buckets = check.stack, check.buckets._asdict()
+    del buckets["sub_group_size"]  # it has no effect on models this small
     return {
         "architecture": check.architecture.name,
         "layers": check.architecture.layers,
@@ -178,7 +211,7 @@ def row(result: ZeroResult) -> dict[str, Any]:
         "sharding": stack.sharding,
         "checkpointing": stack.gradient_checkpointing,
         "accumulating": stack.gradient_accumulation,
-        **buckets.model_dump(exclude={"sub_group_size"}),
+        **buckets,
         "gpus": check.gpus,
         "tokens_per_gpu": SAMPLES * check.tokens,
         "composed_kib": round(result.composed / 1024),

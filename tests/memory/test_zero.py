@@ -1,0 +1,92 @@
+"""Memory under DeepSpeed's ZeRO, compared with sums by hand; tests/pipeline/test_zero_truth.py has real processes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from autoconf.jobs.stack import Stack, ZeroBuckets
+from autoconf.memory.model import gpu_memory
+from autoconf.memory.profile import Point
+from autoconf.memory.store import ModelsTable
+from autoconf.memory.units import Unsupported
+from autoconf.memory.zero import ZERO
+from autoconf.memory.zero_parameters import BucketSizes, ModelSizes, gathered_parameters
+from autoconf.predictor.registry import MODELS
+
+MODEL, TOKENS, GPUS = "smollm2-135m", 1024, np.array([2, 3, 8, 64, 512])
+
+
+@pytest.fixture(scope="module")
+def table() -> ModelsTable:
+    return ModelsTable.read(MODELS / "2.0.0")
+
+
+def peaks(table: ModelsTable, sharding: str, method: str = "full", tokens: int = TOKENS, **settings) -> np.ndarray:
+    stack = Stack(sharding=sharding, **{"mixed_precision": "bf16", **settings})
+    memory = gpu_memory(table, MODEL, method, stack, several=True)
+    return memory.peak_bytes(GPUS, np.full(len(GPUS), tokens))
+
+
+@pytest.mark.parametrize("sharding", ZERO)
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_more_gpus_never_need_more(table, sharding, method):
+    for accumulating in (False, True):
+        found = peaks(table, sharding, method, gradient_accumulation=accumulating)
+        assert (np.diff(found) <= 0).all()
+
+
+def test_a_step_has_float32_parameters_states_gradients_and_temporaries(table):
+    """Without activations worth mention the step decides: 2 + (2 + 4 + 8 + 4 + 4) / GPUs bytes under ZeRO-1 and 2."""
+    trainable = table.trainable(MODEL, "full", "default").units.trainable
+    for sharding in ("zero1", "zero2"):
+        found = peaks(table, sharding, tokens=1, gradient_accumulation=False)[0]
+        assert found == pytest.approx(trainable * (2 + 22 / 2), rel=0.03)
+    assert peaks(table, "zero3", tokens=1)[0] == pytest.approx(trainable * 24 / 2, rel=0.03)
+
+
+def test_an_optimizer_without_temporaries_needs_less(table):
+    foreach, fused = (peaks(table, "zero2", tokens=1, optim=o)[0] for o in ("adamw_torch", "adamw_torch_fused"))
+    assert fused < foreach
+
+
+def test_higher_stages_hold_less_where_states_decide(table):
+    one, two, three = (peaks(table, sharding, tokens=1) for sharding in ZERO)
+    assert (two <= one).all()
+    assert (three[1:] <= two[1:]).all()
+
+
+def test_larger_buckets_hold_more(table):
+    for sharding in ZERO:
+        small, large = (
+            peaks(table, sharding, "lora", zero_buckets=ZeroBuckets(reduce_bucket_size=size)) for size in (10**5, 10**8)
+        )
+        assert (large > small).all()
+    alone, overlapping = (
+        peaks(table, "zero2", "lora", zero_buckets=ZeroBuckets(reduce_bucket_size=10**8, overlap_comm=overlap))
+        for overlap in (False, True)
+    )
+    assert overlapping - alone == pytest.approx(2e8)
+
+
+def test_zero3_gathers_as_many_parameters_as_may_live():
+    sizes = ModelSizes((1000,), ((100,) * 8,) * 50, (1000,))
+    small, large = (
+        gathered_parameters(sizes, BucketSizes(100, 200, 0, limit, limit, 10**9, False), recomputes=True)
+        for limit in (3000, 10**6)
+    )
+    assert large[Point.TURN] == 42_000  # all of them
+    assert 3000 <= max(small.values()) <= 3000 + 1000 + 2 * 200  # a parameter too many, and a buffer of the prefetch
+
+
+def test_sub_groups_limit_what_zero3_steps_over_at_once(table):
+    whole, parts = (
+        peaks(table, "zero3", tokens=1, zero_buckets=ZeroBuckets(sub_group_size=size))[0] for size in (10**9, 10**6)
+    )
+    assert parts < whole
+
+
+def test_bfloat16_without_mixed_precision_is_refused_with_the_way_out(table):
+    with pytest.raises(Unsupported) as raised:
+        peaks(table, "zero3", mixed_precision="no")
+    assert "mixed_precision 'bf16'" in raised.value.why

@@ -1,0 +1,57 @@
+"""Composed memory under DeepSpeed's ZeRO, compared with peaks that were counted in its processes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+for package in ("torch", "transformers", "peft", "bitsandbytes"):
+    pytest.importorskip(package, reason="versions are traced with the extra [build], installed on Python 3.11")
+
+from autoconf.pipeline.validation import zero_truth
+from autoconf.pipeline.validation.zero_truth import Profiles, ZeroCheck, ZeroResult
+
+EVERY = 5  # the stages take turns, so that all of them are compared
+
+
+@pytest.fixture(scope="module")
+def counted() -> pd.DataFrame:
+    return pd.read_csv(zero_truth.OUTPUT)
+
+
+@pytest.fixture(scope="module")
+def checks(counted) -> list[ZeroCheck]:
+    return list(zero_truth.sample(len(counted)))
+
+
+def test_the_table_is_of_the_sample(counted, checks):
+    assert len(counted) >= 40
+    assert counted["sharding"].tolist() == [check.stack.sharding for check in checks]
+    assert counted["gpus"].tolist() == [check.gpus for check in checks]
+    assert counted["reduce_bucket_size"].tolist() == [check.buckets.reduce_bucket_size for check in checks]
+    assert set(counted["method"]) == {"full", "lora"}
+    assert set(counted["accumulating"]) == set(counted["overlap_comm"]) == {True, False}
+
+
+def test_composed_figures_are_those_of_the_table_and_near_the_counted_ones(counted, checks):
+    profiles = Profiles()
+    for index in range(0, len(checks), EVERY):
+        composed, row = profiles.peak_bytes(checks[index]), counted.iloc[index]
+        assert composed / 1024 == pytest.approx(row["composed_kib"], rel=1e-3), index
+        assert composed / 1024 == pytest.approx(row["measured_kib"], rel=zero_truth.WORST_PERCENT / 100), index
+
+
+def test_the_table_is_within_the_limits(counted):
+    differences = np.abs(100 * (counted["composed_kib"] / counted["measured_kib"] - 1))
+    assert differences.median() <= zero_truth.MEDIAN_PERCENT
+    assert differences.max() <= zero_truth.WORST_PERCENT
+
+
+def test_the_process_that_holds_most_decides(checks):
+    result = ZeroResult(checks[0], composed=1030.0, measured={"micro_batch": 1000, "step": 900})
+    assert (result.peak, zero_truth.row(result)["peak_in"]) == (1000, "micro_batch")
+    assert result.difference_percent == pytest.approx(3.0)
+    assert replace(result, measured={"micro_batch": 1000, "step": 1030}).difference_percent == 0

@@ -1,0 +1,57 @@
+"""DeepSpeed's stages: refused by name by versions up to 2.0.0, accepted by a version whose card has them."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+import autoconf
+from autoconf.jobs.presets import SETTINGS, training_stack
+from autoconf.jobs.stack import Sharding
+from autoconf.memory.units import Unsupported
+from autoconf.memory.zero import ZERO
+from autoconf.predictor import registry
+from autoconf.predictor.predictor import Predictor
+
+JOB = {
+    "model_name": "smollm2-135m", "method": "full", "gpu_model": "NVIDIA-A100-SXM4-80GB", "tokens_per_sample": 1024,
+    "batch_size": 8, "stack": "trl",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sharding", ZERO)
+def test_version_2_0_0_refuses_them_by_name(sharding):
+    answer = autoconf.recommend(autoconf.Workload(**JOB, sharding=sharding, model_version="2.0.0"))
+    assert (answer.can_recommend, answer.outcome) == (0, "outside_domain")
+    assert answer.reason == f"sharding '{sharding}' is not in the domain of version 2.0.0, which has ddp, fsdp1 and fsdp2"
+
+
+def test_version_1_1_0_refuses_them_like_every_other_stack():
+    answer = autoconf.recommend(
+        autoconf.Workload(**{**JOB, "model_name": "llama-7b", "stack": "reference"}, sharding="zero3", model_version="1.1.0")
+    )
+    assert (answer.can_recommend, answer.outcome) == (0, "outside_domain")
+    assert "sharding 'zero3'" in answer.reason and "1.1.0" in answer.reason
+
+
+def later() -> Predictor:
+    start = registry.load("2.0.0")
+    domain = start.domain.model_copy(update={"sharding": list(get_args(Sharding))})
+    return Predictor(start.card.model_copy(update={"domain": domain}), start.memory, None)
+
+
+@pytest.mark.parametrize("sharding", ZERO)
+def test_a_card_that_has_them_accepts_them(sharding):
+    predictor = later()
+    settings = [sharding if name == "sharding" else None for name in SETTINGS]
+    for stack in ("trl", "reference"):  # the reference becomes mixed precision under DeepSpeed
+        assert predictor.row("smollm2-135m", "full", training_stack("full", True, stack, *settings)) >= 0
+    given = [{"sharding": sharding, "mixed_precision": "no"}.get(name) for name in SETTINGS]
+    with pytest.raises(Unsupported, match="mixed_precision 'bf16'"):
+        predictor.row("smollm2-135m", "full", training_stack("full", True, "reference", *given))
+
+
+def test_cards_name_the_sharding_only_if_it_is_not_that_of_version_2_0_0():
+    assert "sharding" not in registry.card("2.0.0").model_dump()["domain"]
+    assert later().card.model_dump()["domain"]["sharding"][-3:] == list(ZERO)
