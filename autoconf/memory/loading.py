@@ -40,6 +40,7 @@ class Parameter(NamedTuple):
         trained: bytes of an element when training starts, for example 4 if accelerate makes it float32.
         packed: whether it is quantized to 4 bits.
         adapter: whether it belongs to an adapter.
+        merged: whether the checkpoint has its experts one by one, and they are copied into it on the device.
 
     >>> Parameter(4096 * 4096, loaded=2, trained=2, packed=True).state
     267332.0
@@ -50,6 +51,7 @@ class Parameter(NamedTuple):
     trained: int
     packed: bool = False
     adapter: bool = False
+    merged: bool = False
 
     @property
     def nbytes(self) -> float:
@@ -184,7 +186,9 @@ def _on_gpu(model: LoadedModel, strategy: Strategy) -> list[Held]:
     held, moments = 0.0, []
     for parameter in base:
         held += parameter.nbytes + parameter.state
-        copy = parameter.elements * (parameter.loaded + 8 / _BLOCK) if parameter.packed else 0.0
+        copy = parameter.nbytes if parameter.merged else 0.0
+        if parameter.packed:
+            copy = parameter.elements * (parameter.loaded + 8 / _BLOCK)
         moments.append(Held(held + copy))
     plain = [p for p in base if not p.packed]
     held += model.buffers

@@ -163,13 +163,15 @@ JOBS = [
     job("full", 4, sharding="fsdp1", torch_dtype="float32", mixed_precision="bf16"),
     job("lora", 4, sharding="fsdp1", shard_adapters=False),
     *(job("qlora", 4, sharding=sharding, **NF4) for sharding in ("fsdp1", "fsdp2")),
+    TrainingSetup(architectures()["olmoe-1b-7b"], "qlora", Stack(**NF4)),
+    TrainingSetup(architectures()["olmoe-1b-7b"], "full", Stack(sharding="fsdp2"), 4),
 ]
 
 
 @pytest.mark.parametrize("setup", JOBS, ids=lambda s: f"{s.architecture.name}-{s.method}-{s.gpus}-{s.stack.sharding}")
 @pytest.mark.parametrize("loading", ["cpu", "gpu", "rank0"])
 def test_the_closed_form_is_what_is_recorded(setup: TrainingSetup, loading: str) -> None:
-    layers = 2 if "smollm2" in setup.architecture.name else None
+    layers = None if "mistral" in setup.architecture.name else 2
     program = record(setup, Batches(2, 64), updates=0, layers=layers, loading=loading)
     warm_up = "caching_allocator_warmup"
     found = max(nbytes for nbytes, place in held(program) if warm_up not in place)
@@ -177,6 +179,16 @@ def test_the_closed_form_is_what_is_recorded(setup: TrainingSetup, loading: str)
     memory = loading_memory(loaded_model(setup, layers), strategy, loading, shard_adapters=setup.stack.shard_adapters)
     expected = memory.peak_bytes(np.array([setup.gpus]))[0]
     assert found == pytest.approx(expected, rel=1e-3, abs=2048)  # bitsandbytes' table of 8-bit codes
+
+
+def test_experts_are_merged_from_copies_on_the_gpu() -> None:
+    """64 experts of gate and up projections, 1,024 x 2,048 each; their stacks are there when they are concatenated."""
+    setup = TrainingSetup(architectures()["olmoe-1b-7b"], "full", Stack())
+    program = record(setup, Batches(1, 8), updates=0, layers=1, loading="gpu")
+    one, both = 2 * 1024 * 2048, 2 * 2 * 64 * 1024 * 2048
+    sizes = [event.nbytes for event in program.events if event.nbytes]
+    assert sizes.count(one) == 3 * 64  # down projections as well
+    assert sizes.count(both // 2) == 3 and sizes.count(both) == 1
 
 
 def llama_2_7b() -> TrainingSetup:

@@ -8,6 +8,7 @@ from torch import nn
 
 from autoconf.memory.loading import LoadedModel, Parameter
 from autoconf.pipeline.kernels import cuda as cuda_kernels
+from autoconf.pipeline.replay.experts import ExpertMerger
 from autoconf.pipeline.replay.loading import checkpoint_key
 from autoconf.pipeline.tracing.model_setup import DTYPES, TrainingSetup, build_model, decoder_layers
 
@@ -23,10 +24,11 @@ def loaded_model(job: TrainingSetup, layers: int | None = None) -> LoadedModel:
     >>> from autoconf.pipeline.catalog import architectures
     >>> model = loaded_model(TrainingSetup(architectures()["smollm2-135m"], "full", Stack()), layers=2)
     >>> model.before, len(model.layers), model.after
-    ((Parameter(elements=28311552, loaded=2, trained=2, packed=False, adapter=False),), 2, (Parameter(elements=576, \
-loaded=2, trained=2, packed=False, adapter=False),))
+    ((Parameter(elements=28311552, loaded=2, trained=2, packed=False, adapter=False, merged=False),), 2, \
+(Parameter(elements=576, loaded=2, trained=2, packed=False, adapter=False, merged=False),))
     """
     model: Any = build_model(job, layers)
+    experts = ExpertMerger(model)
     packed = {id(m.weight): m for m in model.modules() if isinstance(m, cuda_kernels.Linear4bit)}
     where = {id(p): n for n, layer in enumerate(decoder_layers(model)) for p in layer.parameters()}
     before: list[Parameter] = []
@@ -35,6 +37,8 @@ loaded=2, trained=2, packed=False, adapter=False),))
     made: dict[int, Parameter] = {}
     for name, parameter in model.named_parameters():
         made[id(parameter)] = found = _parameter(job, name, parameter, packed.get(id(parameter)))
+        if experts.merges(name):
+            made[id(parameter)] = found = found._replace(merged=True)
         if id(parameter) in where:
             in_layers[where[id(parameter)]].append(found)
         else:

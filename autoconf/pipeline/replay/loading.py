@@ -27,6 +27,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from autoconf.memory.loading import Loading
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.replay import ddp
+from autoconf.pipeline.replay.experts import ExpertMerger
 from autoconf.pipeline.replay.program_recorder import ProgramRecorder
 from autoconf.pipeline.tracing.model_setup import DTYPES, Rank, TrainingSetup, materialize
 
@@ -195,6 +196,7 @@ def _load_on_gpu(recorder: ProgramRecorder, job: TrainingSetup, model: nn.Module
     ids = {id(parameter) for _, parameter in adapters}
     weights = sorted(((n, p) for n, p in model.named_parameters() if id(p) not in ids), key=checkpoint_key)
     packed = {id(m.weight): m for m in model.modules() if isinstance(m, cuda_kernels.Linear4bit)}
+    experts = ExpertMerger(model)
     prepared = job.method == "qlora" and job.stack.upcast_unquantized and not job.shards
     dtypes = {id(p): p.dtype for _, p in weights}
     with torch.no_grad():
@@ -204,6 +206,8 @@ def _load_on_gpu(recorder: ProgramRecorder, job: TrainingSetup, model: nn.Module
                 recorder.name_module(name.rpartition(".")[0])
                 if id(parameter) in packed:
                     _quantize(packed[id(parameter)], dtype)
+                elif experts.merges(name):
+                    parameter.data = experts.merged(name, parameter.shape, dtype)
                 else:
                     parameter.data = _copied(parameter, dtype)
         _move(recorder, "from_pretrained", model.named_buffers())
