@@ -43,7 +43,10 @@ def test_each_report_has_a_source_and_a_job_or_a_reason() -> None:
 
 def test_a_job_stands_for_all_values_that_are_open() -> None:
     several = report(
-        tokens=(64, 509), accumulation=(1, 16), vocabulary=96, open={"gradient_checkpointing": ("none", "reentrant")}
+        tokens=(64, 509),
+        accumulation=(1, 16),
+        config={"vocab_size": 96},
+        open={"gradient_checkpointing": ("none", "reentrant")},
     )
     found = list(reports.stacks(several))
     assert len(found) == 8

@@ -66,7 +66,7 @@ class Job(BaseModel):
     accumulation: tuple[int, ...] = (1,)
     stack: dict[str, Any] = {}
     open: dict[str, tuple[Any, ...]] = {}
-    vocabulary: int | None = None
+    config: dict[str, Any] = Field(default={}, description="where the architecture differs from the model's")
     use_orig_params: bool = Field(default=True, description="FSDP1's argument; off in the Trainer of 2023")
 
 
@@ -107,9 +107,8 @@ def stacks(report: Report) -> Iterator[tuple[TrainingSetup, Batches]]:
     """Yield each job that a report allows."""
     job = report.job
     assert job is not None
-    architecture = architectures()[job.model]
-    if job.vocabulary:
-        architecture = architecture.model_copy(update={"config": {**architecture.config, "vocab_size": job.vocabulary}})
+    known = architectures()[job.model]
+    architecture = known.model_copy(update={"config": {**known.config, **job.config}})
     for values in itertools.product(*job.open.values()):
         chosen = dict(zip(job.open, values, strict=True))
         for tokens, accumulation in itertools.product(job.tokens, job.accumulation):
@@ -150,7 +149,8 @@ def _outcome(program: Program, found: Replayed) -> Outcome | None:
         return None
     unallocated = failure.reserved - failure.allocated
     place = program.place(found.failed_at)
-    return Outcome(failure.tried / MIB, failure.allocated / GIB, unallocated / GIB, str(place))
+    where = f"{place.when}, {place.part}, {place.op}"
+    return Outcome(failure.tried / MIB, failure.allocated / GIB, unallocated / GIB, where)
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def main(
     compared = []
     for report in chosen:
         if report.job is not None:
-            console.print(f"replaying {report.name}")
+            console.print(f"replaying {report.name}", soft_wrap=True)
             compared.append(Comparison(report, replayed(report)))
     if compared:
         typer.echo(markdown([one.row() for one in compared]))

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from autoconf.pipeline.catalog import gpu_types
 from autoconf.pipeline.replay.judge import overhead_gib
 from autoconf.pipeline.replay.known_runs import RUNS, KnownRun
 from autoconf.pipeline.report import markdown
@@ -53,10 +54,16 @@ class Choice:
             "method": run.method,
             "stack": stack,
             "gpus": run.gpus,
-            "batches": (samples, tokens, run.batches.accumulation),
-            "capacity_gib": run.usable_gib - overhead_gib(run.gpus),
+            # The second micro-batch finds the gradients of the first; a third one would find the same.
+            "batches": (samples, tokens, min(run.batches.accumulation, 2)),
+            "capacity_gib": _room_gib(run),
             "least": True,
         }
+
+
+def _room_gib(run: KnownRun) -> float:
+    """What PyTorch can reserve."""
+    return gpu_types()[run.gpu].usable_gib - overhead_gib(run.gpus, run.gpu)
 
 
 @dataclass(frozen=True)
@@ -88,8 +95,9 @@ def replays(runs: Sequence[KnownRun], releases: Sequence[str]) -> list[Replay]:
             figure = known[repr(one)]
             if "problem" in figure:
                 raise ValueError(f"{run.name}, {choice}: {figure['problem']}")
-            needed = figure["least_gib"] + overhead_gib(run.gpus)
-            found.append(Replay(run, choice, needed, not figure["failed"] and needed <= run.usable_gib))
+            least = figure["least_gib"]
+            needed = least + overhead_gib(run.gpus, run.gpu)
+            found.append(Replay(run, choice, needed, not figure["failed"] and least <= _room_gib(run)))
     return found
 
 
