@@ -54,13 +54,17 @@ class ModelSizes(NamedTuple):
         return [*self.embeddings, *itertools.chain.from_iterable(self.layers), *self.head]
 
 
-def model_sizes(shapes: Sequence[tuple[Shape, int]], layers: int, rank: int = 1) -> ModelSizes:
+def model_sizes(
+    shapes: Sequence[tuple[Shape, int]], layers: int, rank: int = 1, *, adapters: int = 0, quantized: bool = False
+) -> ModelSizes:
     """Order the parameters of a model: a shape that occurs less often than there are layers belongs to the head.
 
     Args:
         shapes: shapes of parameters, each with the number of parameters that have it.
         layers: number of decoder layers, >= 1.
         rank: rank of adapters, if the parameters are adapters of rank 1.
+        adapters: rank of adapters that follow every matrix of a layer; 0 for none.
+        quantized: whether matrices of layers (but not experts in one tensor) have 4 bits and are stored in bfloat16.
 
     >>> model_sizes([(Shape((16, 4), 2, True), 1), (Shape((4, 4), 2), 6), (Shape((16, 4), 2), 1)], layers=3)
     ModelSizes(embeddings=(64,), layers=((16, 16), (16, 16), (16, 16)), head=(64,))
@@ -75,8 +79,12 @@ def model_sizes(shapes: Sequence[tuple[Shape, int]], layers: int, rank: int = 1)
         elif count < layers:
             head += [elements] * count
         else:  # norms also occur outside of layers
+            own = [elements]
+            if len(shape.dimensions) == 2:
+                own = [elements // 4 if quantized else elements, *(adapters * size for size in shape.dimensions[::-1])]
+                own = own if adapters else own[:1]
             for index in range(layers):
-                of_layers[index] += [elements] * ((count * (index + 1)) // layers - (count * index) // layers)
+                of_layers[index] += own * ((count * (index + 1)) // layers - (count * index) // layers)
     return ModelSizes(tuple(embeddings), tuple(map(tuple, of_layers)), tuple(head))
 
 

@@ -1,0 +1,132 @@
+"""A job under DeepSpeed's ZeRO: what its memory on each GPU depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from autoconf.jobs.stack import Stack
+from autoconf.memory.gpu_memory import Resident
+from autoconf.memory.optimizers import Shape
+from autoconf.memory.profile import Trainable
+from autoconf.memory.sharding import UnshardedJob
+from autoconf.memory.zero_parameters import BucketSizes, ModelSizes, model_sizes
+
+ZeroStage = Literal["zero1", "zero2", "zero3"]
+ZERO: tuple[ZeroStage, ...] = get_args(ZeroStage)
+
+
+class LinearInputs(NamedTuple):
+    """Elements per token of the inputs of frozen linear layers that nothing else keeps for the backward pass."""
+
+    of_layer: int
+    of_head: int
+
+
+@dataclass(frozen=True)
+class ZeroJob:
+    """A job under ZeRO.
+
+    Attributes:
+        job: the job on one GPU.
+        trainable: its trainable parameters.
+        parameters: all its parameters.
+        buckets: DeepSpeed's settings.
+        recomputes: whether layers are checkpointed.
+        groups: parameter groups of the optimizer: parameters with and without weight decay.
+        linear_inputs: inputs of frozen linear layers, which only ZeRO-3 keeps.
+    """
+
+    job: UnshardedJob
+    trainable: ModelSizes
+    parameters: ModelSizes
+    buckets: BucketSizes
+    recomputes: bool
+    groups: int
+    linear_inputs: LinearInputs
+
+    @classmethod
+    def of(cls, job: UnshardedJob, trainable: Trainable, full: Trainable, stack: Stack) -> ZeroJob:
+        """Add what ZeRO's memory depends on: the parameters in their order, and the sizes of buckets.
+
+        Args:
+            job: the job on one GPU.
+            trainable: its trainable parameters.
+            full: all parameters of the model, without adapters.
+            stack: the training stack.
+        """
+        layers = max(1, round((full.units.trainable - full.units.root_trainable) / full.units.layer_trainable))
+        hidden = next(shape.dimensions[-1] for shape, _ in full.shapes if shape.embedding)
+        parameters = trained = model_sizes(full.shapes, layers)
+        if job.rank is not None:
+            trained = model_sizes(trainable.shapes, layers, job.rank)
+            everywhere = job.rank if stack.lora_targets == "all-linear" else 0
+            parameters = model_sizes(full.shapes, layers, adapters=everywhere, quantized=bool(job.units.quantized))
+            if not everywhere:
+                parameters = parameters._replace(layers=tuple(map(_with_adapters, parameters.layers, trained.layers)))
+        return cls(
+            job,
+            trained,
+            parameters,
+            BucketSizes.of(stack.zero_buckets, hidden),
+            recomputes=stack.gradient_checkpointing != "none",
+            groups=len(flat_groups(trainable, job.rank)),
+            linear_inputs=LinearInputs(0, 0) if job.rank is None else _inputs_of(full, layers, hidden, stack),
+        )
+
+    def resident(self, stage: ZeroStage) -> Resident:
+        """The minimum that training holds: weights, optimizer states and one set of gradients."""
+        job = self.job
+        if stage == "zero1":
+            return Resident(job.sharded_weights + job.units.unsharded_bytes + job.gradients, self.states)
+        if stage == "zero2":
+            return Resident(job.sharded_weights + job.units.unsharded_bytes, self.states + job.gradients)
+        return Resident(job.units.unsharded_bytes, job.sharded_weights + job.gradients + self.states3)
+
+    @property
+    def states3(self) -> float:
+        """``states`` under ZeRO-3, which does not copy float32 parameters (stage3.py, _create_fp32_partitions)."""
+        return self.states if self.itemsize < 4 else self.job.optimizer.states
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a trainable parameter and of its gradient."""
+        return self.job.bytes_per_parameter.trainable_computing
+
+    @property
+    def states(self) -> float:
+        """Bytes of float32 parameters and states, summed over all GPUs."""
+        return 4 * self.job.trainable + self.job.optimizer.states
+
+    @property
+    def temporaries(self) -> float:
+        """Bytes of the optimizer's temporaries for each element that it steps over."""
+        return self.job.optimizer.step / self.job.trainable
+
+
+def _inputs_of(full: Trainable, layers: int, hidden: int, stack: Stack) -> LinearInputs:
+    """The inputs of frozen linear layers: hidden states and those of other sizes; adapters keep them in any case."""
+    of_layers = (shape for shape, count in full.shapes if count >= layers and not shape.embedding)
+    of_layer = hidden + sum({s.dimensions[1] for s in of_layers if len(s.dimensions) == 2} - {hidden})
+    return LinearInputs(0 if stack.lora_targets == "all-linear" else of_layer, hidden)
+
+
+def _with_adapters(base: tuple[int, ...], adapters: tuple[int, ...]) -> tuple[int, ...]:
+    """The parameters of a layer in the order of its calls: two matrices of an adapter follow the layer that they adapt.
+
+    >>> _with_adapters((100, 200, 300), (1, 2, 3, 4))
+    (100, 1, 2, 200, 3, 4, 300)
+    """
+    ordered: list[int] = []
+    for index, size in enumerate(base):
+        ordered += [size, *adapters[2 * index : 2 * index + 2]]
+    return (*ordered, *adapters[2 * len(base) :])
+
+
+def flat_groups(trainable: Trainable, rank: int | None) -> list[Shape]:
+    """The optimizer's parameters under ZeRO: one flat float32 parameter with and one without weight decay."""
+    # transformers/trainer.py, get_decay_parameter_names: not biases and norms.
+    elements = {True: 0, False: 0}
+    for shape, count in trainable.shapes:
+        elements[len(shape.dimensions) > 1] += shape.elements * count * (rank or 1)
+    return [Shape((size,), 4) for size in elements.values() if size]
