@@ -211,7 +211,7 @@ def _zero3(zero: ZeroJob) -> GpuMemory:
     # _create_fp32_partitions: float32 parameters are not copied.
     states = zero.states if zero.itemsize < 4 else job.optimizer.states
     persistent, others = _persistent(zero)
-    gathered = gathered_parameters(others, buckets, recomputes=zero.recomputes)
+    gathered = gathered_parameters(others, buckets, recomputes=zero.recomputes, adapted=zero.adapted)
     unit = job.bytes_per_parameter.frozen_computing
     of_points = np.array([gathered[Point(point)] for point in moments.points.tolist()], float)
     backward = ~np.isin(moments.points, _BEFORE_LOSS)

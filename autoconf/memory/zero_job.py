@@ -84,6 +84,11 @@ class ZeroJob:
         return Resident(job.units.unsharded_bytes, job.sharded_weights + job.gradients + self.states3)
 
     @property
+    def adapted(self) -> int:
+        """Number of modules of a layer that have an adapter."""
+        return 0 if self.job.rank is None else len(self.trainable.layers[0]) // 2
+
+    @property
     def states3(self) -> float:
         """``states`` under ZeRO-3, which does not copy float32 parameters (stage3.py, _create_fp32_partitions)."""
         return self.states if self.itemsize < 4 else self.job.optimizer.states

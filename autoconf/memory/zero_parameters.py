@@ -106,19 +106,22 @@ class _Call(NamedTuple):
     parameters: tuple[int, ...]
 
 
-def gathered_parameters(sizes: ModelSizes, buckets: BucketSizes, *, recomputes: bool) -> dict[Point, int]:
+def gathered_parameters(
+    sizes: ModelSizes, buckets: BucketSizes, *, recomputes: bool, adapted: int = 0
+) -> dict[Point, int]:
     """The most parameters, in elements, that a GPU has gathered at each point of a micro-batch.
 
     Args:
         sizes: parameters of the model, without those that always stay gathered.
         buckets: DeepSpeed's settings.
         recomputes: whether layers run forward again in the backward pass.
+        adapted: number of modules of a layer that have an adapter.
 
     >>> sizes = ModelSizes((64,), ((16,) * 4,) * 3, (64,))
     >>> gathered_parameters(sizes, BucketSizes.of(ZeroBuckets(), 4), recomputes=True)[Point.TURN]
     320
     """
-    numels, calls = _program(sizes, recomputes=recomputes)
+    numels, calls = _program(sizes, recomputes=recomputes, adapted=adapted)
     coordinator = _Coordinator(numels, calls, buckets)
     most, before = dict.fromkeys(PARTS, 0), calls[0].part
     for step, call in enumerate(calls):
@@ -129,12 +132,12 @@ def gathered_parameters(sizes: ModelSizes, buckets: BucketSizes, *, recomputes: 
     return {point: most[part] for part, points in PARTS.items() for point in points}
 
 
-def _program(sizes: ModelSizes, *, recomputes: bool) -> tuple[list[int], list[_Call]]:
+def _program(sizes: ModelSizes, *, recomputes: bool, adapted: int) -> tuple[list[int], list[_Call]]:
     """The size of each parameter, and all calls of a micro-batch."""
     numels = sizes.flat()
     ids = iter(range(len(numels)))
     embeddings = [(next(ids),) for _ in sizes.embeddings]
-    layers = [list(_calls_of_layer([next(ids) for _ in layer])) for layer in sizes.layers]
+    layers = [list(_calls_of_layer([next(ids) for _ in layer], adapted)) for layer in sizes.layers]
     head = [(next(ids),) for _ in sizes.head] or embeddings[:1]
     last = len(layers) - 1
     calls = [_Call("forward", parameters) for parameters in ((), (), *embeddings)]
@@ -148,13 +151,18 @@ def _program(sizes: ModelSizes, *, recomputes: bool) -> tuple[list[int], list[_C
     return numels, calls
 
 
-def _calls_of_layer(parameters: list[int]) -> Iterator[tuple[int, ...]]:
-    """A decoder layer calls its modules, and those that only contain modules: itself, attention, MLP, activation."""
-    half = len(parameters) // 2
-    yield from ((), ())
-    yield from ((parameter,) for parameter in parameters[:half])
-    yield from ((), ())
-    yield from ((parameter,) for parameter in parameters[half:])
+def _calls_of_layer(parameters: list[int], adapted: int) -> Iterator[tuple[int, ...]]:
+    """A decoder layer calls its modules, and those that only contain modules: itself, attention, MLP, activation.
+
+    An adapter adds two of these: the module around its layer, and dropout.
+    """
+    half, every = len(parameters) // 2, max(1, len(parameters) // (2 * adapted)) if adapted else 0
+    for index, parameter in enumerate(parameters):
+        if index in (0, half):
+            yield from ((), ())
+        if every and index % every == 0:
+            yield ()
+        yield (parameter,)
 
 
 @dataclass
