@@ -20,6 +20,9 @@ from autoconf.memory.units import GIB, Floats, Integers, Unsupported
 from autoconf.memory.zero import ZERO, LinearInputs, ZeroJob, zero
 from autoconf.memory.zero_parameters import BucketSizes, ModelSizes, model_sizes
 
+# The rules by which memory is composed. A version keeps those with which it was made.
+# 1: under FSDP1 and mixed precision, every adapter keeps its own copy of its input. 0: version 2.0.0.
+RULES = 1
 _BYTES = {"bfloat16": 2, "float32": 4}
 
 
@@ -34,10 +37,11 @@ class StackMemory:
 
     Args:
         table: the profiles of the models.
+        rules: the rules by which memory is composed, up to ``RULES``.
     """
 
-    def __init__(self, table: ModelsTable) -> None:
-        self.table = table
+    def __init__(self, table: ModelsTable, rules: int = RULES) -> None:
+        self.table, self.rules = table, rules
         self._rows: dict[tuple[str, str, Stack], int] = {}
         self._jobs: dict[int, tuple[GpuJob, GpuJob]] = {}  # on one GPU, and on each of several
         self._numbers = itertools.count()
@@ -55,7 +59,7 @@ class StackMemory:
         """
         key = (model, method, stack)
         if key not in self._rows:
-            one, several = (gpu_job(self.table, *key, several=several) for several in (False, True))
+            one, several = (gpu_job(self.table, *key, several=on, rules=self.rules) for on in (False, True))
             row = next(self._numbers)
             self._jobs[row] = one, several
             self._rows.setdefault(key, row)
@@ -152,12 +156,14 @@ class GpuJob:
         return self._memory
 
 
-def gpu_memory(table: ModelsTable, model: str, method: str, stack: Stack, *, several: bool) -> GpuMemory:
+def gpu_memory(
+    table: ModelsTable, model: str, method: str, stack: Stack, *, several: bool, rules: int = RULES
+) -> GpuMemory:
     """Compose the memory of a GPU of a job; arguments and errors as in ``gpu_job``."""
-    return gpu_job(table, model, method, stack, several=several).memory
+    return gpu_job(table, model, method, stack, several=several, rules=rules).memory
 
 
-def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, several: bool) -> GpuJob:
+def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, several: bool, rules: int = RULES) -> GpuJob:
     """Look up what the memory of a GPU of a job is composed of.
 
     Args:
@@ -166,12 +172,13 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
         method: ``full``, ``lora`` or ``qlora``.
         stack: the training stack.
         several: whether several GPUs train, or one.
+        rules: the rules by which memory is composed, up to ``RULES``.
 
     Raises:
         Unsupported: there is no profile for it.
     """
     strategy = _strategy(stack, several)
-    layers, head = layer_way(stack, method, several=several), head_way(stack, method, several=several)
+    layers, head = layer_way(stack, method, several=several, rules=rules), head_way(stack, method, several=several)
     profile = _profile(table, model, method, stack, layers, head)
     trainable = table.trainable(model, method, layers.lora_targets)
     if trainable is None:
@@ -185,68 +192,14 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     return GpuJob(job, strategy, profile)
 
 
-def _zero_job(
-    table: ModelsTable, model: str, method: str, stack: Stack, trainable: Trainable, job: UnshardedJob
-) -> ZeroJob:
-    """Add what ZeRO's memory depends on: the parameters in their order, and the sizes of buckets."""
-    full = table.trainable(model, "full", "default")
-    if full is None:
-        raise _not_traced(table, model, method, stack, ("full", "default"))
-    layers = max(1, round((full.units.trainable - full.units.root_trainable) / full.units.layer_trainable))
-    hidden = next(shape.dimensions[-1] for shape, _ in full.shapes if shape.embedding)
-    sizes = model_sizes(full.shapes, layers)
-    trained = sizes if job.rank is None else model_sizes(trainable.shapes, layers, job.rank)
-    if job.rank is not None:
-        sizes = model_sizes(_packed(full.shapes) if job.units.quantized else full.shapes, layers)
-        of_layers = ((*base, *adapters) for base, adapters in zip(sizes.layers, trained.layers, strict=True))
-        sizes = ModelSizes(sizes.embeddings, tuple(of_layers), sizes.head)
-    return ZeroJob(
-        job,
-        trained,
-        sizes,
-        BucketSizes.of(stack.zero_buckets, hidden),
-        recomputes=stack.gradient_checkpointing != "none",
-        groups=len(_flat_groups(trainable, job.rank)),
-        linear_inputs=LinearInputs(0, 0) if job.rank is None else _linear_inputs(full, layers, hidden, stack),
-    )
-
-
-def _linear_inputs(full: Trainable, layers: int, hidden: int, stack: Stack) -> LinearInputs:
-    """The inputs of frozen linear layers: hidden states and those of other sizes; adapters keep them in any case."""
-    of_layers = (shape for shape, count in full.shapes if count >= layers and not shape.embedding)
-    of_layer = hidden + sum({s.dimensions[1] for s in of_layers if len(s.dimensions) == 2} - {hidden})
-    return LinearInputs(0 if stack.lora_targets == "all-linear" else of_layer, hidden)
-
-
-def _packed(shapes: Sequence[tuple[Shape, int]]) -> list[tuple[Shape, int]]:
-    """Shapes of parameters in 4 bits that are stored in bfloat16: matrices of layers, but not experts in one tensor."""
-    return [
-        (
-            Shape((shape.elements // 4,), 2)
-            if count > 1 and len(shape.dimensions) == 2 and not shape.embedding
-            else shape,
-            count,
-        )
-        for shape, count in shapes
-    ]
-
-
-def _flat_groups(trainable: Trainable, rank: int | None) -> list[Shape]:
-    """The optimizer's parameters under ZeRO: one flat float32 parameter with and one without weight decay."""
-    # transformers/trainer.py, get_decay_parameter_names: not biases and norms.
-    elements = {True: 0, False: 0}
-    for shape, count in trainable.shapes:
-        elements[len(shape.dimensions) > 1] += shape.elements * count * (rank or 1)
-    return [Shape((size,), 4) for size in elements.values() if size]
-
-
-def layer_way(stack: Stack, method: str, *, several: bool) -> LayerWay:
+def layer_way(stack: Stack, method: str, *, several: bool, rules: int = RULES) -> LayerWay:
     """The settings of a stack that change the memory of decoder layers.
 
     Args:
         stack: the training stack.
         method: ``full``, ``lora`` or ``qlora``.
         several: whether several GPUs train, or one.
+        rules: the rules by which memory is composed, up to ``RULES``.
 
     >>> layer_way(Stack(sharding="fsdp2", torch_dtype="float32", mixed_precision="bf16"), "full", several=True)
     ... # doctest: +NORMALIZE_WHITESPACE
@@ -255,12 +208,20 @@ def layer_way(stack: Stack, method: str, *, several: bool) -> LayerWay:
     """
     strategy, full = _strategy(stack, several), method == "full"
     dtype = _computing_dtype(stack, strategy)
-    follow = full or dtype == "float32" or _computes_in_bf16(stack, strategy)
+    alone = strategy == "fsdp1" and not full and stack.shard_adapters  # each adapter is a unit of its own
+    if rules >= 1 and alone and _gathers_in_bf16(stack, strategy):
+        # peft/tuners/tuners_utils.py, _cast_input_dtype: an adapter casts its input to the dtype of its weights. FSDP1
+        # wraps each adapter (peft/utils/other.py, fsdp_auto_wrap_policy), so they are still float32 then.
+        adapter_dtype = "float32"
+    elif full or dtype == "float32" or _gathers_in_bf16(stack, strategy):
+        adapter_dtype = dtype
+    else:
+        adapter_dtype = stack.adapter_dtype
     return LayerWay(
         method=method,
         torch_dtype=dtype,
-        mixed_precision=_autocast(stack, strategy),
-        adapter_dtype=dtype if follow else stack.adapter_dtype,
+        mixed_precision=stack.mixed_precision,
+        adapter_dtype=adapter_dtype,
         dropout=not full and stack.lora_dropout > 0,
         gradient_checkpointing=stack.gradient_checkpointing,
         lora_targets=_targets(stack, method),

@@ -74,6 +74,7 @@ class Card(_Typed):
     threshold: float  # a job counts as fitting if the predicted probability is at least this
     reserve: Reserve | None = None  # safety margin, learned from real runs; None: the predictor learned it
     least_headroom_gib: float | None = None  # nothing fits below it; None: the predictor alone decides, as before 2.1
+    rules: int = 0  # by which memory is composed (memory.model.RULES); absent from the cards of versions up to 2.0.0
     libraries: dict[str, str]
     files: dict[str, str]  # path in the version's folder -> SHA-256
     evaluation: dict[str, Any] = {}

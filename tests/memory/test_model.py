@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 for package in ("torch", "transformers", "peft", "bitsandbytes"):
@@ -56,6 +57,20 @@ def test_composed_figures_are_those_of_whole_traces(table, method, gpus, setting
         for tokens in (128, 4096, 262_144):
             composed = table.peak_bytes(replace(job, gpus=count), tokens)
             assert composed == pytest.approx(whole.peak_bytes(tokens, count), rel=allowed), (count, tokens)
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora_targets": "all-linear"}, {"lora_dropout": 0.1}])
+def test_adapters_that_fsdp1_wraps_one_by_one_keep_an_input_each_under_mixed_precision(table, settings):
+    """They are in float32 when PEFT casts their input, so queries and values do not share a copy of it."""
+    settings = {"sharding": "fsdp1", "mixed_precision": "bf16", "gradient_checkpointing": "none", **settings}
+    job = small_job("lora", 2, layers=LAYERS, vocabulary=8192, **settings)
+    whole = rank_trace.figures(job)
+    for tokens in (4096, 262_144):
+        expected, one, two = whole.peak_bytes(tokens, 2), np.array([tokens]), np.array([2])
+        assert table.peak_bytes(job, tokens) == pytest.approx(expected, rel=0.005)
+        before = memory_model.gpu_memory(table, "", "lora", job.stack, several=True, rules=0)
+        shared = "lora_dropout" not in settings  # dropout makes an input for each adapter anyway
+        assert (before.peak_bytes(two, one)[0] < 0.99 * expected) == shared
 
 
 @pytest.mark.parametrize("rank", [3, 64])

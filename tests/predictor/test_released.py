@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 from autoconf import AutoConfError, Job, Workload, largest_sample, recommend
 from autoconf.planner.estimate import estimates
-from autoconf.predictor import cards, registry
+from autoconf.predictor import cards, rebuild, registry
+from autoconf.predictor.autogluon import installed_libraries
 from autoconf.predictor.cards import CARD
 from autoconf.predictor.check_jobs import CHECK_JOBS, candidates
 from autoconf.predictor.predictor import Predictor
@@ -127,6 +129,18 @@ def test_the_predictor_gives_the_released_answers(version):
     assert len(jobs) >= 300
     assert set(jobs["fits"]) == {0, 1}
     assert fits.tolist() == jobs["fits"].astype(bool).tolist()
+
+
+@pytest.mark.parametrize("version", RELEASED)
+def test_a_released_version_is_not_checked_again_with_the_libraries_of_its_card(version, monkeypatch, tmp_path):
+    """Nor does the check leave a record, so that a container with an empty cache starts as fast."""
+    made_with = ("Linux", "x86_64", registry.card(version).libraries)
+    if (platform.system(), platform.machine(), installed_libraries()) != made_with:
+        pytest.skip("other libraries are installed, with which it is checked once")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(rebuild, "check_answers", lambda *_: pytest.fail("checked"))
+    registry._open(*registry.place(version))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_card_of_another_format_is_an_error(copied, job, monkeypatch):

@@ -9,7 +9,7 @@ from typing import Annotated, get_args
 import numpy as np
 import typer
 
-from autoconf.jobs.stack import Sharding
+from autoconf.memory.model import RULES
 from autoconf.memory.store import write_models
 from autoconf.pipeline.calibration import reserve
 from autoconf.pipeline.calibration.real_rows import read_rows
@@ -68,6 +68,7 @@ def train(version: str, folder: Path) -> str:
         domain=domain(names, version),
         threshold=reserve.THRESHOLD,
         reserve=learned.reserve(),
+        rules=RULES,
         libraries={},
         files={},
     )

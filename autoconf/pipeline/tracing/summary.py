@@ -40,8 +40,9 @@ def summary(path: str | Path) -> dict[str, Any]:
         AutoConfError: the installation is broken.
     """
     architecture, _ = read_trace(path)
-    models, memory = {architecture.name: architecture.in_domain()}, StackMemory(ModelsTable.read(Path(path)))
-    predictor = registry.load(registry.DEFAULT).about(models, memory)
+    newest = registry.load(registry.DEFAULT)
+    memory = StackMemory(ModelsTable.read(Path(path)), newest.card.rules)
+    predictor = newest.about({architecture.name: architecture.in_domain()}, memory)
     methods = predictor.domain.methods
     return {
         "model_name": architecture.name,
