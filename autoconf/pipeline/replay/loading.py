@@ -49,6 +49,11 @@ def loading_of(job: TrainingSetup, wanted: Loading = "cpu") -> Loading:
     return wanted if job.shards or wanted == "gpu" else "cpu"
 
 
+def is_prepared(job: TrainingSetup) -> bool:
+    """Whether PEFT prepares a 4-bit model, which TRL omits if the model is sharded."""
+    return job.method == "qlora" and job.stack.upcast_unquantized and not job.shards
+
+
 def loader(recorder: ProgramRecorder, wanted: Loading) -> Callable[[TrainingSetup, nn.Module, DeviceMesh | None], Rank]:
     """Return the ``load`` of ``first_rank`` that records into a recorder."""
 
@@ -71,7 +76,8 @@ def loader(recorder: ProgramRecorder, wanted: Loading) -> Callable[[TrainingSetu
                 with recorder.inside("upcast by accelerate"):
                     _upcast(_trainable(model))
             with recorder.inside("wrapped"):
-                rank = Rank(job, model, mesh, upcast=False, sync_module_states=way == "rank0")
+                # transformers/training_args.py: sync_module_states is the Trainer's default for FSDP1.
+                rank = Rank(job, model, mesh, upcast=False, sync_module_states=True)
                 if job.upcasts and job.stack.sharding == "fsdp1":
                     _upcast_flat(rank.model)
             _move(recorder, "moved to the GPU", ((str(n), t) for n, t in enumerate(rank.resident())))
@@ -197,7 +203,7 @@ def _load_on_gpu(recorder: ProgramRecorder, job: TrainingSetup, model: nn.Module
     weights = sorted(((n, p) for n, p in model.named_parameters() if id(p) not in ids), key=checkpoint_key)
     packed = {id(m.weight): m for m in model.modules() if isinstance(m, cuda_kernels.Linear4bit)}
     experts = ExpertMerger(model)
-    prepared = job.method == "qlora" and job.stack.upcast_unquantized and not job.shards
+    prepared = is_prepared(job)
     dtypes = {id(p): p.dtype for _, p in weights}
     with torch.no_grad():
         with recorder.inside("from_pretrained"):
@@ -207,9 +213,9 @@ def _load_on_gpu(recorder: ProgramRecorder, job: TrainingSetup, model: nn.Module
                 if id(parameter) in packed:
                     _quantize(packed[id(parameter)], dtype)
                 elif experts.merges(name):
-                    parameter.data = experts.merged(name, parameter.shape, dtype)
+                    parameter.data = experts.merged(name, parameter.shape, parameter.dtype)
                 else:
-                    parameter.data = _copied(parameter, dtype)
+                    parameter.data = _copied(parameter, dtype if prepared else None)
         _move(recorder, "from_pretrained", model.named_buffers())
         plain: list[_Named] = [(name, parameter) for name, parameter in weights if id(parameter) not in packed]
         if prepared:
