@@ -33,6 +33,13 @@ def test_a_method_that_the_quantization_contradicts_is_refused(method, settings)
         small_job(method, **settings)
 
 
+@pytest.mark.parametrize("sharding", ["zero1", "zero2", "zero3"])
+def test_deepspeed_on_several_gpus_is_not_traced(sharding):
+    small_job("full", 1, sharding=sharding)
+    with pytest.raises(ValueError, match=f"sharding '{sharding}' on several GPUs is composed, not traced"):
+        small_job("full", 2, sharding=sharding)
+
+
 def test_adafactor_is_refused_where_it_cannot_step():
     with pytest.raises(ValueError, match="optim 'adafactor' and sharding 'fsdp2' exclude each other"):
         small_job("full", gpus=2, optim="adafactor")

@@ -32,6 +32,7 @@ from transformers.pytorch_utils import Conv1D
 
 from autoconf.jobs.stack import Stack
 from autoconf.memory.optimizers import Shape
+from autoconf.memory.zero_job import ZERO
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 
@@ -47,8 +48,8 @@ class TrainingSetup:
     """A model, its method and stack, and the number of GPUs.
 
     Raises:
-        ValueError: the method is qlora and the stack does not quantize, or the reverse; or Adafactor is combined with
-            FSDP2.
+        ValueError: the method is qlora and the stack does not quantize, or the reverse; several GPUs run under
+            DeepSpeed; or Adafactor is combined with FSDP2.
 
     >>> from autoconf.pipeline.catalog import architectures
     >>> TrainingSetup(architectures()["mistral-7b-v0.1"], "lora", Stack(sharding="ddp"), gpus=2).shards
@@ -63,6 +64,8 @@ class TrainingSetup:
     def __post_init__(self) -> None:
         if (self.method == "qlora") != (self.stack.quantization == "nf4"):
             raise ValueError(f"method {self.method!r} and quantization {self.stack.quantization!r} exclude each other")
+        if self.gpus > 1 and self.stack.sharding in ZERO:
+            raise ValueError(f"sharding {self.stack.sharding!r} on several GPUs is composed, not traced")
         if self.gpus > 1 and self.stack.optim == "adafactor" and self.stack.sharding == "fsdp2":
             # transformers/optimization.py, Adafactor.step mixes its plain states with FSDP2's distributed tensors.
             raise ValueError("optim 'adafactor' and sharding 'fsdp2' exclude each other")
