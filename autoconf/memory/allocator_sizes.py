@@ -8,10 +8,11 @@ MIN_BLOCK = 512  # kMinBlockSize: all sizes are multiples of it
 SMALL_SIZE = 2**20  # kSmallSize: the largest allocation of the small pool
 SMALL_SEGMENT = 2 * 2**20  # kSmallBuffer: segments of the small pool
 MIN_LARGE = 10 * 2**20  # kMinLargeAlloc: from this size on a segment is as large as its first block
+LARGE_SEGMENT = 20 * 2**20  # kLargeBuffer: segments of the large pool below that size
 ROUND_LARGE = 2 * 2**20  # kRoundLarge: rounded up to a multiple of this
 
 
-def allocation_size(size: int, large_segment_size: int = 20 * 2**20) -> int:
+def allocation_size(size: int, large_segment_size: int = LARGE_SEGMENT) -> int:
     """Bytes of the segment requested from ``cudaMalloc``: ``get_allocation_size``, 2550-2558.
 
     >>> [allocation_size(mib * 2**20) // 2**20 for mib in (1, 2, 9, 10, 11)]

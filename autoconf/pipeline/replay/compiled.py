@@ -1,29 +1,30 @@
 """The allocator's replay with default settings, compiled, for replays in large numbers.
 
-The rules are those of ``autoconf.memory.allocator`` without its settings; a test holds both equal on random programs and
-on recorded ones. One replay of a 7B model takes a few milliseconds instead of a second.
+The rules are those of ``autoconf.memory.allocator`` without its settings; a test holds both equal on random programs.
+One replay of a 7B model takes a few milliseconds instead of a quarter of a second.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
-from autoconf.memory.allocator_sizes import MIN_BLOCK, MIN_LARGE, ROUND_LARGE, SMALL_SEGMENT, SMALL_SIZE
+from autoconf.memory.allocator_sizes import LARGE_SEGMENT, MIN_BLOCK, MIN_LARGE, ROUND_LARGE, SMALL_SEGMENT, SMALL_SIZE
 from autoconf.memory.replay import Action, Event
 from autoconf.memory.units import Integers
 
-LARGE_SEGMENT = 20 * 2**20
 _ALLOCATE, _FREE, _RECORD, _SYNCHRONIZE, _EMPTY, _MARK, _WAIT = (int(action) for action in Action)
 _UNUSED, _TAKEN, _FREED, _WAITING = 0, 1, 2, 3  # states of a block
-NO_LIMIT = 2**62
+_NO_LIMIT = 2**62
+# Places in ``_State.totals``.
+_SLOTS, _ALLOCATED, _MOST_ALLOCATED, _RESERVED, _MOST_RESERVED, _ADDRESS = range(6)
 
 
 class EventArrays(NamedTuple):
-    """The events of a program as arrays of shape (events,)."""
+    """The events of a program as arrays of shape (events,); see ``autoconf.memory.replay.Event``."""
 
     actions: Integers
     blocks: Integers
@@ -38,7 +39,7 @@ def as_arrays(events: Sequence[Event]) -> EventArrays:
 
 
 class Outcome(NamedTuple):
-    """The result of a compiled replay: bytes, and the index of the event that ran out of memory, or -1."""
+    """The result of a compiled replay: most bytes, and the index of the event that ran out of memory, or -1."""
 
     allocated: int
     reserved: int
@@ -57,219 +58,7 @@ def replay(events: EventArrays, capacity: int | None = None) -> Outcome:
     >>> replay(as_arrays(twice)).reserved // mib, replay(as_arrays(twice), 50 * mib).reserved // mib
     (70, 40)
     """
-    return Outcome(*_replay(*events, NO_LIMIT if capacity is None else capacity))
-
-
-@njit(cache=True)
-def _up(size: int, multiple: int) -> int:
-    return (size + multiple - 1) // multiple * multiple
-
-
-@njit(cache=True)
-def _add(b: Any, free: Any, count: Any, slot: int) -> None:
-    """Put a free block into the list of its pool."""
-    pool = b.pool[slot]
-    b.state[slot] = _FREED
-    b.at[slot] = count[pool]
-    free[pool, count[pool]] = slot
-    count[pool] += 1
-
-
-@njit(cache=True)
-def _remove(b: Any, free: Any, count: Any, slot: int) -> None:
-    pool = b.pool[slot]
-    count[pool] -= 1
-    last = free[pool, count[pool]]
-    free[pool, b.at[slot]] = last
-    b.at[last] = b.at[slot]
-
-
-class _Blocks(NamedTuple):
-    """Blocks of all segments as arrays of shape (slots,)."""
-
-    size: Integers
-    address: Integers
-    before: Integers  # neighbors in the segment; -1 for none
-    after: Integers
-    pool: Integers  # twice the stream, plus 1 in the small pool
-    state: Integers
-    at: Integers  # place in the list of the pool
-    used_on: Integers  # streams given to record_stream, as bits
-    events: Integers  # events of other streams that the block waits for
-    unused: Integers  # stack of slots without a block
-
-
-@njit(cache=True)
-def _merge(b: _Blocks, free: Any, count: Any, slot: int, neighbor: int, unused: int) -> int:
-    """Merge a block with a free neighbor; the number of unused slots afterwards."""
-    if neighbor < 0 or b.state[neighbor] != _FREED:
-        return unused
-    _remove(b, free, count, neighbor)
-    if b.before[slot] == neighbor:
-        b.address[slot] = b.address[neighbor]
-        b.before[slot] = b.before[neighbor]
-        if b.before[slot] >= 0:
-            b.after[b.before[slot]] = slot
-    else:
-        b.after[slot] = b.after[neighbor]
-        if b.after[slot] >= 0:
-            b.before[b.after[slot]] = slot
-    b.size[slot] += b.size[neighbor]
-    b.state[neighbor] = _UNUSED
-    b.unused[unused] = neighbor
-    return unused + 1
-
-
-@njit(cache=True)
-def _return(b: _Blocks, free: Any, count: Any, slot: int, unused: int) -> int:
-    """Return a block to its pool, merged with free neighbors."""
-    unused = _merge(b, free, count, slot, b.before[slot], unused)
-    unused = _merge(b, free, count, slot, b.after[slot], unused)
-    _add(b, free, count, slot)
-    return unused
-
-
-@njit(cache=True)
-def _best(b: _Blocks, free: Any, count: Any, pool: int, size: int) -> int:
-    """The smallest free block of a pool that is large enough; -1 if there is none."""
-    best = -1
-    for index in range(count[pool]):
-        slot = free[pool, index]
-        if b.size[slot] >= size and (
-            best < 0
-            or b.size[slot] < b.size[best]
-            or (b.size[slot] == b.size[best] and b.address[slot] < b.address[best])
-        ):
-            best = slot
-    return best
-
-
-@njit(cache=True)
-def _release_all(b: _Blocks, free: Any, count: Any, unused: int) -> tuple[int, int]:
-    """Release all segments that are completely free: unused slots afterwards, and released bytes."""
-    released = 0
-    for pool in range(len(count)):
-        index = 0
-        while index < count[pool]:
-            slot = free[pool, index]
-            if b.before[slot] < 0 and b.after[slot] < 0:
-                _remove(b, free, count, slot)
-                released += b.size[slot]
-                b.state[slot] = _UNUSED
-                b.unused[unused] = slot
-                unused += 1
-            else:
-                index += 1
-    return unused, released
-
-
-@njit(cache=True)
-def _replay(  # noqa: C901, PLR0912, PLR0915 - one compiled loop over events
-    actions: Integers, numbers: Integers, nbytes: Integers, streams: Integers, capacity: int
-) -> tuple[int, int, int]:
-    total = len(actions)
-    slots, ways = total + 2, 2 * (streams.max() + 1)
-    b = _Blocks(
-        np.zeros(slots, np.int64), np.zeros(slots, np.int64), np.full(slots, -1, np.int64), np.full(slots, -1, np.int64),
-        np.zeros(slots, np.int64), np.zeros(slots, np.int64), np.zeros(slots, np.int64), np.zeros(slots, np.int64),
-        np.zeros(slots, np.int64), np.arange(slots, dtype=np.int64)[::-1].copy(),
-    )  # fmt: skip
-    unused = slots
-    free, count = np.zeros((ways, slots), np.int32), np.zeros(ways, np.int64)
-    block_of = np.full(total + 1, -1, np.int64)
-    n = ways // 2
-    recorded, reached, taken = np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64)
-    waiting = np.zeros((n, total + 1), np.int32)  # blocks of each stream's events, in their order
-    marks = np.zeros((total + 1 if n > 1 else 1, n), np.int64)
-    allocated = most_allocated = reserved = most_reserved = next_address = 0
-    for at in range(total):
-        action, number, stream = actions[at], numbers[at], streams[at]
-        if action == _ALLOCATE or action == _EMPTY:
-            for s in range(n):
-                if action == _EMPTY:
-                    reached[s] = recorded[s]
-                while taken[s] < min(reached[s], recorded[s]):
-                    slot = waiting[s, taken[s]]
-                    taken[s] += 1
-                    b.events[slot] -= 1
-                    if b.events[slot] == 0:
-                        unused = _return(b, free, count, slot, unused)
-        if action == _ALLOCATE:
-            size = max(_up(nbytes[at], MIN_BLOCK), MIN_BLOCK)
-            small = size <= SMALL_SIZE
-            pool = 2 * stream + (1 if small else 0)
-            slot = _best(b, free, count, pool, size)
-            if slot >= 0:
-                _remove(b, free, count, slot)
-            else:
-                segment = (
-                    SMALL_SEGMENT if small else (LARGE_SEGMENT if size < MIN_LARGE else _up(size, ROUND_LARGE))
-                )
-                if reserved + segment > capacity:
-                    for s in range(n):
-                        reached[s] = recorded[s]
-                        while taken[s] < recorded[s]:
-                            slot = waiting[s, taken[s]]
-                            taken[s] += 1
-                            b.events[slot] -= 1
-                            if b.events[slot] == 0:
-                                unused = _return(b, free, count, slot, unused)
-                    unused, released = _release_all(b, free, count, unused)
-                    reserved -= released
-                    if reserved + segment > capacity:
-                        return most_allocated, most_reserved, at
-                reserved += segment
-                most_reserved = max(most_reserved, reserved)
-                unused -= 1
-                slot = b.unused[unused]
-                b.size[slot], b.address[slot], b.pool[slot] = segment, next_address, pool
-                b.before[slot] = b.after[slot] = -1
-                next_address += segment
-            remaining = b.size[slot] - size
-            if (small and remaining >= MIN_BLOCK) or (not small and remaining > SMALL_SIZE):
-                unused -= 1
-                rest = b.unused[unused]
-                b.size[rest], b.address[rest], b.pool[rest] = remaining, b.address[slot] + size, pool
-                b.before[rest], b.after[rest] = slot, b.after[slot]
-                if b.after[slot] >= 0:
-                    b.before[b.after[slot]] = rest
-                b.after[slot] = rest
-                b.size[slot] = size
-                _add(b, free, count, rest)
-            b.state[slot], b.used_on[slot], b.events[slot] = _TAKEN, 0, 0
-            block_of[number] = slot
-            allocated += b.size[slot]
-            most_allocated = max(most_allocated, allocated)
-        elif action == _FREE:
-            slot = block_of[number]
-            allocated -= b.size[slot]
-            if b.used_on[slot] == 0:
-                unused = _return(b, free, count, slot, unused)
-                continue
-            b.state[slot] = _WAITING
-            for s in range(n):
-                if b.used_on[slot] >> s & 1:
-                    b.events[slot] += 1
-                    waiting[s, recorded[s]] = slot
-                    recorded[s] += 1
-            b.used_on[slot] = 0
-        elif action == _RECORD:
-            slot = block_of[number]
-            if 2 * stream != b.pool[slot] - b.pool[slot] % 2:
-                b.used_on[slot] |= 1 << stream
-        elif action == _SYNCHRONIZE:
-            reached[stream] = max(reached[stream], recorded[stream])
-        elif action == _MARK:
-            if n > 1:
-                marks[number] = recorded
-        elif action == _WAIT:
-            if n > 1:
-                for s in range(n):
-                    reached[s] = max(reached[s], marks[number, s])
-        else:
-            unused, released = _release_all(b, free, count, unused)
-            reserved -= released
-    return most_allocated, most_reserved, -1
+    return Outcome(*_run(*events, _NO_LIMIT if capacity is None else capacity))
 
 
 def least_capacity(events: EventArrays, *, tolerance: int = 32 * 2**20, grid: int = 8) -> int:
@@ -279,6 +68,11 @@ def least_capacity(events: EventArrays, *, tolerance: int = 32 * 2**20, grid: in
         events: the events.
         tolerance: bytes by which the result may be too large.
         grid: how many capacities are tried above the result of the bisection.
+
+    >>> mib = 2**20
+    >>> twice = [Event(Action.ALLOCATE, 0, 30 * mib), Event(Action.FREE, 0), Event(Action.ALLOCATE, 1, 40 * mib)]
+    >>> least_capacity(as_arrays(twice), tolerance=mib) // mib
+    40
     """
     free = replay(events)
 
@@ -295,3 +89,248 @@ def least_capacity(events: EventArrays, *, tolerance: int = 32 * 2**20, grid: in
         if not failing:
             return high
         low, high = failing[-1], free.reserved
+
+
+# --- compiled ---------------------------------------------------------------------------------------------------------
+
+
+class _State(NamedTuple):
+    """The allocator. Blocks have slots; all arrays but the last ones have shape (slots,)."""
+
+    size: Integers
+    address: Integers
+    before: Integers  # neighbors in the segment; -1 for none
+    after: Integers
+    pool: Integers  # twice the stream, plus 1 in the small pool
+    state: Integers
+    at: Integers  # place in the list of the pool
+    used_on: Integers  # streams given to record_stream, as bits
+    events: Integers  # events of other streams that the block waits for
+    unused: Integers  # stack of slots without a block
+    free: Integers  # shape (pools, slots): free blocks of each pool
+    filled: Integers  # shape (pools,): how many
+    recorded: Integers  # shape (streams,): events of each stream so far
+    reached: Integers  # how many of them have completed
+    taken: Integers  # how many of these have been processed
+    waiting: Integers  # shape (streams, events): the blocks of these events
+    totals: Integers
+
+
+@njit(cache=True)
+def _empty(slots: int, streams: int) -> _State:
+    def zeros() -> Integers:
+        return np.zeros(slots, np.int64)
+
+    return _State(
+        zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), np.arange(slots),
+        np.zeros((2 * streams, slots), np.int64), np.zeros(2 * streams, np.int64), np.zeros(streams, np.int64),
+        np.zeros(streams, np.int64), np.zeros(streams, np.int64), np.zeros((streams, slots), np.int64),
+        np.array([slots, 0, 0, 0, 0, 0]),
+    )  # fmt: skip
+
+
+@njit(cache=True)
+def _up(size: int, multiple: int) -> int:
+    return (size + multiple - 1) // multiple * multiple
+
+
+@njit(cache=True)
+def _new_slot(s: _State, pool: int, size: int, address: int) -> int:
+    s.totals[_SLOTS] -= 1
+    slot = s.unused[s.totals[_SLOTS]]
+    s.size[slot], s.address[slot], s.pool[slot], s.before[slot], s.after[slot] = size, address, pool, -1, -1
+    return slot
+
+
+@njit(cache=True)
+def _give_up_slot(s: _State, slot: int) -> None:
+    s.state[slot] = _UNUSED
+    s.unused[s.totals[_SLOTS]] = slot
+    s.totals[_SLOTS] += 1
+
+
+@njit(cache=True)
+def _add(s: _State, slot: int) -> None:
+    """Put a free block into the list of its pool."""
+    pool = s.pool[slot]
+    s.state[slot], s.at[slot] = _FREED, s.filled[pool]
+    s.free[pool, s.filled[pool]] = slot
+    s.filled[pool] += 1
+
+
+@njit(cache=True)
+def _remove(s: _State, slot: int) -> None:
+    pool = s.pool[slot]
+    s.filled[pool] -= 1
+    last = s.free[pool, s.filled[pool]]
+    s.free[pool, s.at[slot]] = last
+    s.at[last] = s.at[slot]
+
+
+@njit(cache=True)
+def _merge(s: _State, slot: int, neighbor: int) -> None:
+    """Merge a block with a free neighbor."""
+    if neighbor < 0 or s.state[neighbor] != _FREED:
+        return
+    _remove(s, neighbor)
+    if s.before[slot] == neighbor:
+        s.address[slot], s.before[slot] = s.address[neighbor], s.before[neighbor]
+        if s.before[slot] >= 0:
+            s.after[s.before[slot]] = slot
+    else:
+        s.after[slot] = s.after[neighbor]
+        if s.after[slot] >= 0:
+            s.before[s.after[slot]] = slot
+    s.size[slot] += s.size[neighbor]
+    _give_up_slot(s, neighbor)
+
+
+@njit(cache=True)
+def _return(s: _State, slot: int) -> None:
+    """Return a block to its pool, merged with free neighbors."""
+    _merge(s, slot, s.before[slot])
+    _merge(s, slot, s.after[slot])
+    _add(s, slot)
+
+
+@njit(cache=True)
+def _process_events(s: _State, wait: bool) -> None:
+    """Return blocks whose events have completed; with ``wait`` those of all events."""
+    for stream in range(len(s.recorded)):
+        if wait:
+            s.reached[stream] = s.recorded[stream]
+        while s.taken[stream] < s.reached[stream]:
+            slot = s.waiting[stream, s.taken[stream]]
+            s.taken[stream] += 1
+            s.events[slot] -= 1
+            if s.events[slot] == 0:
+                _return(s, slot)
+
+
+@njit(cache=True)
+def _best(s: _State, pool: int, size: int) -> int:
+    """The smallest free block of a pool that is large enough; -1 if there is none."""
+    best = -1
+    for index in range(s.filled[pool]):
+        slot = s.free[pool, index]
+        if s.size[slot] >= size and (
+            best < 0
+            or s.size[slot] < s.size[best]
+            or (s.size[slot] == s.size[best] and s.address[slot] < s.address[best])
+        ):
+            best = slot
+    return best
+
+
+@njit(cache=True)
+def _empty_cache(s: _State) -> None:
+    """Wait for all streams, and release all segments that are completely free."""
+    _process_events(s, True)
+    for pool in range(len(s.filled)):
+        index = 0
+        while index < s.filled[pool]:
+            slot = s.free[pool, index]
+            if s.before[slot] < 0 and s.after[slot] < 0:
+                _remove(s, slot)
+                s.totals[_RESERVED] -= s.size[slot]
+                _give_up_slot(s, slot)
+            else:
+                index += 1
+
+
+@njit(cache=True)
+def _new_segment(s: _State, pool: int, size: int, capacity: int) -> int:
+    """A block of a new segment; -1 if there is not enough memory."""
+    segment = SMALL_SEGMENT if pool % 2 else LARGE_SEGMENT if size < MIN_LARGE else _up(size, ROUND_LARGE)
+    if s.totals[_RESERVED] + segment > capacity:
+        _empty_cache(s)
+        if s.totals[_RESERVED] + segment > capacity:
+            return -1
+    s.totals[_RESERVED] += segment
+    s.totals[_MOST_RESERVED] = max(s.totals[_MOST_RESERVED], s.totals[_RESERVED])
+    slot = _new_slot(s, pool, segment, s.totals[_ADDRESS])
+    s.totals[_ADDRESS] += segment
+    return slot
+
+
+@njit(cache=True)
+def _split(s: _State, slot: int, size: int) -> None:
+    """Split off the unneeded rest of a block."""
+    remaining = s.size[slot] - size
+    if remaining < MIN_BLOCK if s.pool[slot] % 2 else remaining <= SMALL_SIZE:
+        return
+    rest = _new_slot(s, s.pool[slot], remaining, s.address[slot] + size)
+    s.before[rest], s.after[rest] = slot, s.after[slot]
+    if s.after[slot] >= 0:
+        s.before[s.after[slot]] = rest
+    s.after[slot], s.size[slot] = rest, size
+    _add(s, rest)
+
+
+@njit(cache=True)
+def _malloc(s: _State, nbytes: int, stream: int, capacity: int) -> int:
+    """Allocate; -1 if there is not enough memory."""
+    _process_events(s, False)
+    size = max(_up(nbytes, MIN_BLOCK), MIN_BLOCK)
+    pool = 2 * stream + (1 if size <= SMALL_SIZE else 0)
+    slot = _best(s, pool, size)
+    if slot >= 0:
+        _remove(s, slot)
+    else:
+        slot = _new_segment(s, pool, size, capacity)
+        if slot < 0:
+            return -1
+    _split(s, slot, size)
+    s.state[slot], s.used_on[slot], s.events[slot] = _TAKEN, 0, 0
+    s.totals[_ALLOCATED] += s.size[slot]
+    s.totals[_MOST_ALLOCATED] = max(s.totals[_MOST_ALLOCATED], s.totals[_ALLOCATED])
+    return slot
+
+
+@njit(cache=True)
+def _release(s: _State, slot: int) -> None:
+    """Free a block; if other streams used it, only after they have caught up."""
+    s.totals[_ALLOCATED] -= s.size[slot]
+    if s.used_on[slot] == 0:
+        _return(s, slot)
+        return
+    s.state[slot] = _WAITING
+    for stream in range(len(s.recorded)):
+        if s.used_on[slot] >> stream & 1:
+            s.events[slot] += 1
+            s.waiting[stream, s.recorded[stream]] = slot
+            s.recorded[stream] += 1
+    s.used_on[slot] = 0
+
+
+@njit(cache=True)
+def _run(
+    actions: Integers, numbers: Integers, nbytes: Integers, streams: Integers, capacity: int
+) -> tuple[int, int, int]:
+    count = streams.max() + 1
+    s = _empty(len(actions) + 2, count)
+    block_of = np.zeros(len(actions) + 1, np.int64)
+    marks = np.zeros((len(actions) + 1 if count > 1 else 1, count), np.int64)
+    for at in range(len(actions)):
+        action, number, stream = actions[at], numbers[at], streams[at]
+        if action == _ALLOCATE:
+            block_of[number] = _malloc(s, nbytes[at], stream, capacity)
+            if block_of[number] < 0:
+                return s.totals[_MOST_ALLOCATED], s.totals[_MOST_RESERVED], at
+        elif action == _FREE:
+            _release(s, block_of[number])
+        elif action == _EMPTY:
+            _empty_cache(s)
+        elif count == 1:
+            continue  # nothing waits for another stream
+        elif action == _RECORD:
+            if stream != s.pool[block_of[number]] // 2:
+                s.used_on[block_of[number]] |= 1 << stream
+        elif action == _SYNCHRONIZE:
+            s.reached[stream] = max(s.reached[stream], s.recorded[stream])
+        elif action == _MARK:
+            marks[number] = s.recorded
+        elif action == _WAIT:
+            for each in range(count):
+                s.reached[each] = max(s.reached[each], marks[number, each])
+    return s.totals[_MOST_ALLOCATED], s.totals[_MOST_RESERVED], -1

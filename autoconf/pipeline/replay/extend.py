@@ -1,13 +1,14 @@
 """Extend the program of a short model to the full depth: events of a middle layer repeat for each further layer.
 
 Events belong to a layer by time (forward and backward passes), or by the parameter of their block (optimizer and
-clipping, which run over all parameters at once, and loading). A *zone* is a stretch of events in which the layers follow
-each other, in either order. In each zone the events of two middle layers must be the same; they are repeated. References
-to blocks are relative to the layer: a layer's backward pass frees blocks of the same layer's forward pass.
+clipping, which run over all parameters at once, and loading). A *zone* is a stretch of events in which the layers
+follow each other, in either order. In each zone the events of two middle layers must be the same; they are repeated.
+References to blocks are relative to the layer: a layer's backward pass frees blocks of the same layer's forward pass.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,10 @@ from autoconf.pipeline.tracing.recorder import TraceError
 _NO_LAYER = -1
 _LAYER = re.compile(r"layer (\d+)")
 _OVER_PARAMETERS = ("optimizer", "clipping")
-_OF_STATES = ("aten.zeros_like.default", "aten.lift_fresh.default")  # an optimizer makes them for each parameter in turn
+_OF_STATES = (
+    "aten.zeros_like.default",
+    "aten.lift_fresh.default",
+)  # an optimizer makes them for each parameter in turn
 
 
 class Extension(NamedTuple):
@@ -43,10 +47,10 @@ class _Chunk(NamedTuple):
 
 
 class _Made(NamedTuple):
-    """Where a block was allocated: the chunk, and the place among the blocks of the chunk."""
+    """Where a block was allocated: the chunk, and its number among the blocks of the chunk."""
 
     chunk: _Chunk
-    index: int
+    number: int
 
 
 def extend(program: Program, short: int, layers: int) -> Extension:
@@ -180,7 +184,7 @@ def _chunks(events: Sequence[Event], layers: Integers) -> Iterator[_Chunk]:
     """Split events into chunks of one layer; a zone is a sequence of chunks whose layers go up or down by one."""
     starts = [0, *(np.flatnonzero(np.diff(layers)) + 1).tolist(), len(events)]
     zone, before, step = 0, _NO_LAYER, 0
-    for start, end in zip(starts, starts[1:], strict=False):
+    for start, end in itertools.pairwise(starts):
         layer = int(layers[start])
         going = layer - before
         follows = layer != _NO_LAYER and before != _NO_LAYER and abs(going) == 1 and step in (0, going)
@@ -223,8 +227,8 @@ def _reference(made: dict[tuple[bool, int], _Made], event: Event, chunk: _Chunk)
         return ()
     where = made[_key(event)]
     if where.chunk.layer == _NO_LAYER:
-        return (where.chunk.zone, _NO_LAYER, where.index)
-    return (where.chunk.zone - chunk.zone if chunk.layer == _NO_LAYER else 0, where.chunk.layer - chunk.layer, where.index)
+        return (where.chunk.zone, _NO_LAYER, where.number)
+    return (where.chunk.zone, where.chunk.layer - chunk.layer, where.number)
 
 
 # --- the longer program -----------------------------------------------------------------------------------------------
@@ -289,7 +293,7 @@ def _written(
                     target = depth.full(where.chunk.layer)
                 else:
                     target = layer + where.chunk.layer - chunk.layer
-                blocks.append(numbers.of(where.chunk.zone, target, where.index, _key(event)[0]))
+                blocks.append(numbers.of(where.chunk.zone, target, where.number, _key(event)[0]))
     extension = Extension(np.array(source), np.array(blocks))
     _check_once(events, extension)
     return extension

@@ -1,9 +1,9 @@
 """Recordings of jobs, for any number of tokens and GPUs, at full depth from a short model.
 
 Every allocation is affine in tokens, and under FSDP2 in 1 / GPUs. So a job is recorded for two numbers of tokens, and
-under FSDP2 for two numbers of GPUs; order, blocks and streams must be equal, only sizes differ. The recorded model has a
-few layers, of which a middle one is repeated (``extend``). Under FSDP1 the number of GPUs decides which parameters the
-first GPU has a part of, so that each number has a recording of its own.
+under FSDP2 for two numbers of GPUs; order, blocks and streams must be equal, only sizes differ. The recorded model has
+a few layers, of which a middle one is repeated (``extend``). Under FSDP1 the number of GPUs decides which parameters
+the first GPU has a part of, so that each number has a recording of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TOKENS = (1024, 4096)  # two numbers of tokens
 _SAMPLES = 2  # of a micro-batch; a single one saves some copies
 _GPUS = (2, 8)
 _MICRO_BATCHES = 2  # of an update with accumulation: any further one repeats the second
-# Layers of short models. FSDP1 waits for what it gathered three units before, so that more layers differ from a middle one.
+# Layers of short models. FSDP1 waits for what it gathered three units before, so more layers differ from a middle one.
 _SHORT, _SHORT_FSDP1 = 6, 10
 
 

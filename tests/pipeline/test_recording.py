@@ -1,0 +1,87 @@
+"""A recording of a short model at two sizes is the program of the full model at any size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autoconf.jobs.stack import Stack
+from autoconf.memory.allocator_sizes import MIN_BLOCK
+from autoconf.memory.replay import Action, Event, Program
+from autoconf.pipeline.catalog import architectures
+from autoconf.pipeline.replay import compiled
+from autoconf.pipeline.replay.compiled import EventArrays, as_arrays
+from autoconf.pipeline.replay.extend import extend
+from autoconf.pipeline.replay.record import Batches, record
+from autoconf.pipeline.replay.recording import recording
+from autoconf.pipeline.tracing.model_setup import Method, TrainingSetup
+from autoconf.pipeline.tracing.recorder import TraceError
+
+
+def setup(method: Method, gpus: int, layers: int, **settings: Any) -> TrainingSetup:
+    """A job on a small model of some depth."""
+    architecture = architectures()["smollm2-135m"]
+    architecture = architecture.model_copy(update={"config": {**architecture.config, "num_hidden_layers": layers}})
+    return TrainingSetup(architecture, method, Stack(gradient_accumulation=False, **settings), gpus)
+
+
+def blocks_in_order(events: EventArrays) -> list[int]:
+    """Blocks and marks, numbered in their order of appearance."""
+    numbers: dict[tuple[bool, int], int] = {}
+    keys = zip(np.isin(events.actions, (Action.MARK, Action.WAIT)).tolist(), events.blocks.tolist(), strict=True)
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
+
+
+@pytest.mark.parametrize(
+    ("method", "gpus", "settings"),
+    [
+        ("full", 1, {}),
+        ("lora", 1, {"adapter_dtype": "float32", "gradient_checkpointing": "reentrant"}),
+        ("full", 2, {"sharding": "fsdp2"}),
+    ],
+)
+def test_it_is_the_program_of_the_full_model_at_another_size(
+    method: Method, gpus: int, settings: dict[str, Any]
+) -> None:
+    job = setup(method, gpus, 8, **settings)
+    gpus *= 2 if gpus > 1 else 1
+    direct = as_arrays(record(replace(job, gpus=gpus), Batches(2, 1000)).events)
+    found = recording(job).events(2000, gpus)
+    assert np.array_equal(found.actions, direct.actions) and np.array_equal(found.streams, direct.streams)
+    # A list of norms has an entry for each parameter, which is less than the smallest block.
+    assert np.array_equal(found.nbytes.clip(MIN_BLOCK), direct.nbytes.clip(MIN_BLOCK))
+    assert blocks_in_order(found) == blocks_in_order(direct)
+
+
+def test_under_fsdp1_it_ends_as_the_program_of_the_full_model() -> None:
+    # Only what FSDP1 allocates and frees at once for each unit, at the first forward pass, is not repeated.
+    job = setup("full", 2, 12, sharding="fsdp1", mixed_precision="bf16")
+    direct = as_arrays(record(job, Batches(2, 1000)).events)
+    found = recording(job).events(2000, 2)
+    assert 0 < len(direct.actions) - len(found.actions) < 20
+    whole = compiled.replay(direct)
+    for capacity in (None, whole.allocated, int(1.05 * whole.allocated), int(1.1 * whole.allocated)):
+        outcomes = [compiled.replay(events, capacity) for events in (found, direct)]
+        assert outcomes[0][:2] == outcomes[1][:2]
+        assert (outcomes[0].failed_at < 0) == (outcomes[1].failed_at < 0)
+
+
+def test_a_loss_over_chunks_has_an_order_of_its_own_for_each_size() -> None:
+    with pytest.raises(TraceError, match="depends on the size of the job"):
+        recording(setup("full", 1, 8, loss="chunked_nll"))
+
+
+def test_a_program_of_unequal_layers_is_not_extended() -> None:
+    program = record(setup("full", 1, 6), Batches(2, 512))
+    grown = max(
+        index
+        for index, event in enumerate(program.events)
+        if event.action == Action.ALLOCATE and program.places[event.place].part == "layer 2"
+    )
+    events = list(program.events)
+    events[grown] = Event(*events[grown][:2], 3 * events[grown].nbytes, *events[grown][3:])
+    with pytest.raises(TraceError, match="do not allocate in the same way"):
+        extend(Program(events, program.places), 6, 8)
