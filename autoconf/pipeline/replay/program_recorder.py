@@ -204,7 +204,7 @@ _PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm")
 def _part_name(part: Part) -> str:
     """The name of a part in messages.
 
-    >>> _part_name(Part("layer", 3, backward=True)), _part_name(EMBEDDING)
+    >>> _part_name(Part("layer", 3, backward=True)), _part_name(Part("embedding"))
     ('layer 3 backward', 'embedding')
     """
     where = f"layer {part.layer}" if part.segment == "layer" else part.segment
