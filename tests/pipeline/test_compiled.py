@@ -9,7 +9,7 @@ import pytest
 from autoconf.memory import replay as interpreted
 from autoconf.memory.replay import Action, Event, Program
 from autoconf.pipeline.replay import compiled
-from autoconf.pipeline.replay.compiled import as_arrays
+from autoconf.pipeline.replay.event_arrays import as_arrays
 
 
 def random_events(seed: int, streams: int, count: int = 400) -> list[Event]:

@@ -13,7 +13,7 @@ from autoconf.memory.allocator_sizes import MIN_BLOCK
 from autoconf.memory.replay import Action, Event, Program
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.replay import compiled
-from autoconf.pipeline.replay.compiled import EventArrays, as_arrays
+from autoconf.pipeline.replay.event_arrays import EventArrays, as_arrays
 from autoconf.pipeline.replay.extend import extend
 from autoconf.pipeline.replay.record import Batches, record
 from autoconf.pipeline.replay.recording import recording

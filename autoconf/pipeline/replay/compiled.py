@@ -6,36 +6,21 @@ One replay of a 7B model takes a few milliseconds instead of a quarter of a seco
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
 from autoconf.memory.allocator_sizes import LARGE_SEGMENT, MIN_BLOCK, MIN_LARGE, ROUND_LARGE, SMALL_SEGMENT, SMALL_SIZE
-from autoconf.memory.replay import Action, Event
+from autoconf.memory.replay import Action
 from autoconf.memory.units import Integers
+from autoconf.pipeline.replay.event_arrays import EventArrays
 
 _ALLOCATE, _FREE, _RECORD, _SYNCHRONIZE, _EMPTY, _MARK, _WAIT = (int(action) for action in Action)
 _UNUSED, _TAKEN, _FREED, _WAITING = 0, 1, 2, 3  # states of a block
 _NO_LIMIT = 2**62
 # Places in ``_State.totals``.
 _SLOTS, _ALLOCATED, _MOST_ALLOCATED, _RESERVED, _MOST_RESERVED, _ADDRESS = range(6)
-
-
-class EventArrays(NamedTuple):
-    """The events of a program as arrays of shape (events,); see ``autoconf.memory.replay.Event``."""
-
-    actions: Integers
-    blocks: Integers
-    nbytes: Integers
-    streams: Integers
-
-
-def as_arrays(events: Sequence[Event]) -> EventArrays:
-    """Convert the events of a program."""
-    table = np.array([(event.action, event.block, event.nbytes, event.stream) for event in events], np.int64)
-    return EventArrays(*np.ascontiguousarray(table.T))
 
 
 class Outcome(NamedTuple):
@@ -53,6 +38,8 @@ def replay(events: EventArrays, capacity: int | None = None) -> Outcome:
         events: the events.
         capacity: bytes that PyTorch can reserve; ``None`` for no limit.
 
+    >>> from autoconf.memory.replay import Event
+    >>> from autoconf.pipeline.replay.event_arrays import as_arrays
     >>> mib = 2**20
     >>> twice = [Event(Action.ALLOCATE, 0, 30 * mib), Event(Action.FREE, 0), Event(Action.ALLOCATE, 1, 40 * mib)]
     >>> replay(as_arrays(twice)).reserved // mib, replay(as_arrays(twice), 50 * mib).reserved // mib
@@ -69,6 +56,8 @@ def least_capacity(events: EventArrays, *, tolerance: int = 32 * 2**20, grid: in
         tolerance: bytes by which the result may be too large.
         grid: how many capacities are tried above the result of the bisection.
 
+    >>> from autoconf.memory.replay import Event
+    >>> from autoconf.pipeline.replay.event_arrays import as_arrays
     >>> mib = 2**20
     >>> twice = [Event(Action.ALLOCATE, 0, 30 * mib), Event(Action.FREE, 0), Event(Action.ALLOCATE, 1, 40 * mib)]
     >>> least_capacity(as_arrays(twice), tolerance=mib) // mib

@@ -14,7 +14,7 @@ import numpy as np
 
 from autoconf.memory.replay import Action, Program
 from autoconf.memory.units import Floats, Integers
-from autoconf.pipeline.replay.compiled import EventArrays, as_arrays
+from autoconf.pipeline.replay.event_arrays import EventArrays, as_arrays
 from autoconf.pipeline.replay.extend import extend
 from autoconf.pipeline.replay.record import Batches, record
 from autoconf.pipeline.tracing.model_setup import TrainingSetup
@@ -23,7 +23,7 @@ from autoconf.pipeline.tracing.recorder import TraceError
 _TOKENS = (1024, 4096)  # two numbers of tokens
 _SAMPLES = 2  # of a micro-batch; a single one saves some copies
 _GPUS = (2, 8)
-_MICRO_BATCHES = 2  # of an update with accumulation: any further one repeats the second
+MICRO_BATCHES = 2  # of an update with accumulation: any further one repeats the second
 # Layers of short models. FSDP1 waits for what it gathered three units before, so more layers differ from a middle one.
 _SHORT, _SHORT_FSDP1 = 6, 10
 
@@ -116,7 +116,7 @@ def _short(job: TrainingSetup) -> int:
 
 
 def _recorded(job: TrainingSetup, tokens: int, layers: int | None) -> Program:
-    micro_batches = _MICRO_BATCHES if job.stack.gradient_accumulation else 1
+    micro_batches = MICRO_BATCHES if job.stack.gradient_accumulation else 1
     return record(job, Batches(_SAMPLES, tokens // _SAMPLES, micro_batches), layers=layers)
 
 
