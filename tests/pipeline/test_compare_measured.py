@@ -401,7 +401,7 @@ def test_an_environment_that_cannot_be_made_is_an_error_each_time(broken_python)
 def test_an_environment_is_made_once_for_a_list_of_packages(broken_python, monkeypatch):
     folder = broken_python / ".venv-measured" / LIBRARIES.name
     folder.mkdir(parents=True)
-    pins = [f"{name}=={version}" for name, version in vars(LIBRARIES).items()]
+    pins = [f"{name}=={version}" for name, version in LIBRARIES.versions.items()]
     (folder / "installed").write_text("\n".join([*pins, *environments.NEEDED]))
     assert environments.python_of(LIBRARIES) == folder / "bin" / "python"
     monkeypatch.setattr(environments, "NEEDED", (*environments.NEEDED, "one-more"))
@@ -413,14 +413,15 @@ def test_environments_have_what_a_trace_imports():
     """A new import in a module must not silently break the environments of other libraries."""
     pytest.importorskip("torch", reason="versions are traced with the extra [build], installed on Python 3.11")
     code = (
-        "import json, sys, autoconf.pipeline.validation.trace_jobs, autoconf.pipeline.validation.replay_jobs\n"
+        "import json, sys\n"
+        "from autoconf.pipeline.validation import record_jobs, replay_jobs, trace_jobs\n"
         "json.dump([m.__file__ for name, m in sys.modules.items() if name.startswith('autoconf')], sys.stdout)"
     )
     files = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
     imported = {name for file in files for name in _imports(Path(file))} - sys.stdlib_module_names - {"autoconf"}
     distributions = {packages_distributions()[name][0].lower().replace("_", "-") for name in imported}
     assert {"numpy", "peft", "pydantic", "torch"} < distributions
-    assert distributions <= {"torch", *vars(LIBRARIES), *environments.NEEDED}
+    assert distributions <= {"torch", *LIBRARIES.versions, *environments.NEEDED}
 
 
 def _imports(file: Path) -> set[str]:
