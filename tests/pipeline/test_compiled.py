@@ -6,6 +6,8 @@ import random
 
 import pytest
 
+pytest.importorskip("torch", reason="jobs are recorded with the extra [build], installed on Python 3.11")
+
 from autoconf.memory import replay as interpreted
 from autoconf.memory.replay import Action, Event, Program
 from autoconf.pipeline.replay import compiled

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autoconf.memory.allocator_sizes import MIN_BLOCK
 from autoconf.memory.replay import Action, Event, Place, Program
 from autoconf.memory.units import Integers
 from autoconf.pipeline.tracing.recorder import TraceError
@@ -91,8 +90,7 @@ def _layers(program: Program, short: int) -> Integers:
     for index, event in enumerate(events):
         if event.action == Action.ALLOCATE:
             by_owner = over_parameters[event.place]
-            if not _is_flag(program, event):
-                current = owners.get(index, known[event.place])
+            current = owners.get(index, known[event.place])
             layers[index] = layer_of_block[event.block] = current
         elif event.action == Action.FREE and (by_owner or current == _NO_LAYER):
             layers[index] = layer_of_block[event.block]
@@ -120,11 +118,6 @@ def _owners(program: Program, over_parameters: Sequence[bool], short: int) -> di
     return found
 
 
-def _is_flag(program: Program, event: Event) -> bool:
-    """Whether an allocation holds a value or two, which FSDP1 makes only while it wraps the first unit."""
-    return event.nbytes < MIN_BLOCK and program.places[event.place].when == "loading"
-
-
 def _kind(program: Program, index: int) -> int:
     """A number that is equal for allocations of the same op and size."""
     event = program.events[index]
@@ -136,7 +129,7 @@ def _runs(program: Program, over_parameters: Sequence[bool], short: int) -> Iter
     run: list[int] = []
     place = None
     for index, event in enumerate(program.events):
-        if event.action != Action.ALLOCATE or _is_flag(program, event):
+        if event.action != Action.ALLOCATE:
             continue
         here = _pass(program.places[event.place]) if over_parameters[event.place] else None
         if here != place or here is None:

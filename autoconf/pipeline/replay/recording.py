@@ -8,11 +8,12 @@ the first GPU has a part of, so that each number has a recording of its own.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from autoconf.memory.replay import Action, Program
+from autoconf.memory.replay import Action, Event, Program
 from autoconf.memory.units import Floats, Integers
 from autoconf.pipeline.replay.event_arrays import EventArrays, as_arrays
 from autoconf.pipeline.replay.extend import extend
@@ -23,6 +24,7 @@ from autoconf.pipeline.tracing.recorder import TraceError
 _TOKENS = (1024, 4096)  # two numbers of tokens
 _SAMPLES = 2  # of a micro-batch; a single one saves some copies
 _GPUS = (2, 8)
+_FLAG_BYTES = 16
 MICRO_BATCHES = 2  # of an update with accumulation: any further one repeats the second
 # Layers of short models. FSDP1 waits for what it gathered three units before, so more layers differ from a middle one.
 _SHORT, _SHORT_FSDP1 = 6, 10
@@ -117,7 +119,41 @@ def _short(job: TrainingSetup) -> int:
 
 def _recorded(job: TrainingSetup, tokens: int, layers: int | None) -> Program:
     micro_batches = MICRO_BATCHES if job.stack.gradient_accumulation else 1
-    return record(job, Batches(_SAMPLES, tokens // _SAMPLES, micro_batches), layers=layers)
+    return canonical(record(job, Batches(_SAMPLES, tokens // _SAMPLES, micro_batches), layers=layers))
+
+
+def canonical(program: Program) -> Program:
+    """Leave out what differs between recordings of one job, and cannot matter.
+
+    The order of releases without an allocation in between has no effect; that of autocast's cached copies is random
+    (aten/src/ATen/autocast_mode.cpp, clear_cache). Values of a few bytes that are held for a moment while loading are
+    partly made by the first job of a process only, as by torch/distributed/fsdp/_flat_param.py.
+    """
+    flags = _flags(program)
+    numbers: dict[int, int] = {}
+    kept: list[Event] = []
+    for event in program.events:
+        if event.action in (Action.MARK, Action.WAIT) or event.block < 0:
+            kept.append(event)
+        elif event.block not in flags:
+            kept.append(event._replace(block=numbers.setdefault(event.block, len(numbers))))
+    events: list[Event] = []
+    for is_free, group in itertools.groupby(kept, key=lambda event: event.action == Action.FREE):
+        run = list(group)
+        events += sorted(run, key=lambda event: event.block) if is_free else run
+    return Program(events, program.places)
+
+
+def _flags(program: Program) -> set[int]:
+    freed = {event.block for event in program.events if event.action == Action.FREE}
+    return {
+        event.block
+        for event in program.events
+        if event.action == Action.ALLOCATE
+        and event.nbytes < _FLAG_BYTES
+        and event.block in freed
+        and program.places[event.place].when == "loading"
+    }
 
 
 def _alike(one: EventArrays, program: Program) -> EventArrays:
