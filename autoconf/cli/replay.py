@@ -77,7 +77,7 @@ def replay_one(command: CommandQuery, fields: dict[str, Any], to: OutputOptions,
     overhead = options.overhead_gib
     if overhead is not None and not 0 <= overhead < found.usable_memory_gib:
         raise BadInput(f"--overhead-gib: must be from 0 to less than the GPU's {found.usable_memory_gib:g} GiB")
-    verdict, drawn = _replayed(job, gpus, found, settings, options)
+    verdict, drawn, basis = _replayed(job, gpus, found, settings, options)
     answer = {**_given(command, job, gpus), **asdict(verdict), "training_stack": job.stack_name()}
     if to.as_json:
         with output(to.file) as stream:
@@ -116,7 +116,8 @@ def _given(command: CommandQuery, job: Job, gpus: int) -> dict[str, Any]:
 
 def _replayed(
     job: Job, gpus: int, found: Estimate, settings: AllocatorSettings, options: ReplayOptions
-) -> tuple[Verdict, Timeline]:
+) -> tuple[Verdict, Timeline, str]:
+    """Return the result of a replay, its memory over time, and where the memory outside PyTorch comes from."""
     assert found.usable_memory_gib is not None and job.gpu_model is not None and job.tokens_per_sample is not None
     domain = registry.card(job.model_version or registry.DEFAULT).domain
     names = names_of(domain)
@@ -148,8 +149,10 @@ def _replayed(
         except TraceError as error:
             raise BadInput(f"--replay: {error}") from None
         _tell(f"replaying {len(program.events):,} events")
-        known = overhead_gib(gpus) if options.overhead_gib is None else options.overhead_gib
-        return judge(program, found.usable_memory_gib, known, settings)
+        overhead = options.overhead_gib
+        measured = outside_pytorch.overhead(gpus, gpu if gpu in gpu_types() else None)
+        given = outside_pytorch.Overhead(overhead, "--overhead-gib") if overhead is not None else measured
+        return *judge(program, found.usable_memory_gib, given.gib, settings), given.basis
 
 
 def _capability(gpu: str) -> float:

@@ -139,7 +139,7 @@ class GpuMemory:
         activations = np.array(reserve.activations_gib)
         margin = reserve.gib(activations[:, None], gpus[:1])[:, 0]
         needed = GIB * ((1 + reserve.peak_share) * activations + margin)  # at each of these activations
-        constant = self._total @ _variables(gpus, np.zeros(len(gpus)))
+        constant = self._total @ self._variables(gpus, np.zeros(len(gpus)))
         room = bytes_ - (1 + reserve.peak_share) * constant  # of each moment, for activations and their margin
         found = GIB * np.interp(room, needed, activations) + np.maximum(room - needed[-1], 0) / (1 + reserve.peak_share)
         with np.errstate(divide="ignore", invalid="ignore"):

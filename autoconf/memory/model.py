@@ -10,15 +10,15 @@ from functools import partial
 import numpy as np
 
 from autoconf.jobs.stack import Stack
-from autoconf.memory.gpu_memory import GpuMemory
+from autoconf.memory.gpu_memory import GpuMemory, Resident
 from autoconf.memory.optimizers import Shape, optimizer_bytes
 from autoconf.memory.profile import HeadWay, LayerWay, Point, Trainable
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.sharding import BytesPerParameter, Strategy, UnshardedJob, sharded
 from autoconf.memory.store import ModelsTable
 from autoconf.memory.units import GIB, Floats, Integers, Unsupported
-from autoconf.memory.zero import ZERO, LinearInputs, ZeroJob, zero
-from autoconf.memory.zero_parameters import BucketSizes, ModelSizes, model_sizes
+from autoconf.memory.zero import zero
+from autoconf.memory.zero_job import ZERO, ZeroJob, flat_groups
 
 # The rules by which memory is composed. A version keeps those with which it was made.
 # 1: under FSDP1 and mixed precision, every adapter keeps its own copy of its input. 0: version 2.0.0.
@@ -138,21 +138,20 @@ class GpuJob:
     """What a GPU of a job holds. Its memory is composed when it is first needed: jobs that rules exclude never need it.
 
     Args:
-        job: its parameters and optimizer.
-        strategy: how the GPUs share the job.
-        profile: makes the moments of a micro-batch; see ``sharded``.
+        resident: the minimum that training holds.
+        unsharded_gradients: bytes of gradients that FSDP keeps whole on every GPU under gradient accumulation.
+        compose: makes the memory of the GPU.
     """
 
-    def __init__(self, job: UnshardedJob, strategy: Strategy, profile: Callable[[], Floats]) -> None:
-        self.resident, self.unsharded_gradients = job.resident(strategy), job.unsharded_gradients(strategy)
-        self._job, self._strategy, self._profile = job, strategy, profile
+    def __init__(self, resident: Resident, unsharded_gradients: float, compose: Callable[[], GpuMemory]) -> None:
+        self.resident, self.unsharded_gradients, self._compose = resident, unsharded_gradients, compose
         self._memory: GpuMemory | None = None
 
     @property
     def memory(self) -> GpuMemory:
         """The memory of the GPU."""
         if self._memory is None:
-            self._memory = sharded(self._profile(), self._job, self._strategy)
+            self._memory = self._compose()
         return self._memory
 
 
@@ -186,10 +185,20 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     _check_sharding(table, model, method, stack, strategy)
     rank = None if method == "full" else stack.lora_r
     per_parameter = _bytes_per_parameter(stack, method, strategy)
-    shapes = _shapes(trainable, rank, per_parameter.trainable, flat=strategy == "fsdp1")
-    optimizer = optimizer_bytes(stack.optim, shapes, [count for _, count in trainable.shapes])
+    if strategy in ZERO:
+        optimizer = optimizer_bytes(stack.optim, flat_groups(trainable, rank))
+    else:
+        shapes = _shapes(trainable, rank, per_parameter.trainable, flat=strategy == "fsdp1")
+        optimizer = optimizer_bytes(stack.optim, shapes, [count for _, count in trainable.shapes])
     job = UnshardedJob(trainable.units, per_parameter, stack.gradient_accumulation, rank, optimizer)
-    return GpuJob(job, strategy, profile)
+    if strategy not in ZERO:
+        resident, gradients = job.resident(strategy), job.unsharded_gradients(strategy)
+        return GpuJob(resident, gradients, lambda: sharded(profile(), job, strategy))
+    full = table.trainable(model, "full", "default")
+    if full is None:
+        raise _not_traced(table, model, method, stack, ("full", "default"))
+    zero_job = ZeroJob.of(job, trainable, full, stack)
+    return GpuJob(zero_job.resident(strategy), 0.0, lambda: zero(profile(), zero_job, strategy))
 
 
 def layer_way(stack: Stack, method: str, *, several: bool, rules: int = RULES) -> LayerWay:
@@ -209,18 +218,18 @@ def layer_way(stack: Stack, method: str, *, several: bool, rules: int = RULES) -
     strategy, full = _strategy(stack, several), method == "full"
     dtype = _computing_dtype(stack, strategy)
     alone = strategy == "fsdp1" and not full and stack.shard_adapters  # each adapter is a unit of its own
-    if rules >= 1 and alone and _gathers_in_bf16(stack, strategy):
+    if rules >= 1 and alone and _computes_in_bf16(stack, strategy):
         # peft/tuners/tuners_utils.py, _cast_input_dtype: an adapter casts its input to the dtype of its weights. FSDP1
         # wraps each adapter (peft/utils/other.py, fsdp_auto_wrap_policy), so they are still float32 then.
         adapter_dtype = "float32"
-    elif full or dtype == "float32" or _gathers_in_bf16(stack, strategy):
+    elif full or dtype == "float32" or _computes_in_bf16(stack, strategy):
         adapter_dtype = dtype
     else:
         adapter_dtype = stack.adapter_dtype
     return LayerWay(
         method=method,
         torch_dtype=dtype,
-        mixed_precision=stack.mixed_precision,
+        mixed_precision=_autocast(stack, strategy),
         adapter_dtype=adapter_dtype,
         dropout=not full and stack.lora_dropout > 0,
         gradient_checkpointing=stack.gradient_checkpointing,

@@ -185,13 +185,13 @@ class UnshardedJob:
         weights = self.sharded_weights + self.units.unsharded_bytes
         return Resident(whole=weights + self.gradients + _buckets(self, strategy) + states, sharded=0.0)
 
-    def moments(self, profile: Floats) -> _UnshardedMoments:
+    def moments(self, profile: Floats) -> UnshardedMoments:
         """A profile at the rank of this job."""
         constant, per_token, constant_per_rank, per_token_per_rank, *gradients = profile[:, 1:].T
         of_adapters = self.rank or 0
         activations = [constant + of_adapters * constant_per_rank, per_token + of_adapters * per_token_per_rank]
         scaled = [column * (self.rank or 1) for column in gradients]
-        return _UnshardedMoments(profile[:, 0].astype(int), np.stack(activations, axis=1), *scaled)
+        return UnshardedMoments(profile[:, 0].astype(int), np.stack(activations, axis=1), *scaled)
 
 
 class UnshardedMoments(NamedTuple):
@@ -247,7 +247,7 @@ def _buckets(job: UnshardedJob, strategy: Strategy) -> int:
     return job.gradients if strategy == "ddp" else 0
 
 
-def _replicated(job: UnshardedJob, moments: _UnshardedMoments, buckets: int) -> list[Moments]:
+def _replicated(job: UnshardedJob, moments: UnshardedMoments, buckets: int) -> list[Moments]:
     """Every GPU holds the whole job."""
     weights, states = job.sharded_weights + job.units.unsharded_bytes, job.optimizer.states
     if job.accumulating:
@@ -261,7 +261,7 @@ def _replicated(job: UnshardedJob, moments: _UnshardedMoments, buckets: int) -> 
     return [micro_batch, step]
 
 
-def _fsdp1(job: UnshardedJob, moments: _UnshardedMoments) -> list[Moments]:
+def _fsdp1(job: UnshardedJob, moments: UnshardedMoments) -> list[Moments]:
     adapters = job.rank is not None
     # The memory that FSDP1 gathers for single adapters is negligible.
     schedule = _FSDP1_ADAPTERS if adapters else _FSDP1
@@ -273,7 +273,7 @@ def _fsdp1(job: UnshardedJob, moments: _UnshardedMoments) -> list[Moments]:
     return [_reduced_at_once(job, held), _step_on_shards(job)]
 
 
-def _fsdp2(job: UnshardedJob, moments: _UnshardedMoments) -> list[Moments]:
+def _fsdp2(job: UnshardedJob, moments: UnshardedMoments) -> list[Moments]:
     held = _gathering(job, moments, _FSDP2)
     stored, newest = job.bytes_per_parameter.stored_per_computed, held.moments.newest_gradient
     finished = held.moments.finished_gradients
@@ -336,7 +336,7 @@ class _Gathering(NamedTuple):
 
 
 def _gathering(
-    job: UnshardedJob, moments: _UnshardedMoments, schedule: _Schedule, *, trainable_of_layers: bool = True
+    job: UnshardedJob, moments: UnshardedMoments, schedule: _Schedule, *, trainable_of_layers: bool = True
 ) -> _Gathering:
     index, columns = schedule.at(moments.points)
     copies: dict[str, Floats] = dict(zip(_Gathered._fields, columns, strict=True))

@@ -7,20 +7,17 @@ The figures were read from the code of DeepSpeed 0.19.8 and are tested against i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from autoconf.memory.gpu_memory import Curves, GpuMemory, Moments, Resident
+from autoconf.memory.gpu_memory import Curves, GpuMemory, Moments
 from autoconf.memory.profile import Point
-from autoconf.memory.sharding import UnshardedJob, UnshardedMoments
+from autoconf.memory.sharding import UnshardedMoments
 from autoconf.memory.units import Floats, Integers
-from autoconf.memory.zero_parameters import BucketSizes, ModelSizes, gathered_parameters
+from autoconf.memory.zero_job import ZeroJob, ZeroStage
+from autoconf.memory.zero_parameters import ModelSizes, gathered_parameters
 
-ZeroStage = Literal["zero1", "zero2", "zero3"]
-ZERO: tuple[ZeroStage, ...] = get_args(ZeroStage)
 _MOST_GPUS = 512  # the memory on more GPUs is that on this many
 _NO_ACTIVATIONS = np.zeros((1, 2))
 _BYTES_OF_A_NORM = 8  # utils.py, get_norm_dtype: float64
@@ -43,66 +40,32 @@ class _Curve(IntEnum):
     SPLIT_ROOT = 5  # the same of embeddings and head
 
 
-class LinearInputs(NamedTuple):
-    """Elements per token of the inputs of frozen linear layers that nothing else keeps for the backward pass."""
+def _coefficients(**elements: float) -> Floats:
+    """Coefficients of the curves, in bytes per element, by the names of ``_Curve``."""
+    found = np.zeros(len(_Curve))
+    for name, value in elements.items():
+        found[_Curve[name.upper()]] = value
+    return found
 
-    of_layer: int
-    of_head: int
 
+def zero(profile: Floats, job: ZeroJob, stage: ZeroStage) -> GpuMemory:
+    """Memory of each GPU of a job under one of ZeRO's stages.
 
-@dataclass(frozen=True)
-class ZeroJob:
-    """A job under ZeRO.
-
-    Attributes:
-        job: the job on one GPU.
-        trainable: its trainable parameters.
-        parameters: all its parameters.
-        buckets: DeepSpeed's settings.
-        recomputes: whether layers are checkpointed.
-        groups: parameter groups of the optimizer: parameters with and without weight decay.
-        linear_inputs: inputs of frozen linear layers, which only ZeRO-3 keeps.
+    Args:
+        profile: moments of a micro-batch with the columns of ``StackMoment``, shape (moments, 9), in bytes.
+        job: the rest of the job.
+        stage: ZeRO's stage.
     """
-
-    job: UnshardedJob
-    trainable: ModelSizes
-    parameters: ModelSizes
-    buckets: BucketSizes
-    recomputes: bool
-    groups: int
-    linear_inputs: LinearInputs = LinearInputs(0, 0)
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of a trainable parameter and of its gradient."""
-        return self.job.bytes_per_parameter.trainable_computing
-
-    @property
-    def states(self) -> float:
-        """Bytes of float32 parameters and states, summed over all GPUs."""
-        return 4 * self.job.trainable + self.job.optimizer.states
-
-    @property
-    def temporaries(self) -> float:
-        """Bytes of the optimizer's temporaries for each element that it steps over."""
-        return self.job.optimizer.step / self.job.trainable
-
-    def coefficients(self, **elements: float) -> Floats:
-        """Coefficients of the curves, in bytes per element, by the names of ``_Curve``."""
-        found = np.zeros(len(_Curve))
-        for name, value in elements.items():
-            found[_Curve[name.upper()]] = value
-        return found
+    moments = job.job.moments(profile)
+    if stage == "zero3":
+        return GpuMemory(_zero3(job, moments), job.resident(stage), curves=_curves3(job))
+    composed = _zero1_or_2(job, moments, partitions_gradients=stage == "zero2")
+    return GpuMemory(composed, job.resident(stage), curves=_curves(job))
 
 
-def zero(job: ZeroJob, stage: ZeroStage) -> GpuMemory:
-    """Memory of each GPU of a job under one of ZeRO's stages."""
-    return _zero3(job) if stage == "zero3" else _zero1_or_2(job, partitions_gradients=stage == "zero2")
-
-
-def _zero1_or_2(zero: ZeroJob, *, partitions_gradients: bool) -> GpuMemory:
+def _zero1_or_2(zero: ZeroJob, moments: UnshardedMoments, *, partitions_gradients: bool) -> list[Moments]:
     """stage_1_and_2.py: whole parameters in flat buffers; float32 parameters and states of one partition of these."""
-    job, moments = zero.job, zero.job.moments()
+    job = zero.job
     weights = job.sharded_weights + job.units.unsharded_bytes
     held = _partitioned(zero, moments) if partitions_gradients else _replicated(zero, moments)
     gradients, curves = held
@@ -112,14 +75,12 @@ def _zero1_or_2(zero: ZeroJob, *, partitions_gradients: bool) -> GpuMemory:
     )  # fmt: skip
     steps = [
         Moments(
-            _NO_ACTIVATIONS, weights=weights, gradients=whole, gradients_curves=zero.coefficients(**elements),
+            _NO_ACTIVATIONS, weights=weights, gradients=whole, gradients_curves=_coefficients(**elements),
             optimizer_sharded=zero.states,
         )
         for whole, elements in [*_end(zero, partitions_gradients), *_steps(zero)]
     ]  # fmt: skip
-    whole = weights if partitions_gradients else weights + job.gradients
-    sharded = zero.states + (job.gradients if partitions_gradients else 0)
-    return GpuMemory([micro_batch, *steps], Resident(whole, sharded), curves=_curves(zero))
+    return [micro_batch, *steps]
 
 
 def _buckets(zero: ZeroJob) -> float:
@@ -140,7 +101,7 @@ def _replicated(zero: ZeroJob, moments: UnshardedMoments) -> tuple[Floats, Float
     curves = np.zeros((len(so_far), len(_Curve)))
     if zero.buckets.overlap_comm:
         backward = ~np.isin(moments.points, (*_BEFORE_LOSS, Point.LOSS))
-        curves[backward] = zero.coefficients(owned_last=zero.itemsize)
+        curves[backward] = _coefficients(owned_last=zero.itemsize)
     return gradients, curves
 
 
@@ -154,12 +115,12 @@ def _partitioned(zero: ZeroJob, moments: UnshardedMoments) -> tuple[Floats, Floa
     gradients = np.where(before, 0.0, _pending(zero, moments) + _buckets(zero))
     curves = np.zeros((len(before), len(_Curve)))
     if zero.job.accumulating:
-        curves[:] = zero.coefficients(owned=zero.itemsize)
+        curves[:] = _coefficients(owned=zero.itemsize)
     last, embeddings = np.isin(moments.points, _LAST) & ~before, np.isin(moments.points, _EMBEDDINGS)
-    curves[last] += zero.coefficients(owned_last=zero.itemsize)
-    curves[embeddings] += zero.coefficients(owned=zero.itemsize, split_root=zero.itemsize)
+    curves[last] += _coefficients(owned_last=zero.itemsize)
+    curves[embeddings] += _coefficients(owned=zero.itemsize, split_root=zero.itemsize)
     middle = ~(before | last | embeddings | (moments.points == Point.LOSS))
-    curves[middle] += zero.coefficients(owned_last=zero.itemsize)
+    curves[middle] += _coefficients(owned_last=zero.itemsize)
     return gradients, curves
 
 
@@ -204,12 +165,10 @@ def _steps(zero: ZeroJob) -> list[tuple[float, dict[str, float]]]:
     ]
 
 
-def _zero3(zero: ZeroJob) -> GpuMemory:
+def _zero3(zero: ZeroJob, moments: UnshardedMoments) -> list[Moments]:
     """stage3.py: all parameters, gradients and states are sharded; the bucket exists from the beginning on."""
-    job, moments, buckets = zero.job, zero.job.moments(), zero.buckets
+    job, buckets, states = zero.job, zero.buckets, zero.states3
     bucket = zero.itemsize * buckets.reduce_bucket_size
-    # _create_fp32_partitions: float32 parameters are not copied.
-    states = zero.states if zero.itemsize < 4 else job.optimizer.states
     persistent, others = _persistent(zero)
     gathered = gathered_parameters(others, buckets, recomputes=zero.recomputes, adapted=zero.adapted)
     unit = job.bytes_per_parameter.frozen_computing
@@ -220,12 +179,12 @@ def _zero3(zero: ZeroJob) -> GpuMemory:
         moments.activations + _linear_inputs(zero, moments.points),
         weights=job.units.unsharded_bytes, weights_sharded=job.sharded_weights,
         gradients=gradients, gradients_sharded=job.gradients, optimizer_sharded=states,
-        gathered=unit * (of_points + persistent), gradients_curves=zero.coefficients(),
+        gathered=unit * (of_points + persistent), gradients_curves=_coefficients(),
     )  # fmt: skip
     steps = [
         Moments(
             _NO_ACTIVATIONS, weights=job.units.unsharded_bytes, weights_sharded=job.sharded_weights, gradients=bucket,
-            gradients_sharded=job.gradients, optimizer_sharded=states, gradients_curves=zero.coefficients(**elements),
+            gradients_sharded=job.gradients, optimizer_sharded=states, gradients_curves=_coefficients(**elements),
         )
         for elements in (
             {"normed": _BYTES_OF_A_NORM},
@@ -233,8 +192,7 @@ def _zero3(zero: ZeroJob) -> GpuMemory:
             {"stepped": 4 + zero.temporaries},
         )
     ]  # fmt: skip
-    resident = Resident(job.units.unsharded_bytes, job.sharded_weights + job.gradients + states)
-    return GpuMemory([micro_batch, *steps], resident, curves=_curves3(zero))
+    return [micro_batch, *steps]
 
 
 def _copies(zero: ZeroJob, moments: UnshardedMoments) -> Floats:

@@ -10,7 +10,7 @@ import autoconf
 from autoconf.jobs.presets import SETTINGS, training_stack
 from autoconf.jobs.stack import Sharding
 from autoconf.memory.units import Unsupported
-from autoconf.memory.zero import ZERO
+from autoconf.memory.zero_job import ZERO
 from autoconf.predictor import registry
 from autoconf.predictor.predictor import Predictor
 
@@ -24,12 +24,16 @@ JOB = {
 def test_version_2_0_0_refuses_them_by_name(sharding):
     answer = autoconf.recommend(autoconf.Workload(**JOB, sharding=sharding, model_version="2.0.0"))
     assert (answer.can_recommend, answer.outcome) == (0, "outside_domain")
-    assert answer.reason == f"sharding '{sharding}' is not in the domain of version 2.0.0, which has ddp, fsdp1 and fsdp2"
+    assert (
+        answer.reason == f"sharding '{sharding}' is not in the domain of version 2.0.0, which has ddp, fsdp1 and fsdp2"
+    )
 
 
 def test_version_1_1_0_refuses_them_like_every_other_stack():
     answer = autoconf.recommend(
-        autoconf.Workload(**{**JOB, "model_name": "llama-7b", "stack": "reference"}, sharding="zero3", model_version="1.1.0")
+        autoconf.Workload(
+            **{**JOB, "model_name": "llama-7b", "stack": "reference"}, sharding="zero3", model_version="1.1.0"
+        )
     )
     assert (answer.can_recommend, answer.outcome) == (0, "outside_domain")
     assert "sharding 'zero3'" in answer.reason and "1.1.0" in answer.reason

@@ -9,6 +9,7 @@ from typing import Annotated, get_args
 import numpy as np
 import typer
 
+from autoconf.jobs.stack import Sharding
 from autoconf.memory.model import RULES
 from autoconf.memory.store import write_models
 from autoconf.pipeline.calibration import reserve

@@ -22,6 +22,7 @@ from autoconf.pipeline.tracing.recorder import TraceError
 
 _NO_LAYER = -1
 _LAYER = re.compile(r"layer (\d+)")
+_LAYER_OF_MODULE = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)(?:\.|$)")
 _OVER_PARAMETERS = ("optimizer", "clipping")
 _OF_STATES = (
     "aten.zeros_like.default",
@@ -81,7 +82,7 @@ def extend(program: Program, short: int, layers: int) -> Extension:
 def _layers(program: Program, short: int) -> Integers:
     """The layer of each event, or -1; shape (events,)."""
     events, places = program.events, program.places
-    by_time = [_number(place.part) for place in places]
+    known = [_layer_of(place) for place in places]
     over_parameters = [place.part in _OVER_PARAMETERS or place.when == "loading" for place in places]
     layers = np.full(len(events), _NO_LAYER)
     layer_of_block: dict[int, int] = {}
@@ -99,8 +100,9 @@ def _layers(program: Program, short: int) -> Integers:
     return layers
 
 
-def _number(part: str) -> int:
-    found = _LAYER.match(part)
+def _layer_of(place: Place) -> int:
+    """The layer that runs, or that is loaded; -1 for none."""
+    found = _LAYER_OF_MODULE.search(place.module) if place.when == "loading" else _LAYER.match(place.part)
     return int(found.group(1)) if found else _NO_LAYER
 
 
@@ -131,7 +133,8 @@ def _runs(program: Program, over_parameters: Sequence[bool], short: int) -> Iter
     for index, event in enumerate(program.events):
         if event.action != Action.ALLOCATE:
             continue
-        here = _pass(program.places[event.place]) if over_parameters[event.place] else None
+        place_here = program.places[event.place]
+        here = _pass(place_here) if over_parameters[event.place] and _layer_of(place_here) == _NO_LAYER else None
         if here != place or here is None:
             if len(run) >= short:
                 yield run

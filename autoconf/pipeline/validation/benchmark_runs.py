@@ -66,7 +66,7 @@ class Run:
         }
 
     def replay_job(self) -> dict[str, Any]:
-        """The input of ``autoconf.pipeline.validation.replay_jobs``, but for the capacities of the GPU."""
+        """The input of ``autoconf.pipeline.validation.replay_jobs``, without the capacity of the GPU."""
         batches = (self.samples, self.tokens_per_gpu // self.samples, self.accumulation)
         return {**self.job(), "gpus": self.gpus, "batches": batches}
 

@@ -57,21 +57,16 @@ def compare(runs: Sequence[Run]) -> list[Reserved]:
         theirs = [run for run in runs if run.libraries == libraries]
         jobs = [_job(run) for run in theirs]
         for run, figures in zip(theirs, environments.run(libraries, _MODULE, jobs), strict=True):
-            found[run.line] = _reserved(run, figures)
+            figures.pop("retries", None)
+            found[run.line] = Reserved(run, **figures)
     return [found[run.line] for run in runs]
-
-
-def _reserved(run: Run, figures: dict[str, Any]) -> Reserved:
-    if "problem" in figures:
-        return Reserved(run, problem=figures["problem"])
-    return Reserved(run, figures["allocated_gib"], figures["reserved_gib"][0], figures["failed"][0])
 
 
 _MODULE = "autoconf.pipeline.validation.replay_jobs"
 
 
 def _job(run: Run) -> dict[str, Any]:
-    return {**run.replay_job(), "capacities_gib": [run.usable_gib - overhead_gib(run.gpus)]}
+    return {**run.replay_job(), "capacity_gib": run.usable_gib - A100_READINGS_GIB[run.gpus > 1]}
 
 
 def table(found: Sequence[Reserved]) -> list[dict[str, Any]]:

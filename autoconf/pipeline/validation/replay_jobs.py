@@ -19,24 +19,26 @@ from autoconf.pipeline.tracing.recorder import TraceError
 
 
 def replayed(job: dict[str, Any]) -> dict[str, Any]:
-    """Replay a job on GPUs of its ``capacities_gib``.
+    """Replay a job on a GPU of some capacity.
+
+    Args:
+        job: architecture, method, stack, gpus, batches (samples, tokens of each, accumulation), capacity_gib, and
+            ``least`` where the smallest sufficient capacity is wanted, too.
 
     Returns:
-        The peak of allocated memory, and for each capacity the peak of reserved memory, whether the job ran out of
-        memory, and how often all free segments were released; memory in GiB. ``{"problem": text}`` if the job cannot
-        be recorded.
+        Peaks of allocated and reserved memory, in GiB, and whether it failed; or ``{"problem": text}``.
     """
     parsed = TrainingSetup(Architecture(**job["architecture"]), job["method"], Stack(**job["stack"]), job["gpus"])
     try:
         program = record(parsed, Batches(*job["batches"]))
     except (TraceError, ValueError, AttributeError, RuntimeError, TypeError) as error:
         return {"problem": f"{type(error).__name__}: {error}"}
-    found = [replay(program, int(capacity * GIB)) for capacity in job["capacities_gib"]]
-    return {
-        "allocated_gib": max(one.allocated for one in found) / GIB,
-        "reserved_gib": [one.reserved / GIB for one in found],
-        "failed": [one.failed_at is not None for one in found],
-        "retries": [one.retries for one in found],
+    found = replay(program, int(job["capacity_gib"] * GIB))
+    figures = {
+        "allocated_gib": found.allocated / GIB,
+        "reserved_gib": found.reserved / GIB,
+        "failed": found.failed_at is not None,
+        "retries": found.retries,
     }
     if job.get("least"):
         figures["least_gib"] = least_capacity(program).nbytes / GIB
