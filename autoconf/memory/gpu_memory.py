@@ -103,10 +103,8 @@ class GpuMemory:
         parts = np.concatenate([some.terms() for some in moments], axis=1)
         total = parts.sum(axis=0)
         kept = undominated(total, decimals=0)
-        self._parts, self._total = (
-            parts[:, kept],
-            total[kept],
-        )  # shapes (parts, moments, variables), (moments, variables)
+        self._parts = parts[:, kept]  # shape (parts, moments, variables)
+        self._total = total[kept]  # shape (moments, variables)
 
     def peak_bytes(self, gpus: Integers, tokens: Floats | Integers) -> Floats:
         """Peak bytes without the safety margin, shape (candidates,).

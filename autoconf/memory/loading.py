@@ -235,7 +235,7 @@ def _replicated(model: LoadedModel, strategy: Strategy) -> list[Held]:
 def _broadcasts(model: LoadedModel) -> list[float]:
     """Bytes of two buffers of DDP's broadcast: torch/csrc/distributed/c10d/comm.cpp, broadcast_coalesced.
 
-    A buffer ends with the tensor that makes it as large as its limit. One with a single tensor is no copy.
+    A buffer ends with the tensor that makes it as large as its limit. A buffer with a single tensor is not copied.
     """
     buffers: list[list[tuple[int, float]]] = []  # index and bytes of each tensor
     filling: dict[int, list[tuple[int, float]]] = {}  # by bytes of an element

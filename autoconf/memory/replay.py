@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
@@ -198,18 +198,31 @@ def least_capacity(
     def runs(capacity: int) -> bool:
         return replay(program, capacity, settings).failed_at is None
 
-    low, high = free.allocated - 1, free.reserved
+    return search(free.allocated, free.reserved, runs, tolerance=tolerance, grid=grid)
+
+
+def search(allocated: int, reserved: int, runs: Callable[[int], bool], *, tolerance: int, grid: int) -> LeastCapacity:
+    """Find the smallest capacity of ``least_capacity`` by trying capacities.
+
+    Args:
+        allocated: the most bytes that the program allocates.
+        reserved: the most bytes that it reserves without a limit, with which it runs.
+        runs: whether the program runs on a capacity.
+        tolerance: as in ``least_capacity``.
+        grid: as in ``least_capacity``.
+
+    >>> search(5, 20, lambda capacity: capacity in (7, 8) or capacity > 10, tolerance=1, grid=15)
+    LeastCapacity(nbytes=11, also_ran=(7,))
+    """
+    low, high = allocated - 1, reserved
     ran: list[int] = []
     while True:
         while high - low > tolerance:
             middle = (low + high) // 2
-            if runs(middle):
-                high = middle
-            else:
-                low = middle
-        tried = sorted({int(c) for c in np.linspace(high, free.reserved, grid + 2)[1:-1]} - {high})
+            low, high = (low, middle) if runs(middle) else (middle, high)
+        tried = sorted({int(c) for c in np.linspace(high, reserved, grid + 2)[1:-1]} - {high})
         failing = [capacity for capacity in tried if capacity - high >= tolerance and not runs(capacity)]
         if not failing:
             return LeastCapacity(high, tuple(sorted(ran)))
         ran.append(high)
-        low, high = failing[-1], free.reserved
+        low, high = failing[-1], reserved

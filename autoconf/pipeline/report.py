@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
+
+import typer
 
 from autoconf.errors import BadInput
 
@@ -24,6 +26,31 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
     return "\n".join("| " + " | ".join("" if cell is None else str(cell) for cell in line) + " |" for line in lines)
+
+
+class Named(Protocol):
+    """Something with a name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+Item = TypeVar("Item", bound=Named)
+
+
+def with_words(what: str, items: Iterable[Item], words: Sequence[str] | None) -> list[Item]:
+    """Select items whose names have all words, in any case; end a command with exit code 2 if there are none.
+
+    Args:
+        what: what the items are, for the message.
+        items: the items.
+        words: words of their names; all items if there are none.
+    """
+    chosen = [item for item in items if all(word.lower() in item.name.lower() for word in words or ())]
+    if not chosen:
+        typer.echo(f"no {what} has {' and '.join(words or ())} in its name", err=True)
+        raise typer.Exit(2)
+    return chosen
 
 
 def require_section(readme: Path, what: str, command: str) -> None:

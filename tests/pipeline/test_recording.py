@@ -58,6 +58,16 @@ def test_it_is_the_program_of_the_full_model_at_another_size(
     assert blocks_in_order(found) == blocks_in_order(direct)
 
 
+def test_the_first_allocation_of_a_quantized_model_is_as_large_as_the_full_model() -> None:
+    job = setup("qlora", 1, 12, quantization="nf4", adapter_dtype="float32")
+    direct = as_arrays(canonical(record(job, Batches(2, 1000))).events)
+    found = recording(job).events(2000)
+    assert np.array_equal(found.actions, direct.actions) and blocks_in_order(found) == blocks_in_order(direct)
+    (differs,) = np.flatnonzero(found.nbytes.clip(MIN_BLOCK) != direct.nbytes.clip(MIN_BLOCK))
+    assert differs == 0  # transformers' caching_allocator_warmup, which counts buffers, too
+    assert found.nbytes[0] == pytest.approx(direct.nbytes[0], rel=0.01)
+
+
 def test_under_fsdp1_it_ends_as_the_program_of_the_full_model() -> None:
     # Only what FSDP1 allocates and frees at once for each unit, at the first forward pass, is not repeated.
     job = setup("full", 2, 12, sharding="fsdp1", mixed_precision="bf16")

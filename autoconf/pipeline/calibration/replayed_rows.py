@@ -8,6 +8,7 @@ seen.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import tempfile
@@ -22,10 +23,9 @@ import typer
 
 from autoconf.errors import AutoConfError, BadInput
 from autoconf.memory.units import GIB, Booleans, Floats
-from autoconf.pipeline.calibration.held_out import DecisionRule, curve
-from autoconf.pipeline.calibration.held_out import held_out as held_out_by_table_or_model
+from autoconf.pipeline.calibration.held_out import log_loss
 from autoconf.pipeline.calibration.real_rows import read_rows
-from autoconf.pipeline.calibration.reserve import THRESHOLD, free_gib, logistic
+from autoconf.pipeline.calibration.reserve import THRESHOLD, free_gib, learn
 from autoconf.pipeline.replay import compiled
 from autoconf.pipeline.replay.event_arrays import EventArrays
 from autoconf.pipeline.report import markdown
@@ -39,9 +39,7 @@ ROWS = Path(__file__).with_name("replayed_rows.csv")
 _LEAST_FREE_GIB = 0.3
 _MOST_SHARE, _MOST_GIB = 0.4, 2.0
 _SPLITS = ("table", "model")
-_BASES = np.linspace(0, 8, 161)[:, None]  # GiB that must stay free
-_WIDTHS = np.geomspace(0.05, 2, 12)  # variation between runs, in GiB
-_THRESHOLDS = (0.5, 0.9)
+_THRESHOLDS = (0.5, THRESHOLD)
 
 
 def undecided(rows: pd.DataFrame) -> Booleans:
@@ -116,7 +114,7 @@ def _least_gib(path: Path) -> float:
 
 
 def read() -> pd.DataFrame:
-    """The real rows, with the GiB that are free beside the peak (``free``) and beyond the least capacity (``spare``).
+    """The real rows, with the GiB that are free beyond the least capacity of their replay (``spare``).
 
     Where the peak decides, ``spare`` is that side of the decision: the free memory, or what is free in the worst case.
 
@@ -127,81 +125,62 @@ def read() -> pd.DataFrame:
     free = free_gib(rows)
     decided = np.where(free <= _LEAST_FREE_GIB, free, free - _MOST_SHARE * rows["peak_gib"])
     replays = rows["usable_gib"] - rows["least_gib"]
-    return rows.assign(free=free, spare=replays.where(undecided(rows), pd.Series(decided)))
+    return rows.assign(spare=replays.where(undecided(rows), pd.Series(decided)))
 
 
-def held_out(rows: pd.DataFrame, measure: str, split: str) -> Floats:
-    """The probability that each row finished, by a measure in GiB, learned from other tables or other models.
+# The rules: each names the memory of a run that counts as its peak, and whether a share of activations counts as well.
+CONSTANT, REPLAY = "constant beside the peak", "constant beyond the replay's least capacity"
+# As version 2.0.0, whose form was chosen with knowledge of these rows.
+WITH_SHARE = "constant and a share of activations beside the peak *"
 
-    A run finishes if the measure exceeds a base, on one GPU and on several a different one; the base and the variation
-    between runs are averaged over what the other rows say.
-    """
-    several = (rows["number_gpus"] > 1).to_numpy()
+
+def as_rule(rows: pd.DataFrame, rule: str) -> pd.DataFrame:
+    """Rows as ``reserve.learn`` has to see them for a rule."""
+    if rule == WITH_SHARE:
+        return rows
+    peak = rows["peak_gib"] if rule == CONSTANT else rows["usable_gib"] - rows["spare"]
+    return rows.assign(peak_gib=peak, activations_gib=0.0)
+
+
+def held_out(rows: pd.DataFrame, split: str) -> Floats:
+    """The probability that each row finished, learned from other tables or other models, shape (rows,)."""
     found = np.empty(len(rows))
     for name in rows[split].unique():
         unseen = (rows[split] == name).to_numpy()
-        for side in (False, True):
-            known = rows[~unseen & (several == side)][[measure, LABEL]].drop_duplicates()
-            weights = _weights(known[measure].to_numpy(), known[LABEL].to_numpy())
-            asked = unseen & (several == side)
-            found[asked] = [(weights * logistic((x - _BASES) / _WIDTHS)).sum() for x in rows.loc[asked, measure]]
+        columns = (free_gib(rows[unseen]), rows.loc[unseen, "activations_gib"], rows.loc[unseen, "number_gpus"])
+        found[unseen] = learn(rows[~unseen]).probabilities(*(column.to_numpy() for column in columns))
     return found
 
 
-def _weights(measure: Floats, finished: Floats) -> Floats:
-    """How likely each base and width is, shape (bases, widths); their sum is 1."""
-    likely = np.zeros((len(_BASES), len(_WIDTHS)))
-    for value, fits in zip(measure, finished, strict=True):
-        beyond = (value - _BASES) / _WIDTHS
-        likely -= np.logaddexp(0, -beyond if fits else beyond)
-    weights = np.exp(likely - likely.max())
-    return np.asarray(weights / weights.sum())
-
-
-MEASURES = {"free": "constant beside the peak", "spare": "constant beyond the replay's least capacity"}
-
-
-# What version 2.0.0 learned; its form was chosen with knowledge of these rows.
-WITH_SHARE = DecisionRule("constant and a share of activations beside the peak *", curve, THRESHOLD)
-
-
-def _probability(rows: pd.DataFrame, name: str, split: str) -> Floats:
-    if name == WITH_SHARE.name:
-        return held_out_by_table_or_model(WITH_SHARE, split)
-    return held_out(rows, next(measure for measure, rule in MEASURES.items() if rule == name), split)
-
-
 def side_by_side(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """A row for each measure and each split: log loss, and wrong decisions at two thresholds."""
+    """A row for each rule and each split: log loss, and wrong decisions at two thresholds."""
     near, finished = undecided(rows), rows[LABEL].to_numpy()
     found = []
-    for split in _SPLITS:
-        for name in (*MEASURES.values(), WITH_SHARE.name):
-            probability = _probability(rows, name, split).clip(1e-4, 1 - 1e-4)
-            loss = -np.where(finished == 1, np.log(probability), np.log(1 - probability))
-            line: dict[str, Any] = {
-                "held out by": split,
-                "rule": name,
-                f"log loss, {len(rows)} runs": loss.mean().round(4),
-                f"log loss, the {near.sum()} that the peak leaves open": loss[near].mean().round(3),
-            }
-            for threshold in _THRESHOLDS:
-                fits = probability >= threshold
-                wrong = [int((fits & (finished == 0)).sum()), int((~fits & (finished == 1)).sum())]
-                line[f"failed, said to fit / finished, refused, at {threshold}"] = f"{wrong[0]} / {wrong[1]}"
-            found.append(line)
+    for split, rule in itertools.product(_SPLITS, (CONSTANT, REPLAY, WITH_SHARE)):
+        probability = held_out(as_rule(rows, rule), split)
+        loss = log_loss(finished, probability)
+        line: dict[str, Any] = {
+            "held out by": split,
+            "rule": rule,
+            f"log loss, {len(rows)} runs": loss.mean().round(4),
+            f"log loss, the {near.sum()} that the peak leaves open": loss[near].mean().round(3),
+        }
+        for threshold in _THRESHOLDS:
+            fits = probability >= threshold
+            wrong = [int((fits & (finished == 0)).sum()), int((~fits & (finished == 1)).sum())]
+            line[f"failed, said to fit / finished, refused, at {threshold:g}"] = f"{wrong[0]} / {wrong[1]}"
+        found.append(line)
     return found
 
 
 def edges(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """How far runs contradict each other: the most that is free where a run failed, the least where one finished."""
+    """How far runs contradict a constant: the most GiB free where a run failed, and the least where one finished."""
     found = []
-    for name, several in (("one", False), ("several", True)):
-        side = rows[((rows["number_gpus"] > 1) == several) & undecided(rows)]
-        for measure, rule in MEASURES.items():
-            failed, ran = (side.loc[side[LABEL] == outcome, measure] for outcome in (0, 1))
-            most, least = f"{failed.max():.2f}", f"{ran.min():.2f}"
-            found.append({"GPUs": name, "rule": rule, "most of a failed run": most, "least of a finished one": least})
+    for (name, several), rule in itertools.product({"one": False, "several": True}.items(), (CONSTANT, REPLAY)):
+        side = as_rule(rows[((rows["number_gpus"] > 1) == several) & undecided(rows)], rule)
+        failed, ran = (free_gib(side[side[LABEL] == outcome]) for outcome in (0, 1))
+        most, least = f"{failed.max():.2f}", f"{ran.min():.2f}"
+        found.append({"GPUs": name, "rule": rule, "most of a failed run": most, "least of a finished one": least})
     return found
 
 

@@ -109,7 +109,8 @@ def _layer_of(place: Place) -> int:
 def _owners(program: Program, over_parameters: Sequence[bool], short: int) -> dict[int, int]:
     """The layers of allocations that are made for each parameter in turn, by event."""
     runs = list(_runs(program, over_parameters, short))
-    known = [_periods([_kind(program, index) for index in run], short) for run in runs]
+    kinds: dict[tuple[str, int], int] = {}  # numbers of ops with sizes
+    known = [_periods([kinds.setdefault(_kind(program, index), len(kinds)) for index in run], short) for run in runs]
     found = {}
     for run, periods in zip(runs, known, strict=True):
         # An op whose results are all of one size, such as a norm of each gradient, is as long as another one.
@@ -120,10 +121,9 @@ def _owners(program: Program, over_parameters: Sequence[bool], short: int) -> di
     return found
 
 
-def _kind(program: Program, index: int) -> int:
-    """A number that is equal for allocations of the same op and size."""
+def _kind(program: Program, index: int) -> tuple[str, int]:
     event = program.events[index]
-    return hash((program.places[event.place].op, event.nbytes))
+    return program.places[event.place].op, event.nbytes
 
 
 def _runs(program: Program, over_parameters: Sequence[bool], short: int) -> Iterator[list[int]]:

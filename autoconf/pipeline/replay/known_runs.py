@@ -1,6 +1,6 @@
 """Replay jobs near the edge of a GPU's memory of which it is known whether they ran, and print a table.
 
-``python -m autoconf.pipeline.replay.known_runs`` takes half an hour on a laptop's core. Words select runs:
+``python -m autoconf.pipeline.replay.known_runs`` takes about ten minutes on two cores. Words select runs:
 ``python -m autoconf.pipeline.replay.known_runs mistral lora`` replays those whose names have both.
 """
 
@@ -19,7 +19,7 @@ from autoconf.jobs.stack import Stack
 from autoconf.pipeline.catalog import architectures, gpu_types
 from autoconf.pipeline.replay.judge import Verdict, judge, overhead_gib
 from autoconf.pipeline.replay.record import Batches, record
-from autoconf.pipeline.report import markdown
+from autoconf.pipeline.report import markdown, with_words
 from autoconf.pipeline.tracing.model_setup import Method, TrainingSetup
 
 
@@ -154,13 +154,9 @@ def main(
     words: Annotated[list[str] | None, typer.Argument(help="Words that the names of runs have.")] = None,
 ) -> None:
     """Replay runs and print the table."""
-    chosen = [run for run in RUNS if all(word.lower() in run.name.lower() for word in words or ())]
-    if not chosen:
-        typer.echo(f"no run has {' and '.join(words or ())} in its name", err=True)
-        raise typer.Exit(2)
     console = Console(stderr=True)
     rows = []
-    for run in chosen:
+    for run in with_words("run", RUNS, words):
         console.print(f"replaying {run.name}")
         rows.append(row(run, replayed(run)))
     typer.echo(markdown(rows))

@@ -107,7 +107,7 @@ def size_gib(text: str) -> float:
     (1.3, 0.37890625)
 
     Raises:
-        ValueError: the text is no number with a unit.
+        ValueError: the text is not a number with a unit.
     """
     number, unit = text.split(" ")
     if unit not in _UNITS:

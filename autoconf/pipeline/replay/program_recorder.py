@@ -57,7 +57,7 @@ class ProgramRecorder(Recorder):
             super().see(tensor, op)
 
     def in_host_memory(self, tensor: torch.Tensor) -> None:
-        """Take a new tensor as one in the CPU's memory: it is no block of the GPU."""
+        """Treat a new tensor as one in the CPU's memory, which occupies nothing on the GPU."""
         storage = tensor.untyped_storage()
         if storage not in self._numbers:
             self._numbers[storage] = len(self._sizes)

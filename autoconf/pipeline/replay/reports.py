@@ -32,7 +32,7 @@ from autoconf.memory.replay import Program, Replayed, replay
 from autoconf.memory.units import GIB
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.replay.record import Batches, record
-from autoconf.pipeline.report import markdown
+from autoconf.pipeline.report import markdown, with_words
 from autoconf.pipeline.tracing import model_setup
 from autoconf.pipeline.tracing.model_setup import Method, TrainingSetup
 
@@ -235,10 +235,7 @@ def main(
     words: Annotated[list[str] | None, typer.Argument(help="Words that the names of reports have.")] = None,
 ) -> None:
     """Replay reports and print the tables."""
-    chosen = [one for one in reports() if all(word.lower() in one.name.lower() for word in words or ())]
-    if not chosen:
-        typer.echo(f"no report has {' and '.join(words or ())} in its name", err=True)
-        raise typer.Exit(2)
+    chosen = with_words("report", reports(), words)
     console = Console(stderr=True)
     compared = []
     for report in chosen:

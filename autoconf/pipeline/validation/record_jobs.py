@@ -44,7 +44,7 @@ def recorded(job: dict[str, Any]) -> dict[str, Any]:
 def _write_short(parsed: TrainingSetup, job: dict[str, Any]) -> str:
     try:
         found = recording(parsed)
-    except (TraceError, ValueError):
+    except TraceError:
         return ""
     for number, (samples, tokens) in enumerate(job["sizes"]):
         _write(found.events(samples * tokens, parsed.gpus), job["folder"], number)
