@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -16,6 +18,7 @@ STANDARD_STREAM = "-"
 T = TypeVar("T")
 
 _unfinished: set[Path] = set()
+_given: ContextVar[Mapping[str, str] | None] = ContextVar("given", default=None)
 
 
 def called(path: str) -> str:
@@ -46,6 +49,56 @@ def cannot_read(path: object, error: Exception, what: str = "it") -> BadInput:
 def cannot_write(path: object, error: Exception, what: str = "it") -> BadInput:
     """Make the error for a file or a folder that cannot be written; arguments as in ``cannot_read``."""
     return BadInput(f"{path}: cannot write {what}: {reason(error)}")
+
+
+@contextmanager
+def only_given(texts: Mapping[str, str]) -> Iterator[None]:
+    """Read only these texts instead of files, so that a job from another machine cannot name files of this one.
+
+    Args:
+        texts: the text of each file by its name, which is never used as a path.
+    """
+    token = _given.set({os.path.normpath(name): text for name, text in texts.items()})
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
+def given_files() -> Mapping[str, str] | None:
+    """The texts to read instead of files, by normalized name; ``None`` if files are read.
+
+    >>> with only_given({"./train.sh": "accelerate launch train.py"}):
+    ...     print(given_files())
+    {'train.sh': 'accelerate launch train.py'}
+    """
+    return _given.get()
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file, or such a text where only texts are read."""
+    texts = given_files()
+    return path.is_file() if texts is None else os.path.normpath(path) in texts
+
+
+def file_bytes(path: str, most: int) -> bytes:
+    """Read the first bytes of a file, or of a text where only texts are read.
+
+    Args:
+        path: the file.
+        most: bytes to read.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the path is invalid.
+    """
+    texts = given_files()
+    if texts is None:
+        with open(path, "rb") as file:
+            return file.read(most)
+    if os.path.normpath(path) not in texts:
+        raise FileNotFoundError(errno.ENOENT, "is not one of the given files", path)
+    return texts[os.path.normpath(path)].encode("utf-8", "surrogatepass")[:most]
 
 
 @contextmanager

@@ -3,42 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from autoconf.cli.options import note
 from autoconf.cli.output import output
-from autoconf.errors import BadInput
 from autoconf.jobs.importers.key_table import Place
-from autoconf.jobs.importers.patch import Layout, patch_files
-from autoconf.jobs.importers.reader import read_job
-from autoconf.jobs.importers.translate import JobFile
-from autoconf.jobs.job import BATCHES
-from autoconf.jobs.model_config import config_file
-from autoconf.jobs.model_names import ModelNames
-from autoconf.jobs.names import listed
-from autoconf.planner.known_names import gpu_names
-from autoconf.predictor import registry
-from autoconf.predictor.cards import Domain
+from autoconf.planner.job_files import FromFiles, complete_job, patch_job
 
 NOTHING_TO_PATCH = 3  # exit code without a recommendation, so that no pipe applies an empty manifest
-
-
-# The fields in the first lines of the summary; a job has one of the batches.
-_FIRST = ("method", "tokens_per_sample", "per_device_train_batch_size", "batch_size")
-
-
-class FromFiles(NamedTuple):
-    """A job from files and options.
-
-    Attributes:
-        fields: The fields of the job.
-        provenance: Settings that were read, assumed or unknown, as columns of an answer.
-    """
-
-    fields: dict[str, Any]
-    provenance: dict[str, Any]
 
 
 def job_from_files(paths: Sequence[str], options: Mapping[str, Any]) -> FromFiles:
@@ -47,25 +19,10 @@ def job_from_files(paths: Sequence[str], options: Mapping[str, Any]) -> FromFile
     Raises:
         BadInput: A required setting cannot be read or is missing.
     """
-    job = read_job(paths, options)
-    fields = {**_gpu(job, options), **job.fields, **options}
-    _check_complete(paths, job, fields)
-    if "model_name" not in options:
-        fields["model_name"] = _model(paths, job, fields)
-    for field in _FIRST:
-        if field in fields:
-            note(f"{field}: {fields[field]} ({'options' if field in options else job.origin(field)})")
-    evidence = _evidence(job)
-    if evidence:
-        note(f"belongs to: {evidence}")
-    for heading, lines in (
-        ("read", job.read), ("assumed", job.assumed), ("ignored", job.ignored), ("not known here", job.unknown),
-    ):  # fmt: skip
-        for line in lines:
-            note(f"{heading}: {line}")
-    read = [*(source.record() for source in job.sources), *(request.record() for request in job.requests)]
-    provenance = {"belongs_to": evidence, "read": read, "assumed": list(job.assumed), "unknown": list(job.unknown)}
-    return FromFiles(fields, provenance)
+    found = complete_job(paths, options)
+    for line in found.notes:
+        note(line)
+    return found
 
 
 def provenance_cells(provenance: Mapping[str, Any]) -> dict[str, str]:
@@ -83,68 +40,6 @@ def _in_cell(item: Any) -> str:
     if isinstance(item, str):
         return item
     return f"{Place(item['file'], item['line'], item['key'])}: {item['value']}"
-
-
-def _evidence(job: JobFile) -> str:
-    """The framework that the files belong to, and the evidence."""
-    evidence = job.evidence
-    if evidence.framework is None:
-        return ""
-    kind = "" if evidence.proven else ", whose own defaults are not certain here"
-    return f"{evidence.framework}{kind} (by {', '.join(evidence.because) or 'no key of another trainer'})"
-
-
-def _check_complete(paths: Sequence[str], job: JobFile, fields: Mapping[str, Any]) -> None:
-    """Refuse a job if a required field is neither in the files nor in the options."""
-    missing = [field for field in ("model_name", "method", "gpu_model", "tokens_per_sample") if field not in fields]
-    if not any(batch in fields for batch in BATCHES):
-        missing.append("per_device_train_batch_size")
-    if missing:
-        asked = list(job.asked) if "method" in missing else []
-        if "gpu_model" in missing:  # a type that fits several of the version
-            asked += [str(request) for request in job.requests if request.kind]
-        hints = f" ({'; '.join(asked)})" if asked else ""
-        wanted = [f"--{field.replace('_', '-')}" for field in missing]
-        raise BadInput(f"{', '.join(paths)}: not certain: {', '.join(missing)}{hints}; give {listed(wanted)}")
-
-
-def _gpu(job: JobFile, options: Mapping[str, Any]) -> dict[str, str]:
-    """The type of GPU that Slurm is asked for, if it is one, and fits one type of the version.
-
-    Raises:
-        BadInput: The version is not known.
-    """
-    kinds = {request.kind for request in job.requests if request.kind}
-    if len(kinds) != 1 or "gpu_model" in {**job.fields, **options}:
-        return {}
-    (kind,) = kinds
-    return {} if gpu_names(_domain(options)).find(kind) is None else {"gpu_model": kind}
-
-
-def _domain(fields: Mapping[str, Any]) -> Domain:
-    try:
-        return registry.load(str(fields.get("model_version") or registry.DEFAULT)).domain
-    except ValueError as error:
-        raise BadInput(str(error)) from None
-
-
-def _model(paths: Sequence[str], job: JobFile, fields: Mapping[str, Any]) -> str:
-    """The model of the files: a name, or a folder with a config on this machine.
-
-    Raises:
-        BadInput: It is a path that does not exist here; the message suggests the model that it ends like.
-    """
-    name = str(fields["model_name"])
-    for folder in (Path(), *(Path(path).parent for path in paths)):
-        if config_file(str(folder / name)) is not None:
-            return str(folder / name)
-    if not name.startswith(("/", "./", "../", "~")) and name.count("/") < 2:
-        return name
-    version = str(fields.get("model_version") or registry.DEFAULT)
-    names = ModelNames({known: model.aliases for known, model in _domain(fields).models.items()})
-    if names.find(name) is not None:
-        return name
-    raise BadInput(f"{job.origin('model_name')}: {names.refusal(name, version)}; give --model-name")
 
 
 def write_patched(
@@ -167,49 +62,9 @@ def write_patched(
     if not answer["can_recommend"]:
         note(f"no recommendation: {answer['reason']}")
         return NOTHING_TO_PATCH
-    layout = Layout(int(answer["gpus"]), int(answer["workers"]))
-    patch = patch_files(paths, layout)
-    note(f"{patch.file}: {gpu_change(patch.gpus_before, layout.gpus * layout.workers, job)}", first=True)
-    for line in patch.notes:
-        note(line)
+    patch = patch_job(paths, job, int(answer["gpus"]), int(answer["workers"]))
+    for index, line in enumerate(patch.notes):
+        note(line, first=index == 0)
     with output(output_file) as stream:
         stream.write(patch.data)
     return 0
-
-
-def gpu_change(before: int, after: int, job: Mapping[str, Any]) -> str:
-    """Describe a change of the number of GPUs, its effect on the global batch, and how to keep the batch.
-
-    >>> gpu_change(8, 1, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2})
-    '8 -> 1 GPUs: the global batch changes from 64 to 8 samples; gradient_accumulation_steps=16 keeps it at 64'
-    >>> trl = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
-    >>> print(gpu_change(8, 3, trl).replace("; ", ";\\n"))
-    8 -> 3 GPUs: the global batch changes from 8 to 3 samples;
-    gradient_accumulation_steps=2 makes it 6, and 3 makes it 9;
-    more than 1 step needs more memory, so ask again with it
-    >>> gpu_change(8, 2, {"per_device_train_batch_size": 4})
-    '8 -> 2 GPUs: the global batch becomes 1/4 of what it was; 4 times the gradient_accumulation_steps keep it'
-    >>> gpu_change(8, 2, {"batch_size": 16})
-    '8 -> 2 GPUs: the batch of 16 samples needs per_device_train_batch_size=8'
-    """
-    return f"{before} -> {after} GPUs: {_batch_change(before, after, job)}"
-
-
-def _batch_change(before: int, after: int, job: Mapping[str, Any]) -> str:
-    each, steps = (int(job.get(f) or 0) for f in ("per_device_train_batch_size", "gradient_accumulation_steps"))
-    if not each:
-        batch = int(job["batch_size"])
-        return f"the batch of {batch} samples needs per_device_train_batch_size={batch // after}"
-    if before in (0, after):
-        return "the global batch stays as it is" if before else "the file had none"
-    if not steps:
-        kept = f"{Fraction(before, after)} times the gradient_accumulation_steps keep it"
-        return f"the global batch becomes {Fraction(after, before)} of what it was; {kept}"
-    batch = before * each * steps
-    fewer, rest = divmod(before * steps, after)
-    choices = [n for n in (fewer, fewer + 1) if n and rest] or [fewer]
-    effect = "makes it" if rest else "keeps it at"
-    effects = ", and ".join(f"{n} {effect} {after * each * n}" for n in choices)
-    change = f"from {batch} to {after * each * steps} samples; gradient_accumulation_steps={effects}"
-    memory = "; more than 1 step needs more memory, so ask again with it" if steps == 1 and before > after else ""
-    return f"the global batch changes {change}{memory}"

@@ -88,7 +88,7 @@ def recommend_command(
             _patch(job_files or [], fields, to)
         provenance: dict[str, Any] = {}
         if job_files:
-            fields, provenance = job_from_files(job_files, fields)
+            fields, provenance, _ = job_from_files(job_files, fields)
         if explained:
             _explain_one(fields, to, provenance)
         else:
@@ -98,7 +98,7 @@ def recommend_command(
 def _patch(job_files: list[str], fields: dict[str, Any], to: OutputOptions) -> NoReturn:
     """Write the manifest with the GPU counts of the answer; the first note describes the change."""
     with notes_held():
-        fields, _ = job_from_files(job_files, fields)
+        fields, *_ = job_from_files(job_files, fields)
         _, _, (shown,) = answered_one(RECOMMEND, fields)
         code = write_patched(job_files, fields, shown, to.file)
     to.end(code == ExitCode.NOTHING_TO_PATCH)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
-from autoconf.files import cannot_read
+from autoconf.files import cannot_read, given_files
 
 TABLE = Path(__file__).with_name("model_shapes.json")
 CONFIG = "config.json"
@@ -41,6 +41,8 @@ def config_file(model_name: str) -> Path | None:
     >>> config_file("meta-llama/Llama-3.1-8B") is None
     True
     """
+    if given_files() is not None:
+        return None
     try:
         path = Path(model_name).expanduser()
         if path.is_dir():
@@ -58,6 +60,8 @@ def without_config(model_name: str) -> str:
     >>> without_config("llama/config.json"), without_config("meta-llama/Llama-3.1-8B")
     ('there is no file llama/config.json', '')
     """
+    if given_files() is not None:
+        return ""
     try:
         path = Path(model_name).expanduser()
         if path.is_dir():

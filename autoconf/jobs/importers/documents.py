@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from autoconf.errors import BadInput
-from autoconf.files import cannot_read
+from autoconf.files import cannot_read, file_bytes
 
 MAX_BYTES = 1 << 20
 MAX_VALUES = 20_000  # with aliases expanded; a large Kubernetes manifest has a few thousand
@@ -102,8 +102,7 @@ def read_bytes(path: str) -> bytes:
         BadInput: The file cannot be read or is too large.
     """
     try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = file_bytes(path, MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         raise cannot_read(shortened(path), error) from None
     if len(data) > MAX_BYTES:

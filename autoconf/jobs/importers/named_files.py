@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from autoconf.errors import BadInput
+from autoconf.files import is_file
 from autoconf.jobs.importers.documents import Document, NotDocuments, load_documents, read_text, shortened
 from autoconf.jobs.importers.evidence import dialect_of
 from autoconf.jobs.importers.key_table import Place, Setting, job_keys, settings
@@ -104,7 +105,7 @@ def _text(name: str, sources: Sources) -> tuple[str | None, str]:
     places = [] if Path(name).is_absolute() else [parent / name for parent in folders]
     for place in [*places, folder / Path(name).name]:
         try:
-            if place.is_file():
+            if is_file(place):
                 return read_text(str(place)), str(place)
         except (OSError, ValueError):  # a name that is too long for a file
             continue
