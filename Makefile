@@ -90,7 +90,7 @@ test-drift:  ## one mismatched combination of the matrix, as CI runs it
 	tests/matrix.sh drift
 
 lock:  ## resolve requirements.lock again (needs uv)
-	uv pip compile --universal --python-version 3.11 --extra test --no-header --no-annotate \
+	uv pip compile --universal --python-version 3.11 --extra test --extra serve --extra mcp --no-header --no-annotate \
 	  --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.lock
 
 clean:  ## remove the environment

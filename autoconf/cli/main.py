@@ -24,6 +24,7 @@ from autoconf.cli.queries import (
     largest_sample_command,
 )
 from autoconf.cli.recommend import recommend_command
+from autoconf.cli.serve import serve_command
 from autoconf.cli.user_versions import trace_command, train_command
 from autoconf.cli.versions import stacks_command, versions_command
 from autoconf.distribution import __version__
@@ -70,6 +71,7 @@ def main(
 
 
 _ASK, _ABOUT, _EXTEND = "Queries about jobs", "Versions, stacks and plots", "Your own models and clusters"
+_SERVE = "For other programs"
 for name, query, command in (
     ("recommend", MIN_GPUS, recommend_command),
     ("avoid-oom", AVOID_OOM, avoid_oom_command),
@@ -84,6 +86,7 @@ app.command("stacks", cls=Command, rich_help_panel=_ABOUT)(stacks_command)
 app.command("plot", cls=Command, rich_help_panel=_ABOUT)(plot_command)
 app.command("trace", cls=Command, rich_help_panel=_EXTEND)(trace_command)
 app.command("train", cls=Command, rich_help_panel=_EXTEND)(train_command)
+app.command("serve", cls=Command, rich_help_panel=_SERVE)(serve_command)
 
 
 # --- the process ------------------------------------------------------------------------------------------------------

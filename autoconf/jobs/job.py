@@ -143,7 +143,7 @@ class Job(BaseModel):
         return self
 
     @classmethod
-    def parse(cls, **fields: Any) -> Self:
+    def parse(cls, /, **fields: Any) -> Self:
         """Validate the fields of a job. A field that is empty, as ``is_empty`` defines it, counts as not given.
 
         Raises:

@@ -34,9 +34,9 @@ def read_table(path: str) -> pd.DataFrame:
         if path == STANDARD_STREAM:
             if sys.stdin is None:
                 raise BadInput("standard input: cannot read it: it is closed")
-            return _parsed(sys.stdin.buffer, called(path))
+            return parse_table(sys.stdin.buffer, called(path))
         with open(path, "rb") as file:
-            return _parsed(file, path)
+            return parse_table(file, path)
     except (OSError, ValueError) as error:
         if isinstance(error, BadInput):
             raise
@@ -44,7 +44,13 @@ def read_table(path: str) -> pd.DataFrame:
         raise cannot_read(path, error) from None
 
 
-def _parsed(file: BinaryIO, source: str) -> pd.DataFrame:
+def parse_table(file: BinaryIO, source: str) -> pd.DataFrame:
+    """Read a CSV file that is open; result and errors as those of ``read_table``.
+
+    Args:
+        file: the bytes of the file.
+        source: its name in messages.
+    """
     records = _records(file, source)
     _, header = next(records, (1, None))
     if header is None:

@@ -38,7 +38,8 @@ def read_prices(source: Mapping[str, Any] | str | os.PathLike[str] | None = None
     if source is None:
         return _default()
     if not isinstance(source, Mapping):
-        return _read_file(os.fspath(source))
+        path = os.fspath(source)
+        return _parsed(read_text(path), path)
     if not source:
         raise ValueError("prices: must have at least one GPU type")
     return {name("prices", gpu): positive_number(f"prices, {gpu}", price) for gpu, price in source.items()}
@@ -46,11 +47,11 @@ def read_prices(source: Mapping[str, Any] | str | os.PathLike[str] | None = None
 
 @lru_cache(maxsize=1)
 def _default() -> Prices:
-    return _read_file(str(DEFAULT))
+    return _parsed(DEFAULT.read_text(encoding="utf-8"), str(DEFAULT))
 
 
-def _read_file(path: str) -> Prices:
-    documents = load_documents(read_text(path), path)
+def _parsed(text: str, path: str) -> Prices:
+    documents = load_documents(text, path)
     if len(documents) != 1 or not isinstance(documents[0].value, dict) or not documents[0].value:
         raise BadInput(f"{path}:1: must have lines such as 'H100: 2.5', a GPU type and its price per hour")
     (document,) = documents

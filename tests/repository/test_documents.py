@@ -274,7 +274,8 @@ def check(command: str, context: AdoContext) -> None:
         case "ado-autoconf":
             # test_your_own.py runs those that take a minute, and completion is for a shell, which CI may have none of;
             # their words are checked before the help is printed.
-            if arguments[0] in ("trace", "train") or "--replay" in arguments:  # test_replay_cli.py replays
+            # test_replay_cli.py replays, and tests/service starts servers.
+            if arguments[0] in ("trace", "train", "serve", "mcp") or "--replay" in arguments:
                 arguments += ["--help"]
             elif arguments[0].startswith("--install"):
                 arguments = ["--help", *arguments]

@@ -1,0 +1,150 @@
+"""Limits of requests, and the reading of bodies within them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of the service.
+
+    Attributes:
+        bytes: The largest body of a request.
+        rows: The most jobs in a table.
+        files: The most files of a job.
+        seconds: The longest time to receive a body, and the longest time to answer it.
+        waiting: The most requests that wait for a free worker.
+        patience: The longest time that a request waits for a free worker, in seconds.
+    """
+
+    bytes: int = 4 << 20
+    rows: int = 10_000
+    files: int = 20
+    seconds: float = 30.0
+    waiting: int = 512
+    patience: float = 10.0
+
+
+class Refused(Exception):
+    """A request that is refused.
+
+    Attributes:
+        status: The status code of the response.
+        kind: A word for programs.
+        message: A sentence that names the field, for people.
+    """
+
+    def __init__(self, status: int, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.kind, self.message = status, kind, message
+
+
+async def read_body(stream: AsyncIterable[bytes], declared: str | None, limits: Limits) -> bytes:
+    """Read the body of a request.
+
+    Args:
+        stream: The parts of the body.
+        declared: The header ``Content-Length``, if there is one.
+        limits: Its size and time.
+
+    Raises:
+        Refused: It is too large, or it does not arrive in time.
+    """
+    too_large = Refused(413, "too_large", f"body: larger than {limits.bytes} bytes, the most that is read")
+    if declared is not None and declared.isdecimal() and int(declared[:20]) > limits.bytes:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(limits.seconds):
+            async for part in stream:
+                body += part
+                if len(body) > limits.bytes:
+                    raise too_large
+    except TimeoutError:
+        raise Refused(408, "timeout", f"body: did not arrive within {limits.seconds:g} seconds") from None
+    return bytes(body)
+
+
+def read_json(body: bytes, content_type: str) -> dict[str, Any]:
+    """Read a body as one JSON object, in which a key occurs once and numbers are finite.
+
+    Raises:
+        Refused: It is anything else.
+
+    >>> read_json(b'{"method": "lora"}', "application/json; charset=utf-8")
+    {'method': 'lora'}
+    >>> read_json(b'{"method": "lora", "method": "full"}', "application/json")
+    Traceback (most recent call last):
+    autoconf.service.limits.Refused: body: the key 'method' occurs twice
+    """
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise Refused(415, "media_type", "Content-Type: must be application/json")
+    try:
+        found = json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_not_finite)
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, "bad_json", f"body: is not JSON: {error or 'nested too deeply'}") from None
+    if not isinstance(found, dict):
+        raise Refused(422, "bad_input", "body: must be a JSON object with the fields of a job")
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise Refused(400, "bad_json", f"body: the key {key[:80]!r} occurs twice")
+        found[key] = value
+    return found
+
+
+def _not_finite(name: str) -> Any:
+    raise Refused(400, "bad_json", f"body: {name} is not JSON")
+
+
+def check_jobs_body(body: dict[str, Any], limits: Limits) -> list[dict[str, Any]]:
+    """The rows of a table in JSON.
+
+    Raises:
+        Refused: It is not ``{"jobs": [{...}, ...]}``, or it has too many rows.
+    """
+    _only(body, "jobs")
+    rows = body.get("jobs")
+    if not isinstance(rows, list) or not rows:
+        raise Refused(422, "bad_input", "jobs: must be a list of jobs, with at least one")
+    if len(rows) > limits.rows:
+        raise Refused(413, "too_large", f"jobs: {len(rows)} rows, but at most {limits.rows} are answered at once")
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise Refused(422, "bad_input", f"jobs[{index}]: must be an object with the fields of a job")
+    return rows
+
+
+def check_files_body(body: dict[str, Any], limits: Limits) -> dict[str, Any]:
+    """The files and options of a job.
+
+    Raises:
+        Refused: It is not ``{"files": {name: text}, "options": {...}}``, or there are too many files.
+    """
+    _only(body, "files", "options")
+    files, options = body.get("files"), body.get("options", {})
+    if not isinstance(files, dict) or not files:
+        raise Refused(422, "bad_input", "files: must be an object with the text of each file by its name")
+    if len(files) > limits.files:
+        raise Refused(413, "too_large", f"files: {len(files)} files, but at most {limits.files} are read")
+    for name, text in files.items():
+        if not isinstance(text, str) or not name.strip() or "\0" in name:
+            raise Refused(422, "bad_input", f"files[{name[:80]!r}]: must be the text of a file, by its name")
+    if not isinstance(options, dict):
+        raise Refused(422, "bad_input", "options: must be an object with fields of the job")
+    return {"files": files, "options": options}
+
+
+def _only(body: dict[str, Any], *known: str) -> None:
+    for key in body:
+        if key not in known:
+            raise Refused(422, "bad_input", f"{key[:80]}: no such field; the fields are {', '.join(known)}")

@@ -1,0 +1,84 @@
+"""JSON schemas of jobs and answers, for OpenAPI and for agents, from the models that validate jobs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from autoconf.jobs.job import Workload
+from autoconf.jobs.queries import ARGUMENTS, Query
+from autoconf.service.queries import ServiceQuery, example
+
+
+def job_schema(query: Query) -> dict[str, Any]:
+    """The schema of a job of a query: its fields and arguments, with an example.
+
+    >>> from autoconf.jobs.queries import LARGEST_BATCH
+    >>> job_schema(LARGEST_BATCH)["required"]
+    ['model_name', 'method', 'gpu_model', 'tokens_per_sample', 'number_gpus']
+    """
+    fields = Workload.model_json_schema()["properties"]
+    properties = {field: _plain(fields[field]) for field in query.fields if field in fields}
+    for name in query.arguments:
+        properties[name] = {"type": "integer", "minimum": 1, "description": ARGUMENTS[name]}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [*query.required],
+        "additionalProperties": False,
+        "examples": [example(query)],
+    }
+
+
+def _plain(schema: dict[str, Any]) -> dict[str, Any]:
+    """A field's schema without its title and without ``null``, which means the same as leaving the field out."""
+    kept = {key: value for key, value in schema.items() if key not in ("title", "anyOf")}
+    if kept.get("default", ...) is None:
+        del kept["default"]
+    (kind,) = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
+    kept |= {key: value for key, value in kind.items() if key in ("type", "enum")}
+    return kept | ({"minimum": 1} if kept.get("type") == "integer" else {})
+
+
+def answer_schema(served: ServiceQuery) -> dict[str, Any]:
+    """The schema of an answer about one job, which also has the job's fields."""
+    fields = TypeAdapter(served.answer_type).json_schema()["properties"]
+    columns = {column: fields[column] for column in served.query.answers}
+    after = {
+        "training_stack": {"type": "string"},
+        "notes": {"type": "array", "items": {"type": "string"}},
+    }
+    if served.ranked:
+        after["ranking"] = {"type": "array", "items": {"type": "object", "properties": columns}}
+        columns = {}
+    return {"type": "object", "properties": {**columns, **after}}
+
+
+FILES_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "files": {
+            "type": "object",
+            "additionalProperties": {"type": "string"},
+            "minProperties": 1,
+            "description": "The text of each file by its name: the job file, and the files that it names",
+        },
+        "options": {
+            "type": "object",
+            "description": "Fields of the job that override the files, or that they do not state, such as gpu_model",
+        },
+    },
+    "required": ["files"],
+    "additionalProperties": False,
+    "examples": [
+        {
+            "files": {
+                "train.sh": "accelerate launch --num_processes 8 --use_fsdp train.py --model_name_or_path "
+                "Qwen/Qwen2.5-7B-Instruct --bf16 --gradient_checkpointing "
+                "--per_device_train_batch_size 4 --max_seq_length 4096\n"
+            },
+            "options": {"gpu_model": "H100", "method": "full"},
+        }
+    ],
+}

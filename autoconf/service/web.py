@@ -1,0 +1,246 @@
+"""The service as a web application: one POST for each query, tables, job files, health, metrics and the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from autoconf.distribution import __version__
+from autoconf.errors import AutoConfError
+from autoconf.jobs.queries import MIN_GPUS
+from autoconf.predictor import registry
+from autoconf.service.limits import Limits, Refused, check_files_body, check_jobs_body, read_body, read_json
+from autoconf.service.metrics import App, Measured, Metrics
+from autoconf.service.pool import Overloaded, Pool, TooSlow
+from autoconf.service.queries import QUERIES
+from autoconf.service.schemas import FILES_SCHEMA, answer_schema, job_schema
+from autoconf.service.tasks import Reply, Task
+
+_STATUS = {"ok": 200, "bad_input": 422, "too_large": 413, "broken": 500}
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Service:
+    """Turns requests into tasks for the workers, and their replies into responses.
+
+    Args:
+        pool: The workers.
+        limits: Limits of requests.
+        metrics: Counters of the server.
+    """
+
+    def __init__(self, pool: Pool, limits: Limits, metrics: Metrics) -> None:
+        self.pool, self.limits, self.metrics = pool, limits, metrics
+        pool.on_restart = metrics.restarts.inc
+
+    async def body(self, request: Request) -> bytes:
+        """Read the body of a request within the limits."""
+        return await read_body(request.stream(), request.headers.get("content-length"), self.limits)
+
+    async def content(self, request: Request) -> dict[str, Any]:
+        """Read the body of a request as a JSON object."""
+        return read_json(await self.body(request), request.headers.get("content-type", ""))
+
+    async def reply(self, task: Task) -> Reply:
+        """Answer a task.
+
+        Raises:
+            Refused: No worker answers in time.
+        """
+        try:
+            return await self.pool.ask(task)
+        except Overloaded:
+            raise Refused(503, "overloaded", "all workers are busy; try again in a moment") from None
+        except TooSlow:
+            message = f"the answer takes longer than {self.limits.seconds:g} seconds"
+            hint = "; send fewer jobs" if task.kind in ("rows", "csv") else ""
+            raise Refused(413 if hint else 503, "too_slow", f"jobs: {message}{hint}" if hint else message) from None
+        except AutoConfError as error:
+            raise Refused(503, "broken", str(error)) from None
+
+    async def respond(self, task: Task) -> Response:
+        """Answer a task as JSON."""
+        found = await self.reply(task)
+        return as_json(found.content) if found.status == "ok" else refusal(_refused(found))
+
+
+def _refused(reply: Reply) -> Refused:
+    return Refused(_STATUS[reply.status], reply.status, reply.content)
+
+
+def as_json(content: Any, status: int = 200) -> Response:
+    """A response in JSON, in ASCII, so that any text of a request can be in it."""
+    return Response(json.dumps(content, allow_nan=False), status, media_type="application/json")
+
+
+def refusal(refused: Refused) -> Response:
+    """The response to a request that is refused: ``error``, a sentence, and ``kind``, a word."""
+    response = as_json({"error": refused.message[:2_000], "kind": refused.kind}, refused.status)
+    if refused.kind == "overloaded":
+        response.headers["Retry-After"] = "1"
+    return response
+
+
+def make_app(pool: Pool, limits: Limits | None = None) -> App:
+    """Make the application.
+
+    Args:
+        pool: Its workers, which have been started; the application stops them when it ends.
+        limits: Limits of requests.
+    """
+    service = Service(pool, limits or Limits(), Metrics())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        pool.stop()
+
+    # Pages for /docs would be fetched from elsewhere.
+    app = FastAPI(
+        title="AutoConf",
+        version=__version__,
+        summary="The minimum number of GPUs for a fine-tuning job",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    _handle_errors(app)
+    _add_queries(app, service)
+    _add_job_files(app, service)
+    _add_state(app, service)
+    return Measured(app, service.metrics, {getattr(route, "path", "") for route in app.routes})
+
+
+def _handle_errors(app: FastAPI) -> None:
+    @app.exception_handler(Refused)
+    async def refuse(_: Request, error: Exception) -> Response:
+        assert isinstance(error, Refused)
+        return refusal(error)
+
+    @app.exception_handler(HTTPException)
+    async def of_framework(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        kind = {404: "not_found", 405: "method"}.get(error.status_code, "http")
+        response = refusal(Refused(error.status_code, kind, str(error.detail)))
+        response.headers.update(error.headers or {})
+        return response
+
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": description,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"error": {"type": "string"}, "kind": {"type": "string"}},
+                }
+            }
+        },
+    }
+    for status, description in {
+        400: "The body is not JSON.",
+        413: "The body, the table or the time for it is too large.",
+        415: "The body has another type.",
+        422: "A field is missing, unknown or invalid; the error names it.",
+        503: "All workers are busy.",
+    }.items()
+}
+
+
+def _post(app: FastAPI, path: str, handler: Handler, summary: str, bodies: dict[str, Any], answer: Any) -> None:
+    """Add a POST whose body is documented, but read by the handler."""
+    app.post(
+        path,
+        summary=summary,
+        operation_id=path.strip("/").replace("/", "_").replace("-", "_"),
+        responses={200: {"description": "The answer.", "content": {**answer}}, **_ERRORS},
+        response_class=Response,
+        openapi_extra={"requestBody": {"required": True, "content": bodies}},
+    )(handler)
+
+
+def _schema(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}
+
+
+def _add_queries(app: FastAPI, service: Service) -> None:
+    for name, served in QUERIES.items():
+        job = job_schema(served.query)
+        _post(app, f"/{name}", _one(service, "job", name), served.summary, _schema(job), _schema(answer_schema(served)))
+        rows = {"type": "object", "required": ["jobs"], "additionalProperties": False}
+        table = {
+            **rows,
+            "properties": {"jobs": {"type": "array", "items": job}},
+            "examples": [{"jobs": job["examples"]}],
+        }
+        csv = {"text/csv": {"schema": {"type": "string"}, "example": _csv_example(job["examples"][0])}}
+        answers = {"type": "object", "properties": {"answers": {"type": "array", "items": {"type": "object"}}}}
+        _post(
+            app,
+            f"/{name}/table",
+            _table(service, name),
+            f"{served.summary}, for each job of a table",
+            {**_schema(table), **csv},
+            {**_schema(answers), "text/csv": {"schema": {"type": "string"}}},
+        )
+    summary = "The minimum number of GPUs, the memory by part, and the changes that would help"
+    _post(
+        app, "/explain", _one(service, "explain", ""), summary, _schema(job_schema(MIN_GPUS)),
+        _schema({"type": "object"}),
+    )  # fmt: skip
+
+
+def _csv_example(job: dict[str, Any]) -> str:
+    return "\n".join([",".join(job), ",".join(map(str, job.values())), ""])
+
+
+def _one(service: Service, kind: str, name: str) -> Handler:
+    async def answer(request: Request) -> Response:
+        return await service.respond(Task(kind, await service.content(request), name))
+
+    return answer
+
+
+def _table(service: Service, name: str) -> Handler:
+    async def answer(request: Request) -> Response:
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "text/csv":
+            rows = check_jobs_body(await service.content(request), service.limits)
+            return await service.respond(Task("rows", rows, name))
+        found = await service.reply(Task("csv", await service.body(request), name, service.limits.rows))
+        if found.status != "ok":
+            return refusal(_refused(found))
+        return Response(found.content.encode("utf-8"), media_type="text/csv; charset=utf-8")
+
+    return answer
+
+
+def _add_job_files(app: FastAPI, service: Service) -> None:
+    async def answer_files(request: Request) -> Response:
+        return await service.respond(Task("files", check_files_body(await service.content(request), service.limits)))
+
+    summary = "What is read from a job file, the answer, and the file with the GPU counts changed"
+    _post(app, "/jobs", answer_files, summary, _schema(FILES_SCHEMA), _schema({"type": "object"}))
+
+
+def _add_state(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz", summary="Whether the workers run", response_class=Response)
+    async def health() -> Response:
+        running = len(service.pool.pids)
+        content = {"version": __version__, "model_version": registry.DEFAULT, "workers": running}
+        return as_json({"status": "ok" if running else "no worker runs", **content}, 200 if running else 503)
+
+    @app.get("/metrics", summary="Metrics in the format of Prometheus", response_class=Response)
+    async def metrics() -> Response:
+        service.metrics.waiting.set(service.pool.waiting)
+        service.metrics.workers.set(len(service.pool.pids))
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/names", summary="Names of models, GPU types and settings", response_class=Response)
+    async def names() -> Response:
+        return await service.respond(Task("names"))
