@@ -242,8 +242,9 @@ def test_the_environment_of_a_command_is_read(read_text) -> None:
     command = "sft.py --model_name_or_path m --max_length 8"
     launched = f"export ACCELERATE_USE_FSDP=true\nFSDP_VERSION=2 accelerate launch {command}"
     assert read_text(launched).fields["sharding"] == "fsdp2"
-    with pytest.raises(BadInput, match="ACCELERATE_USE_DEEPSPEED: 'true'"):
-        read_text(f"ACCELERATE_USE_DEEPSPEED=true accelerate launch {command}")
+    assert read_text(f"ACCELERATE_USE_DEEPSPEED=true accelerate launch {command}").fields["sharding"] == "zero2"
+    with pytest.raises(BadInput, match="ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE: 'cpu'"):
+        read_text(f"export ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE=cpu\naccelerate launch {command}")
 
 
 def test_the_launchers_settings_in_fms_hf_tunings_configuration_are_read(read_text) -> None:
@@ -337,7 +338,7 @@ def test_a_config_that_a_command_names_must_be_there(read_text, tmp_path: Path) 
         ("attn_implementation", "eager"), ("max_length", None), ("activation_offloading", True), ("dtype", "float16"),
         ("fsdp", "shard_grad_op"), ("fsdp", "full_shard offload"), ("fsdp", "hybrid_shard auto_wrap"),
         ("parallelism_config", {"cp_size": 2}), ("lora_modules_to_save", ["lm_head"]), ("loss_type", "dft"),
-        ("lora_target_modules", ["q_proj", "k_proj"]), ("accelerate_config", "zero3"), ("torch_compile", True),
+        ("lora_target_modules", ["q_proj", "k_proj"]), ("accelerate_config", "zero4"), ("torch_compile", True),
         ("bnb_4bit_quant_type", "fp4"), ("lora_dropout", "much"), ("per_device_train_batch_size", 0),
         ("fast_kernels", ["True", "True", "True"]), ("model_name_or_path", "$MODEL"),
     ],
@@ -351,7 +352,7 @@ def test_an_argument_that_matters_and_is_not_covered_is_refused(read_text, tmp_p
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("distributed_type", "DEEPSPEED"), ("deepspeed_config", {"zero_stage": 2}), ("mixed_precision", "fp16"),
+        ("distributed_type", "XLA"), ("deepspeed_config", {"offload_param_device": "cpu"}), ("mixed_precision", "fp16"),
         ("mixed_precision", "fp8"), ("fsdp_config", {"fsdp_offload_params": True}), ("use_cpu", True),
         ("fsdp_config", {"fsdp_sharding_strategy": "HYBRID_SHARD"}), ("fsdp_config", {"fsdp_sharding_strategy": 2}),
         ("fsdp_config", {"fsdp_reshard_after_forward": False}), ("fsdp_config", {"fsdp_version": 3}),
@@ -396,7 +397,7 @@ def test_a_setting_of_axolotl_that_is_not_covered_is_refused(read_text, tmp_path
         ("optim: 2024-99-99\n", "job:1 optim: '2024-99-99'"),
         ("accelerate launch --new_flag train.py --optim sgd", "the launched script is not certain"),
         ("trl sft --use_peft \\ # why\n--optim sgd", "--optim: an option without a command"),
-        ("zero_optimization: {stage: 3}\n", "looks like a DeepSpeed config"),
+        ("zero_optimization: {stage: 4}\n", "DeepSpeed has stages 0 to 3"),
         ("load_in_4bit: true\nuse_peft: false\n", "a 4-bit base without adapters"),
         ("kind: Pod\napiVersion: v1\n", "must have one PyTorchJob, TrainJob, Job, has Pod"),
         ("kind: TrainJob\napiVersion: trainer.kubeflow.org/v2\n", "apiVersion: 'trainer.kubeflow.org/v2'"),

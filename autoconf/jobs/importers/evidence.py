@@ -18,7 +18,10 @@ _COMMON = (
 )  # fmt: skip
 _OF_THE_TRAINER = 3  # keys of TrainingArguments that show transformers' Trainer
 _FOREIGN = 1  # unknown keys allowed in a file that provably belongs to a trainer, whose own parser refuses unknown keys
-_LLAMA_FACTORY = ("llama-factory", 2)  # how many signs such a file must have
+# Dialects by their signs: how many of them a file must have, and a key that it must have besides.
+_BY_SIGNS = (
+    ("deepspeed", 1, ""), ("axolotl", _ENOUGH, "base_model"), ("accelerate", 1, ""), ("llama-factory", 2, ""),
+)  # fmt: skip
 _SEVERAL = 3  # signs of a trainer whose keys other trainers also have
 _DIALECTS = ("arguments", "llama-factory")
 
@@ -59,7 +62,7 @@ def dialect_of(document: Mapping[str, Any], file: str) -> str:
         raise BadInput(f"{file}: looks like {tool}, which is not read; give the job by options instead of --job")
     dialects = job_keys().dialects
     nested = {f"{key}.{inner}" for key, value in document.items() if isinstance(value, dict) for inner in value}
-    for name, required, model in (("axolotl", _ENOUGH, "base_model"), ("accelerate", 1, ""), (*_LLAMA_FACTORY, "")):
+    for name, required, model in _BY_SIGNS:
         found = [sign for sign in dialects[name].signs if sign in document or sign in nested]
         if len(found) >= required and (not model or model in document):
             _check_known(document, dialects[name], file, name)

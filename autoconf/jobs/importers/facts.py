@@ -17,7 +17,17 @@ from autoconf.jobs.job import BATCHES, Workload, read
 FACTS_OF = {
     "method": ("adapters", "quantized", "nested"),
     "gradient_checkpointing": ("checkpointing", "reentrant", "fsdp_checkpointing"),
-    "sharding": ("sharded", "fsdp_version", "trainer_fsdp", "trainer_fsdp_version", "launched"),
+    "sharding": (
+        "sharded",
+        "fsdp_version",
+        "trainer_fsdp",
+        "trainer_fsdp_version",
+        "launched",
+        "zero_stage",
+        "launched_stage",
+        "deepspeed",
+    ),
+    "optim": ("deepspeed_optim",),
     "mixed_precision": ("launch_precision",),
     "loss": ("liger",),
     "tokens_per_sample": ("packed",),
@@ -28,6 +38,9 @@ FACTS_OF = {
 _QUANTIZED = re.compile(
     r"(?i)(?<![a-z])(gptq|awq|aqlm|hqq|bnb|gguf|int[48]|fp8|nvfp4|mxfp4|[48]-?bit|w[48]a\d+)(?![a-z])"
 )
+
+
+_NUMBER = re.compile(r"\d+(\.\d*)?(e\+?\d+)?")
 
 
 class Source(NamedTuple):
@@ -63,6 +76,7 @@ class Reading:
         self.unknown: list[str] = []
         self.assumed: list[str] = []
         self.problems: list[str] = []
+        self._alike: dict[tuple[str, str], int] = {}
 
     def take(self, thing: Setting) -> None:
         where, value = str(thing.place), thing.value
@@ -88,10 +102,12 @@ class Reading:
         try:
             facts = _facts(meaning, value)
         except ValueError as error:
-            self.problems.append(f"{where}: {_quoted(value)}: {error}{_way_out(meaning)}")
+            self._refuse(thing, f"{error}{_way_out(meaning)}")
             return
         if meaning.assume and text(value) != "false":
             self.assumed.append(f"{where}: {meaning.assume}")
+        if meaning.number and text(value) not in meaning.values:
+            self.assumed.append(f"{where}: {float(value):,.0f} {meaning.number}")
         new = {fact: v for fact, v in facts.items() if fact not in self._said_otherwise}
         for fact, v in new.items():
             self._state(fact, v, where)
@@ -99,6 +115,18 @@ class Reading:
             self.sources.append(Source(thing, new, dialect.source))
         elif not new:
             self.ignored.append(f"{where}: {_quoted(value)}")
+
+    def _refuse(self, setting: Setting, problem: str) -> None:
+        """Add a problem; those of one file with the same reason are one sentence."""
+        said = f"{setting.place}: {_quoted(setting.value)}"
+        same = (setting.place.file, problem)
+        if same in self._alike:
+            self.problems[self._alike[same]] = self.problems[self._alike[same]].replace(
+                f": {problem}", f", {said}: {problem}"
+            )
+        else:
+            self._alike[same] = len(self.problems)
+            self.problems.append(f"{said}: {problem}")
 
     def _take_unknown(self, setting: Setting, dialect: Dialect) -> None:
         """Refuse an unknown key whose name suggests an effect on memory, unless an option sets the fields concerned."""
@@ -163,11 +191,13 @@ def _facts(meaning: Key, value: Any) -> dict[str, Any]:
     Raises:
         ValueError: the value is unknown.
     """
-    if meaning.field is None:
-        if (facts := meaning.values.get(_as_boolean(meaning, text(value)))) is None:
-            known = f"; it may be {', '.join(meaning.values)}" if meaning.values else ""
-            raise ValueError(f"{meaning.because}{known}")
+    if (facts := meaning.values.get(_as_boolean(meaning, text(value)))) is not None:
         return facts
+    if meaning.number and _NUMBER.fullmatch(text(value)):
+        return {}
+    if meaning.field is None:
+        known = f"; it may be {', '.join(meaning.values)}" if meaning.values else ""
+        raise ValueError(f"{meaning.because}{known}")
     if meaning.field == "model_name" and (found := _QUANTIZED.search(str(value))):
         raise ValueError(f"{found[0]} in the name means that the checkpoint is already quantized, which is not covered")
     if meaning.field in Workload.model_fields:

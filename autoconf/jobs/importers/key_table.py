@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from autoconf.jobs.importers.documents import printable
 
 _LAUNCHERS = "accelerate_launch_args."  # fms-hf-tuning's image: v3.1.0, build/accelerate_launch.py
+_NAMING_DEEPSPEED = ("arguments", "llama-factory", "axolotl")
+_OF_DEEPSPEED = ("deepspeed", "deepspeed_config")  # keys whose value may be DeepSpeed's config itself
 JOB_KEYS = Path(__file__).with_name("job_keys.yaml")
 
 
@@ -46,13 +48,14 @@ class _Typed(BaseModel):
 
 
 class Key(_Typed):
-    """The meaning of one key: a field of a job, or facts for each of its values."""
+    """The meaning of one key: a field of a job, or facts for each of its values, or both; ``values`` are first."""
 
     field: str | None = None
     values: Mapping[str, dict[str, Any]] = Field(default_factory=dict)
     because: str = "its effect is not known"
     empty: str = ""
     assume: str = ""
+    number: str = ""
 
     @field_validator("values", mode="before")
     @classmethod
@@ -61,7 +64,7 @@ class Key(_Typed):
 
     def facts(self) -> set[str]:
         """The facts that the key can state."""
-        return {self.field} if self.field else {fact for facts in self.values.values() for fact in facts}
+        return {fact for facts in self.values.values() for fact in facts} | ({self.field} if self.field else set())
 
 
 class Dialect(_Typed):
@@ -137,7 +140,7 @@ def job_keys() -> JobKeys:
 
 def known_key(dialect: Dialect, key: str, value: Any) -> bool:
     """Whether the table has a key, or for a section any key in it."""
-    if dialect.knows(key) or key in ("fsdp_config", "accelerate_launch_args"):
+    if dialect.knows(key) or key in ("fsdp_config", "accelerate_launch_args", "deepspeed_config"):
         return True
     if key.startswith("fsdp_") and job_keys().dialects["fsdp"].find(key.removeprefix("fsdp_")):
         return True
@@ -172,12 +175,20 @@ def settings(dialect: str, mapping: Mapping[str, Any], place: Callable[[str], Pl
     [('a.yaml:3 fsdp_config.fsdp_version', 'fsdp', 'version')]
     """
     table, launchers = job_keys().dialects[dialect], job_keys().dialects["accelerate"]
+    if dialect == "deepspeed":
+        mapping = _with_defaults(mapping)
+    for section in _OF_DEEPSPEED if dialect in _NAMING_DEEPSPEED else ():
+        if isinstance(mapping.get(section), Mapping):
+            yield from _section(mapping[section], section, place)
+            mapping = {key: value for key, value in mapping.items() if key != section}
     for key, value in _flat(mapping):
         if dialect == "arguments" and key.startswith(_LAUNCHERS):
             launcher = {key.removeprefix(_LAUNCHERS): value}
             yield from settings("accelerate", launcher, lambda key: place(f"{_LAUNCHERS}{key}"))
         elif f"{key}[]" in table.keys and isinstance(value, list):
             yield from (Setting(place(f"{key}[{i}]"), dialect, f"{key}[]", item) for i, item in enumerate(value))
+        elif dialect == "accelerate" and table.find(key.removeprefix("deepspeed_config.")):
+            yield Setting(place(key), dialect, key.removeprefix("deepspeed_config."), value)
         elif key.startswith("fsdp_config."):
             yield Setting(place(key), "fsdp", key.removeprefix("fsdp_config.").removeprefix("fsdp_"), value)
         elif key.startswith("fsdp_") and key not in table.keys:
@@ -186,6 +197,21 @@ def settings(dialect: str, mapping: Mapping[str, Any], place: Callable[[str], Pl
             yield Setting(place(key), "accelerate", key, value)
         else:
             yield Setting(place(key), dialect, key, value)
+
+
+def _section(mapping: Mapping[str, Any], name: str, place: Callable[[str], Place]) -> Iterator[Setting]:
+    """The settings of DeepSpeed's config as a section of other settings."""
+    return settings("deepspeed", mapping, lambda key: place(f"{name}.{key}"))
+
+
+def _with_defaults(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config of DeepSpeed with the defaults of ZeRO that change memory (deepspeed 0.19.8, runtime/zero/config.py)."""
+    zero = mapping.get("zero_optimization", {})
+    if not isinstance(zero, Mapping):
+        return mapping
+    stage = zero.get("stage", 0)
+    defaults = {"reduce_bucket_size": 500_000_000} if stage in (1, 2, 3) else {}
+    return {**mapping, "zero_optimization": {"stage": stage, **defaults, **zero}}
 
 
 def _flat(mapping: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

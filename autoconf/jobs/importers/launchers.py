@@ -13,11 +13,13 @@ from autoconf.jobs.importers.other_files import objective_in, refuse_objective
 from autoconf.jobs.importers.shell import Command, follow
 from autoconf.jobs.importers.words import described, is_unknown
 
-# Options of the launchers that take no value: accelerate v1.14.0, commands/launch.py; torch 2.13, distributed/run.py.
+# Options of the launchers that take no value: accelerate v1.14.0, commands/launch.py; torch 2.13, distributed/run.py;
+# deepspeed 0.19.8, launcher/runner.py.
 _FLAGS = (
     "quiet", "cpu", "multi_gpu", "tpu", "use_deepspeed", "use_fsdp", "use_parallelism_config", "use_megatron_lm", "m",
     "module", "no_python", "debug", "enable_cpu_affinity", "same_network", "dynamo_use_fullgraph", "dynamo_use_dynamic",
     "dynamo_use_regional_compilation", "tpu_cluster", "no_tpu_cluster", "tpu_use_sudo", "standalone", "run_path",
+    "no_local_rank", "no_ssh", "no_ssh_check", "force_multi", "save_pid", "bind_cores_to_rank", "elastic_training",
 )  # fmt: skip
 # Programs that run the command behind them, and change nothing of it.
 _RUNNERS = {

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
 
 from autoconf.errors import BadInput
 from autoconf.files import is_file
 from autoconf.jobs.importers.documents import Document, NotDocuments, load_documents, read_text, shortened
 from autoconf.jobs.importers.evidence import dialect_of
 from autoconf.jobs.importers.key_table import Place, Setting, job_keys, settings
+from autoconf.jobs.importers.other_files import OFF
 from autoconf.jobs.importers.words import described, is_unknown
 
 # Keys whose value is another file, and the dialect of that file.
@@ -19,11 +23,29 @@ _NAMING = {
     ("arguments", "accelerate_config"): "accelerate",
     ("arguments", "fsdp_config"): "fsdp",
     ("arguments", "config"): "arguments",
+    ("arguments", "deepspeed"): "deepspeed",
+    ("arguments", "deepspeed_config"): "deepspeed",
+    ("accelerate", "deepspeed_config_file"): "deepspeed",
+    ("llama-factory", "deepspeed"): "deepspeed",
+    ("axolotl", "deepspeed"): "deepspeed",
     ("axolotl", "config"): "axolotl",
     ("llama-factory", "config"): "llama-factory",
     ("llama-factory", "fsdp_config"): "fsdp",
 }
+BUNDLED_FILES = Path(__file__).with_name("bundled_files.yaml")
+_DEEPEST = 3  # files that name files
 _ANCESTORS = 3  # folders above a script in which a relative path may start
+
+
+class _Bundled(BaseModel):
+    """A config of DeepSpeed that comes with a trainer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dialect: str
+    path: str
+    source: str
+    settings: dict[str, Any]
 
 
 class Sources(NamedTuple):
@@ -36,6 +58,7 @@ class Sources(NamedTuple):
         missing: The options that would describe the job without any file; if empty, a missing file is not an error.
         unread: Collects the settings that name a missing file.
         says_sharding: Whether an option gives the sharding.
+        folders: The folders of the files that name the naming file.
     """
 
     path: str
@@ -44,6 +67,7 @@ class Sources(NamedTuple):
     missing: Sequence[str]
     unread: list[Setting]
     says_sharding: bool = False
+    folders: tuple[Path, ...] = ()
 
 
 def with_named_files(found: Sequence[Setting], sources: Sources) -> list[Setting]:
@@ -52,48 +76,82 @@ def with_named_files(found: Sequence[Setting], sources: Sources) -> list[Setting
     Raises:
         BadInput: A named file is missing, its name is not certain, or it has unexpected settings.
     """
+    return _complete(found, sources, _DEEPEST)
+
+
+def _complete(found: Sequence[Setting], sources: Sources, depth: int) -> list[Setting]:
     given = {(setting.dialect, setting.key) for setting in found}
     complete: list[Setting] = []
     for setting in found:
         dialect = _NAMING.get((setting.dialect, setting.key))
-        if dialect is None or not isinstance(setting.value, str) or not setting.value:
+        if dialect is None or depth == 0 or not _is_name(setting):
             complete.append(setting)
             continue
-        named = _named(setting, dialect, sources)
-        complete += [setting] if named is None else [s for s in named if (s.dialect, s.key) not in given]
+        named, path = _named(setting, dialect, sources)
+        if named is None:
+            complete.append(setting)
+            continue
+        rest = [s for s in named if (s.dialect, s.key) not in given]
+        complete += _complete(rest, sources._replace(folders=(*sources.folders, Path(path).parent)), depth - 1)
     return complete
 
 
-def _named(setting: Setting, dialect: str, sources: Sources) -> list[Setting] | None:
-    """The settings of a named file; ``None`` if the file is part of the trainer."""
-    name, missing = setting.value, sources.missing
-    if dialect == "accelerate" and not sources.says_sharding:  # the launcher's config decides how GPUs share a model
-        missing = [*missing, "--sharding"]
-    if is_unknown(name) or "$" in name:
-        if any(other.dialect == dialect for other in sources.others):
-            return []
-        if not missing:
-            sources.unread.append(setting)
-            return []
-        raise BadInput(
-            f"{setting.place}: {described(name)}: the name of the file is not certain; "
-            f"give it by --job, or give {', '.join(missing)}"
-        )
-    text, path = _text(name, sources)
-    if text is not None:
-        return _settings(text, path, dialect, setting)
-    key = job_keys().dialects[setting.dialect].find(setting.key)
-    if key is not None and name.casefold() in key.values:
-        return None
-    if any(other.dialect in (dialect, "fsdp") for other in sources.others):
-        return []
+def _is_name(setting: Setting) -> bool:
+    return isinstance(setting.value, str) and setting.value.casefold() not in OFF and setting.value != "auto"
+
+
+def _named(setting: Setting, dialect: str, sources: Sources) -> tuple[list[Setting] | None, str]:
+    """The settings of a named file, and its path; ``None`` if the file is part of the trainer."""
+    name = setting.value
+    known = job_keys().dialects[setting.dialect].find(setting.key)
+    is_certain = not is_unknown(name) and "$" not in name
+    if is_certain:
+        text, path = _text(name, sources)
+        if text is not None:
+            return _settings(text, path, dialect, setting), path
+        if known is not None and name.casefold() in known.values:
+            return None, ""
+        if bundled := _bundled(setting):
+            return bundled, ""
+    alike = (dialect, "fsdp") if is_certain and dialect == "accelerate" else (dialect,)
+    if any(other.dialect in alike for other in sources.others):
+        return [], ""
+    missing = _missing(dialect, sources)
     if not missing:
         sources.unread.append(setting)
-        return []
-    raise BadInput(
-        f"{setting.place}: {shortened(name)!r}: no such file next to {sources.path}; "
-        f"give it by --job, or give {', '.join(missing)}"
+        return [], ""
+    problem = (
+        f"{shortened(name)!r}: no such file next to {sources.path}"
+        if is_certain
+        else f"{described(name)}: the name of the file is not certain"
     )
+    raise BadInput(f"{setting.place}: {problem}; give it by --job, or give {', '.join(missing)}")
+
+
+def _missing(dialect: str, sources: Sources) -> list[str]:
+    """The options that replace a file."""
+    of_launcher = [] if sources.says_sharding else ["--sharding"]  # it decides how GPUs share a model
+    if dialect == "deepspeed":
+        return of_launcher
+    return [*sources.missing, *(of_launcher if dialect == "accelerate" else ())]
+
+
+def _bundled(setting: Setting) -> list[Setting]:
+    """The settings of a file that comes with the trainer, as its pinned release has it."""
+    alike = (f for f in _bundled_files() if f.dialect == setting.dialect and setting.value.endswith(f.path))
+    file = next(alike, None)
+    if file is None:
+        return []
+    named = f"{setting.place.key} (as in {file.source}): "
+    return list(settings("deepspeed", file.settings, lambda key: setting.place._replace(key=named + key)))
+
+
+@cache
+def _bundled_files() -> tuple[_Bundled, ...]:
+    import yaml
+
+    table = yaml.safe_load(BUNDLED_FILES.read_text(encoding="utf-8"))
+    return tuple(_Bundled.model_validate(file) for file in table)
 
 
 def _text(name: str, sources: Sources) -> tuple[str | None, str]:
@@ -101,9 +159,9 @@ def _text(name: str, sources: Sources) -> tuple[str | None, str]:
         if Path(written).name == Path(name).name:
             return text, f"{sources.path} ({written})"
     folder = Path(sources.path).parent
-    folders = [folder, *list(folder.absolute().parents)[:_ANCESTORS]]
+    folders = [folder, *list(folder.absolute().parents)[:_ANCESTORS], *sources.folders]
     places = [] if Path(name).is_absolute() else [parent / name for parent in folders]
-    for place in [*places, folder / Path(name).name]:
+    for place in [*places, *(each / Path(name).name for each in (folder, *sources.folders))]:
         try:
             if is_file(place):
                 return read_text(str(place)), str(place)

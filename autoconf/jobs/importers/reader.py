@@ -67,7 +67,9 @@ def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
         sources = Sources(path, content.files, others, missing, unread, "sharding" in options)
         found += with_named_files(content.settings, sources)
     commands = [command for content in contents for command in content.commands]
-    if any(setting.dialect == "axolotl" for setting in unread):  # its command has no settings; all are in the config
+    if any(
+        (setting.dialect, setting.key) == ("axolotl", "config") for setting in unread
+    ):  # its command has no settings; all are in the config
         commands = [command for command in commands if command.framework != "axolotl"]
     check_objective(found, paths)
     job = job_of(found, evidence_of(found, commands), options)

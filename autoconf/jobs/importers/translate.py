@@ -19,7 +19,7 @@ _OF_STACK = ("checkpointing", "mixed_precision", "torch_dtype", "loss", "optim",
 _OF_ADAPTERS = ("adapter_dtype", "lora_r", "lora_targets", "dropout")
 _NO_ARGUMENTS = f"no file has training arguments: all other settings are those of the stack {OPTIONAL['stack']}"
 _UNCHANGED = (
-    "model_name", "gpu_model", "tokens_per_sample", "gradient_accumulation_steps", "optim", "torch_dtype",
+    "model_name", "gpu_model", "tokens_per_sample", "gradient_accumulation_steps", "torch_dtype",
 )  # fmt: skip
 
 
@@ -148,6 +148,7 @@ class _Translation:
         self._put("sharding", self._sharding)
         self._put("mixed_precision", self._mixed_precision)
         self._put("loss", self._loss)
+        self._put("optim", self._optimizer)
         self._batch()
         for field in _UNCHANGED:
             self._put(field, lambda field=field: self._fact(field))
@@ -217,9 +218,16 @@ class _Translation:
         return "reentrant" if reentrant == "yes" else "non-reentrant"
 
     def _sharding(self) -> str | None:
+        if {"deepspeed", "zero_stage"} & set(self.facts):
+            return self._zero()
         if "sharded" not in self.facts:
             if "launched" not in self.facts:
                 return None
+            if self.facts["launched"] == "deepspeed":
+                raise BadInput(
+                    "sharding: the launcher is deepspeed, and no file says which stage of ZeRO; "
+                    "give DeepSpeed's config by --job, or give --sharding"
+                )
             own = "" if self.framework else "; the script is not known here: if it shards the model, give --sharding"
             self.assumed.append(f"sharding = ddp (the default of the launcher{own})")
             return "ddp"
@@ -231,6 +239,31 @@ class _Translation:
         if version is None:
             self.assumed.append("sharding = fsdp1 (accelerate v1.14.0, utils/dataclasses.py: fsdp_version 1)")
         return f"fsdp{version or 1}"
+
+    def _zero(self) -> str:
+        if self.facts.get("sharded") == "yes":
+            raise BadInput("sharding: both FSDP and DeepSpeed are set; a job has one of them")
+        launched = self.facts.get("launched_stage") if "deepspeed" in self.facts else None
+        stage = self.facts.get("zero_stage", launched)
+        if launched not in (None, stage):
+            raise BadInput(f"sharding: the launcher sets stage {launched} of DeepSpeed, and its config stage {stage}")
+        if stage is None:
+            stage = 2
+            self.assumed.append("sharding = zero2 (accelerate v1.14.0, utils/dataclasses.py: zero_stage 2)")
+        if stage == 0:
+            self.assumed.append("sharding = ddp (stage 0 of DeepSpeed, whose own optimizer for bf16 is not counted)")
+        return f"zero{stage}" if stage else "ddp"
+
+    def _optimizer(self) -> str | None:
+        """The optimizer of DeepSpeed's config, or else of the arguments: transformers, deepspeed_optim_sched."""
+        own: str | None = self.facts.get("deepspeed_optim")
+        if own is None:
+            named: str | None = self._fact("optim")
+            return named
+        self.assumed.append(
+            f"optim = {own} (DeepSpeed's config has an optimizer, which replaces that of the arguments)"
+        )
+        return own
 
     def _loss(self) -> str | None:
         if self.facts.get("liger") != "yes":

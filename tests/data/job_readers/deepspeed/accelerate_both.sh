@@ -1,0 +1,2 @@
+accelerate launch --config_file accelerate_inline.yaml examples/scripts/sft.py --model_name_or_path Qwen/Qwen2.5-7B \
+  --dataset_name d --fsdp "full_shard auto_wrap"

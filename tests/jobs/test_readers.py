@@ -1,0 +1,38 @@
+"""Every file in tests/data/job_readers is read as ``right.yaml`` next to it says, or refused in that sentence."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from autoconf.errors import BadInput
+from autoconf.jobs.importers.reader import read_job
+
+READERS = Path(__file__).parents[1] / "data" / "job_readers"
+CASES = [
+    pytest.param(folder / name, right, id=f"{folder.name}/{name}")
+    for folder in sorted(READERS.iterdir())
+    for name, right in yaml.safe_load((folder / "right.yaml").read_text()).items()
+]
+FEWEST = 10  # files of each reader
+
+
+@pytest.mark.parametrize(("path", "right"), CASES)
+def test_a_file_is_read_rightly_or_refused_in_a_sentence(path: Path, right: dict[str, Any]) -> None:
+    paths = [str(path), *(str(path.parent / other) for other in right.get("with", ()))]
+    options = right.get("options", {})
+    if "refused" in right:
+        with pytest.raises(BadInput, match=right["refused"]) as refused:
+            read_job(paths, options)
+        assert "\n" not in str(refused.value)
+        return
+    job = read_job(paths, options)
+    assert {field: job.fields.get(field) for field in right["fields"]} == right["fields"]
+    assert right.get("assumed", "") in "\n".join(job.assumed)
+    assert right.get("ignored", "") in "\n".join(job.ignored)
+
+
+@pytest.mark.parametrize("folder", sorted(READERS.iterdir()), ids=lambda folder: folder.name)
+def test_each_reader_has_files_of_its_own(folder: Path) -> None:
+    assert sum(case.values[0].parent == folder for case in CASES) >= FEWEST
