@@ -24,7 +24,7 @@ from autoconf.cli.queries import (
     largest_sample_command,
 )
 from autoconf.cli.recommend import recommend_command
-from autoconf.cli.serve import serve_command
+from autoconf.cli.serve import mcp_command, serve_command
 from autoconf.cli.user_versions import trace_command, train_command
 from autoconf.cli.versions import stacks_command, versions_command
 from autoconf.distribution import __version__
@@ -87,6 +87,7 @@ app.command("plot", cls=Command, rich_help_panel=_ABOUT)(plot_command)
 app.command("trace", cls=Command, rich_help_panel=_EXTEND)(trace_command)
 app.command("train", cls=Command, rich_help_panel=_EXTEND)(train_command)
 app.command("serve", cls=Command, rich_help_panel=_SERVE)(serve_command)
+app.command("mcp", cls=Command, rich_help_panel=_SERVE)(mcp_command)
 
 
 # --- the process ------------------------------------------------------------------------------------------------------

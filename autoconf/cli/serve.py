@@ -1,4 +1,4 @@
-"""The command ``ado-autoconf serve``: answer queries over HTTP."""
+"""The commands ``ado-autoconf serve`` and ``ado-autoconf mcp``: answer queries over HTTP, or of an agent."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ _Workers = Annotated[
 _Models = Annotated[
     str | None,
     typer.Option(
-        "--models", metavar="DIR", show_default=False, help="Folder of your own versions; AUTOCONF_MODELS is not read."
+        "--models",
+        metavar="DIR",
+        show_default=False,
+        help="Folder of your own versions; serve does not read AUTOCONF_MODELS.",
     ),
 ]
 _Bytes = Annotated[int, typer.Option("--max-bytes", metavar="NUMBER", help="The largest request.")]
@@ -100,6 +103,22 @@ def serve_command(
             folder,
             on_ready=lambda url: note(f"serving on {url} with {count} workers"),
         )
+
+
+def mcp_command(models: _Models = None) -> None:
+    r"""Answer an agent on standard input and output, over the Model Context Protocol; needs the extra \[mcp].
+
+    The tools are recommend, estimate, explain, largest, cheapest and read_job. A service started with serve has the
+    same tools at /mcp.
+
+    $ ado-autoconf mcp
+    """
+    with exit_codes():
+        check_extra("mcp", "mcp")
+        folder = _folder(models)
+        from autoconf.service.agents import serve_on_standard_streams
+
+        serve_on_standard_streams(folder)
 
 
 def _folder(models: str | None) -> Path | None:

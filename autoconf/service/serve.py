@@ -57,7 +57,7 @@ def serve(
     """
     pool = Pool(workers, models, seconds=limits.seconds, patience=limits.patience, most_waiting=limits.waiting)
     config = uvicorn.Config(
-        make_app(pool, limits),
+        make_app(pool, limits, address.host),
         ssl_certfile=address.certificate,
         ssl_keyfile=address.key,
         log_level="warning",

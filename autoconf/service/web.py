@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from importlib.util import find_spec
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute
 
 from autoconf.distribution import __version__
 from autoconf.errors import AutoConfError
@@ -86,18 +88,21 @@ def refusal(refused: Refused) -> Response:
     return response
 
 
-def make_app(pool: Pool, limits: Limits | None = None) -> App:
+def make_app(pool: Pool, limits: Limits | None = None, host: str = "127.0.0.1") -> App:
     """Make the application.
 
     Args:
         pool: Its workers, which have been started; the application stops them when it ends.
         limits: Limits of requests.
+        host: The address that the server listens on.
     """
     service = Service(pool, limits or Limits(), Metrics())
+    routes, agents = _agents(service, host)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with agents:
+            yield
         pool.stop()
 
     # Pages for /docs would be fetched from elsewhere.
@@ -113,7 +118,27 @@ def make_app(pool: Pool, limits: Limits | None = None) -> App:
     _add_queries(app, service)
     _add_job_files(app, service)
     _add_state(app, service)
+    app.router.routes.extend(routes)
     return Measured(app, service.metrics, {getattr(route, "path", "") for route in app.routes})
+
+
+def _agents(service: Service, host: str) -> tuple[list[BaseRoute], AbstractAsyncContextManager[None]]:
+    """The route ``/mcp`` and the manager of its connections; no route without the extra ``mcp``."""
+    if find_spec("mcp") is None:
+        return [], nullcontext()
+    from autoconf.service.agents import make_server
+
+    async def ask(task: Task) -> Reply:
+        try:
+            return await service.reply(task)
+        except Refused as refused:
+            return Reply("broken", refused.message)
+
+    server = make_server(ask)
+    app = server.streamable_http_app(
+        json_response=True, stateless_http=True, max_request_body_size=service.limits.bytes, host=host
+    )
+    return [*app.routes], server.session_manager.run()
 
 
 def _handle_errors(app: FastAPI) -> None:

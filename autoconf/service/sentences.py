@@ -1,0 +1,105 @@
+"""Answers in a few words, for agents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def in_words(tool: str, answer: dict[str, Any]) -> str:
+    """An answer with its reason and notes, in a few sentences.
+
+    Args:
+        tool: The name of the tool.
+        answer: The answer as JSON data.
+
+    >>> in_words("recommend", {"can_recommend": 1, "gpus": 4, "workers": 2, "training_stack": "trl", "notes": []})
+    '2 workers of 4 GPUs, with the training stack trl.'
+    >>> in_words("recommend", {"can_recommend": 0, "reason": "it is too large", "notes": ["a note"]})
+    'No: it is too large. Note: a note.'
+    """
+    if tool == "read_job":
+        return _of_files(answer)
+    notes = [f"Note: {note}." for note in answer["notes"]]
+    return " ".join([*_SENTENCES.get(tool, _recommended)(answer), *notes])
+
+
+def layout(answer: dict[str, Any]) -> str:
+    """The layout of a recommendation.
+
+    >>> layout({"gpus": 1, "workers": 1}), layout({"gpus": 8, "workers": 2})
+    ('1 GPU', '2 workers of 8 GPUs')
+    """
+    gpus = f"{answer['gpus']} GPU{'' if answer['gpus'] == 1 else 's'}"
+    return gpus if answer["workers"] == 1 else f"{answer['workers']} workers of {gpus}"
+
+
+def _no(answer: dict[str, Any]) -> list[str]:
+    return [f"No: {answer['reason']}."]
+
+
+def _recommended(answer: dict[str, Any]) -> list[str]:
+    if not answer["can_recommend"]:
+        return _no(answer)
+    return [f"{layout(answer)}, with the training stack {answer['training_stack']}."]
+
+
+def _estimated(answer: dict[str, Any]) -> list[str]:
+    if answer["fits"] is None:
+        return _no(answer)
+    needs = f"{answer['needed_memory_gib']:.1f} of {answer['usable_memory_gib']:.1f} GiB are needed on each GPU"
+    parts = "weights", "gradients", "optimizer", "gathered", "activations", "reserve"
+    shown = ", ".join(f"{part} {answer[f'{part}_gib']:.1f}" for part in parts)
+    verdict = (
+        f"Fits (probability {answer['probability']:.2f})" if answer["fits"] else f"Does not fit: {answer['reason']}"
+    )
+    return [f"{verdict}.", f"{needs}: {shown}."]
+
+
+def _explained(answer: dict[str, Any]) -> list[str]:
+    at = [
+        f"On {held['number_gpus']}: {held['needed_memory_gib']:.1f} of {held['usable_memory_gib']:.1f} GiB, "
+        f"{'fits' if held['fits'] else 'does not fit'}."
+        for held in answer["at"]
+        if held["fits"] is not None
+    ]
+    first = _recommended(answer) if answer["can_recommend"] else [f"No: {answer['why']}."]
+    return [*first, *at, *(f"{change['sentence']}." for change in answer["changes"])]
+
+
+def _largest(answer: dict[str, Any]) -> list[str]:
+    if not answer["can_recommend"]:
+        return _no(answer)
+    on = f"on {answer['number_gpus']} GPUs"
+    each, batch = answer.get("per_device_train_batch_size"), answer.get("batch_size")
+    if each and batch:  # a job has one of them, so the other is the answer
+        return [f"{each} samples on each GPU, {batch} over all, {on}."]
+    return [f"{answer['tokens_per_sample']} tokens per sample {on}."]
+
+
+def _ranked(answer: dict[str, Any]) -> list[str]:
+    fitting = [row for row in answer["ranking"] if row["can_recommend"]]
+    if not fitting:
+        return _no(answer["ranking"][0])
+    shown = []
+    for row in fitting[:3]:
+        cost = "no price" if row["cost_per_hour"] is None else f"{row['cost_per_hour']:g} per hour"
+        shown.append(f"{row['rank']}. {row['gpu_model']}: {layout(row)}, {cost}.")
+    return shown
+
+
+def _of_files(answer: dict[str, Any]) -> str:
+    job = ", ".join(f"{field}={value}" for field, value in answer["read"]["job"].items())
+    assumed = [f"Assumed: {line}." for line in answer["read"]["assumed"]]
+    patched = answer["patched"]
+    changed = (
+        f"Patched {patched['file']}: {patched['notes'][0]}." if patched else f"Not patched: {answer['not_patched']}."
+    )
+    return " ".join([f"Read {job}.", *assumed, *_recommended(answer["answer"]), changed])
+
+
+_SENTENCES = {
+    "estimate": _estimated,
+    "explain": _explained,
+    "largest": _largest,
+    "cheapest": _ranked,
+}
