@@ -8,7 +8,7 @@ from typing import Any, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from autoconf.jobs.presets import SETTINGS, presets, stack_name, training_stack
-from autoconf.jobs.stack import Checkpointing, Dtype, LoraTargets, Loss, MixedPrecision, Optim, Sharding, Stack
+from autoconf.jobs.stack import Checkpointing, Dtype, LoraTargets, Loss, MixedPrecision, Optim, Sharding, Stack, Upcast
 from autoconf.jobs.values import choice, flag, is_empty, name, whole_number
 
 # Answers hold only for this training stack.
@@ -118,6 +118,14 @@ class Job(BaseModel):
     lora_r: int | None = Field(None, description="LoRA rank; a whole number >= 1; by default the stack's")
     lora_targets: LoraTargets | None = Field(
         None, description=_describe("Modules with LoRA adapters (default: the model's own pair)", LoraTargets)
+    )
+    upcast_unquantized: Upcast | None = Field(
+        None,
+        description=_describe(
+            "Parameters of a 4-bit base that are not quantized and become float32 before training (all as by PEFT's "
+            "prepare_model_for_kbit_training; norms: all but embeddings and head; known from version 3.0.0)",
+            Upcast,
+        ),
     )
     even_layouts: bool = Field(
         False,

@@ -19,9 +19,10 @@ STACKS = Path(__file__).with_name("stacks.yaml")
 # The settings that a job may override. The others of ``Stack`` follow from the preset, the method or accumulation.
 SETTINGS = (
     "optim", "torch_dtype", "adapter_dtype", "mixed_precision", "gradient_checkpointing", "loss", "sharding", "lora_r",
-    "lora_targets",
+    "lora_targets", "upcast_unquantized",
 )  # fmt: skip
 _OF_ADAPTERS = ("adapter_dtype", "lora_r", "lora_dropout", "lora_targets", "shard_adapters")
+_OF_QUANTIZED = ("upcast_unquantized",)
 
 
 class _Typed(BaseModel):
@@ -93,6 +94,8 @@ def training_stack(method: str, accumulating: bool, stack: str, *settings: Any) 
     method, given = key(method), _given(settings)
     values = {**presets()[stack].values(method, given), **given}
     _check(method, given, values, stack)
+    if method != "qlora":
+        values = {name: value for name, value in values.items() if name not in _OF_QUANTIZED}
     if method == "full":
         values = {name: value for name, value in values.items() if name not in _OF_ADAPTERS}
     elif values["torch_dtype"] == "float32":
@@ -125,6 +128,7 @@ def _check(method: str, given: dict[str, Any], values: dict[str, Any], stack: st
     """Refuse contradictory settings of a job; where only the preset contradicts, the job's setting wins."""
     values = {**values, "method": method}
     exclusions = [("method", field) for field in given if method == "full" and field in _OF_ADAPTERS]
+    exclusions += [("method", field) for field in given if method != "qlora" and field in _OF_QUANTIZED]
     if method == "qlora" and given.get("torch_dtype") == "float32":
         exclusions.append(("method", "torch_dtype"))
     if given.get("adapter_dtype") == "bfloat16" and values["torch_dtype"] == "float32":

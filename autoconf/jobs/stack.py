@@ -16,6 +16,8 @@ Optim = Literal["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_ada
 Checkpointing = Literal["none", "reentrant", "non-reentrant"]
 MixedPrecision = Literal["no", "bf16"]
 Loss = Literal["full", "chunked"]
+# Which parameters of a 4-bit base that are not quantized become float32 before training.
+Upcast = Literal["none", "norms", "all"]
 Sharding = Literal["ddp", "fsdp1", "fsdp2", "zero1", "zero2", "zero3"]
 LoraTargets = Literal["default", "attention", "all-linear"]
 # Fused Triton kernels for modules of decoder layers, named as in the plugin "fast_kernels" of fms-acceleration.
@@ -87,10 +89,10 @@ class Stack(BaseModel):
     quantization: Literal["none", "nf4"] = Field(
         default="none", description="4-bit base model by bitsandbytes, with double quantization"
     )
-    upcast_unquantized: bool = Field(
-        default=False,
-        description="PEFT's prepare_model_for_kbit_training: unquantized parameters become float32, then TRL "
-        "casts embeddings and head back to bfloat16; not if several GPUs shard",
+    upcast_unquantized: Upcast = Field(
+        default="none",
+        description="parameters of a 4-bit base that are not quantized and become float32: all by PEFT's "
+        "prepare_model_for_kbit_training; norms: all but embeddings and head; not if several GPUs shard",
     )
     kernels: tuple[Kernel, ...] = Field(default=(), description="Triton kernels in place of plain ops")
     shard_adapters: bool = Field(
@@ -101,7 +103,13 @@ class Stack(BaseModel):
     def _consistent(self) -> Self:
         for one, other, problem in (
             ("quantization", "torch_dtype", self.quantization == "nf4" and self.torch_dtype != "bfloat16"),
-            ("upcast_unquantized", "quantization", self.upcast_unquantized and self.quantization == "none"),
+            ("upcast_unquantized", "quantization", self.upcast_unquantized != "none" and self.quantization == "none"),
+            # A head in bfloat16 takes float32 hidden states only under autocast.
+            (
+                "upcast_unquantized",
+                "mixed_precision",
+                (self.upcast_unquantized, self.mixed_precision) == ("norms", "no"),
+            ),
             ("loss", "kernels", self.loss != "full" and "fast_loss" in self.kernels),
             ("kernels", "quantization", "fused_lora" in self.kernels and self.quantization == "none"),
             ("shard_adapters", "sharding", not self.shard_adapters and self.sharding == "fsdp2"),

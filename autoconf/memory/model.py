@@ -9,10 +9,10 @@ from functools import partial
 
 import numpy as np
 
-from autoconf.jobs.stack import Stack
+from autoconf.jobs.stack import Stack, Upcast
 from autoconf.memory.gpu_memory import GpuMemory, Resident
 from autoconf.memory.optimizers import Shape, optimizer_bytes
-from autoconf.memory.profile import HeadWay, LayerWay, Point, Trainable
+from autoconf.memory.profile import UPCAST_NORMS, HeadWay, LayerWay, Point, Trainable, Units
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.sharding import BytesPerParameter, Strategy, UnshardedJob, sharded
 from autoconf.memory.store import ModelsTable
@@ -177,6 +177,7 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
         Unsupported: there is no profile for it.
     """
     strategy = _strategy(stack, several)
+    _check_upcast(stack, strategy)
     layers, head = layer_way(stack, method, several=several, rules=rules), head_way(stack, method, several=several)
     profile = _profile(table, model, method, stack, layers, head)
     trainable = table.trainable(model, method, layers.lora_targets)
@@ -190,7 +191,10 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     else:
         shapes = _shapes(trainable, rank, per_parameter.trainable, flat=strategy == "fsdp1")
         optimizer = optimizer_bytes(stack.optim, shapes, [count for _, count in trainable.shapes])
-    job = UnshardedJob(trainable.units, per_parameter, stack.gradient_accumulation, rank, optimizer)
+    job = UnshardedJob(
+        trainable.units, per_parameter, stack.gradient_accumulation, rank, optimizer,
+        upcast=_upcast_bytes(trainable.units, _upcast(stack, strategy)),
+    )  # fmt: skip
     if strategy not in ZERO:
         resident, gradients = job.resident(strategy), job.unsharded_gradients(strategy)
         return GpuJob(resident, gradients, lambda: sharded(profile(), job, strategy))
@@ -217,6 +221,7 @@ def layer_way(stack: Stack, method: str, *, several: bool, rules: int = RULES) -
     """
     strategy, full = _strategy(stack, several), method == "full"
     dtype = _computing_dtype(stack, strategy)
+    upcast = _upcast(stack, strategy)
     alone = strategy == "fsdp1" and not full and stack.shard_adapters  # each adapter is a unit of its own
     if rules >= 1 and alone and _computes_in_bf16(stack, strategy):
         # peft/tuners/tuners_utils.py, _cast_input_dtype: an adapter casts its input to the dtype of its weights. FSDP1
@@ -228,7 +233,8 @@ def layer_way(stack: Stack, method: str, *, several: bool, rules: int = RULES) -
         adapter_dtype = stack.adapter_dtype
     return LayerWay(
         method=method,
-        torch_dtype=dtype,
+        # Hidden states are float32 as soon as norms are.
+        torch_dtype=dtype if upcast == "none" else "float32",
         mixed_precision=_autocast(stack, strategy),
         adapter_dtype=adapter_dtype,
         dropout=not full and stack.lora_dropout > 0,
@@ -244,7 +250,15 @@ def head_way(stack: Stack, method: str, *, several: bool) -> HeadWay:
     HeadWay(trains=False, torch_dtype='bfloat16', mixed_precision='no', loss='chunked')
     """
     strategy = _strategy(stack, several)
-    return HeadWay(method == "full", _computing_dtype(stack, strategy), _autocast(stack, strategy), stack.loss)
+    dtype = {"none": _computing_dtype(stack, strategy), "norms": UPCAST_NORMS, "all": "float32"}
+    return HeadWay(method == "full", dtype[_upcast(stack, strategy)], _autocast(stack, strategy), stack.loss)
+
+
+def _upcast(stack: Stack, strategy: Strategy) -> Upcast:
+    """Which parameters are float32 that were loaded in bfloat16 and are not quantized."""
+    # trl/models/utils.py, prepare_peft_model, and axolotl/loaders/model.py omit it if FSDP shards a 4-bit model.
+    # deepspeed/runtime/engine.py, _cast_module_mixed_precision, makes all of them bfloat16 again.
+    return stack.upcast_unquantized if strategy in ("none", "ddp") else "none"
 
 
 def _strategy(stack: Stack, several: bool) -> Strategy:
@@ -312,6 +326,12 @@ def _not_traced(
     return Unsupported([settings], f": {table.problem(model, key) or 'it was not traced'}")
 
 
+def _check_upcast(stack: Stack, strategy: Strategy) -> None:
+    if _upcast(stack, strategy) != "none" and stack.mixed_precision == "no":
+        settings = f"upcast_unquantized {stack.upcast_unquantized!r} with mixed_precision 'no'"
+        raise Unsupported([settings], ": it is known with mixed_precision 'bf16'")
+
+
 def _check_sharding(table: ModelsTable, model: str, method: str, stack: Stack, strategy: Strategy) -> None:
     """Raise ``Unsupported`` if the settings of a job do not work together under a strategy."""
     targets = _targets(stack, method)
@@ -346,6 +366,12 @@ def _bytes_per_parameter(stack: Stack, method: str, strategy: Strategy) -> Bytes
         frozen_computing=_BYTES[_computing_dtype(stack, strategy)],
         trainable_computing=2 if mixes else stored,
     )
+
+
+def _upcast_bytes(units: Units, upcast: Upcast) -> int:
+    """Bytes that unquantized parameters take in addition when they become float32; the final norm's are negligible."""
+    upcasts = {"none": 0, "norms": units.frozen - units.root_frozen, "all": units.frozen}[upcast]
+    return upcasts * (_BYTES["float32"] - _BYTES["bfloat16"])
 
 
 def _shapes(trainable: Trainable, rank: int | None, itemsize: int, *, flat: bool) -> Sequence[Shape]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from autoconf.memory.optimizers import Shape
 from autoconf.memory.units import Floats
+
+_Key = TypeVar("_Key", bound=tuple[Any, ...])
 
 
 class Point(IntEnum):
@@ -104,6 +107,9 @@ class LayerWay(NamedTuple):
     lora_targets: str
 
 
+UPCAST_NORMS = "upcast-norms"  # torch_dtype of a way: a bfloat16 head behind norms that became float32
+
+
 class HeadWay(NamedTuple):
     """The settings of a stack that change the memory of head and loss."""
 
@@ -131,3 +137,9 @@ class ModelProfile:
     heads: dict[HeadWay, Floats] = field(default_factory=dict)
     units: dict[tuple[str, str], Trainable] = field(default_factory=dict)  # by method and LoRA targets
     problems: dict[tuple[object, ...], str] = field(default_factory=dict)  # by any key above, or one with a sharding
+
+    def missing(self, keys: Sequence[_Key]) -> list[_Key]:
+        """The ways, or the methods with LoRA targets, that the profile has neither moments nor a reason for."""
+        known = {*self.layers, *self.heads, *self.units}
+        reasons = {" ".join(map(str, key)) for key in self.problems}  # as read from disk: words
+        return [key for key in keys if key not in known and " ".join(map(str, key)) not in reasons]

@@ -148,6 +148,7 @@ class UnshardedJob:
         accumulating: whether an optimizer step takes several micro-batches.
         rank: rank of the adapters, >= 1; ``None`` if all parameters are trained.
         optimizer: states, and temporaries of the step, in bytes, summed over all GPUs.
+        upcast: bytes that frozen parameters take in addition, because they became float32 after they were loaded.
     """
 
     units: Units
@@ -155,6 +156,7 @@ class UnshardedJob:
     accumulating: bool
     rank: int | None
     optimizer: OptimizerBytes
+    upcast: int = 0
 
     @property
     def trainable(self) -> int:
@@ -170,7 +172,8 @@ class UnshardedJob:
     def sharded_weights(self) -> float:
         """Bytes of the stored parameters that sharding divides."""
         per = self.bytes_per_parameter
-        return self.units.frozen * per.frozen + self.trainable * per.trainable + self.units.quantized / 2
+        frozen = self.units.frozen * per.frozen + self.upcast
+        return frozen + self.trainable * per.trainable + self.units.quantized / 2
 
     def unsharded_gradients(self, strategy: Strategy) -> float:
         """Bytes of gradients that FSDP keeps whole on every GPU between micro-batches."""

@@ -44,7 +44,8 @@ class Model(_Typed):
     max_tokens_per_sample: int | None = None
 
 
-_SHARDING = ["ddp", "fsdp1", "fsdp2"]  # of versions up to 2.0.0, whose cards do not have the field
+# The values of settings in versions up to 2.0.0, whose cards do not have these fields.
+_UP_TO_2_0_0 = {"sharding": ["ddp", "fsdp1", "fsdp2"], "upcast_unquantized": ["none"]}
 
 
 class Domain(_Typed):
@@ -56,13 +57,19 @@ class Domain(_Typed):
     max_tokens_per_sample: int
     max_batch_size: int
     max_gpus: int
-    sharding: list[str] = _SHARDING
+    sharding: list[str] = _UP_TO_2_0_0["sharding"]
+    upcast_unquantized: list[str] = _UP_TO_2_0_0["upcast_unquantized"]
+
+    @property
+    def settings(self) -> dict[str, list[str]]:
+        """The settings of a stack of which versions know different values, each with the values of this version."""
+        return {name: getattr(self, name) for name in _UP_TO_2_0_0}
 
     @model_serializer(mode="wrap")
     def _as_on_cards(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit the sharding of versions up to 2.0.0, as their cards do."""
+        """Omit the settings of versions up to 2.0.0, as their cards do."""
         fields: dict[str, Any] = serialize(self)
-        return {name: value for name, value in fields.items() if name != "sharding" or value != _SHARDING}
+        return {name: value for name, value in fields.items() if value != _UP_TO_2_0_0.get(name)}
 
 
 class Card(_Typed):

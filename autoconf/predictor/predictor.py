@@ -84,8 +84,12 @@ class Predictor:
         Raises:
             Unsupported: the version does not support the stack.
         """
-        if isinstance(self.memory, StackMemory) and stack.sharding not in self.domain.sharding:
-            raise Unsupported([f"sharding {stack.sharding!r}"], f", which has {listed(self.domain.sharding)}")
+        if isinstance(self.memory, StackMemory):
+            for setting, known in self.domain.settings.items():
+                if (value := getattr(stack, setting)) not in known:
+                    raise Unsupported(
+                        [f"{setting} {value!r}"], f", which has {listed(known)}; it is known from version 3.0.0"
+                    )
         with PREDICTING:  # pyarrow reads profiles when they are first needed, and holds locks of its own meanwhile
             return self.memory.row(model, method, stack)
 

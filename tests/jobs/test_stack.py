@@ -26,7 +26,7 @@ def test_the_defaults_are_the_reference_workload():
         "lora_dropout": 0.0,
         "lora_targets": "default",
         "quantization": "none",
-        "upcast_unquantized": False,
+        "upcast_unquantized": "none",
         "kernels": (),
         "shard_adapters": True,
     }
@@ -41,7 +41,11 @@ def test_every_setting_has_a_description():
     ("settings", "quoted"),
     [
         ({"quantization": "nf4", "torch_dtype": "float32"}, ["quantization 'nf4'", "torch_dtype 'float32'"]),
-        ({"upcast_unquantized": True}, ["upcast_unquantized True", "quantization 'none'"]),
+        ({"upcast_unquantized": "all"}, ["upcast_unquantized 'all'", "quantization 'none'"]),
+        (
+            {"quantization": "nf4", "upcast_unquantized": "norms"},
+            ["upcast_unquantized 'norms'", "mixed_precision 'no'"],
+        ),
         ({"loss": "chunked", "kernels": ["fast_loss"]}, ["loss 'chunked'", "kernels ('fast_loss',)"]),
         ({"kernels": ["fused_lora"]}, ["kernels ('fused_lora',)", "quantization 'none'"]),
         ({"shard_adapters": False, "sharding": "fsdp2"}, ["shard_adapters False", "sharding 'fsdp2'"]),
@@ -58,7 +62,7 @@ def test_settings_that_exclude_each_other_are_named_with_their_values(settings, 
     "settings",
     [
         {"quantization": "nf4", "torch_dtype": "bfloat16"},
-        {"quantization": "nf4", "upcast_unquantized": True},
+        {"quantization": "nf4", "upcast_unquantized": "all"},
         {"loss": "chunked", "kernels": ["fast_rms_layernorm"]},
         {"quantization": "nf4", "kernels": ["fused_lora"]},
         {"shard_adapters": False, "sharding": "fsdp1"},
@@ -165,7 +169,8 @@ def test_choices_of_a_job_are_those_of_the_stack_and_distinct():
     for field in SETTINGS:
         assert Workload.model_fields[field].default is OPTIONAL[field] is None
         for value in choices(field):
-            assert getattr(Stack(**{field: value}), field) == value
+            needed = {"quantization": "nf4", "mixed_precision": "bf16"} if field == "upcast_unquantized" else {}
+            assert getattr(Stack(**{field: value, **needed}), field) == value
             read = {found for found in choices(field) if found.replace("-", "").lower() == value.replace("-", "")}
             assert read == {value}
 

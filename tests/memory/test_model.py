@@ -34,6 +34,7 @@ def table() -> OnDemand:
     return OnDemand(small_job("full", layers=LAYERS, vocabulary=8192).architecture)
 
 
+PREPARED = {"quantization": "nf4", "mixed_precision": "bf16"}
 EXACT = 0.002  # for such a small model; for the full model all differences are smaller
 STACKS = [
     # Without checkpointing, the moments with checkpointing are included as well.
@@ -46,6 +47,12 @@ STACKS = [
     # Adapters are separate units of FSDP1, and gathering them is not counted.
     ("lora", 2, {"sharding": "fsdp1", "gradient_checkpointing": "reentrant", **AT_ONCE}, 0.04),
     ("qlora", 2, {"sharding": "fsdp2", "quantization": "nf4", "mixed_precision": "bf16", **FLOAT32}, EXACT),
+    ("qlora", 1, {**PREPARED, "upcast_unquantized": "all", **FLOAT32}, EXACT),
+    ("qlora", 1, {**PREPARED, "upcast_unquantized": "all", "lora_dropout": 0.1, "loss": "chunked"}, EXACT),
+    # The first layer's input and the final norm are counted in float32.
+    ("qlora", 1, {**PREPARED, "upcast_unquantized": "norms", "gradient_checkpointing": "reentrant", **FLOAT32}, 0.01),
+    ("qlora", 2, {**PREPARED, "upcast_unquantized": "all", "sharding": "ddp", **FLOAT32}, EXACT),
+    ("qlora", 2, {**PREPARED, "upcast_unquantized": "all", "sharding": "fsdp2", **FLOAT32}, EXACT),  # as loaded
 ]
 
 

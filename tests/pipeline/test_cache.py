@@ -84,13 +84,14 @@ def traced(tmp_path, monkeypatch) -> list[str]:
     tracing = pytest.importorskip("autoconf.pipeline.tracing.trace_model", reason="traces need the extra [build]")
     names: list[str] = []
 
-    def trace(architecture):
+    def trace(architecture, known):
         names.append(architecture.name)
         if architecture.name == "llama-13b":
             raise KeyboardInterrupt
         return figures(architecture.name, architecture.layers)
 
     monkeypatch.setattr(tracing, "traced", trace)
+    monkeypatch.setattr(trace_cache, "all_ways", lambda: [WAY, HEAD])
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda _: tmp_path / "cache")
     return names
 
@@ -134,3 +135,23 @@ def test_released_profiles_are_used_only_if_they_are_up_to_date(tmp_path, traced
     assert (
         found[mistral].layers[WAY][0, 2] == architectures()[mistral].layers
     )  # traced again instead of the released one
+
+
+def test_what_a_released_profile_lacks_is_traced_and_the_rest_is_taken_from_it(tmp_path, monkeypatch):
+    """A release with more ways traces only those for the models of the release before it."""
+    trace_model = pytest.importorskip("autoconf.pipeline.tracing.trace_model", reason="needs the extra [build]")
+    model = architectures()["smollm2-135m"]
+    before = LayerWay("full", "bfloat16", "no", "bfloat16", False, "none", "default")
+    new = before._replace(gradient_checkpointing="reentrant")
+    old = replace(figures(model.name, 7.0), layers={before: figures("").layers[WAY]}, heads={}, units={}, problems={})
+    old.units["full", "default"] = figures("").units["lora", "all-linear"]
+    old.problems[before._replace(torch_dtype="float32")] = "ValueError: no"
+    write_models([replace(old, made_of=trace_cache.fingerprint(model))], tmp_path)
+    for module in (trace_model, trace_cache):
+        monkeypatch.setattr(module, "all_ways", lambda: [before, before._replace(torch_dtype="float32"), new])
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda _: tmp_path / "cache")
+    (found,) = trace_cache.traces([model.name], tmp_path)
+    assert set(found.layers) == {before, new} and not found.heads
+    np.testing.assert_array_equal(found.layers[before], old.layers[before])
+    assert found.units["full", "default"] == old.units["full", "default"] and ("lora", "default") in found.units
+    assert not found.missing(trace_cache.all_ways())

@@ -81,8 +81,8 @@ def test_a_row_is_a_job_under_the_stack_of_its_framework(table):
         ({"framework": "none", "mixed_precision": "bf16"}, {"mixed_precision": "bf16", "quantization": "none"}),
         ({"gradient_accumulation_steps": 4}, {"gradient_accumulation": True}),
         ({"framework": "foak-fast-kernels-liger"}, {"loss": "chunked", "quantization": "none"}),
-        ({**QLORA, "framework": "baseline-peft-bnb"}, {"quantization": "nf4", "upcast_unquantized": True}),
-        ({**QLORA, "framework": "accelerated-peft-bnb"}, {"quantization": "nf4", "upcast_unquantized": False}),
+        ({**QLORA, "framework": "baseline-peft-bnb"}, {"quantization": "nf4", "upcast_unquantized": "norms"}),
+        ({**QLORA, "framework": "accelerated-peft-bnb"}, {"quantization": "nf4", "upcast_unquantized": "none"}),
         (
             {**QLORA, "framework": "accelerated-peft-bnb-foak"},
             {"shard_adapters": False, "lora_targets": ("q_proj", "k_proj", "v_proj", "o_proj")},

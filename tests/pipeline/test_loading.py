@@ -129,7 +129,7 @@ def test_a_4_bit_weight_is_quantized_from_a_bfloat16_copy_on_the_gpu() -> None:
 
 
 def test_peft_upcasts_what_is_not_quantized_and_trl_casts_embeddings_back() -> None:
-    setup = job("qlora", quantization="nf4", upcast_unquantized=True, mixed_precision="bf16")
+    setup = job("qlora", quantization="nf4", upcast_unquantized="norms", mixed_precision="bf16")
     program = loaded(setup)
     assert [event.action for event in program.events].count(Action.EMPTY_CACHE) == 1
     places = [place for _, place in held(program)]
@@ -151,8 +151,8 @@ JOBS = [
     job(torch_dtype="float32"),
     job("lora", adapter_dtype="float32"),
     job("qlora", **NF4),
-    job("qlora", **NF4, upcast_unquantized=True, mixed_precision="bf16"),
-    tied("qlora", **NF4, upcast_unquantized=True, mixed_precision="bf16"),
+    job("qlora", **NF4, upcast_unquantized="norms", mixed_precision="bf16"),
+    tied("qlora", **NF4, upcast_unquantized="norms", mixed_precision="bf16"),
     tied("full", 4, sharding="ddp"),
     job("full", 2, sharding="ddp"),
     job("lora", 2, sharding="ddp"),

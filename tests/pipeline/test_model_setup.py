@@ -83,7 +83,7 @@ def _dtypes(model: nn.Module, part: str) -> set[torch.dtype]:
     ],
 )
 def test_norms_become_float32_and_embeddings_stay_bfloat16_unless_gpus_shard(gpus, sharding, norms):
-    model = model_setup.build_model(small_job("qlora", gpus, upcast_unquantized=True, sharding=sharding, **QLORA))
+    model = model_setup.build_model(small_job("qlora", gpus, upcast_unquantized="norms", sharding=sharding, **QLORA))
     assert _dtypes(model, "norm") == {norms}
     assert _dtypes(model, "embed_tokens") == _dtypes(model, "lm_head") == {torch.bfloat16}
 
@@ -101,7 +101,7 @@ def test_without_the_upcast_norms_stay_as_loaded():
     ],
 )
 @pytest.mark.parametrize(
-    ("method", "settings"), [("full", {}), ("lora", {}), ("qlora", {**QLORA, "upcast_unquantized": True})]
+    ("method", "settings"), [("full", {}), ("lora", {}), ("qlora", {**QLORA, "upcast_unquantized": "norms"})]
 )
 def test_layers_run_once_or_are_recomputed_as_the_stack_says(method, settings, checkpointing, with_gradients):
     passes = []

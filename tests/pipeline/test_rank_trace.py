@@ -54,7 +54,7 @@ def bytes_per_token_and_layer(peak_bytes: Callable[[int, int], float]) -> float:
         ("full", 1, {"gradient_checkpointing": "reentrant", "torch_dtype": "float32", "mixed_precision": "bf16"}),
         ("lora", 1, {"gradient_checkpointing": "none"}),
         ("lora", 1, {"loss": "chunked", "kernels": ["fast_rms_layernorm", "fast_rope_embeddings"]}),
-        ("qlora", 1, {"upcast_unquantized": True, "lora_dropout": 0.1, "adapter_dtype": "float32", **QLORA}),
+        ("qlora", 1, {"upcast_unquantized": "norms", "lora_dropout": 0.1, "adapter_dtype": "float32", **QLORA}),
         ("full", 2, {"sharding": "fsdp2", **AT_ONCE}),
         ("full", 2, {"sharding": "fsdp1", "gradient_checkpointing": "reentrant", **AT_ONCE}),
     ],
@@ -154,7 +154,7 @@ def test_fsdp1_holds_gradients_of_frozen_layers_that_a_reentrant_checkpoint_encl
         ("lora", 1, {"gradient_checkpointing": "reentrant"}, 2 * WIDTH),
         ("qlora", 1, QLORA, 2 * WIDTH),
         # Norms in float32 make hidden states float32.
-        ("qlora", 1, {"upcast_unquantized": True, **QLORA}, 4 * WIDTH),
+        ("qlora", 1, {"upcast_unquantized": "norms", **QLORA}, 4 * WIDTH),
         ("full", 1, {"torch_dtype": "float32"}, 4 * WIDTH),
     ],
 )

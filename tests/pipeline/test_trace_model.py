@@ -14,7 +14,8 @@ from autoconf.memory.store import ModelsTable
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.tracing.extrapolate import head_moments, layer_moments
 from autoconf.pipeline.tracing.ledger import rank_for, trace
-from autoconf.pipeline.tracing.trace_model import head_job, head_ways, layer_job, layer_ways, short_stack
+from autoconf.pipeline.tracing.trace_model import head_job, layer_job, short_stack
+from autoconf.pipeline.tracing.ways import head_ways, layer_ways
 from autoconf.predictor.registry import MODELS
 
 LLAMA = architectures()["llama-7b"]

@@ -30,7 +30,8 @@ def random_stacks(predictor: Predictor, generator: np.random.Generator) -> Itera
     """Yield random models, methods and stacks of the domain without end; half of them are unchanged presets."""
     domain = predictor.domain
     names, methods = list(domain.models), domain.methods
-    choices = {**_CHOICES, "sharding": tuple(domain.sharding)}
+    choices = {**_CHOICES, **{name: tuple(known) for name, known in domain.settings.items()}}
+    drawn = [name for name in SETTINGS if len(choices[name]) > 1]
     while True:
         job: dict[str, Any] = {
             "model_name": names[generator.integers(len(names))],
@@ -38,11 +39,13 @@ def random_stacks(predictor: Predictor, generator: np.random.Generator) -> Itera
             "stack": list(presets())[generator.integers(len(presets()))],
             "gradient_accumulation_steps": int(generator.choice([1, 4])),
         }
-        changes = generator.random(len(SETTINGS)) < _CHANGED * (generator.random() < 0.5)
-        settings = [
-            choices[name][generator.integers(len(choices[name]))] if changed else None
-            for name, changed in zip(SETTINGS, changes, strict=True)
-        ]
+        changes = generator.random(len(drawn)) < _CHANGED * (generator.random() < 0.5)
+        changed = {
+            name: choices[name][generator.integers(len(choices[name]))]
+            for name, changes_it in zip(drawn, changes, strict=True)
+            if changes_it
+        }
+        settings = [changed.get(name) for name in SETTINGS]
         steps = job["gradient_accumulation_steps"] > 1
         try:
             stack = training_stack(job["method"], steps, job["stack"], *settings)

@@ -9,7 +9,7 @@ from typing import Annotated, get_args
 import numpy as np
 import typer
 
-from autoconf.jobs.stack import Sharding
+from autoconf.jobs.stack import Sharding, Upcast
 from autoconf.memory.model import RULES
 from autoconf.memory.store import write_models
 from autoconf.pipeline.calibration import reserve
@@ -48,8 +48,13 @@ def domain(names: list[str], version: str) -> Domain:
         max_tokens_per_sample=131_072,
         max_batch_size=4_096,
         max_gpus=512,
-        **({"sharding": list(get_args(Sharding))} if after_2_0_0 else {}),
+        **(all_settings() if after_2_0_0 else {}),
     )
+
+
+def all_settings() -> dict[str, list[str]]:
+    """The values of settings that versions up to 2.0.0 do not know."""
+    return {"sharding": list(get_args(Sharding)), "upcast_unquantized": list(get_args(Upcast))}
 
 
 def train(version: str, folder: Path) -> str:
@@ -74,7 +79,7 @@ def train(version: str, folder: Path) -> str:
         files={},
     )
     with new_version(folder) as scratch:
-        write_models(traces(names, folder), scratch)
+        write_models(traces(names, registry.MODELS / "2.0.0", folder), scratch)
         return complete(scratch, card, reserve.training_rows(np.random.default_rng(SEED)))
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from autoconf.memory.loading import LoadedModel, Parameter
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.replay.experts import ExpertMerger
-from autoconf.pipeline.replay.loading import checkpoint_key, is_prepared
+from autoconf.pipeline.replay.loading import checkpoint_key
 from autoconf.pipeline.tracing.model_setup import DTYPES, TrainingSetup, build_model, decoder_layers
 
 
@@ -67,6 +67,6 @@ def _parameter(
         return Parameter(layer.shape[0] * layer.shape[1], loaded, loaded, packed=True)
     adapter = ".lora_" in name
     trained = 4 if job.upcasts and parameter.requires_grad else parameter.dtype.itemsize
-    if adapter or not is_prepared(job):
+    if adapter or not job.prepares:
         loaded = parameter.dtype.itemsize
     return Parameter(parameter.numel(), loaded, trained, adapter=adapter)

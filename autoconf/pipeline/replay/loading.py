@@ -49,11 +49,6 @@ def loading_of(job: TrainingSetup, wanted: Loading = "cpu") -> Loading:
     return wanted if job.shards or wanted == "gpu" else "cpu"
 
 
-def is_prepared(job: TrainingSetup) -> bool:
-    """Whether PEFT prepares a 4-bit model, which TRL omits if the model is sharded."""
-    return job.method == "qlora" and job.stack.upcast_unquantized and not job.shards
-
-
 def loader(recorder: ProgramRecorder, wanted: Loading) -> Callable[[TrainingSetup, nn.Module, DeviceMesh | None], Rank]:
     """Return the ``load`` of ``first_rank`` that records into a recorder."""
 
@@ -203,7 +198,6 @@ def _load_on_gpu(recorder: ProgramRecorder, job: TrainingSetup, model: nn.Module
     weights = sorted(((n, p) for n, p in model.named_parameters() if id(p) not in ids), key=checkpoint_key)
     packed = {id(m.weight): m for m in model.modules() if isinstance(m, cuda_kernels.Linear4bit)}
     experts = ExpertMerger(model)
-    prepared = is_prepared(job)
     dtypes = {id(p): p.dtype for _, p in weights}
     with torch.no_grad():
         with recorder.inside("from_pretrained"):
@@ -215,10 +209,10 @@ def _load_on_gpu(recorder: ProgramRecorder, job: TrainingSetup, model: nn.Module
                 elif experts.merges(name):
                     parameter.data = experts.merged(name, parameter.shape, parameter.dtype)
                 else:
-                    parameter.data = _copied(parameter, dtype if prepared else None)
+                    parameter.data = _copied(parameter, dtype if job.prepares else None)
         _move(recorder, "from_pretrained", model.named_buffers())
         plain: list[_Named] = [(name, parameter) for name, parameter in weights if id(parameter) not in packed]
-        if prepared:
+        if job.prepares:
             with recorder.inside("upcast by PEFT"):
                 _cast(recorder, plain, {id(p): torch.float32 for _, p in plain})
                 # peft/utils/other.py, prepare_model_for_kbit_training

@@ -16,6 +16,7 @@ from autoconf.files import atomic_folder
 from autoconf.memory.profile import ModelProfile
 from autoconf.memory.store import read_models, write_models
 from autoconf.pipeline.catalog import Architecture, architectures
+from autoconf.pipeline.tracing.ways import all_ways
 
 TRACER = 2  # increase it when the figures of a model change
 
@@ -26,30 +27,40 @@ def fingerprint(architecture: Architecture) -> str:
     return hashlib.sha256(made_of.encode()).hexdigest()[:16]
 
 
-def traces(names: list[str], released: Path) -> list[ModelProfile]:
+def traces(names: list[str], *released: Path) -> list[ModelProfile]:
     """The profiles of models.
 
     Args:
         names: entries of ``architectures.yaml``.
-        released: folder with profiles of a version, which need not exist. Profiles that are up to date are taken from
-            it. Others are traced, a minute or two for each, two at a time, and stored in the user's cache folder.
+        released: folders with profiles of versions, the newest last; they need not exist. Profiles of the same tracer
+            are taken from them. What they lack is traced, up to two minutes for each model, two at a time, and stored
+            in the user's cache folder.
     """
-    known = {f.model_name: f for f in read_models(released)} if released.exists() else {}
     wanted = {name: fingerprint(architectures()[name]) for name in names}
-    missing = [name for name in names if name not in known or known[name].made_of != wanted[name]]
+    known = {
+        figures.model_name: figures
+        for folder in released
+        if folder.exists()
+        for figures in read_models(folder)
+        if figures.made_of == wanted.get(figures.model_name)
+    }
+    missing = [name for name in names if name not in known or known[name].missing(all_ways())]
     with ProcessPoolExecutor(max_workers=min(os.cpu_count() or 1, max(len(missing), 1))) as pool:
-        for figures in track(pool.map(_cached, missing), description="tracing", total=len(missing)):
+        found = pool.map(_cached, missing, map(known.get, missing))
+        for figures in track(found, description="tracing", total=len(missing)):
             known[figures.model_name] = figures
     return [known[name] for name in names]
 
 
-def _cached(name: str) -> ModelProfile:
-    """Trace a model, or read its cached trace; an interrupted run loses only the current model."""
+def _cached(name: str, known: ModelProfile | None = None) -> ModelProfile:
+    """Trace what a known profile lacks, or read its cached trace; an interrupted run loses only the current model."""
     architecture = architectures()[name]
-    folder = platformdirs.user_cache_path("ado-autoconf") / "traces" / f"{name}-{fingerprint(architecture)}"
+    # A release may trace more ways than an earlier one.
+    cached = f"{name}-{fingerprint(architecture)}-{len(all_ways())}"
+    folder = platformdirs.user_cache_path("ado-autoconf") / "traces" / cached
     if not folder.exists():
         from autoconf.pipeline.tracing.trace_model import traced  # importing torch and transformers takes seconds
 
         with atomic_folder(folder, replace=False) as scratch:  # another process may have finished first
-            write_models([traced(architecture)], scratch)
+            write_models([traced(architecture, known=known)], scratch)
     return replace(read_models(folder)[0], made_of=fingerprint(architecture))

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 from unittest import mock
 
 import peft
@@ -35,8 +35,8 @@ from autoconf.memory.optimizers import Shape
 from autoconf.memory.zero_job import ZERO
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.kernels import cuda as cuda_kernels
+from autoconf.pipeline.tracing.ways import Method
 
-Method = Literal["full", "lora", "qlora"]
 _TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # Linear layers of attention by their names in transformers; the MLPs of some models also have a c_proj or a dense.
@@ -80,6 +80,11 @@ class TrainingSetup:
         return self.gpus > 1 and self.stack.sharding != "ddp"
 
     @property
+    def prepares(self) -> bool:
+        """Whether PEFT prepares a 4-bit model, which TRL and axolotl omit if the model is sharded."""
+        return self.stack.upcast_unquantized != "none" and not self.shards
+
+    @property
     def upcasts(self) -> bool:
         """Whether accelerate makes trainable parameters float32 that were loaded in bfloat16."""
         # accelerate/accelerator.py, prepare_model: FSDP1's flat parameters, so not parameters that FSDP does not shard;
@@ -108,7 +113,7 @@ def build_model(job: TrainingSetup, layers: int | Sequence[str] | None = None) -
         return model.train()
     if stack.quantization == "nf4":
         _quantize(job, model)
-        if stack.upcast_unquantized and not job.shards:  # TRL omits it if a 4-bit model is sharded
+        if job.prepares:
             model = peft.prepare_model_for_kbit_training(
                 model, stack.gradient_checkpointing != "none", {"use_reentrant": reentrant}
             )
@@ -130,7 +135,7 @@ def build_model(job: TrainingSetup, layers: int | Sequence[str] | None = None) -
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(DTYPES[stack.torch_dtype])
-    if stack.upcast_unquantized and not job.shards:
+    if job.prepares and stack.upcast_unquantized == "norms":
         _return_to_bfloat16(model)
     return model.train()
 
@@ -227,12 +232,11 @@ def _as_linear(layer: nn.Linear | Conv1D) -> nn.Linear:
     return nn.Linear(layer.nx, layer.nf, dtype=layer.weight.dtype, device="meta")
 
 
-def _return_to_bfloat16(model: nn.Module) -> None:
-    # trl/trainer/utils.py, peft_module_casting_to_bf16, which SFTTrainer calls for 4-bit models if precision is mixed.
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        embeds = any(part in name for part in ("lm_head", "embed_tokens", "wte", "wpe"))
-        if embeds and isinstance(weight, nn.Parameter) and weight.dtype == torch.float32:
+def _return_to_bfloat16(model: Any) -> None:
+    # trl/trainer/utils.py, peft_module_casting_to_bf16, which SFTTrainer called up to release 0.25 for 4-bit models if
+    # precision is mixed. axolotl (monkeypatch/peft/utils.py) does not upcast embeddings and head in the first place.
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) or module is model.get_output_embeddings():
             module.to(torch.bfloat16)
 
 

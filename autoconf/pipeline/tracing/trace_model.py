@@ -7,7 +7,7 @@ here), or it only scales bytes (``autoconf.memory.sharding``, ``autoconf.memory.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import numpy as np
@@ -16,58 +16,39 @@ from torch import nn
 
 from autoconf.jobs.stack import LoraTargets, Stack
 from autoconf.memory.optimizers import Shape
-from autoconf.memory.profile import HeadWay, LayerWay, ModelProfile, Trainable, Units
+from autoconf.memory.profile import UPCAST_NORMS, HeadWay, LayerWay, ModelProfile, Trainable, Units
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.tracing.extrapolate import head_moments, layer_moments
 from autoconf.pipeline.tracing.ledger import rank_for, trace
-from autoconf.pipeline.tracing.model_setup import Method, TrainingSetup, build_model, decoder_layers
+from autoconf.pipeline.tracing.model_setup import TrainingSetup, build_model, decoder_layers
 from autoconf.pipeline.tracing.recorder import TraceError
+from autoconf.pipeline.tracing.ways import ADAPTING, TARGETS, Method, all_ways
 
-_ADAPTING: tuple[Method, ...] = ("lora", "qlora")
-_TARGETS: tuple[LoraTargets, ...] = ("default", "attention", "all-linear")
-_CHECKPOINTING = ("none", "reentrant", "non-reentrant")
-_LOSSES = ("full", "chunked", "chunked_nll")
 _DROPOUT = 0.05  # any rate; a mask has a byte for each element
-# dtype of parameters, and mixed precision; for adapters also their own dtype, which PEFT takes from their base layer
-# or sets to float32.
-_FULL = [("bfloat16", "no"), ("bfloat16", "bf16"), ("float32", "no"), ("float32", "bf16")]
-_LORA = [(*regime, "float32") for regime in _FULL] + [(*regime, "bfloat16") for regime in _FULL[:2]]
-
-
-def layer_ways() -> Iterator[LayerWay]:
-    """All combinations of settings that change the layers."""
-    for (dtype, mixed), checkpointing in itertools.product(_FULL, _CHECKPOINTING):
-        yield LayerWay("full", dtype, mixed, dtype, False, checkpointing, "default")
-    for method, regime, dropout, checkpointing, targets in itertools.product(
-        _ADAPTING, _LORA, (False, True), _CHECKPOINTING, _TARGETS
-    ):
-        # No preset has dropout in bfloat16 adapters without mixed precision, so it is omitted.
-        asked_for = not dropout or regime != ("bfloat16", "no", "bfloat16")
-        if asked_for and (method == "lora" or regime[0] == "bfloat16"):
-            yield LayerWay(method, *regime, dropout, checkpointing, targets)
-
-
-def head_ways() -> Iterator[HeadWay]:
-    """All combinations of settings that change head and loss."""
-    for trains, (dtype, mixed), loss in itertools.product((True, False), _FULL, _LOSSES):
-        yield HeadWay(trains, dtype, mixed, loss)
-
-
 Ways = list[LayerWay | HeadWay]
 
 
-def traced(architecture: Architecture, watched: Callable[[Ways], Iterable[LayerWay | HeadWay]] = iter) -> ModelProfile:
+def traced(
+    architecture: Architecture,
+    watched: Callable[[Ways], Iterable[LayerWay | HeadWay]] = iter,
+    known: ModelProfile | None = None,
+) -> ModelProfile:
     """Figures of a model for all ways; those that cannot be traced are there with the reason.
 
     Args:
         architecture: the model.
         watched: passes the ways on, one by one, and sees when each is done.
+        known: a profile of the same model by the same tracer, which lacks ways.
     """
     found = ModelProfile(architecture.name)
+    if known is not None:
+        found = ModelProfile(
+            architecture.name, "", {**known.layers}, {**known.heads}, {**known.units}, {**known.problems}
+        )
     short = short_stack(architecture)
     rank = rank_for(architecture, short)
-    for way in watched([*layer_ways(), *head_ways()]):
+    for way in watched(found.missing(all_ways())):
         try:
             if isinstance(way, LayerWay):
                 moments = layer_moments(trace(layer_job(architecture, way), short, rank), short, architecture.kinds)
@@ -77,8 +58,8 @@ def traced(architecture: Architecture, watched: Callable[[Ways], Iterable[LayerW
                 found.heads[way] = np.array(moments)
         except _UNTRACEABLE as error:
             found.problems[way] = _sentence(error)
-    methods: list[tuple[Method, LoraTargets]] = [("full", "default"), *itertools.product(_ADAPTING, _TARGETS)]
-    for method, targets in methods:
+    methods: list[tuple[Method, LoraTargets]] = [("full", "default"), *itertools.product(ADAPTING, TARGETS)]
+    for method, targets in found.missing(methods):
         try:
             found.units[method, targets] = units(architecture, method, targets)
             if _adapts_parameters(architecture, method, targets):
@@ -111,14 +92,16 @@ def short_stack(architecture: Architecture) -> tuple[str, ...]:
 
 def layer_job(architecture: Architecture, way: LayerWay) -> TrainingSetup:
     """A job on one GPU whose layers run in a way: the inverse of ``autoconf.memory.model.layer_way``."""
+    quantized = way.method == "qlora"
     settings = {
-        "torch_dtype": way.torch_dtype,
+        "torch_dtype": "bfloat16" if quantized else way.torch_dtype,
+        "upcast_unquantized": "all" if quantized and way.torch_dtype == "float32" else "none",
         "mixed_precision": way.mixed_precision,
         "adapter_dtype": way.adapter_dtype,
         "lora_dropout": _DROPOUT if way.dropout else 0.0,
         "gradient_checkpointing": way.gradient_checkpointing,
         "lora_targets": way.lora_targets,
-        "quantization": "nf4" if way.method == "qlora" else "none",
+        "quantization": "nf4" if quantized else "none",
         "gradient_accumulation": False,
     }
     return TrainingSetup(architecture, cast(Method, way.method), Stack.model_validate(settings))
@@ -126,13 +109,11 @@ def layer_job(architecture: Architecture, way: LayerWay) -> TrainingSetup:
 
 def head_job(architecture: Architecture, way: HeadWay) -> TrainingSetup:
     """A job on one GPU whose head and loss run in a way: the inverse of ``autoconf.memory.model.head_way``."""
-    settings = {
-        "torch_dtype": way.torch_dtype,
-        "mixed_precision": way.mixed_precision,
-        "adapter_dtype": way.torch_dtype,
-        "loss": way.loss,
-        "gradient_accumulation": False,
-    }
+    settings = {"mixed_precision": way.mixed_precision, "loss": way.loss, "gradient_accumulation": False}
+    if way.torch_dtype == UPCAST_NORMS:
+        stack = Stack.model_validate({**settings, "quantization": "nf4", "upcast_unquantized": "norms"})
+        return TrainingSetup(architecture, "qlora", stack)
+    settings |= {"torch_dtype": way.torch_dtype, "adapter_dtype": way.torch_dtype}
     return TrainingSetup(architecture, "full" if way.trains else "lora", Stack.model_validate(settings))
 
 

@@ -1,4 +1,4 @@
-"""DeepSpeed's stages: refused by name by versions up to 2.0.0, accepted by a version whose card has them."""
+"""Settings since 3.0.0: refused by name by versions up to 2.0.0, accepted by a version whose card has them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 import autoconf
 from autoconf.jobs.presets import SETTINGS, training_stack
-from autoconf.jobs.stack import Sharding
+from autoconf.jobs.stack import Sharding, Upcast
 from autoconf.memory.units import Unsupported
 from autoconf.memory.zero_job import ZERO
 from autoconf.predictor import registry
@@ -24,9 +24,29 @@ JOB = {
 def test_version_2_0_0_refuses_them_by_name(sharding):
     answer = autoconf.recommend(autoconf.Workload(**JOB, sharding=sharding, model_version="2.0.0"))
     assert (answer.can_recommend, answer.outcome) == (0, "outside_domain")
-    assert (
-        answer.reason == f"sharding '{sharding}' is not in the domain of version 2.0.0, which has ddp, fsdp1 and fsdp2"
+    assert answer.reason == (
+        f"sharding '{sharding}' is not in the domain of version 2.0.0, which has ddp, fsdp1 and fsdp2; it is known "
+        "from version 3.0.0"
     )
+
+
+@pytest.mark.parametrize("upcast", ["norms", "all"])
+def test_version_2_0_0_refuses_a_prepared_base_by_name(upcast):
+    job = autoconf.Workload(**{**JOB, "method": "qlora"}, upcast_unquantized=upcast, model_version="2.0.0")
+    answer = autoconf.recommend(job)
+    assert (answer.can_recommend, answer.outcome) == (0, "outside_domain")
+    assert answer.reason == (
+        f"upcast_unquantized '{upcast}' is not in the domain of version 2.0.0, which has none; it is known from "
+        "version 3.0.0"
+    )
+    as_loaded = job.model_copy(update={"upcast_unquantized": "none"})
+    assert autoconf.recommend(as_loaded).can_recommend
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_only_a_quantized_base_is_prepared(method):
+    with pytest.raises(ValueError, match=f"method '{method}' and upcast_unquantized 'all' exclude each other"):
+        autoconf.Workload(**{**JOB, "method": method}, upcast_unquantized="all")
 
 
 def test_version_1_1_0_refuses_them_like_every_other_stack():
@@ -41,7 +61,8 @@ def test_version_1_1_0_refuses_them_like_every_other_stack():
 
 def later() -> Predictor:
     start = registry.load("2.0.0")
-    domain = start.domain.model_copy(update={"sharding": list(get_args(Sharding))})
+    known = {"sharding": list(get_args(Sharding)), "upcast_unquantized": list(get_args(Upcast))}
+    domain = start.domain.model_copy(update=known)
     return Predictor(start.card.model_copy(update={"domain": domain}), start.memory, None)
 
 
@@ -56,6 +77,15 @@ def test_a_card_that_has_them_accepts_them(sharding):
         predictor.row("smollm2-135m", "full", training_stack("full", True, "reference", *given))
 
 
+def test_a_prepared_base_needs_mixed_precision():
+    given = [{"upcast_unquantized": "all", "mixed_precision": "no"}.get(name) for name in SETTINGS]
+    with pytest.raises(Unsupported, match=r"upcast_unquantized 'all' with mixed_precision 'no' .*'bf16'"):
+        later().row("smollm2-135m", "qlora", training_stack("qlora", True, "reference", *given))
+    given = [{"upcast_unquantized": "all"}.get(name) for name in SETTINGS]
+    assert training_stack("qlora", True, "reference", *given).mixed_precision == "bf16"
+
+
 def test_cards_name_the_sharding_only_if_it_is_not_that_of_version_2_0_0():
-    assert "sharding" not in registry.card("2.0.0").model_dump()["domain"]
+    assert not {"sharding", "upcast_unquantized"} & registry.card("2.0.0").model_dump()["domain"].keys()
+    assert later().card.model_dump()["domain"]["upcast_unquantized"] == ["none", "norms", "all"]
     assert later().card.model_dump()["domain"]["sharding"][-3:] == list(ZERO)
