@@ -117,7 +117,7 @@ def test_a_case_is_read(name: str, fields: dict) -> None:
         ("more/parsed_args.py", ["parsed_args.py:6 SFTConfig: max_length: cli.max_length", "--tokens-per-sample"]),
         ("more/assigned_twice.py", ["SFTConfig: per_device_train_batch_size: BATCH", "--per-device-train-batch-size"]),
         ("more/dpo_script.py", ["dpo_script.py:2 DPOConfig", "preference optimization"]),
-        ("more/unsloth_vision.py", ["unsloth_vision.py:1", "unsloth is not covered"]),
+        ("more/unsloth_vision.py", ["unsloth_vision.py:3", "models that also read images are not covered"]),
         ("more/kbit.py", ["prepare_model_for_kbit_training", "float32 norms"]),
         ("more/frozen.py", ["frozen.py:4 requires_grad"]),
         ("more/trainer.py", ["not certain: tokens_per_sample", "--tokens-per-sample"]),

@@ -107,6 +107,7 @@ class Framework(_Typed):
     defaults: dict[str, Default]
     needs: dict[str, str] = {}  # facts of adapters that files must state, with the error message if they do not
     note: str = ""
+    without_preset: str = ""  # the error message if no stack is given, for a trainer that none is near enough to
 
 
 class JobKeys(_Typed):

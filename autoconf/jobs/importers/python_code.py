@@ -1,17 +1,18 @@
-"""Read the literals of a Python script or notebook that trains with TRL or transformers, without running it."""
+"""Read the literals of Python that trains with TRL, transformers or unsloth, without running it."""
 
 from __future__ import annotations
 
 import ast
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.documents import shortened
 from autoconf.jobs.importers.key_table import Place, Setting, job_keys, settings
 from autoconf.jobs.importers.other_files import objective_in, refuse_objective
+from autoconf.jobs.importers.python_literals import Literals, argument_of, name_of, owner_of, shown
+from autoconf.jobs.importers.python_unsloth import OWNER, of_unsloth
 from autoconf.jobs.importers.words import cleaned, unknown
 
 _LARGEST = 1 << 18  # characters of a script
@@ -25,15 +26,16 @@ _OF_TRAINER = (
     "dataset_text_field",
 )  # of SFTTrainer before TRL 0.13
 _PLAIN = ("bias", "task_type", "use_rslora", "use_dora", "inference_mode")  # keys of adapters without lora_ before them
+_QUANTIZING = ("quantization_config", "load_in_4bit", "load_in_8bit")
 _LORA_DEFAULTS = {"lora_r": 8, "lora_dropout": 0.0}  # peft 0.21.2, src/peft/tuners/lora/config.py
 # What changes memory in ways that no key says.
 _NOT_COVERED = {
     "prepare_model_for_kbit_training": "float32 norms and heads are not covered",
     "resize_token_embeddings": "a vocabulary of another size is not covered",
-    "gradient_checkpointing_enable": "say gradient_checkpointing in the arguments",
     "requires_grad_": "training a part of the model is not covered",
-    "FastLanguageModel": "unsloth is not covered",
-    "FastModel": "unsloth is not covered",
+    "FastModel": "models of unsloth that also read images or sound are not covered",
+    "FastVisionModel": "models that also read images are not covered",
+    "UnslothTrainer": "embeddings that are trained are not covered",
     "add_adapter": "adapters that are added by hand are not covered",
     "PeftModel": "adapters that are loaded are not covered",
 }
@@ -45,7 +47,7 @@ class Code(NamedTuple):
 
     Attributes:
         settings: The literal arguments of its configs, and those that are not literal as unknown values.
-        framework: ``trl`` or ``transformers``.
+        framework: ``trl``, ``transformers`` or ``unsloth``.
     """
 
     settings: list[Setting]
@@ -56,7 +58,7 @@ def read_code(text: str, file: str) -> Code:
     """Read a script.
 
     Args:
-        text: Its text; that of a notebook is ``code_of`` it.
+        text: Its text; that of a notebook is what ``notebooks.code_of`` finds.
         file: Its name.
 
     Raises:
@@ -83,19 +85,6 @@ def read_code(text: str, file: str) -> Code:
         raise BadInput(f"{file}: not a job's script: nested too deeply; {_NO_FILE}") from None
 
 
-def code_of(notebook: Mapping[str, Any]) -> str:
-    """The code cells of a notebook, without the commands to the shell and to IPython.
-
-    >>> code_of({"cells": [{"cell_type": "code", "source": ["!pip install trl\\n", "a = 1"]}, {"cell_type": "raw"}]})
-    '\\na = 1\\n'
-    """
-    cells = notebook["cells"] if isinstance(notebook["cells"], list) else []
-    sources = [c.get("source", "") for c in cells if isinstance(c, Mapping) and c.get("cell_type") == "code"]
-    text = "\n".join("".join(map(str, source)) if isinstance(source, list) else str(source) for source in sources)
-    lines = ("" if line.lstrip().startswith(("!", "%", "?")) else line for line in text.split("\n"))
-    return "\n".join(lines) + "\n"
-
-
 class _Script:
     """The calls and names of a script."""
 
@@ -104,19 +93,21 @@ class _Script:
         self.bound: dict[str, ast.expr] = {}
         self.calls: dict[str, list[ast.Call]] = {}
         times: Counter[str] = Counter()
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import | ast.ImportFrom) and "unsloth" in ast.unparse(node):
-                raise BadInput(f"{Place(file, node.lineno, 'import')}: unsloth is not covered; {_NO_FILE}")
+        self.enables = [*_top_level_calls(tree, "gradient_checkpointing_enable")]
+        for node in (node for statement in until_trained(tree.body) for node in ast.walk(statement)):
             if isinstance(node, ast.Call):
-                self.calls.setdefault(_name(node.func), []).append(node)
+                self.calls.setdefault(name_of(node.func), []).append(node)
             elif isinstance(node, ast.Name | ast.Attribute):
                 self._check(node)
             self._bind(node, times)
         self.bound = {name: value for name, value in self.bound.items() if times[name] == 1}
+        self.literals = Literals(self.bound)
 
     def _bind(self, node: ast.AST, times: Counter[str]) -> None:
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
             times[node.id] += 1
+        elif isinstance(node, ast.alias):
+            times[node.asname or node.name] += 1
         elif isinstance(node, ast.arg):
             times[node.arg] += 2  # a parameter may be anything
         elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
@@ -126,29 +117,57 @@ class _Script:
 
     def _check(self, node: ast.Name | ast.Attribute) -> None:
         """Refuse what no key says, and an attribute that is set where it may decide."""
-        name = _name(node)
+        name = name_of(node)
         if name in _NOT_COVERED:
-            raise BadInput(f"{self._place(node, name)}: {_NOT_COVERED[name]}; {_NO_FILE}")
-        if not isinstance(node, ast.Attribute) or isinstance(node.ctx, ast.Load) or _name(node.value) == "self":
+            raise BadInput(f"{self.place(node, name)}: {_NOT_COVERED[name]}; {_NO_FILE}")
+        if not isinstance(node, ast.Attribute) or isinstance(node.ctx, ast.Load) or name_of(node.value) == "self":
             return
         if name == "requires_grad" or job_keys().dialects["arguments"].find(name) is not None:
-            raise BadInput(f"{self._place(node, name)}: is set outside of its config; {_NO_FILE}")
+            raise BadInput(f"{self.place(node, name)}: is set outside of its config; {_NO_FILE}")
 
-    def _place(self, node: ast.expr, key: str) -> Place:
+    def place(self, node: ast.expr, key: str) -> Place:
         return Place(self.file, node.lineno, key)
 
     def read(self) -> Code:
         for name, calls in self.calls.items():
             kind = name.removesuffix("Trainer").removesuffix("Config")
             if kind != name and (objective := objective_in(kind)):
-                refuse_objective(self._place(calls[0], name), objective)
+                refuse_objective(self.place(calls[0], name), objective)
         config, trainer = self._one(_CONFIGS), self._one(_TRAINERS)
-        names = _name(config.func), _name(trainer.func)
+        names = name_of(config.func), name_of(trainer.func)
+        found = [*self._arguments(config), *self._arguments(trainer, only=_OF_TRAINER), *self._enabled()]
+        if loads := self.calls_of("from_pretrained", OWNER):
+            return Code([*found, *of_unsloth(self, loads)], "unsloth")
         if names == ("TrainingArguments", "SFTTrainer"):
-            raise BadInput(f"{self._place(config, names[0])}: under SFTTrainer only SFTConfig is read; {_NO_FILE}")
-        found = [*self._arguments(config), *self._arguments(trainer, only=_OF_TRAINER)]
+            self._check_old(config, trainer)
         found += [*self._model(trainer), *self._adapters(trainer)]
         return Code(found, "trl" if names[0] == "SFTConfig" else "transformers")
+
+    def calls_of(self, method: str, owner: str) -> list[ast.Call]:
+        return [call for call in self.calls.get(method, ()) if name_of(owner_of(call)) == owner]
+
+    def _check_old(self, config: ast.Call, trainer: ast.Call) -> None:
+        """Refuse ``TrainingArguments`` under a TRL that is not certain, or that prepares a 4-bit base by itself.
+
+        Before TRL 0.13 SFTTrainer took the length itself, and computed the loss over all logits.
+        """
+        place = self.place(config, "TrainingArguments")
+        if not {keyword.arg for keyword in trainer.keywords} & {"max_seq_length", "dataset_text_field"}:
+            raise BadInput(f"{place}: under an SFTTrainer without max_seq_length only SFTConfig is read; {_NO_FILE}")
+        loads = self.calls.get("from_pretrained", ())
+        if any(keyword.arg in _QUANTIZING for load in loads for keyword in load.keywords):
+            raise BadInput(
+                f"{place}: with it SFTTrainer is from before TRL 0.13, which keeps norms and heads of a quantized base "
+                f"in float32; that is not covered; {_NO_FILE}"
+            )
+
+    def _enabled(self) -> Iterator[Setting]:
+        """Checkpointing that the model's own method enables; only where it certainly runs."""
+        for call in self.calls.get("gradient_checkpointing_enable", ()):
+            place = self.place(call, "gradient_checkpointing_enable")
+            if call not in self.enables or call.args or call.keywords:
+                raise BadInput(f"{place}: say gradient_checkpointing in the arguments; {_NO_FILE}")
+            yield Setting(place, "arguments", "gradient_checkpointing", True)
 
     def _one(self, names: Sequence[str]) -> ast.Call:
         found = [call for name in names for call in self.calls.get(name, ())]
@@ -167,40 +186,14 @@ class _Script:
         for keyword in call.keywords:
             if keyword.arg is None:
                 if only is None:
-                    place = self._place(keyword.value, f"{_name(call.func)}: **{_shown(keyword.value)}")
+                    place = self.place(keyword.value, f"{name_of(call.func)}: **{shown(keyword.value)}")
                     raise BadInput(f"{place}: may set anything; write the arguments out, or {_NO_FILE}")
             elif only is None or keyword.arg in only:
-                yield from self._setting(call, keyword.arg, self._value(keyword.value), name(keyword.arg))
+                yield from self.setting(call, keyword.arg, self.literals.value(keyword.value), name(keyword.arg))
 
-    def _setting(self, call: ast.Call, argument: str, value: Any, key: str) -> Iterator[Setting]:
-        place = self._place(call, f"{_name(call.func)}: {argument}")
-        return settings("arguments", {key: value}, lambda dotted: place._replace(key=f"{_name(call.func)}: {dotted}"))
-
-    def _value(self, node: ast.expr) -> Any:
-        """A literal, a name that is bound once to one, or an unknown value."""
-        try:
-            return self._literal(node, 0)
-        except ValueError:
-            return unknown(_shown(node), "not a literal")
-
-    def _literal(self, node: ast.expr, depth: int) -> Any:
-        if depth > 20:
-            raise ValueError("names of names")
-        match node:
-            case ast.Constant(value=None | bool() | int() | float() | str() as value):
-                return value
-            case ast.Name(id=name) if name in self.bound:
-                return self._literal(self.bound[name], depth + 1)
-            case ast.List(elts=items) | ast.Tuple(elts=items) | ast.Set(elts=items):
-                return [self._literal(item, depth + 1) for item in items]
-            case ast.Dict(keys=keys, values=values) if None not in keys:
-                names = [self._literal(key, depth + 1) for key in keys if key is not None]
-                return {str(k): self._literal(v, depth + 1) for k, v in zip(names, values, strict=True)}
-            case ast.Attribute(value=ast.Name(id="torch"), attr=dtype):
-                return f"torch.{dtype}"
-            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
-                return -number
-        raise ValueError("not a literal")
+    def setting(self, call: ast.Call, argument: str, value: Any, key: str) -> Iterator[Setting]:
+        place = self.place(call, f"{name_of(call.func)}: {argument}")
+        return settings("arguments", {key: value}, lambda dotted: place._replace(key=f"{name_of(call.func)}: {dotted}"))
 
     def _call(self, node: ast.expr | None) -> ast.Call | None:
         """The call that an expression is, or that its name is bound to."""
@@ -209,82 +202,93 @@ class _Script:
         return node if isinstance(node, ast.Call) else None
 
     def _model(self, trainer: ast.Call) -> Iterator[Setting]:
-        given = _argument(trainer, "model", 0)
-        name = None if given is None else self._value(given)
-        loads = [c for c in self.calls.get("from_pretrained", ()) if _name(_owner(c)).endswith("ForCausalLM")]
-        if isinstance(name, str) and name != unknown(_shown(given), "not a literal"):
-            yield from self._setting(trainer, "model", name, "model_name_or_path")
+        given = argument_of(trainer, "model", 0)
+        name = None if given is None else self.literals.value(given)
+        loads = [c for c in self.calls.get("from_pretrained", ()) if name_of(owner_of(c)).endswith("ForCausalLM")]
+        if isinstance(name, str) and name != unknown(shown(given), "not a literal"):
+            yield from self.setting(trainer, "model", name, "model_name_or_path")
         elif len(loads) != 1:
             at = f"{len(loads)} calls of from_pretrained load a model"
-            yield from self._setting(trainer, "model", unknown("model", at), "model_name_or_path")
+            yield from self.setting(trainer, "model", unknown("model", at), "model_name_or_path")
         else:
             yield from self._loaded(loads[0])
 
     def _loaded(self, load: ast.Call) -> Iterator[Setting]:
-        path = _argument(load, "pretrained_model_name_or_path", 0)
-        value = unknown("model", "not given") if path is None else self._value(path)
-        yield from self._setting(load, "model", value, "model_name_or_path")
+        path = argument_of(load, "pretrained_model_name_or_path", 0)
+        value = unknown("model", "not given") if path is None else self.literals.value(path)
+        yield from self.setting(load, "model", value, "model_name_or_path")
         given = {keyword.arg for keyword in load.keywords}
         if None in given:
-            yield from self._setting(load, "dtype", unknown("**", "may be anything"), "torch_dtype")
+            yield from self.setting(load, "dtype", unknown("**", "may be anything"), "torch_dtype")
         elif not given & {"dtype", "torch_dtype"}:  # the checkpoint's, or float32 before transformers 5
-            yield from self._setting(load, "dtype", unknown("dtype", "not given"), "torch_dtype")
+            yield from self.setting(load, "dtype", unknown("dtype", "not given"), "torch_dtype")
         for keyword in load.keywords:
             if keyword.arg == "quantization_config":
                 yield from self._quantization(load, keyword.value)
             elif keyword.arg not in (None, "pretrained_model_name_or_path"):
-                yield from self._setting(load, str(keyword.arg), self._value(keyword.value), str(keyword.arg))
+                yield from self.setting(load, str(keyword.arg), self.literals.value(keyword.value), str(keyword.arg))
 
     def _quantization(self, load: ast.Call, node: ast.expr) -> Iterator[Setting]:
         call = self._call(node)
-        if call is None or _name(call.func) != "BitsAndBytesConfig":
-            value = unknown(_shown(node), "not a literal BitsAndBytesConfig")
-            yield from self._setting(load, "quantization_config", value, "load_in_4bit")
+        if call is None or name_of(call.func) != "BitsAndBytesConfig":
+            value = unknown(shown(node), "not a literal BitsAndBytesConfig")
+            yield from self.setting(load, "quantization_config", value, "load_in_4bit")
             return
         nested = {"bnb_4bit_use_double_quant": "use_bnb_nested_quant", "bnb_4bit_compute_dtype": "bnb_compute"}
         yield from self._arguments(call, name=lambda key: nested.get(key, key))
 
     def _adapters(self, trainer: ast.Call) -> Iterator[Setting]:
         wraps = self.calls.get("get_peft_model", [])
-        node = _argument(trainer, "peft_config", None)
-        node = _argument(wraps[0], "peft_config", 1) if len(wraps) == 1 and node is None else node
+        node = argument_of(trainer, "peft_config", None)
+        node = argument_of(wraps[0], "peft_config", 1) if len(wraps) == 1 and node is None else node
         is_none = isinstance(node, ast.Constant) and node.value is None
         if (node is None or is_none) and not wraps:
-            if _name(trainer.func) == "SFTTrainer":
-                yield from self._setting(trainer, "no peft_config", False, "use_peft")
+            if name_of(trainer.func) == "SFTTrainer":
+                yield from self.setting(trainer, "no peft_config", False, "use_peft")
             return
         call = self._call(node)
-        if call is None or _name(call.func) != _ADAPTERS:
-            value = unknown(_shown(node), f"not a literal {_ADAPTERS}")
-            yield from self._setting(trainer, "peft_config", value, "use_peft")
+        if call is None or name_of(call.func) != _ADAPTERS:
+            value = unknown(shown(node), f"not a literal {_ADAPTERS}")
+            yield from self.setting(trainer, "peft_config", value, "use_peft")
             return
-        yield from self._setting(call, "adapters", True, "use_peft")
+        yield from self.setting(call, "adapters", True, "use_peft")
         yield from self._arguments(
             call, name=lambda key: key if key in _PLAIN else f"lora_{key}".replace("lora_lora", "lora")
         )
         given = {keyword.arg for keyword in call.keywords}
         for argument, default in _LORA_DEFAULTS.items():
             if not {argument, argument.removeprefix("lora_")} & given:
-                place = self._place(call, f"{_ADAPTERS}: {argument} (default)")
+                place = self.place(call, f"{_ADAPTERS}: {argument} (default)")
                 yield Setting(place, "arguments", argument, default)
         if "target_modules" not in given:
             value = unknown("target_modules", "not given")
-            yield from self._setting(call, "target_modules", value, "lora_target_modules")
+            yield from self.setting(call, "target_modules", value, "lora_target_modules")
 
 
-def _name(node: ast.expr | None) -> str:
-    """The last part of a dotted name."""
-    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+def until_trained(statements: Sequence[ast.stmt]) -> list[ast.stmt]:
+    """The statements up to the one that trains; later ones use the model, and load it or others.
+
+    >>> [ast.unparse(s) for s in until_trained(ast.parse("trainer = T()\\ntrainer.train()\\nPeftModel()").body)]
+    ['trainer = T()', 'trainer.train()']
+    """
+    for i, statement in enumerate(statements):
+        call = statement.value if isinstance(statement, ast.Expr | ast.Assign) else None
+        if not isinstance(call, ast.Call) or name_of(call.func) != "train":
+            continue
+        if "trainer" in name_of(owner_of(call)).casefold() and not any(map(_trains, statements[i + 1 :])):
+            return [*statements[: i + 1]]
+    return [*statements]
 
 
-def _owner(call: ast.Call) -> ast.expr | None:
-    return call.func.value if isinstance(call.func, ast.Attribute) else None
+def _trains(statement: ast.stmt) -> bool:
+    """Whether a statement has to do with another training."""
+    return any(isinstance(node, ast.Attribute) and node.attr == "train" for node in ast.walk(statement)) or any(
+        isinstance(node, ast.Call) and name_of(node.func) in (*_CONFIGS, *_TRAINERS) for node in ast.walk(statement)
+    )
 
 
-def _argument(call: ast.Call, name: str, place: int | None) -> ast.expr | None:
-    found = next((keyword.value for keyword in call.keywords if keyword.arg == name), None)
-    return call.args[place] if found is None and place is not None and place < len(call.args) else found
-
-
-def _shown(node: ast.expr | None) -> str:
-    return "nothing" if node is None else shortened(ast.unparse(node), 60)
+def _top_level_calls(tree: ast.Module, method: str) -> Iterator[ast.Call]:
+    for statement in tree.body:
+        call = statement.value if isinstance(statement, ast.Expr) else None
+        if isinstance(call, ast.Call) and name_of(call.func) == method:
+            yield call

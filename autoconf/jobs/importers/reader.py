@@ -15,8 +15,9 @@ from autoconf.jobs.importers.key_table import settings as settings_of
 from autoconf.jobs.importers.kubernetes import is_manifest, missing_options, read_manifest
 from autoconf.jobs.importers.launchers import NO_FILE, launch_in_script
 from autoconf.jobs.importers.named_files import Sources, places_in, with_named_files
+from autoconf.jobs.importers.notebooks import code_of
 from autoconf.jobs.importers.other_files import PYTHON, check_objective, text_kind
-from autoconf.jobs.importers.python_code import code_of, read_code
+from autoconf.jobs.importers.python_code import read_code
 from autoconf.jobs.importers.slurm import Request, requested
 from autoconf.jobs.importers.translate import JobFile, job_of
 from autoconf.jobs.importers.words import cleaned

@@ -160,6 +160,8 @@ class _Translation:
             self._put(field, lambda field=field: self._fact(field))
         if method is not None and trains != "full" and self.framework is not None:
             self._ask_for_adapters()
+        if self.framework is not None and self.framework.without_preset and "stack" not in self.options:
+            raise BadInput(self.framework.without_preset)
         if self.framework is not None and "stack" not in self.options:
             self._choose_preset(trains, presets()[self.framework.preset])
 
