@@ -36,6 +36,11 @@ class Explanation:
         named = "".join(f"; {change}" for change in self.recommendation.changes)
         return self.recommendation.reason.removesuffix(named)
 
+    def _repr_html_(self) -> str:
+        from autoconf.planner.html import explanation_html
+
+        return explanation_html(self)
+
 
 def explain(job: Job, model_version: str | None = None, models: ModelsFolder = None) -> Explanation:
     """Recommend the smallest number of GPUs, and explain why fewer do not fit and which changes would help.

@@ -46,6 +46,16 @@ class Change:
         return f"{self.field}={self.value}"
 
 
+def layout(gpus: int, workers: int) -> str:
+    """A layout in words.
+
+    >>> layout(1, 1), layout(8, 2)
+    ('1 GPU', '2 workers of 8 GPUs')
+    """
+    each = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
+    return each if workers == 1 else f"{workers} workers of {each}"
+
+
 @dataclass(frozen=True)
 class Remedy(Change):
     """A change that makes a job fit, and the layout on which the changed job fits.
@@ -63,13 +73,11 @@ class Remedy(Change):
     also: Change | None = None  # a second change that is needed as well
 
     def __str__(self) -> str:
-        unit = "GPU" if self.gpus == 1 else "GPUs"
-        layout = f"{self.gpus} {unit}" if self.workers == 1 else f"{self.workers} workers of {self.gpus} {unit}"
         total = self.gpus * self.workers
         indivisible = self.field == "batch_size" and self.before % total
         why = f" ({total} does not divide {self.before})" if indivisible else ""
         changes = " with ".join(str(change) for change in (self.also, Change.__str__(self)) if change)
-        return f"{changes} would fit on {layout}{why}"
+        return f"{changes} would fit on {layout(self.gpus, self.workers)}{why}"
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,11 @@ class Recommendation:
     changes: tuple[Remedy, ...] = dataclasses.field(default=(), repr=False)  # the changes at the end of the reason
     outcome: Outcome = "ok"
     notes: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
+
+    def _repr_html_(self) -> str:
+        from autoconf.planner.html import recommendation_html
+
+        return recommendation_html(self)
 
 
 @dataclass(frozen=True)
@@ -110,6 +123,11 @@ class Estimate:
     reason: str = ""
     outcome: Outcome = "ok"
     notes: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
+
+    def _repr_html_(self) -> str:
+        from autoconf.planner.html import estimate_html
+
+        return estimate_html(self)
 
 
 @dataclass(frozen=True)

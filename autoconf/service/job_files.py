@@ -34,7 +34,7 @@ def read_job_texts(files: Mapping[str, str], options: Mapping[str, Any]) -> dict
 
 
 def answer_job_texts(
-    files: Mapping[str, str], options: Mapping[str, Any], models: ModelsFolder = None
+    files: Mapping[str, str], options: Mapping[str, Any], models: ModelsFolder = None, *, html: bool = False
 ) -> dict[str, Any]:
     """Read a job from the texts of its files, explain its recommendation, and patch a file with it.
 
@@ -48,7 +48,7 @@ def answer_job_texts(
     """
     read = read_job_texts(files, options)
     with only_given(files):
-        answer = explain_job(read["job"], models)
+        answer = explain_job(read["job"], models, html=html)
         patched, problem = _patch(files, read["job"], answer)
     return {"read": read, "answer": answer, "patched": patched, "not_patched": problem}
 

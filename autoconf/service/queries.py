@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -28,6 +27,7 @@ from autoconf.planner.avoid_oom import avoid_oom
 from autoconf.planner.estimate import estimate
 from autoconf.planner.explanation import explain
 from autoconf.planner.gpu_choice import cheapest_gpu
+from autoconf.planner.html import explanation_html
 from autoconf.planner.max_size import largest_batch, largest_sample
 from autoconf.planner.min_gpus import recommend
 from autoconf.planner.results import Estimate, GpuModel, LargestBatch, LargestSample, Recommendation
@@ -116,12 +116,13 @@ def answer_job(name: str, fields: Mapping[str, Any], models: ModelsFolder = None
     return {**given, **answered, **after, NOTES: [*found.notes]}
 
 
-def explain_job(fields: Mapping[str, Any], models: ModelsFolder = None) -> dict[str, Any]:
+def explain_job(fields: Mapping[str, Any], models: ModelsFolder = None, *, html: bool = False) -> dict[str, Any]:
     """Explain the recommendation for one job.
 
     Args:
         fields: The fields of the job.
         models: Folder of user versions.
+        html: Whether the answer has ``html``, which shows it as in a notebook.
 
     Raises:
         ValueError: A field is missing, unknown or invalid; the message names it.
@@ -139,6 +140,7 @@ def explain_job(fields: Mapping[str, Any], models: ModelsFolder = None) -> dict[
         "changes": [{**asdict(change), "sentence": str(change)} for change in found.changes],
         "threshold": found.threshold,
         NOTES: [*found.recommendation.notes],
+        **({"html": explanation_html(found)} if html else {}),
     }
 
 
@@ -232,9 +234,3 @@ def known_names(models: ModelsFolder = None) -> dict[str, Any]:
         "gpu_model": [*domain.gpus],
         **{field: [*found] for field in named if (found := choices(field))},
     }
-
-
-JOB_TASKS: dict[str, Callable[..., Any]] = {
-    **{name: partial(answer_job, name) for name in QUERIES},
-    "explain": explain_job,
-}

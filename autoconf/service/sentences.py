@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from autoconf.planner.results import layout
+
 
 def in_words(tool: str, answer: dict[str, Any]) -> str:
     """An answer with its reason and notes, in a few sentences.
@@ -23,16 +25,6 @@ def in_words(tool: str, answer: dict[str, Any]) -> str:
     return " ".join([*_SENTENCES.get(tool, _recommended)(answer), *notes])
 
 
-def layout(answer: dict[str, Any]) -> str:
-    """The layout of a recommendation.
-
-    >>> layout({"gpus": 1, "workers": 1}), layout({"gpus": 8, "workers": 2})
-    ('1 GPU', '2 workers of 8 GPUs')
-    """
-    gpus = f"{answer['gpus']} GPU{'' if answer['gpus'] == 1 else 's'}"
-    return gpus if answer["workers"] == 1 else f"{answer['workers']} workers of {gpus}"
-
-
 def _no(answer: dict[str, Any]) -> list[str]:
     return [f"No: {answer['reason']}."]
 
@@ -40,7 +32,7 @@ def _no(answer: dict[str, Any]) -> list[str]:
 def _recommended(answer: dict[str, Any]) -> list[str]:
     if not answer["can_recommend"]:
         return _no(answer)
-    return [f"{layout(answer)}, with the training stack {answer['training_stack']}."]
+    return [f"{layout(answer['gpus'], answer['workers'])}, with the training stack {answer['training_stack']}."]
 
 
 def _estimated(answer: dict[str, Any]) -> list[str]:
@@ -83,7 +75,7 @@ def _ranked(answer: dict[str, Any]) -> list[str]:
     shown = []
     for row in fitting[:3]:
         cost = "no price" if row["cost_per_hour"] is None else f"{row['cost_per_hour']:g} per hour"
-        shown.append(f"{row['rank']}. {row['gpu_model']}: {layout(row)}, {cost}.")
+        shown.append(f"{row['rank']}. {row['gpu_model']}: {layout(row['gpus'], row['workers'])}, {cost}.")
     return shown
 
 

@@ -28,12 +28,14 @@ class Task(NamedTuple):
         content: The content of the request.
         query: One of ``queries.QUERIES``, where ``kind`` is about one.
         most: The most rows.
+        html: Whether an explanation has HTML, for people.
     """
 
     kind: str
     content: Any = None
     query: str = ""
     most: int = 0
+    html: bool = False
 
 
 class Reply(NamedTuple):
@@ -73,9 +75,9 @@ def _answer(task: Task, models: ModelsFolder) -> Any:
         case "csv":
             return queries.answer_csv(task.query, content, task.most, models)
         case "explain":
-            return queries.explain_job(content, models)
+            return queries.explain_job(content, models, html=task.html)
         case "files":
-            return answer_job_texts(content["files"], content.get("options", {}), models)
+            return answer_job_texts(content["files"], content.get("options", {}), models, html=task.html)
         case "read":
             return read_job_texts(content["files"], content.get("options", {}))
         case "names":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import mimetypes
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -118,6 +120,7 @@ def make_app(pool: Pool, limits: Limits | None = None, host: str = "127.0.0.1") 
     _add_queries(app, service)
     _add_job_files(app, service)
     _add_state(app, service)
+    _add_page(app)
     app.router.routes.extend(routes)
     return Measured(app, service.metrics, {getattr(route, "path", "") for route in app.routes})
 
@@ -227,7 +230,7 @@ def _csv_example(job: dict[str, Any]) -> str:
 
 def _one(service: Service, kind: str, name: str) -> Handler:
     async def answer(request: Request) -> Response:
-        return await service.respond(Task(kind, await service.content(request), name))
+        return await service.respond(Task(kind, await service.content(request), name, html=kind == "explain"))
 
     return answer
 
@@ -247,7 +250,8 @@ def _table(service: Service, name: str) -> Handler:
 
 def _add_job_files(app: FastAPI, service: Service) -> None:
     async def answer_files(request: Request) -> Response:
-        return await service.respond(Task("files", check_files_body(await service.content(request), service.limits)))
+        content = check_files_body(await service.content(request), service.limits)
+        return await service.respond(Task("files", content, html=True))
 
     summary = "What is read from a job file, the answer, and the file with the GPU counts changed"
     _post(app, "/jobs", answer_files, summary, _schema(FILES_SCHEMA), _schema({"type": "object"}))
@@ -269,3 +273,27 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/names", summary="Names of models, GPU types and settings", response_class=Response)
     async def names() -> Response:
         return await service.respond(Task("names"))
+
+
+_PAGE = Path(__file__).with_name("page")
+_FILES = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
+_HEADERS = {
+    # Nothing is fetched from elsewhere, and no other page may show this one. The widths of bars are inline styles.
+    "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",  # a link may hold a job
+}
+
+
+def _add_page(app: FastAPI) -> None:
+    for path, name in _FILES.items():
+        kind = mimetypes.guess_type(name)[0] or "text/plain"
+        app.get(path, include_in_schema=False)(_file((_PAGE / name).read_bytes(), kind))
+
+
+def _file(content: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
+    async def answer() -> Response:
+        return Response(content, media_type=f"{kind}; charset=utf-8", headers=_HEADERS)
+
+    return answer

@@ -20,24 +20,14 @@ from autoconf.cli.console import is_terminal
 from autoconf.cli.plots.answer_grid import SEPARATOR
 from autoconf.cli.plots.sheet import FAINT, INK, Sheet, is_dark, wrapped
 from autoconf.jobs.job import Job
-from autoconf.planner.estimate import probability_text
 from autoconf.planner.explanation import Explanation
-from autoconf.planner.results import Estimate
-from autoconf.planner.rules import on_each
+from autoconf.planner.memory_parts import COLORS, drawn, heading, parts, what_would_help
+from autoconf.planner.results import Estimate, layout
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colors of Okabe and Ito, which color-blind people can distinguish.
-COLORS = {
-    "weights": "#0072B2",
-    "gradients": "#E69F00",
-    "optimizer": "#009E73",
-    "gathered": "#56B4E9",
-    "activations": "#CC79A7",
-    "reserve": "#999999",
-}
 _PLAIN_WIDTH = 80
 _LABEL, _FIGURES = max(map(len, COLORS)), 8  # columns of text before a bar
 _SHORTEST_BAR = 8
@@ -45,42 +35,6 @@ _SHORTEST_BAR = 8
 # Inches.
 _WIDTH, _LEFT, _RIGHT, _ROW, _BAR = 8.0, 0.85, 0.3, 0.7, 0.34
 _SUBTITLE, _LINE, _AXIS, _LETTERS_PER_INCH = 0.68, 0.19, 0.62, 14.5
-
-
-def parts(held: Estimate) -> dict[str, float]:
-    """The parts of the memory that a GPU needs, in GiB."""
-    return {name: getattr(held, f"{name}_gib") for name in COLORS}
-
-
-def drawn(explanation: Explanation) -> dict[int, Estimate]:
-    """The estimates to draw, by total number of GPUs."""
-    return {count: held for count, held in explanation.at.items() if held.fits is not None}
-
-
-def heading(count: int, held: Estimate, threshold: float) -> str:
-    """The heading above the bars of an estimate.
-
-    >>> print(heading(2, Estimate(fits=1, probability=0.97, needed_memory_gib=72.76, usable_memory_gib=79.1), 0.9))
-    on each of 2 GPUs: needs 72.8 GiB of 79.1, fits (probability 0.97, 0.90 required)
-    """
-    verdict = "fits" if held.fits else "does not fit"
-    needs = f"needs {held.needed_memory_gib:.1f} GiB of {held.usable_memory_gib:g}"
-    return f"{on_each(count)}: {needs}, {verdict} ({probability_text(held.probability or 0.0, threshold)})"
-
-
-def what_would_help(explanation: Explanation) -> list[str]:
-    """The changes as lines below a heading; empty for a job that needs one GPU or is outside the domain."""
-    recommended = explanation.recommendation.can_recommend
-    would = "lead to fewer GPUs" if recommended else "would get a recommendation"
-    if any(change.also for change in explanation.changes):
-        heading = (
-            f"No single change {would.replace('lead', 'leads')}, but these pairs of changes would, cheapest first:"
-        )
-        return [heading, *(f"  {change}" for change in explanation.changes)]
-    if explanation.changes:
-        return [f"Single changes that {would}, cheapest first:", *(f"  {change}" for change in explanation.changes)]
-    asked = bool(explanation.at) and not (recommended and max(explanation.at) == 1)
-    return [f"None of the single changes tried {would.replace('lead', 'leads')}."] if asked else []
 
 
 # --- as text ----------------------------------------------------------------------------------------------------------
@@ -182,9 +136,7 @@ def _title(explanation: Explanation) -> str:
     found = explanation.recommendation
     if found.gpus is None or found.workers is None:
         return "No recommendation: where the memory goes"
-    gpus = "1 GPU" if found.gpus == 1 else f"{found.gpus} GPUs"
-    layout = gpus if found.workers == 1 else f"{found.workers} workers of {gpus}"
-    return f"{layout}: where the memory goes"
+    return f"{layout(found.gpus, found.workers)}: where the memory goes"
 
 
 def settings_of(job: Job) -> list[str]:

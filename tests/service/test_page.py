@@ -1,0 +1,188 @@
+"""The page of the service, in a real browser without a window."""
+
+import json
+import shutil
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+pytest.importorskip("fastapi")
+playwright = pytest.importorskip("playwright.sync_api")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+
+from service import serving
+
+from autoconf import Workload, explain, recommend
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ROOT = Path(__file__).parents[2]
+ARTIFACTS = ROOT / "build" / "artifacts"
+SIZES = {"phone": (390, 844), "tablet": (834, 1112), "desktop": (1440, 1000)}
+JOB = {
+    "model_name": "llama-7b", "method": "lora", "gpu_model": "NVIDIA-A100-80GB-PCIe", "tokens_per_sample": 8192,
+    "per_device_train_batch_size": 4, "stack": "trl",
+}  # fmt: skip
+
+pytestmark = [pytest.mark.long, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")]
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serving("--workers", "1") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser, server):
+    """The page, whose errors and requests to elsewhere fail the test."""
+    context = browser.new_context(accept_downloads=True)
+    opened = context.new_page()
+    problems, elsewhere = [], []
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    opened.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    opened.on(
+        "request", lambda it: elsewhere.append(it.url) if not it.url.startswith((server.url, "blob:", "data:")) else 0
+    )
+    opened.goto(server.url)
+    opened.wait_for_selector("#field-model_name")
+    yield opened
+    context.close()
+    assert elsewhere == []
+    assert [problem for problem in problems if "422" not in problem] == []
+
+
+def link(server, job):
+    return f"{server.url}/#job={quote(json.dumps(job))}"
+
+
+def ask(page, job=JOB):
+    """Fill in the form and wait for the answer and the matrix."""
+    for field, value in job.items():
+        control = page.locator(f"[name={field}]")
+        if control.evaluate("element => element.tagName") == "SELECT":
+            control.select_option(str(value))
+        else:
+            control.fill(str(value))
+    page.get_by_role("button", name="Answer").click()
+    page.wait_for_selector(".matrix")
+
+
+def test_the_answer_comes_first_then_the_memory_and_the_changes(page):
+    ask(page)
+    text = page.locator("#answer").inner_text()
+    found = explain(Workload(**JOB))
+    assert text.index(f"{found.recommendation.gpus} GPU") < text.index("needs ") < text.index("activations")
+    assert all(str(change) in text for change in found.changes)
+    assert page.get_by_role("img").count() == len(found.at)
+
+
+def test_a_form_completes_models_and_gpus(page):
+    names = page.locator("#field-model_name-names option")
+    assert "llama-7b" in names.evaluate_all("options => options.map(option => option.value)")
+    assert page.locator("#field-gpu_model-names option").count() > 10
+    assert page.locator("[name=stack] option").count() > 2
+
+
+def test_the_matrix_agrees_with_the_api_and_changes_the_job(page):
+    ask(page)
+    cell = page.get_by_role("button", name="2048 tokens, batch 8 on each GPU")
+    changed = {**JOB, "tokens_per_sample": 2048, "per_device_train_batch_size": 8}
+    found = recommend(Workload(**changed))
+    assert cell.inner_text() == str(found.gpus * found.workers)
+    cell.click()
+    page.wait_for_selector('[aria-current="true"][aria-label^="2048 tokens, batch 8 "]')
+    assert page.locator("[name=tokens_per_sample]").input_value() == "2048"
+    assert page.locator("#answer strong").first.inner_text() == f"{found.gpus} GPU"
+
+
+def test_a_link_holds_the_job(page, server):
+    ask(page)
+    address = page.url
+    page.goto("about:blank")
+    page.goto(address)
+    page.wait_for_selector(".matrix")
+    assert page.locator("[name=tokens_per_sample]").input_value() == "8192"
+    assert page.locator("[name=stack]").input_value() == "trl"
+
+
+def test_an_invalid_field_is_marked_and_named(page):
+    ask(page)
+    page.locator("[name=tokens_per_sample]").fill("many")
+    page.get_by_role("button", name="Answer").click()
+    error = page.get_by_role("alert")
+    error.wait_for()
+    assert "tokens_per_sample: must be a whole number" in error.inner_text()
+    assert page.locator("[name=tokens_per_sample]").get_attribute("aria-invalid") == "true"
+    assert page.locator("[name=method]").get_attribute("aria-invalid") == "false"
+
+
+def test_a_job_file_comes_back_patched(page, tmp_path):
+    page.locator("#files").set_input_files(ROOT / "examples" / "pytorchjob.yaml")
+    page.wait_for_selector("#patched")
+    with page.expect_download() as download:
+        page.locator("#patched").click()
+    original = (ROOT / "examples" / "pytorchjob.yaml").read_text(encoding="utf-8")
+    expected = original.replace("gpu: 8", "gpu: 1").replace("--num_processes 8", "--num_processes 1")
+    assert Path(download.value.path()).read_text(encoding="utf-8") == expected
+    assert download.value.suggested_filename == "pytorchjob.yaml"
+    assert page.locator("[name=model_name]").input_value() == "ibm-granite/granite-3.1-8b-base"
+
+
+def test_text_of_a_link_is_never_markup(page, server):
+    page.goto("about:blank")
+    page.goto(link(server, {**JOB, "model_name": "<img src=x onerror=document.title='bad'>"}))
+    page.locator("#answer", has_text="No recommendation").wait_for()
+    assert page.locator("#answer img").count() == 0
+    assert page.title() != "bad"
+
+
+def test_the_keyboard_alone_is_enough(page):
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    for field in ("model_name", "gpu_model", "tokens_per_sample", "per_device_train_batch_size"):
+        while page.evaluate("document.activeElement.name") != field:
+            page.keyboard.press("Tab")
+        page.keyboard.type(str(JOB[field]))
+        page.keyboard.press("Escape")
+    page.locator("[name=method]").focus()
+    page.keyboard.type("lora")
+    page.keyboard.press("Tab")
+    page.locator("[name=tokens_per_sample]").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".matrix")
+    assert page.locator("#answer strong").first.inner_text().endswith(("GPU", "GPUs"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_each_size_and_scheme_is_accessible(page, server, size, scheme):
+    page.set_viewport_size(dict(zip(("width", "height"), SIZES[size], strict=True)))
+    page.emulate_media(color_scheme=scheme)
+    page.goto(link(server, JOB))
+    page.reload()
+    page.wait_for_selector(".matrix")
+    page.locator("summary").first.click()
+    ARTIFACTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=ARTIFACTS / f"page-{size}-{scheme}.png", full_page=True)
+    found = axe.Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    width = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    assert width[0] <= width[1]  # the page itself never scrolls sideways
+
+
+def test_the_page_fetches_nothing_from_elsewhere_and_may_not_be_framed(server):
+    answer = server.get("/")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'self'" in policy and "frame-ancestors 'none'" in policy
+    for path in ("/", "/page.js", "/page.css"):
+        body = server.get(path).body.decode()
+        assert "http://" not in body and "https://" not in body
