@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Do not use a Ray cluster that already runs on this machine.
 export RAY_ADDRESS := local
 
-.PHONY: help run test test-fast test-slow lint typecheck format docs predictor evaluate ground-truth zero-ground-truth replay measured \
+.PHONY: help run test test-fast test-slow lint typecheck format docs predictor evaluate throughput evaluate-throughput ground-truth zero-ground-truth replay measured \
   measured-sample measure benchmark test-matrix test-drift lock clean
 
 help:  ## list the targets
@@ -57,6 +57,12 @@ predictor: $(VENV)/build  ## rebuild the newest predictor version from the archi
 
 evaluate: $(VENV)/build  ## evaluate the newest predictor version
 	$(BIN)/python -m autoconf.pipeline.release.evaluate
+
+throughput: $(VENV)/build  ## rebuild the throughput predictor from the measured rows
+	$(BIN)/python -m autoconf.pipeline.throughput.release
+
+evaluate-throughput: $(VENV)/build  ## judge throughput on held-out rows, next to physics alone and to a LightGBM without physics
+	$(BIN)/python -m autoconf.pipeline.throughput.evaluate
 
 ground-truth: $(VENV)/build  ## compare composed figures with traces of FSDP ranks, and these with real processes and full depth
 	$(BIN)/python -m autoconf.pipeline.validation.composition

@@ -7,7 +7,8 @@ from .planner.explanation import Explanation, explain
 from .planner.gpu_choice import cheapest_gpu
 from .planner.max_size import largest_batch, largest_sample
 from .planner.min_gpus import recommend
-from .planner.results import Estimate, GpuModel, LargestBatch, LargestSample, Recommendation, Remedy
+from .planner.results import Estimate, GpuModel, LargestBatch, LargestSample, Recommendation, Remedy, Throughput
+from .planner.throughput import throughput
 
 __all__ = [
     "AutoConfError",
@@ -20,6 +21,7 @@ __all__ = [
     "LargestSample",
     "Recommendation",
     "Remedy",
+    "Throughput",
     "Workload",
     "__version__",
     "avoid_oom",
@@ -29,4 +31,5 @@ __all__ = [
     "largest_batch",
     "largest_sample",
     "recommend",
+    "throughput",
 ]

@@ -13,7 +13,7 @@ from autoconf.cli.options import ExitCode, with_options
 from autoconf.cli.spellings import advice, names
 from autoconf.jobs.job import BATCHES, NAMES, NUMBERS, Workload, choices
 from autoconf.jobs.presets import SETTINGS
-from autoconf.jobs.queries import ARGUMENTS, Query
+from autoconf.jobs.queries import ALL_ARGUMENTS, Query
 from autoconf.predictor import registry
 
 OTHER_NAMES = (
@@ -74,7 +74,7 @@ def _field_option(query: Query, field: str) -> Any:
     option = typer.Option(
         *names(field),
         help=escape(f"{_description(field)}{f' (default: {default})' if default else ''}."),
-        metavar="CHOICE" if _choices(field) else "INTEGER" if field in (*NUMBERS, *ARGUMENTS) else "TEXT",
+        metavar="CHOICE" if _choices(field) else "INTEGER" if field in (*NUMBERS, *ALL_ARGUMENTS) else "TEXT",
         show_default=False,
         rich_help_panel=panel,
         autocompletion=_completion(field),
@@ -84,7 +84,7 @@ def _field_option(query: Query, field: str) -> Any:
 
 def _description(field: str) -> str:
     """The description of a field, with all of its choices."""
-    description = str(ARGUMENTS.get(field) or Workload.model_fields[field].description)
+    description = str(ALL_ARGUMENTS.get(field) or Workload.model_fields[field].description)
     listed = all(choice in description for choice in _choices(field))
     return description if listed else f"{description}: {', '.join(_choices(field))}"
 
@@ -93,7 +93,7 @@ def _choices(field: str) -> tuple[str, ...]:
     """The values of a field that has a fixed set of values."""
     if field == "method":
         return ("full", "lora", "qlora")
-    return () if field in (*NAMES, *NUMBERS, *ARGUMENTS) else choices(field)
+    return () if field in (*NAMES, *NUMBERS, *ALL_ARGUMENTS) else choices(field)
 
 
 def _completion(field: str) -> Callable[[str], list[str]]:

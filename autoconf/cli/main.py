@@ -22,6 +22,7 @@ from autoconf.cli.queries import (
     gpu_model_command,
     largest_batch_command,
     largest_sample_command,
+    throughput_command,
 )
 from autoconf.cli.recommend import recommend_command
 from autoconf.cli.serve import mcp_command, serve_command
@@ -30,7 +31,7 @@ from autoconf.cli.versions import stacks_command, versions_command
 from autoconf.distribution import __version__
 from autoconf.files import remove_unfinished
 from autoconf.jobs.job import TRAINING_STACK
-from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH, LARGEST_SAMPLE, MIN_GPUS
+from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH, LARGEST_SAMPLE, MIN_GPUS, THROUGHPUT
 
 _EXIT_CODES = (
     'Exit codes: 0 answered ("no recommendation" is an answer), 1 broken environment, 2 bad input, 3 no recommendation '
@@ -79,6 +80,7 @@ for name, query, command in (
     ("largest-sample", LARGEST_SAMPLE, largest_sample_command),
     ("gpu-model", GPU_MODEL, gpu_model_command),
     ("estimate", ESTIMATE, estimate_command),
+    ("throughput", THROUGHPUT, throughput_command),
 ):
     app.command(name, cls=query_command(query), epilog=_QUERY_EPILOG, rich_help_panel=_ASK)(command)
 app.command("versions", cls=Command, rich_help_panel=_ABOUT)(versions_command)

@@ -17,7 +17,7 @@ import pandas as pd
 from autoconf.errors import AutoConfError, BadInput
 from autoconf.files import STANDARD_STREAM, atomic_file, cannot_write, opened, reason
 from autoconf.jobs.job import Workload, read
-from autoconf.jobs.queries import ARGUMENTS
+from autoconf.jobs.queries import ARGUMENTS, RUN_LENGTH
 from autoconf.jobs.values import is_empty, whole_number
 
 
@@ -101,6 +101,8 @@ def json_rows(piece: pd.DataFrame) -> Iterator[dict[str, Any]]:
 def _json_value(column: str, value: Any) -> Any:
     if column in Workload.model_fields:
         return None if is_empty(value) else read(column, value)
-    if column in ARGUMENTS:
+    if column in RUN_LENGTH and is_empty(value):
+        return None
+    if column in (*ARGUMENTS, *RUN_LENGTH):
         return whole_number(column, value)
     return value if isinstance(value, list) else None if pd.isna(value) else value

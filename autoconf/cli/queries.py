@@ -12,13 +12,24 @@ from autoconf.cli.job_options import query_options
 from autoconf.cli.options import exit_codes
 from autoconf.cli.replay import ReplayOptions, replay_one
 from autoconf.errors import BadInput
-from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH, LARGEST_SAMPLE
+from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH, LARGEST_SAMPLE, THROUGHPUT
 from autoconf.memory.loading import Loading
 from autoconf.planner.avoid_oom import avoid_oom
 from autoconf.planner.estimate import estimate
 from autoconf.planner.gpu_choice import cheapest_gpu
 from autoconf.planner.max_size import largest_batch, largest_sample
 from autoconf.planner.prices import read_prices
+from autoconf.planner.throughput import throughput
+
+PricesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prices",
+        metavar="FILE",
+        show_default=False,
+        help="Prices per GPU and hour, YAML lines such as 'H100: 2.5', instead of the package's list.",
+    ),
+]
 
 
 @query_options(AVOID_OOM)
@@ -61,15 +72,7 @@ def largest_sample_command(context: typer.Context) -> None:
 @query_options(GPU_MODEL)
 def gpu_model_command(
     context: typer.Context,
-    prices: Annotated[
-        str | None,
-        typer.Option(
-            "--prices",
-            metavar="FILE",
-            show_default=False,
-            help="Prices per GPU and hour, YAML lines such as 'H100: 2.5', instead of the package's list.",
-        ),
-    ] = None,
+    prices: PricesOption = None,
 ) -> None:
     """Rank GPU types by the cost per hour of the smallest layout that fits.
 
@@ -149,3 +152,20 @@ def estimate_command(
         if context.params["csv_file"] is not None:
             raise BadInput("--replay: for one job only")
         replay_one(command, given_fields(command, context), OutputOptions.of(context), options)
+
+
+@query_options(THROUGHPUT)
+def throughput_command(context: typer.Context, prices: PricesOption = None) -> None:
+    """Estimate how fast a job runs on a number of GPUs, how long a run takes and what it costs.
+
+    The bounds are the 10th and the 90th percentile of measured runs that were held out; a note says where no such runs
+    were measured.
+    A table of jobs has the column number_gpus, and may have dataset_tokens and epochs, or steps. The appended columns
+    are fits (0 or 1), tokens_per_second of all GPUs with its bounds, step_seconds, model_flops_utilization, limit (what
+    takes the longest), hours and cost of the run, and the reason if AutoConf cannot estimate.
+
+    $ ado-autoconf throughput --model llama3-8b --method lora --gpu L40S --seq-len 4096 --batch 8 --gpus 4 --steps 1000
+    """
+    with exit_codes():
+        known = read_prices(prices)
+    answer(CommandQuery(THROUGHPUT, partial(throughput, prices=known)), context)

@@ -38,6 +38,8 @@ _OTHER_NAMES = {
     "lora_r": ("-r", "--rank", "--lora-rank"),
     "lora_targets": ("--target-modules", "--lora-target-modules", "--lora-target"),
     "model_version": ("--predictor-version",),
+    "epochs": ("--num-train-epochs", "--num-epochs"),
+    "steps": ("--max-steps", "--num-steps"),
     NUMBER_GPUS: ("-n", "--gpus", "--num-gpus", "--n-gpus", "--ngpus", "--number-of-gpus", "--world-size"),
 }  # fmt: skip
 

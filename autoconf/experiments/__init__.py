@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from autoconf.experiments.declaration import experiment
 from autoconf.jobs.job import Job
-from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH, LARGEST_SAMPLE
+from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH, LARGEST_SAMPLE, THROUGHPUT
 
 if TYPE_CHECKING:
-    from autoconf.planner.results import Estimate, GpuModel, LargestBatch, LargestSample, Recommendation
+    from autoconf.planner.results import Estimate, GpuModel, LargestBatch, LargestSample, Recommendation, Throughput
     from autoconf.predictor.user_versions import ModelsFolder
 
 
@@ -164,3 +164,46 @@ def memory_estimator(job: Job, number_gpus: int, models: ModelsFolder = None) ->
     from autoconf import estimate
 
     return estimate(job, number_gpus, models=models)
+
+
+@experiment(
+    THROUGHPUT,
+    "Estimates how fast a tuning job runs on a number of GPUs. Outputs: fits (1 or 0), tokens_per_second of all GPUs "
+    "with tokens_per_second_low and tokens_per_second_high (10th and 90th percentile), step_seconds (of an optimizer "
+    "step), model_flops_utilization (0 to 1), limit (what takes the longest: compute, memory, network or kernel "
+    "launches) and, if the length of the run is given, hours and cost (US dollars); or the reason why AutoConf cannot "
+    "estimate.",
+)
+def throughput_estimator(
+    job: Job,
+    number_gpus: int,
+    dataset_tokens: int | None = None,
+    epochs: int | None = None,
+    steps: int | None = None,
+    models: ModelsFolder = None,
+) -> Throughput:
+    """Estimate how fast a tuning job runs on a number of GPUs, how long a run takes and what it costs.
+
+    Args:
+        job: the fields of ``min_gpu_recommender``, without ``max_gpus``.
+        number_gpus: GPUs in total, >= 1; must divide ``batch_size``.
+        dataset_tokens: tokens of the training data, >= 1; optional.
+        epochs: passes over the data, >= 1; optional, by default 1.
+        steps: optimizer steps of the run, >= 1, instead of ``dataset_tokens``; optional.
+
+    Returns:
+        The fields of ``autoconf.Throughput``; only the ``reason`` if AutoConf cannot estimate.
+
+    Raises:
+        ValueError: a value can never be right, or settings exclude each other; the message names the field or both.
+        AutoConfError: the installation is broken.
+
+    >>> found = throughput_estimator(model_name="mistral-7b-v0.1", method="lora", gpu_model="NVIDIA-A100-SXM4-80GB",
+    ...                              tokens_per_sample=2048, batch_size=16, number_gpus=1, steps=1000,
+    ...                              model_version="2.0.0")
+    >>> found["fits"], found["limit"], found["hours"] > 1
+    (1, 'compute', True)
+    """
+    from autoconf import throughput
+
+    return throughput(job, number_gpus, dataset_tokens=dataset_tokens, epochs=epochs, steps=steps, models=models)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import autoconf.experiments.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
 from autoconf.experiments.domains import property_domain
 from autoconf.jobs.job import BATCHES, NUMBERS, REQUIRED, TRAINING_STACK, Workload
-from autoconf.jobs.queries import ARGUMENTS, Query
+from autoconf.jobs.queries import ALL_ARGUMENTS, Query
 from autoconf.jobs.values import is_empty
 
 from ado.modules.actuators.custom_experiments import custom_experiment
@@ -58,7 +58,7 @@ def experiment(
             given = _arguments((*required, *optional), required, values, fields)
             job, numbers = query.parse(given)
             # In ado an omitted property has the default that the experiment declares, so set all of them.
-            left_out = [field for field in optional if field not in job.model_fields_set]
+            left_out = [field for field in optional if field in Workload.model_fields.keys() - job.model_fields_set]
             job = job.model_copy(update={field: query.optional[field] for field in left_out})
             return _outputs(function(job, **numbers, models=models), names)
 
@@ -109,7 +109,7 @@ def _outputs(answer: Any, names: Iterable[str]) -> Outputs:
 
 def _signature(required: Iterable[str], optional: dict[str, int | str]) -> Signature:
     def parameter(field: str, default: Any) -> Parameter:
-        number = field in (*NUMBERS, *ARGUMENTS)
+        number = field in (*NUMBERS, *ALL_ARGUMENTS)
         annotation = str if not number else int | str if default == "" else int
         return Parameter(field, Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
 
@@ -122,7 +122,7 @@ def _properties(fields: Iterable[str]) -> list[Any]:
         ConstitutiveProperty(
             identifier=field,
             propertyDomain=property_domain(field),
-            metadata={"description": ARGUMENTS.get(field) or Workload.model_fields[field].description},
+            metadata={"description": ALL_ARGUMENTS.get(field) or Workload.model_fields[field].description},
         )
         for field in fields
     ]

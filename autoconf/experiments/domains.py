@@ -11,7 +11,7 @@ import autoconf.experiments.ado_compat  # noqa: F401 - makes ``ado`` importable 
 from autoconf.errors import AutoConfError
 from autoconf.jobs.job import NAMES, NUMBERS, choices
 from autoconf.jobs.presets import SETTINGS
-from autoconf.jobs.queries import ARGUMENTS
+from autoconf.jobs.queries import ARGUMENTS, RUN_LENGTH
 
 from ado.schema.domain import PropertyDomain, VariableTypeEnum
 
@@ -19,6 +19,7 @@ _VERSIONS = Path(__file__).parents[1] / "AutoGluonModels"
 # ado compares the values of a space with a list of all numbers of a domain, so a domain needs an upper limit. This one
 # is far beyond the domain of any version.
 _LARGEST = 2**20
+_LENGTHS = [10**exponent for exponent in range(10)]  # any whole number is valid
 _RANKS = [2**exponent for exponent in range(11)]  # usual ranks; any whole number is valid
 
 
@@ -46,6 +47,8 @@ def _values(field: str) -> list[Any]:
         return [False, True]
     if field == "lora_r":
         return ["", *_RANKS]
+    if field in RUN_LENGTH:
+        return ["", *_LENGTHS]
     return [*([""] if field in SETTINGS else []), *choices(field)]
 
 

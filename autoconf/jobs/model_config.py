@@ -129,6 +129,16 @@ def nearest(config: Mapping[str, Any], models: Iterable[str]) -> tuple[str, list
     return min(found, key=lambda other: len(other[1]), default=None)
 
 
+def known_settings(model: str) -> dict[str, Any] | None:
+    """The settings of a known model that decide its shapes; ``None`` if the model is not in the table.
+
+    >>> settings = known_settings("llama-7b")
+    >>> settings["hidden_size"], settings["num_key_value_heads"]
+    (4096, 32)
+    """
+    return _known().get(model)
+
+
 def obstacle(config: Mapping[str, Any]) -> str:
     """The reason why a config cannot be compared by its shapes; empty text if it can.
 

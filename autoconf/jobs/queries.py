@@ -25,6 +25,29 @@ NUMBER_GPUS = "number_gpus"
 NOTES = "notes"  # the last column of answers, if there are any notes
 # Arguments of queries that are not fields of a job.
 ARGUMENTS = {NUMBER_GPUS: "GPUs of the job, over all workers; a whole number >= 1"}
+# Arguments that may be omitted: how long a run is. A run has either steps, or the tokens of its data and epochs.
+RUN_LENGTH = {
+    "dataset_tokens": "Tokens of the training data, counted once; a whole number >= 1",
+    "epochs": "Passes over the training data, with dataset_tokens; a whole number >= 1, by default 1",
+    "steps": "Optimizer steps of the run, instead of dataset_tokens; a whole number >= 1",
+}
+ALL_ARGUMENTS = {**ARGUMENTS, **RUN_LENGTH}
+
+
+def check_run_length(fields: Mapping[str, Any]) -> None:
+    """Check that a run is not as long as its steps and as its data.
+
+    Raises:
+        ValueError: the arguments exclude each other, or one is missing; the message names both.
+
+    >>> check_run_length({"epochs": 3})
+    Traceback (most recent call last):
+    ValueError: epochs: needs dataset_tokens
+    """
+    if fields.get("steps") is not None and fields.get("dataset_tokens") is not None:
+        raise ValueError("steps and dataset_tokens exclude each other: give one of them")
+    if fields.get("epochs") is not None and fields.get("dataset_tokens") is None:
+        raise ValueError("epochs: needs dataset_tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +63,8 @@ class Query:
     batches: tuple[str, ...] = BATCHES  # a job has exactly one of them
     arguments: tuple[str, ...] = ()  # numbers that the query needs besides the fields of a job
     max_gpus: int = 8  # default of the jobs' ``max_gpus``
+    has_nodes: bool = False  # whether ``gpus_per_worker`` matters for a given number of GPUs
+    optional_arguments: tuple[str, ...] = ()  # numbers that may be omitted
 
     # Computed when a query is made: functools.cached_property locks before Python 3.12, and a child forked meanwhile
     # would wait forever.
@@ -58,18 +83,25 @@ class Query:
         answered = tuple(name for name in self.answers if name in Workload.model_fields)
         without = {*answered, *BATCHES} - {*self.batches}
         if "workers" not in self.answers:
-            without |= {"gpus_per_worker", "max_gpus", "even_layouts"}
-        all_fields = (*Workload.model_fields, *self.arguments)
+            without |= {"max_gpus", "even_layouts"} | ({"gpus_per_worker"} if not self.has_nodes else set())
+        all_fields = (*Workload.model_fields, *self.arguments, *self.optional_arguments)
         vars(self).update(
             answered=answered,
             all_fields=all_fields,
             fields=tuple(name for name in all_fields if name not in without),
             required=(*(name for name in REQUIRED if name not in answered), *self.arguments),
-            optional={**OPTIONAL, "max_gpus": self.max_gpus, **dict.fromkeys(answered)},
+            optional={
+                **OPTIONAL,
+                "max_gpus": self.max_gpus,
+                **dict.fromkeys(answered),
+                **dict.fromkeys(self.optional_arguments),
+            },
         )
 
     def reader(self, field: str) -> Callable[[Any], Any]:
         """The function that reads values of a field or an argument."""
+        if field in self.optional_arguments:
+            return partial(_optional_number, field)
         return partial(whole_number, field) if field in self.arguments else partial(read, field, optional=self.optional)
 
     def parse(self, fields: Mapping[str, Any]) -> tuple[Job, dict[str, int]]:
@@ -80,22 +112,23 @@ class Query:
                 other; the message names every such field.
         """
         problems, numbers = [], {}
+        arguments = (*self.arguments, *self.optional_arguments)
         try:
-            job = Job.parse(**{field: value for field, value in fields.items() if field not in self.arguments})
+            job = Job.parse(**{field: value for field, value in fields.items() if field not in arguments})
         except ValueError as error:
             problems.append(str(error))
-        for field in self.required:
+        for field in (*self.required, *self.optional_arguments):
             if is_empty(fields.get(field)):
-                if field not in REQUIRED_OF_JOB:  # ``Job`` already reports those
+                if field in self.required and field not in REQUIRED_OF_JOB:  # ``Job`` already reports those
                     problems.append(f"{field}: is required")
-            elif field in self.arguments:
+            elif field in arguments:
                 try:
                     numbers[field] = whole_number(field, fields[field])
                 except ValueError as error:
                     problems.append(str(error))
         if problems:
             raise ValueError("; ".join(problems))
-        self._check(dict(job))
+        self._check({**dict(job), **numbers})
         return job, numbers
 
     def columns_of(self, job: Job, **arguments: Any) -> dict[str, list[Any]]:
@@ -112,8 +145,9 @@ class Query:
         missing = [f"{f}: is required" for f in self.required if f not in self.arguments and fields.get(f) is None]
         if missing:
             raise ValueError("; ".join(missing))
+        given = {field: value for field, value in arguments.items() if field in self.arguments or not is_empty(value)}
+        fields |= {field: whole_number(field, value) for field, value in given.items()}
         self._check(fields)
-        fields |= {field: whole_number(field, value) for field, value in arguments.items()}
         return {field: [value] for field, value in fields.items()}
 
     def _check(self, fields: Mapping[str, Any]) -> None:
@@ -122,11 +156,14 @@ class Query:
             if fields.get(field) is not None:
                 raise ValueError(f"{field}: is the output of this query; omit it")
         check_batch(fields, self.batches)
+        if self.optional_arguments:
+            check_run_length(fields)
 
     def contradictions(self, columns: Mapping[str, Sequence[Any]]) -> dict[int, str]:
         """Find rows whose fields, each valid by itself, exclude each other: the reason by the position of the row."""
-        present = [field for field in dict.fromkeys((*TOGETHER, *self.answered)) if field in columns]
-        only_whether = {*BATCHES, *self.answered}
+        together = (*TOGETHER, *self.answered, *self.optional_arguments)
+        present = [field for field in dict.fromkeys(together) if field in columns]
+        only_whether = {*BATCHES, *self.answered, *self.optional_arguments}
 
         @lru_cache(maxsize=65_536)  # a table has few stacks; only the presence of batches and answered fields matters
         def problem(*values: Any) -> str:
@@ -154,6 +191,10 @@ class Query:
         return [*missing, " or ".join(self.batches)]
 
 
+def _optional_number(field: str, value: Any) -> int | None:
+    return None if is_empty(value) else whole_number(field, value)
+
+
 _LAYOUT = ("can_recommend", "gpus", "workers", "reason", "outcome")
 MIN_GPUS = Query(_LAYOUT)
 AVOID_OOM = Query(_LAYOUT, batches=("per_device_train_batch_size",), arguments=(NUMBER_GPUS,), max_gpus=64)
@@ -173,4 +214,13 @@ ESTIMATE = Query(
         "outcome",
     ),
     arguments=(NUMBER_GPUS,),
+)  # fmt: skip
+THROUGHPUT = Query(
+    (
+        "fits", "tokens_per_second", "tokens_per_second_low", "tokens_per_second_high", "step_seconds",
+        "model_flops_utilization", "limit", "hours", "cost", "reason", "outcome",
+    ),
+    arguments=(NUMBER_GPUS,),
+    has_nodes=True,
+    optional_arguments=tuple(RUN_LENGTH),
 )  # fmt: skip

@@ -131,6 +131,29 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Throughput:
+    """The speed of a job on a number of GPUs, and what a run takes.
+
+    The bounds are the 10th and the 90th percentile of measured runs that were held out; notes say where no such runs
+    were measured, which makes the bounds wide. If there is no estimate, all fields are ``None`` and ``reason`` says
+    why.
+    """
+
+    fits: int | None = None  # 1 or 0; with 0 the speed is that of the job if it had the memory
+    tokens_per_second: float | None = None  # of all GPUs, padding included
+    tokens_per_second_low: float | None = None
+    tokens_per_second_high: float | None = None
+    step_seconds: float | None = None  # of an optimizer step, with all of its micro-batches
+    model_flops_utilization: float | None = None  # model FLOPs, without recomputation, of the GPUs' published peak
+    limit: str | None = None  # what takes the longest: compute, memory, network or kernel launches
+    hours: float | None = None  # of the run, if its length was given
+    cost: float | None = None  # of the run, in the currency of the prices; None if the GPU type has no price
+    reason: str = ""
+    outcome: Outcome = "ok"
+    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
+
+
+@dataclass(frozen=True)
 class LargestBatch:
     """The largest batch that fits, or the reason why not even one sample per GPU fits."""
 

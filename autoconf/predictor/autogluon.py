@@ -8,12 +8,11 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 
 from autoconf.errors import AutoConfError
-from autoconf.predictor.cards import Card
 from autoconf.predictor.integrity import private_copy
 
 LABEL = "fits"
@@ -33,7 +32,14 @@ def installed_libraries() -> dict[str, str]:
         raise AutoConfError(f"{error.name} is not installed; reinstall autoconf-gpus") from error
 
 
-def libraries_agree(card: Card) -> bool:
+class MadeWith(Protocol):
+    """A card with the versions of the libraries that its predictor was made with."""
+
+    @property
+    def libraries(self) -> Mapping[str, str]: ...
+
+
+def libraries_agree(card: MadeWith) -> bool:
     """Whether the shipped predictor may be unpickled by the installed libraries."""
     installed = installed_libraries()
     return all(
@@ -132,6 +138,57 @@ def fit(table: pd.DataFrame, folder: Path, monotone: Mapping[str, int]) -> None:
             num_stack_levels=0,
             dynamic_stacking=False,
             calibrate=False,
+            num_cpus=1,
+            num_gpus=0,
+        )
+        predictor.clone_for_deployment(str(folder))
+    shutil.rmtree(scratch)
+
+
+def fit_regression(table: pd.DataFrame, label: str, weight: str, folder: Path, monotone: Mapping[str, int]) -> None:
+    """Train a regression and write the files that prediction needs.
+
+    Args:
+        table: the features, the label, and the weight of each row.
+        label: the column to predict.
+        weight: the column of weights.
+        folder: the folder to create; it must not exist.
+        monotone: the features, each with the direction (1 or -1) in which it may move the label, or 0.
+    """
+    gbm = {
+        "monotone_constraints": list(monotone.values()),
+        "monotone_constraints_method": "intermediate",
+        "num_leaves": 15,
+        "min_data_in_leaf": 5,
+        "learning_rate": 0.05,
+        "lambda_l2": 5.0,
+        "num_boost_round": 300,
+        "deterministic": True,
+        "force_row_wise": True,
+        "num_threads": 1,
+        "seed": 0,
+        "ag_args_fit": {"drop_unique": False},  # a constant column must keep its place among the constraints
+    }
+    scratch = folder.with_suffix(".fit")
+    rows = table[[*monotone, label, weight]]
+    with _quiet():
+        predictor = _tabular_predictor()(
+            label=label,
+            path=str(scratch),
+            problem_type="regression",
+            eval_metric="mean_absolute_error",
+            sample_weight=weight,
+            verbosity=0,
+        )
+        predictor.fit(
+            rows,
+            tuning_data=rows,  # AutoGluon needs rows to stop by; on rows that it learns from it does not stop early
+            hyperparameters={"GBM": gbm},
+            feature_generator=None,
+            fit_weighted_ensemble=False,
+            num_bag_folds=0,
+            num_stack_levels=0,
+            dynamic_stacking=False,
             num_cpus=1,
             num_gpus=0,
         )

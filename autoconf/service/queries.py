@@ -20,6 +20,7 @@ from autoconf.jobs.queries import (
     MIN_GPUS,
     NOTES,
     NUMBER_GPUS,
+    THROUGHPUT,
     Query,
 )
 from autoconf.jobs.tables import check_jobs, earlier_answers, parse_table
@@ -30,7 +31,8 @@ from autoconf.planner.gpu_choice import cheapest_gpu
 from autoconf.planner.html import explanation_html
 from autoconf.planner.max_size import largest_batch, largest_sample
 from autoconf.planner.min_gpus import recommend
-from autoconf.planner.results import Estimate, GpuModel, LargestBatch, LargestSample, Recommendation
+from autoconf.planner.results import Estimate, GpuModel, LargestBatch, LargestSample, Recommendation, Throughput
+from autoconf.planner.throughput import throughput
 from autoconf.predictor import registry
 from autoconf.predictor.user_versions import ModelsFolder
 
@@ -65,6 +67,9 @@ QUERIES = {
     "estimate": ServiceQuery(ESTIMATE, estimate, Estimate, "The memory of each GPU of a job, by part"),
     "largest-batch": ServiceQuery(LARGEST_BATCH, largest_batch, LargestBatch, "The largest batch that fits"),
     "largest-sample": ServiceQuery(LARGEST_SAMPLE, largest_sample, LargestSample, "The longest samples that fit"),
+    "throughput": ServiceQuery(
+        THROUGHPUT, throughput, Throughput, "The speed of a job on its GPUs, and the time and the cost of a run"
+    ),
     "gpu-model": ServiceQuery(
         GPU_MODEL, cheapest_gpu, GpuModel, "GPU types, ranked by the cost of the smallest layout"
     ),

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner, Result
 
-from autoconf import Job, avoid_oom, cheapest_gpu, cli, estimate, largest_batch, largest_sample
+from autoconf import Job, avoid_oom, cheapest_gpu, cli, estimate, largest_batch, largest_sample, throughput
 from autoconf.cli.ask import CHUNK
-from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, LARGEST_BATCH, LARGEST_SAMPLE
+from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, LARGEST_BATCH, LARGEST_SAMPLE, THROUGHPUT
 
 MODEL = {"model_name": "llama-7b", "method": "lora"}
 COMMANDS = {
@@ -28,6 +28,11 @@ COMMANDS = {
     "estimate": (
         estimate, ESTIMATE,
         {**MODEL, "gpu_model": "L40S", "tokens_per_sample": 8192, "batch_size": 8, "number_gpus": 2},
+    ),
+    "throughput": (
+        throughput, THROUGHPUT,
+        {"model_name": "mistral-7b-v0.1", "method": "lora", "gpu_model": "NVIDIA-A100-SXM4-80GB",
+         "tokens_per_sample": 2048, "batch_size": 8, "number_gpus": 2, "steps": 500},
     ),
 }  # fmt: skip
 RANKED = {**MODEL, "tokens_per_sample": 8192, "batch_size": 16}
@@ -104,7 +109,7 @@ def test_missing_fields_of_one_job_are_named(run, command):
     result = run(command, "--method", "lora")
     assert result.exit_code == 2
     job = RANKED if command == "gpu-model" else COMMANDS[command][2]
-    for field in {*job} - {"method", "batch_size", "per_device_train_batch_size"}:
+    for field in {*job} - {"method", "batch_size", "per_device_train_batch_size", "steps"}:
         assert f"{field}: is required" in result.stderr
     assert "give --csv FILE" in run(command).stderr
     assert "for one job only" in run(command, "--csv", "jobs.csv", "--method", "lora").stderr

@@ -14,12 +14,22 @@ from typer.testing import CliRunner
 from autoconf.cli.main import app
 from autoconf.cli.spellings import advice, names
 from autoconf.jobs.job import Workload, choices
-from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH, LARGEST_SAMPLE, MIN_GPUS, NUMBER_GPUS
+from autoconf.jobs.queries import (
+    AVOID_OOM,
+    ESTIMATE,
+    GPU_MODEL,
+    LARGEST_BATCH,
+    LARGEST_SAMPLE,
+    MIN_GPUS,
+    NUMBER_GPUS,
+    RUN_LENGTH,
+    THROUGHPUT,
+)
 from autoconf.predictor import registry
 
 QUERIES = {
     "recommend": MIN_GPUS, "avoid-oom": AVOID_OOM, "largest-batch": LARGEST_BATCH, "largest-sample": LARGEST_SAMPLE,
-    "gpu-model": GPU_MODEL, "estimate": ESTIMATE,
+    "gpu-model": GPU_MODEL, "estimate": ESTIMATE, "throughput": THROUGHPUT,
 }  # fmt: skip
 VALUES = {
     "even_layouts": "yes",
@@ -28,6 +38,7 @@ VALUES = {
     "gradient_accumulation_steps": "2", "stack": "trl", "optim": "adamw_torch", "torch_dtype": "float32",
     "adapter_dtype": "float32", "mixed_precision": "bf16", "gradient_checkpointing": "reentrant", "loss": "full",
     "sharding": "fsdp2", "lora_r": "8", "lora_targets": "attention", NUMBER_GPUS: "2",
+    **dict.fromkeys(RUN_LENGTH, "1000"),
 }  # fmt: skip
 
 

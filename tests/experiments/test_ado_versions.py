@@ -80,7 +80,7 @@ def test_the_published_snippets_run_word_for_word(snippet):
 def test_every_experiment_is_known_to_ado_and_answers_a_plain_call():
     names = {
         "min_gpu_recommender", "avoid_oom_recommender", "largest_batch_recommender", "largest_sample_recommender",
-        "gpu_model_recommender", "memory_estimator",
+        "gpu_model_recommender", "memory_estimator", "throughput_estimator",
     }  # fmt: skip
     registry = ActuatorRegistry()
     for name in names:

@@ -12,7 +12,7 @@ import yaml
 import autoconf
 from autoconf import cli, experiments
 from autoconf.jobs.job import NAMES, NUMBERS, TRAINING_STACK, Workload, choices
-from autoconf.jobs.queries import ARGUMENTS
+from autoconf.jobs.queries import ALL_ARGUMENTS, ARGUMENTS, RUN_LENGTH
 from autoconf.min_gpu_recommender import min_gpu_recommender
 from autoconf.predictor import registry
 
@@ -53,6 +53,11 @@ DECLARED = {
          "weights_gib", "gradients_gib", "optimizer_gib", "gathered_gib", "activations_gib", "reserve_gib", "reason",
          "outcome"],
     ),
+    "throughput_estimator": (
+        (*JOB, "batch_size", "number_gpus"), ["gpus_per_worker"],
+        ["fits", "tokens_per_second", "tokens_per_second_low", "tokens_per_second_high", "step_seconds",
+         "model_flops_utilization", "limit", "hours", "cost", "reason", "outcome"],
+    ),
 }  # fmt: skip
 
 
@@ -79,14 +84,15 @@ def test_ado_lists_the_properties_and_outputs_of_an_experiment(name):
     assert [one.identifier for one in listed.optionalProperties] == [
         *more,
         *(field for field in TRAINING if field != "even_layouts" or "max_gpus" in more),
+        *(RUN_LENGTH if name == "throughput_estimator" else ()),
     ]
     assert [one.identifier for one in listed.targetProperties] == [*outputs, "notes"]
     assert TRAINING_STACK in listed.metadata["description"]
     for one in (*listed.requiredProperties, *listed.optionalProperties):
         field = one.identifier
-        assert one.metadata["description"] == (ARGUMENTS.get(field) or Workload.model_fields[field].description)
+        assert one.metadata["description"] == (ALL_ARGUMENTS.get(field) or Workload.model_fields[field].description)
     defaults = {one.property.identifier: one.value for one in listed.defaultParameterization}
-    assert defaults.get("max_gpus") == ({"avoid_oom_recommender": 64}.get(name, 8) if more else None)
+    assert defaults.get("max_gpus") == ({"avoid_oom_recommender": 64}.get(name, 8) if "max_gpus" in more else None)
 
 
 def empty(field: str) -> list[str]:
@@ -107,7 +113,7 @@ def test_ado_lists_categories_and_whole_numbers(name):
         else:
             assert domain.variableType.value == "OPEN_CATEGORICAL_VARIABLE_TYPE" and len(domain.values) > 1
             assert domain.valueInDomain("another") or field == "even_layouts"
-            if field not in NAMES and field not in ("lora_r", "even_layouts"):
+            if field not in NAMES and field not in ("lora_r", "even_layouts", *RUN_LENGTH):
                 assert [*domain.values] == [*empty(field), *choices(field)]
     assert {*registry.card("1.1.0").domain.models, *registry.card("2.0.0").domain.models} == {
         *domains["model_name"].values
@@ -124,7 +130,7 @@ def test_the_signature_is_that_of_the_properties(name):
     defaults = {one.property.identifier: one.value for one in listed.defaultParameterization}
     for field, parameter in parameters.items():
         assert parameter.default == defaults.get(field, inspect.Parameter.empty)
-        number = field in (*NUMBERS, *ARGUMENTS)
+        number = field in (*NUMBERS, *ALL_ARGUMENTS)
         assert parameter.annotation == (str if not number else int | str if parameter.default == "" else int)
 
 
@@ -198,7 +204,7 @@ def test_the_direct_calls_run_unchanged():
 def test_missing_unknown_and_bad_arguments_are_named(name):
     ask = function(name)
     (entity,) = (entity for other, entity in map(entity_of, EXAMPLES) if other == name)
-    for field in entity:
+    for field in entity.keys() - {*RUN_LENGTH}:
         with pytest.raises(ValueError, match=f"{field}: is required"):
             ask(**{k: v for k, v in entity.items() if k != field})
     with pytest.raises(ValueError, match="workers: no such field; the fields are model_name, "):
@@ -207,8 +213,9 @@ def test_missing_unknown_and_bad_arguments_are_named(name):
         ask("llama-7b", **entity)
     with pytest.raises(ValueError, match=r"tokens_per_sample|per_device_train_batch_size|batch_size"):
         ask(**{**entity, "batch_size" if "batch_size" in entity else "tokens_per_sample": 0})
-    ordered = [entity[field] for field in inspect.signature(ask).parameters if field in entity]
-    assert ask(*ordered) == ask(**entity)
+    run = {field: entity[field] for field in RUN_LENGTH if field in entity}  # after the settings of the stack
+    ordered = [entity[field] for field in inspect.signature(ask).parameters if field in entity and field not in run]
+    assert ask(*ordered, **run) == ask(**entity)
     refused = ask(**{**entity, "model_name": "gpt-9"})
     assert {*refused} - {"can_recommend"} == {"reason", "outcome"} and refused["outcome"] == "outside_domain"
 

@@ -8,7 +8,18 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MODULES = [path for path in (ROOT / "autoconf").rglob("*.py") if "AutoGluonModels" not in path.parts]
-ROOMS = {"jobs", "memory", "predictor", "planner", "experiments", "cli", "service", "pipeline", "AutoGluonModels"}
+ROOMS = {
+    "jobs",
+    "memory",
+    "predictor",
+    "speed",
+    "planner",
+    "experiments",
+    "cli",
+    "service",
+    "pipeline",
+    "AutoGluonModels",
+}
 
 
 def test_the_package_has_its_rooms_and_a_few_modules():

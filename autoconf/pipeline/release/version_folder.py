@@ -67,7 +67,7 @@ def complete(scratch: Path, card: Card, table: pd.DataFrame, evaluate: Evaluate 
     """
     table.to_parquet(scratch / TRAINING_TABLE, compression="zstd", index=False)
     autogluon_adapter.fit(table, scratch / PREDICTOR, MONOTONE)
-    _forget_place_and_time(scratch / PREDICTOR)
+    forget_place_and_time(scratch / PREDICTOR)
     # The learned step is slightly off 0 (at -0.0125 GiB in 2.0.0), but a job without enough memory must not fit.
     least = 0.0 if card.reserve is not None else None
     libraries = autogluon_adapter.installed_libraries()
@@ -92,7 +92,7 @@ def write_card(folder: Path, card: Card) -> str:
     return cards.digest(content)
 
 
-def _forget_place_and_time(predictor: Path) -> None:
+def forget_place_and_time(predictor: Path) -> None:
     """Remove the path (which AutoGluon sets again on loading), the time and the duration of training from the pickles.
 
     The same input must give the same version, byte for byte, so that anyone can rebuild a version and compare digests.

@@ -1,0 +1,1 @@
+"""Learn and evaluate throughput from measured runs."""

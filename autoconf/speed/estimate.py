@@ -1,0 +1,89 @@
+"""The speed of one job on one layout: physics, the learned correction, and bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from autoconf.jobs.stack import Stack
+from autoconf.speed.bounds import bounds_key, near, note, waits
+from autoconf.speed.features import MONOTONE, features
+from autoconf.speed.gpu_speed import gpu_speeds
+from autoconf.speed.roofline import Times, times
+from autoconf.speed.shapes import Shapes
+from autoconf.speed.version import SpeedPredictor
+from autoconf.speed.work import Layout, Work, work_of
+
+
+class SpeedJob(NamedTuple):
+    """A job on a layout."""
+
+    model: str
+    shapes: Shapes
+    method: str
+    stack: Stack
+    gpu_model: str  # a key of ``gpu_speeds``
+    layout: Layout
+
+
+class Speed(NamedTuple):
+    """The speed of a job.
+
+    Attributes:
+        tokens_per_second: of all GPUs.
+        low: lower bound of it.
+        high: upper bound of it.
+        step_seconds: of an optimizer step.
+        model_flops_utilization: model FLOPs of the GPUs' published peak, from 0 to 1.
+        limit: what takes the longest.
+        note: what was not measured; empty text if such jobs were.
+    """
+
+    tokens_per_second: float
+    low: float
+    high: float
+    step_seconds: float
+    model_flops_utilization: float
+    limit: str
+    note: str
+
+
+def speeds(predictor: SpeedPredictor, jobs: Sequence[SpeedJob]) -> list[Speed]:
+    """Estimate the speed of jobs.
+
+    Raises:
+        AutoConfError: AutoGluon or LightGBM fails.
+    """
+    if not jobs:
+        return []
+    work = [work_of(job.shapes, job.method, job.stack, job.layout) for job in jobs]
+    constants = predictor.card.constants
+    spent = [
+        times(one, gpu_speeds()[job.gpu_model], job.layout, constants) for job, one in zip(jobs, work, strict=True)
+    ]
+    rows = [
+        features(job.shapes, job.method, job.stack, gpu_speeds()[job.gpu_model], job.layout, one)
+        for job, one in zip(jobs, work, strict=True)
+    ]
+    factors = predictor.corrections(pd.DataFrame(rows, columns=list(MONOTONE))).tolist()
+    return [_speed(predictor, *parts) for parts in zip(jobs, work, spent, factors, strict=True)]
+
+
+def _speed(predictor: SpeedPredictor, job: SpeedJob, work: Work, spent: Times, factor: float) -> Speed:
+    measured, layout = predictor.card.measured, job.layout
+    seconds = spent.total / factor  # of a micro-batch
+    rate = layout.gpus * work.tokens / seconds
+    missing = measured.missing(job.method, job.gpu_model, job.stack, layout)
+    how_near = near(measured, job.model, missing)
+    bounds = predictor.card.bounds[bounds_key(how_near, waits(spent))]
+    return Speed(
+        tokens_per_second=rate,
+        low=rate * bounds.low,
+        high=rate * bounds.high,
+        step_seconds=seconds * layout.steps,
+        model_flops_utilization=work.model_flops / seconds / gpu_speeds()[job.gpu_model].flops(work.dtype),
+        limit=spent.limit,
+        note=note(missing, job.model, how_near),
+    )

@@ -1,0 +1,47 @@
+"""Published speeds of GPU types, from ``gpus.yaml``."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+TABLE = Path(__file__).with_name("gpus.yaml")
+
+
+class GpuSpeed(BaseModel):
+    """Speeds of one GPU type.
+
+    Peaks are in TFLOP/s, bandwidths in GB/s (10^9 bytes); those of links are for one direction.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bfloat16: float = Field(gt=0)
+    float32: float = Field(gt=0)
+    memory: float = Field(gt=0)
+    link: float = Field(gt=0)
+    pair: float | None = None
+    pcie: float = Field(gt=0)
+    source: str
+
+    def flops(self, dtype: str) -> float:
+        """Peak of a dtype in FLOP/s."""
+        return 1e12 * (self.float32 if dtype == "float32" else self.bfloat16)
+
+    def link_bytes(self, gpus: int) -> float:
+        """Bandwidth between GPUs of one node in bytes per second."""
+        return 1e9 * (self.pair if gpus <= 2 and self.pair else self.link)
+
+
+@cache
+def gpu_speeds() -> dict[str, GpuSpeed]:
+    """The speeds by GPU type.
+
+    >>> gpu_speeds()["NVIDIA-A100-SXM4-80GB"].flops("bfloat16") / 1e12
+    312.0
+    """
+    table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    return {name: GpuSpeed.model_validate(figures) for name, figures in table.items()}

@@ -1,0 +1,80 @@
+"""The time of a micro-batch on a GPU by physics: work divided by the speeds that a GPU reaches.
+
+Each of arithmetic, memory, network and launches takes a time of its own. Arithmetic and memory traffic follow each
+other; the network and the host's launches overlap with them, incompletely. No time grows with any speed of a GPU, and
+no time per token grows with the tokens of a micro-batch, so neither does the whole.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from autoconf.speed.gpu_speed import GpuSpeed
+from autoconf.speed.work import Layout, Work
+
+# Bandwidth between nodes in one direction, in bytes per second and GPU of a node: one adapter of 200 Gbit/s for each
+# GPU. Assumed. All GPUs of a node share what arrives there, so a collective operation has the bandwidth of the node.
+BETWEEN_NODES = 25e9
+
+
+class Constants(BaseModel):
+    """Constants of the physics, fitted to measured rows; the defaults are where the fit starts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    products: float = Field(default=0.75, description="share of the peak that matrix products reach")
+    attention: float = Field(default=0.4, description="share of the peak that FlashAttention reaches")
+    memory: float = Field(default=0.8, description="share of the memory bandwidth that is reached")
+    link: float = Field(default=0.6, description="share of the bandwidth between GPUs that is reached")
+    launch_s: float = Field(default=8e-6, description="seconds of the host for one kernel")
+    message_s: float = Field(
+        default=100e-6, description="seconds of the host and the network for one collective operation"
+    )
+    overlap: float = Field(
+        default=3.0, description="exponent by which overlapping times add up: 1 not at all, infinity fully"
+    )
+
+
+class Times(NamedTuple):
+    """Seconds of one micro-batch on one GPU, by what they are spent on."""
+
+    compute: float
+    memory: float
+    network: float
+    launches: float
+    total: float
+
+    @property
+    def limit(self) -> str:
+        """What takes the longest."""
+        shares = {
+            "compute": self.compute,
+            "memory": self.memory,
+            "network": self.network,
+            "kernel launches": self.launches,
+        }
+        return max(shares, key=lambda name: shares[name])
+
+
+def times(work: Work, gpu: GpuSpeed, layout: Layout, constants: Constants) -> Times:
+    """The time of a micro-batch.
+
+    Args:
+        work: the work of one GPU.
+        gpu: its speeds.
+        layout: the batch and the GPUs.
+        constants: constants of the physics.
+    """
+    peak = gpu.flops(work.dtype)
+    compute = work.flops / (peak * constants.products) + work.attention_flops / (peak * constants.attention)
+    memory = work.bytes / (gpu.memory * 1e9 * constants.memory)
+    link = gpu.link_bytes(layout.gpus)
+    if layout.nodes > 1:
+        link = min(link, BETWEEN_NODES * layout.gpus / layout.nodes)
+    network = work.sent / (link * constants.link) + work.messages * constants.message_s
+    launches = work.launches * constants.launch_s
+    power = constants.overlap
+    total = ((compute + memory) ** power + network**power + launches**power) ** (1 / power)
+    return Times(compute, memory, network, launches, total)

@@ -1,0 +1,81 @@
+"""The work of a step in closed form, against PyTorch's FLOP counter and by what settings change."""
+
+import pytest
+
+from autoconf.jobs.stack import Stack
+from autoconf.speed.shapes import known_shapes, shapes_of
+from autoconf.speed.work import Layout, trained, work_of
+
+LLAMA = known_shapes("llama-7b")
+LAYOUT = Layout(2, 1024, 1, steps=4)
+
+
+def work(method="full", layout=LAYOUT, shapes=LLAMA, **settings):
+    return work_of(shapes, method, Stack(**settings), layout)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("model_type", "more"),
+    [
+        ("llama", {"num_key_value_heads": 2, "intermediate_size": 688}),
+        ("qwen3", {"num_key_value_heads": 4, "intermediate_size": 688, "head_dim": 64}),
+        ("gpt_neox", {"intermediate_size": 1024}),
+    ],
+)
+def test_flops_are_those_that_pytorch_counts(model_type, more):
+    torch = pytest.importorskip("torch")
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = {
+        "vocab_size": 1000, "hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 8, **more,
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    config = AutoConfig.for_model(model_type, **settings, attn_implementation="eager", use_cache=False)
+    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+        model = AutoModelForCausalLM.from_config(config)
+        tokens = torch.zeros(2, 128, dtype=torch.long)
+        model(input_ids=tokens, labels=tokens).loss.backward()
+    shapes = shapes_of({"model_type": model_type, **settings})
+    counted = work_of(shapes, "full", Stack(gradient_checkpointing="none"), Layout(2, 128, 1))
+    # Eager attention computes all scores, not only the causal half, and does not compute them again.
+    scores = 2 * counted.attention_flops / 3.5 * 3
+    assert counter.get_total_flops() == pytest.approx(counted.flops + scores, rel=0.01)
+
+
+def test_checkpoints_compute_the_layers_again():
+    without, with_checkpoints = work(gradient_checkpointing="none"), work()
+    layers = 2 * LAYOUT.tokens * LLAMA.layers * LLAMA.layer_active
+    assert with_checkpoints.flops - without.flops == pytest.approx(layers)
+    assert with_checkpoints.model_flops == without.model_flops
+
+
+def test_adapters_have_no_gradients_of_frozen_weights():
+    full, lora = work(), work("lora")
+    products = 2 * LAYOUT.tokens * (LLAMA.layers * LLAMA.layer_active + LLAMA.head)
+    assert full.flops - lora.flops == pytest.approx(products)
+    assert trained(LLAMA, False, Stack()) < trained(LLAMA, True, Stack()) / 1000
+    assert lora.launches > full.launches
+
+
+def test_full_shard_gathers_the_weights_twice_and_ddp_sends_only_gradients():
+    several = Layout(2, 1024, 4, steps=1)
+    weights = 2 * (LLAMA.layers * LLAMA.layer_stored + LLAMA.head)
+    sharded, replicated = work(layout=several), work(layout=several, sharding="ddp")
+    assert sharded.sent == pytest.approx(3 / 4 * 3 * weights)
+    assert replicated.sent == pytest.approx(3 / 4 * 2 * weights)
+    assert work().sent == work().messages == 0
+
+
+def test_the_update_is_divided_over_shards_and_micro_batches():
+    one, four = (work(layout=Layout(2, 1024, 4, steps=steps)).bytes for steps in (1, 4))
+    update = 4 / 3 * (one - four)
+    assert update == pytest.approx(trained(LLAMA, True, Stack()) * 2 * 23 / 4)
+
+
+def test_experts_are_launched_one_after_the_other():
+    mixtral = known_shapes("mixtral-8x7b-instruct-v0.1")
+    dense = known_shapes("mistral-7b-v0.1")
+    assert work(shapes=mixtral).launches > 2 * work(shapes=dense).launches
