@@ -118,7 +118,7 @@ def test_a_case_is_read(name: str, fields: dict) -> None:
         ("more/assigned_twice.py", ["SFTConfig: per_device_train_batch_size: BATCH", "--per-device-train-batch-size"]),
         ("more/dpo_script.py", ["dpo_script.py:2 DPOConfig", "preference optimization"]),
         ("more/unsloth_vision.py", ["unsloth_vision.py:3", "models that also read images are not covered"]),
-        ("more/kbit.py", ["prepare_model_for_kbit_training", "float32 norms"]),
+        ("more/kbit.py", ["kbit.py", "give --tokens-per-sample"]),
         ("more/frozen.py", ["frozen.py:4 requires_grad"]),
         ("more/trainer.py", ["not certain: tokens_per_sample", "--tokens-per-sample"]),
         ("more/evaluated.sh", ["evaluated.sh:5 --max_length: $LEN (2048 or 16384)", "--tokens-per-sample"]),

@@ -371,12 +371,12 @@ def test_a_setting_of_accelerate_that_is_not_covered_is_refused(read_text, tmp_p
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("plugins", ["axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"]), ("load_in_8bit", True),
+        ("plugins", ["axolotl.integrations.kd.KDPlugin"]), ("load_in_8bit", True),
         ("deepspeed", "deepspeed_configs/zero2.json"), ("optimizer", "muon"), ("gradient_checkpointing", "offload"),
         ("context_parallel_size", 2), ("eager_attention", True), ("lora_mlp_kernel", True), ("rl", "dpo"),
         ("fsdp_config", {"offload_params": True}), ("adapter", "llama-adapter"), ("fp16", True),
         ("gptq", True), ("flash_attn_cross_entropy", True), ("peft", {"loftq_config": {"loftq_bits": 4}}),
-        ("cut_cross_entropy", True),
+        ("chunked_cross_entropy", True),
     ],
 )  # fmt: skip
 def test_a_setting_of_axolotl_that_is_not_covered_is_refused(read_text, tmp_path: Path, key: str, value) -> None:

@@ -26,11 +26,11 @@ _OF_TRAINER = (
     "dataset_text_field",
 )  # of SFTTrainer before TRL 0.13
 _PLAIN = ("bias", "task_type", "use_rslora", "use_dora", "inference_mode")  # keys of adapters without lora_ before them
+_PREPARES = "prepare_model_for_kbit_training"
 _QUANTIZING = ("quantization_config", "load_in_4bit", "load_in_8bit")
 _LORA_DEFAULTS = {"lora_r": 8, "lora_dropout": 0.0}  # peft 0.21.2, src/peft/tuners/lora/config.py
 # What changes memory in ways that no key says.
 _NOT_COVERED = {
-    "prepare_model_for_kbit_training": "float32 norms and heads are not covered",
     "resize_token_embeddings": "a vocabulary of another size is not covered",
     "requires_grad_": "training a part of the model is not covered",
     "FastModel": "models of unsloth that also read images or sound are not covered",
@@ -93,7 +93,7 @@ class _Script:
         self.bound: dict[str, ast.expr] = {}
         self.calls: dict[str, list[ast.Call]] = {}
         times: Counter[str] = Counter()
-        self.enables = [*_top_level_calls(tree, "gradient_checkpointing_enable")]
+        self.certain = [*_top_level_calls(tree)]
         for node in (node for statement in until_trained(tree.body) for node in ast.walk(statement)):
             if isinstance(node, ast.Call):
                 self.calls.setdefault(name_of(node.func), []).append(node)
@@ -138,34 +138,43 @@ class _Script:
         found = [*self._arguments(config), *self._arguments(trainer, only=_OF_TRAINER), *self._enabled()]
         if loads := self.calls_of("from_pretrained", OWNER):
             return Code([*found, *of_unsloth(self, loads)], "unsloth")
-        if names == ("TrainingArguments", "SFTTrainer"):
-            self._check_old(config, trainer)
+        found += self._prepared(names == ("TrainingArguments", "SFTTrainer"), config, trainer)
         found += [*self._model(trainer), *self._adapters(trainer)]
         return Code(found, "trl" if names[0] == "SFTConfig" else "transformers")
 
     def calls_of(self, method: str, owner: str) -> list[ast.Call]:
         return [call for call in self.calls.get(method, ()) if name_of(owner_of(call)) == owner]
 
-    def _check_old(self, config: ast.Call, trainer: ast.Call) -> None:
-        """Refuse ``TrainingArguments`` under a TRL that is not certain, or that prepares a 4-bit base by itself.
+    def _prepared(self, is_old: bool, config: ast.Call, trainer: ast.Call) -> Iterator[Setting]:
+        """What PEFT's prepare_model_for_kbit_training makes of a 4-bit base, called here or by an older SFTTrainer.
 
-        Before TRL 0.13 SFTTrainer took the length itself, and computed the loss over all logits.
+        Before TRL 0.13 SFTTrainer took TrainingArguments and the length itself, and computed the loss over all logits.
+        Up to 0.25 it prepared a quantized base, and with bf16 cast all but the norms back.
         """
-        place = self.place(config, "TrainingArguments")
-        if not {keyword.arg for keyword in trainer.keywords} & {"max_seq_length", "dataset_text_field"}:
+        keywords = {keyword.arg for keyword in trainer.keywords}
+        if is_old and not keywords & {"max_seq_length", "dataset_text_field"}:
+            place = self.place(config, "TrainingArguments")
             raise BadInput(f"{place}: under an SFTTrainer without max_seq_length only SFTConfig is read; {_NO_FILE}")
+        calls = self.calls.get(_PREPARES, [])
+        for call in calls:
+            if call not in self.certain or len(call.args) != 1 or call.keywords or len(calls) > 1:
+                raise BadInput(f"{self.place(call, _PREPARES)}: whether and how it runs is not certain; {_NO_FILE}")
+            yield from self.setting(call, "gradient checkpointing", True, "gradient_checkpointing")
+        if not is_old:
+            yield from (setting for call in calls for setting in self.setting(call, "base", "all", "prepared_base"))
+            return
         loads = self.calls.get("from_pretrained", ())
-        if any(keyword.arg in _QUANTIZING for load in loads for keyword in load.keywords):
-            raise BadInput(
-                f"{place}: with it SFTTrainer is from before TRL 0.13, which keeps norms and heads of a quantized base "
-                f"in float32; that is not covered; {_NO_FILE}"
-            )
+        quantizing = [load for load in loads for keyword in load.keywords if keyword.arg in _QUANTIZING]
+        bf16 = argument_of(config, "bf16", None)
+        is_bf16 = bf16 is not None and self.literals.value(bf16) is True and "peft_config" in keywords
+        for load in quantizing[:1]:
+            yield from self.setting(load, "prepared base", "norms" if is_bf16 else "all", "prepared_base")
 
     def _enabled(self) -> Iterator[Setting]:
         """Checkpointing that the model's own method enables; only where it certainly runs."""
         for call in self.calls.get("gradient_checkpointing_enable", ()):
             place = self.place(call, "gradient_checkpointing_enable")
-            if call not in self.enables or call.args or call.keywords:
+            if call not in self.certain or call.args or call.keywords:
                 raise BadInput(f"{place}: say gradient_checkpointing in the arguments; {_NO_FILE}")
             yield Setting(place, "arguments", "gradient_checkpointing", True)
 
@@ -287,8 +296,9 @@ def _trains(statement: ast.stmt) -> bool:
     )
 
 
-def _top_level_calls(tree: ast.Module, method: str) -> Iterator[ast.Call]:
+def _top_level_calls(tree: ast.Module) -> Iterator[ast.Call]:
+    """The calls that run whenever the script does."""
     for statement in tree.body:
-        call = statement.value if isinstance(statement, ast.Expr) else None
-        if isinstance(call, ast.Call) and name_of(call.func) == method:
+        call = statement.value if isinstance(statement, ast.Expr | ast.Assign) else None
+        if isinstance(call, ast.Call):
             yield call

@@ -19,6 +19,7 @@ from autoconf.jobs.importers.notebooks import code_of
 from autoconf.jobs.importers.other_files import PYTHON, check_objective, text_kind
 from autoconf.jobs.importers.python_code import read_code
 from autoconf.jobs.importers.slurm import Request, requested
+from autoconf.jobs.importers.targets import with_union_of_targets
 from autoconf.jobs.importers.translate import JobFile, job_of
 from autoconf.jobs.importers.words import cleaned
 from autoconf.jobs.job import read
@@ -73,12 +74,15 @@ def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
     ):  # its command has no settings; all are in the config
         commands = [command for command in commands if command.framework != "axolotl"]
     check_objective(found, paths)
+    found, unions = with_union_of_targets(found)
     job = job_of(found, evidence_of(found, commands), options)
     not_read = (f"{setting.place}: not read, because options describe the job" for setting in unread)
     of_scripts = (f"{path}: {line}" for path, content in zip(paths, contents, strict=True) for line in content.assumed)
     requests = tuple(request for content in contents for request in content.requested)
     return job._replace(
-        read=(*job.read, *map(str, requests)), requests=requests, assumed=(*job.assumed, *of_scripts, *not_read)
+        read=(*job.read, *unions, *map(str, requests)),
+        requests=requests,
+        assumed=(*job.assumed, *of_scripts, *not_read),
     )
 
 

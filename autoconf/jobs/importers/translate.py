@@ -17,6 +17,7 @@ from autoconf.jobs.presets import SETTINGS, Preset, presets
 # Defaults of a framework that are also settings of a stack; a stack given as an option overrides them.
 _OF_STACK = ("checkpointing", "mixed_precision", "torch_dtype", "loss", "optim", "adapter_dtype", "lora_r", "dropout")
 _OF_ADAPTERS = ("adapter_dtype", "lora_r", "lora_targets", "dropout")
+_OF_QUANTIZED = ("upcast_unquantized",)
 _NO_ARGUMENTS = f"no file has training arguments: all other settings are those of the stack {OPTIONAL['stack']}"
 _UNCHANGED = (
     "model_name", "gpu_model", "tokens_per_sample", "gradient_accumulation_steps", "torch_dtype",
@@ -157,6 +158,8 @@ class _Translation:
             if self.facts.pop(field, None) is not None:
                 self._reading.ignored.append(f"{field}: no adapters are trained")
         for field in ("adapter_dtype", "lora_r", "lora_targets") if trains != "full" else ():
+            self._put(field, lambda field=field: self._fact(field))
+        for field in _OF_QUANTIZED if trains == "qlora" else ():
             self._put(field, lambda field=field: self._fact(field))
         if method is not None and trains != "full" and self.framework is not None:
             self._ask_for_adapters()
@@ -304,7 +307,8 @@ class _Translation:
                 f"LoRA dropout is counted as in the stack {name}, which holds more than without dropout"
             )
         self.fields["stack"] = name
-        left = [s for s in SETTINGS if s not in given and not (method == "full" and s in _OF_ADAPTERS)]
+        excluded = (*(_OF_ADAPTERS if method == "full" else ()), *(_OF_QUANTIZED if method != "qlora" else ()))
+        left = [setting for setting in SETTINGS if setting not in (*given, *excluded)]
         if name != self._preset_name:
             self.fields |= {setting: comes_with[setting] for setting in left}
             self.assumed.append(
