@@ -16,16 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from autoconf.cli.console import is_terminal, show_answer, show_answers
 from autoconf.cli.job_file import provenance_cells
-from autoconf.cli.options import ExitCode, exit_codes, note, version_named
+from autoconf.cli.options import ExitCode, note, version_named
 from autoconf.cli.output import json_rows, output, write_csv, write_json, write_object
-from autoconf.cli.spellings import own_name
 from autoconf.errors import BadInput
 from autoconf.files import STANDARD_STREAM, called
 from autoconf.jobs.column_hints import hints
 from autoconf.jobs.job import NAMES, Job, read
 from autoconf.jobs.queries import NOTES, Query
 from autoconf.jobs.tables import check_jobs, earlier_answers, read_table
-from autoconf.jobs.values import is_empty
 from autoconf.predictor import registry
 from autoconf.predictor.user_versions import NoModelsFolder
 
@@ -111,26 +109,6 @@ def _watched(pieces: Iterable[pd.DataFrame], total: int) -> Iterator[pd.DataFram
             bar.advance(task, piece.index.nunique())
 
 
-def given_fields(command: CommandQuery, context: typer.Context) -> dict[str, str]:
-    """The fields and arguments of one job on the command line."""
-    fields = command.query.fields
-    return {field: context.params[field] for field in fields if not is_empty(context.params[field])}
-
-
-def answer(command: CommandQuery, context: typer.Context) -> None:
-    """Run the command of a query for one job or for a table."""
-    job, csv_file, to = given_fields(command, context), context.params["csv_file"], OutputOptions.of(context)
-    with exit_codes():
-        if csv_file is None:
-            answer_one(command, job, to)
-            return
-        version = job.pop("model_version", None)
-        if job:
-            options = ", ".join(map(own_name, job))
-            raise BadInput(f"{options}: for one job only; with --csv these are columns of the file")
-        _answer_table(command, csv_file, version, to)
-
-
 def answer_one(
     command: CommandQuery, fields: dict[str, Any], to: OutputOptions, provenance: Mapping[str, Any] | None = None
 ) -> None:
@@ -205,7 +183,12 @@ def _with_lists(pieces: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         yield piece.assign(**{NOTES: piece[NOTES].map(_sentences)}) if NOTES in piece else piece
 
 
-def _answer_table(command: CommandQuery, csv_file: str, model_version: str | None, to: OutputOptions) -> None:
+def answer_table(command: CommandQuery, csv_file: str, model_version: str | None, to: OutputOptions) -> None:
+    """Answer a table of jobs, and write it with the answers.
+
+    Raises:
+        BadInput: the table cannot be read, or a job in it is invalid.
+    """
     query = command.query
     model_version = version_named(model_version)
     table = read_table(csv_file)

@@ -77,6 +77,11 @@ def show_answers(answers: list[dict[str, Any]], query: Query) -> None:
     _show_notes(dict.fromkeys(sentence for answer in answers for sentence in answer["notes"]))
 
 
+def show_rows(rows: list[dict[str, Any]]) -> None:
+    """Print rows as a table, whose columns are those of the first row."""
+    _print(_table([{name: _text(value) for name, value in row.items()} for row in rows]))
+
+
 def _show_notes(notes: Iterable[str]) -> None:
     """Print the notes on an answer."""
     columns = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else sys.maxsize

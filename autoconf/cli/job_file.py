@@ -1,4 +1,4 @@
-"""Implement ``recommend --job``: read a job from existing files, and patch the manifest with the answer."""
+"""Read the job of a command from the files of ``--job``, with notes about what was read."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autoconf.cli.options import note
-from autoconf.cli.output import output
 from autoconf.jobs.importers.key_table import Place
-from autoconf.planner.job_files import FromFiles, complete_job, patch_job
+from autoconf.jobs.queries import Query
+from autoconf.planner.job_files import FromFiles, complete_job
 
-NOTHING_TO_PATCH = 3  # exit code without a recommendation, so that no pipe applies an empty manifest
 
-
-def job_from_files(paths: Sequence[str], options: Mapping[str, Any]) -> FromFiles:
+def job_from_files(paths: Sequence[str], options: Mapping[str, Any], query: Query) -> FromFiles:
     """Read a job from files, override it with options, and write notes about what was read.
 
     Raises:
         BadInput: A required setting cannot be read or is missing.
     """
-    found = complete_job(paths, options)
+    found = complete_job(paths, options, query)
     for line in found.notes:
         note(line)
     return found
@@ -40,31 +38,3 @@ def _in_cell(item: Any) -> str:
     if isinstance(item, str):
         return item
     return f"{Place(item['file'], item['line'], item['key'])}: {item['value']}"
-
-
-def write_patched(
-    paths: Sequence[str], job: Mapping[str, Any], answer: Mapping[str, Any], output_file: str | None
-) -> int:
-    """Write the file that sets the number of GPUs, patched with the answer, and note the effect on the global batch.
-
-    Args:
-        paths: Files of the job.
-        job: The fields from files and options.
-        answer: One row of ``recommend``.
-        output_file: The file to write; by default standard output.
-
-    Returns:
-        The exit code: 0, or 3 without a recommendation, when only the reason is noted.
-
-    Raises:
-        BadInput: No file sets the number of GPUs, or a number in it cannot be changed.
-    """
-    if not answer["can_recommend"]:
-        note(f"no recommendation: {answer['reason']}")
-        return NOTHING_TO_PATCH
-    patch = patch_job(paths, job, int(answer["gpus"]), int(answer["workers"]))
-    for index, line in enumerate(patch.notes):
-        note(line, first=index == 0)
-    with output(output_file) as stream:
-        stream.write(patch.data)
-    return 0

@@ -22,6 +22,34 @@ OTHER_NAMES = (
 )
 # The options of every command besides the fields of a job, by the name of the parameter.
 _OF_EVERY_QUERY: dict[str, Any] = {
+    "job_files": Annotated[
+        list[str] | None,
+        typer.Option(
+            "--job",
+            metavar="FILE",
+            show_default=False,
+            help="Read one job from a Kubernetes manifest, a script for a shell, Slurm or LSF, a Python script, "
+            "arguments of TRL or the Trainer, or a config of accelerate, axolotl or LLaMA-Factory; several files form "
+            "one job; options override them.",
+        ),
+    ],
+    "saved_job": Annotated[
+        str | None,
+        typer.Option(
+            "--save-job",
+            metavar="FILE",
+            show_default=False,
+            help="Also write the job to a new YAML file for ado's run_experiment.",
+        ),
+    ],
+    "explained": Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="For one job: show the memory by part and the changes that would help, as text, or as a picture with "
+            "--output.",
+        ),
+    ],
     "csv_file": Annotated[
         str | None,
         typer.Option(
@@ -61,6 +89,17 @@ def job_fields(query: Query) -> list[str]:
 def query_options(query: Query) -> Callable[[Callable[..., None]], Any]:
     """Give a command the options of a query: input, output, and the fields of one job."""
     return with_options({**_OF_EVERY_QUERY, **{field: _field_option(query, field) for field in job_fields(query)}})
+
+
+def job_options(query: Query, *shared: str) -> Callable[[Callable[..., None]], Any]:
+    """Give a command the options of one job.
+
+    Args:
+        query: The query whose fields the job has.
+        shared: The names of parameters that the commands of all queries have.
+    """
+    fields = {field: _field_option(query, field) for field in job_fields(query)}
+    return with_options({**{name: _OF_EVERY_QUERY[name] for name in shared}, **fields})
 
 
 def query_command(query: Query) -> type[Command]:

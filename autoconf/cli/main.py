@@ -12,8 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
+from autoconf.cli.check import check_command
 from autoconf.cli.command import Command, plain
 from autoconf.cli.console import is_terminal
+from autoconf.cli.job import READING, job_command
 from autoconf.cli.job_options import OTHER_NAMES, query_command
 from autoconf.cli.plot import plot_command
 from autoconf.cli.queries import (
@@ -35,7 +37,7 @@ from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH,
 
 _EXIT_CODES = (
     'Exit codes: 0 answered ("no recommendation" is an answer), 1 broken environment, 2 bad input, 3 no recommendation '
-    "to patch a manifest with (recommend --patch), 4 the answer is no (--fail-on-no), 128 + n ended by signal n."
+    "to patch a manifest with (recommend --patch), 4 the answer is no (check, --fail-on-no), 128 + n ended by signal n."
 )
 
 _QUERY_EPILOG = f"{OTHER_NAMES}\n\nAnswers hold for {TRAINING_STACK}."
@@ -71,7 +73,8 @@ def main(
     """
 
 
-_ASK, _ABOUT, _EXTEND = "Queries about jobs", "Versions, stacks and plots", "Your own models and clusters"
+_ASK, _FILES = "Queries about jobs", "Job files"
+_ABOUT, _EXTEND = "Versions, stacks and plots", "Your own models and clusters"
 _SERVE = "For other programs"
 for name, query, command in (
     ("recommend", MIN_GPUS, recommend_command),
@@ -83,6 +86,8 @@ for name, query, command in (
     ("throughput", THROUGHPUT, throughput_command),
 ):
     app.command(name, cls=query_command(query), epilog=_QUERY_EPILOG, rich_help_panel=_ASK)(command)
+for name, query, command in (("check", ESTIMATE, check_command), ("job", READING, job_command)):
+    app.command(name, cls=query_command(query), epilog=OTHER_NAMES, rich_help_panel=_FILES)(command)
 app.command("versions", cls=Command, rich_help_panel=_ABOUT)(versions_command)
 app.command("stacks", cls=Command, rich_help_panel=_ABOUT)(stacks_command)
 app.command("plot", cls=Command, rich_help_panel=_ABOUT)(plot_command)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from autoconf.cli.ask import CommandQuery, OutputOptions, answer, given_fields
+from autoconf.cli.ask import CommandQuery, OutputOptions
+from autoconf.cli.command_job import answer, job_of
 from autoconf.cli.job_options import query_options
 from autoconf.cli.options import exit_codes
 from autoconf.cli.replay import ReplayOptions, replay_one
@@ -151,7 +152,13 @@ def estimate_command(
     with exit_codes():
         if context.params["csv_file"] is not None:
             raise BadInput("--replay: for one job only")
-        replay_one(command, given_fields(command, context), OutputOptions.of(context), options)
+        replay_one(command, _job_to_replay(command, context), OutputOptions.of(context), options)
+
+
+def _job_to_replay(command: CommandQuery, context: typer.Context) -> dict[str, Any]:
+    if context.params["explained"]:
+        raise BadInput("--replay and --explain exclude each other")
+    return job_of(command, context).fields
 
 
 @query_options(THROUGHPUT)

@@ -11,54 +11,108 @@ from autoconf.errors import BadInput
 from autoconf.jobs.importers.patch import Layout, Patched, patch_files
 from autoconf.jobs.importers.reader import read_job
 from autoconf.jobs.importers.translate import JobFile
-from autoconf.jobs.job import BATCHES
 from autoconf.jobs.model_config import config_file
 from autoconf.jobs.model_names import ModelNames
 from autoconf.jobs.names import listed
+from autoconf.jobs.queries import MIN_GPUS, NUMBER_GPUS, Query
 from autoconf.planner.known_names import gpu_names
 from autoconf.predictor import registry
 from autoconf.predictor.cards import Domain
 
 # The fields in the first lines of the summary; a job has one of the batches.
 _FIRST = ("method", "tokens_per_sample", "per_device_train_batch_size", "batch_size")
+_NUMBERS_ANSWERED = ("tokens_per_sample", "per_device_train_batch_size")  # of these a placeholder is given
 
 
 class FromFiles(NamedTuple):
     """A job from files and options.
 
     Attributes:
-        fields: The fields of the job.
+        fields: The fields of the job, and the arguments of the query.
         provenance: Settings that were read, assumed or unknown, as columns of an answer.
         notes: The same as sentences, one for each line.
+        gpus: The GPUs that the files request; ``None`` if this is not certain.
     """
 
     fields: dict[str, Any]
     provenance: dict[str, Any]
     notes: tuple[str, ...]
+    gpus: int | None = None
 
 
-def complete_job(paths: Sequence[str], options: Mapping[str, Any]) -> FromFiles:
+def complete_job(paths: Sequence[str], options: Mapping[str, Any], query: Query = MIN_GPUS) -> FromFiles:
     """Read a job from files, and override it with options.
+
+    Args:
+        paths: The files.
+        options: The fields and arguments given by options.
+        query: The query about the job; fields that it answers are not read.
 
     Raises:
         BadInput: A required setting cannot be read or is missing.
     """
-    job = read_job(paths, options)
-    fields = {**_gpu(job, options), **job.fields, **options}
-    _check_complete(paths, job, fields)
+    job = read_fields(paths, options, query)
+    found = {**job.fields, **_counts(job, query)}
+    fields = {**{field: value for field, value in found.items() if field in query.fields}, **options}
+    if missing := missing_of(job, fields, query):
+        raise BadInput(f"{', '.join(paths)}: not certain: {missing}")
     if "model_name" not in options:
         fields["model_name"] = _model(paths, job, fields)
-    read = [*(source.record() for source in job.sources), *(request.record() for request in job.requests)]
-    provenance = {
-        "belongs_to": _evidence(job), "read": read, "assumed": list(job.assumed), "unknown": list(job.unknown),
-    }  # fmt: skip
-    return FromFiles(fields, provenance, tuple(_notes(job, fields, options)))
+    notes = tuple(_notes(job, fields, options, query))
+    return FromFiles(fields, provenance_of(job), notes, job.counted.gpus)
 
 
-def _notes(job: JobFile, fields: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[str]:
+def read_fields(paths: Sequence[str], options: Mapping[str, Any], query: Query) -> JobFile:
+    """Read the job of a query; a setting is not needed if an option gives it or the query answers it.
+
+    Raises:
+        BadInput: A required setting cannot be read.
+    """
+    fields = {field: value for field, value in options.items() if field not in query.arguments}
+    answered = [field for field in query.answered if field in _NUMBERS_ANSWERED]
+    job = read_job(paths, {**dict.fromkeys(answered, 1), **fields})
+    job = job._replace(fields={**_gpu(job, options), **job.fields})
+    if not answered:
+        return job
+    either = "set by an option, or the output of this command"
+    ignored = tuple(line.replace("set by an option", either) for line in job.ignored)
+    return job._replace(ignored=ignored)
+
+
+def provenance_of(job: JobFile) -> dict[str, Any]:
+    """Settings that were read, assumed or unknown, as columns of an answer."""
+    return {
+        "belongs_to": _evidence(job),
+        "read": [*(source.record() for source in job.sources), *(request.record() for request in job.requests)],
+        "assumed": list(job.assumed),
+        "unknown": list(job.unknown),
+    }
+
+
+def _counts(job: JobFile, query: Query) -> dict[str, int]:
+    """The number of GPUs that the files request, and those of each of several nodes."""
+    if NUMBER_GPUS not in query.arguments or job.counted.gpus is None:
+        return {}
+    counts = {NUMBER_GPUS: job.counted.gpus}
+    if (job.counted.workers or 1) > 1 and job.counted.per_worker:
+        counts["gpus_per_worker"] = job.counted.per_worker
+    return counts
+
+
+def _notes(job: JobFile, fields: Mapping[str, Any], options: Mapping[str, Any], query: Query) -> Iterator[str]:
     for field in _FIRST:
         if field in fields:
             yield f"{field}: {fields[field]} ({'options' if field in options else job.origin(field)})"
+    if NUMBER_GPUS in fields:
+        places = [*(request.place for request in job.requests), *(count.place for count in job.counted.sources)]
+        counts = dict.fromkeys(map(str, places))
+        yield f"{NUMBER_GPUS}: {fields[NUMBER_GPUS]} ({'options' if NUMBER_GPUS in options else ', '.join(counts)})"
+    counted = {str(count.place) for count in job.counted.sources} if NUMBER_GPUS in query.arguments else set()
+    yield from notes_of(job._replace(ignored=tuple(line for line in job.ignored if line not in counted)))
+
+
+def notes_of(job: JobFile) -> Iterator[str]:
+    """A sentence for each setting that was read, assumed, ignored or is unknown."""
     if evidence := _evidence(job):
         yield f"belongs to: {evidence}"
     for heading, lines in (
@@ -76,18 +130,21 @@ def _evidence(job: JobFile) -> str:
     return f"{evidence.framework}{kind} (by {', '.join(evidence.because) or 'no key of another trainer'})"
 
 
-def _check_complete(paths: Sequence[str], job: JobFile, fields: Mapping[str, Any]) -> None:
-    """Refuse a job if a required field is neither in the files nor in the options."""
-    missing = [field for field in ("model_name", "method", "gpu_model", "tokens_per_sample") if field not in fields]
-    if not any(batch in fields for batch in BATCHES):
+def missing_of(job: JobFile, fields: Mapping[str, Any], query: Query) -> str:
+    """The required fields of a query that are neither in the files nor in the options; empty if there are none."""
+    missing = [field for field in query.required if field not in fields]
+    if query.batches and not any(batch in fields for batch in query.batches):
         missing.append("per_device_train_batch_size")
-    if missing:
-        asked = list(job.asked) if "method" in missing else []
-        if "gpu_model" in missing:  # a type that fits several of the version
-            asked += [str(request) for request in job.requests if request.kind]
-        hints = f" ({'; '.join(asked)})" if asked else ""
-        wanted = [f"--{field.replace('_', '-')}" for field in missing]
-        raise BadInput(f"{', '.join(paths)}: not certain: {', '.join(missing)}{hints}; give {listed(wanted)}")
+    if not missing:
+        return ""
+    asked = list(job.asked) if "method" in missing else []
+    if "gpu_model" in missing:  # a type that fits several of the version
+        asked += [str(request) for request in job.requests if request.kind]
+    if NUMBER_GPUS in missing:
+        asked.append(job.counted.problem)
+    hints = f" ({'; '.join(asked)})" if asked else ""
+    wanted = [f"--{field.replace('_', '-')}" for field in missing]
+    return f"{', '.join(missing)}{hints}; give {listed(wanted)}"
 
 
 def _gpu(job: JobFile, options: Mapping[str, Any]) -> dict[str, str]:

@@ -195,5 +195,5 @@ def test_the_exit_codes_are_in_the_help() -> None:
 
 def test_every_command_takes_underscores() -> None:
     commands: dict[str, Callable] = get_command(app).commands  # type: ignore[attr-defined]
-    assert {*QUERIES, "plot", "trace", "train", "versions", "stacks"} == {*commands}
+    assert {*QUERIES, "check", "job", "mcp", "plot", "serve", "trace", "train", "versions", "stacks"} == {*commands}
     assert "No such option" not in run("trace", "config.json", "--lora_targets", "q_proj", "--name", "x").stderr

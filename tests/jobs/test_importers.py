@@ -399,7 +399,7 @@ def test_a_setting_of_axolotl_that_is_not_covered_is_refused(read_text, tmp_path
         ("trl sft --use_peft \\ # why\n--optim sgd", "--optim: an option without a command"),
         ("zero_optimization: {stage: 4}\n", "DeepSpeed has stages 0 to 3"),
         ("load_in_4bit: true\nuse_peft: false\n", "a 4-bit base without adapters"),
-        ("kind: Pod\napiVersion: v1\n", "must have one PyTorchJob, TrainJob, Job, has Pod"),
+        ("kind: Pod\napiVersion: v1\n", "RayJob, JobSet, LeaderWorkerSet, has Pod"),
         ("kind: TrainJob\napiVersion: trainer.kubeflow.org/v2\n", "apiVersion: 'trainer.kubeflow.org/v2'"),
         ("kind: TrainJob\napiVersion: trainer.kubeflow.org/v1alpha1\n", "it has no command; give --model-name,"),
     ],

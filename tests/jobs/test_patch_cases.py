@@ -113,7 +113,7 @@ def test_no_number_is_written_for_another_objective(tmp_path: Path, old: str, ne
     assert "is not supervised fine-tuning" in result.stderr
 
 
-@pytest.mark.parametrize("kind", ["RayJob", "JobSet", "LeaderWorkerSet", "Deployment"])
+@pytest.mark.parametrize("kind", ["MPIJob", "StatefulSet", "RayCluster", "Deployment"])
 def test_other_kinds_are_refused_by_name_with_the_way_out(tmp_path: Path, kind: str) -> None:
     (tmp_path / "job.yaml").write_text(f"apiVersion: example.org/v1\nkind: {kind}\nspec: {{}}\n")
     result = run("--job", str(tmp_path / "job.yaml"), *JOB, "--patch")

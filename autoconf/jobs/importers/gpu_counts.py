@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, NoReturn
 
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.documents import Document, Path, dotted, shortened
+from autoconf.jobs.importers.pods import GPU
 
-GPU = "nvidia.com/gpu"
 _PER_JOB, _PER_WORKER, _WORKERS = range(3)
 _OPTIONS = {
     "num_processes": _PER_JOB,  # accelerate launch, trl

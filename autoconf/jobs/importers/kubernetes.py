@@ -10,9 +10,9 @@ from autoconf.jobs.importers.documents import Document, NotDocuments, Path, dott
 from autoconf.jobs.importers.key_table import Place, Setting, settings
 from autoconf.jobs.importers.launchers import Launch, launch_of
 from autoconf.jobs.importers.other_files import objective_in, refuse_objective
+from autoconf.jobs.importers.pods import KINDS, RUNTIMES, at, containers_of, kind_of, mapping
 from autoconf.jobs.job import BATCHES
 
-KINDS = {"PyTorchJob": "kubeflow.org/v1", "TrainJob": "trainer.kubeflow.org/v1alpha1", "Job": "batch/v1"}
 _PRODUCT = "nvidia.com/gpu.product"
 _CONFIG_PATH = "SFT_TRAINER_CONFIG_JSON_PATH"  # fms-hf-tuning v3.1.0, tuning/utils/config_utils.py
 _CONFIG_VARIABLE = "SFT_TRAINER_CONFIG_JSON_ENV_VAR"  # a pickle in base64
@@ -28,6 +28,12 @@ class Manifest(NamedTuple):
 def is_manifest(documents: Sequence[Document]) -> bool:
     """Whether documents are Kubernetes objects."""
     return any(isinstance(d.value, dict) and {"apiVersion", "kind"} <= set(d.value) for d in documents)
+
+
+def is_runtime(documents: Sequence[Document]) -> bool:
+    """Whether Kubernetes objects are the runtimes of ``TrainJob``s, and no jobs."""
+    kinds = {kind_of(document.value) for document in documents}
+    return bool(kinds & set(RUNTIMES)) and not kinds & set(KINDS)
 
 
 def read_manifest(documents: Sequence[Document], file: str, options: Mapping[str, Any]) -> Manifest:
@@ -51,8 +57,8 @@ def read_manifest(documents: Sequence[Document], file: str, options: Mapping[str
     found = _JobDocument(_training_job(documents, file), file)
     launches = []
     commands = []
-    for path in container_paths(found.document.value):
-        container = _mapping(_at(found.document.value, path))
+    for path in containers_of(found.document.value):
+        container = mapping(at(found.document.value, path))
         variables = _variables(container)
         if _CONFIG_VARIABLE in variables:
             raise BadInput(f"{found.place((*path, 'env'))}: {_CONFIG_VARIABLE}: a pickled configuration is not read")
@@ -113,32 +119,6 @@ def _names_program(before: str, word: str) -> bool:
     return word.endswith(".py") or before in ("-m", "--module", "trl", "swift")
 
 
-def container_paths(job: Mapping[str, Any]) -> list[Path]:
-    """The paths of the containers of a job's pods, or of the trainer of a ``TrainJob``.
-
-    >>> container_paths({"kind": "Job", "spec": {"template": {"spec": {"containers": [{}]}}}})
-    [('spec', 'template', 'spec', 'containers', 0)]
-    """
-    if job.get("kind") == "TrainJob":
-        return [("spec", "trainer")]
-    pods: list[Path] = [("spec",)]
-    if job.get("kind") == "PyTorchJob":
-        roles = _mapping(_at(job, ("spec", "pytorchReplicaSpecs")))
-        pods = [("spec", "pytorchReplicaSpecs", role) for role in roles]
-    lists: list[Path] = [(*pod, "template", "spec", "containers") for pod in pods]
-    return [(*path, i) for path in lists for i in range(len(_list(_at(job, path))))]
-
-
-def _at(value: Any, path: Path) -> Any:
-    for name in path:
-        value = value[name] if isinstance(name, int) else _mapping(value).get(name)
-    return value
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
@@ -155,8 +135,8 @@ def _variables(container: Mapping[str, Any]) -> dict[str, str]:
 def _mounted(path: str, documents: Sequence[Document], place: Place) -> Launch:
     """Read the configuration of fms-hf-tuning's image from a ``ConfigMap`` in the same file."""
     name = path.rpartition("/")[2]
-    objects = [_mapping(document.value) for document in documents]
-    maps = [_mapping(item.get("data")) for item in objects if item.get("kind") == "ConfigMap"]
+    objects = [mapping(document.value) for document in documents]
+    maps = [mapping(item.get("data")) for item in objects if item.get("kind") == "ConfigMap"]
     texts = [data[name] for data in maps if name in data]
     where = f"{place}: {shortened(path)!r}"
     if len(texts) != 1:
@@ -185,7 +165,7 @@ class _JobDocument(NamedTuple):
         words: list[tuple[Path, int, str]] = [
             ((*container, part), i, word)
             for part in ("command", "args")
-            for i, word in enumerate(_words(_mapping(_at(self.document.value, container)), part))
+            for i, word in enumerate(_words(mapping(at(self.document.value, container)), part))
         ]
 
         def place(option: str) -> Place:
@@ -200,8 +180,8 @@ class _JobDocument(NamedTuple):
         """The types of GPU that node selectors and affinities anywhere in a manifest name."""
         for name, item in value.items() if isinstance(value, dict) else enumerate(_list(value)):
             yield from self.gpu_types(item, (*path, name))
-        names: Any = _mapping(value).get(_PRODUCT)
-        if _mapping(value).get("key") == _PRODUCT:
+        names: Any = mapping(value).get(_PRODUCT)
+        if mapping(value).get("key") == _PRODUCT:
             names = _list(value.get("values"))
             if value.get("operator") == "In" and len(names) == 1:
                 names = names[0]

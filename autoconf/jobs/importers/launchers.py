@@ -253,7 +253,7 @@ def _refuse_tool(place: Place, tool: str) -> None:
 
 def _environment(variables: Mapping[str, str], place: PlaceOf) -> Iterator[Setting]:
     table = job_keys().dialects["environment"]
-    return (Setting(place(name), "environment", name, value) for name, value in variables.items() if table.find(name))
+    return (Setting(place(name), "environment", name, value) for name, value in variables.items() if table.knows(name))
 
 
 def _framework_launch(program: str, words: Sequence[str], place: PlaceOf) -> Launch | None:

@@ -20,7 +20,7 @@ from autoconf.jobs.importers.documents import (
     shortened,
 )
 from autoconf.jobs.importers.gpu_counts import Layout, Plan, leaves, other_counts, place, script_count
-from autoconf.jobs.importers.kubernetes import KINDS
+from autoconf.jobs.importers.pods import KINDS
 
 __all__ = ["Layout", "Patched", "patch_files", "patched"]
 

@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.documents import Document, NotDocuments, load_documents, read_text, shortened
 from autoconf.jobs.importers.evidence import Command, dialect_of, evidence_of
+from autoconf.jobs.importers.gpus_of_job import Object, counted
 from autoconf.jobs.importers.key_table import Place, Setting
 from autoconf.jobs.importers.key_table import settings as settings_of
-from autoconf.jobs.importers.kubernetes import is_manifest, missing_options, read_manifest
+from autoconf.jobs.importers.kubernetes import is_manifest, is_runtime, missing_options, read_manifest
 from autoconf.jobs.importers.launchers import NO_FILE, launch_in_script
 from autoconf.jobs.importers.named_files import Sources, places_in, with_named_files
 from autoconf.jobs.importers.notebooks import code_of
 from autoconf.jobs.importers.other_files import PYTHON, check_objective, text_kind
 from autoconf.jobs.importers.python_code import read_code
-from autoconf.jobs.importers.slurm import Request, requested
+from autoconf.jobs.importers.schedulers import Request, environment, requested
 from autoconf.jobs.importers.targets import with_union_of_targets
 from autoconf.jobs.importers.translate import JobFile, job_of
 from autoconf.jobs.importers.words import cleaned
@@ -36,6 +37,7 @@ class _Content(NamedTuple):
     files: Mapping[str, str] = {}
     assumed: tuple[str, ...] = ()
     requested: tuple[Request, ...] = ()
+    objects: tuple[Document, ...] = ()  # of Kubernetes
 
 
 def read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
@@ -79,10 +81,12 @@ def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
     not_read = (f"{setting.place}: not read, because options describe the job" for setting in unread)
     of_scripts = (f"{path}: {line}" for path, content in zip(paths, contents, strict=True) for line in content.assumed)
     requests = tuple(request for content in contents for request in content.requested)
+    objects = [Object(path, each) for path, content in zip(paths, contents, strict=True) for each in content.objects]
     return job._replace(
         read=(*job.read, *unions, *map(str, requests)),
         requests=requests,
         assumed=(*job.assumed, *of_scripts, *not_read),
+        counted=counted(found, requests, objects),
     )
 
 
@@ -98,10 +102,13 @@ def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
         documents = []
         if Path(path).suffix not in _SCRIPTS and not text.startswith("#!"):
             problem = f"{problem} ({error})"
+    if is_runtime(documents):
+        return _Content([], objects=tuple(documents))
     if is_manifest(documents):
         manifest = read_manifest(documents, path, options)
         settings = [*manifest.settings, *(s for launch in manifest.launches for s in launch.settings)]
-        return _Content(settings, tuple(Command(launch.framework, launch.script) for launch in manifest.launches))
+        commands = tuple(Command(launch.framework, launch.script) for launch in manifest.launches)
+        return _Content(settings, commands, objects=tuple(documents))
     if len(documents) == 1 and isinstance(documents[0].value, dict):
         if {"cells", "nbformat"} <= set(documents[0].value):
             return _code(code_of(documents[0].value), path, of_notebook=True)
@@ -113,7 +120,8 @@ def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
         raise BadInput(f"{path}: looks like {kind}, which is not read; {NO_FILE}")
     if any(isinstance(document.value, dict | list) for document in documents):
         raise BadInput(f"{path}: must have settings, keys with values, in one document; {NO_FILE}")
-    launch = launch_in_script(cleaned(text), partial(Place, path, None), {}, 1)
+    requests = tuple(requested(text, path))
+    launch = launch_in_script(cleaned(text), partial(Place, path, None), environment(requests), 1)
     if launch is None:
         raise BadInput(f"{path}: {problem}; {NO_FILE}")
     return _Content(
@@ -121,7 +129,7 @@ def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
         (Command(launch.framework, launch.script),),
         launch.files,
         launch.assumed,
-        tuple(requested(text, path)),
+        requests,
     )
 
 

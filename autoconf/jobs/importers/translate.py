@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.evidence import Evidence
 from autoconf.jobs.importers.facts import FACTS_OF, Reading, Source, adapters_in_question, named, options_of
+from autoconf.jobs.importers.gpus_of_job import Counted
 from autoconf.jobs.importers.key_table import Framework, Setting, job_keys
-from autoconf.jobs.importers.slurm import Request
+from autoconf.jobs.importers.schedulers import Request
 from autoconf.jobs.job import BATCHES, OPTIONAL
 from autoconf.jobs.names import key
 from autoconf.jobs.presets import SETTINGS, Preset, presets
@@ -38,7 +39,8 @@ class JobFile(NamedTuple):
         sources: The settings that decide a field.
         evidence: The framework of the files, and the evidence.
         asked: Hints in the files that do not decide a field.
-        requests: The counts requested from Slurm.
+        requests: The counts requested from a scheduler.
+        counted: The GPUs that the files request.
     """
 
     fields: dict[str, Any]
@@ -50,6 +52,7 @@ class JobFile(NamedTuple):
     evidence: Evidence = Evidence(None, False, ())
     asked: tuple[str, ...] = ()
     requests: tuple[Request, ...] = ()
+    counted: Counted = Counted()
 
     def origin(self, field: str) -> str:
         """The origin of a field, in a few words."""

@@ -1,0 +1,38 @@
+"""Implement ``recommend --patch``: write the manifest, config or script with the counts of GPUs of the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autoconf.cli.options import ExitCode, note
+from autoconf.cli.output import output
+from autoconf.planner.job_files import patch_job
+
+
+def write_patched(
+    paths: Sequence[str], job: Mapping[str, Any], answer: Mapping[str, Any], output_file: str | None
+) -> int:
+    """Write the file that sets the number of GPUs, patched with the answer, and note the effect on the global batch.
+
+    Args:
+        paths: Files of the job.
+        job: The fields from files and options.
+        answer: One row of ``recommend``.
+        output_file: The file to write; by default standard output.
+
+    Returns:
+        The exit code: 0, or 3 without a recommendation, when only the reason is noted.
+
+    Raises:
+        BadInput: No file sets the number of GPUs, or a number in it cannot be changed.
+    """
+    if not answer["can_recommend"]:
+        note(f"no recommendation: {answer['reason']}")
+        return ExitCode.NOTHING_TO_PATCH
+    patch = patch_job(paths, job, int(answer["gpus"]), int(answer["workers"]))
+    for index, line in enumerate(patch.notes):
+        note(line, first=index == 0)
+    with output(output_file) as stream:
+        stream.write(patch.data)
+    return 0
