@@ -9,7 +9,7 @@ from functools import lru_cache
 from autoconf.jobs.names import Names, key, listed
 
 # The memory sizes, in GB, of GPUs on the market. CUDA reports less, and no other size lies between the two.
-_SOLD_GB = (16, 24, 32, 40, 48, 80, 94, 96, 141, 180, 288)
+_SOLD_GB = (8, 10, 11, 12, 16, 24, 32, 40, 48, 64, 80, 94, 96, 141, 180, 192, 288)
 _MEMORY = re.compile(r"(?<![a-z0-9.])(\d+)[\s_-]*(?:gib|gb|g)(?![a-z0-9])")
 _SIZE = re.compile(r"\d+gb")
 _PCI_EXPRESS = re.compile(r"pci[\s_-]*e(?![a-z])")
@@ -19,6 +19,7 @@ _BOARDS = r"sxm\d*|pcie|nvl|hbm\d+e?|ada"
 _BOARD = re.compile(r"sxm\d*|pcie")
 _WORD = re.compile(rf"{_BRANDS}|{_BOARDS}|[a-z]*\d+[a-z]*?(?=(?:{_BOARDS})|[^a-z0-9]|$)|[a-z]+|\d+")
 _NAMES_NO_TYPE = frozenset({"nvidia", "gpu"})
+_VARIANTS = frozenset({"ti", "super"})  # larger types of the same number, which nobody calls by the number alone
 _CONSUMER = frozenset({"geforce", "rtx"})  # separate brands; every other type may be called a Tesla
 
 
@@ -72,7 +73,11 @@ class GpuNames(Names):
         words = gpu_words(name)
         if not any(_is_chip(word) for word in words):
             return []
-        return [name for name, known in self._types.items() if all(_may_be_true_of(word, known) for word in words)]
+        return [
+            name
+            for name, known in self._types.items()
+            if all(_may_be_true_of(word, known) for word in words) and _VARIANTS & known <= {*words}
+        ]
 
     def note(self, name: str) -> str:
         """A note about the type that a name was taken for; empty text if the name is the type's own, or is unknown.

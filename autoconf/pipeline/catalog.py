@@ -167,8 +167,11 @@ class GpuType(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     usable_gib: float
+    later_usable_gib: float | None = None
     source: str
     compute_capability: float
+    after_2_0_0: bool = False
+    unverified: str = ""
     aliases: list[str] = []
     later_aliases: list[str] = []
     earlier_aliases: list[str] = []
@@ -204,8 +207,8 @@ def gpus(*, later_aliases: bool = False, after_2_0_0: bool = False) -> dict[str,
 
     Args:
         later_aliases: whether to include aliases that version 1.1.0 does not have.
-        after_2_0_0: whether the version comes after 2.0.0: with compute capabilities, and without names that fit
-            several types.
+        after_2_0_0: whether the version comes after 2.0.0: with more types and lower readings, with compute
+            capabilities, and without names that fit several types.
 
     >>> gpus()["L40S"].usable_gib
     44.4
@@ -215,11 +218,13 @@ def gpus(*, later_aliases: bool = False, after_2_0_0: bool = False) -> dict[str,
     up_to_2_0_0 = later_aliases and not after_2_0_0
     return {
         name: Gpu(
-            usable_gib=entry.usable_gib,
+            usable_gib=(entry.later_usable_gib if after_2_0_0 else None) or entry.usable_gib,
             aliases=_aliases(entry, later_aliases) + (entry.earlier_aliases if up_to_2_0_0 else []),
             compute_capability=entry.compute_capability if after_2_0_0 else None,
+            unverified=entry.unverified,
         )
         for name, entry in gpu_types().items()
+        if after_2_0_0 or not entry.after_2_0_0
     }
 
 

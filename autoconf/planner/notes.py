@@ -31,8 +31,10 @@ class _Writer:
             "method": self.names["method"].exact,
             "gpu_model": self.domain.gpus,
         }
-        self.too_old = {name for name, gpu in self.domain.gpus.items() if hardware.is_too_old(name, gpu)}
-        self.warning = lru_cache(maxsize=4096)(self._warning)  # a table has few stacks
+        self.doubtful = {
+            name for name, gpu in self.domain.gpus.items() if gpu.unverified or hardware.is_too_old(name, gpu)
+        }
+        self.warnings = lru_cache(maxsize=4096)(self._warnings_on)  # a table has few stacks
 
     def __call__(self, columns: JobColumns) -> list[Notes]:
         fields = [field for field in self.names if field in columns]
@@ -42,27 +44,31 @@ class _Writer:
             for field in fields
         ]
         gpus = self.names["gpu_model"]
-        old = {
+        doubtful = {
             name
             for name in set(columns.get("gpu_model", ()))
-            if (name if name in self.domain.gpus else gpus.find(name)) in self.too_old
+            if (name if name in self.domain.gpus else gpus.find(name)) in self.doubtful
         }
-        if not old and not any(any(of_field.values()) for of_field in notes):
+        if not doubtful and not any(any(of_field.values()) for of_field in notes):
             return [()] * len(columns["model_name"])
         named = (
             tuple(note for of_field, name in zip(notes, names, strict=True) if (note := of_field[name]))
             for names in zip(*(columns[field] for field in fields), strict=True)
         )
-        return [found + self._warnings(columns, index, old) for index, found in enumerate(named)]
+        return [found + self._warnings(columns, index, doubtful) for index, found in enumerate(named)]
 
-    def _warnings(self, columns: JobColumns, index: int, old: set[str]) -> Notes:
-        if not old or (name := columns["gpu_model"][index]) not in old:
+    def _warnings(self, columns: JobColumns, index: int, doubtful: set[str]) -> Notes:
+        if not doubtful or (name := columns["gpu_model"][index]) not in doubtful:
             return ()
-        return (self.warning(name, *(column(columns, field)[index] for field in STACK_FIELDS)),)
+        return self.warnings(name, *(column(columns, field)[index] for field in STACK_FIELDS))
 
-    def _warning(self, name: str, *stack: Any) -> str:
-        gpu = str(self.names["gpu_model"].find(name))
-        return hardware.warning(gpu, self.domain.gpus[gpu], stack_of(dict(zip(STACK_FIELDS, stack, strict=True))))
+    def _warnings_on(self, written: str, *stack: Any) -> Notes:
+        name = str(self.names["gpu_model"].find(written))
+        gpu = self.domain.gpus[name]
+        found = [f"{name} is not verified: {gpu.unverified}"] if gpu.unverified else []
+        if hardware.is_too_old(name, gpu):
+            found.append(hardware.warning(name, gpu, stack_of(dict(zip(STACK_FIELDS, stack, strict=True)))))
+        return tuple(found)
 
 
 @lru_cache(maxsize=8)

@@ -24,17 +24,18 @@ class _Typed(BaseModel):
 
 
 class Gpu(_Typed):
-    """A GPU type: memory that CUDA reports as usable, other names, and compute capability."""
+    """A GPU type: memory that CUDA reports as usable, other names, compute capability, and why it is not verified."""
 
     usable_gib: float
     aliases: list[str] = []
     compute_capability: float | None = None  # absent from the cards of versions up to 2.0.0
+    unverified: str = ""
 
     @model_serializer(mode="wrap")
     def _as_on_cards(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omit an unknown compute capability, as the cards of versions up to 2.0.0 do."""
+        """Omit what is unknown or empty, as the cards of versions up to 2.0.0 do."""
         fields: dict[str, Any] = serialize(self)
-        return {name: value for name, value in fields.items() if value is not None}
+        return {name: value for name, value in fields.items() if value is not None and value != ""}
 
 
 class Model(_Typed):

@@ -3,6 +3,7 @@
 import pytest
 
 from autoconf.jobs.gpu_names import GpuNames, gpu_words, sold_with
+from autoconf.pipeline import catalog
 from autoconf.predictor import registry
 
 
@@ -119,3 +120,47 @@ def test_memory_is_as_sold():
         said = [word for word in gpu_words(name) if word.endswith("gb")]
         assert said in ([], [memory]), name
     assert (sold["L40S"], sold["NVIDIA-H20"], sold["NVIDIA-B200"]) == ("48gb", "96gb", "180gb")
+
+
+# --- versions after 2.0.0 ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def later() -> GpuNames:
+    gpus = catalog.gpus(later_aliases=True, after_2_0_0=True)
+    return GpuNames({name: gpu.usable_gib for name, gpu in gpus.items()}, {n: g.aliases for n, g in gpus.items()})
+
+
+LATER = {
+    "NVIDIA-GeForce-RTX-3090": ["3090", "RTX 3090 24GB"],
+    "NVIDIA-GeForce-RTX-3090-Ti": ["3090 Ti", "RTX-3090-Ti", "RTX 3090 Ti 24GB"],
+    "NVIDIA-GeForce-RTX-4070": ["4070", "RTX 4070 12GB"],
+    "NVIDIA-GeForce-RTX-4070-Ti": ["4070 Ti", "rtx_4070_ti"],
+    "NVIDIA-GeForce-RTX-4070-Ti-SUPER": ["4070 Ti SUPER", "RTX 4070 Ti Super 16GB"],
+    "NVIDIA-GeForce-RTX-4060-Ti-8GB": ["4060 Ti 8GB"],
+    "NVIDIA-GeForce-RTX-4060-Ti-16GB": ["RTX 4060 Ti 16 GB"],
+    "NVIDIA-A10": ["A10", "A10 24GB"],
+    "NVIDIA-L40": ["L40", "L40 48GB"],
+    "NVIDIA-GH200-480GB": ["GH200", "NVIDIA GH200 480GB", "GH200 96GB"],
+    "NVIDIA-RTX-PRO-6000-Blackwell-Server-Edition": ["RTX PRO 6000", "RTX PRO 6000 Blackwell", "RTX PRO 6000 96GB"],
+    "Tesla-V100-SXM2-16GB": ["V100 16GB", "V100-16"],
+    "Tesla-V100-SXM2-32GB": ["V100 32GB"],
+    "AMD-Instinct-MI300X": ["MI300X", "MI300X 192GB"],
+}
+
+
+@pytest.mark.parametrize("gpu", LATER)
+def test_names_of_later_types_are_found(later, gpu):
+    for written in LATER[gpu]:
+        assert later.find(written) == gpu, written
+
+
+@pytest.mark.parametrize("written", ["V100", "4060 Ti", "A800", "RTX 6000", "H100 96GB", "GB300", "4090 Ti"])
+def test_names_that_fit_several_later_types_or_none_are_refused(later, written):
+    assert later.find(written) is None
+
+
+def test_every_later_type_is_found_by_its_own_names(later):
+    for name, gpu in catalog.gpus(later_aliases=True, after_2_0_0=True).items():
+        for spelling in (name, *gpu.aliases):
+            assert later.find(spelling) == name, spelling

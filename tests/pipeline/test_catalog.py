@@ -171,15 +171,45 @@ def test_every_entry_names_its_source_and_what_it_assumes():
 
 
 def test_usable_memory_is_a_reading_rounded_down():
-    readings = {name: re.match(r"(\d+) .*MiB", gpu.source) for name, gpu in gpu_types().items()}
-    assert {name for name, reading in readings.items() if not reading} == set(registry.card("1.1.0").domain.gpus)
-    for name, reading in readings.items():
-        if reading:
-            assert 0 <= int(reading[1]) / 1024 - gpus()[name].usable_gib < 0.12, name
+    newest = gpus(later_aliases=True, after_2_0_0=True)
+    assert len(newest) >= 40
+    for name, gpu in gpu_types().items():
+        mib = re.findall(r"(\d{4,})(?: with ECC| to \d+)?(?:, \d+ without)? MiB", gpu.source)
+        readings = [int(one) / 1024 for one in mib]
+        readings += [float(one) for one in re.findall(r"([\d.]+)(?: to [\d.]+)? GiB", gpu.source)]
+        if readings and not gpu.unverified:
+            assert -0.001 <= min(readings) - newest[name].usable_gib < 0.12, name
+    without = {name for name, gpu in gpu_types().items() if not re.search(r"\d{4,}|GiB", gpu.source)}
+    assert without == {"NVIDIA-H100-PCIe"}
+
+
+def test_a_figure_without_a_reading_of_cuda_is_a_fraction_of_what_nvidia_smi_prints_and_says_so():
+    fractions = [gpu for gpu in gpu_types().values() if "0.97 of it" in gpu.source]
+    assert fractions and all(gpu.unverified for gpu in fractions)
+    for gpu in fractions:
+        printed = re.match(r"(\d+) MiB", gpu.source)
+        assert printed and 0 <= 0.97 * int(printed[1]) / 1024 - gpu.usable_gib < 0.1
+
+
+def test_later_types_and_readings_are_for_versions_after_2_0_0():
+    released, newest = gpus(later_aliases=True), gpus(later_aliases=True, after_2_0_0=True)
+    assert {name: gpu.usable_gib for name, gpu in released.items()} == {
+        name: gpu.usable_gib for name, gpu in registry.card("2.0.0").domain.gpus.items()
+    }
+    lower = {name for name, gpu in released.items() if newest[name].usable_gib < gpu.usable_gib}
+    assert lower == {
+        "NVIDIA-A100-SXM4-80GB", "NVIDIA-A100-80GB-PCIe", "NVIDIA-A10G", "NVIDIA-L4", "NVIDIA-RTX-A6000",
+        "NVIDIA-GeForce-RTX-4090",
+    }  # fmt: skip
+    assert newest["AMD-Instinct-MI300X"].unverified and newest["AMD-Instinct-MI250X"].unverified
 
 
 def test_an_alias_means_one_model():
-    for entries in (models(list(architectures()), later_aliases=True), gpus(later_aliases=True)):
+    for entries in (
+        models(list(architectures()), later_aliases=True),
+        gpus(later_aliases=True),
+        gpus(later_aliases=True, after_2_0_0=True),
+    ):
         aliases = [alias for name, entry in entries.items() for alias in (name, *entry.aliases)]
         assert len(aliases) == len(set(aliases))
 
