@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export RAY_ADDRESS := local
 
 .PHONY: help run test test-fast test-slow lint typecheck format docs predictor evaluate throughput evaluate-throughput ground-truth zero-ground-truth replay measured \
-  measured-sample measure benchmark test-matrix test-drift lock clean
+  measured-sample measure benchmark benchmark-service test-matrix test-drift lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -88,6 +88,9 @@ benchmark: $(VENV)/installed  ## measure speed, each figure next to its baseline
 	@mkdir -p build
 	$(BIN)/python -m pytest benchmarks/figures.py --benchmark-json=build/benchmarks.json
 	$(BIN)/python benchmarks/report.py build/benchmarks.json BENCHMARKS.md
+
+benchmark-service: $(VENV)/installed  ## measure requests per second of a server on loopback, with 1, 16 and 64 clients
+	$(BIN)/python benchmarks/service.py
 
 test-matrix:  ## the suite's drift tests under other Pythons, AutoGluons and ados
 	tests/matrix.sh all

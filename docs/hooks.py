@@ -25,6 +25,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing/index.md",
     "sweep/README.md": "guides/ado-sweep.md",
     "examples/controller/README.md": "guides/controller.md",
+    "examples/webhook/README.md": "guides/webhook.md",
     "autoconf/AutoGluonModels/README.md": "versions/index.md",
     "autoconf/AutoGluonModels/changelog.md": "versions/changelog.md",
 }

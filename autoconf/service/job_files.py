@@ -8,6 +8,8 @@ from typing import Any
 
 from autoconf.errors import BadInput
 from autoconf.files import only_given
+from autoconf.jobs.importers.documents import shortened
+from autoconf.jobs.job import Workload
 from autoconf.planner.job_files import complete_job, patch_job
 from autoconf.predictor.user_versions import ModelsFolder
 from autoconf.service.queries import explain_job
@@ -28,6 +30,10 @@ def read_job_texts(files: Mapping[str, str], options: Mapping[str, Any]) -> dict
     Raises:
         BadInput: A file or a setting cannot be read, or a required field is missing; the message names it.
     """
+    for field in options:
+        if field not in Workload.model_fields:
+            allowed = ", ".join(Workload.model_fields)
+            raise BadInput(f"options.{shortened(field)}: no such field; the fields are {allowed}")
     with only_given(files), _named_as_fields():
         found = complete_job([*files], options)
     return {"job": found.fields, **found.provenance, "notes": [*found.notes]}

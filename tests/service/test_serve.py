@@ -243,6 +243,7 @@ def test_no_path_or_environment_of_the_server_is_read_for_a_job(tmp_path):
         ("/jobs", {"files": {str(n): "" for n in range(21)}}, 413, "files"),
         ("/jobs", {"files": {"a.sh": "echo"}, "options": {"batch_size": -1}}, 422, "batch_size"),
         ("/jobs", {"files": {"a.sh": "echo"}, "options": 3}, 422, "options"),
+        ("/jobs", {"files": {"a.sh": "echo"}, "options": {"batch": 3}}, 422, "options.batch: no such field"),
         ("/recommend", {**JOB, "note": "x" * MOST_BYTES}, 413, "body"),
         ("/nothing", {}, 404, ""),
     ],
@@ -319,7 +320,10 @@ def test_hundreds_of_malformed_bodies_are_answered_or_refused(server):
     statuses = []
     for seed in range(600):
         path = ("/recommend", "/explain", "/recommend/table", "/jobs")[seed % 4 if seed % 3 else 0]
-        connection.request("POST", path, malformed(seed), {"Content-Type": "application/json"})
+        body = malformed(seed)
+        if path == "/jobs" and seed % 2:
+            body = b'{"files": {"job.yaml": %s}, "options": %s}' % (json.dumps(MANIFEST).encode(), body)
+        connection.request("POST", path, body, {"Content-Type": "application/json"})
         response = connection.getresponse()
         content = json.loads(response.read())
         statuses.append(response.status)
