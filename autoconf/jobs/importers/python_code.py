@@ -261,9 +261,7 @@ class _Script:
             yield from self.setting(trainer, "peft_config", value, "use_peft")
             return
         yield from self.setting(call, "adapters", True, "use_peft")
-        yield from self._arguments(
-            call, name=lambda key: key if key in _PLAIN else f"lora_{key}".replace("lora_lora", "lora")
-        )
+        yield from self._arguments(call, name=adapter_key)
         given = {keyword.arg for keyword in call.keywords}
         for argument, default in _LORA_DEFAULTS.items():
             if not {argument, argument.removeprefix("lora_")} & given:
@@ -272,6 +270,15 @@ class _Script:
         if "target_modules" not in given:
             value = unknown("target_modules", "not given")
             yield from self.setting(call, "target_modules", value, "lora_target_modules")
+
+
+def adapter_key(argument: str) -> str:
+    """The key of an argument of ``LoraConfig``.
+
+    >>> adapter_key("r"), adapter_key("lora_alpha"), adapter_key("bias")
+    ('lora_r', 'lora_alpha', 'bias')
+    """
+    return argument if argument in _PLAIN or argument.startswith("lora_") else f"lora_{argument}"
 
 
 def until_trained(statements: Sequence[ast.stmt]) -> list[ast.stmt]:

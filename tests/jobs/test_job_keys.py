@@ -1,0 +1,74 @@
+"""The table of keys has every setting of the libraries that are installed: a new release is a diff of the table."""
+
+import dataclasses
+from argparse import ArgumentParser
+from collections.abc import Iterable
+from importlib.util import find_spec
+
+import pytest
+from accelerate.commands.config.config_args import ClusterConfig
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
+from peft import LoraConfig
+from torch.distributed.run import get_args_parser
+from transformers import TrainingArguments
+
+from autoconf.jobs.importers.facts import FACTS_OF
+from autoconf.jobs.importers.key_table import job_keys
+from autoconf.jobs.importers.python_code import adapter_key
+from autoconf.jobs.job import Workload
+
+DIALECTS = job_keys().dialects
+
+
+def unknown(names: Iterable[str], *dialects: str) -> list[str]:
+    """The names that no dialect knows, neither as a key nor as a section of keys."""
+    return [name for name in names if not any(knows(name, dialect) for dialect in dialects)]
+
+
+def knows(name: str, dialect: str) -> bool:
+    table = DIALECTS[dialect]
+    if dialect == "fsdp":
+        name = name.removeprefix("fsdp_")
+    return table.knows(name) or any(key.startswith((f"{name}.", f"{name}*")) for key in table.keys)
+
+
+def fields(*classes: type) -> list[str]:
+    return [field.name for one in classes for field in dataclasses.fields(one)]
+
+
+def options(parser: ArgumentParser) -> list[str]:
+    flags = (flag for action in parser._actions for flag in action.option_strings if flag.startswith("--"))
+    return sorted({flag.lstrip("-").replace("-", "_") for flag in flags} - {"help"})
+
+
+def test_the_table_has_every_argument_of_the_trainer() -> None:
+    assert unknown(fields(TrainingArguments), "arguments") == []
+
+
+def test_the_table_has_every_setting_of_lora() -> None:
+    assert unknown(map(adapter_key, fields(LoraConfig)), "arguments") == []
+
+
+def test_the_table_has_every_setting_of_the_launchers() -> None:
+    of_sections = ["fsdp_config", "parallelism_config", "mpirun_config", "fp8_config", "dynamo_config"]
+    names = [*fields(ClusterConfig, DeepSpeedPlugin), *options(launch_command_parser()), *options(get_args_parser())]
+    assert unknown(set(names) - set(of_sections), "accelerate", "fsdp") == []
+    assert unknown(fields(FullyShardedDataParallelPlugin), "fsdp") == []
+
+
+@pytest.mark.skipif(find_spec("trl") is None, reason="TRL is not among the requirements")
+def test_the_table_has_every_argument_of_trl() -> None:
+    from trl import ModelConfig, ScriptArguments, SFTConfig
+
+    assert unknown(fields(SFTConfig, ModelConfig, ScriptArguments), "arguments") == []
+
+
+def test_a_setting_that_the_table_does_not_have_is_noticed() -> None:
+    assert unknown(["optim", "optim_of_tomorrow", "fsdp_version"], "arguments", "fsdp") == ["optim_of_tomorrow"]
+
+
+def test_every_fact_of_the_table_decides_a_field() -> None:
+    known = {*Workload.model_fields, *(fact for facts in FACTS_OF.values() for fact in facts), "dropout"}
+    facts = {fact for dialect in DIALECTS.values() for key in dialect.keys.values() for fact in key.facts()}
+    assert facts - known == set()
