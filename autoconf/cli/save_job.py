@@ -20,6 +20,7 @@ from autoconf.jobs.queries import (
     LARGEST_SAMPLE,
     MIN_GPUS,
     NUMBER_GPUS,
+    THROUGHPUT,
     Query,
 )
 from autoconf.predictor import registry
@@ -31,6 +32,7 @@ _EXPERIMENTS = (
     (LARGEST_SAMPLE, "largest_sample_recommender"),
     (GPU_MODEL, "gpu_model_recommender"),
     (ESTIMATE, "memory_estimator"),
+    (THROUGHPUT, "throughput_estimator"),
 )
 
 

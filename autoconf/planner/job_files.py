@@ -11,6 +11,7 @@ from autoconf.errors import BadInput
 from autoconf.jobs.importers.patch import Layout, Patched, patch_files
 from autoconf.jobs.importers.reader import read_job
 from autoconf.jobs.importers.translate import JobFile
+from autoconf.jobs.job import Workload
 from autoconf.jobs.model_config import config_file
 from autoconf.jobs.model_names import ModelNames
 from autoconf.jobs.names import listed
@@ -68,7 +69,7 @@ def read_fields(paths: Sequence[str], options: Mapping[str, Any], query: Query) 
     Raises:
         BadInput: A required setting cannot be read.
     """
-    fields = {field: value for field, value in options.items() if field not in query.arguments}
+    fields = {field: value for field, value in options.items() if field in Workload.model_fields}
     answered = [field for field in query.answered if field in _NUMBERS_ANSWERED]
     job = read_job(paths, {**dict.fromkeys(answered, 1), **fields})
     job = job._replace(fields={**_gpu(job, options), **job.fields})

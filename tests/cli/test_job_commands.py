@@ -105,7 +105,14 @@ def test_gpu_model_ranks_types_for_the_job_of_a_file(script: Path) -> None:
 
 @pytest.mark.parametrize(
     ("command", "requested"),
-    [("avoid-oom", 4), ("estimate", 4), ("largest-batch", 4), ("largest-sample", 4), ("gpu-model", None)],
+    [
+        ("avoid-oom", 4),
+        ("estimate", 4),
+        ("largest-batch", 4),
+        ("largest-sample", 4),
+        ("gpu-model", None),
+        ("throughput", 4),
+    ],
 )
 def test_every_query_explains_its_answer(script: Path, command: str, requested: int | None) -> None:
     options = () if command == "gpu-model" else (H100,)
@@ -175,7 +182,7 @@ def test_a_saved_job_is_what_run_experiment_takes(script: Path, tmp_path: Path) 
     ("command", "experiment"),
     [("avoid-oom", "avoid_oom_recommender"), ("estimate", "memory_estimator"),
      ("largest-batch", "largest_batch_recommender"), ("largest-sample", "largest_sample_recommender"),
-     ("gpu-model", "gpu_model_recommender")],
+     ("gpu-model", "gpu_model_recommender"), ("throughput", "throughput_estimator")],
 )  # fmt: skip
 def test_a_saved_job_names_the_experiment_of_the_command(
     script: Path, tmp_path: Path, command: str, experiment: str

@@ -31,7 +31,7 @@ _VARIABLE = (
     r"(?:\w+_)?(?:NPROC(?:_PER_NODE)?|NNODES|NUM_(?:PROCESSES|GPUS|NODES|MACHINES)|N?_?GPUS?(?:_PER_NODE)?"
     r"|WORLD_SIZE|VISIBLE_DEVICES)"
 )
-_COUNTING_VARIABLE = re.compile(_VARIABLE, re.IGNORECASE)
+COUNTING_VARIABLE = re.compile(_VARIABLE, re.IGNORECASE)
 # Ways to count GPUs that are recognized in a command, and refused.
 _REFUSED = re.compile(
     rf"(?<![\w$-])(?:{_VARIABLE}=[\"']?\d[\d,]*|mpi(?:run|exec)\b|(?:--)?gpu[-_]ids[:=\s]+[\"']?\d[\d,]*"
@@ -231,7 +231,7 @@ class Plan:
     def _check_variables(self, container: Path) -> None:
         for i, entry in enumerate(_list(self.get((*container, "env")))):
             name, value = (entry.get("name"), entry.get("value")) if isinstance(entry, dict) else (None, None)
-            if _COUNTING_VARIABLE.fullmatch(str(name)) and re.fullmatch(r"\d[\d,\s]*", str(value)):
+            if COUNTING_VARIABLE.fullmatch(str(name)) and re.fullmatch(r"\d[\d,\s]*", str(value)):
                 path = (*container, "env", i, "value")
                 self.refuse(path, f"{shortened(name)} counts GPUs, and --patch changes no variable")
 

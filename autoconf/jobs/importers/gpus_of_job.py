@@ -15,10 +15,10 @@ from autoconf.jobs.importers.words import described
 
 _ALL = ("auto", "gpu")  # as many processes as a node has GPUs
 _SPAWN_ALL = ("accelerate", "deepspeed", "trl", "axolotl", "llama-factory")  # a process for each GPU, by default
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
-_COUNTING = (
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+COUNTING = (
     "num_processes", "num_machines", "nproc_per_node", "nnodes", "num_gpus", "num_nodes", "NPROC_PER_NODE", "NNODES",
-    _VISIBLE,
+    VISIBLE,
 )  # fmt: skip
 
 
@@ -233,7 +233,7 @@ class _Launcher:
 
     def _visible(self) -> int | None:
         """The number of GPUs of a node in CUDA_VISIBLE_DEVICES."""
-        setting = self._found.get(_VISIBLE)
+        setting = self._found.get(VISIBLE)
         if setting is None:
             return None
         if not re.fullmatch(r"\d+(,\d+)*", str(setting.value)):
@@ -262,7 +262,7 @@ class _Launcher:
 
     def sources(self) -> tuple[Count, ...]:
         """The settings that count processes."""
-        found = [self._found[name] for name in _COUNTING if name in self._found]
+        found = [self._found[name] for name in COUNTING if name in self._found]
         return tuple(Count(setting.place, setting.value, "the launcher's count") for setting in found)
 
     def _places(self) -> str:

@@ -21,6 +21,7 @@ from autoconf.jobs.importers.documents import (
 )
 from autoconf.jobs.importers.gpu_counts import Layout, Plan, leaves, other_counts, place, script_count
 from autoconf.jobs.importers.pods import KINDS
+from autoconf.jobs.importers.script_patch import patch_script
 
 __all__ = ["Layout", "Patched", "patch_files", "patched"]
 
@@ -85,10 +86,14 @@ def patched(texts: Sequence[tuple[str, str]], layout: Layout) -> Patched:
     is_manifest = bool(found)
     if not is_manifest:
         found = [(file, (i,)) for file in files for i, d in enumerate(file.documents) if _is_config(d)]
-    _check_scripts(files)
+    scripts = [file for file in files if _counts_in_script(file)]
+    if len(scripts) == 1 and not found:
+        return _patched_script(files, scripts[0], layout)
+    _check_scripts(scripts)
     if len(found) != 1:
         raise BadInput(
-            f"--patch: one file must be a {', '.join(KINDS)} or an accelerate config with num_processes; "
+            f"--patch: one file must be a {', '.join(KINDS)}, an accelerate config with num_processes, or a script "
+            "that counts GPUs; "
             f"{len(found)} of {', '.join(file.name for file in files)} are"
         )
     file, path = found[0]
@@ -117,15 +122,29 @@ def _is_config(document: Document) -> bool:
     return isinstance(document.value, dict) and "num_processes" in document.value and "kind" not in document.value
 
 
-def _check_scripts(files: Sequence[_File]) -> None:
+def _counts_in_script(file: _File) -> tuple[int, str] | None:
+    """The line and the word with which a script counts GPUs; ``None`` for other files."""
+    text_alone = not any(isinstance(document.value, dict | list) for document in file.documents)
+    return script_count(file.text) if text_alone else None
+
+
+def _patched_script(files: Sequence[_File], script: _File, layout: Layout) -> Patched:
+    """Change the counts of a script, if no other file counts GPUs."""
     for file in files:
-        text_alone = not any(isinstance(document.value, dict | list) for document in file.documents)
-        if text_alone and (count := script_count(file.text)):
-            line, word = count
-            raise BadInput(
-                f"{file.name}:{line}: {shortened(word)} counts GPUs in a script, which --patch does not change; "
-                "take it out, so that an accelerate config or a manifest gives the count"
-            )
+        for path, name in other_counts(file.documents) if file is not script else ():
+            where = place(file.name, file.documents, path)
+            raise BadInput(f"{where}: {name} counts GPUs as well, and --patch changes one place only")
+    patch = patch_script(script.text, script.name, layout)
+    return Patched(script.name, patch.text, patch.gpus_before)
+
+
+def _check_scripts(scripts: Sequence[_File]) -> None:
+    for file in scripts:
+        line, word = _counts_in_script(file) or (1, "")
+        raise BadInput(
+            f"{file.name}:{line}: {shortened(word)} counts GPUs in a script, and another file counts them, too; take "
+            "it out, so that one file gives the count"
+        )
 
 
 def _check_others(files: Sequence[_File], target: _File, target_path: Path, plan: Plan) -> None:

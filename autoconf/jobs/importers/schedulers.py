@@ -96,7 +96,7 @@ def requested(text: str, file: str) -> Iterator[Request]:
     ['job.sbatch:2 #SBATCH --gres: 4 GPUs per node (a100) are requested']
     """
     found = list(_directives(text, file))
-    yield from found or _of_srun(text, file)
+    yield from found or of_srun(text, file)
 
 
 def _directives(text: str, file: str) -> Iterator[Request]:
@@ -153,7 +153,8 @@ def _keys(
             yield Request(place._replace(key=f"{place.key} {option}"), found[1], what, of, scheduler, at)
 
 
-def _of_srun(text: str, file: str) -> Iterator[Request]:
+def of_srun(text: str, file: str) -> Iterator[Request]:
+    """Find the counts among the options of ``srun``."""
     for found in _SRUN.finditer(text):
         line_start = text.rfind("\n", 0, found.start(1)) + 1
         if text[line_start : found.start(1)].lstrip().startswith("#"):
