@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.documents import shortened
 from autoconf.jobs.importers.key_table import Dialect, Setting, job_keys, known_key
-from autoconf.jobs.importers.other_files import tool_of
+from autoconf.jobs.importers.other_files import nearest, tool_of
 
 _ENOUGH = 2  # one key is not enough
 # Signs that scripts of other projects also have: enough to read a file, but not to assume the trainer's defaults.
@@ -20,8 +20,12 @@ _OF_THE_TRAINER = 3  # keys of TrainingArguments that show transformers' Trainer
 _FOREIGN = 1  # unknown keys allowed in a file that provably belongs to a trainer, whose own parser refuses unknown keys
 # Dialects by their signs: how many of them a file must have, and a key that it must have besides.
 _BY_SIGNS = (
-    ("deepspeed", 1, ""), ("axolotl", _ENOUGH, "base_model"), ("accelerate", 1, ""), ("llama-factory", 2, ""),
-)  # fmt: skip
+    ("deepspeed", 1, ""),
+    ("torchtune", 1, ""),
+    ("axolotl", _ENOUGH, "base_model"),
+    ("accelerate", 1, ""),
+    ("llama-factory", 2, ""),
+)
 _SEVERAL = 3  # signs of a trainer whose keys other trainers also have
 _DIALECTS = ("arguments", "llama-factory")
 
@@ -59,7 +63,7 @@ def dialect_of(document: Mapping[str, Any], file: str) -> str:
         BadInput: It belongs to another tool, has sections, or most of its keys are unknown; the message says which.
     """
     if tool := tool_of(document):
-        raise BadInput(f"{file}: looks like {tool}, which is not read; give the job by options instead of --job")
+        raise BadInput(f"{file}: looks like {tool}, which is not read; {nearest(tool)}")
     dialects = job_keys().dialects
     nested = {f"{key}.{inner}" for key, value in document.items() if isinstance(value, dict) for inner in value}
     for name, required, model in _BY_SIGNS:

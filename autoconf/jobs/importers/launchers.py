@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.key_table import Dialect, Place, Setting, job_keys, settings
-from autoconf.jobs.importers.other_files import objective_in, refuse_objective
+from autoconf.jobs.importers.other_files import nearest, objective_in, refuse_objective
 from autoconf.jobs.importers.shell import Command, follow
 from autoconf.jobs.importers.words import described, is_unknown
 
@@ -248,7 +248,7 @@ def _launched(program: str, rest: list[str], place: PlaceOf, variables: Mapping[
 
 
 def _refuse_tool(place: Place, tool: str) -> None:
-    raise BadInput(f"{place}: a command of {tool}, which is not read; {NO_FILE}")
+    raise BadInput(f"{place}: a command of {tool}, which is not read; {nearest(tool)}")
 
 
 def _environment(variables: Mapping[str, str], place: PlaceOf) -> Iterator[Setting]:
@@ -302,6 +302,8 @@ def _script_launch(launcher: str, rest: Sequence[str], place: PlaceOf) -> Launch
             return None
         unknown = next((f": {described(word)} is not certain" for word in rest if is_unknown(word)), "")
         raise BadInput(f"{place(launcher)}: the launched script is not certain{unknown}; {NO_FILE}")
+    if is_unknown(script):
+        raise BadInput(f"{place(launcher)}: the launched script is not certain: {described(script)}; {NO_FILE}")
     name = script.removesuffix(".py").replace(".", "/")
     known = job_keys().frameworks.items()
     framework = next((f for f, trainer in known if any(_same_script(script, own) for own in trainer.scripts)), None)

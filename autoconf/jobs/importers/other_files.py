@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
@@ -31,6 +32,7 @@ class _OtherFiles(BaseModel):
 
     tools: dict[str, tuple[tuple[str, ...], ...]]
     objectives: dict[str, tuple[str, ...]]
+    nearest: dict[str, str]
 
 
 @cache
@@ -43,8 +45,8 @@ def _table() -> _OtherFiles:
 def tool_of(document: Mapping[str, Any]) -> str | None:
     """The kind of file that a mapping is, if it belongs to another tool.
 
-    >>> tool_of({"model": {"_component_": "torchtune.models.llama3.llama3_8b"}})
-    'a recipe of torchtune'
+    >>> tool_of({"actor_rollout_ref": {"model": {"path": "Qwen/Qwen2.5-7B"}}})
+    'a config of verl'
     """
     for name, signs in _table().tools.items():
         if any(all(_has(document, key) for key in keys) for keys in signs):
@@ -75,8 +77,25 @@ def text_kind(text: str, name: str) -> str | None:
     lines = (line.strip() for line in text.splitlines())
     first = next((line for line in lines if line and not line.startswith("#")), "")
     if suffix in (".toml", ".ini", ".cfg") or re.fullmatch(r"\[[\w.\"-]+\]", first):
-        return "TOML"
+        return _toml_kind(text)
     return None
+
+
+def _toml_kind(text: str) -> str:
+    try:
+        return tool_of(tomllib.loads(text)) or "TOML"
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return "TOML"
+
+
+def nearest(tool: str) -> str:
+    """The nearest way to ask for a job of another tool.
+
+    >>> nearest("a config of mergekit")
+    'give the job by options instead of --job'
+    """
+    ways = _table().nearest
+    return next((way for name, way in ways.items() if name in tool), "give the job by options instead of --job")
 
 
 def _has(document: Mapping[str, Any], key: str) -> bool:

@@ -17,10 +17,11 @@ from autoconf.jobs.importers.kubernetes import is_manifest, is_runtime, missing_
 from autoconf.jobs.importers.launchers import NO_FILE, launch_in_script
 from autoconf.jobs.importers.named_files import Sources, places_in, with_named_files
 from autoconf.jobs.importers.notebooks import code_of
-from autoconf.jobs.importers.other_files import PYTHON, check_objective, text_kind
+from autoconf.jobs.importers.other_files import PYTHON, check_objective, nearest, text_kind
 from autoconf.jobs.importers.python_code import read_code
 from autoconf.jobs.importers.schedulers import Request, environment, requested
 from autoconf.jobs.importers.targets import with_union_of_targets
+from autoconf.jobs.importers.torchtune import recipe_settings
 from autoconf.jobs.importers.translate import JobFile, job_of
 from autoconf.jobs.importers.words import cleaned
 from autoconf.jobs.job import read
@@ -117,7 +118,7 @@ def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
     if kind == PYTHON:
         return _code(text, path)
     if kind:
-        raise BadInput(f"{path}: looks like {kind}, which is not read; {NO_FILE}")
+        raise BadInput(f"{path}: looks like {kind}, which is not read; {nearest(kind)}")
     if any(isinstance(document.value, dict | list) for document in documents):
         raise BadInput(f"{path}: must have settings, keys with values, in one document; {NO_FILE}")
     requests = tuple(requested(text, path))
@@ -141,5 +142,6 @@ def _code(text: str, path: str, of_notebook: bool = False) -> _Content:
 
 def _mapping(document: Document, path: str) -> _Content:
     dialect = dialect_of(document.value, path)
-    commands = (Command("axolotl", ""),) if dialect == "axolotl" else ()
-    return _Content(list(settings_of(dialect, document.value, places_in(document, path))), commands)
+    commands = (Command(dialect, ""),) if dialect in ("axolotl", "torchtune") else ()
+    read = recipe_settings if dialect == "torchtune" else partial(settings_of, dialect)
+    return _Content(list(read(document.value, places_in(document, path))), commands)
