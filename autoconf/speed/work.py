@@ -166,7 +166,13 @@ def _update(shapes: Shapes, full: bool, stack: Stack, layout: Layout) -> float:
     """Bytes of the optimizer step, divided over its micro-batches."""
     size = 4 if (stack.torch_dtype if full else stack.adapter_dtype) == "float32" else 2
     shards = layout.gpus if stack.sharding != "ddp" else 1
-    return trained(shapes, full, stack) * size * (_UPDATE[stack.optim] + _CLIPPING) / shards / layout.steps
+    return (
+        trained(shapes, full, stack)
+        * size
+        * (_UPDATE.get(stack.optim, _UPDATE["adamw_torch"]) + _CLIPPING)
+        / shards
+        / layout.steps
+    )
 
 
 def _launches(shapes: Shapes, stack: Stack, again: int, targets: int, tokens: float) -> float:

@@ -37,5 +37,5 @@ def test_every_model_and_gpu_type_of_every_version_is_known():
 
 def test_figures_of_gpus_have_sources_and_plausible_relations():
     for speed in gpu_speeds().values():
-        assert speed.source and speed.bfloat16 >= speed.float32 and speed.link >= speed.pcie
+        assert speed.source and speed.bfloat16 >= speed.float32
         assert speed.pair is None or speed.pair > speed.link
