@@ -7,6 +7,7 @@ from .planner.explanation import Explanation, explain
 from .planner.gpu_choice import cheapest_gpu
 from .planner.max_size import largest_batch, largest_sample
 from .planner.min_gpus import recommend
+from .planner.plan import plan
 from .planner.results import Estimate, GpuModel, LargestBatch, LargestSample, Recommendation, Remedy, Throughput
 from .planner.throughput import throughput
 
@@ -30,6 +31,7 @@ __all__ = [
     "explain",
     "largest_batch",
     "largest_sample",
+    "plan",
     "recommend",
     "throughput",
 ]

@@ -24,6 +24,7 @@ from autoconf.cli.queries import (
     gpu_model_command,
     largest_batch_command,
     largest_sample_command,
+    plan_command,
     throughput_command,
 )
 from autoconf.cli.recommend import recommend_command
@@ -33,7 +34,16 @@ from autoconf.cli.versions import stacks_command, versions_command
 from autoconf.distribution import __version__
 from autoconf.files import remove_unfinished
 from autoconf.jobs.job import TRAINING_STACK
-from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH, LARGEST_SAMPLE, MIN_GPUS, THROUGHPUT
+from autoconf.jobs.queries import (
+    AVOID_OOM,
+    ESTIMATE,
+    GPU_MODEL,
+    LARGEST_BATCH,
+    LARGEST_SAMPLE,
+    MIN_GPUS,
+    PLAN,
+    THROUGHPUT,
+)
 
 _EXIT_CODES = (
     'Exit codes: 0 answered ("no recommendation" is an answer), 1 broken environment, 2 bad input, 3 no recommendation '
@@ -84,6 +94,7 @@ for name, query, command in (
     ("gpu-model", GPU_MODEL, gpu_model_command),
     ("estimate", ESTIMATE, estimate_command),
     ("throughput", THROUGHPUT, throughput_command),
+    ("plan", PLAN, plan_command),
 ):
     app.command(name, cls=query_command(query), epilog=_QUERY_EPILOG, rich_help_panel=_ASK)(command)
 for name, query, command in (("check", ESTIMATE, check_command), ("job", READING, job_command)):

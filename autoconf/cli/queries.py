@@ -13,12 +13,13 @@ from autoconf.cli.job_options import query_options
 from autoconf.cli.options import exit_codes
 from autoconf.cli.replay import ReplayOptions, replay_one
 from autoconf.errors import BadInput
-from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH, LARGEST_SAMPLE, THROUGHPUT
+from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH, LARGEST_SAMPLE, PLAN, THROUGHPUT
 from autoconf.memory.loading import Loading
 from autoconf.planner.avoid_oom import avoid_oom
 from autoconf.planner.estimate import estimate
 from autoconf.planner.gpu_choice import cheapest_gpu
 from autoconf.planner.max_size import largest_batch, largest_sample
+from autoconf.planner.plan import plan
 from autoconf.planner.prices import read_prices
 from autoconf.planner.throughput import throughput
 
@@ -176,3 +177,34 @@ def throughput_command(context: typer.Context, prices: PricesOption = None) -> N
     with exit_codes():
         known = read_prices(prices)
     answer(CommandQuery(THROUGHPUT, partial(throughput, prices=known)), context)
+
+
+@query_options(PLAN)
+def plan_command(
+    context: typer.Context,
+    prices: PricesOption = None,
+    deadline_hours: Annotated[
+        float | None,
+        typer.Option(
+            "--deadline-hours", metavar="NUMBER", show_default=False, help="The longest that the run may take."
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option("--budget", metavar="NUMBER", show_default=False, help="The most that the run may cost."),
+    ] = None,
+) -> None:
+    """List the layouts of a run for which no other layout that fits is both faster and cheaper.
+
+    The first one is the cheapest, the last one the fastest. Considered are all GPU types with a price and all numbers
+    of GPUs up to --max-gpus. The run is as long as --dataset-tokens with --epochs, or --steps.
+    A table of jobs has no gpu_model; each job is repeated for each layout.
+
+    $ ado-autoconf plan --model llama-7b --method lora --seq-len 2048 --batch 32 --dataset-tokens 1000000000
+    """
+    with exit_codes():
+        known = read_prices(prices)
+        for name, limit in (("--deadline-hours", deadline_hours), ("--budget", budget)):
+            if limit is not None and not limit > 0:
+                raise BadInput(f"{name}: must be a number > 0, got {limit:g}")
+    answer(CommandQuery(PLAN, partial(plan, prices=known, deadline_hours=deadline_hours, budget=budget)), context)

@@ -224,3 +224,10 @@ THROUGHPUT = Query(
     has_nodes=True,
     optional_arguments=tuple(RUN_LENGTH),
 )  # fmt: skip
+PLAN = Query(
+    (
+        "can_recommend", "gpu_model", "gpus", "workers", "tokens_per_second", "hours", "cost",
+        "cost_per_million_tokens", "cost_per_hour", "rank", "reason", "outcome",
+    ),
+    optional_arguments=tuple(RUN_LENGTH),
+)  # fmt: skip

@@ -176,6 +176,25 @@ class LargestSample:
     notes: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A layout on which a run fits, for which no other layout is both faster and cheaper; or the reason for none."""
+
+    can_recommend: int = 0  # or 1
+    gpu_model: str | None = None
+    gpus: int | None = None  # per worker
+    workers: int | None = None
+    tokens_per_second: float | None = None  # of all GPUs
+    hours: float | None = None  # of the run
+    cost: float | None = None  # of the run, in the currency of the prices
+    cost_per_million_tokens: float | None = None
+    cost_per_hour: float | None = None  # of all GPUs
+    rank: int | None = None  # 1 is the cheapest, the last one the fastest
+    reason: str = ""
+    outcome: Outcome = "ok"
+    notes: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
+
+
 PriceSource = Mapping[str, Any] | str | os.PathLike[str] | None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import overload
 
@@ -103,13 +104,24 @@ def throughput(
 
 def _solve(prices: Prices, predictor: Predictor, columns: JobColumns) -> list[Throughput]:
     """Estimate valid jobs, each on its ``number_gpus``, with one version of the memory predictor."""
+    newest = registry.card(registry.DEFAULT).domain
+    return throughputs(of_domain(prices, predictor.domain, predictor.card.version, newest), predictor, columns)
+
+
+def throughputs(price: Mapping[str, float], predictor: Predictor, columns: JobColumns) -> list[Throughput]:
+    """Estimate valid jobs, each on its ``number_gpus``.
+
+    Args:
+        price: price per hour of GPU types of the version's domain.
+        predictor: a version of the memory predictor.
+        columns: valid jobs.
+    """
     gpus = np.array(columns[NUMBER_GPUS], np.int64)
     placed, jobs = _speed_jobs(predictor, columns, on_counts(predictor, columns, gpus), gpus)
     counts = gpus[placed.positions]
     candidates = candidates_on(predictor, placed.jobs, counts)
     fits = decide(predictor, candidates)
     why_not = iter(causes(candidates.subset(~fits)))
-    price = of_domain(prices, predictor.domain, predictor.card.version, registry.card(registry.DEFAULT).domain)
     found = []
     for job, speed, does_fit, position in zip(
         jobs, speeds(load(), jobs), fits.tolist(), placed.positions.tolist(), strict=True

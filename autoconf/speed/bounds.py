@@ -90,8 +90,8 @@ def note(missing: list[str], model: str, near: Near) -> str:
     """A sentence about what was not measured; empty text if such jobs were.
 
     >>> note(["NVIDIA-H200", "sharding ddp"], "llama-7b", "nothing")
-    'not measured: NVIDIA-H200 and sharding ddp; the bounds are those of GPU types without measurements'
+    'not measured: NVIDIA-H200 and sharding ddp, so the bounds are those of GPU types without measurements'
     """
     if near == "nothing":
-        return f"not measured: {listed(missing)}; the bounds are those of GPU types without measurements"
-    return f"not measured: {model}; the bounds are those of models without measurements" if near == "model" else ""
+        return f"not measured: {listed(missing)}, so the bounds are those of GPU types without measurements"
+    return f"not measured: {model}, so the bounds are those of models without measurements" if near == "model" else ""

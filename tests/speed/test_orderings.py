@@ -119,9 +119,9 @@ def test_bounds_enclose_the_estimate_and_are_wide_where_nothing_was_measured():
     width = [one.high / one.low for one in (near, model, far)]
     assert width == sorted(width) and width[0] < width[2]
     assert near.note == ""
-    assert far.note.startswith("not measured: NVIDIA-H200;")
-    assert stack.note.startswith("not measured: sharding ddp;")
-    assert model.note.startswith("not measured: llama-7b;")
+    assert far.note.startswith("not measured: NVIDIA-H200,")
+    assert stack.note.startswith("not measured: sharding ddp,")
+    assert model.note.startswith("not measured: llama-7b,")
 
 
 def test_small_models_and_experts_are_limited_by_launches():
