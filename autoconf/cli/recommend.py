@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, NoReturn
 
 import typer
@@ -13,7 +14,9 @@ from autoconf.cli.options import ExitCode, exit_codes, notes_held
 from autoconf.cli.patched_job import write_patched
 from autoconf.errors import BadInput
 from autoconf.jobs.queries import MIN_GPUS
+from autoconf.planner.job_files import FromFiles, fewest_nodes
 from autoconf.planner.min_gpus import recommend
+from autoconf.planner.results import Recommendation
 
 RECOMMEND = CommandQuery(MIN_GPUS, recommend)
 
@@ -26,6 +29,14 @@ def recommend_command(
         typer.Option(
             "--patch",
             help="With --job: write the manifest, accelerate config or Slurm script, with the GPU counts changed.",
+        ),
+    ] = False,
+    nodes_only: Annotated[
+        bool,
+        typer.Option(
+            "--nodes-only",
+            help="With --patch: change only the number of nodes, at the GPUs per node of the manifest; exit with 3 if "
+            "another count would have to change.",
         ),
     ] = False,
 ) -> None:
@@ -48,6 +59,9 @@ def recommend_command(
 
     $ ado-autoconf recommend --job examples/pytorchjob.yaml --patch
     """
+    if nodes_only and not patch:
+        with exit_codes():
+            raise BadInput("--nodes-only: needs --patch")
     if not patch or context.params["csv_file"] is not None:
         answer(RECOMMEND, context)
         return
@@ -62,8 +76,17 @@ def recommend_command(
 def _patch(context: typer.Context, to: OutputOptions) -> NoReturn:
     """Write the manifest with the GPU counts of the answer; the first note describes the change."""
     with notes_held():
-        fields = job_of(RECOMMEND, context).fields
-        _, _, (shown,) = answered_one(RECOMMEND, fields)
-        code = write_patched(context.params["job_files"], fields, shown, to.file)
+        job, nodes_only = job_of(RECOMMEND, context), context.params["nodes_only"]
+        if nodes_only:
+            answer = asdict(_on_whole_nodes(job))
+        else:
+            _, _, (answer,) = answered_one(RECOMMEND, job.fields)
+        code = write_patched(context.params["job_files"], job.fields, answer, to.file, nodes_only)
     to.end(code == ExitCode.NOTHING_TO_PATCH)
     raise typer.Exit(code)
+
+
+def _on_whole_nodes(job: FromFiles) -> Recommendation:
+    if job.counted.per_worker is None:
+        raise BadInput(f"--nodes-only: the GPUs per node are not certain: {job.counted.problem}")
+    return fewest_nodes(job.fields, job.counted.per_worker)

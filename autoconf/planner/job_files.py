@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
+from autoconf.jobs.importers.gpus_of_job import Counted
 from autoconf.jobs.importers.patch import Layout, Patched, patch_files
 from autoconf.jobs.importers.reader import read_job
 from autoconf.jobs.importers.translate import JobFile
@@ -15,8 +17,10 @@ from autoconf.jobs.job import Workload
 from autoconf.jobs.model_config import config_file
 from autoconf.jobs.model_names import ModelNames
 from autoconf.jobs.names import listed
-from autoconf.jobs.queries import MIN_GPUS, NUMBER_GPUS, Query
+from autoconf.jobs.queries import AVOID_OOM, MIN_GPUS, NUMBER_GPUS, Query
+from autoconf.planner.avoid_oom import avoid_oom
 from autoconf.planner.known_names import gpu_names
+from autoconf.planner.results import Recommendation
 from autoconf.predictor import registry
 from autoconf.predictor.cards import Domain
 
@@ -33,12 +37,14 @@ class FromFiles(NamedTuple):
         provenance: Settings that were read, assumed or unknown, as columns of an answer.
         notes: The same as sentences, one for each line.
         gpus: The GPUs that the files request; ``None`` if this is not certain.
+        counted: The counts of the files.
     """
 
     fields: dict[str, Any]
     provenance: dict[str, Any]
     notes: tuple[str, ...]
     gpus: int | None = None
+    counted: Counted = Counted()
 
 
 def complete_job(paths: Sequence[str], options: Mapping[str, Any], query: Query = MIN_GPUS) -> FromFiles:
@@ -60,7 +66,7 @@ def complete_job(paths: Sequence[str], options: Mapping[str, Any], query: Query 
     if "model_name" not in options:
         fields["model_name"] = _model(paths, job, fields)
     notes = tuple(_notes(job, fields, options, query))
-    return FromFiles(fields, provenance_of(job), notes, job.counted.gpus)
+    return FromFiles(fields, provenance_of(job), notes, job.counted.gpus, job.counted)
 
 
 def read_fields(paths: Sequence[str], options: Mapping[str, Any], query: Query) -> JobFile:
@@ -187,7 +193,38 @@ def _model(paths: Sequence[str], job: JobFile, fields: Mapping[str, Any]) -> str
     raise BadInput(f"{job.origin('model_name')}: {names.refusal(name, version)}; give --model-name")
 
 
-def patch_job(paths: Sequence[str], job: Mapping[str, Any], gpus: int, workers: int) -> Patched:
+def fewest_nodes(fields: Mapping[str, Any], gpus_per_node: int) -> Recommendation:
+    """Find the fewest nodes on which a job fits, each with the same number of GPUs.
+
+    Args:
+        fields: The fields of the job; up to its ``max_gpus`` GPUs are considered, by default 64.
+        gpus_per_node: GPUs of each node.
+
+    Raises:
+        BadInput: The fields are invalid.
+    """
+    if fields.get("batch_size") is not None:
+        raise BadInput("--nodes-only: give --per-device-train-batch-size instead of --batch-size")
+    try:
+        job, _ = AVOID_OOM.parse(
+            {"model_version": registry.DEFAULT, **fields, "gpus_per_worker": gpus_per_node, NUMBER_GPUS: gpus_per_node}
+        )
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    total = gpus_per_node
+    while True:
+        found = avoid_oom(job, number_gpus=total)
+        if not found.can_recommend or found.gpus is None or found.workers is None:
+            return found
+        needed = found.gpus * found.workers
+        if needed == total:
+            return replace(found, gpus=gpus_per_node, workers=total // gpus_per_node)
+        total = -(-needed // gpus_per_node) * gpus_per_node
+
+
+def patch_job(
+    paths: Sequence[str], job: Mapping[str, Any], gpus: int, workers: int, nodes_only: bool = False
+) -> Patched:
     """Change the GPU counts in the one file that sets them; the first note describes the effect on the global batch.
 
     Args:
@@ -195,11 +232,13 @@ def patch_job(paths: Sequence[str], job: Mapping[str, Any], gpus: int, workers: 
         job: The fields from files and options.
         gpus: GPUs of each worker.
         workers: Workers.
+        nodes_only: Whether only counts of nodes may change.
 
     Raises:
+        OtherCounts: With ``nodes_only``, another count would have to change.
         BadInput: No file sets the number of GPUs, or a number in it cannot be changed.
     """
-    patch = patch_files(paths, Layout(gpus, workers))
+    patch = patch_files(paths, Layout(gpus, workers), nodes_only)
     change = f"{patch.file}: {gpu_change(patch.gpus_before, gpus * workers, job)}"
     return patch._replace(notes=(change, *patch.notes))
 

@@ -72,13 +72,17 @@ class Plan:
         gpus_before: The GPUs that the file counts now, over all workers.
     """
 
-    def __init__(self, file: str, documents: Sequence[Document], layout: Layout) -> None:
+    def __init__(
+        self, file: str, documents: Sequence[Document], layout: Layout, gpus_per_node: int | None = None
+    ) -> None:
         self.file = file
         self.documents = documents
         self.layout = layout
+        self.gpus_per_node = gpus_per_node  # of the runtime of a TrainJob
         self.changes: dict[Path, int | str] = {}
         self.gpus_before = 0
         self.notes: list[str] = []  # what the new counts need besides this file
+        self.sets_variables = False  # whether Kubeflow sets PET_NNODES and PET_NPROC_PER_NODE in the container
         self.counts_processes = False  # whether a command overrides the count of an accelerate config
 
     def get(self, path: Path) -> Any:
@@ -107,6 +111,7 @@ class Plan:
         return int(old)
 
     def set(self, path: Path, count: int) -> None:
+        """Plan a count."""
         self.number(path)
         self.changes[path] = count if isinstance(self.get(path), int) else str(count)
 
@@ -114,7 +119,7 @@ class Plan:
         """Plan the changes of an accelerate config."""
         self.gpus_before = self.number((*config, "num_processes"))
         self.set((*config, "num_processes"), self.layout.gpus * self.layout.workers)
-        self._set_unless_default((*config, "num_machines"), self.layout.workers)
+        self.set_unless_default((*config, "num_machines"), self.layout.workers)
         if self.layout.workers > 1 and self.get((*config, "main_process_ip")) is None:
             self.notes.append(
                 f"{self.where((*config, 'num_machines'))}: several machines need main_process_ip, and machine_rank on "
@@ -139,73 +144,26 @@ class Plan:
             )
         self.changes[path] = ",".join(ids)  # always text: accelerate splits it
 
-    def _set_unless_default(self, path: Path, count: int) -> None:
+    def set_unless_default(self, path: Path, count: int) -> None:
+        """Plan a count that is 1 where it is missing."""
         if count != 1 or self.get(path) is not None:
             self.set(path, count)
 
-    def manifest(self, job: Path) -> None:
-        """Plan the changes of a Kubernetes job."""
-        spec = (*job, "spec")
-        match self.get((*job, "kind")):
-            case "TrainJob":
-                self._trainjob((*spec, "trainer"))
-            case "PyTorchJob":
-                self._pytorchjob(spec)
-            case "Job":
-                self._job(spec)
-        for path, _ in leaves(self.get(job), job):
-            if path[-1] == GPU and path not in self.changes:
-                self.refuse(path, "also counts GPUs, which --patch does not change")
-
-    def _trainjob(self, trainer: Path) -> None:
-        nodes = (*trainer, "numNodes")
-        self.set(nodes, self.layout.workers)
-        self._processes((*trainer, "numProcPerNode"))
-        self.gpus_before = self.number(nodes) * self._container(trainer, (*trainer, "resourcesPerNode"))
-
-    def _pytorchjob(self, spec: Path) -> None:
-        if self.get((*spec, "elasticPolicy")) is not None:
-            self.refuse((*spec, "elasticPolicy"), "the number of workers changes while the job runs")
-        self._processes((*spec, "nprocPerNode"))
-        pods = (*spec, "runPolicy", "schedulingPolicy", "minAvailable")
-        if self.get(pods) is not None:
-            self.set(pods, self.layout.workers)
-        roles = (*spec, "pytorchReplicaSpecs")
-        master = self.get((*roles, "Master")) is not None
-        for role, count in (("Master", int(master)), ("Worker", self.layout.workers - master)):
-            path = (*roles, role)
-            if self.get(path) is None:
-                if count:
-                    self.refuse(path, f"is missing, and {self.layout.workers} workers need it")
-                continue
-            replicas = (*path, "replicas")
-            self._set_unless_default(replicas, count)
-            before = 1 if self.get(replicas) is None else self.number(replicas)
-            self.gpus_before += before * self._pod((*path, "template", "spec"))
-
-    def _job(self, spec: Path) -> None:
-        for name in ("parallelism", "completions"):
-            if self.get((*spec, name)) not in (None, 1):
-                self.refuse((*spec, name), "a Job of several pods is not changed")
-        if self.layout.workers > 1:
-            problem = f"a Job has one pod, and the answer has {self.layout.workers} workers; lower --max-gpus"
-            self.refuse(spec, problem)
-        self.gpus_before = self._pod((*spec, "template", "spec"))
-
-    def _pod(self, pod: Path) -> int:
+    def pod(self, pod: Path) -> int:
         """Plan the changes of the container that has GPUs; return how many it has now."""
         containers = self.get((*pod, "containers"))
         paths = [(*pod, "containers", i) for i in range(len(containers if isinstance(containers, list) else []))]
         training = [path for path in paths if self._gpus((*path, "resources"))]
         if len(training) != 1:
             self.refuse((*pod, "containers"), f"{len(training)} containers have resources of {GPU}; one must have")
-        return self._container(training[0], (*training[0], "resources"))
+        return self.container(training[0], (*training[0], "resources"))
 
     def _gpus(self, resources: Path) -> list[Path]:
         paths = [(*resources, part, GPU) for part in ("limits", "requests")]
         return [path for path in paths if self.get(path) is not None]
 
-    def _container(self, container: Path, resources: Path) -> int:
+    def container(self, container: Path, resources: Path) -> int:
+        """Plan the changes of a container that has GPUs; return how many it has now."""
         counts = self._gpus(resources)
         if not counts:
             self.refuse(resources, f"has no {GPU} to change")
@@ -224,7 +182,8 @@ class Plan:
         self._check_launcher(container, words)
         return self.number(counts[0])
 
-    def _processes(self, path: Path) -> None:
+    def processes(self, path: Path) -> None:
+        """Plan the number of processes of a pod, unless it follows from its GPUs."""
         if self.get(path) is not None and self.get(path) not in _BY_ITSELF:
             self.set(path, self.layout.gpus)
 
@@ -246,8 +205,16 @@ class Plan:
                     self.changes[path] = new
             elif following is None:
                 self.refuse(path, f"{word} has no number to change")
-            elif following[1] not in _BY_ITSELF:
+            elif following[1] not in _BY_ITSELF and not self.by_kubeflow(alone[1] if alone else "", following[1]):
                 self.set(following[0], count)
+
+    def by_kubeflow(self, option: str, value: str) -> bool:
+        """Whether an option has the variable that Kubeflow sets to its count."""
+        if not self.sets_variables:
+            return False
+        name = option.replace("-", "_")
+        named = {"nnodes": "PET_NNODES", "num_machines": "PET_NNODES", "nproc_per_node": "PET_NPROC_PER_NODE"}
+        return re.fullmatch(r"\$[{(]?\w+[)}]?", value) is not None and named.get(name) == value.strip("${}()")
 
     def new_text(self, text: str, path: Path) -> str:
         """A command with the counts of the layout."""
@@ -259,6 +226,8 @@ class Plan:
                 return found[0]
             if value is None:
                 self.refuse(path, f"--{option} has no number to change")
+            if self.by_kubeflow(option, value):
+                return found[0]
             if not re.fullmatch("[0-9]+", value):
                 self.refuse(path, f"--{option}: {shortened(value)!r}: --patch changes only a number")
             return f"--{option}{between}{count}"

@@ -14,6 +14,8 @@ from autoconf.jobs.importers.schedulers import Allocation, Request, allocated
 from autoconf.jobs.importers.words import described
 
 _ALL = ("auto", "gpu")  # as many processes as a node has GPUs
+# Values of Kubeflow's variables, which follow from the manifest.
+_OF_KUBEFLOW = re.compile(r"\$[({]*PET_(NNODES|NPROC_PER_NODE)\b(?!.*[-+/])")
 _SPAWN_ALL = ("accelerate", "deepspeed", "trl", "axolotl", "llama-factory")  # a process for each GPU, by default
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 COUNTING = (
@@ -224,7 +226,7 @@ class _Launcher:
     def _number(self, name: str) -> int | None:
         """The value of an option; ``None`` if it is absent or as many as there are GPUs."""
         setting = self._found.get(name)
-        if setting is None or str(setting.value) in _ALL:
+        if setting is None or str(setting.value) in _ALL or _OF_KUBEFLOW.match(described(str(setting.value))):
             return None
         try:
             return _whole(setting.value, name)

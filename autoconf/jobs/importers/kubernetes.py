@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.documents import Document, NotDocuments, Path, dotted, load_documents, shortened
 from autoconf.jobs.importers.key_table import Place, Setting, settings
-from autoconf.jobs.importers.launchers import Launch, launch_of
+from autoconf.jobs.importers.launchers import Launch, launch_in_script, launch_of
 from autoconf.jobs.importers.other_files import objective_in, refuse_objective
 from autoconf.jobs.importers.pods import KINDS, RUNTIMES, at, containers_of, kind_of, mapping
 from autoconf.jobs.job import BATCHES
@@ -69,6 +70,11 @@ def read_manifest(documents: Sequence[Document], file: str, options: Mapping[str
             launches.append(launch)
         else:
             commands.append((found.place(path), _words(container, "command") + _words(container, "args")))
+    entrypoint = at(found.document.value, ("spec", "entrypoint"))
+    if isinstance(entrypoint, str):  # of a RayJob
+        if launch := launch_in_script(entrypoint, partial(found.place, ("spec", "entrypoint")), {}):
+            launches.append(launch)
+        commands.insert(0, (found.place(("spec", "entrypoint")), entrypoint.split()))
     if not launches:
         _check_described(commands, options, found.place(("spec",)))
     return Manifest(list(found.gpu_types(found.document.value, ())), launches)

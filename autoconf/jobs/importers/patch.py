@@ -20,6 +20,8 @@ from autoconf.jobs.importers.documents import (
     shortened,
 )
 from autoconf.jobs.importers.gpu_counts import Layout, Plan, leaves, other_counts, place, script_count
+from autoconf.jobs.importers.gpus_of_job import Object, counted
+from autoconf.jobs.importers.manifest_counts import NODE_COUNTS, plan_manifest
 from autoconf.jobs.importers.pods import KINDS
 from autoconf.jobs.importers.script_patch import patch_script
 
@@ -53,19 +55,23 @@ class _File(NamedTuple):
     documents: list[Document]  # none of a shell script
 
 
-def patch_files(paths: Sequence[str], layout: Layout) -> Patched:
+class OtherCounts(BadInput):
+    """Other counts than those of nodes would have to change."""
+
+
+def patch_files(paths: Sequence[str], layout: Layout, nodes_only: bool = False) -> Patched:
     """Read files and change the counts of one; a byte order mark stays.
 
     Raises:
         BadInput: As ``patched``, or a file cannot be read.
     """
     contents = {path: read_bytes(path) for path in paths}
-    patch = patched([(path, decode(data, path)) for path, data in contents.items()], layout)
+    patch = patched([(path, decode(data, path)) for path, data in contents.items()], layout, nodes_only)
     mark = "\ufeff" if contents[patch.file].startswith(codecs.BOM_UTF8) else ""
     return patch._replace(text=mark + patch.text)
 
 
-def patched(texts: Sequence[tuple[str, str]], layout: Layout) -> Patched:
+def patched(texts: Sequence[tuple[str, str]], layout: Layout, nodes_only: bool = False) -> Patched:
     """Change the counts of the one file that counts GPUs.
 
     The new text is parsed again. It is returned only if nothing but the counts differs.
@@ -73,8 +79,10 @@ def patched(texts: Sequence[tuple[str, str]], layout: Layout) -> Patched:
     Args:
         texts: Names and texts of the files of one job. A manifest takes precedence over accelerate configs.
         layout: The counts.
+        nodes_only: Whether only counts of nodes of a manifest may change.
 
     Raises:
+        OtherCounts: With ``nodes_only``, another count would have to change.
         BadInput: No file counts GPUs, or several do, or a count cannot be changed alone; the message says why.
 
     >>> print(patched([("a.yaml", "num_processes: 8  # all\\nnum_machines: 1\\n")], Layout(4, 2)).text, end="")
@@ -88,6 +96,8 @@ def patched(texts: Sequence[tuple[str, str]], layout: Layout) -> Patched:
         found = [(file, (i,)) for file in files for i, d in enumerate(file.documents) if _is_config(d)]
     scripts = [file for file in files if _counts_in_script(file)]
     if len(scripts) == 1 and not found:
+        if nodes_only:
+            raise BadInput(f"{scripts[0].name}: --nodes-only changes the manifest of a Kubernetes job")
         return _patched_script(files, scripts[0], layout)
     _check_scripts(scripts)
     if len(found) != 1:
@@ -97,11 +107,14 @@ def patched(texts: Sequence[tuple[str, str]], layout: Layout) -> Patched:
             f"{len(found)} of {', '.join(file.name for file in files)} are"
         )
     file, path = found[0]
-    plan = Plan(file.name, file.documents, layout)
+    objects = [Object(each.name, document) for each in files for document in each.documents]
+    plan = Plan(file.name, file.documents, layout, counted([], [], objects).per_worker)
     if is_manifest:
-        plan.manifest(path)
+        plan_manifest(plan, path)
     else:
         plan.accelerate_config(path)
+    if nodes_only:
+        _check_nodes_only(plan)
     _check_others(files, file, path, plan)
     return Patched(file.name, _verified(file, plan), plan.gpus_before, tuple(plan.notes))
 
@@ -120,6 +133,14 @@ def _kind(document: Document) -> str | None:
 
 def _is_config(document: Document) -> bool:
     return isinstance(document.value, dict) and "num_processes" in document.value and "kind" not in document.value
+
+
+def _check_nodes_only(plan: Plan) -> None:
+    for path, new in plan.changes.items():
+        if path[-1] not in NODE_COUNTS and new != plan.get(path):
+            raise OtherCounts(
+                f"{plan.where(path)}: would have to become {shortened(new)}; --nodes-only changes only counts of nodes"
+            )
 
 
 def _counts_in_script(file: _File) -> tuple[int, str] | None:
