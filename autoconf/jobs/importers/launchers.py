@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.key_table import Dialect, Place, Setting, job_keys, settings
-from autoconf.jobs.importers.other_files import nearest, objective_in, refuse_objective
+from autoconf.jobs.importers.other_files import (
+    OTHER_MODULES,
+    OTHER_TOOLS,
+    STARTS,
+    nearest,
+    objective_in,
+    refuse_objective,
+)
 from autoconf.jobs.importers.shell import Command, follow
 from autoconf.jobs.importers.words import described, is_unknown
 
@@ -31,21 +38,6 @@ _RUNNERS = {
 _SHELLS = {"bash", "sh", "zsh", "dash"}
 _LLAMA_FACTORY = ("llamafactory-cli", "lmf")
 _LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun", "deepspeed", "trl", "axolotl", *_LLAMA_FACTORY}
-_OTHER_TOOLS = {
-    "tune": "torchtune", "swift": "ms-swift", "megatron": "ms-swift", "xtuner": "XTuner", "litgpt": "LitGPT",
-    "mlx_lm.lora": "MLX", "nemo": "NeMo", "torchtitan": "torchtitan", "autotrain": "AutoTrain", "ludwig": "Ludwig",
-    "unsloth": "unsloth", "sky": "SkyPilot", "oumi": "Oumi",
-}  # fmt: skip
-_STARTS = {
-    "tune": ("run",), "swift": ("sft", "rlhf", "pt"), "sky": ("launch", "jobs"), "nemo": ("llm",), "oumi": ("train",),
-    "ludwig": ("train", "experiment"), "xtuner": ("train",), "unsloth": ("train",),
-    "megatron": ("sft", "rlhf", "pt"),
-}  # fmt: skip
-_OTHER_MODULES = (
-    ("openrlhf", "OpenRLHF"), ("verl", "verl"), ("nemo", "NeMo"), ("mlx_lm", "MLX"), ("swift", "ms-swift"),
-    ("megatron", "Megatron-LM"), ("pretrain_gpt", "Megatron-LM"), ("torchtitan", "torchtitan"), ("litgpt", "LitGPT"),
-    ("xtuner", "XTuner"), ("lmflow", "LMFlow"),
-)  # fmt: skip
 _TELLING = ("model_name_or_path", "per_device_train_batch_size", "deepspeed")
 # What is abbreviated has a name that a script's own options do not start with.
 _ABBREVIATED = (
@@ -183,7 +175,7 @@ def _behind(program: str, words: Sequence[str]) -> list[str]:
     """The command that another program runs: from the first word that is a program known here."""
     for i, word in enumerate(words):
         name = word.rpartition("/")[2]
-        is_program = name in _RUNNERS | _SHELLS | _LAUNCHERS | set(_OTHER_TOOLS) or _is_python(name)
+        is_program = name in _RUNNERS | _SHELLS | _LAUNCHERS | set(OTHER_TOOLS) or _is_python(name)
         after_option = i > 0 and words[i - 1].startswith("-") and "=" not in words[i - 1]
         if is_program and not (after_option and name in ("python", "sh", "bash", "time", "script", "do", "then")):
             return list(words[i:])
@@ -234,8 +226,8 @@ def _launched(program: str, rest: list[str], place: PlaceOf, variables: Mapping[
         if rest[:1] != ["launch"]:
             return None
         program, rest = "accelerate-launch", rest[1:]
-    if program in _OTHER_TOOLS and (program not in _STARTS or (rest[:1] and rest[0] in _STARTS[program])):
-        _refuse_tool(place(program), _OTHER_TOOLS[program])
+    if program in OTHER_TOOLS and (program not in STARTS or (rest[:1] and rest[0] in STARTS[program])):
+        _refuse_tool(place(program), OTHER_TOOLS[program])
     if program in _LLAMA_FACTORY:
         program = "llama-factory"
     if program in ("trl", "axolotl", "llama-factory"):
@@ -317,7 +309,7 @@ def _script_launch(launcher: str, rest: Sequence[str], place: PlaceOf) -> Launch
         return None
     if objective := objective_in(script):
         refuse_objective(place(script), f"{objective} ({described(script)})")
-    for part, tool in _OTHER_MODULES:
+    for part, tool in OTHER_MODULES:
         if part in name.split("/"):
             _refuse_tool(place(script), tool)
     found = [Setting(place(launcher), "launcher", "program", launcher)]

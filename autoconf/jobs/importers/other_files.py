@@ -23,6 +23,22 @@ _OBJECTIVES = {
     **dict.fromkeys(("distill", "distillation", "gkd", "kd", "minillm"), "distillation"),
     **dict.fromkeys(("pretrain", "pretraining", "mlm"), "pretraining"),
 }
+# Programs of other tools, the words behind those that also do other things, and the parts of modules.
+OTHER_TOOLS = {
+    "tune": "torchtune", "swift": "ms-swift", "megatron": "ms-swift", "xtuner": "XTuner", "litgpt": "LitGPT",
+    "mlx_lm.lora": "MLX", "nemo": "NeMo", "torchtitan": "torchtitan", "autotrain": "AutoTrain", "ludwig": "Ludwig",
+    "unsloth": "unsloth", "sky": "SkyPilot", "oumi": "Oumi",
+}  # fmt: skip
+STARTS = {
+    "tune": ("run",), "swift": ("sft", "rlhf", "pt"), "sky": ("launch", "jobs"), "nemo": ("llm",), "oumi": ("train",),
+    "ludwig": ("train", "experiment"), "xtuner": ("train",), "unsloth": ("train",),
+    "megatron": ("sft", "rlhf", "pt"),
+}  # fmt: skip
+OTHER_MODULES = (
+    ("openrlhf", "OpenRLHF"), ("verl", "verl"), ("nemo", "NeMo"), ("mlx_lm", "MLX"), ("swift", "ms-swift"),
+    ("megatron", "Megatron-LM"), ("pretrain_gpt", "Megatron-LM"), ("torchtitan", "torchtitan"), ("litgpt", "LitGPT"),
+    ("xtuner", "XTuner"), ("lmflow", "LMFlow"),
+)  # fmt: skip
 PYTHON = "a Python script"
 OFF = ("", "none", "null", "false", "no", "off", "0", "{}", "[]")
 
