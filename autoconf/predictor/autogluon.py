@@ -57,10 +57,20 @@ def _tabular_predictor() -> Any:
     return TabularPredictor
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limit OpenMP to one thread: a process that has used several cannot be forked, or its child would wait forever."""
+    _tabular_predictor()  # only libraries that are loaded can be limited
+    import threadpoolctl  # sets an environment variable, which the registry removes again
+
+    with threadpoolctl.ThreadpoolController().select(user_api="openmp").limit(limits=1):
+        yield
+
+
 def load_tabular(path: Path, version: str) -> Any:
     """Unpickle an AutoGluon predictor from verified files, and keep its model in memory."""
     try:
-        with _quiet():
+        with _quiet(), one_thread():
             # `libraries_agree` decides which versions may unpickle it. Without verbosity=0, AutoGluon would warn about
             # every difference from the machine that trained it.
             tabular = _tabular_predictor().load(

@@ -65,7 +65,7 @@ class SpeedPredictor(NamedTuple):
             AutoConfError: AutoGluon or LightGBM fails.
         """
         try:
-            with PREDICTING:
+            with PREDICTING, autogluon.one_thread():
                 found = self.tabular.predict(table[list(MONOTONE)], as_pandas=False)
         except Exception as error:  # incompatible libraries can raise any exception at the first prediction
             raise AutoConfError(

@@ -67,6 +67,30 @@ def test_processes_forked_while_four_threads_call_answer(version):
     assert done.stdout.strip() == str([0] * 12), done.stderr[-2000:]
 
 
+# OpenMP's threads do not survive a fork, so neither loading nor predicting may have started any.
+_FORK_AFTER_AN_ANSWER = """
+import os, signal
+from autoconf import Workload, recommend, throughput
+
+job = Workload(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe", tokens_per_sample=8192,
+               batch_size=16)
+first = recommend(job).gpus, throughput(job, 2).tokens_per_second if WARM else None
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    old, speed = recommend(job, model_version="1.1.0").gpus, throughput(job, 2).tokens_per_second
+    os._exit(0 if old == 2 and speed and first[1] in (None, speed) else 3)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_child_forked_after_an_answer_can_load_other_versions(warm):
+    code = f"WARM = {warm}\n{_FORK_AFTER_AN_ANSWER}"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=240)
+    assert done.stdout == "0\n", done.stderr[-2000:]
+
+
 @pytest.mark.parametrize("lock", [LOADING, PREDICTING])
 def test_who_forks_waits_for_a_thread_that_loads_or_predicts_and_the_child_finds_no_lock_held(lock):
     held, elapsed = threading.Event(), 0.3
