@@ -108,8 +108,8 @@ def serve_command(
 def mcp_command(models: _Models = None) -> None:
     r"""Answer an agent on standard input and output, over the Model Context Protocol; needs the extra \[mcp].
 
-    The tools are recommend, estimate, explain, largest, cheapest and read_job. A service started with serve has the
-    same tools at /mcp.
+    The tools are recommend, estimate, explain, largest, cheapest, throughput and read_job. A service started
+    with serve has the same tools at /mcp.
 
     $ ado-autoconf mcp
     """

@@ -89,6 +89,11 @@ TOOLS = {
         {"type": "object"},
         _largest,
     ),
+    "throughput": _of_query(
+        "throughput",
+        "How fast a job runs on number_gpus GPUs, in tokens per second, and the hours and the cost of a run of steps, "
+        "or of epochs over dataset_tokens.",
+    ),
     "cheapest": _of_query(
         "gpu-model", "GPU types, ranked by the cost per hour of the smallest layout on which a job fits."
     ),

@@ -77,7 +77,7 @@ QUERIES = {
 # A job that every query accepts, with the fields that the query answers left out.
 _EXAMPLE = {
     "model_name": "Qwen/Qwen2.5-7B-Instruct", "method": "lora", "gpu_model": "H100", "tokens_per_sample": 4096,
-    "per_device_train_batch_size": 8, NUMBER_GPUS: 2, "stack": "trl",
+    "per_device_train_batch_size": 8, NUMBER_GPUS: 2, "stack": "trl", "steps": 1000,
 }  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def example(query: Query) -> dict[str, Any]:
     >>> [*example(LARGEST_BATCH)]
     ['model_name', 'method', 'gpu_model', 'tokens_per_sample', 'number_gpus', 'stack']
     """
-    fields = {*query.required, "stack", *(batch for batch in query.batches)}
+    fields = {*query.required, *query.batches, *query.optional_arguments, "stack"}
     return {field: value for field, value in _EXAMPLE.items() if field in fields}
 
 

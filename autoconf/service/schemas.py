@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from autoconf.jobs.job import Workload
-from autoconf.jobs.queries import ARGUMENTS, Query
+from autoconf.jobs.queries import ALL_ARGUMENTS, Query
 from autoconf.service.queries import ServiceQuery, example
 
 
@@ -20,8 +20,8 @@ def job_schema(query: Query) -> dict[str, Any]:
     """
     fields = Workload.model_json_schema()["properties"]
     properties = {field: _plain(fields[field]) for field in query.fields if field in fields}
-    for name in query.arguments:
-        properties[name] = {"type": "integer", "minimum": 1, "description": ARGUMENTS[name]}
+    for name in (*query.arguments, *query.optional_arguments):
+        properties[name] = {"type": "integer", "minimum": 1, "description": ALL_ARGUMENTS[name]}
     return {
         "type": "object",
         "properties": properties,

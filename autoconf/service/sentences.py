@@ -68,6 +68,17 @@ def _largest(answer: dict[str, Any]) -> list[str]:
     return [f"{answer['tokens_per_sample']} tokens per sample {on}."]
 
 
+def _timed(answer: dict[str, Any]) -> list[str]:
+    if answer["tokens_per_second"] is None:
+        return _no(answer)
+    speed, low, high = (f"{answer[f'tokens_per_second{end}']:,.0f}" for end in ("", "_low", "_high"))
+    found = [f"{speed} tokens per second ({low} to {high}), limited by {answer['limit']}."]
+    if answer["hours"] is not None:
+        cost = "" if answer["cost"] is None else f", which cost {answer['cost']:.2f}"
+        found.append(f"The run takes {answer['hours']:.1f} hours{cost}.")
+    return [*found, *([] if answer["fits"] else ["It does not fit into memory."])]
+
+
 def _ranked(answer: dict[str, Any]) -> list[str]:
     fitting = [row for row in answer["ranking"] if row["can_recommend"]]
     if not fitting:
@@ -94,4 +105,5 @@ _SENTENCES = {
     "explain": _explained,
     "largest": _largest,
     "cheapest": _ranked,
+    "throughput": _timed,
 }

@@ -15,7 +15,7 @@ from mcp.client.stdio import StdioServerParameters
 from mcp.shared.exceptions import MCPError
 from service import COMMAND, JOB, serving
 
-from autoconf import Workload, recommend
+from autoconf import Workload, recommend, throughput
 
 pytestmark = pytest.mark.long
 
@@ -51,7 +51,7 @@ def with_client(place, function):
 def test_the_tools_have_schemas_and_give_the_answers_of_the_python_api(place):
     async def talk(client):
         tools = {tool.name: tool for tool in (await client.list_tools()).tools}
-        assert {*tools} == {"recommend", "estimate", "explain", "largest", "cheapest", "read_job"}
+        assert {*tools} == {"recommend", "estimate", "explain", "largest", "cheapest", "throughput", "read_job"}
         schema = tools["recommend"].input_schema
         assert {"model_name", "method", "gpu_model", "tokens_per_sample"} == {*schema["required"]}
         assert schema["properties"]["sharding"]["enum"][0] == "ddp"
@@ -61,7 +61,7 @@ def test_the_tools_have_schemas_and_give_the_answers_of_the_python_api(place):
                 ("recommend", JOB), ("estimate", {**JOB, "number_gpus": 1}), ("explain", JOB),
                 ("largest", {**without(EACH, "per_device_train_batch_size"), "number_gpus": 2}),
                 ("largest", {**without(JOB, "tokens_per_sample"), "number_gpus": 2}),
-                ("cheapest", without(JOB, "gpu_model")),
+                ("cheapest", without(JOB, "gpu_model")), ("throughput", {**JOB, "number_gpus": 2, "steps": 100}),
             )
         ]  # fmt: skip
 
@@ -75,6 +75,9 @@ def test_the_tools_have_schemas_and_give_the_answers_of_the_python_api(place):
     assert texts[3].startswith("10 samples on each GPU, 20 over all, on 2 GPUs.")
     assert texts[4].startswith("11188 tokens per sample on 2 GPUs.")
     assert texts[5].startswith("1. ") and "per hour" in texts[5]
+    found = throughput(Workload(**JOB), number_gpus=2, steps=100)
+    assert texts[6].startswith(f"{found.tokens_per_second:,.0f} tokens per second (")
+    assert f"The run takes {found.hours:.1f} hours, which cost {found.cost:.2f}." in texts[6]
     assert all(len(text) < 1_000 for text in texts)
 
 

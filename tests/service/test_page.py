@@ -13,7 +13,7 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
 from service import serving
 
-from autoconf import Workload, explain, recommend
+from autoconf import Workload, explain, recommend, throughput
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ROOT = Path(__file__).parents[2]
@@ -83,6 +83,16 @@ def test_the_answer_comes_first_then_the_memory_and_the_changes(page):
     assert text.index(f"{found.recommendation.gpus} GPU") < text.index("needs ") < text.index("activations")
     assert all(str(change) in text for change in found.changes)
     assert page.get_by_role("img").count() == len(found.at)
+
+
+def test_the_speed_the_time_and_the_cost_are_those_of_the_api(page):
+    page.locator("summary").first.click()
+    ask(page, {**JOB, "steps": 500})
+    page.wait_for_selector("#speed")
+    found = throughput(Workload(**JOB), number_gpus=1, steps=500)
+    text = page.locator("#speed").inner_text()
+    assert text.startswith(f"{found.tokens_per_second:,.0f} tokens per second (")
+    assert f"takes {found.hours:.1f} hours and costs {found.cost:.2f}" in text
 
 
 def test_a_form_completes_models_and_gpus(page):

@@ -35,6 +35,7 @@ from autoconf import (
     largest_batch,
     largest_sample,
     recommend,
+    throughput,
 )
 
 pytestmark = pytest.mark.long
@@ -65,9 +66,17 @@ def test_each_query_gives_the_answer_of_the_python_api(server):
     fields = {field: value for field, value in JOB.items() if field != "tokens_per_sample"}
     found = server.post("/largest-sample", {**fields, "number_gpus": 2}).json
     assert found["tokens_per_sample"] == largest_sample(Job(**fields), number_gpus=2).tokens_per_sample
+    found = server.post("/throughput", {**JOB, "number_gpus": 2, "steps": 100}).json
+    speed = throughput(Workload(**JOB), number_gpus=2, steps=100)
+    assert (found["tokens_per_second"], found["hours"]) == (speed.tokens_per_second, speed.hours)
     fields = {field: value for field, value in JOB.items() if field != "gpu_model"}
     first = server.post("/gpu-model", fields).json["ranking"][0]
     assert (first["rank"], first["gpu_model"]) == (1, cheapest_gpu(Job(**fields)).gpu_model)
+
+
+def test_a_worker_answers_with_another_version_than_the_one_it_was_forked_with(server):
+    for _ in range(3):
+        assert server.post("/recommend", {**JOB, "model_version": "1.1.0"}).json["gpus"] == 2
 
 
 def test_an_explanation_has_the_memory_by_part_and_the_changes(server):

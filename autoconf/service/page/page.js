@@ -4,6 +4,7 @@
 const MAIN = ["model_name", "method", "gpu_model", "tokens_per_sample", "per_device_train_batch_size", "stack", "max_gpus"];
 const COMPLETED = ["model_name", "gpu_model"]; // long lists of names, of which other spellings count, too
 const WIDE = ["model_name", "gpu_model"];
+const RUN = ["dataset_tokens", "epochs", "steps"]; // fields of /throughput alone
 const TOKENS = [512, 1024, 2048, 4096, 8192, 16384, 32768];
 const BATCHES = [1, 2, 4, 8, 16, 32];
 
@@ -56,8 +57,10 @@ function field(name, schema, choices, required) {
 
 async function build() {
   const [api, names] = await Promise.all([ask("openapi.json"), ask("names")]);
-  const job = api.paths["/recommend"].post.requestBody.content["application/json"].schema;
-  for (const [name, schema] of Object.entries(job.properties)) {
+  const schemaOf = (path) => api.paths[path].post.requestBody.content["application/json"].schema;
+  const job = schemaOf("/recommend");
+  const run = schemaOf("/throughput").properties;
+  for (const [name, schema] of [...Object.entries(job.properties), ...RUN.map((name) => [name, run[name]])]) {
     const choices = names[name] ?? schema.enum;
     const required = job.required.includes(name);
     byId(MAIN.includes(name) ? "main-fields" : "more-fields").append(field(name, schema, choices, required));
@@ -72,6 +75,10 @@ function fields() {
     if (typeof value === "string" && value.trim()) given[name] = value.trim();
   }
   return given;
+}
+
+function withoutRun(given) {
+  return Object.fromEntries(Object.entries(given).filter(([name]) => !RUN.includes(name)));
 }
 
 function fill(job) {
@@ -122,7 +129,7 @@ function showAnswer(explained) {
 
 async function answer() {
   const number = ++latest;
-  const job = fields();
+  const job = withoutRun(fields());
   history.replaceState(null, "", link());
   byId("answer").setAttribute("aria-busy", "true");
   try {
@@ -130,12 +137,31 @@ async function answer() {
     if (number !== latest) return;
     showAnswer(explained);
     byId("answer").scrollIntoView({ block: "nearest" });
-    await showMatrix(job, number);
+    await Promise.all([showSpeed(explained, number), showMatrix(job, number)]);
   } catch (error) {
     if (number === latest) fail(error);
   } finally {
     byId("answer").removeAttribute("aria-busy");
   }
+}
+
+async function showSpeed(explained, number) {
+  if (!explained.can_recommend) return;
+  let text;
+  try {
+    const found = await ask("throughput", { ...fields(), number_gpus: explained.gpus * explained.workers });
+    if (found.tokens_per_second === null) throw new Error(found.reason);
+    const shown = ["", "_low", "_high"].map((end) => Math.round(found[`tokens_per_second${end}`]).toLocaleString("en"));
+    text = `${shown[0]} tokens per second (${shown[1]} to ${shown[2]}), limited by ${found.limit}.`;
+    if (found.hours !== null) {
+      text += ` The run takes ${found.hours.toFixed(1)} hours`;
+      text += found.cost === null ? "." : ` and costs ${found.cost.toFixed(2)}, at list prices.`;
+    }
+  } catch (error) {
+    text = `Speed: ${error.message}`;
+  }
+  if (number !== latest) return;
+  byId("answer").append(element("h2", {}, "Time and cost"), element("p", { id: "speed" }, text));
 }
 
 function around(values, chosen) {
@@ -161,7 +187,7 @@ async function showMatrix(job, number) {
       const cell = element("button", { type: "button", "aria-label": label, title: found.reason || label }, total === null ? "–" : String(total));
       if (length === chosen.tokens && batch === chosen.batch) cell.setAttribute("aria-current", "true");
       cell.addEventListener("click", () => {
-        fill({ ...each, tokens_per_sample: length, per_device_train_batch_size: batch });
+        fill({ ...fields(), batch_size: "", tokens_per_sample: length, per_device_train_batch_size: batch });
         answer();
       });
       return element("td", {}, cell);
@@ -179,13 +205,13 @@ async function readFiles(list) {
   for (const file of list) files[file.name] = await file.text();
   if (!Object.keys(files).length) return;
   try {
-    const found = await ask("jobs", { files, options: fields() });
+    const found = await ask("jobs", { files, options: withoutRun(fields()) });
     if (number !== latest) return;
     fill(found.read.job);
     history.replaceState(null, "", link());
     showAnswer(found.answer);
     showRead(found);
-    await showMatrix(fields(), number);
+    await Promise.all([showSpeed(found.answer, number), showMatrix(withoutRun(fields()), number)]);
   } catch (error) {
     if (number === latest) fail(error);
   }
