@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from autoconf.cli.ask import CommandQuery, answered_one
+from autoconf.cli.job_folder import job_paths
 from autoconf.cli.job_options import job_options
 from autoconf.cli.options import ExitCode, exit_codes
 from autoconf.cli.output import output
@@ -49,7 +50,7 @@ def check_command(
 def _check(paths: Sequence[str], options: Mapping[str, Any]) -> ExitCode:
     """Check one job, and write the line about it."""
     try:
-        _, _, (answer,) = answered_one(_ESTIMATE, complete_job(paths, options, ESTIMATE).fields)
+        _, _, (answer,) = answered_one(_ESTIMATE, complete_job(job_paths(paths, quiet=True), options, ESTIMATE).fields)
     except BadInput as error:
         typer.secho(" ".join(str(error).split("\n")), err=True, fg="red")
         return ExitCode.BAD_INPUT

@@ -7,6 +7,7 @@ import typer
 from autoconf.cli.ask import CommandQuery, OutputOptions, answer_one, answer_table
 from autoconf.cli.explained import explain_one
 from autoconf.cli.job_file import job_from_files
+from autoconf.cli.job_folder import job_paths
 from autoconf.cli.options import exit_codes
 from autoconf.cli.save_job import save_job
 from autoconf.cli.spellings import own_name
@@ -30,7 +31,7 @@ def job_of(command: CommandQuery, context: typer.Context) -> FromFiles:
     files, saved = context.params["job_files"], context.params["saved_job"]
     job = FromFiles(given_fields(command, context), {}, ())
     if files:
-        job = job_from_files(files, job.fields, command.query)
+        job = job_from_files(job_paths(files), job.fields, command.query)
     if saved is not None:
         save_job(saved, command.query, job.fields, job.gpus)
     return job

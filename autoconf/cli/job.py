@@ -9,6 +9,7 @@ import pandas as pd
 import typer
 
 from autoconf.cli.console import show_rows
+from autoconf.cli.job_folder import job_paths
 from autoconf.cli.job_options import job_options
 from autoconf.cli.options import exit_codes, note
 from autoconf.cli.output import output, write_csv, write_object
@@ -39,7 +40,7 @@ def job_command(
     options = {field: given[field] for field in (*Workload.model_fields, NUMBER_GPUS) if not is_empty(given.get(field))}
     with exit_codes():
         number = _number(options.pop(NUMBER_GPUS, None))
-        job = read_fields(files, options, MIN_GPUS)
+        job = read_fields(job_paths(files), options, MIN_GPUS)
         provenance = provenance_of(job)
         counts = [] if number is not None else [count.record() for count in job.counted.sources]
         rows = [*provenance["read"], *counts]

@@ -29,8 +29,8 @@ _OF_EVERY_QUERY: dict[str, Any] = {
             metavar="FILE",
             show_default=False,
             help="Read one job from a Kubernetes manifest, a script for a shell, Slurm or LSF, a Python script, "
-            "arguments of TRL or the Trainer, or a config of accelerate, axolotl or LLaMA-Factory; several files form "
-            "one job; options override them.",
+            "arguments of TRL or the Trainer, or a config of accelerate, axolotl or LLaMA-Factory; a folder is "
+            "searched for these; several files form one job; options override them.",
         ),
     ],
     "saved_job": Annotated[

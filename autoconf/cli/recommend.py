@@ -9,6 +9,7 @@ import typer
 
 from autoconf.cli.ask import CommandQuery, OutputOptions, answered_one
 from autoconf.cli.command_job import answer, job_of
+from autoconf.cli.job_folder import job_paths
 from autoconf.cli.job_options import query_options
 from autoconf.cli.options import ExitCode, exit_codes, notes_held
 from autoconf.cli.patched_job import write_patched
@@ -81,7 +82,9 @@ def _patch(context: typer.Context, to: OutputOptions) -> NoReturn:
             answer = asdict(_on_whole_nodes(job))
         else:
             _, _, (answer,) = answered_one(RECOMMEND, job.fields)
-        code = write_patched(context.params["job_files"], job.fields, answer, to.file, nodes_only)
+        code = write_patched(
+            job_paths(context.params["job_files"], quiet=True), job.fields, answer, to.file, nodes_only
+        )
     to.end(code == ExitCode.NOTHING_TO_PATCH)
     raise typer.Exit(code)
 
