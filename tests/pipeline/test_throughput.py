@@ -1,0 +1,93 @@
+"""Measured throughput: which rows fall out, what is learned from the others, and what the pages say."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from autoconf.pipeline.report import PAGES
+from autoconf.pipeline.throughput.evaluate import HeldOut, coverage, figures, learned_bounds, rows
+from autoconf.pipeline.throughput.learn import feature_table, weights_of
+from autoconf.pipeline.throughput.physics import measured, rates
+from autoconf.pipeline.throughput.rows import (
+    LARGEST_SHARE,
+    OTHER_TOKENS,
+    RATE,
+    all_rows,
+    read_rows,
+    read_stacks,
+    rows_of,
+    share_of_peak,
+    without_repeats,
+)
+from autoconf.speed.features import MONOTONE
+from autoconf.speed.version import DEFAULT, FOLDER, LABEL, TABLE, load
+
+
+def test_rows_above_the_peak_fall_out_and_the_others_do_not():
+    stacks = read_stacks()
+    for row in all_rows().to_dict("records"):
+        too_fast = share_of_peak(row, stacks[row["stack"]]) > LARGEST_SHARE
+        assert too_fast == (row["left_out"] == OTHER_TOKENS), row
+
+
+def test_the_page_says_how_many_rows_fell_out():
+    page = (PAGES / "throughput.md").read_text(encoding="utf-8")
+    for reason, count in all_rows()["left_out"].replace({"": "kept"}).value_counts().items():
+        assert f"| {count} | {reason} |" in page
+    for target in load().card.evaluation["targets"]:
+        assert f"| {' | '.join(target.values())} |" in page
+
+
+def test_a_table_of_runs_is_cleaned(tmp_path):
+    job = {
+        "model_name": "mistral-7b-v0.1", "method": "lora", "gpu_model": "NVIDIA-A100-SXM4-80GB", "number_gpus": 1,
+        "tokens_per_sample": 512, "batch_size": 8,
+    }  # fmt: skip
+    path = tmp_path / "throughput_test.csv"
+    table = [{**job, RATE: 4000.0}, {**job, RATE: 21000.0}, {**job, "method": "gptq-lora", RATE: 4100.0}]
+    pd.DataFrame(table).to_csv(path, index=False)
+    stacks = {}
+    found = rows_of(path, stacks)
+    assert found["left_out"].tolist() == ["", OTHER_TOKENS, ""]
+    assert stacks[found.loc[2, "stack"]].quantization == "nf4" != stacks[found.loc[0, "stack"]].quantization
+    again = found.assign(table="campaign_sample")
+    assert without_repeats(pd.concat([found, again]))["left_out"].iloc[0] == "the same run is in another table"
+
+
+def test_the_released_version_was_made_from_these_rows_with_this_physics():
+    """A released version is frozen: if work or features change, this fails, and a new version is needed."""
+    table = pd.read_parquet(FOLDER / DEFAULT / TABLE)
+    runs = measured(read_rows(), read_stacks())
+    np.testing.assert_allclose(feature_table(runs).to_numpy(), table[list(MONOTONE)].to_numpy(), rtol=1e-9)
+    correction = np.log(read_rows()[RATE].to_numpy(float) / rates(runs, load().card.constants))
+    np.testing.assert_allclose(np.clip(correction, -1, 1), table[LABEL], rtol=1e-6, atol=1e-9)
+
+
+def test_the_physics_alone_is_near_the_rows():
+    known = rows()
+    errors = np.abs(rates(known.runs, load().card.constants) / known.rates - 1)
+    assert np.median(errors) < 0.08
+
+
+def test_bounds_cover_what_they_should_and_a_wrong_predictor_is_seen():
+    chance = np.random.default_rng(0)
+    groups = np.arange(2000) % 10
+    truth = chance.lognormal(0, 0.3, 2000)
+    predictions = truth * chance.lognormal(0, 0.2, 2000)
+    found = HeldOut(groups, predictions, predictions, predictions, np.arange(2000) % 3 == 0)
+    assert coverage(found, truth, "measured") == pytest.approx(0.8, abs=0.03)
+    bounds = learned_bounds(found, truth, "measured")["measured"]
+    assert bounds.low < 1 < bounds.high
+    worse = found._replace(full=truth * 2)
+    median = [float(row["median %"]) for row in figures(worse, truth, "at random")]
+    assert median[0] == pytest.approx(100) and median[1] < 20
+
+
+def test_a_model_with_many_rows_does_not_count_by_all_of_them():
+    weights = weights_of(pd.Series(["a"] * 100 + ["b"]))
+    assert weights.mean() == pytest.approx(1)
+    assert weights[:100].sum() == pytest.approx(10 * weights[100])
+
+
+def test_stacks_are_those_of_the_rows():
+    assert {*all_rows()["stack"]} == {*read_stacks()}
