@@ -36,7 +36,8 @@ def min_gpu_recommender(job: Job, models: ModelsFolder = None) -> Recommendation
         stack: the training stack, one of ``autoconf.jobs.presets.presets()``. Settings below that are empty have the
             value of the stack.
         optim: ``adamw_torch``, ``adamw_torch_fused``, ``adamw_bnb_8bit``, ``paged_adamw_8bit``, ``adafactor`` or
-            ``sgd``.
+            ``sgd``; from version 3.0.0 on also ``adamw_8bit``, ``paged_adamw_32bit``, ``lion_8bit``, ``lion_32bit``,
+            ``paged_lion_8bit`` or ``paged_lion_32bit``.
         torch_dtype: ``bfloat16`` or ``float32``, the dtype of the loaded parameters.
         adapter_dtype: ``bfloat16`` or ``float32``, the dtype of the LoRA adapters.
         mixed_precision: ``no`` or ``bf16``.

@@ -119,6 +119,11 @@ class Job(BaseModel):
     lora_targets: LoraTargets | None = Field(
         None, description=_describe("Modules with LoRA adapters (default: the model's own pair)", LoraTargets)
     )
+    even_layouts: bool = Field(
+        False,
+        description="Consider only customary layouts: powers of two of GPUs on one worker, or several full workers; "
+        "true or false",
+    )
     upcast_unquantized: Upcast | None = Field(
         None,
         description=_describe(
@@ -126,11 +131,6 @@ class Job(BaseModel):
             "prepare_model_for_kbit_training; norms: all but embeddings and head; known from version 3.0.0)",
             Upcast,
         ),
-    )
-    even_layouts: bool = Field(
-        False,
-        description="Consider only customary layouts: powers of two of GPUs on one worker, or several full workers; "
-        "true or false",
     )
 
     @model_validator(mode="before")

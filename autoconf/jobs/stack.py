@@ -12,7 +12,10 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Dtype = Literal["bfloat16", "float32"]
-Optim = Literal["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor", "sgd"]
+Optim = Literal[
+    "adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor", "sgd", "adamw_8bit",
+    "paged_adamw_32bit", "lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit",
+]  # fmt: skip
 Checkpointing = Literal["none", "reentrant", "non-reentrant"]
 MixedPrecision = Literal["no", "bf16"]
 Loss = Literal["full", "chunked"]

@@ -48,26 +48,28 @@ def _adamw_fused(parameters: Parameters) -> OptimizerBytes:
     return OptimizerBytes(2 * sum(count * p.elements * p.itemsize for p, count in parameters), 0)
 
 
-def _adamw_8bit(parameters: Parameters) -> OptimizerBytes:
-    # bitsandbytes/optim/optimizer.py, Optimizer2State.init_state: two one-byte states, with a float32 absmax for each
-    # block of 256.
-    each = ((p.elements * (2 * (1 + 4 / 256) if _in_8bit(p) else 8), count) for p, count in parameters)
-    return OptimizerBytes(sum(count * states for states, count in each), 0)
+def _bitsandbytes(states: int, bits: int, *, paged: bool = False) -> Callable[[Parameters], OptimizerBytes]:
+    """The bytes of an optimizer of bitsandbytes with one or two states.
+
+    bitsandbytes/optim/optimizer.py, init_state of Optimizer1State and Optimizer2State: states of one byte, each with a
+    float32 absmax for each block of 256, or of four bytes, whatever the dtype of the parameter. get_state_buffer: paged
+    states of 100,000 elements or more are in managed memory, which is moved off the GPU when other tensors need the
+    space; their absmax stays on the GPU.
+    """
+
+    def held(parameter: Shape) -> float:
+        in_8bit = bits == 8 and _in_8bit(parameter)
+        absmax = 4 / 256 if in_8bit else 0.0
+        moved = paged and parameter.elements >= 100_000
+        return parameter.elements * states * (absmax if moved else (1 if in_8bit else 4) + absmax)
+
+    return lambda parameters: OptimizerBytes(sum(count * held(p) for p, count in parameters), 0)
 
 
 def _in_8bit(parameter: Shape) -> bool:
-    # The same function uses float32 states for tensors under 4,096 elements, and transformers/trainer.py,
+    # The same functions use float32 states for tensors under 4,096 elements, and transformers/trainer.py,
     # create_optimizer, for embeddings.
     return parameter.elements >= 4096 and not parameter.embedding
-
-
-def _paged_adamw_8bit(parameters: Parameters) -> OptimizerBytes:
-    # bitsandbytes/optim/optimizer.py, get_state_buffer: states of 100,000 elements or more are in managed memory, which
-    # is moved off the GPU when other tensors need the space; their absmax stays on the GPU.
-    small = [(p, count) for p, count in parameters if p.elements < 100_000]
-    paged = ((p, count) for p, count in parameters if p.elements >= 100_000 and _in_8bit(p))
-    absmax = sum(count * p.elements * 2 * 4 / 256 for p, count in paged)
-    return OptimizerBytes(_adamw_8bit(small).states + absmax, 0)
 
 
 def _adafactor(parameters: Parameters) -> OptimizerBytes:
@@ -92,8 +94,14 @@ def _sgd(parameters: Parameters) -> OptimizerBytes:
 _OPTIMIZERS: dict[str, Callable[[Parameters], OptimizerBytes]] = {
     "adamw_torch": _adamw_foreach,
     "adamw_torch_fused": _adamw_fused,
-    "adamw_bnb_8bit": _adamw_8bit,
-    "paged_adamw_8bit": _paged_adamw_8bit,
+    "adamw_bnb_8bit": _bitsandbytes(2, 8),
+    "adamw_8bit": _bitsandbytes(2, 8),  # the same, by another name
+    "paged_adamw_8bit": _bitsandbytes(2, 8, paged=True),
+    "paged_adamw_32bit": _bitsandbytes(2, 32, paged=True),
+    "lion_8bit": _bitsandbytes(1, 8),
+    "lion_32bit": _bitsandbytes(1, 32),
+    "paged_lion_8bit": _bitsandbytes(1, 8, paged=True),
+    "paged_lion_32bit": _bitsandbytes(1, 32, paged=True),
     "adafactor": _adafactor,
     "sgd": _sgd,
 }

@@ -46,7 +46,11 @@ class Model(_Typed):
 
 
 # The values of settings in versions up to 2.0.0, whose cards do not have these fields.
-_UP_TO_2_0_0 = {"sharding": ["ddp", "fsdp1", "fsdp2"], "upcast_unquantized": ["none"]}
+_UP_TO_2_0_0 = {
+    "optim": ["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor", "sgd"],
+    "sharding": ["ddp", "fsdp1", "fsdp2"],
+    "upcast_unquantized": ["none"],
+}
 
 
 class Domain(_Typed):
@@ -58,6 +62,7 @@ class Domain(_Typed):
     max_tokens_per_sample: int
     max_batch_size: int
     max_gpus: int
+    optim: list[str] = _UP_TO_2_0_0["optim"]
     sharding: list[str] = _UP_TO_2_0_0["sharding"]
     upcast_unquantized: list[str] = _UP_TO_2_0_0["upcast_unquantized"]
 

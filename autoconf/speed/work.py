@@ -33,7 +33,13 @@ _UPDATE = {
     "adamw_torch": 20.0,  # foreach: one pass over all tensors per operation
     "adamw_torch_fused": 7.0,
     "adamw_bnb_8bit": 5.0,
+    "adamw_8bit": 5.0,
     "paged_adamw_8bit": 5.0,
+    "paged_adamw_32bit": 11.0,
+    "lion_8bit": 4.0,
+    "paged_lion_8bit": 4.0,
+    "lion_32bit": 7.0,
+    "paged_lion_32bit": 7.0,
     "adafactor": 12.0,
     "sgd": 3.0,
 }

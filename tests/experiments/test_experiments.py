@@ -140,7 +140,7 @@ def test_the_published_signature_is_unchanged():
         "gpus_per_worker: int = 8, max_gpus: int = 8, gradient_accumulation_steps: int = 4, stack: str = 'reference', "
         "optim: str = '', torch_dtype: str = '', adapter_dtype: str = '', mixed_precision: str = '', "
         "gradient_checkpointing: str = '', loss: str = '', sharding: str = '', lora_r: int | str = '', "
-        "lora_targets: str = ''"
+        "lora_targets: str = '', even_layouts: str = False"
     )
     assert str(inspect.signature(min_gpu_recommender)).startswith(published)
 

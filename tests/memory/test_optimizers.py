@@ -15,7 +15,9 @@ import bitsandbytes
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.optimization import Adafactor
+from transformers.training_args import OptimizerNames
 
+from autoconf.jobs.job import Workload
 from autoconf.jobs.stack import Optim
 from autoconf.memory.optimizers import OptimizerBytes, Shape, optimizer_bytes
 from autoconf.pipeline.tracing.recorder import Recorder
@@ -108,3 +110,46 @@ def test_an_embedding_keeps_32_bit_states_as_the_trainer_asks():
     assert optimizer_bytes("adamw_bnb_8bit", shapes).states == pytest.approx(held, abs=8)
     large = [Shape((100_000, 64), 2, embedding=True)]
     assert optimizer_bytes("paged_adamw_8bit", large).states == 0  # paged whole: such states have no maxima
+
+
+# The classes and arguments of transformers/trainer_optimizer.py.
+OF_BITSANDBYTES: dict[Optim, tuple[Callable, int, bool]] = {
+    "adamw_bnb_8bit": (bitsandbytes.optim.AdamW, 8, False),
+    "adamw_8bit": (bitsandbytes.optim.AdamW, 8, False),
+    "paged_adamw_8bit": (bitsandbytes.optim.AdamW, 8, True),
+    "paged_adamw_32bit": (bitsandbytes.optim.AdamW, 32, True),
+    "lion_8bit": (bitsandbytes.optim.Lion, 8, False),
+    "lion_32bit": (bitsandbytes.optim.Lion, 32, False),
+    "paged_lion_8bit": (bitsandbytes.optim.Lion, 8, True),
+    "paged_lion_32bit": (bitsandbytes.optim.Lion, 32, True),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(63, 65), (64, 64), (400, 200), (999, 100), (1000, 100)])
+@pytest.mark.parametrize("optim", OF_BITSANDBYTES)
+def test_states_of_bitsandbytes_are_those_of_its_own_code(optim, shape, dtype):
+    make, bits, paged = OF_BITSANDBYTES[optim]
+    parameter = torch.nn.Parameter(torch.zeros(shape, dtype=dtype))
+    bitsandbytes.optim.GlobalOptimManager.get_instance().initialize()  # no overrides of other tests
+    optimizer = make([parameter], optim_bits=bits)
+    optimizer.init_state(optimizer.param_groups[0], parameter, 0, 0)
+    moved = ("state1", "state2") if paged and parameter.numel() >= 100_000 else ()
+    tensors = {name: held for name, held in optimizer.state[parameter].items() if torch.is_tensor(held)}
+    held = sum(t.nbytes for name, t in tensors.items() if name not in ("qmap1", "qmap2", *moved))
+    predicted = optimizer_bytes(optim, [Shape(shape, dtype.itemsize)])
+    assert predicted.states == pytest.approx(held, abs=8) and predicted.step == 0
+
+
+def test_every_optimizer_is_compared_with_its_own_code():
+    assert {*MAKERS, *OF_BITSANDBYTES} == {*get_args(Optim)}
+
+
+@pytest.mark.parametrize("name", [one.value for one in OptimizerNames])
+def test_every_optimizer_of_transformers_is_known_or_refused_by_name(name):
+    job = {"model_name": "llama-7b", "method": "lora", "gpu_model": "L40S", "tokens_per_sample": 512, "batch_size": 8}
+    if name in get_args(Optim):
+        assert Workload.parse(**job, optim=name).training_stack().optim == name
+    else:
+        with pytest.raises(ValueError, match=f"optim: must be adamw_torch, .* got '{name}'"):
+            Workload.parse(**job, optim=name)

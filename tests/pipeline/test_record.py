@@ -216,7 +216,7 @@ def test_ddp_trains_like_one_gpu_with_another_copy_of_the_gradients(accumulation
     assert peaks[0] - peaks[1] == sum(shape.elements * shape.itemsize for shape in trainable_shapes(job))
 
 
-@pytest.mark.parametrize("optim", ["adafactor", "adamw_bnb_8bit", "paged_adamw_8bit"])
+@pytest.mark.parametrize("optim", ["adafactor", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "lion_8bit"])
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_other_optimizers_hold_the_states_that_are_known_of_them(method: str, optim: str) -> None:
     """Against ``memory.optimizers``, whose figures were read in the same libraries."""

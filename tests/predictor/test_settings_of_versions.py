@@ -8,9 +8,10 @@ import pytest
 
 import autoconf
 from autoconf.jobs.presets import SETTINGS, training_stack
-from autoconf.jobs.stack import Sharding, Upcast
+from autoconf.jobs.stack import Optim
 from autoconf.memory.units import Unsupported
 from autoconf.memory.zero_job import ZERO
+from autoconf.pipeline.release.train import all_settings
 from autoconf.predictor import registry
 from autoconf.predictor.predictor import Predictor
 
@@ -43,6 +44,16 @@ def test_version_2_0_0_refuses_a_prepared_base_by_name(upcast):
     assert autoconf.recommend(as_loaded).can_recommend
 
 
+def test_version_2_0_0_refuses_later_optimizers_by_name_and_a_later_version_accepts_them():
+    for optim in (one for one in get_args(Optim) if one not in registry.card("2.0.0").domain.optim):
+        answer = autoconf.recommend(autoconf.Workload(**JOB, optim=optim, model_version="2.0.0"))
+        assert answer.outcome == "outside_domain" and answer.reason.startswith(
+            f"optim '{optim}' is not in the domain of version 2.0.0, which has adamw_torch, "
+        )
+        given = [{"optim": optim}.get(name) for name in SETTINGS]
+        assert later().row("smollm2-135m", "full", training_stack("full", True, "trl", *given)) >= 0
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_only_a_quantized_base_is_prepared(method):
     with pytest.raises(ValueError, match=f"method '{method}' and upcast_unquantized 'all' exclude each other"):
@@ -61,8 +72,7 @@ def test_version_1_1_0_refuses_them_like_every_other_stack():
 
 def later() -> Predictor:
     start = registry.load("2.0.0")
-    known = {"sharding": list(get_args(Sharding)), "upcast_unquantized": list(get_args(Upcast))}
-    domain = start.domain.model_copy(update=known)
+    domain = start.domain.model_copy(update=all_settings())
     return Predictor(start.card.model_copy(update={"domain": domain}), start.memory, None)
 
 
@@ -86,6 +96,6 @@ def test_a_prepared_base_needs_mixed_precision():
 
 
 def test_cards_name_the_sharding_only_if_it_is_not_that_of_version_2_0_0():
-    assert not {"sharding", "upcast_unquantized"} & registry.card("2.0.0").model_dump()["domain"].keys()
+    assert not {"optim", "sharding", "upcast_unquantized"} & registry.card("2.0.0").model_dump()["domain"].keys()
     assert later().card.model_dump()["domain"]["upcast_unquantized"] == ["none", "norms", "all"]
     assert later().card.model_dump()["domain"]["sharding"][-3:] == list(ZERO)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import bitsandbytes
@@ -37,39 +38,40 @@ def _adafactor(rank: Rank, _: ProgramRecorder) -> torch.optim.Optimizer:
     return Adafactor(rank.trainable, lr=1e-3, scale_parameter=False, relative_step=False)
 
 
-class _AdamW8bit(bitsandbytes.optim.AdamW):
-    """bitsandbytes' optimizer with 8-bit states; those of embeddings have 32 bits.
+class _OfBitsandbytes:
+    """An optimizer of bitsandbytes on fake tensors; a mixin. Among states of 8 bits, those of embeddings have 32 bits.
 
     transformers/trainer.py, Trainer.create_optimizer, sets the latter.
     """
 
-    def __init__(self, rank: Rank, recorder: ProgramRecorder, *, is_paged: bool) -> None:
-        super().__init__(rank.trainable, optim_bits=8, is_paged=is_paged)
-        self._recorder = recorder
+    def __init__(self, rank: Rank, recorder: ProgramRecorder, bits: int, *, is_paged: bool) -> None:
+        super().__init__(rank.trainable, optim_bits=bits, is_paged=is_paged)  # type: ignore[call-arg]
+        self._recorder, self._pages = recorder, is_paged
         self._embeddings = {id(m.weight) for m in rank.model.modules() if isinstance(m, nn.Embedding)}
 
     def fill_qmap(self) -> None:
         with unset_fake_temporarily():  # the tables are computed from values
-            super().fill_qmap()
+            super().fill_qmap()  # type: ignore[misc]
 
     def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
         embeds = id(group["params"][pindex]) in self._embeddings
-        return {**super().get_config(gindex, pindex, group), **({"optim_bits": 32} if embeds else {})}
+        config: dict[str, Any] = super().get_config(gindex, pindex, group)  # type: ignore[misc]
+        return {**config, **({"optim_bits": 32} if embeds else {})}
 
     def get_state_buffer(self, p: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         # bitsandbytes/optim/optimizer.py, get_state_buffer: large paged states are in managed memory, which
         # cudaMallocManaged provides, not PyTorch's allocator.
-        if not self.is_paged or p.numel() < 1e5:
+        if not self._pages or p.numel() < 1e5:
             return torch.zeros_like(p, dtype=dtype)
         return self._recorder.new_in_host_memory(p, dtype)
 
 
-def _adamw_8bit(rank: Rank, recorder: ProgramRecorder) -> torch.optim.Optimizer:
-    return _AdamW8bit(rank, recorder, is_paged=False)
+class _AdamW(_OfBitsandbytes, bitsandbytes.optim.AdamW):
+    pass
 
 
-def _paged_adamw_8bit(rank: Rank, recorder: ProgramRecorder) -> torch.optim.Optimizer:
-    return _AdamW8bit(rank, recorder, is_paged=True)
+class _Lion(_OfBitsandbytes, bitsandbytes.optim.Lion):
+    pass
 
 
 _OPTIMIZERS: dict[str, Callable[[Rank, ProgramRecorder], torch.optim.Optimizer]] = {
@@ -77,8 +79,14 @@ _OPTIMIZERS: dict[str, Callable[[Rank, ProgramRecorder], torch.optim.Optimizer]]
     "adamw_torch_fused": _adamw_fused,
     "sgd": _sgd,
     "adafactor": _adafactor,
-    "adamw_bnb_8bit": _adamw_8bit,
-    "paged_adamw_8bit": _paged_adamw_8bit,
+    "adamw_bnb_8bit": partial(_AdamW, bits=8, is_paged=False),
+    "adamw_8bit": partial(_AdamW, bits=8, is_paged=False),
+    "paged_adamw_8bit": partial(_AdamW, bits=8, is_paged=True),
+    "paged_adamw_32bit": partial(_AdamW, bits=32, is_paged=True),
+    "lion_8bit": partial(_Lion, bits=8, is_paged=False),
+    "lion_32bit": partial(_Lion, bits=32, is_paged=False),
+    "paged_lion_8bit": partial(_Lion, bits=8, is_paged=True),
+    "paged_lion_32bit": partial(_Lion, bits=32, is_paged=True),
 }
 
 

@@ -107,7 +107,7 @@ def check_recordable(job: TrainingSetup) -> None:
     Raises:
         TraceError: it cannot.
     """
-    if job.gpus > 1 and job.stack.sharding == "fsdp2" and "8bit" in job.stack.optim:
+    if job.gpus > 1 and job.stack.sharding == "fsdp2" and job.stack.optim.endswith("bit"):
         # torch/distributed/tensor/_sharding_prop.py: the operator has no sharding strategy.
         raise TraceError(
             f"optim {job.stack.optim!r} and sharding 'fsdp2' cannot be replayed: bitsandbytes' optimizers do not run "
