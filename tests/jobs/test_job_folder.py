@@ -86,3 +86,14 @@ def test_a_folder_without_a_job_is_refused(tmp_path: Path) -> None:
     result = run("check", "--job", tmp_path, H100)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "no file in it starts or describes a training" in result.stderr
+
+
+def test_a_trainjob_comes_with_its_runtime(tmp_path: Path) -> None:
+    job = "apiVersion: trainer.kubeflow.org/v1alpha1\nkind: TrainJob\nspec: {runtimeRef: {name: mine}, trainer: {}}\n"
+    (tmp_path / "job.yaml").write_text(job)
+    for name in ("mine", "other"):
+        (tmp_path / f"{name}.yaml").write_text(
+            "apiVersion: trainer.kubeflow.org/v1alpha1\nkind: TrainingRuntime\n"
+            f"metadata: {{name: {name}}}\nspec: {{}}\n"
+        )
+    assert files_in(str(tmp_path)).paths == (str(tmp_path / "job.yaml"), str(tmp_path / "mine.yaml"))

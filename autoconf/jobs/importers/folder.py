@@ -18,6 +18,7 @@ from autoconf.jobs.importers.launchers import Launch, launch_in_script
 from autoconf.jobs.importers.notebooks import code_of
 from autoconf.jobs.importers.pods import KINDS, at, kind_of
 from autoconf.jobs.importers.python_code import read_code
+from autoconf.jobs.importers.skypilot import is_task
 from autoconf.jobs.importers.words import cleaned
 
 _SCRIPTS = (".sh", ".bash", ".sbatch", ".slurm", ".job", ".lsf", ".pbs")
@@ -137,8 +138,11 @@ def _classify_documents(path: str, documents: list[Document], kinds: _Kinds) -> 
     if any(kind_of(document.value) in KINDS for document in documents):
         kinds.launchers.append((path, None))
     elif is_runtime(documents):
-        kinds.runtimes += [(path, str(at(document.value, ("metadata", "name")))) for document in documents]
+        kinds.runtimes.extend((path, str(at(document.value, ("metadata", "name")))) for document in documents)
     elif len(documents) == 1 and isinstance(documents[0].value, dict) and "kind" not in documents[0].value:
+        if is_task(documents[0].value):
+            kinds.launchers.append((path, None))
+            return
         dialect = dialect_of(documents[0].value, path)
         (kinds.launches if dialect == "accelerate" else kinds.trainers).append(path)
 

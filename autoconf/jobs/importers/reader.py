@@ -14,12 +14,13 @@ from autoconf.jobs.importers.gpus_of_job import Object, counted
 from autoconf.jobs.importers.key_table import Place, Setting
 from autoconf.jobs.importers.key_table import settings as settings_of
 from autoconf.jobs.importers.kubernetes import is_manifest, is_runtime, missing_options, read_manifest
-from autoconf.jobs.importers.launchers import NO_FILE, launch_in_script
+from autoconf.jobs.importers.launchers import NO_FILE, Launch, launch_in_script
 from autoconf.jobs.importers.named_files import Sources, places_in, with_named_files
 from autoconf.jobs.importers.notebooks import code_of
 from autoconf.jobs.importers.other_files import PYTHON, check_objective, nearest, text_kind
 from autoconf.jobs.importers.python_code import read_code
 from autoconf.jobs.importers.schedulers import Request, environment, requested
+from autoconf.jobs.importers.skypilot import is_task, read_task
 from autoconf.jobs.importers.targets import with_union_of_targets
 from autoconf.jobs.importers.torchtune import recipe_settings
 from autoconf.jobs.importers.translate import JobFile, job_of
@@ -113,6 +114,11 @@ def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
     if len(documents) == 1 and isinstance(documents[0].value, dict):
         if {"cells", "nbformat"} <= set(documents[0].value):
             return _code(code_of(documents[0].value), path, of_notebook=True)
+        if is_task(documents[0].value):
+            task = read_task(documents[0], path)
+            if task.launch is None:
+                raise BadInput(f"{path}: a task of SkyPilot without a command that starts a training; {NO_FILE}")
+            return _of_launch(task.launch, task.requests)
         return _mapping(documents[0], path)
     kind = text_kind(text, path)
     if kind == PYTHON:
@@ -125,12 +131,12 @@ def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
     launch = launch_in_script(cleaned(text), partial(Place, path, None), environment(requests), 1)
     if launch is None:
         raise BadInput(f"{path}: {problem}; {NO_FILE}")
+    return _of_launch(launch, requests)
+
+
+def _of_launch(launch: Launch, requests: tuple[Request, ...]) -> _Content:
     return _Content(
-        launch.settings,
-        (Command(launch.framework, launch.script),),
-        launch.files,
-        launch.assumed,
-        requests,
+        launch.settings, (Command(launch.framework, launch.script),), launch.files, launch.assumed, requests
     )
 
 
