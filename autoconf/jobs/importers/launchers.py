@@ -294,7 +294,7 @@ def _script_launch(launcher: str, rest: Sequence[str], place: PlaceOf) -> Launch
             return None
         unknown = next((f": {described(word)} is not certain" for word in rest if is_unknown(word)), "")
         raise BadInput(f"{place(launcher)}: the launched script is not certain{unknown}; {NO_FILE}")
-    if is_unknown(script):
+    if is_unknown(script) and not script.endswith(".py"):
         raise BadInput(f"{place(launcher)}: the launched script is not certain: {described(script)}; {NO_FILE}")
     name = script.removesuffix(".py").replace(".", "/")
     known = job_keys().frameworks.items()
