@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from autoconf.cli.ask import CommandQuery, OutputOptions
+from autoconf.cli.ask import CommandQuery, OutputOptions, answered_one, says_no
 from autoconf.cli.command_job import answer, job_of
 from autoconf.cli.job_options import query_options
-from autoconf.cli.options import exit_codes
+from autoconf.cli.options import exit_codes, note, picture_kind
+from autoconf.cli.output import output
+from autoconf.cli.plots import frontier
+from autoconf.cli.plots.memory_bars import settings_of
 from autoconf.cli.replay import ReplayOptions, replay_one
 from autoconf.errors import BadInput
 from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH, LARGEST_SAMPLE, PLAN, THROUGHPUT
@@ -199,6 +203,7 @@ def plan_command(
     The first one is the cheapest, the last one the fastest. Considered are all GPU types with a price and all numbers
     of GPUs up to --max-gpus. The run is as long as --dataset-tokens with --epochs, or --steps.
     A table of jobs has no gpu_model; each job is repeated for each layout.
+    With --output FILE.png (or .svg, .pdf) the plan of one job is drawn.
 
     $ ado-autoconf plan --model llama-7b --method lora --seq-len 2048 --batch 32 --dataset-tokens 1000000000
     """
@@ -207,4 +212,28 @@ def plan_command(
         for name, limit in (("--deadline-hours", deadline_hours), ("--budget", budget)):
             if limit is not None and not limit > 0:
                 raise BadInput(f"{name}: must be a number > 0, got {limit:g}")
-    answer(CommandQuery(PLAN, partial(plan, prices=known, deadline_hours=deadline_hours, budget=budget)), context)
+        if context.params["saved_job"] is not None:
+            raise BadInput("--save-job: a plan has no ado experiment; save the job with throughput or recommend")
+    command = CommandQuery(PLAN, partial(plan, prices=known, deadline_hours=deadline_hours, budget=budget))
+    if Path(context.params["output_file"] or "").suffix.lower() in (".png", ".svg", ".pdf"):
+        with exit_codes():
+            _draw_plan(command, context)
+        return
+    answer(command, context)
+
+
+def _draw_plan(command: CommandQuery, context: typer.Context) -> None:
+    """Write the picture of a plan, if it has a layout."""
+    to = OutputOptions.of(context)
+    if context.params["csv_file"] is not None or to.as_json or context.params["explained"]:
+        raise BadInput(f"{to.file}: a picture is drawn for one job only, without --json and --explain")
+    kind = picture_kind(str(to.file))
+    job, answers, _ = answered_one(command, job_of(command, context).fields)
+    no = says_no(answers, command.query)
+    if no:
+        note(f"{to.file}: not written: {answers['reason'].iloc[0]}")
+    else:
+        figure = frontier.picture(answers, [setting for setting in settings_of(job) if setting != "None"])
+        with output(to.file) as stream:
+            figure.savefig(stream, format=kind)
+    to.end(no)

@@ -85,5 +85,15 @@ def test_the_command_lists_the_plan(tmp_path):
     result = CliRunner().invoke(cli.app, ["plan", *options.split(), "--prices", str(prices)])
     assert result.exit_code == 0, result.stderr
     assert [row["hours"] for row in json.loads(result.stdout)] == pytest.approx(of()["hours"].tolist())
+    picture = tmp_path / "plan.png"
+    drawn = CliRunner().invoke(cli.app, ["plan", *options.split()[:-1], "--output", str(picture)])
+    assert drawn.exit_code == 0 and picture.read_bytes().startswith(b"\x89PNG")
+    late = CliRunner().invoke(
+        cli.app, ["plan", *options.split()[:-1], "--deadline-hours", "0.001", "--output", str(tmp_path / "no.svg")]
+    )
+    assert late.exit_code == 0 and "not written: no layout that fits" in late.stderr
+    assert not (tmp_path / "no.svg").exists()
+    saved = CliRunner().invoke(cli.app, ["plan", *options.split(), "--save-job", str(tmp_path / "job.yaml")])
+    assert saved.exit_code == 2 and "a plan has no ado experiment" in saved.stderr
     bad = CliRunner().invoke(cli.app, ["plan", *options.split(), "--budget", "0"])
     assert bad.exit_code == 2 and "--budget: must be a number > 0" in bad.stderr
