@@ -97,3 +97,10 @@ def test_a_trainjob_comes_with_its_runtime(tmp_path: Path) -> None:
             f"metadata: {{name: {name}}}\nspec: {{}}\n"
         )
     assert files_in(str(tmp_path)).paths == (str(tmp_path / "job.yaml"), str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize("command", [("job", "-"), ("check", "--job", "-"), ("recommend", "--job", "-", "--patch")])
+def test_standard_input_is_refused_in_one_sentence(command: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(app, list(command), input=SFT)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "--job: must be a file or a folder, because standard input can be read only once\n"
