@@ -38,7 +38,7 @@ class Server(NamedTuple):
     process: subprocess.Popen[str]
     url: str
 
-    def connect(self, timeout: float = 60) -> http.client.HTTPConnection:
+    def connect(self, timeout: float = 300) -> http.client.HTTPConnection:
         return http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=timeout)
 
     def get(self, path: str) -> Answer:
