@@ -65,7 +65,8 @@ def throughput(
 
     The time follows from the arithmetic, memory traffic, messages and kernels of the job and from published figures of
     the GPU; AutoGluon corrects it by what 572 public runs measured. The bounds are the 10th and the 90th percentile of
-    runs that were held out. A note says where no such runs were measured.
+    runs that were held out. Notes say where no such runs were measured,
+    and which figures of a GPU are not verified.
 
     Args:
         workloads: a ``Workload``, or a DataFrame with its fields and ``number_gpus`` as columns; ``dataset_tokens``,
@@ -141,7 +142,7 @@ def throughputs(price: Mapping[str, float], predictor: Predictor, columns: JobCo
                 cost=None if hours is None or each is None else hours * each * job.layout.gpus,
                 reason="" if does_fit else f"it does not fit: {next(why_not)}",
                 outcome="ok" if does_fit else "fits_nowhere",
-                notes=(speed.note,) if speed.note else (),
+                notes=speed.notes,
             )
         )
     return placed.answers(found, Throughput)

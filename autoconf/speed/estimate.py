@@ -38,7 +38,7 @@ class Speed(NamedTuple):
         step_seconds: of an optimizer step.
         model_flops_utilization: model FLOPs of the GPUs' published peak, from 0 to 1.
         limit: what takes the longest.
-        note: what was not measured; empty text if such jobs were.
+        notes: what was not measured, and which figures of the GPU are not verified.
     """
 
     tokens_per_second: float
@@ -47,7 +47,7 @@ class Speed(NamedTuple):
     step_seconds: float
     model_flops_utilization: float
     limit: str
-    note: str
+    notes: tuple[str, ...]
 
 
 def speeds(predictor: SpeedPredictor, jobs: Sequence[SpeedJob]) -> list[Speed]:
@@ -72,7 +72,7 @@ def speeds(predictor: SpeedPredictor, jobs: Sequence[SpeedJob]) -> list[Speed]:
 
 
 def _speed(predictor: SpeedPredictor, job: SpeedJob, work: Work, spent: Times, factor: float) -> Speed:
-    measured, layout = predictor.card.measured, job.layout
+    measured, layout, gpu = predictor.card.measured, job.layout, gpu_speeds()[job.gpu_model]
     seconds = spent.total / factor  # of a micro-batch
     rate = layout.gpus * work.tokens / seconds
     missing = measured.missing(job.method, job.gpu_model, job.stack, layout)
@@ -83,7 +83,7 @@ def _speed(predictor: SpeedPredictor, job: SpeedJob, work: Work, spent: Times, f
         low=rate * bounds.low,
         high=rate * bounds.high,
         step_seconds=seconds * layout.steps,
-        model_flops_utilization=work.model_flops / seconds / gpu_speeds()[job.gpu_model].flops(work.dtype),
+        model_flops_utilization=work.model_flops / seconds / gpu.flops(work.dtype),
         limit=spent.limit,
-        note=note(missing, job.model, how_near),
+        notes=tuple(filter(None, (note(missing, job.model, how_near), gpu.warning(job.gpu_model)))),
     )

@@ -26,10 +26,19 @@ class GpuSpeed(BaseModel):
     pair: float | None = None
     pcie: float = Field(gt=0)
     source: str
+    unverified: str = ""  # figures for which no source was found, or on which sources disagree
 
     def flops(self, dtype: str) -> float:
         """Peak of a dtype in FLOP/s."""
         return 1e12 * (self.float32 if dtype == "float32" else self.bfloat16)
+
+    def warning(self, name: str) -> str:
+        """A sentence about figures that are not verified; empty text if all are.
+
+        >>> gpu_speeds()["NVIDIA-A30"].warning("NVIDIA-A30")
+        'the speed of NVIDIA-A30 is not verified: the bandwidth of the NVLink bridge'
+        """
+        return f"the speed of {name} is not verified: {self.unverified}" if self.unverified else ""
 
     def link_bytes(self, gpus: int) -> float:
         """Bandwidth between GPUs of one node in bytes per second."""

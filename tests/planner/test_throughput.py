@@ -96,6 +96,12 @@ def test_the_nodes_follow_from_the_gpus_of_a_worker():
     assert any("2 nodes" in note for note in on_two.notes)
 
 
+def test_figures_of_a_gpu_that_are_not_verified_are_named():
+    said = "the speed of NVIDIA-A30 is not verified: the bandwidth of the NVLink bridge"
+    assert said in of(model_name="granite-3.1-2b", method="lora", gpu_model="NVIDIA-A30").notes
+    assert not any("not verified" in note for note in of().notes)
+
+
 def test_missing_fields_are_named():
     with pytest.raises(ValueError, match="number_gpus"):
         throughput(Workload(**JOB), None)

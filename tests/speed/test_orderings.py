@@ -118,10 +118,10 @@ def test_bounds_enclose_the_estimate_and_are_wide_where_nothing_was_measured():
         assert 0 < one.model_flops_utilization < 1
     width = [one.high / one.low for one in (near, model, far)]
     assert width == sorted(width) and width[0] < width[2]
-    assert near.note == ""
-    assert far.note.startswith("not measured: NVIDIA-H200,")
-    assert stack.note.startswith("not measured: sharding ddp,")
-    assert model.note.startswith("not measured: llama-7b,")
+    assert near.notes == ()
+    assert far.notes[0].startswith("not measured: NVIDIA-H200,")
+    assert stack.notes[0].startswith("not measured: sharding ddp,")
+    assert model.notes[0].startswith("not measured: llama-7b,")
 
 
 def test_small_models_and_experts_are_limited_by_launches():

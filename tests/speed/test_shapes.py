@@ -1,11 +1,13 @@
 """Shapes of models: their weights add up to the published parameters."""
 
+import re
+
 import pytest
 
 from autoconf.jobs.model_config import known_settings
 from autoconf.pipeline.catalog import architectures
 from autoconf.predictor import registry
-from autoconf.speed.gpu_speed import gpu_speeds
+from autoconf.speed.gpu_speed import TABLE, gpu_speeds
 from autoconf.speed.shapes import known_shapes
 
 
@@ -36,6 +38,9 @@ def test_every_model_and_gpu_type_of_every_version_is_known():
 
 
 def test_figures_of_gpus_have_sources_and_plausible_relations():
+    tables = set(re.findall(r"^# ([\w-]+) +(?:https://|data\.pkl)", TABLE.read_text(encoding="utf-8"), re.MULTILINE))
+    assert len(tables) == 8
     for speed in gpu_speeds().values():
-        assert speed.source and speed.bfloat16 >= speed.float32
+        assert "https://" in speed.source or tables & set(re.findall(r"[\w-]+", speed.source))
+        assert speed.bfloat16 >= speed.float32
         assert speed.pair is None or speed.pair > speed.link
