@@ -18,7 +18,7 @@ from autoconf.pipeline.replay import compiled
 from autoconf.pipeline.replay.event_arrays import EventArrays, as_arrays
 from autoconf.pipeline.replay.extend import extend
 from autoconf.pipeline.replay.record import Batches, record
-from autoconf.pipeline.replay.recording import canonical, recording
+from autoconf.pipeline.replay.recording import canonical, recorded_at, recording
 from autoconf.pipeline.tracing.model_setup import Method, TrainingSetup
 from autoconf.pipeline.tracing.recorder import TraceError
 
@@ -43,6 +43,7 @@ def blocks_in_order(events: EventArrays) -> list[int]:
         ("full", 1, {}),
         ("lora", 1, {"adapter_dtype": "float32", "gradient_checkpointing": "reentrant"}),
         ("full", 2, {"sharding": "fsdp2"}),
+        ("full", 2, {"sharding": "ddp"}),  # whose buckets do not end with a layer
     ],
 )
 def test_it_is_the_program_of_the_full_model_at_another_size(
@@ -97,3 +98,13 @@ def test_a_program_of_unequal_layers_is_not_extended() -> None:
     events[grown] = Event(*events[grown][:2], 3 * events[grown].nbytes, *events[grown][3:])
     with pytest.raises(TraceError, match="do not allocate in the same way"):
         extend(Program(events, program.places), 6, 8)
+
+
+def test_a_loss_over_chunks_is_recorded_for_one_size() -> None:
+    job = setup("lora", 1, 8, loss="chunked_nll")
+    with pytest.raises(TraceError, match="depends on the size"):
+        recording(job)
+    direct = as_arrays(canonical(record(job, Batches(2, 1000))).events)
+    found = recorded_at(job, 2000)
+    assert np.array_equal(found.actions, direct.actions) and blocks_in_order(found) == blocks_in_order(direct)
+    assert np.array_equal(found.nbytes.clip(MIN_BLOCK), direct.nbytes.clip(MIN_BLOCK))

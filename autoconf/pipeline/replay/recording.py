@@ -3,7 +3,8 @@
 Every allocation is affine in tokens, and under FSDP2 in 1 / GPUs. So a job is recorded for two numbers of tokens, and
 under FSDP2 for two numbers of GPUs; order, blocks and streams must be equal, only sizes differ. The recorded model has
 a few layers, of which a middle one is repeated (``extend``). Under FSDP1 the number of GPUs decides which parameters
-the first GPU has a part of, so that each number has a recording of its own.
+the first GPU has a part of, so that each number has a recording of its own. DDP's buckets hold the gradients of several
+layers or of parts of them, and do not repeat: its jobs are recorded at full depth.
 """
 
 from __future__ import annotations
@@ -64,8 +65,7 @@ def recording(job: TrainingSetup) -> Recording:
         TraceError: the job cannot be recorded, or the order of its allocations depends on its size, as with a loss over
             chunks of tokens.
     """
-    depth, short = job.architecture.layers, _short(job)
-    layers = short if len(set(job.architecture.kinds)) == 1 and depth > short else None
+    layers = _layers(job)
     divides = job.gpus > 1 and job.stack.sharding == "fsdp2"
     job = replace(job, gpus=_GPUS[0]) if divides else job
     program = _recorded(job, _TOKENS[0], layers)
@@ -77,12 +77,42 @@ def recording(job: TrainingSetup) -> Recording:
         more_gpus = _alike(one, _recorded(replace(job, gpus=_GPUS[1]), _TOKENS[0], layers))
         shared = (one.nbytes - more_gpus.nbytes) / (1 / _GPUS[0] - 1 / _GPUS[1])
     constant = one.nbytes - per_token * _TOKENS[0] - shared / job.gpus
-    sizes = np.stack([constant, per_token, shared], axis=1)
+    return _at_full_depth(job, program, layers, np.stack([constant, per_token, shared], axis=1))
+
+
+def recorded_at(job: TrainingSetup, tokens: int) -> EventArrays:
+    """Record a job of any loss for one size only.
+
+    Args:
+        job: the training setup.
+        tokens: tokens of a micro-batch of two samples on each GPU, >= 2 and even.
+
+    Raises:
+        TraceError: the job cannot be recorded.
+    """
+    program = _recorded(job, tokens, _layers(job))
+    constant = as_arrays(program.events).nbytes.astype(np.float64)
+    sizes = np.stack([constant, np.zeros_like(constant), np.zeros_like(constant)], axis=1)
+    return _at_full_depth(job, program, _layers(job), sizes).events(tokens)
+
+
+def _layers(job: TrainingSetup) -> int | None:
+    """The layers of the short model, or ``None`` if the job has to be recorded at full depth."""
+    fsdp1, ddp = (job.gpus > 1 and job.stack.sharding == sharding for sharding in ("fsdp1", "ddp"))
+    short = _SHORT_FSDP1 if fsdp1 else _SHORT
+    repeats = len(set(job.architecture.kinds)) == 1 and not ddp
+    return short if repeats and job.architecture.layers > short else None
+
+
+def _at_full_depth(job: TrainingSetup, program: Program, layers: int | None, sizes: Floats) -> Recording:
+    """Repeat a middle layer of a program; ``sizes`` as in ``Recording``."""
+    events = as_arrays(program.events)
     if layers is None:
-        return Recording(one.actions, one.blocks, one.streams, sizes)
-    sizes += _warmup(program, depth - short)
-    source, blocks = extend(program, short, depth)
-    return Recording(one.actions[source], blocks, one.streams[source], sizes[source])
+        return Recording(events.actions, events.blocks, events.streams, sizes)
+    depth = job.architecture.layers
+    sizes = sizes + _warmup(program, depth - layers)
+    source, blocks = extend(program, layers, depth)
+    return Recording(events.actions[source], blocks, events.streams[source], sizes[source])
 
 
 def _warmup(program: Program, further: int) -> Floats:
@@ -111,10 +141,6 @@ def _middle_layer_bytes(program: Program) -> int:
             found = quantized if place.op.startswith("bitsandbytes.quantize_4bit") else copied
             found[place.module] = max(found.get(place.module, 0), event.nbytes)
     return sum({**copied, **quantized}.values())
-
-
-def _short(job: TrainingSetup) -> int:
-    return _SHORT_FSDP1 if job.gpus > 1 and job.stack.sharding == "fsdp1" else _SHORT
 
 
 def _recorded(job: TrainingSetup, tokens: int, layers: int | None) -> Program:
