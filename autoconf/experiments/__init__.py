@@ -138,9 +138,10 @@ def gpu_model_recommender(job: Job, models: ModelsFolder = None) -> GpuModel:
 @experiment(
     ESTIMATE,
     "Estimates whether a tuning job fits on a number of GPUs, with which probability, and the memory of each GPU by "
-    "part. Outputs: fits (1 or 0), probability (of fitting), and in GiB peak_memory_gib, needed_memory_gib, which is "
-    "the sum of the parts (weights, gradients, optimizer, gathered, activations, reserve), usable_memory_gib of the "
-    "GPU, and headroom_gib between the two; or the reason why AutoConf cannot estimate.",
+    "part. Outputs: fits (1 or 0), probability (of fitting), and in GiB peak_memory_gib (allocated), "
+    "peak_reserved_gib, needed_memory_gib, which is the sum of the parts (weights, gradients, optimizer, gathered, "
+    "activations, fragmentation, reserve), usable_memory_gib of the GPU, and headroom_gib between the two; or the "
+    "reason why AutoConf cannot estimate. Versions up to 2.0.0 have neither peak_reserved_gib nor fragmentation_gib.",
 )
 def memory_estimator(job: Job, number_gpus: int, models: ModelsFolder = None) -> Estimate:
     """Estimate the memory of a tuning job on each of a number of GPUs, and whether it fits.

@@ -209,9 +209,9 @@ GPU_MODEL = Query(
 )
 ESTIMATE = Query(
     (
-        "fits", "probability", "peak_memory_gib", "needed_memory_gib", "usable_memory_gib", "headroom_gib",
-        "weights_gib", "gradients_gib", "optimizer_gib", "gathered_gib", "activations_gib", "reserve_gib", "reason",
-        "outcome",
+        "fits", "probability", "peak_memory_gib", "peak_reserved_gib", "needed_memory_gib", "usable_memory_gib",
+        "headroom_gib", "weights_gib", "gradients_gib", "optimizer_gib", "gathered_gib", "activations_gib",
+        "fragmentation_gib", "reserve_gib", "reason", "outcome",
     ),
     arguments=(NUMBER_GPUS,),
 )  # fmt: skip

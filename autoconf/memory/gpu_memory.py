@@ -8,11 +8,14 @@ All arithmetic is in bytes and element-wise over numpy arrays; one candidate is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
 from autoconf.memory.envelope import undominated
+from autoconf.memory.fragmentation import Curve
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.units import GIB, Floats, Integers
 
@@ -105,6 +108,17 @@ class GpuMemory:
         kept = undominated(total, decimals=0)
         self._parts = parts[:, kept]  # shape (parts, moments, variables)
         self._total = total[kept]  # shape (moments, variables)
+        self.fragmentation: Curve | None = None
+
+    def fragmented(self, curve: Curve | None) -> Self:
+        """The same memory, whose margin depends on fragmentation instead of activations.
+
+        Args:
+            curve: fragmentation by activations; ``None`` changes nothing.
+        """
+        found = copy(self)
+        found.fragmentation = curve
+        return found
 
     def peak_bytes(self, gpus: Integers, tokens: Floats | Integers) -> Floats:
         """Peak bytes without the safety margin, shape (candidates,).
@@ -134,8 +148,8 @@ class GpuMemory:
         Returns:
             Tokens, 0 if none fit, or infinity if no number of tokens reaches the limit.
         """
-        activations = np.array(reserve.activations_gib)
-        margin = reserve.gib(activations[:, None], gpus[:1])[:, 0]
+        activations = np.array(self._kinks(reserve))
+        margin = self._margin_gib(activations[:, None], gpus[:1], reserve)[:, 0]
         needed = GIB * ((1 + reserve.peak_share) * activations + margin)  # at each of these activations
         constant = self._total @ self._variables(gpus, np.zeros(len(gpus)))
         room = bytes_ - (1 + reserve.peak_share) * constant  # of each moment, for activations and their margin
@@ -145,32 +159,51 @@ class GpuMemory:
         return np.asarray(np.nanmin(np.where(np.isnan(tokens), np.inf, tokens), axis=0))
 
     def deciding_bytes(self, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
-        """Bytes at the moment that decides ``needed_bytes``, and the part that grows with tokens.
+        """Bytes at the moment that decides ``needed_bytes``, and what the margin depends on.
 
-        Both are without the margin; shape (candidates, 2).
+        This is fragmentation, or in versions without it the part that grows with tokens. Both are without the margin;
+        shape (candidates, 2).
         """
         at = self._needs(gpus, tokens, reserve).argmax(axis=0)
         bytes_ = (self._total[at] * self._variables(gpus, tokens).T).sum(axis=1)
-        return np.stack([bytes_, self._total[at, 1] * tokens], axis=1)
+        return np.stack([bytes_, GIB * self._decides_margin(self._total[at, 1] * tokens / GIB)], axis=1)
 
     def parts(self, gpus: int, tokens: float, reserve: Reserve) -> dict[str, float]:
-        """Bytes of each part, and of the margin (``reserve``), at the deciding moment.
+        """Bytes of each part, and of the margin, at the deciding moment; their sum is ``needed_bytes``.
 
-        Their sum is ``needed_bytes``.
+        The margin is ``fragmentation``, 0 in versions without it, and ``reserve``.
         """
         one, those = np.array([gpus]), np.array([tokens], float)
         at = int(self._needs(one, those, reserve).argmax())
         variables = self._variables(one, those)[:, 0]
         found = {name: float(part[at] @ variables) for name, part in zip(self.PARTS, self._parts, strict=True)}
         activations = np.array([self._total[at, 1] * tokens / GIB])
+        margin = float(self._margin_gib(activations, one, reserve)[0]) * GIB
+        without = margin if self.fragmentation is None else float(reserve.gib(np.zeros(1), one)[0]) * GIB
         on_top = reserve.peak_share * float(self._total[at] @ variables)
-        return {**found, "reserve": float(reserve.gib(activations, one)[0]) * GIB + on_top}
+        return {**found, "fragmentation": margin - without, "reserve": without + on_top}
 
     def _needs(self, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
         """Bytes of each moment with its margin, shape (moments, candidates)."""
         activations = np.outer(self._total[:, 1], tokens) / GIB
         peaks = self._total @ self._variables(gpus, tokens)
-        return np.asarray((1 + reserve.peak_share) * peaks + GIB * reserve.gib(activations, gpus))
+        return np.asarray((1 + reserve.peak_share) * peaks + GIB * self._margin_gib(activations, gpus, reserve))
+
+    def _margin_gib(self, activations_gib: Floats, gpus: Integers, reserve: Reserve) -> Floats:
+        return reserve.gib(self._decides_margin(activations_gib), gpus)
+
+    def _decides_margin(self, activations_gib: Floats) -> Floats:
+        """What the margin depends on, in GiB: fragmentation, or in versions without it the activations."""
+        return activations_gib if self.fragmentation is None else self.fragmentation.at(activations_gib)
+
+    def _kinks(self, reserve: Reserve) -> Sequence[float]:
+        """Activations between which the margin is linear, ascending."""
+        if self.fragmentation is None:
+            return reserve.activations_gib
+        by, gib = (np.array(column) for column in self.fragmentation)
+        rises = np.append(True, np.diff(gib) > 0)
+        within = [x for x in reserve.activations_gib if gib[0] < x < gib[-1]]
+        return np.union1d(by, np.interp(within, gib[rises], by[rises])).tolist()
 
     def _variables(self, gpus: Integers, tokens: Floats | Integers) -> Floats:
         """The factors of the terms of a moment, shape (3 + curves, candidates)."""

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 
 from autoconf.jobs.stack import Stack, Upcast
+from autoconf.memory.fragmentation import Curve, Fragmentation, job_kind
 from autoconf.memory.gpu_memory import GpuMemory, Resident
 from autoconf.memory.optimizers import Shape, optimizer_bytes
 from autoconf.memory.profile import UPCAST_NORMS, HeadWay, LayerWay, Point, Trainable, Units
@@ -38,10 +39,11 @@ class StackMemory:
     Args:
         table: the profiles of the models.
         rules: the rules by which memory is composed, up to ``RULES``.
+        fragmentation: what a version has learned about it, if anything.
     """
 
-    def __init__(self, table: ModelsTable, rules: int = RULES) -> None:
-        self.table, self.rules = table, rules
+    def __init__(self, table: ModelsTable, rules: int = RULES, fragmentation: Fragmentation | None = None) -> None:
+        self.table, self.rules, self.fragmentation = table, rules, fragmentation
         self._rows: dict[tuple[str, str, Stack], int] = {}
         self._jobs: dict[int, tuple[GpuJob, GpuJob]] = {}  # on one GPU, and on each of several
         self._numbers = itertools.count()
@@ -59,11 +61,19 @@ class StackMemory:
         """
         key = (model, method, stack)
         if key not in self._rows:
-            one, several = (gpu_job(self.table, *key, several=on, rules=self.rules) for on in (False, True))
+            one, several = (self.gpu_job(*key, several=on) for on in (False, True))
             row = next(self._numbers)
             self._jobs[row] = one, several
             self._rows.setdefault(key, row)
         return self._rows[key]
+
+    def gpu_job(self, model: str, method: str, stack: Stack, *, several: bool) -> GpuJob:
+        """What the memory of a GPU of a job is composed of; arguments and errors as in ``gpu_job``."""
+        job = gpu_job(self.table, model, method, stack, several=several, rules=self.rules)
+        if self.fragmentation is None:
+            return job
+        curve = self.fragmentation.curve(job_kind(method, stack, several=several))
+        return job.fragmented(curve)
 
     def _on(self, row: int, gpus: int) -> GpuMemory:
         return self._jobs[row][gpus > 1].memory
@@ -115,7 +125,7 @@ class StackMemory:
         return self._each(rows, gpus, lambda memory, which: memory.most_tokens(gpus[which], gib[which] * GIB, reserve))
 
     def deciding_gib(self, rows: Integers, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
-        """GiB at the moment that decides ``needed_gib``, and the part that grows with tokens, shape (candidates, 2)."""
+        """GiB at the moment that decides ``needed_gib``, and what the margin depends on, shape (candidates, 2)."""
         deciding = self._each(
             rows, gpus, lambda memory, which: memory.deciding_bytes(gpus[which], tokens[which], reserve), 2
         )
@@ -146,6 +156,10 @@ class GpuJob:
     def __init__(self, resident: Resident, unsharded_gradients: float, compose: Callable[[], GpuMemory]) -> None:
         self.resident, self.unsharded_gradients, self._compose = resident, unsharded_gradients, compose
         self._memory: GpuMemory | None = None
+
+    def fragmented(self, curve: Curve) -> GpuJob:
+        """The same job, whose margin depends on fragmentation."""
+        return GpuJob(self.resident, self.unsharded_gradients, lambda: self.memory.fragmented(curve))
 
     @property
     def memory(self) -> GpuMemory:

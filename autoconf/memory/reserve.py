@@ -14,10 +14,12 @@ class Reserve:
     """GiB of a GPU that must stay free, as a function of the activations and of whether the job has several GPUs.
 
     The margin is learned from real runs when a version is made. It grows with the activations, faster on several GPUs
-    than on one. For a cluster whose measured peaks exceed the traced ones, a share of the peak is added.
+    than on one; in versions that have learned fragmentation, it grows with that instead. For a cluster whose measured
+    peaks exceed the traced ones, a share of the peak is added.
 
     Attributes:
-        activations_gib: grid of activations in GiB, ascending from 0 to more than any GPU can hold.
+        activations_gib: grid of activations, or of fragmentation, in GiB, ascending from 0 to more than any GPU can
+            hold.
         one_gpu_gib: margin on one GPU at each grid point, in GiB; linear in between.
         several_gpus_gib: margin on each of several GPUs, in GiB.
         peak_share: share of the bytes of every moment, >= 0.
@@ -36,7 +38,7 @@ class Reserve:
         """The margin of each candidate in GiB, without ``peak_share``.
 
         Args:
-            activations_gib: shape (candidates,) or (moments, candidates).
+            activations_gib: activations, or fragmentation; shape (candidates,) or (moments, candidates).
             gpus: shape (candidates,).
         """
         several = np.asarray(gpus) > 1

@@ -92,16 +92,19 @@ def _of_candidates(predictor: Predictor, candidates: Candidates) -> list[Estimat
     probability = np.where(possible, predictor.probabilities(features), 0.0).tolist()
     peak = (memory.peak_bytes(*place) / GIB).tolist()
     why_not = iter(causes(candidates.subset(~np.array(fits, bool))))
-    threshold = predictor.card.threshold
+    outside = (candidates.usable_gib - predictor.for_pytorch_gib(candidates.usable_gib, candidates.gpus)).tolist()
+    threshold, learned = predictor.card.threshold, predictor.card.fragmentation is not None
     found = []
     for index, (row, gpus, tokens) in enumerate(zip(*place, strict=True)):
         parts = memory.parts_gib(int(row), int(gpus), float(tokens), reserve)
+        parts["reserve"] += outside[index]
         needed, usable = sum(parts.values()), float(candidates.usable_gib[index])
         found.append(
             Estimate(
                 fits=int(fits[index]),
                 probability=probability[index],
                 peak_memory_gib=peak[index],
+                peak_reserved_gib=max(peak[index], needed - parts["reserve"]) if learned else None,
                 needed_memory_gib=needed,
                 usable_memory_gib=usable,
                 headroom_gib=usable - needed,
@@ -110,6 +113,7 @@ def _of_candidates(predictor: Predictor, candidates: Candidates) -> list[Estimat
                 optimizer_gib=parts["optimizer"],
                 gathered_gib=parts["gathered"],
                 activations_gib=parts["activations"],
+                fragmentation_gib=parts["fragmentation"] if learned else None,
                 reserve_gib=parts["reserve"],
                 reason="" if fits[index] else f"{probability_text(probability[index], threshold)}: {next(why_not)}",
                 outcome="ok" if fits[index] else "fits_nowhere",

@@ -66,7 +66,7 @@ def _estimated(
     found = np.zeros((len(rows), 2))
     steps = zip(predictor.step(True), predictor.step(False), strict=True)
     for column, headroom in enumerate(reversed([np.where(gpus > 1, *both) for both in steps])):
-        gib = (usable_gib - headroom)[possible]
+        gib = (predictor.for_pytorch_gib(usable_gib, gpus) - headroom)[possible]
         found[possible, column] = memory.most_tokens(rows[possible], gpus[possible], gib, reserve)
     found[:, 1] = np.maximum(found[:, 0], found[:, 1]) + 1
     return np.clip(found, 1, at_most[:, None]).astype(np.int64)

@@ -14,13 +14,15 @@ COLORS = {
     "optimizer": "#009E73",
     "gathered": "#56B4E9",
     "activations": "#CC79A7",
+    "fragmentation": "#D55E00",
     "reserve": "#999999",
 }
 
 
 def parts(held: Estimate) -> dict[str, float]:
     """The parts of the memory that a GPU needs, in GiB."""
-    return {name: getattr(held, f"{name}_gib") for name in COLORS}
+    found = {name: getattr(held, f"{name}_gib") for name in COLORS}
+    return {name: gib for name, gib in found.items() if gib is not None}
 
 
 def drawn(explanation: Explanation) -> dict[int, Estimate]:

@@ -111,6 +111,8 @@ class Estimate:
     fits: int | None = None  # 1 or 0
     probability: float | None = None  # of fitting; 0 if a rule excludes it
     peak_memory_gib: float | None = None  # peak of allocated memory, as in torch.cuda.max_memory_allocated
+    # Most memory that PyTorch reserves for it on the smallest sufficient GPU; None up to version 2.0.0.
+    peak_reserved_gib: float | None = None
     needed_memory_gib: float | None = None
     usable_memory_gib: float | None = None  # of the GPU, as CUDA reports it
     headroom_gib: float | None = None  # usable less needed memory; negative if more is needed
@@ -119,7 +121,8 @@ class Estimate:
     optimizer_gib: float | None = None
     gathered_gib: float | None = None  # parameters that FSDP has gathered at that moment
     activations_gib: float | None = None
-    reserve_gib: float | None = None  # CUDA context, workspaces, NCCL, fragmentation
+    fragmentation_gib: float | None = None  # reserved by PyTorch but not allocated; None up to version 2.0.0
+    reserve_gib: float | None = None  # CUDA context, workspaces, NCCL and, up to version 2.0.0, fragmentation
     reason: str = ""
     outcome: Outcome = "ok"
     notes: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)

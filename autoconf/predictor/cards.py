@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from autoconf.errors import AutoConfError
+from autoconf.memory.fragmentation import Fragmentation, OutsidePyTorch
 from autoconf.memory.reserve import Reserve
 from autoconf.predictor.integrity import digest as digest
 from autoconf.predictor.integrity import read_file, read_files
@@ -87,6 +88,8 @@ class Card(_Typed):
     threshold: float  # a job counts as fitting if the predicted probability is at least this
     reserve: Reserve | None = None  # safety margin, learned from real runs; None: the predictor learned it
     least_headroom_gib: float | None = None  # nothing fits below it; None: the predictor alone decides, as before 2.1
+    fragmentation: Fragmentation | None = None  # learned from replays; absent up to 2.0.0, as is the next field
+    outside_pytorch: OutsidePyTorch | None = None
     rules: int = 0  # by which memory is composed (memory.model.RULES); absent from the cards of versions up to 2.0.0
     libraries: dict[str, str]
     files: dict[str, str]  # path in the version's folder -> SHA-256

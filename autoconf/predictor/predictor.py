@@ -13,14 +13,15 @@ from autoconf.jobs.stack import Stack
 from autoconf.memory import version_1
 from autoconf.memory.candidates import Candidates
 from autoconf.memory.model import StackMemory
-from autoconf.memory.units import Booleans, Floats, Unsupported
+from autoconf.memory.units import Booleans, Floats, Integers, Unsupported
 from autoconf.memory.version_1 import MemoryTable
 from autoconf.predictor.autogluon import installed_libraries
 from autoconf.predictor.cards import Card, Domain, Model
 from autoconf.predictor.locks import PREDICTING
 
 # The features of versions since 2.0.0, each with the direction in which it may move the probability of fitting.
-# ``headroom_gib`` is usable memory less the peak and its safety margin; ``sharded`` is 1 on several GPUs.
+# ``headroom_gib`` is usable memory less what is outside PyTorch, the peak and its safety margin; ``sharded`` is 1 on
+# several GPUs.
 MONOTONE = {"headroom_gib": 1, "sharded": -1}
 # A table of features this long is not predicted row by row, but compared with the step between "does not fit" and
 # "fits", which is searched for between these values of headroom, with this many of them in each round.
@@ -154,10 +155,16 @@ class Predictor:
         place = candidates.rows, candidates.gpus, candidates.tokens_per_gpu
         if isinstance(candidates.memory, StackMemory):
             assert self.card.reserve is not None
-            headroom = candidates.usable_gib - candidates.memory.needed_gib(*place, self.card.reserve)
+            needed = candidates.memory.needed_gib(*place, self.card.reserve)
+            headroom = self.for_pytorch_gib(candidates.usable_gib, candidates.gpus) - needed
         else:
             headroom = candidates.memory.free_gib(*place, candidates.usable_gib)
         return self._table(headroom, (candidates.gpus > 1).astype(float))
+
+    def for_pytorch_gib(self, usable_gib: Floats, gpus: Integers) -> Floats:
+        """Usable memory less what a process holds outside PyTorch's allocator, in GiB, shape (candidates,)."""
+        outside = self.card.outside_pytorch
+        return usable_gib if outside is None else outside.left_gib(usable_gib, gpus)
 
     def _table(self, headroom: Floats, sharded: Floats) -> pd.DataFrame:
         (name, _) = version_1.MONOTONE if self.card.reserve is None else MONOTONE

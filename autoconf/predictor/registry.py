@@ -157,7 +157,7 @@ def _memory(version: VersionFiles) -> MemoryTable | StackMemory:
     name = MOMENTS if card.reserve else FIGURES
     try:
         if card.reserve:
-            return StackMemory(ModelsTable(files[MOMENTS], files[MODEL_NAMES]), card.rules)
+            return StackMemory(ModelsTable(files[MOMENTS], files[MODEL_NAMES]), card.rules, card.fragmentation)
         return MemoryTable(read_figures(BytesIO(files[FIGURES])))
     except (OSError, ValueError, KeyError) as error:
         raise AutoConfError(f"version {card.version}: cannot read {name}: {error}") from error

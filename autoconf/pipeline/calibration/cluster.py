@@ -22,7 +22,8 @@ from autoconf.memory.model import StackMemory
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.units import GIB, Booleans, Floats, Integers
 from autoconf.pipeline.calibration.real_rows import read_rows
-from autoconf.pipeline.calibration.reserve import VIRTUAL_ROWS, Learned, learn, table_of
+from autoconf.pipeline.calibration.replayed_rows import learned_for
+from autoconf.pipeline.calibration.reserve import VIRTUAL_ROWS, Learned, table_of
 from autoconf.pipeline.calibration.user_runs import UserRuns, read_user_runs
 from autoconf.pipeline.validation.compare_measured import CUBLAS_GIB
 from autoconf.planner.rules import passing
@@ -143,11 +144,12 @@ class _Evidence:
         self.held, self.activations = predictor.memory.deciding_gib(*place, predictor.card.reserve).T
         self.several = candidates.gpus > 1
         in_use = runs["in_use_share"].to_numpy()
-        self.usable = candidates.usable_gib * np.where(np.isnan(in_use), 1.0, in_use)
+        usable = candidates.usable_gib * np.where(np.isnan(in_use), 1.0, in_use)
+        self.usable = predictor.for_pytorch_gib(usable, candidates.gpus)
         self.median_usable_gib = float(np.median(candidates.usable_gib))
         kinds = np.where(runs[LABEL] == 0, 0, np.where(np.isnan(in_use), 1, 2))
         self.folds = runs["job"].rank(method="dense").to_numpy(int) % _FOLDS
-        self.explanations = _thinned(learn(read_rows()))
+        self.explanations = _thinned(learned_for(predictor.card))
         self.hypotheses = self._hypotheses()
         self.counts = self._counts(kinds)
         peaks = predictor.memory.peak_bytes(*place) / GIB + CUBLAS_GIB

@@ -22,16 +22,17 @@ import pandas as pd
 import typer
 
 from autoconf.errors import AutoConfError, BadInput
+from autoconf.memory.fragmentation import Fragmentation, JobKind, OutsidePyTorch
 from autoconf.memory.units import GIB, Booleans, Floats
 from autoconf.pipeline.calibration.held_out import log_loss
 from autoconf.pipeline.calibration.real_rows import read_rows
-from autoconf.pipeline.calibration.reserve import THRESHOLD, free_gib, learn
-from autoconf.pipeline.replay import compiled
+from autoconf.pipeline.calibration.reserve import OF_FRAGMENTATION, THRESHOLD, Learned, free_gib, learn
 from autoconf.pipeline.replay.event_arrays import EventArrays
 from autoconf.pipeline.report import markdown
 from autoconf.pipeline.validation import environments
 from autoconf.pipeline.validation.benchmark_runs import Run, read_runs
 from autoconf.predictor.autogluon import LABEL
+from autoconf.predictor.cards import Card
 
 ROWS = Path(__file__).with_name("replayed_rows.csv")
 # A run with less free memory than any context of CUDA fails. One whose GPU has this share of its peak, and 2 GiB, on
@@ -106,6 +107,8 @@ def _replayed(job: _Job) -> Iterator[dict[str, Any]]:
 
 
 def _least_gib(path: Path) -> float:
+    from autoconf.pipeline.replay import compiled  # which needs numba
+
     with np.load(path) as arrays:
         return compiled.least_capacity(EventArrays(**arrays)) / GIB
 
@@ -126,6 +129,31 @@ def read() -> pd.DataFrame:
     decided = np.where(free <= _LEAST_FREE_GIB, free, free - _MOST_SHARE * rows["peak_gib"])
     replays = rows["usable_gib"] - rows["least_gib"]
     return rows.assign(spare=replays.where(undecided(rows), pd.Series(decided)))
+
+
+def for_learning(fragmentation: Fragmentation, outside: OutsidePyTorch) -> pd.DataFrame:
+    """The real rows as ``reserve.learn`` has to see them once fragmentation is known.
+
+    Fragmentation is in the column ``activations_gib``: that of the row's replay or, where the peak decides, the learned
+    one. ``usable_gib`` is what is left for PyTorch. On several GPUs these runs used FSDP1.
+    """
+    rows = read()
+    learned = np.empty(len(rows))
+    sharding = np.where(rows["number_gpus"] > 1, "fsdp1", "none")
+    for (method, shares), some in rows.groupby([rows["method"], sharding]):
+        curve = fragmentation.curve(JobKind(method, shares))
+        learned[some.index] = curve.at(some["activations_gib"].to_numpy(float))
+    exact = (rows["least_gib"] - rows["peak_gib"]).clip(lower=0)
+    left = outside.left_gib(rows["usable_gib"].to_numpy(), rows["number_gpus"].to_numpy())
+    known = exact.where(undecided(rows), pd.Series(learned))
+    return rows.assign(activations_gib=known, usable_gib=left).drop(columns=["how", "least_gib", "spare"])
+
+
+def learned_for(card: Card) -> Learned:
+    """What real rows say about the margin of a version, by its activations or by its fragmentation."""
+    if card.fragmentation is None or card.outside_pytorch is None:
+        return learn(read_rows())
+    return learn(for_learning(card.fragmentation, card.outside_pytorch), OF_FRAGMENTATION)
 
 
 # The rules: each names the memory of a run that counts as its peak, and whether a share of activations counts as well.

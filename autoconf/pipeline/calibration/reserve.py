@@ -1,9 +1,9 @@
 """Learn the safety margin and the probability of fitting from real runs.
 
-A run fits if the memory that its peak leaves free exceeds a base plus a share of its activations. Both are unknown, so
-the module computes a grid posterior over (base, activation share, slope) from finished and failed runs. ``learn``
-returns draws from it, and the probability that a job fits is its average over the draws. ``training_rows`` makes the
-training table of a predictor from them.
+A run fits if the memory that its peak leaves free exceeds a base plus a share of its activations, or of its
+fragmentation if replays give that (``Grid``). Both are unknown, so the module computes a grid posterior over (base,
+share, width) from finished and failed runs. ``learn`` returns draws from it, and the probability that a job fits is its
+average over the draws. ``training_rows`` makes the training table of a predictor from them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,25 @@ from autoconf.predictor.autogluon import LABEL
 # A false positive costs a failed job, a false negative only one more GPU, so the threshold is high.
 THRESHOLD = 0.9
 
-# A uniform prior over explanations: a base in GiB, the same for one GPU and for several; a share of activations,
-# separately for one GPU and for several; and the variation between jobs, as the width in GiB of a logistic curve,
-# uniform in its logarithm.
-_BASES = np.linspace(0, 6, 121)
-_SHARES = np.linspace(0, 0.4, 81)
-_WIDTHS = np.geomspace(0.05, 1, 10)
+
+@dataclass(frozen=True)
+class Grid:
+    """A uniform prior over explanations.
+
+    Attributes:
+        bases: GiB, the same for one GPU and for several.
+        shares: of activations, or of fragmentation, separately for one GPU and for several.
+        widths: the variation between jobs, as the width in GiB of a logistic curve, uniform in its logarithm.
+    """
+
+    bases: tuple[float, ...] = tuple(np.linspace(0, 6, 121).tolist())
+    shares: tuple[float, ...] = tuple(np.linspace(0, 0.4, 81).tolist())
+    widths: tuple[float, ...] = tuple(np.geomspace(0.05, 1, 10).tolist())
+
+
+OF_ACTIVATIONS = Grid()
+# What is outside PyTorch is known, and a replay gives fragmentation itself.
+OF_FRAGMENTATION = Grid(bases=tuple(np.linspace(0, 3, 61).tolist()), shares=tuple(np.linspace(0, 1.2, 81).tolist()))
 _DRAWS = 500
 
 VIRTUAL_ROWS = 120_000  # LightGBM's threshold then differs from the margin by less than 0.05 GiB
@@ -76,11 +89,13 @@ class Learned:
         return tuple(enough.round(2).clip(min=0).tolist())
 
 
-def learn(rows: pd.DataFrame) -> Learned:
+def learn(rows: pd.DataFrame, grid: Grid = OF_ACTIVATIONS) -> Learned:
     """Learn the margin from real rows.
 
     Args:
-        rows: rows from ``real_rows.read_rows``. Repeated runs of a job with the same outcome count once.
+        rows: rows from ``real_rows.read_rows``, or from ``replayed_rows.for_learning``, which have fragmentation in the
+            place of activations. Repeated runs of a job with the same outcome count once.
+        grid: the prior.
 
     >>> learned = learn(read_rows())
     >>> learned.probabilities(np.array([2.0, 4.0]), np.array([0.0, 0.0]), np.array([1, 1])).round(1).tolist()
@@ -90,10 +105,10 @@ def learn(rows: pd.DataFrame) -> Learned:
         rows[["activations_gib", LABEL, "model", "method"]]
     )
     jobs = jobs.drop_duplicates()
-    log_likelihood = {several: _log_likelihood(jobs[jobs["several"] == several]) for several in (False, True)}
+    log_likelihood = {several: _log_likelihood(jobs[jobs["several"] == several], grid) for several in (False, True)}
     # Runs on the other number of GPUs also inform base and width, summed over their shares.
     elsewhere = {several: np.logaddexp.reduce(of, axis=1, keepdims=True) for several, of in log_likelihood.items()}
-    return Learned({several: _draw(of + elsewhere[not several]) for several, of in log_likelihood.items()})
+    return Learned({several: _draw(of + elsewhere[not several], grid) for several, of in log_likelihood.items()})
 
 
 def free_gib(rows: pd.DataFrame) -> pd.Series:
@@ -101,21 +116,22 @@ def free_gib(rows: pd.DataFrame) -> pd.Series:
     return rows["usable_gib"] - rows["peak_gib"]
 
 
-def _log_likelihood(jobs: pd.DataFrame) -> Floats:
+def _log_likelihood(jobs: pd.DataFrame, grid: Grid) -> Floats:
     """The log likelihood of every explanation, shape (bases, shares, widths)."""
-    found = np.zeros((len(_BASES), len(_SHARES), len(_WIDTHS)))
+    bases, shares, widths = (np.array(values) for values in (grid.bases, grid.shares, grid.widths))
+    found = np.zeros((len(bases), len(shares), len(widths)))
     for free, activations, fits in jobs[["free", "activations_gib", LABEL]].itertuples(index=False):
-        beyond = (free - _BASES[:, None] - _SHARES * activations)[:, :, None] / _WIDTHS
+        beyond = (free - bases[:, None] - shares * activations)[:, :, None] / widths
         found -= np.logaddexp(0, -beyond if fits else beyond)
     return found
 
 
-def _draw(log_likelihood: Floats) -> tuple[Floats, Floats, Floats]:
+def _draw(log_likelihood: Floats, grid: Grid) -> tuple[Floats, Floats, Floats]:
     """Draw explanations in proportion to their likelihood, systematically instead of at random."""
     weights = np.cumsum(np.exp(log_likelihood - log_likelihood.max()))
     drawn = np.searchsorted(weights, weights[-1] * (np.arange(_DRAWS) + 0.5) / _DRAWS)
     base, share, width = np.unravel_index(drawn, log_likelihood.shape)
-    return _BASES[base], _SHARES[share], _WIDTHS[width]
+    return np.array(grid.bases)[base], np.array(grid.shares)[share], np.array(grid.widths)[width]
 
 
 def logistic(x: Floats) -> Floats:

@@ -20,7 +20,7 @@ from autoconf.errors import AutoConfError
 from autoconf.jobs.presets import SETTINGS, presets, training_stack
 from autoconf.jobs.stack import Optim, Stack
 from autoconf.memory.gpu_memory import GpuMemory
-from autoconf.memory.model import StackMemory, gpu_memory
+from autoconf.memory.model import StackMemory
 from autoconf.memory.optimizers import optimizer_bytes
 from autoconf.memory.profile import HeadWay, LayerWay, Point, StackMoment
 from autoconf.memory.reserve import Reserve
@@ -57,8 +57,9 @@ class Checker:
 
     def memory(self, model: str, method: str, stack: Stack, *, several: bool) -> GpuMemory | None:
         """Memory of a GPU of a job; ``None`` if there is no profile for it."""
+        assert isinstance(self.predictor.memory, StackMemory)
         try:
-            return gpu_memory(self.table, model, method, stack, several=several)
+            return self.predictor.memory.gpu_job(model, method, stack, several=several).memory
         except Unsupported:
             return None
 
@@ -67,15 +68,20 @@ class Checker:
         tokens = self.tokens if tokens is None else tokens
         for count in counts:
             gpus = np.full(len(tokens), count)
-            needs = [memory.needed_bytes(gpus, tokens, self.reserve) / GIB for memory in (one, other)]
-            if self.contradicts(needs[0], needs[1], count):
+            one_gib, other_gib = (memory.needed_bytes(gpus, tokens, self.reserve) / GIB for memory in (one, other))
+            if self.contradicts((one_gib, count), (other_gib, count)):
                 return True
         return False
 
-    def contradicts(self, one: Floats, other: Floats, gpus: int) -> bool:
-        """Whether on some GPU type the need ``one`` is refused although the need ``other`` fits."""
-        edge = self.edges_gib[gpus > 1]
-        return any(((other <= usable - edge) & (one > usable - edge)).any() for usable in self.usable_gib)
+    def contradicts(self, one: tuple[Floats, int], other: tuple[Floats, int]) -> bool:
+        """Whether on some GPU type ``one`` is refused although ``other`` fits; each is a need and a number of GPUs."""
+        limits = zip(self._limits_gib(one[1]), self._limits_gib(other[1]), strict=True)
+        return any(((other[0] <= fitting) & (one[0] > refusing)).any() for refusing, fitting in limits)
+
+    def _limits_gib(self, gpus: int) -> Floats:
+        """The most that may be needed on each GPU type."""
+        usable = np.array(self.usable_gib)
+        return self.predictor.for_pytorch_gib(usable, np.full(len(usable), gpus)) - self.edges_gib[gpus > 1]
 
 
 class _Promise(NamedTuple):
@@ -184,8 +190,7 @@ def _second_gpu(checker: Checker) -> Violations:
         tokens = checker.tokens
         on_one = one.needed_bytes(np.ones(len(tokens), np.int64), tokens, checker.reserve) / GIB
         on_two = several.needed_bytes(np.full(len(tokens), 2), tokens / 2, checker.reserve) / GIB
-        shift = checker.edges_gib[0] - checker.edges_gib[1]  # both compared with the limit on several
-        yield f"{model}, {method}" if checker.contradicts(on_two, on_one + shift, 2) else ""
+        yield f"{model}, {method}" if checker.contradicts((on_two, 2), (on_one, 1)) else ""
 
 
 def _edge_gib(predictor: Predictor, sharded: float) -> float:

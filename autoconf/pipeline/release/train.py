@@ -13,9 +13,11 @@ from autoconf.jobs.stack import Optim, Sharding, Upcast
 from autoconf.memory.model import RULES
 from autoconf.memory.store import write_models
 from autoconf.pipeline.calibration import reserve
-from autoconf.pipeline.calibration.real_rows import read_rows
+from autoconf.pipeline.calibration.fragmentation import learned_fragmentation
+from autoconf.pipeline.calibration.replayed_rows import for_learning
 from autoconf.pipeline.catalog import NEWEST, architectures, gpus, models
 from autoconf.pipeline.release.version_folder import SEED, complete, new_version
+from autoconf.pipeline.replay.outside_pytorch import by_class
 from autoconf.pipeline.tracing.cache import traces
 from autoconf.predictor import registry
 from autoconf.predictor.cards import Card, Domain
@@ -68,20 +70,25 @@ def train(version: str, folder: Path) -> str:
         AutoConfError: AutoGluon does not import, or the trained predictor breaks a guaranteed ordering.
     """
     names = [name for name in architectures() if name not in LEFT_OUT]
-    learned = reserve.learn(read_rows())
+    fragmentation, outside = learned_fragmentation(), by_class()
+    rows = for_learning(fragmentation, outside)
+    learned = reserve.learn(rows, reserve.OF_FRAGMENTATION)
     card = Card(
         version=version,
         created=date.today().isoformat(),
         domain=domain(names, version),
         threshold=reserve.THRESHOLD,
         reserve=learned.reserve(),
+        fragmentation=fragmentation,
+        outside_pytorch=outside,
         rules=RULES,
         libraries={},
         files={},
     )
     with new_version(folder) as scratch:
         write_models(traces(names, registry.MODELS / "2.0.0", folder), scratch)
-        return complete(scratch, card, reserve.training_rows(np.random.default_rng(SEED)))
+        table = reserve.table_of(learned, rows, np.random.default_rng(SEED), reserve.VIRTUAL_ROWS)
+        return complete(scratch, card, table)
 
 
 def release(version: str, digest: str) -> str:

@@ -86,7 +86,8 @@ def train_own(base: str, version: str, output: Path, traces: Sequence[str] = (),
         write_models([*read_models(place), *(trace.figures for trace in found)], scratch)
         teaches, cluster = pd.read_parquet(place / rebuild.TRAINING_TABLE), None
         if table is not None:
-            asked = start.about(domain.models, StackMemory(ModelsTable.read(scratch), start.card.rules))
+            memory = StackMemory(ModelsTable.read(scratch), start.card.rules, start.card.fragmentation)
+            asked = start.about(domain.models, memory)
             cluster = learn_cluster(asked, table, called(str(runs)))
             card = card.model_copy(update={"reserve": cluster.reserve})
             teaches = teaches if cluster.training_table is None else cluster.training_table

@@ -72,7 +72,7 @@ def complete(scratch: Path, card: Card, table: pd.DataFrame, evaluate: Evaluate 
     least = 0.0 if card.reserve is not None else None
     libraries = autogluon_adapter.installed_libraries()
     card = card.model_copy(update={"libraries": libraries, "least_headroom_gib": least})
-    memory = StackMemory(ModelsTable.read(scratch), card.rules)
+    memory = StackMemory(ModelsTable.read(scratch), card.rules, card.fragmentation)
     predictor = Predictor(card, memory, autogluon_adapter.load_tabular(scratch / PREDICTOR, card.version))
     promises = orderings.check(predictor)
     checks = random_jobs(predictor, np.random.default_rng(SEED), _CHECKS)
@@ -85,7 +85,7 @@ def complete(scratch: Path, card: Card, table: pd.DataFrame, evaluate: Evaluate 
 def write_card(folder: Path, card: Card) -> str:
     """Write a version's card and return its digest."""
     # Cards of versions up to 2.0.0 do not have these fields, and stay the same, byte for byte.
-    later = {"least_headroom_gib", "rules"}
+    later = {"least_headroom_gib", "rules", "fragmentation", "outside_pytorch"}
     absent = {name for name in later if getattr(card, name) == Card.model_fields[name].default}
     content = (card.model_dump_json(indent=2, exclude=absent) + "\n").encode()
     (folder / cards.CARD).write_bytes(content)

@@ -20,6 +20,7 @@ import numpy as np
 import typer
 
 from autoconf.errors import BadInput
+from autoconf.memory.fragmentation import OutsidePyTorch
 from autoconf.pipeline.catalog import gpu_types
 from autoconf.pipeline.report import markdown
 
@@ -164,9 +165,27 @@ def overhead(gpus: int, gpu_type: str | None = None) -> Overhead:
     """
     if gpu_type is not None and gpu_type not in gpu_types():
         raise BadInput(f"gpu_type: {gpu_type} is not one of {', '.join(gpu_types())}")
-    several = gpus > 1
+    return _overhead(gpus > 1, gpu_class(gpu_types()[gpu_type].usable_gib) if gpu_type else OTHER)
+
+
+def by_class() -> OutsidePyTorch:
+    """The same figures for any amount of memory.
+
+    A GPU between two classes counts as the smaller one.
+
+    >>> left = by_class().left_gib(np.array([79.15, 79.15]), np.array([1, 8]))
+    >>> left.round(2).tolist() == [round(79.15 - overhead(gpus, "NVIDIA-A100-SXM4-80GB").gib, 2) for gpus in (1, 8)]
+    True
+    """
+    starts = [0.0, *(low for low, _ in CLASSES.values())]
+    names = [OTHER, *CLASSES]
+    one, several = ([_overhead(some, name).gib for name in names] for some in (False, True))
+    return OutsidePyTorch(tuple(starts), tuple(one), tuple(several))
+
+
+def _overhead(several: bool, name: str) -> Overhead:
+    """``overhead`` for a class of GPUs."""
     everywhere = [message for message in _of("training") if message.several == several]
-    name = gpu_class(gpu_types()[gpu_type].usable_gib) if gpu_type else OTHER
     same = [message for message in everywhere if gpu_class(message.capacity_gib) == name != OTHER]
     where = "several GPUs" if several else "one GPU"
     if len(same) >= ENOUGH:

@@ -41,7 +41,7 @@ def summary(path: str | Path) -> dict[str, Any]:
     """
     architecture, _ = read_trace(path)
     newest = registry.load(registry.DEFAULT)
-    memory = StackMemory(ModelsTable.read(Path(path)), newest.card.rules)
+    memory = StackMemory(ModelsTable.read(Path(path)), newest.card.rules, newest.card.fragmentation)
     predictor = newest.about({architecture.name: architecture.in_domain()}, memory)
     methods = predictor.domain.methods
     return {
