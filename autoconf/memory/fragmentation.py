@@ -1,8 +1,8 @@
-"""Fragmentation: what PyTorch's allocator needs beyond allocated memory, learned from replays when a version is made.
+"""What a job needs of a GPU beyond allocated memory: PyTorch's fragmentation, and what is outside PyTorch.
 
-How much it is follows from the order and the sizes of a job's allocations, which ``autoconf.pipeline.replay`` replays.
-A replay takes too long for each question, so a predictor learned it from many, by the kind of a job and its
-activations. A version keeps the learned curves.
+How much fragmentation there is follows from the order and the sizes of a job's allocations, which
+``autoconf.pipeline.replay`` replays. A replay takes too long for each question, so a version keeps curves over the
+activations that were learned from replays and from real runs when it was made.
 """
 
 from __future__ import annotations
@@ -16,29 +16,16 @@ from autoconf.jobs.stack import Stack
 from autoconf.memory.units import Floats, Integers
 
 
-class JobKind(NamedTuple):
-    """What fragmentation is learned by, apart from the activations.
+def sharding_of(stack: Stack, *, several: bool) -> str:
+    """The name by which fragmentation is kept: ``none`` on one GPU, else the sharding.
 
-    Attributes:
-        method: ``full``, ``lora`` or ``qlora``.
-        sharding: how several GPUs share the job, or ``none`` on one GPU; ZeRO counts as ``fsdp2``, whose units are
-            gathered and freed alike.
+    ZeRO counts as ``fsdp1``: its allocations are not replayed.
 
-    >>> str(JobKind("full", "fsdp1"))
-    'full fsdp1'
+    >>> sharding_of(Stack(sharding="fsdp2"), several=True), sharding_of(Stack(sharding="fsdp2"), several=False)
+    ('fsdp2', 'none')
     """
-
-    method: str
-    sharding: str
-
-    def __str__(self) -> str:
-        return " ".join(self)
-
-
-def job_kind(method: str, stack: Stack, *, several: bool) -> JobKind:
-    """The kind of a job on one GPU, or on several."""
     sharding = stack.sharding if several else "none"
-    return JobKind(method, "fsdp2" if sharding.startswith("zero") else sharding)
+    return "fsdp1" if sharding.startswith("zero") else sharding
 
 
 class Curve(NamedTuple):
@@ -64,15 +51,15 @@ class Fragmentation:
     """The learned curves of a version.
 
     Attributes:
-        activations_gib: as in ``Curve``, the same for all kinds.
-        curves: GiB at each of them, by the text of a ``JobKind``.
+        activations_gib: as in ``Curve``, the same for all curves.
+        curves: GiB at each of them, by ``sharding_of`` a job.
     """
 
     activations_gib: tuple[float, ...]
     curves: dict[str, tuple[float, ...]]
 
-    def curve(self, kind: JobKind) -> Curve:
-        return Curve(self.activations_gib, self.curves[str(kind)])
+    def curve(self, sharding: str) -> Curve:
+        return Curve(self.activations_gib, self.curves[sharding])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from autoconf.jobs.stack import Stack, Upcast
-from autoconf.memory.fragmentation import Curve, Fragmentation, job_kind
+from autoconf.memory.fragmentation import Curve, Fragmentation, sharding_of
 from autoconf.memory.gpu_memory import GpuMemory, Resident
 from autoconf.memory.optimizers import Shape, optimizer_bytes
 from autoconf.memory.profile import UPCAST_NORMS, HeadWay, LayerWay, Point, Trainable, Units
@@ -22,8 +22,9 @@ from autoconf.memory.zero import zero
 from autoconf.memory.zero_job import ZERO, ZeroJob, flat_groups
 
 # The rules by which memory is composed. A version keeps those with which it was made.
-# 1: under FSDP1 and mixed precision, every adapter keeps its own copy of its input. 0: version 2.0.0.
-RULES = 1
+# 2: each GPU loads all 4-bit weights before FSDP shards them. 1: under FSDP1 and mixed precision, every adapter keeps
+# its own copy of its input. 0: version 2.0.0.
+RULES = 2
 _BYTES = {"bfloat16": 2, "float32": 4}
 
 
@@ -72,7 +73,7 @@ class StackMemory:
         job = gpu_job(self.table, model, method, stack, several=several, rules=self.rules)
         if self.fragmentation is None:
             return job
-        curve = self.fragmentation.curve(job_kind(method, stack, several=several))
+        curve = self.fragmentation.curve(sharding_of(stack, several=several))
         return job.fragmented(curve)
 
     def _on(self, row: int, gpus: int) -> GpuMemory:
@@ -106,6 +107,12 @@ class StackMemory:
         """Bytes of gradients that FSDP keeps whole on every GPU between micro-batches; 0 without accumulation."""
         distinct, places = _distinct(rows)
         return np.array([self._jobs[row][True].unsharded_gradients for row in distinct.tolist()], float)[places]
+
+    def loading_bytes(self, rows: Integers, gpus: Integers) -> Floats:
+        """Bytes that each GPU holds while the model is loaded, if training holds less; otherwise 0."""
+        distinct, places = _distinct(rows)
+        loading = np.array([[job.loading for job in self._jobs[row]] for row in distinct.tolist()], float)
+        return np.asarray(loading.reshape(-1, 2)[places, (gpus > 1).astype(int)])
 
     def peak_bytes(self, rows: Integers, gpus: Integers, tokens: Floats | Integers) -> Floats:
         """Peak bytes per GPU without the safety margin, shape (candidates,)."""
@@ -151,15 +158,19 @@ class GpuJob:
         resident: the minimum that training holds.
         unsharded_gradients: bytes of gradients that FSDP keeps whole on every GPU under gradient accumulation.
         compose: makes the memory of the GPU.
+        loading: bytes that each GPU holds while the model is loaded; 0 if training holds more.
     """
 
-    def __init__(self, resident: Resident, unsharded_gradients: float, compose: Callable[[], GpuMemory]) -> None:
+    def __init__(
+        self, resident: Resident, unsharded_gradients: float, compose: Callable[[], GpuMemory], loading: float = 0.0
+    ) -> None:
         self.resident, self.unsharded_gradients, self._compose = resident, unsharded_gradients, compose
+        self.loading = loading
         self._memory: GpuMemory | None = None
 
     def fragmented(self, curve: Curve) -> GpuJob:
         """The same job, whose margin depends on fragmentation."""
-        return GpuJob(self.resident, self.unsharded_gradients, lambda: self.memory.fragmented(curve))
+        return GpuJob(self.resident, self.unsharded_gradients, lambda: self.memory.fragmented(curve), self.loading)
 
     @property
     def memory(self) -> GpuMemory:
@@ -211,7 +222,10 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     )  # fmt: skip
     if strategy not in ZERO:
         resident, gradients = job.resident(strategy), job.unsharded_gradients(strategy)
-        return GpuJob(resident, gradients, lambda: sharded(profile(), job, strategy))
+        loads_whole = rules >= 2 and method == "qlora" and strategy in ("fsdp1", "fsdp2")
+        # transformers/quantizers/quantizer_bnb_4bit.py: a weight is quantized on the GPU.
+        loading = job.sharded_weights + job.units.unsharded_bytes if loads_whole else 0.0
+        return GpuJob(resident, gradients, lambda: sharded(profile(), job, strategy), loading)
     full = table.trainable(model, "full", "default")
     if full is None:
         raise _not_traced(table, model, method, stack, ("full", "default"))

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import numpy as np
 
 from autoconf.memory.candidates import Candidates
-from autoconf.memory.units import GIB, Booleans
+from autoconf.memory.model import StackMemory
+from autoconf.memory.units import GIB, Booleans, Floats
 
 
 def gradients_fit(candidates: Candidates) -> Booleans:
@@ -26,6 +27,18 @@ def resident_state_fits(candidates: Candidates) -> Booleans:
     """Check that weights, gradients and optimizer states fit when all of them are sharded."""
     resident = candidates.memory.resident_bytes(candidates.rows, candidates.gpus)
     return resident <= candidates.usable_gib * GIB
+
+
+def loading_fits(candidates: Candidates) -> Booleans:
+    """Check what each GPU holds while a model is loaded that is sharded afterwards."""
+    return _loading_gib(candidates) <= candidates.usable_gib
+
+
+def _loading_gib(candidates: Candidates) -> Floats:
+    memory = candidates.memory
+    if not isinstance(memory, StackMemory):
+        return np.zeros(len(candidates.rows))
+    return memory.loading_bytes(candidates.rows, candidates.gpus) / GIB
 
 
 def on_each(gpus: int) -> str:
@@ -54,10 +67,19 @@ def _why_gradients(candidates: Candidates) -> list[str]:
     ]
 
 
+def _why_loading(candidates: Candidates) -> list[str]:
+    return [
+        f"runs out of memory while loading: each GPU holds all 4-bit weights, {needed:.1f} GiB, before FSDP shards "
+        f"them, and one has {usable:g} GiB"
+        for needed, usable in zip(_loading_gib(candidates), candidates.usable_gib, strict=True)
+    ]
+
+
 # In the order in which they are tried; the first rule that a candidate fails gives the reason.
 RULES: tuple[tuple[Callable[[Candidates], Booleans], Callable[[Candidates], list[str]]], ...] = (
     (resident_state_fits, _why_resident_state),
     (gradients_fit, _why_gradients),
+    (loading_fits, _why_loading),
 )
 
 

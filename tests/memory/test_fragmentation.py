@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autoconf.jobs.stack import Stack
-from autoconf.memory.fragmentation import Curve, Fragmentation, JobKind, OutsidePyTorch, job_kind
+from autoconf.memory.fragmentation import Curve, Fragmentation, OutsidePyTorch, sharding_of
 from autoconf.memory.gpu_memory import GpuMemory, Moments, Resident
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.units import GIB
@@ -64,9 +64,8 @@ def test_a_larger_gpu_never_has_less_left_for_pytorch() -> None:
     assert outside.left_gib(np.array([80.0]), np.array([2])) == pytest.approx(75.6)
 
 
-def test_the_kind_of_a_job() -> None:
-    assert job_kind("lora", Stack(sharding="fsdp1"), several=False) == JobKind("lora", "none")
-    assert job_kind("lora", Stack(sharding="fsdp1"), several=True) == JobKind("lora", "fsdp1")
-    assert job_kind("full", Stack(sharding="zero3", mixed_precision="bf16"), several=True) == JobKind("full", "fsdp2")
-    curves = Fragmentation((0.0, 1.0), {"full fsdp2": (1.0, 2.0)})
-    assert curves.curve(JobKind("full", "fsdp2")).gib == (1.0, 2.0)
+def test_curves_are_kept_by_sharding() -> None:
+    curves = Fragmentation((0.0, 1.0), {"none": (0.0, 0.1), "fsdp1": (1.0, 2.0)})
+    assert curves.curve(sharding_of(Stack(sharding="fsdp1"), several=False)).gib == (0.0, 0.1)
+    zero = Stack(sharding="zero3", mixed_precision="bf16")
+    assert curves.curve(sharding_of(zero, several=True)).gib == (1.0, 2.0)

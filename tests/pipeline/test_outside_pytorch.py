@@ -67,6 +67,13 @@ def test_a_class_with_few_messages_has_the_larger_of_its_largest_and_the_general
     assert overhead(2).basis == "the 90th percentile of 22 public reports of jobs on several GPUs of any type"
 
 
+def test_a_class_with_few_messages_does_not_have_the_figure_of_larger_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, *[message(0.5, 39.5)] * 5, *[message(4.0)] * 20)
+    found = overhead(2, "NVIDIA-L40S")
+    assert found.gib == 0.5
+    assert found.basis == "the 90th percentile of 5 public reports of jobs on several GPUs that are no larger"
+
+
 def test_a_report_without_a_number_of_gpus_counts_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, *[message(gib, gpus="unknown") for gib in (0.4, 0.5, 0.6, 0.7, 0.8)], message(2.0))
     assert overhead(1, A100).gib == 0.76 and "of 5 public reports of jobs on one GPU" in overhead(1, A100).basis

@@ -1,59 +1,65 @@
-"""Learn fragmentation from replays of random jobs.
+"""Learn the margin of a version from replays of random jobs and from real runs.
 
-AutoGluon learns whether a replay runs from the memory that is free beside what the deciding moment holds, from the
-activations and from the kind of the job (``JobKind``). More free memory never makes a job less likely to run, more
-activations never more likely, and full fine-tuning never needs less than LoRA, which the orderings of a version need.
-Fragmentation is the free memory from which on the replay runs with a probability.
+AutoGluon learns whether a replay runs, from the memory that is free beside what the deciding moment holds, from the
+activations and from the sharding. More free memory never makes a job less likely to run, and more activations never
+more likely, which the orderings of a version need. It tells how much is needed without activations, which real runs do
+not, and how much with them under FSDP2, of which no real run near the edge is known. How much is needed with
+activations on one GPU and under FSDP1 is learned from real runs: there the curves of the replays, which hold for all
+jobs of a kind, explain the runs worse than a share of the activations (docs/how-it-works/calibration.md).
+
+``python -m autoconf.pipeline.calibration.fragmentation`` prints how well both do.
 """
 
 from __future__ import annotations
 
-import itertools
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import typer
 
-from autoconf.memory.fragmentation import Fragmentation, JobKind
+from autoconf.memory.fragmentation import Curve, Fragmentation, OutsidePyTorch
+from autoconf.memory.reserve import Reserve
 from autoconf.memory.units import Booleans, Floats
+from autoconf.pipeline.calibration.real_rows import read_rows
+from autoconf.pipeline.calibration.replayed_rows import for_pytorch
+from autoconf.pipeline.calibration.reserve import OF_ACTIVATIONS, THRESHOLD, Grid, Learned, learn
+from autoconf.pipeline.replay.outside_pytorch import by_class
+from autoconf.pipeline.report import markdown
 from autoconf.predictor import autogluon as autogluon_adapter
 from autoconf.predictor.autogluon import LABEL
 
 JOBS = Path(__file__).with_name("replayed_jobs.parquet")
-METHODS, SHARDING = ("qlora", "lora", "full"), ("none", "ddp", "fsdp1", "fsdp2")
-FEATURES = {"headroom_gib": 1, "activations_gib": -1, "method": -1, "sharding": 0}
-PROBABILITY = 0.95
-_ACTIVATIONS_GIB = (0.0, 0.5, 1.0, 2.0, 4.0, 7.0, 11.0, 16.0, 22.0, 30.0, 40.0, 55.0, 75.0, 100.0, 140.0, 180.0, 300.0)
-_LEARNED_UP_TO_GIB = 140.0  # there are few replays beyond; the curve goes on as a share
+SHARDING = ("none", "ddp", "fsdp1", "fsdp2")
+FEATURES = {"headroom_gib": 1, "activations_gib": -1, "sharding": 0}
+_ACTIVATIONS_GIB = (0.0, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0, 80.0, 100.0, 140.0, 180.0, 300.0)
+_LEARNED_UP_TO_GIB = 100.0  # there are few replays and no real run beyond; the curve goes on as a share
 _ROUNDS, _MOST_GIB = 16, 120.0
+_QUANTILES = tuple((np.arange(40) + 0.5) / 40)  # at which the base without activations is read
 
 
 def read_jobs(path: Path = JOBS) -> pd.DataFrame:
     """Read the replayed jobs.
 
     Returns:
-        ``model``, the fields of ``JobKind``, ``gpus``, ``tokens`` (of a micro-batch on each GPU), ``held_gib`` (at the
-        deciding moment, by profiles), ``activations_gib`` (among them), ``headroom_gib`` (the capacity less
-        ``held_gib``) and ``fits`` (whether the replay ran at that capacity, 0 or 1).
+        ``model``, ``method``, ``sharding`` (``none`` on one GPU), ``gpus``, ``tokens`` (of a micro-batch on each GPU),
+        ``held_gib`` (at the deciding moment, by profiles), ``activations_gib`` (among them), ``headroom_gib`` (the
+        capacity less ``held_gib``) and ``fits`` (whether the replay ran at that capacity, 0 or 1).
     """
     return pd.read_parquet(path)
 
 
-def features(jobs: pd.DataFrame) -> pd.DataFrame:
-    """The columns of ``FEATURES`` of replayed jobs."""
-    codes = {"method": METHODS, "sharding": SHARDING}
-    numbers = {name: jobs[name].map({value: code for code, value in enumerate(of)}) for name, of in codes.items()}
-    return jobs[["headroom_gib", "activations_gib"]].astype(float).assign(**numbers)
+class OfReplays:
+    """A predictor of whether replays run.
 
-
-class Learned:
-    """A predictor of whether replays run, trained on replayed jobs."""
+    Args:
+        jobs: replayed jobs as of ``read_jobs``.
+    """
 
     def __init__(self, jobs: pd.DataFrame) -> None:
-        table = features(jobs).assign(**{LABEL: jobs[LABEL].astype(int)})
+        table = _features(jobs).assign(**{LABEL: jobs[LABEL].astype(int)})
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "predictor"
             autogluon_adapter.fit(table, folder, FEATURES)
@@ -61,27 +67,22 @@ class Learned:
 
     def probabilities(self, jobs: pd.DataFrame) -> Floats:
         """The probability that each job's replay runs, shape (jobs,)."""
-        found = self._tabular.predict_proba(features(jobs), as_pandas=False, as_multiclass=False)
+        found = self._tabular.predict_proba(_features(jobs), as_pandas=False, as_multiclass=False)
         return np.asarray(found, np.float64)
 
-    def fragmentation(self, probability: float = PROBABILITY) -> Fragmentation:
-        """The free memory with which replays run with a probability in (0, 1)."""
-        kinds = [JobKind(method, sharding) for method, sharding in itertools.product(METHODS, SHARDING)]
-        asked = pd.DataFrame(
-            [
-                {**kind._asdict(), "activations_gib": min(activations, _LEARNED_UP_TO_GIB)}
-                for kind, activations in itertools.product(kinds, _ACTIVATIONS_GIB)
-            ]
-        )
-        found = self._least_headroom(asked, probability).reshape(len(kinds), -1)
-        beyond = np.maximum(np.array(_ACTIVATIONS_GIB) / _LEARNED_UP_TO_GIB, 1.0)
-        curves = np.maximum.accumulate(found * beyond, axis=1)
-        curves = np.ceil(100 * curves) / 100
-        return Fragmentation(
-            _ACTIVATIONS_GIB, {str(kind): tuple(curve) for kind, curve in zip(kinds, curves.tolist(), strict=True)}
-        )
+    def curve(self, sharding: str, probability: float) -> Curve:
+        """The free memory with which replays run with a probability in (0, 1), by activations."""
+        activations = np.array(_ACTIVATIONS_GIB)
+        found = self._least_headroom(np.minimum(activations, _LEARNED_UP_TO_GIB), sharding, probability)
+        curve = np.maximum.accumulate(found * np.maximum(activations / _LEARNED_UP_TO_GIB, 1))
+        return Curve(_ACTIVATIONS_GIB, tuple((np.ceil(100 * curve) / 100).tolist()))
 
-    def _least_headroom(self, asked: pd.DataFrame, probability: float) -> Floats:
+    def bases(self, sharding: str) -> tuple[float, ...]:
+        """Quantiles of what replays need without activations, ascending, in GiB."""
+        return tuple(float(self._least_headroom(np.zeros(1), sharding, q)[0]) for q in _QUANTILES)
+
+    def _least_headroom(self, activations_gib: Floats, sharding: str, probability: float) -> Floats:
+        asked = pd.DataFrame({"activations_gib": activations_gib, "sharding": sharding})
         too_little, enough = np.zeros(len(asked)), np.full(len(asked), _MOST_GIB)
         for _ in range(_ROUNDS):
             middle = (too_little + enough) / 2
@@ -90,40 +91,91 @@ class Learned:
         return enough
 
 
-def learned_fragmentation() -> Fragmentation:
-    """What the replayed jobs of this folder say."""
-    return Learned(read_jobs()).fragmentation()
+def _features(jobs: pd.DataFrame) -> pd.DataFrame:
+    codes = {name: code for code, name in enumerate(SHARDING)}
+    return jobs[["headroom_gib", "activations_gib"]].astype(float).assign(sharding=jobs["sharding"].map(codes))
 
 
-def said_to_fit(fragmentation: Fragmentation, jobs: pd.DataFrame) -> Booleans:
-    """Whether each replayed job has the fragmentation of its kind free, shape (jobs,)."""
-    fits = np.zeros(len(jobs), bool)
-    for (method, sharding), some in jobs.reset_index(drop=True).groupby(["method", "sharding"]):
-        curve = fragmentation.curve(JobKind(method, sharding))
-        fits[some.index] = some["headroom_gib"].to_numpy() >= curve.at(some["activations_gib"].to_numpy(float))
-    return fits
+class Margin(NamedTuple):
+    """The margin of a version.
+
+    Attributes:
+        rows: real rows whose usable memory is what is left for PyTorch.
+        learned: what was learned from them, by activations.
+        fragmentation: the margin beyond that without activations.
+        reserve: the margin without activations.
+        outside: memory outside PyTorch.
+    """
+
+    rows: pd.DataFrame
+    learned: Learned
+    fragmentation: Fragmentation
+    reserve: Reserve
+    outside: OutsidePyTorch
 
 
-def held_out(jobs: pd.DataFrame, probabilities: Iterable[float], folds: int = 8) -> list[dict[str, Any]]:
-    """Compare curves with replays of models that they have not seen.
+def learned_margin(jobs: pd.DataFrame, real: pd.DataFrame) -> Margin:
+    """Learn the margin of a version.
+
+    Args:
+        jobs: replayed jobs as of ``read_jobs``.
+        real: real rows as of ``real_rows.read_rows``.
+    """
+    replays, outside = OfReplays(jobs), by_class()
+    rows = for_pytorch(real, outside)
+    bases = tuple(sorted({round(base, 3) for sharding in ("none", "fsdp1") for base in replays.bases(sharding)}))
+    learned = learn(rows, Grid(bases, OF_ACTIVATIONS.shares, OF_ACTIVATIONS.widths))
+    margin = learned.reserve(at=_ACTIVATIONS_GIB)
+    one, several = (np.array(of) - of[0] for of in (margin.one_gpu_gib, margin.several_gpus_gib))
+    fsdp2 = np.array(replays.curve("fsdp2", THRESHOLD).gib)
+    curves = {"none": one, "ddp": several, "fsdp1": several, "fsdp2": np.maximum(several, fsdp2 - fsdp2[0])}
+    reserve = Reserve((0.0, 1.0), (margin.one_gpu_gib[0],) * 2, (margin.several_gpus_gib[0],) * 2)
+    rounded = {name: tuple(curve.round(2).tolist()) for name, curve in curves.items()}
+    return Margin(rows, learned, Fragmentation(_ACTIVATIONS_GIB, rounded), reserve, outside)
+
+
+def said_to_fit(margin: Margin, jobs: pd.DataFrame) -> Booleans:
+    """Whether each replayed job has its fragmentation and the reserve free, shape (jobs,)."""
+    activations, gpus = jobs["activations_gib"].to_numpy(float), jobs["gpus"].to_numpy()
+    needed = margin.reserve.gib(np.zeros(len(jobs)), gpus)
+    for sharding in SHARDING:
+        some = (jobs["sharding"] == sharding).to_numpy()
+        needed[some] += margin.fragmentation.curve(sharding).at(activations[some])
+    return np.asarray(jobs["headroom_gib"].to_numpy() >= needed)
+
+
+def held_out(jobs: pd.DataFrame, real: pd.DataFrame, folds: int = 8) -> pd.DataFrame:
+    """Compare the margin, and the curves of replays alone, with replays of models that they have not seen.
 
     Returns:
-        A row for each probability: the replays that failed and were said to fit, and those that ran and were refused.
+        For each sharding and for all: replays that failed, those of them said to fit by the margin and by the curve of
+        replays at the required probability, and likewise those that ran and were refused.
     """
-    fold = jobs["model"].map({model: index % folds for index, model in enumerate(sorted(jobs["model"].unique()))})
-    learned = [(fold == index, Learned(jobs[fold != index])) for index in range(folds)]
-    found = []
-    for probability in probabilities:
-        fits = np.zeros(len(jobs), bool)
-        for unseen, from_others in learned:
-            fits[unseen.to_numpy()] = said_to_fit(from_others.fragmentation(probability), jobs[unseen])
-        ran = jobs[LABEL].to_numpy() == 1
-        found.append(
-            {
-                "probability": probability,
-                "replays": len(jobs),
-                "failed, said to fit": int((fits & ~ran).sum()),
-                "ran, refused": int((~fits & ran).sum()),
-            }
-        )
-    return found
+    numbers = {model: index % folds for index, model in enumerate(sorted(jobs["model"].unique()))}
+    fold = jobs["model"].map(numbers).to_numpy()
+    by_margin, by_replays = np.zeros(len(jobs), bool), np.zeros(len(jobs), bool)
+    for index in range(folds):
+        unseen, known = fold == index, jobs[fold != index]
+        by_margin[unseen] = said_to_fit(learned_margin(known, real), jobs[unseen])
+        by_replays[unseen] = OfReplays(known).probabilities(jobs[unseen]) >= THRESHOLD
+    ran = jobs[LABEL].to_numpy() == 1
+    lines = []
+    for sharding in (*SHARDING, "all"):
+        some = (jobs["sharding"] == sharding).to_numpy() | (sharding == "all")
+        line: dict[str, Any] = {"sharding": sharding, "failed": int((some & ~ran).sum())}
+        for name, fits in {"margin": by_margin, "curve of replays": by_replays}.items():
+            line[f"said to fit, {name}"] = int((some & ~ran & fits).sum())
+        line["ran"] = int((some & ran).sum())
+        for name, fits in {"margin": by_margin, "curve of replays": by_replays}.items():
+            line[f"refused, {name}"] = int((some & ran & ~fits).sum())
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def main() -> None:
+    """Print the learned margin, and how replays and real runs that it has not seen agree with it."""
+    typer.echo(markdown(held_out(read_jobs(), read_rows()).to_dict("records")))
+
+
+if __name__ == "__main__":
+    typer.run(main)

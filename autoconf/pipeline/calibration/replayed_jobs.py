@@ -23,7 +23,7 @@ import typer
 
 from autoconf.jobs.presets import SETTINGS, training_stack
 from autoconf.jobs.stack import Stack
-from autoconf.memory.fragmentation import job_kind
+from autoconf.memory.fragmentation import sharding_of
 from autoconf.memory.model import StackMemory
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.units import GIB
@@ -172,9 +172,11 @@ class Replayed:
 
     def rows(self, generator: np.random.Generator, count: int) -> Iterator[dict[str, Any]]:
         """Draw jobs and capacities, and replay each once."""
-        about = {"model": self.job["model_name"], **job_kind(
-            self.job["method"], self.stack, several=self.job["gpus"] > 1
-        )._asdict()}  # fmt: skip
+        about = {
+            "model": self.job["model_name"],
+            "method": self.job["method"],
+            "sharding": sharding_of(self.stack, several=self.job["gpus"] > 1),
+        }
         for _ in range(count):
             tokens, gpus = self.size(generator)
             held, activations = self.held_gib(tokens, gpus)

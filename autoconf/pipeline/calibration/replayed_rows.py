@@ -22,7 +22,7 @@ import pandas as pd
 import typer
 
 from autoconf.errors import AutoConfError, BadInput
-from autoconf.memory.fragmentation import Fragmentation, JobKind, OutsidePyTorch
+from autoconf.memory.fragmentation import OutsidePyTorch
 from autoconf.memory.units import GIB, Booleans, Floats
 from autoconf.pipeline.calibration.held_out import log_loss
 from autoconf.pipeline.calibration.real_rows import read_rows
@@ -131,29 +131,24 @@ def read() -> pd.DataFrame:
     return rows.assign(spare=replays.where(undecided(rows), pd.Series(decided)))
 
 
-def for_learning(fragmentation: Fragmentation, outside: OutsidePyTorch) -> pd.DataFrame:
-    """The real rows as ``reserve.learn`` has to see them once fragmentation is known.
-
-    Fragmentation is in the column ``activations_gib``: that of the row's replay or, where the peak decides, the learned
-    one. ``usable_gib`` is what is left for PyTorch. On several GPUs these runs used FSDP1.
-    """
-    rows = read()
-    learned = np.empty(len(rows))
-    sharding = np.where(rows["number_gpus"] > 1, "fsdp1", "none")
-    for (method, shares), some in rows.groupby([rows["method"], sharding]):
-        curve = fragmentation.curve(JobKind(method, shares))
-        learned[some.index] = curve.at(some["activations_gib"].to_numpy(float))
-    exact = (rows["least_gib"] - rows["peak_gib"]).clip(lower=0)
+def for_pytorch(rows: pd.DataFrame, outside: OutsidePyTorch) -> pd.DataFrame:
+    """Real rows whose ``usable_gib`` is what is left for PyTorch."""
     left = outside.left_gib(rows["usable_gib"].to_numpy(), rows["number_gpus"].to_numpy())
-    known = exact.where(undecided(rows), pd.Series(learned))
-    return rows.assign(activations_gib=known, usable_gib=left).drop(columns=["how", "least_gib", "spare"])
+    return rows.assign(usable_gib=left)
 
 
 def learned_for(card: Card) -> Learned:
-    """What real rows say about the margin of a version, by its activations or by its fragmentation."""
+    """What real rows say about the margin of a version, by its activations or by its fragmentation.
+
+    On several GPUs these runs used FSDP1.
+    """
+    rows = read_rows()
     if card.fragmentation is None or card.outside_pytorch is None:
-        return learn(read_rows())
-    return learn(for_learning(card.fragmentation, card.outside_pytorch), OF_FRAGMENTATION)
+        return learn(rows)
+    curves = [card.fragmentation.curve(sharding) for sharding in ("none", "fsdp1")]
+    one, several = (curve.at(rows["activations_gib"].to_numpy(float)) for curve in curves)
+    rows = rows.assign(activations_gib=np.where(rows["number_gpus"] > 1, several, one))
+    return learn(for_pytorch(rows, card.outside_pytorch), OF_FRAGMENTATION)
 
 
 # The rules: each names the memory of a run that counts as its peak, and whether a share of activations counts as well.

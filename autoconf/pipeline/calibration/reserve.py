@@ -1,9 +1,9 @@
 """Learn the safety margin and the probability of fitting from real runs.
 
-A run fits if the memory that its peak leaves free exceeds a base plus a share of its activations, or of its
-fragmentation if replays give that (``Grid``). Both are unknown, so the module computes a grid posterior over (base,
-share, width) from finished and failed runs. ``learn`` returns draws from it, and the probability that a job fits is its
-average over the draws. ``training_rows`` makes the training table of a predictor from them.
+A run fits if the memory that its peak leaves free exceeds a base plus a share of its activations. Both are unknown, so
+the module computes a grid posterior over (base, share, width) from finished and failed runs. ``learn`` returns draws
+from it, and the probability that a job fits is its average over the draws. ``training_rows`` makes the training table
+of a predictor from them.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Grid:
 
 
 OF_ACTIVATIONS = Grid()
-# What is outside PyTorch is known, and a replay gives fragmentation itself.
-OF_FRAGMENTATION = Grid(bases=tuple(np.linspace(0, 3, 61).tolist()), shares=tuple(np.linspace(0, 1.2, 81).tolist()))
+# In versions that have curves of fragmentation, of which runs need about as much as the curves say.
+OF_FRAGMENTATION = Grid(bases=tuple(np.linspace(0, 2, 41).tolist()), shares=tuple(np.linspace(0, 1.6, 81).tolist()))
 _DRAWS = 500
 
 VIRTUAL_ROWS = 120_000  # LightGBM's threshold then differs from the margin by less than 0.05 GiB
@@ -73,12 +73,12 @@ class Learned:
                 found[part] = logistic(beyond / width).mean(1)
         return found
 
-    def reserve(self, probability: float = THRESHOLD) -> Reserve:
-        """The margin with which jobs fit with a probability in (0, 1)."""
-        activations = np.array(_ACTIVATIONS)
+    def reserve(self, probability: float = THRESHOLD, at: tuple[float, ...] = _ACTIVATIONS) -> Reserve:
+        """The margin with which jobs fit with a probability in (0, 1), on a grid of activations in GiB."""
+        activations = np.array(at)
         one, several = (self._needed_gib(probability, activations, np.full(len(activations), n)) for n in (1, 2))
         # Several GPUs add NCCL's buffers and remove nothing; without this, draws differ by a hundredth of a GiB.
-        return Reserve(_ACTIVATIONS, one, tuple(map(max, one, several)), self.peak_share)
+        return Reserve(at, one, tuple(map(max, one, several)), self.peak_share)
 
     def _needed_gib(self, probability: float, activations_gib: Floats, gpus: Integers) -> tuple[float, ...]:
         too_little, enough = np.full(len(gpus), -100.0), np.full(len(gpus), 1000.0)
@@ -93,8 +93,7 @@ def learn(rows: pd.DataFrame, grid: Grid = OF_ACTIVATIONS) -> Learned:
     """Learn the margin from real rows.
 
     Args:
-        rows: rows from ``real_rows.read_rows``, or from ``replayed_rows.for_learning``, which have fragmentation in the
-            place of activations. Repeated runs of a job with the same outcome count once.
+        rows: rows from ``real_rows.read_rows``. Repeated runs of a job with the same outcome count once.
         grid: the prior.
 
     >>> learned = learn(read_rows())

@@ -13,11 +13,10 @@ from autoconf.jobs.stack import Optim, Sharding, Upcast
 from autoconf.memory.model import RULES
 from autoconf.memory.store import write_models
 from autoconf.pipeline.calibration import reserve
-from autoconf.pipeline.calibration.fragmentation import learned_fragmentation
-from autoconf.pipeline.calibration.replayed_rows import for_learning
+from autoconf.pipeline.calibration.fragmentation import learned_margin, read_jobs
+from autoconf.pipeline.calibration.real_rows import read_rows
 from autoconf.pipeline.catalog import NEWEST, architectures, gpus, models
 from autoconf.pipeline.release.version_folder import SEED, complete, new_version
-from autoconf.pipeline.replay.outside_pytorch import by_class
 from autoconf.pipeline.tracing.cache import traces
 from autoconf.predictor import registry
 from autoconf.predictor.cards import Card, Domain
@@ -70,24 +69,22 @@ def train(version: str, folder: Path) -> str:
         AutoConfError: AutoGluon does not import, or the trained predictor breaks a guaranteed ordering.
     """
     names = [name for name in architectures() if name not in LEFT_OUT]
-    fragmentation, outside = learned_fragmentation(), by_class()
-    rows = for_learning(fragmentation, outside)
-    learned = reserve.learn(rows, reserve.OF_FRAGMENTATION)
+    margin = learned_margin(read_jobs(), read_rows())
     card = Card(
         version=version,
         created=date.today().isoformat(),
         domain=domain(names, version),
         threshold=reserve.THRESHOLD,
-        reserve=learned.reserve(),
-        fragmentation=fragmentation,
-        outside_pytorch=outside,
+        reserve=margin.reserve,
+        fragmentation=margin.fragmentation,
+        outside_pytorch=margin.outside,
         rules=RULES,
         libraries={},
         files={},
     )
     with new_version(folder) as scratch:
         write_models(traces(names, registry.MODELS / "2.0.0", folder), scratch)
-        table = reserve.table_of(learned, rows, np.random.default_rng(SEED), reserve.VIRTUAL_ROWS)
+        table = reserve.table_of(margin.learned, margin.rows, np.random.default_rng(SEED), reserve.VIRTUAL_ROWS)
         return complete(scratch, card, table)
 
 

@@ -149,7 +149,8 @@ def overhead(gpus: int, gpu_type: str | None = None) -> Overhead:
     """The memory outside PyTorch to expect of a process.
 
     It is the 90th percentile of the messages of training on the GPU's class. If there are fewer than 5, it is the
-    largest of them or the 90th percentile of all classes, whichever is more. A replay that assumes too little says
+    largest of them or the 90th percentile of this and all smaller classes, whichever is more, because it grows with the
+    GPU; of all classes if even these have fewer than 5. A replay that assumes too little says
     that a job fits which then runs out of memory, and the median would be too little for half of the jobs. The maximum
     of many messages rests on a single report, whose job may use libraries that others do not.
 
@@ -186,6 +187,10 @@ def by_class() -> OutsidePyTorch:
 def _overhead(several: bool, name: str) -> Overhead:
     """``overhead`` for a class of GPUs."""
     everywhere = [message for message in _of("training") if message.several == several]
+    kinds = "of any type"
+    up_to = [message for message in everywhere if message.capacity_gib <= CLASSES.get(name, (0, 0))[1]]
+    if len(up_to) >= ENOUGH:
+        everywhere, kinds = up_to, "that are no larger"
     same = [message for message in everywhere if gpu_class(message.capacity_gib) == name != OTHER]
     where = "several GPUs" if several else "one GPU"
     if len(same) >= ENOUGH:
@@ -194,7 +199,7 @@ def _overhead(several: bool, name: str) -> Overhead:
     general, largest = _percentile(everywhere, PERCENTILE), _percentile(same, 100) if same else 0.0
     if largest > general:
         return Overhead(largest, f"the most of {len(same)} public reports of jobs on {where} of the class {name}")
-    basis = f"of {len(everywhere)} public reports of jobs on {where} of any type"
+    basis = f"of {len(everywhere)} public reports of jobs on {where} {kinds}"
     return Overhead(general, f"the {PERCENTILE}th percentile {basis}")
 
 
