@@ -203,7 +203,8 @@ class GpuMemory:
         by, gib = (np.array(column) for column in self.fragmentation)
         rises = np.append(True, np.diff(gib) > 0)
         within = [x for x in reserve.activations_gib if gib[0] < x < gib[-1]]
-        return np.union1d(by, np.interp(within, gib[rises], by[rises])).tolist()
+        kinks: list[float] = np.union1d(by, np.interp(within, gib[rises], by[rises])).tolist()
+        return kinks
 
     def _variables(self, gpus: Integers, tokens: Floats | Integers) -> Floats:
         """The factors of the terms of a moment, shape (3 + curves, candidates)."""

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from autoconf.predictor.cards import Gpu, Model
 
-NEWEST = "2.0.0"  # the version that `make predictor` makes
+NEWEST = "3.0.0"  # the version that `make predictor` makes
 _DEPTHS = ("n_layer", "num_layers", "n_layers", "num_hidden_layers")  # names of the number of layers in configs
 # Settings with the number of learned positions. Rotary positions have no such limit.
 _LEARNED_POSITIONS = {"gpt_bigcode": "n_positions", "opt": "max_position_embeddings"}

@@ -69,7 +69,7 @@ def test_a_class_with_few_messages_has_the_larger_of_its_largest_and_the_general
 
 def test_a_class_with_few_messages_does_not_have_the_figure_of_larger_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, *[message(0.5, 39.5)] * 5, *[message(4.0)] * 20)
-    found = overhead(2, "NVIDIA-L40S")
+    found = overhead(2, "L40S")
     assert found.gib == 0.5
     assert found.basis == "the 90th percentile of 5 public reports of jobs on several GPUs that are no larger"
 

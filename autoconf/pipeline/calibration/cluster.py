@@ -22,8 +22,7 @@ from autoconf.memory.model import StackMemory
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.units import GIB, Booleans, Floats, Integers
 from autoconf.pipeline.calibration.real_rows import read_rows
-from autoconf.pipeline.calibration.replayed_rows import learned_for
-from autoconf.pipeline.calibration.reserve import VIRTUAL_ROWS, Learned, table_of
+from autoconf.pipeline.calibration.reserve import VIRTUAL_ROWS, Learned, learned_for, table_of
 from autoconf.pipeline.calibration.user_runs import UserRuns, read_user_runs
 from autoconf.pipeline.validation.compare_measured import CUBLAS_GIB
 from autoconf.planner.rules import passing

@@ -24,8 +24,15 @@ from autoconf.memory.fragmentation import Curve, Fragmentation, OutsidePyTorch
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.units import Booleans, Floats
 from autoconf.pipeline.calibration.real_rows import read_rows
-from autoconf.pipeline.calibration.replayed_rows import for_pytorch
-from autoconf.pipeline.calibration.reserve import OF_ACTIVATIONS, THRESHOLD, Grid, Learned, learn
+from autoconf.pipeline.calibration.reserve import (
+    OF_ACTIVATIONS,
+    THRESHOLD,
+    Grid,
+    Learned,
+    for_pytorch,
+    free_gib,
+    learn,
+)
 from autoconf.pipeline.replay.outside_pytorch import by_class
 from autoconf.pipeline.report import markdown
 from autoconf.predictor import autogluon as autogluon_adapter
@@ -114,6 +121,12 @@ class Margin(NamedTuple):
     outside: OutsidePyTorch
 
 
+def _grid(replays: OfReplays) -> Grid:
+    """The prior over explanations of real runs: replays tell what is needed without activations."""
+    bases = (base for sharding in ("none", "fsdp1") for base in replays.bases(sharding))
+    return Grid(tuple(sorted({round(base, 3) for base in bases})), OF_ACTIVATIONS.shares, OF_ACTIVATIONS.widths)
+
+
 def learned_margin(jobs: pd.DataFrame, real: pd.DataFrame) -> Margin:
     """Learn the margin of a version.
 
@@ -123,8 +136,7 @@ def learned_margin(jobs: pd.DataFrame, real: pd.DataFrame) -> Margin:
     """
     replays, outside = OfReplays(jobs), by_class()
     rows = for_pytorch(real, outside)
-    bases = tuple(sorted({round(base, 3) for sharding in ("none", "fsdp1") for base in replays.bases(sharding)}))
-    learned = learn(rows, Grid(bases, OF_ACTIVATIONS.shares, OF_ACTIVATIONS.widths))
+    learned = learn(rows, _grid(replays))
     margin = learned.reserve(at=_ACTIVATIONS_GIB)
     one, several = (np.array(of) - of[0] for of in (margin.one_gpu_gib, margin.several_gpus_gib))
     fsdp2 = np.array(replays.curve("fsdp2", THRESHOLD).gib)
@@ -172,8 +184,26 @@ def held_out(jobs: pd.DataFrame, real: pd.DataFrame, folds: int = 8) -> pd.DataF
     return pd.DataFrame(lines)
 
 
+def real_probabilities(jobs: pd.DataFrame, real: pd.DataFrame, split: str) -> Floats:
+    """The probability that each real run fits, learned from replays and from the other tables or models of runs.
+
+    Args:
+        jobs: replayed jobs as of ``read_jobs``.
+        real: real rows as of ``real_rows.read_rows``.
+        split: ``table`` or ``model``.
+    """
+    grid, rows = _grid(OfReplays(jobs)), for_pytorch(real, by_class())
+    found = np.empty(len(rows))
+    for name in rows[split].unique():
+        unseen = (rows[split] == name).to_numpy()
+        asked = rows[unseen]
+        columns = free_gib(asked), asked["activations_gib"], asked["number_gpus"]
+        found[unseen] = learn(rows[~unseen], grid).probabilities(*(column.to_numpy() for column in columns))
+    return found
+
+
 def main() -> None:
-    """Print the learned margin, and how replays and real runs that it has not seen agree with it."""
+    """Print how replays of unseen models agree with the learned margin."""
     typer.echo(markdown(held_out(read_jobs(), read_rows()).to_dict("records")))
 
 

@@ -223,12 +223,16 @@ def beyond_need(rows: pd.DataFrame, predicted: Booleans) -> dict[str, int]:
     return {"GPUs beyond need": extra, "jobs given too few": short, "jobs refused": refused}
 
 
-def real_calibration(rule: DecisionRule = AS_TRAINED) -> list[dict[str, Any]]:
-    """Compare the predicted probability with the share of held-out runs that finished."""
+def real_calibration(probabilities: Mapping[str, Floats] | None = None) -> list[dict[str, Any]]:
+    """Compare the predicted probability with the share of held-out runs that finished.
+
+    Args:
+        probabilities: that of each real row, for each split; by default those of version 2.0.0's predictor.
+    """
     rows = read_rows()
     found = []
     for split in _SPLITS:
-        probability = held_out(rule, split)
+        probability = held_out(AS_TRAINED, split) if probabilities is None else probabilities[split]
         for low, high in itertools.pairwise((0, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0000001)):
             inside = (probability >= low) & (probability < high)
             if inside.any():

@@ -147,8 +147,8 @@ class Replayed:
     def __init__(self, path: Path, memory: StackMemory) -> None:
         self.job = json.loads(path.with_suffix(".json").read_text())
         with np.load(path) as arrays:
-            columns = (arrays[name].astype(np.int64) for name in ("actions", "blocks", "streams"))
-            self.recording = Recording(*columns, arrays["sizes"])
+            actions, blocks, streams = (arrays[name].astype(np.int64) for name in ("actions", "blocks", "streams"))
+            self.recording = Recording(actions, blocks, streams, arrays["sizes"])
         self.stack, self.memory = stack_of(self.job), memory
         self.row = memory.row(self.job["model_name"], self.job["method"], self.stack)
 

@@ -22,17 +22,16 @@ import pandas as pd
 import typer
 
 from autoconf.errors import AutoConfError, BadInput
-from autoconf.memory.fragmentation import OutsidePyTorch
 from autoconf.memory.units import GIB, Booleans, Floats
+from autoconf.pipeline.calibration.fragmentation import read_jobs, real_probabilities
 from autoconf.pipeline.calibration.held_out import log_loss
 from autoconf.pipeline.calibration.real_rows import read_rows
-from autoconf.pipeline.calibration.reserve import OF_FRAGMENTATION, THRESHOLD, Learned, free_gib, learn
+from autoconf.pipeline.calibration.reserve import THRESHOLD, free_gib, learn
 from autoconf.pipeline.replay.event_arrays import EventArrays
 from autoconf.pipeline.report import markdown
 from autoconf.pipeline.validation import environments
 from autoconf.pipeline.validation.benchmark_runs import Run, read_runs
 from autoconf.predictor.autogluon import LABEL
-from autoconf.predictor.cards import Card
 
 ROWS = Path(__file__).with_name("replayed_rows.csv")
 # A run with less free memory than any context of CUDA fails. One whose GPU has this share of its peak, and 2 GiB, on
@@ -131,30 +130,12 @@ def read() -> pd.DataFrame:
     return rows.assign(spare=replays.where(undecided(rows), pd.Series(decided)))
 
 
-def for_pytorch(rows: pd.DataFrame, outside: OutsidePyTorch) -> pd.DataFrame:
-    """Real rows whose ``usable_gib`` is what is left for PyTorch."""
-    left = outside.left_gib(rows["usable_gib"].to_numpy(), rows["number_gpus"].to_numpy())
-    return rows.assign(usable_gib=left)
-
-
-def learned_for(card: Card) -> Learned:
-    """What real rows say about the margin of a version, by its activations or by its fragmentation.
-
-    On several GPUs these runs used FSDP1.
-    """
-    rows = read_rows()
-    if card.fragmentation is None or card.outside_pytorch is None:
-        return learn(rows)
-    curves = [card.fragmentation.curve(sharding) for sharding in ("none", "fsdp1")]
-    one, several = (curve.at(rows["activations_gib"].to_numpy(float)) for curve in curves)
-    rows = rows.assign(activations_gib=np.where(rows["number_gpus"] > 1, several, one))
-    return learn(for_pytorch(rows, card.outside_pytorch), OF_FRAGMENTATION)
-
-
 # The rules: each names the memory of a run that counts as its peak, and whether a share of activations counts as well.
 CONSTANT, REPLAY = "constant beside the peak", "constant beyond the replay's least capacity"
 # As version 2.0.0, whose form was chosen with knowledge of these rows.
 WITH_SHARE = "constant and a share of activations beside the peak *"
+# As version 3.0.0: the constant is learned from replays of random jobs and from reports about memory outside PyTorch.
+OF_3_0_0 = "as version 3.0.0: constant from random replays, share of activations *"
 
 
 def as_rule(rows: pd.DataFrame, rule: str) -> pd.DataFrame:
@@ -179,8 +160,11 @@ def side_by_side(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """A row for each rule and each split: log loss, and wrong decisions at two thresholds."""
     near, finished = undecided(rows), rows[LABEL].to_numpy()
     found = []
-    for split, rule in itertools.product(_SPLITS, (CONSTANT, REPLAY, WITH_SHARE)):
-        probability = held_out(as_rule(rows, rule), split)
+    for split, rule in itertools.product(_SPLITS, (CONSTANT, REPLAY, WITH_SHARE, OF_3_0_0)):
+        if rule == OF_3_0_0:
+            probability = real_probabilities(read_jobs(), rows, split)
+        else:
+            probability = held_out(as_rule(rows, rule), split)
         loss = log_loss(finished, probability)
         line: dict[str, Any] = {
             "held out by": split,

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from autoconf.memory.fragmentation import OutsidePyTorch
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.units import Floats, Integers
 from autoconf.pipeline.calibration.real_rows import read_rows
 from autoconf.predictor.autogluon import LABEL
+from autoconf.predictor.cards import Card
 
 # A false positive costs a failed job, a false negative only one more GPU, so the threshold is high.
 THRESHOLD = 0.9
@@ -108,6 +110,26 @@ def learn(rows: pd.DataFrame, grid: Grid = OF_ACTIVATIONS) -> Learned:
     # Runs on the other number of GPUs also inform base and width, summed over their shares.
     elsewhere = {several: np.logaddexp.reduce(of, axis=1, keepdims=True) for several, of in log_likelihood.items()}
     return Learned({several: _draw(of + elsewhere[not several], grid) for several, of in log_likelihood.items()})
+
+
+def for_pytorch(rows: pd.DataFrame, outside: OutsidePyTorch) -> pd.DataFrame:
+    """Real rows whose ``usable_gib`` is what is left for PyTorch."""
+    left = outside.left_gib(rows["usable_gib"].to_numpy(), rows["number_gpus"].to_numpy())
+    return rows.assign(usable_gib=left)
+
+
+def learned_for(card: Card) -> Learned:
+    """What real rows say about the margin of a version, by its activations or by its fragmentation.
+
+    On several GPUs these runs used FSDP1.
+    """
+    rows = read_rows()
+    if card.fragmentation is None or card.outside_pytorch is None:
+        return learn(rows)
+    curves = [card.fragmentation.curve(sharding) for sharding in ("none", "fsdp1")]
+    one, several = (curve.at(rows["activations_gib"].to_numpy(float)) for curve in curves)
+    rows = rows.assign(activations_gib=np.where(rows["number_gpus"] > 1, several, one))
+    return learn(for_pytorch(rows, card.outside_pytorch), OF_FRAGMENTATION)
 
 
 def free_gib(rows: pd.DataFrame) -> pd.Series:

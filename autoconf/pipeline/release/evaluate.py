@@ -9,6 +9,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from autoconf.pipeline.calibration import fragmentation, real_rows, replayed_rows
 from autoconf.pipeline.calibration.held_out import real_calibration, side_by_side
 from autoconf.pipeline.catalog import NEWEST, architectures, gpu_types
 from autoconf.pipeline.release.evaluation import NEAR, TARGETS, Judged, measured, sweep_space
@@ -77,8 +78,18 @@ def real_runs_section(evaluation: dict[str, Any]) -> str:
             markdown(_in_words(evaluation["side_by_side"])),
             "Predicted probability, and what happened, on held-out runs:",
             markdown(evaluation["calibration"]),
+            *_replays(evaluation),
         ]
     )
+
+
+def _replays(evaluation: dict[str, Any]) -> list[str]:
+    if "replays" not in evaluation:
+        return []
+    return [
+        "Replays of random jobs of models that were not learned from, each at one capacity near its need:",
+        markdown(evaluation["replays"]),
+    ]
 
 
 def domain_section(card: Card) -> str:
@@ -151,6 +162,23 @@ def draw_calibration(axes: Any, calibration: list[dict[str, Any]]) -> None:
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2)
 
 
+def _real_runs(card: Card) -> dict[str, Any]:
+    """What is said of real runs by what was learned from others in the way of the version."""
+    if card.fragmentation is None:
+        return {"side_by_side": side_by_side(), "calibration": real_calibration()}
+    jobs, rows = fragmentation.read_jobs(), real_rows.read_rows()
+    probabilities = {split: fragmentation.real_probabilities(jobs, rows, split) for split in ("table", "model")}
+    return {
+        "side_by_side": replayed_rows.side_by_side(replayed_rows.read()),
+        "calibration": real_calibration(probabilities),
+        "replays": fragmentation.held_out(jobs, rows).to_dict("records"),
+    }
+
+
+def _real_runs_page(card: Card) -> Path:
+    return VALIDATION if card.fragmentation is None else PAGES / f"evaluation-{card.version}.md"
+
+
 def evaluate(version: str) -> tuple[dict[str, Any], str]:
     """Evaluate a released or new version, and write the figures.
 
@@ -165,14 +193,13 @@ def evaluate(version: str) -> tuple[dict[str, Any], str]:
     evaluation: dict[str, Any] = {
         **figures,
         "orderings": predictor.card.evaluation["orderings"],
-        "side_by_side": side_by_side(),
-        "calibration": real_calibration(),
+        **_real_runs(predictor.card),
     }
     sha256 = write_card(folder, predictor.card.model_copy(update={"evaluation": evaluation}))
     for page, what, section in (
         (PAGES / f"evaluation-{version}.md", f"evaluation {version}", evaluation_section(evaluation, version)),
         (PAGES / f"domain-{version}.md", f"domain {version}", domain_section(predictor.card)),
-        (VALIDATION, "real runs", real_runs_section(evaluation)),
+        (_real_runs_page(predictor.card), "real runs", real_runs_section(evaluation)),
     ):
         write_section(page, what, "make evaluate", section)
     draw_picture(judged, evaluation, PAGES / f"evaluation-{version}.png")
