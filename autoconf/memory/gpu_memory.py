@@ -187,7 +187,8 @@ class GpuMemory:
         """Bytes of each moment with its margin, shape (moments, candidates)."""
         activations = np.outer(self._total[:, 1], tokens) / GIB
         peaks = self._total @ self._variables(gpus, tokens)
-        return np.asarray((1 + reserve.peak_share) * peaks + GIB * self._margin_gib(activations, gpus, reserve))
+        decides = activations if self.fragmentation is None else self.fragmentation.at(activations)
+        return np.asarray((1 + reserve.peak_share) * peaks + GIB * reserve.gib(decides, gpus))
 
     def _margin_gib(self, activations_gib: Floats, gpus: Integers, reserve: Reserve) -> Floats:
         return reserve.gib(self._decides_margin(activations_gib), gpus)

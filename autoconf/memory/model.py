@@ -24,7 +24,7 @@ from autoconf.memory.zero_job import ZERO, ZeroJob, flat_groups
 # The rules by which memory is composed. A version keeps those with which it was made.
 # 2: each GPU loads all 4-bit weights before FSDP shards them. 1: under FSDP1 and mixed precision, every adapter keeps
 # its own copy of its input. 0: version 2.0.0.
-RULES = 2
+RULES = LOADS_WHOLE = 2
 _BYTES = {"bfloat16": 2, "float32": 4}
 
 
@@ -222,7 +222,7 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     )  # fmt: skip
     if strategy not in ZERO:
         resident, gradients = job.resident(strategy), job.unsharded_gradients(strategy)
-        loads_whole = rules >= 2 and method == "qlora" and strategy in ("fsdp1", "fsdp2")
+        loads_whole = rules >= LOADS_WHOLE and method == "qlora" and strategy in ("fsdp1", "fsdp2")
         # transformers/quantizers/quantizer_bnb_4bit.py: a weight is quantized on the GPU.
         loading = job.sharded_weights + job.units.unsharded_bytes if loads_whole else 0.0
         return GpuJob(resident, gradients, lambda: sharded(profile(), job, strategy), loading)

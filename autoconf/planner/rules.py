@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 
 from autoconf.memory.candidates import Candidates
-from autoconf.memory.model import StackMemory
-from autoconf.memory.units import GIB, Booleans, Floats
+from autoconf.memory.model import LOADS_WHOLE, StackMemory
+from autoconf.memory.units import GIB, Booleans
 
 
 def gradients_fit(candidates: Candidates) -> Booleans:
@@ -31,14 +31,11 @@ def resident_state_fits(candidates: Candidates) -> Booleans:
 
 def loading_fits(candidates: Candidates) -> Booleans:
     """Check what each GPU holds while a model is loaded that is sharded afterwards."""
-    return _loading_gib(candidates) <= candidates.usable_gib
-
-
-def _loading_gib(candidates: Candidates) -> Floats:
     memory = candidates.memory
-    if not isinstance(memory, StackMemory):
-        return np.zeros(len(candidates.rows))
-    return memory.loading_bytes(candidates.rows, candidates.gpus) / GIB
+    if not isinstance(memory, StackMemory) or memory.rules < LOADS_WHOLE:
+        return np.ones(len(candidates.rows), bool)
+    loading: Booleans = memory.loading_bytes(candidates.rows, candidates.gpus) <= candidates.usable_gib * GIB
+    return loading
 
 
 def on_each(gpus: int) -> str:
@@ -68,10 +65,12 @@ def _why_gradients(candidates: Candidates) -> list[str]:
 
 
 def _why_loading(candidates: Candidates) -> list[str]:
+    assert isinstance(candidates.memory, StackMemory)
+    loading = candidates.memory.loading_bytes(candidates.rows, candidates.gpus) / GIB
     return [
         f"runs out of memory while loading: each GPU holds all 4-bit weights, {needed:.1f} GiB, before FSDP shards "
         f"them, and one has {usable:g} GiB"
-        for needed, usable in zip(_loading_gib(candidates), candidates.usable_gib, strict=True)
+        for needed, usable in zip(loading, candidates.usable_gib, strict=True)
     ]
 
 
@@ -94,6 +93,6 @@ def reasons(candidates: Candidates) -> list[str]:
     sentences = [""] * len(candidates.rows)
     for rule, why in reversed(RULES):
         failing = np.flatnonzero(~rule(candidates))
-        for index, sentence in zip(failing, why(candidates.subset(failing)), strict=True):
+        for index, sentence in zip(failing, why(candidates.subset(failing)) if len(failing) else (), strict=True):
             sentences[index] = sentence
     return sentences
