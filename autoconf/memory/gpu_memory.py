@@ -211,3 +211,32 @@ class GpuMemory:
         """The factors of the terms of a moment, shape (3 + curves, candidates)."""
         linear = np.stack([np.ones(len(gpus)), tokens, 1 / gpus])
         return np.asarray(linear if self._curves is None else np.concatenate([linear, self._curves(gpus)]), np.float64)
+
+
+class GpuJob:
+    """What a GPU of a job holds. Its memory is composed when it is first needed: jobs that rules exclude never need it.
+
+    Args:
+        resident: the minimum that training holds.
+        unsharded_gradients: bytes of gradients that FSDP keeps whole on every GPU under gradient accumulation.
+        compose: makes the memory of the GPU.
+        loading: bytes that each GPU holds while the model is loaded; 0 if training holds more.
+    """
+
+    def __init__(
+        self, resident: Resident, unsharded_gradients: float, compose: Callable[[], GpuMemory], loading: float = 0.0
+    ) -> None:
+        self.resident, self.unsharded_gradients, self._compose = resident, unsharded_gradients, compose
+        self.loading = loading
+        self._memory: GpuMemory | None = None
+
+    def fragmented(self, curve: Curve) -> GpuJob:
+        """The same job, whose margin depends on fragmentation."""
+        return GpuJob(self.resident, self.unsharded_gradients, lambda: self.memory.fragmented(curve), self.loading)
+
+    @property
+    def memory(self) -> GpuMemory:
+        """The memory of the GPU."""
+        if self._memory is None:
+            self._memory = self._compose()
+        return self._memory

@@ -10,8 +10,8 @@ from functools import partial
 import numpy as np
 
 from autoconf.jobs.stack import Stack, Upcast
-from autoconf.memory.fragmentation import Curve, Fragmentation, sharding_of
-from autoconf.memory.gpu_memory import GpuMemory, Resident
+from autoconf.memory.fragmentation import Fragmentation, sharding_of
+from autoconf.memory.gpu_memory import GpuJob, GpuMemory
 from autoconf.memory.optimizers import Shape, optimizer_bytes
 from autoconf.memory.profile import UPCAST_NORMS, HeadWay, LayerWay, Point, Trainable, Units
 from autoconf.memory.reserve import Reserve
@@ -149,35 +149,6 @@ def _distinct(rows: Integers) -> tuple[Integers, Integers]:
     found = np.zeros(rows.max(initial=-1) + 1, bool)
     found[rows] = True
     return np.flatnonzero(found), (np.cumsum(found) - 1)[rows]
-
-
-class GpuJob:
-    """What a GPU of a job holds. Its memory is composed when it is first needed: jobs that rules exclude never need it.
-
-    Args:
-        resident: the minimum that training holds.
-        unsharded_gradients: bytes of gradients that FSDP keeps whole on every GPU under gradient accumulation.
-        compose: makes the memory of the GPU.
-        loading: bytes that each GPU holds while the model is loaded; 0 if training holds more.
-    """
-
-    def __init__(
-        self, resident: Resident, unsharded_gradients: float, compose: Callable[[], GpuMemory], loading: float = 0.0
-    ) -> None:
-        self.resident, self.unsharded_gradients, self._compose = resident, unsharded_gradients, compose
-        self.loading = loading
-        self._memory: GpuMemory | None = None
-
-    def fragmented(self, curve: Curve) -> GpuJob:
-        """The same job, whose margin depends on fragmentation."""
-        return GpuJob(self.resident, self.unsharded_gradients, lambda: self.memory.fragmented(curve), self.loading)
-
-    @property
-    def memory(self) -> GpuMemory:
-        """The memory of the GPU."""
-        if self._memory is None:
-            self._memory = self._compose()
-        return self._memory
 
 
 def gpu_memory(

@@ -114,8 +114,8 @@ def _table(columns: Mapping[str, Estimate]) -> str:
     first = f'style="text-align:left;padding:.15em .8em .15em 0;{_LINE}"'
     head = "".join(f'<th scope="col" {cell}>{escape(title)}</th>' for title in columns)
     rows = []
-    for name, color in COLORS.items():
-        swatch = f'<span style="display:inline-block;width:.8em;height:.8em;background:{color}"></span>'
+    for name in parts(next(iter(columns.values()))):
+        swatch = f'<span style="display:inline-block;width:.8em;height:.8em;background:{COLORS[name]}"></span>'
         figures = "".join(f"<td {cell}>{parts(held)[name]:.1f}</td>" for held in columns.values())
         rows.append(f'<tr><th scope="row" {first}>{swatch} {name}</th>{figures}</tr>')
     for title, field in (("needed", "needed_memory_gib"), ("usable", "usable_memory_gib")):

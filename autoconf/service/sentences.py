@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from autoconf.planner.memory_parts import COLORS
 from autoconf.planner.results import layout
 
 
@@ -39,8 +40,8 @@ def _estimated(answer: dict[str, Any]) -> list[str]:
     if answer["fits"] is None:
         return _no(answer)
     needs = f"{answer['needed_memory_gib']:.1f} of {answer['usable_memory_gib']:.1f} GiB are needed on each GPU"
-    parts = "weights", "gradients", "optimizer", "gathered", "activations", "reserve"
-    shown = ", ".join(f"{part} {answer[f'{part}_gib']:.1f}" for part in parts)
+    parts = {part: answer.get(f"{part}_gib") for part in COLORS}
+    shown = ", ".join(f"{part} {gib:.1f}" for part, gib in parts.items() if gib is not None)
     verdict = (
         f"Fits (probability {answer['probability']:.2f})" if answer["fits"] else f"Does not fit: {answer['reason']}"
     )

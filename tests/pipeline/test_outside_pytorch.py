@@ -62,16 +62,18 @@ def test_a_class_with_few_messages_has_the_larger_of_its_largest_and_the_general
 ) -> None:
     given(monkeypatch, *[message(1.0)] * 20, message(4.0, 139.8), message(0.2, 14.75))
     assert (overhead(2, H200).gib, overhead(2, T4).gib) == (4.0, 1.0)
-    assert overhead(2, H200).basis.startswith("the most of 1 public reports of jobs on several GPUs of the class B200")
-    assert overhead(2, T4).basis == overhead(2).basis
+    assert overhead(2, H200).basis.startswith("the most of 1 public reports of jobs on several GPUs of the class H100")
+    assert (
+        overhead(2, T4).basis == "the 90th percentile of 21 public reports of jobs on several GPUs of up to 79.15 GiB"
+    )
     assert overhead(2).basis == "the 90th percentile of 22 public reports of jobs on several GPUs of any type"
 
 
 def test_a_class_with_few_messages_does_not_have_the_figure_of_larger_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    given(monkeypatch, *[message(0.5, 39.5)] * 5, *[message(4.0)] * 20)
+    given(monkeypatch, *[message(0.5, 39.5)] * 10, *[message(4.0)] * 20)
     found = overhead(2, "L40S")
     assert found.gib == 0.5
-    assert found.basis == "the 90th percentile of 5 public reports of jobs on several GPUs that are no larger"
+    assert found.basis == "the 90th percentile of 10 public reports of jobs on several GPUs of up to 48 GiB"
 
 
 def test_a_report_without_a_number_of_gpus_counts_as_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,7 +229,9 @@ def test_a_curve_says_more_of_held_out_runs_than_a_step_at_its_reserve(split):
 
 def test_calibration_accounts_for_every_run_under_both_ways_of_holding_out():
     rule = DecisionRule("curve", held_out.curve, THRESHOLD)
-    found = pd.DataFrame(held_out.real_calibration({split: held_out.held_out(rule, split) for split in ("table", "model")}))
+    found = pd.DataFrame(
+        held_out.real_calibration({split: held_out.held_out(rule, split) for split in ("table", "model")})
+    )
     assert found.groupby("held out by")["runs"].sum().to_dict() == {"table": len(ROWS), "model": len(ROWS)}
     sure = found[found["predicted"] == "0.99 to 1"]
     assert (sure["share that finished"] == 1).all()

@@ -67,7 +67,7 @@ def test_later_versions_refuse_h100_and_version_2_0_0_keeps_it(newer):
 
 
 def test_a_card_without_compute_capabilities_is_written_as_before():
-    for version in registry.RELEASED:
+    for version in ("1.1.0", "2.0.0"):
         card = registry.card(version)
         assert "compute_capability" not in card.model_dump_json()
     assert "compute_capability" in gpus(after_2_0_0=True)["L40S"].model_dump_json()

@@ -85,8 +85,9 @@ def test_files_renamed_during_the_load_are_not_unpickled(copied, monkeypatch, sw
     swapped = []
 
     def swap_then_load():
-        swap(copied)
-        swapped.append(swap)
+        if not swapped:
+            swapped.append(swap)
+            swap(copied)
         return real()
 
     monkeypatch.setattr(autogluon_adapter, "_tabular_predictor", swap_then_load)

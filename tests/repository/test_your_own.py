@@ -15,8 +15,9 @@ import pytest
 from autoconf.jobs.presets import SETTINGS, presets, training_stack
 from autoconf.memory.model import gpu_memory
 from autoconf.memory.store import ModelsTable
+from autoconf.pipeline.catalog import NEWEST
 from autoconf.pipeline.tracing.trace_file import read_trace
-from autoconf.predictor.registry import DEFAULT, MODELS
+from autoconf.predictor.registry import MODELS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "guides" / "your-model-and-cluster.md").read_text(encoding="utf-8")
@@ -81,7 +82,7 @@ def test_the_document_shows_the_printed_output(followed, command, begins):
 
 def test_a_known_model_under_another_name_has_the_released_figures(followed):
     file = followed[0] / "my-model.traces.parquet"
-    trace, table = read_trace(file), ModelsTable.read(MODELS / DEFAULT)
+    trace, table = read_trace(file), ModelsTable.read(MODELS / NEWEST)
     released = table.figures("qwen2.5-0.5b")
     assert trace.figures.units == released.units
     assert set(trace.figures.layers) == set(released.layers)

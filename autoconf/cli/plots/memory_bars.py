@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PLAIN_WIDTH = 80
-_LABEL, _FIGURES = max(map(len, COLORS)), 8  # columns of text before a bar
+_FIGURES = 8  # columns of a figure before a bar
 _SHORTEST_BAR = 8
 
 # Inches.
@@ -63,15 +63,16 @@ def as_text(explanation: Explanation, width: int, *, plain: bool) -> Iterator[Te
     for reason in dict.fromkeys(held.reason for held in explanation.at.values() if held.fits is None):
         yield from (Text(reason), Text())
     most = max((_extent(held) for held in estimates.values()), default=0.0)
-    room = width - _LABEL - _FIGURES - 1
+    label = max((len(name) for held in estimates.values() for name in parts(held)), default=0)
+    room = width - label - _FIGURES - 1
     for count, held in estimates.items():
         yield Text(heading(count, held, explanation.threshold or 0.0), style="bold")
         usable = _usable(held)
         start = 0.0
         for name, part in parts(held).items():
-            yield _row(name, part, _bar(start, part, usable, most, room, plain), COLORS[name])
+            yield _row(f"{name:{label}}", part, _bar(start, part, usable, most, room, plain), COLORS[name])
             start += part
-        yield _row("usable", usable, _bar(0, 0, usable, most, room, plain), "default")
+        yield _row(f"{'usable':{label}}", usable, _bar(0, 0, usable, most, room, plain), "default")
         yield Text()
     yield from map(Text, what_would_help(explanation))
 
@@ -99,7 +100,7 @@ def _bar(start: float, part: float, usable: float, most: float, room: int, plain
 
 
 def _row(name: str, gib: float, bar: str, color: str) -> Text:
-    return Text.assemble(f"{name:{_LABEL}}{gib:{_FIGURES}.1f}", *((" ", (bar, color)) if bar else ()), no_wrap=True)
+    return Text.assemble(f"{name}{gib:{_FIGURES}.1f}", *((" ", (bar, color)) if bar else ()), no_wrap=True)
 
 
 # --- as a picture -----------------------------------------------------------------------------------------------------
@@ -192,7 +193,8 @@ def _finish(axes: Axes, estimates: dict[int, Estimate]) -> None:
     axes.tick_params(length=0, pad=3, labelsize=8, labelcolor=FAINT)
     for side in axes.spines.values():
         side.set_visible(False)
+    columns = len(parts(next(iter(estimates.values()))))
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(COLORS), fontsize=8, frameon=False, borderpad=0,
+        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, fontsize=8, frameon=False, borderpad=0,
         borderaxespad=0.3, handlelength=1.0, handleheight=0.9, columnspacing=1.2, labelcolor=INK,
     )  # fmt: skip

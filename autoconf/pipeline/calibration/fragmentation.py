@@ -41,7 +41,9 @@ from autoconf.predictor.autogluon import LABEL
 JOBS = Path(__file__).with_name("replayed_jobs.parquet")
 SHARDING = ("none", "ddp", "fsdp1", "fsdp2")
 FEATURES = {"headroom_gib": 1, "activations_gib": -1, "sharding": 0}
-_ACTIVATIONS_GIB = (0.0, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 60.0, 80.0, 100.0, 140.0, 180.0, 300.0)
+_ACTIVATIONS_GIB = (0.0, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 80.0, 100.0, 140.0, 180.0, 300.0)
+_MOST_FRAGMENTATION_GIB = 1000.0
+_SHOWN_GIB = (0, 10, 20, 30, 40, 60, 80)
 _LEARNED_UP_TO_GIB = 100.0  # there are few replays and no real run beyond; the curve goes on as a share
 _ROUNDS, _MOST_GIB = 16, 120.0
 _QUANTILES = tuple((np.arange(40) + 0.5) / 40)  # at which the base without activations is read
@@ -121,10 +123,13 @@ class Margin(NamedTuple):
     outside: OutsidePyTorch
 
 
-def _grid(replays: OfReplays) -> Grid:
-    """The prior over explanations of real runs: replays tell what is needed without activations."""
-    bases = (base for sharding in ("none", "fsdp1") for base in replays.bases(sharding))
-    return Grid(tuple(sorted({round(base, 3) for base in bases})), OF_ACTIVATIONS.shares, OF_ACTIVATIONS.widths)
+def _learned(replays: OfReplays, rows: pd.DataFrame) -> Learned:
+    """What real runs say; replays tell what is needed without activations, on one GPU and under FSDP1."""
+    explanations = {}
+    for several, sharding in ((False, "none"), (True, "fsdp1")):
+        grid = Grid(replays.bases(sharding), OF_ACTIVATIONS.shares, OF_ACTIVATIONS.widths)  # each base is as likely
+        explanations[several] = learn(rows, grid).explanations[several]
+    return Learned(explanations)
 
 
 def learned_margin(jobs: pd.DataFrame, real: pd.DataFrame) -> Margin:
@@ -136,12 +141,15 @@ def learned_margin(jobs: pd.DataFrame, real: pd.DataFrame) -> Margin:
     """
     replays, outside = OfReplays(jobs), by_class()
     rows = for_pytorch(real, outside)
-    learned = learn(rows, _grid(replays))
+    learned = _learned(replays, rows)
     margin = learned.reserve(at=_ACTIVATIONS_GIB)
     one, several = (np.array(of) - of[0] for of in (margin.one_gpu_gib, margin.several_gpus_gib))
     fsdp2 = np.array(replays.curve("fsdp2", THRESHOLD).gib)
     curves = {"none": one, "ddp": several, "fsdp1": several, "fsdp2": np.maximum(several, fsdp2 - fsdp2[0])}
-    reserve = Reserve((0.0, 1.0), (margin.one_gpu_gib[0],) * 2, (margin.several_gpus_gib[0],) * 2)
+    # By fragmentation, GiB for GiB.
+    bases = margin.one_gpu_gib[0], margin.several_gpus_gib[0]
+    one_gpu, several_gpus = ((base, base + _MOST_FRAGMENTATION_GIB) for base in bases)
+    reserve = Reserve((0.0, _MOST_FRAGMENTATION_GIB), one_gpu, several_gpus)
     rounded = {name: tuple(curve.round(2).tolist()) for name, curve in curves.items()}
     return Margin(rows, learned, Fragmentation(_ACTIVATIONS_GIB, rounded), reserve, outside)
 
@@ -192,19 +200,36 @@ def real_probabilities(jobs: pd.DataFrame, real: pd.DataFrame, split: str) -> Fl
         real: real rows as of ``real_rows.read_rows``.
         split: ``table`` or ``model``.
     """
-    grid, rows = _grid(OfReplays(jobs)), for_pytorch(real, by_class())
+    replays, rows = OfReplays(jobs), for_pytorch(real, by_class())
     found = np.empty(len(rows))
     for name in rows[split].unique():
         unseen = (rows[split] == name).to_numpy()
         asked = rows[unseen]
         columns = free_gib(asked), asked["activations_gib"], asked["number_gpus"]
-        found[unseen] = learn(rows[~unseen], grid).probabilities(*(column.to_numpy() for column in columns))
+        found[unseen] = _learned(replays, rows[~unseen]).probabilities(*(column.to_numpy() for column in columns))
     return found
 
 
+def by_activations(margin: Margin) -> list[dict[str, Any]]:
+    """GiB that must be left for PyTorch beyond allocated memory, by sharding and GiB of activations."""
+    rows = []
+    for name, sharding, reserve in (
+        ("one GPU", "none", margin.reserve.one_gpu_gib[0]),
+        ("several, DDP, FSDP1 or ZeRO", "fsdp1", margin.reserve.several_gpus_gib[0]),
+        ("several, FSDP2", "fsdp2", margin.reserve.several_gpus_gib[0]),
+    ):
+        gib = reserve + margin.fragmentation.curve(sharding).at(np.array(_SHOWN_GIB, float))
+        figures = zip(map(str, _SHOWN_GIB), gib.tolist(), strict=True)
+        rows.append({"GiB of activations": name} | {column: f"{value:.2f}" for column, value in figures})
+    return rows
+
+
 def main() -> None:
-    """Print how replays of unseen models agree with the learned margin."""
-    typer.echo(markdown(held_out(read_jobs(), read_rows()).to_dict("records")))
+    """Print the learned margin, and how replays of unseen models agree with it."""
+    jobs, real = read_jobs(), read_rows()
+    typer.echo(f"{len(jobs):,} replayed jobs of {jobs['model'].nunique()} models\n")
+    typer.echo(markdown(by_activations(learned_margin(jobs, real))) + "\n")
+    typer.echo(markdown(held_out(jobs, real).to_dict("records")))
 
 
 if __name__ == "__main__":

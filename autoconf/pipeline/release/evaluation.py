@@ -16,7 +16,7 @@ from autoconf.memory.candidates import Candidates
 from autoconf.memory.units import Booleans
 from autoconf.pipeline.release.random_jobs import GPUS_PER_WORKER, random_jobs
 from autoconf.planner.domain import JobArrays
-from autoconf.planner.rules import resident_state_fits
+from autoconf.planner.rules import loading_fits, resident_state_fits
 from autoconf.planner.search import decide, smallest
 from autoconf.predictor.cards import Card
 from autoconf.predictor.check_jobs import candidates, supported
@@ -109,7 +109,8 @@ class Judged:
 
     @property
     def true(self) -> Booleans:
-        return self.headroom_gib >= 0
+        fits: Booleans = (self.headroom_gib >= 0) & loading_fits(self.candidates)
+        return fits
 
     @property
     def distance(self) -> np.ndarray:

@@ -37,6 +37,8 @@ _CHUNKED_FROM = [
     ("LoRA and QLoRA", False, "chunked_nll", 16_384),
     ("full fine-tuning", True, "chunked_nll", 32_768),
 ]
+# Sharding a smaller model saves less than NCCL's buffers take on a second GPU, up to 4 GiB.
+_SHARED_FROM = 4_000_000_000
 _TOLERANCE = 1e-6  # figures are stored with seven digits
 
 Violations = Iterator[str]  # empty text for an ordered pair
@@ -128,7 +130,7 @@ def _promises(checker: Checker) -> Iterator[_Promise]:
     )
     yield _Promise(
         "one GPU than two, at the same batch",
-        "full and LoRA, the presets with FSDP that mix no precision",
+        f"full and LoRA, the presets with FSDP that mix no precision{_large(checker)}",
         _second_gpu(checker),
     )
     yield _Promise("full fine-tuning than LoRA", "the stack reference", _lora(checker))
@@ -180,9 +182,16 @@ def _presets(checker: Checker) -> Iterator[tuple[str, str, Stack]]:
         yield model, method, training_stack(method, accumulating, preset, *[None] * len(SETTINGS))
 
 
+def _large(checker: Checker) -> str:
+    return f"; models of at least {_SHARED_FROM:,} parameters" if checker.predictor.card.outside_pytorch else ""
+
+
 def _second_gpu(checker: Checker) -> Violations:
     for model, method, stack in _presets(checker):
         if stack.sharding == "ddp" or stack.mixed_precision == "bf16" or method == "qlora":
+            continue
+        full = checker.table.trainable(model, "full", "default")
+        if checker.predictor.card.outside_pytorch and full is not None and full.units.trainable < _SHARED_FROM:
             continue
         one, several = (checker.memory(model, method, stack, several=of) for of in (False, True))
         if one is None or several is None:

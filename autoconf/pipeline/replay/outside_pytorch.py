@@ -32,16 +32,19 @@ A100_READINGS_GIB = {False: 0.92, True: 1.5}
 
 # Reports give the total capacity more often than the GPU's name, so a class is a range of capacities, in GiB.
 CLASSES = {
+    "8 GB": (7.0, 8.5),
+    "10 to 12 GB": (9.0, 12.5),
     "T4": (14.5, 14.8),
-    "V100 16 GB, P100": (15.75, 15.95),
+    "16 GB": (15.0, 16.5),
     "A10, A10G, L4": (21.5, 22.6),
     "A30, RTX 3090, RTX 4090": (23.4, 24.0),
     "RTX 5090": (31.2, 31.6),
     "V100 32 GB": (31.7, 31.8),
     "A100 40 GB": (39.3, 39.7),
     "A40, A6000, L40, L40S, RTX 6000 Ada": (44.2, 48.0),
+    "MI250X": (60.0, 66.0),
     "A100 80 GB, A800, H100": (79.0, 79.9),
-    "B200, GH200, H20, H100 NVL, H200": (92.0, 192.0),
+    "H100 NVL, GH200, H20, H200, B200, B300": (92.0, 300.0),
 }
 OTHER = "other"
 # With fewer messages than this, a class and number of GPUs has the figure of all classes.
@@ -150,9 +153,9 @@ def overhead(gpus: int, gpu_type: str | None = None) -> Overhead:
 
     It is the 90th percentile of the messages of training on the GPU's class. If there are fewer than 5, it is the
     largest of them or the 90th percentile of this and all smaller classes, whichever is more, because it grows with the
-    GPU; of all classes if even these have fewer than 5. A replay that assumes too little says
-    that a job fits which then runs out of memory, and the median would be too little for half of the jobs. The maximum
-    of many messages rests on a single report, whose job may use libraries that others do not.
+    GPU; if even these have fewer than 10, of the 10 on the smallest GPUs. A replay that assumes too little says that a
+    job fits which then runs out of memory, and the median would be too little for half of the jobs. The maximum of many
+    messages rests on a single report, whose job may use libraries that others do not.
 
     Args:
         gpus: number of GPUs of the job.
@@ -188,9 +191,11 @@ def _overhead(several: bool, name: str) -> Overhead:
     """``overhead`` for a class of GPUs."""
     everywhere = [message for message in _of("training") if message.several == several]
     kinds = "of any type"
-    up_to = [message for message in everywhere if message.capacity_gib <= CLASSES.get(name, (0, 0))[1]]
-    if len(up_to) >= ENOUGH:
-        everywhere, kinds = up_to, "that are no larger"
+    if name in CLASSES:
+        capacities = sorted(message.capacity_gib for message in everywhere)
+        most = max([CLASSES[name][1], *capacities[2 * ENOUGH - 1 : 2 * ENOUGH]])
+        everywhere = [message for message in everywhere if message.capacity_gib <= most]
+        kinds = f"of up to {most:.4g} GiB"
     same = [message for message in everywhere if gpu_class(message.capacity_gib) == name != OTHER]
     where = "several GPUs" if several else "one GPU"
     if len(same) >= ENOUGH:
