@@ -85,8 +85,8 @@ def test_a_recording_is_replayed_at_random_sizes_and_capacities(tmp_path: Path) 
     pytest.importorskip("torch", reason="jobs are recorded with the extra [build], installed on Python 3.11")
     from autoconf.jobs.presets import SETTINGS
     from autoconf.memory.units import GIB
-    from autoconf.pipeline.calibration import replayed_jobs
     from autoconf.pipeline.catalog import architectures
+    from autoconf.pipeline.release import replayed_jobs
     from autoconf.pipeline.replay import compiled
     from autoconf.pipeline.tracing.model_setup import TrainingSetup
 

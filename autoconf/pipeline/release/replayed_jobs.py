@@ -1,8 +1,8 @@
 """Replays of random jobs in large numbers, from which a version learns fragmentation.
 
-``python -m autoconf.pipeline.calibration.replayed_jobs record FOLDER --minutes 60 --seed 1`` records random models,
+``python -m autoconf.pipeline.release.replayed_jobs record FOLDER --minutes 60 --seed 1`` records random models,
 methods and stacks; processes with different seeds may share a folder. ``... replay FOLDER`` then draws sizes, numbers
-of GPUs and capacities for each recording, replays each job once, and writes ``replayed_jobs.parquet`` in this folder.
+of GPUs and capacities for each recording, replays each job once, and writes ``calibration/replayed_jobs.parquet``.
 """
 
 from __future__ import annotations
