@@ -113,7 +113,14 @@ MUTATIONS: list[Callable[[bytes, random.Random], bytes]] = [
 
 
 def scalars(data: bytes) -> list[str]:
-    """The scalars of a YAML text, with aliases resolved."""
+    """The scalars of a YAML text, with aliases resolved; the words of any other text, such as a script."""
+    try:
+        return yaml_scalars(data)
+    except yaml.YAMLError:
+        return data.decode("utf-8-sig").split()
+
+
+def yaml_scalars(data: bytes) -> list[str]:
     anchors: dict[str, str] = {}
     values = []
     for event in yaml.parse(data.decode("utf-8-sig").replace("\t", " "), yaml.CSafeLoader):

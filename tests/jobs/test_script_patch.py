@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from autoconf.cli.main import app
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.patch import Layout, patched
+from autoconf.jobs.importers.patch import Layout, patch_files, patched
 from autoconf.jobs.importers.reader import read_job
 
 TORCHRUN = """#!/bin/bash
@@ -146,3 +146,12 @@ def test_the_command_writes_the_script(tmp_path: Path) -> None:
     answer = CliRunner().invoke(app, ["job", str(tmp_path / "new"), "--json"]).stdout
     assert result.stderr.startswith(f"{path}: 8 -> ") and '"number_gpus"' in answer
     assert path.read_bytes() == ACCELERATE.encode()
+
+
+def test_a_manifest_that_is_not_yaml_is_no_script(tmp_path: Path) -> None:
+    manifest = tmp_path / "job"
+    command = "torchrun --nproc_per_node=4 sft.py --model_name_or_path m"
+    manifest.write_text(f"a:\n  apiVersion: v1\n  kind: TrainJob\n  args:\n  - |\n    {command}\n\n  ---\n  b: 1\n")
+    for read in (lambda: read_job([str(manifest)], {}), lambda: patch_files([str(manifest)], Layout(2, 1))):
+        with pytest.raises(BadInput, match=r"job:\d+: not YAML: .*, as a manifest of Kubernetes has to be"):
+            read()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -166,7 +167,12 @@ def load_documents(text: str, file: str) -> list[Document]:
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_int=_json_int)
     except (ValueError, RecursionError):  # not JSON, or JSON whose fault the YAML loader finds with its line
-        return [d for d in _load_yaml(text, file) if d.value is not None]
+        try:
+            return [d for d in _load_yaml(text, file) if d.value is not None]
+        except NotDocuments as error:
+            if _looks_like_a_manifest(text):  # which would otherwise count as a script with the commands in it
+                raise BadInput(f"{error}, as a manifest of Kubernetes has to be") from None
+            raise
     try:
         # Between JSON's tokens tabs are allowed, in its strings they are not: positions stay.
         nodes = list(_Composer(text.replace("\t", " "), file).nodes())
@@ -175,6 +181,12 @@ def load_documents(text: str, file: str) -> list[Document]:
         _check_text(value, file)
         nodes = []
     return [Document(value, nodes[0] if nodes else None)]
+
+
+def _looks_like_a_manifest(text: str) -> bool:
+    """Whether a text has the first keys of a manifest, and is neither a template nor a script that writes one."""
+    keys = (re.search(rf"^\s*{key}:\s+\w", text, re.MULTILINE) for key in ("apiVersion", "kind"))
+    return all(keys) and "<<" not in text and "{{" not in text
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
