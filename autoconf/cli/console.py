@@ -121,7 +121,7 @@ def show_summary(card: Card, default: bool) -> None:
     """Print the domain and the main figures of a version; one line if it is not the default."""
     domain, evaluation = card.domain, card.evaluation
     if not default:
-        counts = f"{len(domain.models)} models, methods {listed(domain.methods)}, {len(domain.gpus)} GPU types"
+        counts = f"{len(domain.models)} models, {listed(domain.methods)}, {len(domain.gpus)} GPU types"
         typer.echo(f"version {card.version}, made {_made(card)}: {counts}\n")
         return
     by_number = sorted(families(domain.models).items(), key=lambda family: -len(family[1]))

@@ -78,8 +78,8 @@ def test_missing_and_unknown_arguments_are_named(job):
     assert min_gpu_recommender(*job.values()) == min_gpu_recommender(**job)
     with pytest.raises(ValueError, match="method: given twice"):
         min_gpu_recommender("llama-7b", "lora", method="full")
-    with pytest.raises(ValueError, match="21 values for the 20 fields"):
-        min_gpu_recommender(*range(21))
+    with pytest.raises(ValueError, match="22 values for the 21 fields"):
+        min_gpu_recommender(*range(22))
     with pytest.raises(ValueError, match="per_device_train_batch_size: no such field; the fields are model_name, "):
         min_gpu_recommender(**job, per_device_train_batch_size=4)
 

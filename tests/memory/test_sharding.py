@@ -116,7 +116,7 @@ def test_parts_add_up_to_needed_memory():
     figures, reserve = composed("fsdp2", accumulating=True), Reserve((0, 100), (1, 11), (2, 42))
     for gpus, tokens in ((2, 1), (2, MANY), (64, MANY)):
         parts = figures.parts(gpus, tokens, reserve)
-        assert list(parts) == [*GpuMemory.PARTS, "reserve"]
+        assert list(parts) == [*GpuMemory.PARTS, "fragmentation", "reserve"]
         needed = figures.needed_bytes(np.array([gpus]), np.array([tokens]), reserve)[0]
         assert sum(parts.values()) == pytest.approx(needed)
     assert parts["activations"] == 7 + 30 * MANY and parts["weights"] == 2100 / 64

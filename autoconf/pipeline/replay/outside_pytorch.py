@@ -142,7 +142,7 @@ def messages() -> tuple[Message, ...]:
 def gpu_class(capacity_gib: float) -> str:
     """The class of a GPU by its total memory in GiB.
 
-    >>> gpu_class(79.25), gpu_class(44.4), gpu_class(9.68)
+    >>> gpu_class(79.25), gpu_class(44.4), gpu_class(70.0)
     ('A100 80 GB, A800, H100', 'A40, A6000, L40, L40S, RTX 6000 Ada', 'other')
     """
     return next((name for name, (low, high) in CLASSES.items() if low <= capacity_gib <= high), OTHER)
