@@ -78,8 +78,8 @@ def serve_command(
     CSV, and /jobs the texts of a job's files. /openapi.json describes all of them. /healthz and /metrics are for
     monitoring.
 
-    There is no login and, without --certificate, no encryption: put a proxy with both in front before you listen on
-    other addresses than 127.0.0.1.
+    There is no login and, without --certificate, no encryption. Put a reverse proxy that has both in front of the
+    service before you listen on other addresses than 127.0.0.1.
 
     $ ado-autoconf serve --port 8642 --workers 2
     """

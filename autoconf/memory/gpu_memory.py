@@ -149,7 +149,7 @@ class GpuMemory:
             Tokens, 0 if none fit, or infinity if no number of tokens reaches the limit.
         """
         activations = np.array(self._kinks(reserve))
-        margin = self._margin_gib(activations[:, None], gpus[:1], reserve)[:, 0]
+        margin = reserve.gib(self._decides_margin(activations[:, None]), gpus[:1])[:, 0]
         needed = GIB * ((1 + reserve.peak_share) * activations + margin)  # at each of these activations
         constant = self._total @ self._variables(gpus, np.zeros(len(gpus)))
         room = bytes_ - (1 + reserve.peak_share) * constant  # of each moment, for activations and their margin
@@ -178,7 +178,7 @@ class GpuMemory:
         variables = self._variables(one, those)[:, 0]
         found = {name: float(part[at] @ variables) for name, part in zip(self.PARTS, self._parts, strict=True)}
         activations = np.array([self._total[at, 1] * tokens / GIB])
-        margin = float(self._margin_gib(activations, one, reserve)[0]) * GIB
+        margin = float(reserve.gib(self._decides_margin(activations), one)[0]) * GIB
         without = margin if self.fragmentation is None else float(reserve.gib(np.zeros(1), one)[0]) * GIB
         on_top = reserve.peak_share * float(self._total[at] @ variables)
         return {**found, "fragmentation": margin - without, "reserve": without + on_top}
@@ -189,9 +189,6 @@ class GpuMemory:
         peaks = self._total @ self._variables(gpus, tokens)
         decides = activations if self.fragmentation is None else self.fragmentation.at(activations)
         return np.asarray((1 + reserve.peak_share) * peaks + GIB * reserve.gib(decides, gpus))
-
-    def _margin_gib(self, activations_gib: Floats, gpus: Integers, reserve: Reserve) -> Floats:
-        return reserve.gib(self._decides_margin(activations_gib), gpus)
 
     def _decides_margin(self, activations_gib: Floats) -> Floats:
         """What the margin depends on, in GiB: fragmentation, or in versions without it the activations."""
@@ -220,7 +217,7 @@ class GpuJob:
         resident: the minimum that training holds.
         unsharded_gradients: bytes of gradients that FSDP keeps whole on every GPU under gradient accumulation.
         compose: makes the memory of the GPU.
-        loading: bytes that each GPU holds while the model is loaded; 0 if training holds more.
+        loading: bytes that each GPU holds while the model is loaded; 0 if it is loaded unit by unit.
     """
 
     def __init__(

@@ -109,7 +109,7 @@ class StackMemory:
         return np.array([self._jobs[row][True].unsharded_gradients for row in distinct.tolist()], float)[places]
 
     def loading_bytes(self, rows: Integers, gpus: Integers) -> Floats:
-        """Bytes that each GPU holds while the model is loaded, if training holds less; otherwise 0."""
+        """Bytes that each GPU holds while the model is loaded; 0 if it is loaded unit by unit."""
         distinct, places = _distinct(rows)
         loading = np.array([[job.loading for job in self._jobs[row]] for row in distinct.tolist()], float)
         return np.asarray(loading.reshape(-1, 2)[places, (gpus > 1).astype(int)])

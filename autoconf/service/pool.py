@@ -56,7 +56,7 @@ class _Worker:
         """Send a task and wait for the reply.
 
         Raises:
-            TooSlow: There is no reply in time; the process is ended.
+            TooSlow: The worker does not reply in time; it is killed.
             EOFError, OSError: The process has ended.
         """
         if self._pipe is None:

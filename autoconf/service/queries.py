@@ -183,7 +183,7 @@ def answer_csv(name: str, data: bytes, most: int, models: ModelsFolder = None) -
         models: Folder of user versions.
 
     Raises:
-        BadInput: It is no table, or a cell is invalid; the message names the line.
+        BadInput: The text is not a table, or a cell is invalid; the message names the line.
         TooManyRows: It has more rows.
         AutoConfError: The installation is broken.
     """

@@ -3,9 +3,7 @@
 import dataclasses
 from argparse import ArgumentParser
 from collections.abc import Iterable
-from importlib.util import find_spec
 
-import pytest
 from accelerate.commands.config.config_args import ClusterConfig
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
@@ -55,13 +53,6 @@ def test_the_table_has_every_setting_of_the_launchers() -> None:
     names = [*fields(ClusterConfig, DeepSpeedPlugin), *options(launch_command_parser()), *options(get_args_parser())]
     assert unknown(set(names) - set(of_sections), "accelerate", "fsdp") == []
     assert unknown(fields(FullyShardedDataParallelPlugin), "fsdp") == []
-
-
-@pytest.mark.skipif(find_spec("trl") is None, reason="TRL is not among the requirements")
-def test_the_table_has_every_argument_of_trl() -> None:
-    from trl import ModelConfig, ScriptArguments, SFTConfig
-
-    assert unknown(fields(SFTConfig, ModelConfig, ScriptArguments), "arguments") == []
 
 
 def test_a_setting_that_the_table_does_not_have_is_noticed() -> None:

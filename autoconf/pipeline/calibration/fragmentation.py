@@ -224,11 +224,33 @@ def by_activations(margin: Margin) -> list[dict[str, Any]]:
     return rows
 
 
+def of_real_runs(margin: Margin, jobs: pd.DataFrame) -> list[dict[str, Any]]:
+    """What the margin, and the curves of replays in its place, say of the real runs that they were learned from."""
+    rows, replays = margin.rows, OfReplays(jobs)
+    several = (rows["number_gpus"] > 1).to_numpy()
+    activations, finished = rows["activations_gib"].to_numpy(float), (rows[LABEL] == 1).to_numpy()
+    reserve = margin.reserve.gib(np.zeros(len(rows)), rows["number_gpus"].to_numpy())
+    found = []
+    for name, curve, base in (
+        ("margin", margin.fragmentation.curve, reserve),
+        ("curve of replays", lambda sharding: replays.curve(sharding, THRESHOLD), 0.0),
+    ):
+        one, fsdp1 = (curve(sharding).at(activations) for sharding in ("none", "fsdp1"))
+        left = free_gib(rows).to_numpy() - np.where(several, fsdp1, one) - base
+        refused = finished & (left < 0)
+        most = f"{-left[refused].min():.2f}" if refused.any() else "0"
+        line = {"rule": name, "failed, said to fit": int((~finished & (left >= 0)).sum())}
+        found.append({**line, "finished, refused": int(refused.sum()), "by at most, GiB": most})
+    return found
+
+
 def main() -> None:
     """Print the learned margin, and how replays of unseen models agree with it."""
     jobs, real = read_jobs(), read_rows()
     typer.echo(f"{len(jobs):,} replayed jobs of {jobs['model'].nunique()} models\n")
-    typer.echo(markdown(by_activations(learned_margin(jobs, real))) + "\n")
+    margin = learned_margin(jobs, real)
+    typer.echo(markdown(by_activations(margin)) + "\n")
+    typer.echo(markdown(of_real_runs(margin, jobs)) + "\n")
     typer.echo(markdown(held_out(jobs, real).to_dict("records")))
 
 
