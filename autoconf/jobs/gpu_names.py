@@ -21,13 +21,20 @@ _WORD = re.compile(rf"{_BRANDS}|{_BOARDS}|[a-z]*\d+[a-z]*?(?=(?:{_BOARDS})|[^a-z
 _NAMES_NO_TYPE = frozenset({"nvidia", "gpu"})
 _VARIANTS = frozenset({"ti", "super"})  # larger types of the same number, which nobody calls by the number alone
 _CONSUMER = frozenset({"geforce", "rtx"})  # separate brands; every other type may be called a Tesla
+# Names in files of clouds and clusters that fit several types: the SXM boards, which most of those nodes have.
+_USUAL = {
+    "H100": "NVIDIA-H100-80GB-HBM3",
+    "H100-80GB": "NVIDIA-H100-80GB-HBM3",
+    "A100-80GB": "NVIDIA-A100-SXM4-80GB",
+    "A100-40GB": "NVIDIA-A100-SXM4-40GB",
+}
 
 
 class GpuNames(Names):
     """The GPU types of a version's domain.
 
     A name matches a type if it is the type's name or alias in any spelling, or if all words of the name are true of
-    that type and of no other type.
+    that type and of no other type. ``H100``, and ``A100`` or ``H100`` with a size, mean the SXM board.
 
     >>> gpus = GpuNames({"NVIDIA-A100-SXM4-80GB": 79.15, "NVIDIA-A100-SXM4-40GB": 39.4, "Tesla-V100-SXM2-32GB": 31.7,
     ...                  "NVIDIA-GeForce-RTX-4090": 23.5, "NVIDIA-L4": 22.0})
@@ -52,6 +59,9 @@ class GpuNames(Names):
         self._by_words: dict[frozenset[str], set[str]] = {}
         for spelling, name in self.exact.items():
             self._by_words.setdefault(_distinguishing(gpu_words(spelling)), set()).add(name)
+        if set(_USUAL.values()) <= usable_gib.keys():  # not version 1.1.0, which keeps its answers
+            for spelling, name in _USUAL.items():
+                self._by_words.setdefault(_distinguishing(gpu_words(spelling)), {name})
         # A table may look up one name a million times.
         self.fitting = lru_cache(maxsize=1024)(self._fitting)
         self._found = lru_cache(maxsize=1024)(self._find)

@@ -56,14 +56,30 @@ def test_every_newer_type_is_answered(newer):
     assert placed.problems == {}
 
 
-def test_later_versions_refuse_h100_and_version_2_0_0_keeps_it(newer):
-    (answer,) = recommendations(newer, columns(gpu_model="H100"))
+@pytest.mark.parametrize(
+    ("written", "taken"),
+    [
+        ("H100", "NVIDIA-H100-80GB-HBM3"), ("h100-80g", "NVIDIA-H100-80GB-HBM3"),
+        ("NVIDIA H100", "NVIDIA-H100-80GB-HBM3"),
+        ("A100-80GB", "NVIDIA-A100-SXM4-80GB"), ("A100 40GB", "NVIDIA-A100-SXM4-40GB"),
+    ],
+)  # fmt: skip
+def test_names_in_the_files_of_clouds_mean_the_sxm_board_in_every_version_that_has_it(newer, written, taken):
+    for predictor in (newer, registry.load("2.0.0")):
+        jobs = columns(gpu_model=written)
+        (answer,) = recommendations(predictor, jobs)
+        assert answer == recommendations(predictor, columns(gpu_model=taken))[0]
+        assert answer.can_recommend == 1
+        ((note,),) = notes_on(predictor, jobs)
+        assert note.startswith(f"gpu_model {written!r} was taken for {taken}, and also fits ")
+
+
+def test_later_versions_refuse_v100_and_name_both_types(newer):
+    (answer,) = recommendations(newer, columns(gpu_model="V100"))
     assert answer.reason == (
-        "gpu_model 'H100' fits several GPU types of version 3.0.0; give one of NVIDIA-H100-PCIe, "
-        "NVIDIA-H100-80GB-HBM3 or NVIDIA-H100-NVL"
+        "gpu_model 'V100' fits several GPU types of version 3.0.0; give one of Tesla-V100-SXM2-32GB or "
+        "Tesla-V100-SXM2-16GB"
     )
-    (answer,) = recommendations(registry.load("2.0.0"), columns(gpu_model="H100"))
-    assert answer.can_recommend == 1
 
 
 def test_a_card_without_compute_capabilities_is_written_as_before():
