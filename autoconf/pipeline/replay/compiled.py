@@ -18,6 +18,9 @@ from autoconf.pipeline.replay.event_arrays import EventArrays
 _ALLOCATE, _FREE, _RECORD, _SYNCHRONIZE, _EMPTY, _MARK, _WAIT = (int(action) for action in Action)
 _UNUSED, _TAKEN, _FREED, _WAITING = 0, 1, 2, 3  # states of a block
 _NO_LIMIT = 2**62
+# Columns of ``_State.block``: bytes; address; neighbors in the segment, or -1; twice the stream, plus 1 in the small
+# pool; a state; streams given to record_stream, as bits; events of other streams that the block waits for.
+_SIZE, _START, _BEFORE, _AFTER, _POOL, _STATE, _USED_ON, _EVENTS, _COLUMNS = range(9)
 # Places in ``_State.totals``.
 _SLOTS, _ALLOCATED, _MOST_ALLOCATED, _RESERVED, _MOST_RESERVED, _ADDRESS = range(6)
 
@@ -74,19 +77,11 @@ def least_capacity(events: EventArrays, *, tolerance: int = 32 * 2**20, grid: in
 
 
 class _State(NamedTuple):
-    """The allocator. Blocks have slots; all arrays but the last ones have shape (slots,)."""
+    """The allocator. Each block has a slot."""
 
-    size: Integers
-    address: Integers
-    before: Integers  # neighbors in the segment; -1 for none
-    after: Integers
-    pool: Integers  # twice the stream, plus 1 in the small pool
-    state: Integers
-    at: Integers  # place in the list of the pool
-    used_on: Integers  # streams given to record_stream, as bits
-    events: Integers  # events of other streams that the block waits for
-    unused: Integers  # stack of slots without a block
-    free: Integers  # shape (pools, slots): free blocks of each pool
+    block: Integers  # shape (slots, columns)
+    unused: Integers  # shape (slots,): stack of slots without a block
+    free: Integers  # shape (pools, slots): free blocks of each pool, in order of size and address
     filled: Integers  # shape (pools,): how many
     recorded: Integers  # shape (streams,): events of each stream so far
     reached: Integers  # how many of them have completed
@@ -97,78 +92,91 @@ class _State(NamedTuple):
 
 @njit(cache=True)
 def _empty(slots: int, streams: int) -> _State:
-    def zeros() -> Integers:
-        return np.zeros(slots, np.int64)
-
     return _State(
-        zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), np.arange(slots),
-        np.zeros((2 * streams, slots), np.int64), np.zeros(2 * streams, np.int64), np.zeros(streams, np.int64),
-        np.zeros(streams, np.int64), np.zeros(streams, np.int64), np.zeros((streams, slots), np.int64),
-        np.array([slots, 0, 0, 0, 0, 0]),
+        np.zeros((slots, _COLUMNS), np.int64), np.arange(slots), np.zeros((2 * streams, slots), np.int64),
+        np.zeros(2 * streams, np.int64), np.zeros(streams, np.int64), np.zeros(streams, np.int64),
+        np.zeros(streams, np.int64), np.zeros((streams, slots), np.int64), np.array([slots, 0, 0, 0, 0, 0]),
     )  # fmt: skip
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _up(size: int, multiple: int) -> int:
     return (size + multiple - 1) // multiple * multiple
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _new_slot(s: _State, pool: int, size: int, address: int) -> int:
     s.totals[_SLOTS] -= 1
     slot = s.unused[s.totals[_SLOTS]]
-    s.size[slot], s.address[slot], s.pool[slot], s.before[slot], s.after[slot] = size, address, pool, -1, -1
+    s.block[slot, _SIZE], s.block[slot, _START], s.block[slot, _POOL] = size, address, pool
+    s.block[slot, _BEFORE], s.block[slot, _AFTER] = -1, -1
     return slot
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _give_up_slot(s: _State, slot: int) -> None:
-    s.state[slot] = _UNUSED
+    s.block[slot, _STATE] = _UNUSED
     s.unused[s.totals[_SLOTS]] = slot
     s.totals[_SLOTS] += 1
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
+def _place(s: _State, pool: int, size: int, address: int) -> int:
+    """The place in the list of a pool of the first block that is not below a size and an address."""
+    low, high = 0, s.filled[pool]
+    while low < high:
+        middle = (low + high) // 2
+        slot = s.free[pool, middle]
+        if s.block[slot, _SIZE] < size or (s.block[slot, _SIZE] == size and s.block[slot, _START] < address):
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit(cache=True, inline="always")
 def _add(s: _State, slot: int) -> None:
     """Put a free block into the list of its pool."""
-    pool = s.pool[slot]
-    s.state[slot], s.at[slot] = _FREED, s.filled[pool]
-    s.free[pool, s.filled[pool]] = slot
+    pool = s.block[slot, _POOL]
+    place = _place(s, pool, s.block[slot, _SIZE], s.block[slot, _START])
+    for index in range(s.filled[pool], place, -1):
+        s.free[pool, index] = s.free[pool, index - 1]
+    s.free[pool, place] = slot
     s.filled[pool] += 1
+    s.block[slot, _STATE] = _FREED
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _remove(s: _State, slot: int) -> None:
-    pool = s.pool[slot]
+    pool = s.block[slot, _POOL]
     s.filled[pool] -= 1
-    last = s.free[pool, s.filled[pool]]
-    s.free[pool, s.at[slot]] = last
-    s.at[last] = s.at[slot]
+    for index in range(_place(s, pool, s.block[slot, _SIZE], s.block[slot, _START]), s.filled[pool]):
+        s.free[pool, index] = s.free[pool, index + 1]
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _merge(s: _State, slot: int, neighbor: int) -> None:
     """Merge a block with a free neighbor."""
-    if neighbor < 0 or s.state[neighbor] != _FREED:
+    if neighbor < 0 or s.block[neighbor, _STATE] != _FREED:
         return
     _remove(s, neighbor)
-    if s.before[slot] == neighbor:
-        s.address[slot], s.before[slot] = s.address[neighbor], s.before[neighbor]
-        if s.before[slot] >= 0:
-            s.after[s.before[slot]] = slot
+    if s.block[slot, _BEFORE] == neighbor:
+        s.block[slot, _START], s.block[slot, _BEFORE] = s.block[neighbor, _START], s.block[neighbor, _BEFORE]
+        if s.block[slot, _BEFORE] >= 0:
+            s.block[s.block[slot, _BEFORE], _AFTER] = slot
     else:
-        s.after[slot] = s.after[neighbor]
-        if s.after[slot] >= 0:
-            s.before[s.after[slot]] = slot
-    s.size[slot] += s.size[neighbor]
+        s.block[slot, _AFTER] = s.block[neighbor, _AFTER]
+        if s.block[slot, _AFTER] >= 0:
+            s.block[s.block[slot, _AFTER], _BEFORE] = slot
+    s.block[slot, _SIZE] += s.block[neighbor, _SIZE]
     _give_up_slot(s, neighbor)
 
 
 @njit(cache=True)
 def _return(s: _State, slot: int) -> None:
     """Return a block to its pool, merged with free neighbors."""
-    _merge(s, slot, s.before[slot])
-    _merge(s, slot, s.after[slot])
+    _merge(s, slot, s.block[slot, _BEFORE])
+    _merge(s, slot, s.block[slot, _AFTER])
     _add(s, slot)
 
 
@@ -181,24 +189,16 @@ def _process_events(s: _State, wait: bool) -> None:
         while s.taken[stream] < s.reached[stream]:
             slot = s.waiting[stream, s.taken[stream]]
             s.taken[stream] += 1
-            s.events[slot] -= 1
-            if s.events[slot] == 0:
+            s.block[slot, _EVENTS] -= 1
+            if s.block[slot, _EVENTS] == 0:
                 _return(s, slot)
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _best(s: _State, pool: int, size: int) -> int:
     """The smallest free block of a pool that is large enough; -1 if there is none."""
-    best = -1
-    for index in range(s.filled[pool]):
-        slot = s.free[pool, index]
-        if s.size[slot] >= size and (
-            best < 0
-            or s.size[slot] < s.size[best]
-            or (s.size[slot] == s.size[best] and s.address[slot] < s.address[best])
-        ):
-            best = slot
-    return best
+    place = _place(s, pool, size, -1)
+    return s.free[pool, place] if place < s.filled[pool] else -1
 
 
 @njit(cache=True)
@@ -209,9 +209,9 @@ def _empty_cache(s: _State) -> None:
         index = 0
         while index < s.filled[pool]:
             slot = s.free[pool, index]
-            if s.before[slot] < 0 and s.after[slot] < 0:
+            if s.block[slot, _BEFORE] < 0 and s.block[slot, _AFTER] < 0:
                 _remove(s, slot)
-                s.totals[_RESERVED] -= s.size[slot]
+                s.totals[_RESERVED] -= s.block[slot, _SIZE]
                 _give_up_slot(s, slot)
             else:
                 index += 1
@@ -232,17 +232,17 @@ def _new_segment(s: _State, pool: int, size: int, capacity: int) -> int:
     return slot
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _split(s: _State, slot: int, size: int) -> None:
     """Split off the unneeded rest of a block."""
-    remaining = s.size[slot] - size
-    if remaining < MIN_BLOCK if s.pool[slot] % 2 else remaining <= SMALL_SIZE:
+    remaining = s.block[slot, _SIZE] - size
+    if remaining < MIN_BLOCK if s.block[slot, _POOL] % 2 else remaining <= SMALL_SIZE:
         return
-    rest = _new_slot(s, s.pool[slot], remaining, s.address[slot] + size)
-    s.before[rest], s.after[rest] = slot, s.after[slot]
-    if s.after[slot] >= 0:
-        s.before[s.after[slot]] = rest
-    s.after[slot], s.size[slot] = rest, size
+    rest = _new_slot(s, s.block[slot, _POOL], remaining, s.block[slot, _START] + size)
+    s.block[rest, _BEFORE], s.block[rest, _AFTER] = slot, s.block[slot, _AFTER]
+    if s.block[slot, _AFTER] >= 0:
+        s.block[s.block[slot, _AFTER], _BEFORE] = rest
+    s.block[slot, _AFTER], s.block[slot, _SIZE] = rest, size
     _add(s, rest)
 
 
@@ -260,8 +260,8 @@ def _malloc(s: _State, nbytes: int, stream: int, capacity: int) -> int:
         if slot < 0:
             return -1
     _split(s, slot, size)
-    s.state[slot], s.used_on[slot], s.events[slot] = _TAKEN, 0, 0
-    s.totals[_ALLOCATED] += s.size[slot]
+    s.block[slot, _STATE], s.block[slot, _USED_ON], s.block[slot, _EVENTS] = _TAKEN, 0, 0
+    s.totals[_ALLOCATED] += s.block[slot, _SIZE]
     s.totals[_MOST_ALLOCATED] = max(s.totals[_MOST_ALLOCATED], s.totals[_ALLOCATED])
     return slot
 
@@ -269,17 +269,17 @@ def _malloc(s: _State, nbytes: int, stream: int, capacity: int) -> int:
 @njit(cache=True)
 def _release(s: _State, slot: int) -> None:
     """Free a block; if other streams used it, only after they have caught up."""
-    s.totals[_ALLOCATED] -= s.size[slot]
-    if s.used_on[slot] == 0:
+    s.totals[_ALLOCATED] -= s.block[slot, _SIZE]
+    if s.block[slot, _USED_ON] == 0:
         _return(s, slot)
         return
-    s.state[slot] = _WAITING
+    s.block[slot, _STATE] = _WAITING
     for stream in range(len(s.recorded)):
-        if s.used_on[slot] >> stream & 1:
-            s.events[slot] += 1
+        if s.block[slot, _USED_ON] >> stream & 1:
+            s.block[slot, _EVENTS] += 1
             s.waiting[stream, s.recorded[stream]] = slot
             s.recorded[stream] += 1
-    s.used_on[slot] = 0
+    s.block[slot, _USED_ON] = 0
 
 
 @njit(cache=True)
@@ -303,8 +303,8 @@ def _run(
         elif count == 1:
             continue  # nothing waits for another stream
         elif action == _RECORD:
-            if stream != s.pool[block_of[number]] // 2:
-                s.used_on[block_of[number]] |= 1 << stream
+            if stream != s.block[block_of[number], _POOL] // 2:
+                s.block[block_of[number], _USED_ON] |= 1 << stream
         elif action == _SYNCHRONIZE:
             s.reached[stream] = max(s.reached[stream], s.recorded[stream])
         elif action == _MARK:
