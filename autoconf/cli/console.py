@@ -73,8 +73,17 @@ def show_answers(answers: list[dict[str, Any]], query: Query) -> None:
     """Print one job and its ranked answers, the best one first."""
     fields = _job_fields(answers[0], query)
     typer.echo(", ".join(f"{field} {answers[0][field]}" for field in (*fields, "training_stack")) + "\n")
-    _print(_table([{name: _text(answer[name]) for name in query.answers} for answer in answers]))
+    _print(_table([{name: _ranked_text(name, answer[name]) for name in query.answers} for answer in answers]))
     _show_notes(dict.fromkeys(sentence for answer in answers for sentence in answer["notes"]))
+
+
+def _ranked_text(name: str, value: Any) -> str:
+    """The text of a value in a ranking; a million tokens cost a few cents, of which two decimals show too little.
+
+    >>> _ranked_text("cost", 12.345), _ranked_text("cost_per_million_tokens", 0.0912)
+    ('12.35', '0.0912')
+    """
+    return f"{value:.4f}" if name == "cost_per_million_tokens" and value is not None else _text(value)
 
 
 def show_rows(rows: list[dict[str, Any]]) -> None:

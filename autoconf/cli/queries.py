@@ -80,13 +80,14 @@ def gpu_model_command(
     context: typer.Context,
     prices: PricesOption = None,
 ) -> None:
-    """Rank GPU types by the cost per hour of the smallest layout that fits.
+    """Rank GPU types by what a run costs on the smallest layout that fits.
 
-    The cost is the price per GPU and hour times the number of GPUs; the duration of the job is not considered.
-    Ties go to fewer GPUs. Types without a price come after types with one; types on which the job does not fit come
-    last.
+    They are ranked by the cost of the run if --dataset-tokens (with --epochs) or --steps is given, or else by the cost
+    of a million tokens; where the speed is not known by the price per hour, which a note says. Ties go to fewer GPUs.
+    Types without a price come after types with one; types on which the job does not fit come last.
     A table of jobs has no gpu_model; each job is repeated for each type, with can_recommend (0 or 1), gpu_model, gpus
-    (per worker), workers, cost_per_hour, rank (1 is the recommendation) and reason.
+    (per worker), workers, cost_per_hour, tokens_per_second, hours and cost of the run, cost_per_million_tokens, rank (1
+    is the recommendation) and reason.
 
     $ ado-autoconf gpu-model --model llama-7b --method lora --seq-len 8192 --batch 16
     """

@@ -106,33 +106,45 @@ def largest_sample_recommender(job: Job, number_gpus: int, models: ModelsFolder 
 
 @experiment(
     GPU_MODEL,
-    "Recommends the type of GPU on which the smallest layout that fits costs least per hour, by the list prices "
-    "of the package; the duration of the job is not considered. Outputs: can_recommend (1, or 0), gpu_model, "
-    "gpus (per worker), workers and cost_per_hour (US dollars, of all GPUs), or the reason why there is no "
-    "recommendation.",
+    "Recommends the type of GPU on which a run costs least on the smallest layout that fits, by the list prices of the "
+    "package: by the cost of the run if its length is given, or else by the cost of a million tokens. Outputs: "
+    "can_recommend (1, or 0), gpu_model, gpus (per worker), workers, cost_per_hour (US dollars, of all GPUs), "
+    "tokens_per_second (of all GPUs), cost_per_million_tokens and, if the length of the run is given, hours and cost; "
+    "or the reason why there is no recommendation.",
     outputs=[name for name in GPU_MODEL.answers if name != "rank"],
 )
-def gpu_model_recommender(job: Job, models: ModelsFolder = None) -> GpuModel:
-    """Recommend the type of GPU on which the smallest layout that fits costs least per hour.
+def gpu_model_recommender(
+    job: Job,
+    dataset_tokens: int | None = None,
+    epochs: int | None = None,
+    steps: int | None = None,
+    models: ModelsFolder = None,
+) -> GpuModel:
+    """Recommend the type of GPU on which a run costs least on the smallest layout that fits.
 
     Args:
         job: the fields of ``min_gpu_recommender``, without ``gpu_model``.
+        dataset_tokens: tokens of the training data, >= 1; optional.
+        epochs: passes over the data, >= 1; optional, by default 1.
+        steps: optimizer steps of the run, >= 1, instead of ``dataset_tokens``; optional.
 
     Returns:
-        ``can_recommend`` (0 or 1) and, if it is 1, ``gpu_model``, ``gpus`` (per worker), ``workers`` and
-        ``cost_per_hour``, which is absent if no type with a price is large enough; if it is 0, the ``reason``.
+        ``can_recommend`` (0 or 1) and, if it is 1, ``gpu_model``, ``gpus`` (per worker), ``workers`` and, where they
+        are known, ``cost_per_hour``, ``tokens_per_second``, ``cost_per_million_tokens`` and the ``hours`` and ``cost``
+        of the run; if it is 0, the ``reason``.
 
     Raises:
         ValueError: a value can never be right, or settings exclude each other; the message names the field or both.
         AutoConfError: the installation is broken.
 
-    >>> gpu_model_recommender(model_name="llama-7b", method="lora", tokens_per_sample=8192, batch_size=16,
-    ...                       model_version="2.0.0")
-    {'can_recommend': 1, 'gpu_model': 'NVIDIA-A40', 'gpus': 4, 'workers': 1, 'cost_per_hour': 1.76, 'outcome': 'ok'}
+    >>> found = gpu_model_recommender(model_name="llama-7b", method="lora", tokens_per_sample=8192, batch_size=16,
+    ...                               steps=1000, model_version="2.0.0")
+    >>> found["can_recommend"], found["cost"] > found["cost_per_hour"] > found["cost_per_million_tokens"]
+    (1, True)
     """
     from autoconf import cheapest_gpu
 
-    return cheapest_gpu(job, models=models)
+    return cheapest_gpu(job, dataset_tokens=dataset_tokens, epochs=epochs, steps=steps, models=models)
 
 
 @experiment(

@@ -205,8 +205,12 @@ LARGEST_BATCH = Query(
 )
 LARGEST_SAMPLE = Query(("can_recommend", "tokens_per_sample", "reason", "outcome"), arguments=(NUMBER_GPUS,))
 GPU_MODEL = Query(
-    ("can_recommend", "gpu_model", "gpus", "workers", "cost_per_hour", "rank", "reason", "outcome"),
-)
+    (
+        "can_recommend", "gpu_model", "gpus", "workers", "cost_per_hour", "tokens_per_second", "hours", "cost",
+        "cost_per_million_tokens", "rank", "reason", "outcome",
+    ),
+    optional_arguments=tuple(RUN_LENGTH),
+)  # fmt: skip
 ESTIMATE = Query(
     (
         "fits", "probability", "peak_memory_gib", "peak_reserved_gib", "needed_memory_gib", "usable_memory_gib",

@@ -1,4 +1,4 @@
-"""Rank GPU types by the cost of the smallest layout on which a job fits."""
+"""Rank GPU types by what a run costs on the smallest layout on which a job fits."""
 
 from __future__ import annotations
 
@@ -10,21 +10,31 @@ from typing import Any, overload
 import pandas as pd
 
 from autoconf.jobs.job import Job
-from autoconf.jobs.queries import GPU_MODEL
-from autoconf.planner.domain import JobColumns
+from autoconf.jobs.queries import GPU_MODEL, NUMBER_GPUS
+from autoconf.planner.domain import JobColumns, pick
 from autoconf.planner.notes import Notes, notes_on
 from autoconf.planner.prices import Prices, of_domain, read_prices
-from autoconf.planner.results import GpuModel, PriceSource, Problem, Recommendation
+from autoconf.planner.results import GpuModel, PriceSource, Problem, Recommendation, Throughput
 from autoconf.planner.runner import CHUNK, Solver, checked_table, frame, joined
 from autoconf.planner.search import recommendations
+from autoconf.planner.throughput import throughputs
 from autoconf.predictor import registry
 from autoconf.predictor.predictor import Predictor
 from autoconf.predictor.user_versions import ModelsFolder
 
+COMPUTED = "speeds of GPU types without measured runs are computed from published figures: throughput gives bounds"
+
 
 @overload
 def cheapest_gpu(
-    jobs: Job, model_version: str | None = None, prices: PriceSource = None, models: ModelsFolder = None
+    jobs: Job,
+    model_version: str | None = None,
+    prices: PriceSource = None,
+    models: ModelsFolder = None,
+    *,
+    dataset_tokens: int | None = None,
+    epochs: int | None = None,
+    steps: int | None = None,
 ) -> GpuModel: ...
 @overload
 def cheapest_gpu(
@@ -35,18 +45,27 @@ def cheapest_gpu(
     model_version: str | None = None,
     prices: PriceSource = None,
     models: ModelsFolder = None,
+    *,
+    dataset_tokens: int | None = None,
+    epochs: int | None = None,
+    steps: int | None = None,
 ) -> GpuModel | pd.DataFrame:
-    """Find the type of GPU on which the smallest layout that fits costs least per hour.
+    """Find the type of GPU on which a run costs least, on the smallest layout that fits.
 
-    The cost is the price per GPU and hour times the number of GPUs; the duration of the job is not considered. Ties go
-    to fewer GPUs, then to the name. A type without a price comes after all types with one.
+    GPU types are ranked by the cost of the run if its length is given, or else by the cost of a million tokens. Ties go
+    to fewer GPUs, then to the name. A type whose speed is not known comes after those, by its price per hour, with a
+    note; a type without a price comes after all types with one. More GPUs of a type may cost less in total: ``plan``.
 
     Args:
-        jobs: a ``Job`` without ``gpu_model``, or a DataFrame with its fields as columns.
+        jobs: a ``Job`` without ``gpu_model``, or a DataFrame with its fields as columns; ``dataset_tokens``, ``epochs``
+            and ``steps`` may be columns too.
         model_version: version for jobs that name none; by default the newest released one.
         prices: GPU types with their prices per hour, or the path of a YAML file with them, instead of ``prices.yaml``.
             Names may have any spelling that ``gpu_model`` may have. Only the ratios of prices matter.
         models: folder of user versions; by default the one that the environment variable ``AUTOCONF_MODELS`` names.
+        dataset_tokens: tokens of the training data, >= 1, counted once, padding included.
+        epochs: passes over the data, >= 1; by default 1.
+        steps: optimizer steps of the run, >= 1, instead of ``dataset_tokens``.
 
     Returns:
         For a ``Job`` the cheapest ``GpuModel``. For a DataFrame, one with the fields of ``GpuModel`` as columns and for
@@ -56,19 +75,23 @@ def cheapest_gpu(
 
     Raises:
         TypeError: ``jobs`` is neither.
-        ValueError: a field or a column is missing, invalid or is ``gpu_model``; a price is invalid.
+        ValueError: a field or a column is missing, invalid or is ``gpu_model``; arguments exclude each other; a price
+            is invalid.
         AutoConfError: the installation is broken.
 
     >>> job = Job(model_name="llama-7b", method="lora", tokens_per_sample=8192, batch_size=16, max_gpus=16)
-    >>> cheapest_gpu(job, prices={"H100": 2, "L40S": 0.9})
-    GpuModel(can_recommend=1, gpu_model='L40S', gpus=4, workers=1, cost_per_hour=3.6, rank=1, reason='', outcome='ok')
-    >>> cheapest_gpu(job, prices={"H100": 2, "L40S": 1}).gpu_model  # 2 H100 and 4 L40S cost the same
-    'NVIDIA-H100-80GB-HBM3'
+    >>> found = cheapest_gpu(job, prices={"H100": 2, "L40S": 0.9})
+    >>> found.gpu_model, found.gpus, found.cost_per_hour  # 4 L40S cost 3.6 per hour, but are slower than 2 H100
+    ('NVIDIA-H100-80GB-HBM3', 2, 4.0)
+    >>> run = cheapest_gpu(job, prices={"H100": 2, "L40S": 0.9}, dataset_tokens=10**9)
+    >>> round(run.cost / run.cost_per_million_tokens)
+    1000
     """
     solver = _Rankings(GPU_MODEL, GpuModel, partial(_rankings, read_prices(prices)))
+    run = {"dataset_tokens": dataset_tokens, "epochs": epochs, "steps": steps}
     if isinstance(jobs, Job):
-        return solver.best(solver.of_job(jobs, model_version, models))
-    table = checked_table(jobs, GPU_MODEL)
+        return solver.best(solver.of_job(jobs, model_version, models, **run))
+    table = checked_table(jobs, GPU_MODEL, **run)
     types = max(len(registry.card(version).domain.gpus) for version in registry.RELEASED)
     chunks = []
     start = 0
@@ -99,36 +122,68 @@ def _rankings(prices: Prices, predictor: Predictor, columns: JobColumns) -> list
     price = of_domain(prices, predictor.domain, predictor.card.version, newest)
     on_each = {field: [value for value in values for _ in types] for field, values in columns.items()}
     on_each["gpu_model"] = types * count
-    answers, notes = recommendations(predictor, on_each), notes_on(predictor, on_each)
+    layouts, notes = recommendations(predictor, on_each), notes_on(predictor, on_each)
+    speeds = _speeds(price, predictor, on_each, layouts)
     found = [
-        GpuModel(
-            layout.can_recommend,
-            gpu,
-            layout.gpus,
-            layout.workers,
-            _cost(price.get(gpu), layout),
-            reason=layout.reason,
-            outcome=layout.outcome,
-            notes=about_gpu,
-        )
-        for gpu, layout, about_gpu in zip(on_each["gpu_model"], answers, notes, strict=True)
+        _gpu_model(gpu, layout, price.get(gpu), speeds.get(index), about_gpu)
+        for index, (gpu, layout, about_gpu) in enumerate(zip(on_each["gpu_model"], layouts, notes, strict=True))
     ]
     usable = {gpu: it.usable_gib for gpu, it in predictor.domain.gpus.items()}
     return [_ranked(found[start : start + len(types)], usable) for start in range(0, len(found), len(types))]
 
 
-def _cost(price: float | None, layout: Recommendation) -> float | None:
-    if price is None or layout.gpus is None or layout.workers is None:
-        return None
-    return round(price * layout.gpus * layout.workers, 9)  # 3 x 0.1 and 1 x 0.3 are a tie
+def _speeds(
+    price: Mapping[str, float], predictor: Predictor, on_each: JobColumns, layouts: list[Recommendation]
+) -> dict[int, Throughput]:
+    """The throughput of the layouts that fit, by position."""
+    fitting = [index for index, layout in enumerate(layouts) if layout.can_recommend]
+    totals = [_total(layouts[index]) for index in fitting]
+    return dict(
+        zip(fitting, throughputs(price, predictor, pick(on_each, fitting) | {NUMBER_GPUS: totals}), strict=True)
+    )
+
+
+def _total(layout: Recommendation) -> int:
+    return (layout.gpus or 0) * (layout.workers or 0)
+
+
+def _gpu_model(
+    gpu: str, layout: Recommendation, price: float | None, speed: Throughput | None, notes: Notes
+) -> GpuModel:
+    """One GPU type with its smallest layout, and the costs on it."""
+    one = GpuModel(
+        layout.can_recommend,
+        gpu,
+        layout.gpus,
+        layout.workers,
+        reason=layout.reason,
+        outcome=layout.outcome,
+        notes=notes,
+    )
+    if speed is None:
+        return one
+    per_hour = None if price is None else round(price * _total(layout), 9)  # 3 x 0.1 and 1 x 0.3 are a tie
+    if speed.tokens_per_second is None:
+        return replace(one, cost_per_hour=per_hour, notes=(*notes, f"ranked by price per hour: {speed.reason}"))
+    return replace(
+        one,
+        cost_per_hour=per_hour,
+        tokens_per_second=speed.tokens_per_second,
+        hours=speed.hours,
+        cost=speed.cost,
+        cost_per_million_tokens=None if per_hour is None else per_hour / speed.tokens_per_second / 3600 * 1e6,
+        notes=(*notes, COMPUTED) if speed.notes else notes,
+    )
 
 
 def _ranked(found: list[GpuModel], usable_gib: Mapping[str, float]) -> list[GpuModel]:
     def order(one: GpuModel) -> tuple[Any, ...]:
         if not one.can_recommend:  # the type with the most memory comes first
-            return 2, -usable_gib[str(one.gpu_model)], one.gpu_model
-        total = (one.gpus or 0) * (one.workers or 0)
-        return int(one.cost_per_hour is None), one.cost_per_hour or 0.0, total, one.gpu_model
+            return 3, -usable_gib[str(one.gpu_model)], one.gpu_model
+        costs = one.cost, one.cost_per_million_tokens, one.cost_per_hour
+        cost = next((each for each in costs if each is not None), 0.0)
+        known = 2 if one.cost_per_hour is None else int(one.cost_per_million_tokens is None)
+        return known, round(cost, 9), (one.gpus or 0) * (one.workers or 0), one.gpu_model
 
     return [replace(one, rank=rank) for rank, one in enumerate(sorted(found, key=order), 1)]
 

@@ -203,13 +203,20 @@ PriceSource = Mapping[str, Any] | str | os.PathLike[str] | None
 
 @dataclass(frozen=True)
 class GpuModel:
-    """A GPU type with the smallest layout on which a job fits, or the reason why there is none."""
+    """A GPU type with the smallest layout on which a job fits and what it costs, or the reason why there is none.
+
+    ``autoconf.throughput`` gives the bounds of the speed, from which the costs of the run and of tokens follow.
+    """
 
     can_recommend: int = 0  # or 1
     gpu_model: str | None = None
     gpus: int | None = None  # per worker
     workers: int | None = None
     cost_per_hour: float | None = None  # of all GPUs, in the currency of the prices; None if the type has no price
+    tokens_per_second: float | None = None  # of all GPUs; None if the speed is not known
+    hours: float | None = None  # of the run, if its length was given
+    cost: float | None = None  # of the run, if its length was given
+    cost_per_million_tokens: float | None = None
     rank: int | None = None  # 1 is the recommendation
     reason: str = ""
     outcome: Outcome = "ok"

@@ -95,7 +95,9 @@ TOOLS = {
         "or of epochs over dataset_tokens.",
     ),
     "cheapest": _of_query(
-        "gpu-model", "GPU types, ranked by the cost per hour of the smallest layout on which a job fits."
+        "gpu-model",
+        "GPU types with the smallest layout on which a job fits, ranked by the cost of a run of steps, or of epochs "
+        "over dataset_tokens, if its length is given, or else by the cost of a million tokens.",
     ),
     "read_job": _AgentTool(
         "Read a job from the texts of its files (shell, Slurm, Python, Kubernetes, accelerate, TRL, axolotl, "

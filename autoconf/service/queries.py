@@ -71,7 +71,7 @@ QUERIES = {
         THROUGHPUT, throughput, Throughput, "The speed of a job on its GPUs, and the time and the cost of a run"
     ),
     "gpu-model": ServiceQuery(
-        GPU_MODEL, cheapest_gpu, GpuModel, "GPU types, ranked by the cost of the smallest layout"
+        GPU_MODEL, cheapest_gpu, GpuModel, "GPU types, ranked by the cost of a run or of tokens on the smallest layout"
     ),
 }
 # A job that every query accepts, with the fields that the query answers left out.

@@ -86,9 +86,19 @@ def _ranked(answer: dict[str, Any]) -> list[str]:
         return _no(answer["ranking"][0])
     shown = []
     for row in fitting[:3]:
-        cost = "no price" if row["cost_per_hour"] is None else f"{row['cost_per_hour']:g} per hour"
+        cost = _costs(row)
         shown.append(f"{row['rank']}. {row['gpu_model']}: {layout(row['gpus'], row['workers'])}, {cost}.")
     return shown
+
+
+def _costs(row: dict[str, Any]) -> str:
+    """The costs of a row of a ranking, in words."""
+    if row["cost_per_hour"] is None:
+        return "no price"
+    of_run = "" if row["cost"] is None else f"{row['cost']:.2f} for the run of {row['hours']:.1f} hours, "
+    of_tokens = row["cost_per_million_tokens"]
+    per_million = "" if of_tokens is None else f"{of_tokens:.3g} per million tokens, "
+    return f"{of_run}{per_million}{row['cost_per_hour']:g} per hour"
 
 
 def _of_files(answer: dict[str, Any]) -> str:

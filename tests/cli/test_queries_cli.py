@@ -163,7 +163,9 @@ def test_one_job_is_answered_in_readable_lines(run):
     lines = run("gpu-model", *options(RANKED)).stdout.splitlines()
     assert lines[0].startswith("model_name llama-7b, method lora, tokens_per_sample 8192, batch_size 16, ")
     assert lines[2].split()[:3] == ["can_recommend", "gpu_model", "gpus"]
-    assert lines[3].split()[:5] == ["1", "NVIDIA-A40", "4", "1", "1.76"] and len(lines) >= 25
+    first = cheapest_gpu(Job(**RANKED))
+    shown = ["1", first.gpu_model, str(first.gpus), "1", f"{first.cost_per_hour:.2f}"]
+    assert lines[3].split()[:5] == shown and f"{first.cost_per_million_tokens:.4f}" in lines[3] and len(lines) >= 25
 
 
 @pytest.mark.parametrize(("tokens", "verdict"), [(8192, "1"), (32768, "0")])

@@ -45,7 +45,8 @@ DECLARED = {
     ),
     "gpu_model_recommender": (
         ("model_name", "method", "tokens_per_sample", "batch_size"), LAYOUT,
-        ["can_recommend", "gpu_model", "gpus", "workers", "cost_per_hour", "reason", "outcome"],
+        ["can_recommend", "gpu_model", "gpus", "workers", "cost_per_hour", "tokens_per_second", "hours", "cost",
+         "cost_per_million_tokens", "reason", "outcome"],
     ),
     "memory_estimator": (
         (*JOB, "batch_size", "number_gpus"), [],
@@ -84,7 +85,7 @@ def test_ado_lists_the_properties_and_outputs_of_an_experiment(name):
     assert [one.identifier for one in listed.optionalProperties] == [
         *more,
         *(field for field in TRAINING if field != "even_layouts" or "max_gpus" in more),
-        *(RUN_LENGTH if name == "throughput_estimator" else ()),
+        *(RUN_LENGTH if name in ("throughput_estimator", "gpu_model_recommender") else ()),
     ]
     assert [one.identifier for one in listed.targetProperties] == [*outputs, "notes"]
     assert TRAINING_STACK in listed.metadata["description"]

@@ -11,12 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import autoconf
-from autoconf import Job, Workload, avoid_oom, cheapest_gpu, estimate, largest_batch, largest_sample, recommend
+from autoconf import (
+    Job,
+    Workload,
+    avoid_oom,
+    cheapest_gpu,
+    estimate,
+    largest_batch,
+    largest_sample,
+    recommend,
+    throughput,
+)
 from autoconf.errors import BadInput, IgnoredColumnWarning
 from autoconf.jobs.column_hints import hints
 from autoconf.jobs.queries import GPU_MODEL, LARGEST_BATCH
 from autoconf.planner.prices import read_prices
 from autoconf.predictor import registry
+from autoconf.speed.gpu_speed import gpu_speeds
 
 NEWEST = registry.card("2.0.0").domain
 LORA = {"model_name": "llama-7b", "method": "lora", "tokens_per_sample": 8192}
@@ -148,11 +159,15 @@ def test_headroom_is_usable_less_needed_memory():
 # --- the type of GPU --------------------------------------------------------------------------------------------------
 
 
+RUNS = [{}, {"dataset_tokens": 10**8, "epochs": 2}, {"steps": 500}]
+
+
+@pytest.mark.parametrize("run", RUNS, ids=["tokens", "data", "steps"])
 @pytest.mark.parametrize("version", ["1.1.0", "2.0.0"])
-def test_the_ranking_has_the_recommendation_for_each_type_by_cost(version):
+def test_the_ranking_has_the_recommendation_for_each_type_by_cost(version, run):
     domain, prices = registry.card(version).domain, read_prices()
     job = {**LORA, "batch_size": 16, "max_gpus": 4, "model_version": version}
-    ranking = cheapest_gpu(pd.DataFrame([job], index=["mine"]))
+    ranking = cheapest_gpu(pd.DataFrame([job | run], index=["mine"]))
     assert ranking.index.tolist() == ["mine"] * len(domain.gpus)
     assert ranking["rank"].tolist() == list(range(1, len(domain.gpus) + 1))
     assert sorted(ranking["gpu_model"]) == sorted(domain.gpus)
@@ -163,32 +178,72 @@ def test_the_ranking_has_the_recommendation_for_each_type_by_cost(version):
         assert row["can_recommend"] == single.can_recommend
         if single.can_recommend:
             total = single.gpus * single.workers
+            speed = throughput(Workload(**job, gpu_model=gpu), total, **run)
             assert (row["gpus"], row["workers"]) == (single.gpus, single.workers)
+            assert row["tokens_per_second"] == pytest.approx(speed.tokens_per_second)
             cost = prices[gpu] * total if gpu in prices else np.inf
-            assert row["cost_per_hour"] == pytest.approx(cost) or (cost == np.inf and pd.isna(row["cost_per_hour"]))
-            expected.append((cost, total, gpu))
+            per_million = cost / speed.tokens_per_second / 3600 * 1e6
+            of_run = speed.cost or np.nan
+            for column, value in (
+                ("cost_per_hour", cost), ("cost_per_million_tokens", per_million), ("cost", of_run),
+                ("hours", speed.hours or np.nan),
+            ):  # fmt: skip
+                known = np.isfinite(value)
+                assert row[column] == pytest.approx(value) if known else pd.isna(row[column]), column
+            expected.append((of_run if run and np.isfinite(cost) else per_million, total, gpu))
         else:
             assert row["reason"] and single.reason.startswith(row["reason"])
     assert ranking["gpu_model"].tolist()[: len(expected)] == [gpu for *_, gpu in sorted(expected)]
-    best = cheapest_gpu(Job(**job))
+    best = cheapest_gpu(Job(**job), **run)
     assert (best.gpu_model, best.rank) == (min(expected)[-1], 1)
 
 
-def test_ties_go_to_fewer_gpus_and_then_to_the_name():
+def test_the_run_has_a_cost_if_its_length_is_given_in_one_way():
+    job = Job(**LORA, per_device_train_batch_size=1)
+    without, of_steps = cheapest_gpu(job), cheapest_gpu(job, steps=1000)
+    assert (without.cost, without.hours) == (None, None) and without.cost_per_million_tokens > 0
+    assert of_steps.cost == pytest.approx(of_steps.hours * of_steps.cost_per_hour)
+    with pytest.raises(ValueError, match="steps and dataset_tokens exclude each other"):
+        cheapest_gpu(job, steps=10, dataset_tokens=10)
+    with pytest.raises(ValueError, match="epochs: needs dataset_tokens"):
+        cheapest_gpu(job, epochs=2)
+
+
+def test_ties_go_to_fewer_gpus_and_then_to_the_name(monkeypatch):
+    """Without known speeds, types are ranked by price, and a note says so."""
+    monkeypatch.setattr("autoconf.planner.throughput.known_shapes", lambda model: None)
     job = Job(**LORA, batch_size=16)
-    assert cheapest_gpu(job, prices={"H100": 0.3, "L40S": 0.15}).gpus == 2  # 2 x 0.3 is 4 x 0.15
+    found = cheapest_gpu(job, prices={"H100": 0.3, "L40S": 0.15})
+    assert (found.gpus, found.tokens_per_second, found.cost_per_million_tokens) == (
+        2,
+        None,
+        None,
+    )  # 2 x 0.3 is 4 x 0.15
+    assert any(note.startswith("ranked by price per hour: throughput is not known for model") for note in found.notes)
     three = Job(model_name="llama-7b", method="lora", tokens_per_sample=24000, batch_size=3)
     found = cheapest_gpu(three, prices={"L40S": 0.15, "B200": 0.45})  # in floating point 3 x 0.15 is less
     assert (found.gpu_model, found.gpus) == ("NVIDIA-B200", 1)
     assert cheapest_gpu(job, prices={"H100-PCIe": 1, "H100": 1}).gpu_model == "NVIDIA-H100-80GB-HBM3"
 
 
+def test_types_with_a_price_and_without_a_speed_come_after_those_with_both(monkeypatch):
+    known = {gpu: speed for gpu, speed in gpu_speeds().items() if gpu != "L40S"}
+    monkeypatch.setattr("autoconf.planner.throughput.gpu_speeds", lambda: known)
+    prices = {"L40S": 0.01, "H100": 5}
+    ranking = cheapest_gpu(pd.DataFrame([{**LORA, "batch_size": 16}]), prices=prices)
+    assert ranking["gpu_model"].tolist()[:2] == ["NVIDIA-H100-80GB-HBM3", "L40S"]
+    assert "ranked by price per hour: throughput is not known for GPU type L40S" in ranking["notes"].iloc[1]
+    assert "ranked by price" not in ranking["notes"].iloc[0] and ranking["cost_per_hour"].iloc[2:].isna().all()
+
+
 def test_a_type_without_a_price_is_recommended_only_where_no_type_with_one_fits():
     job = {**LORA, "batch_size": 16}
     ranking = cheapest_gpu(pd.DataFrame([job]), prices={"L40S": 1000})
     assert ranking["gpu_model"].iloc[0] == "L40S" and ranking["cost_per_hour"].notna().sum() == 1
+    assert ranking["cost_per_million_tokens"].notna().sum() == 1
     found = cheapest_gpu(Job(**job, max_gpus=1), prices={"L40S": 1})
     assert (found.can_recommend, found.gpu_model, found.cost_per_hour) == (1, "NVIDIA-B200", None)
+    assert found.cost_per_million_tokens is None and found.tokens_per_second > 0
 
 
 def test_where_no_type_fits_the_one_with_most_memory_tells_why():
