@@ -17,7 +17,7 @@ class Limits:
         bytes: The largest body of a request.
         rows: The most jobs in a table.
         files: The most files of a job.
-        seconds: The longest time to receive a body, and the longest time to answer it.
+        seconds: The longest time to receive the head of a request, its body, and to answer it; one limit for each.
         waiting: The most requests that wait for a free worker.
         patience: The longest time that a request waits for a free worker, in seconds.
     """
@@ -28,6 +28,14 @@ class Limits:
     seconds: float = 30.0
     waiting: int = 512
     patience: float = 10.0
+
+    @property
+    def whole(self) -> float:
+        """The longest time from the head of a request to the end of its answer, in seconds.
+
+        The body arrives, the request waits for a worker and is answered, twice if a worker ends, and the client reads.
+        """
+        return 4 * self.seconds + self.patience
 
 
 class Refused(Exception):

@@ -13,6 +13,7 @@ import uvicorn
 from autoconf.errors import BadInput
 from autoconf.files import reason
 from autoconf.predictor.user_versions import ModelsFolder
+from autoconf.service.connections import TimedRequests, timed_connections
 from autoconf.service.limits import Limits
 from autoconf.service.pool import Pool
 from autoconf.service.web import make_app
@@ -57,7 +58,9 @@ def serve(
     """
     pool = Pool(workers, models, seconds=limits.seconds, patience=limits.patience, most_waiting=limits.waiting)
     config = uvicorn.Config(
-        make_app(pool, limits, address.host),
+        TimedRequests(make_app(pool, limits, address.host)),
+        http=timed_connections(limits),
+        ws="none",
         ssl_certfile=address.certificate,
         ssl_keyfile=address.key,
         log_level="warning",

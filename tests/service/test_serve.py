@@ -359,13 +359,75 @@ def test_a_body_in_parts_without_a_length_is_limited_too(server):
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
 
-def test_a_body_that_does_not_arrive_is_given_up():
-    with serving("--workers", "1", "--max-seconds", "1") as server:
-        head = b"POST /recommend HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
-        with raw(server, head) as connection:
+HEAD = b"POST %s HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+
+
+@pytest.fixture(scope="module")
+def impatient():
+    """A server that gives a request 1 second to arrive, and 14 seconds from its head to the end of its answer."""
+    with serving("--workers", "1", "--max-seconds", "1") as running:
+        yield running
+
+
+def send_slowly(connection: socket.socket) -> tuple[bytes, float]:
+    """Send a byte five times a second until the server closes; what it said, and after how many seconds it closed."""
+    start, said = time.monotonic(), b""
+    connection.settimeout(0.2)
+    while time.monotonic() - start < 30:
+        try:
+            connection.sendall(b"x")
+            part = connection.recv(1000)
+        except TimeoutError:
+            continue
+        except OSError:
+            break
+        said += part
+        if not part:
+            break
+    return said, time.monotonic() - start
+
+
+@pytest.mark.parametrize(("sent", "status", "longest"), [
+    (b"", b"", 5),  # a connection that says nothing
+    (b"POST /recommend HTTP/1.1\r\nHost: a\r\nX-Slow: ", b"408", 5),  # the head
+    (HEAD % b"/recommend", b"408", 7),  # the body, and what comes after the answer
+    (HEAD % b"/no/such/path", b"404", 5),  # a body that nobody reads
+    (HEAD.replace(b"Host: a", b"Host: 127.0.0.1\r\nAccept: application/json") % b"/mcp", b"", 20),
+])  # fmt: skip
+def test_a_slow_client_holds_no_place(impatient, sent, status, longest):
+    with raw(impatient, sent) as connection:
+        if sent:
+            said, seconds = send_slowly(connection)
+        else:
             start = time.monotonic()
-            assert connection.recv(100).startswith(b"HTTP/1.1 408")
-            assert time.monotonic() - start < 10
+            said, seconds = connection.recv(100), time.monotonic() - start
+    assert said.partition(b"\r\n")[0].startswith(b"HTTP/1.1 %s" % status if status else b"")
+    assert 0.5 < seconds < longest
+    assert impatient.post("/recommend", JOB).status == 200
+
+
+def test_a_slow_head_on_a_used_connection_is_limited_too(impatient):
+    """The connection may stay idle for longer than a head may take."""
+    connection = impatient.connect()
+    for _ in range(2):
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().read()
+        time.sleep(2)
+    connection.sock.sendall(b"GET /healthz HTTP/1.1\r\nX-Slow: ")
+    said, seconds = send_slowly(connection.sock)
+    assert said.startswith(b"HTTP/1.1 408")
+    assert seconds < 5
+
+
+def test_a_client_that_does_not_read_its_answer_holds_no_place(impatient):
+    """Its many answers fill the buffers of the connection; then the server waits for the client, but not for ever."""
+    with raw(impatient, b"") as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(30)
+        start = time.monotonic()
+        with pytest.raises(ConnectionError):
+            while time.monotonic() - start < 40:
+                connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 100)
 
 
 # --- workers ----------------------------------------------------------------------------------------------------------
