@@ -76,7 +76,9 @@ def decide(job: dict[str, Any], service: str, seconds: float) -> tuple[list[dict
         return [], [f"would change {summary}"]
     others = [change["path"] for change in changes if change["path"].rpartition("/")[2] not in NODES]
     if mode == "nodes" and others:
-        return [], [f"not changed: the GPUs of a node would change, too: {summary}"]
+        in_command = all("/command/" in path or "/args/" in path for path in others)
+        what = "counts in the command" if in_command else "GPUs of a node"
+        return [], [f"not changed: the {what} would change, too: {summary}"]
     if not changes:
         return [], []
     note = {"op": "add", "path": f"/metadata/annotations/{pointer(ANSWER)}", "value": summary}

@@ -20,6 +20,7 @@ x509 = pytest.importorskip("cryptography.x509")
 
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from published_schemas import problems
 from service import serving
 
 ROOT = Path(__file__).parents[2]
@@ -153,6 +154,9 @@ def answer(call, review, url):
     return body["response"]
 
 
+GPUS = {"trainjob": 8, "jobset": 4}  # of the examples
+
+
 def gpus(text):
     return text.replace('"nvidia.com/gpu": 8', '"nvidia.com/gpu": 1').replace("--num_processes 8", "--num_processes 1")
 
@@ -182,6 +186,17 @@ def test_a_trainjob_is_changed_or_says_why_not(call, service):
     assert applied(review, response) != review["request"]["object"]
 
 
+@pytest.mark.parametrize("name", ["trainjob", "jobset"])
+def test_the_example_of_a_job_is_changed_and_stays_valid(call, service, name):
+    job = yaml.safe_load((EXAMPLE / f"{name}.yaml").read_text(encoding="utf-8"))
+    review = reviewed(job)
+    review["request"]["object"] = job
+    changed = applied(review, answer(call, review, service.url))
+    assert changed["metadata"]["annotations"].pop("ado-autoconf/answer").startswith(f"{GPUS[name]} -> 1 GPUs")
+    assert (problems(job), problems(changed)) == ([], [])
+    assert job != changed
+
+
 def test_nodes_alone_change_only_at_the_same_gpus_for_each_node(call, service):
     response = answer(call, reviewed(PYTORCHJOB, mode="nodes"), service.url)
     assert "patch" not in response
@@ -195,7 +210,8 @@ def test_nodes_alone_change_only_at_the_same_gpus_for_each_node(call, service):
         container["resources"]["limits"]["nvidia.com/gpu"] = 1
         container["args"] = [container["args"][0].replace("--num_processes 8", "--num_processes 4 --num_machines 4")]
     response = answer(call, reviewed(several, mode="nodes", gpus_per_worker="1"), service.url)
-    assert "patch" not in response and response["warnings"]  # the launcher's counts would change, too
+    assert "patch" not in response
+    assert response["warnings"][0].startswith("autoconf: not changed: the counts in the command would change, too")
 
 
 def test_a_dry_run_changes_nothing_and_says_what_would(call, service):
