@@ -47,6 +47,7 @@ def min_gpu_recommender(job: Job, models: ModelsFolder = None) -> Recommendation
         lora_r: LoRA rank, >= 1.
         lora_targets: ``default``, ``attention`` or ``all-linear``.
         upcast_unquantized: ``none``, ``norms`` or ``all``: parameters of a 4-bit base that become float32.
+        offload: ``none``, ``optimizer``, ``parameters`` or ``optimizer_and_parameters``, which the host's memory holds.
 
     Returns:
         ``can_recommend`` (0 or 1) and, if it is 1, ``gpus`` (per worker) and ``workers``; if it is 0, the ``reason``.

@@ -8,7 +8,18 @@ from typing import Any, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from autoconf.jobs.presets import SETTINGS, presets, stack_name, training_stack
-from autoconf.jobs.stack import Checkpointing, Dtype, LoraTargets, Loss, MixedPrecision, Optim, Sharding, Stack, Upcast
+from autoconf.jobs.stack import (
+    Checkpointing,
+    Dtype,
+    LoraTargets,
+    Loss,
+    MixedPrecision,
+    Offload,
+    Optim,
+    Sharding,
+    Stack,
+    Upcast,
+)
 from autoconf.jobs.values import choice, flag, is_empty, name, whole_number
 
 # Answers hold only for this training stack.
@@ -130,6 +141,14 @@ class Job(BaseModel):
             "Parameters of a 4-bit base that are not quantized and become float32 before training (all as by PEFT's "
             "prepare_model_for_kbit_training; norms: all but embeddings and head; known from version 3.0.0)",
             Upcast,
+        ),
+    )
+    offload: Offload | None = Field(
+        None,
+        description=_describe(
+            "What the memory of the host holds: DeepSpeed's offload_optimizer, offload_param (ZeRO-3) or both; FSDP's "
+            "cpu_offload is optimizer_and_parameters (known from version 3.0.0)",
+            Offload,
         ),
     )
 

@@ -22,6 +22,14 @@ Loss = Literal["full", "chunked"]
 # Which parameters of a 4-bit base that are not quantized become float32 before training.
 Upcast = Literal["none", "norms", "all"]
 Sharding = Literal["ddp", "fsdp1", "fsdp2", "zero1", "zero2", "zero3"]
+# What is on the host between its uses: the optimizer's states, with gradients and the step itself, or parameters.
+Offload = Literal["none", "optimizer", "parameters", "optimizer_and_parameters"]
+# Who can offload it. FSDP offloads all at once; deepspeed/runtime/zero/offload_config.py: parameters only under ZeRO-3.
+_OFFLOADING = {
+    "optimizer": ("zero1", "zero2", "zero3"),
+    "parameters": ("zero3",),
+    "optimizer_and_parameters": ("zero3", "fsdp1", "fsdp2"),
+}
 LoraTargets = Literal["default", "attention", "all-linear"]
 # Fused Triton kernels for modules of decoder layers, named as in the plugin "fast_kernels" of fms-acceleration.
 Kernel = Literal["fast_loss", "fast_rms_layernorm", "fast_rope_embeddings", "fused_lora"]
@@ -77,6 +85,11 @@ class Stack(BaseModel):
     sharding: Sharding = Field(
         default="fsdp2", description="data parallelism over several GPUs: replicate or shard; zero1 to zero3: DeepSpeed"
     )
+    offload: Offload = Field(
+        default="none",
+        description="what the memory of the host holds: DeepSpeed's offload_optimizer, and offload_param under ZeRO-3; "
+        "FSDP's cpu_offload is optimizer_and_parameters",
+    )
     zero_buckets: ZeroBuckets = Field(default=ZeroBuckets(), description="buckets of DeepSpeed's ZeRO")
     gradient_accumulation: bool = Field(
         default=True, description="whether an optimizer step takes several micro-batches"
@@ -116,6 +129,7 @@ class Stack(BaseModel):
             ("loss", "kernels", self.loss != "full" and "fast_loss" in self.kernels),
             ("kernels", "quantization", "fused_lora" in self.kernels and self.quantization == "none"),
             ("shard_adapters", "sharding", not self.shard_adapters and self.sharding == "fsdp2"),
+            ("offload", "sharding", self.offload != "none" and self.sharding not in _OFFLOADING[self.offload]),
         ):
             if problem:
                 values = [repr(getattr(self, field)) for field in (one, other)]

@@ -180,6 +180,7 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     if trainable is None:
         raise _not_traced(table, model, method, stack, (method, layers.lora_targets))
     _check_sharding(table, model, method, stack, strategy)
+    _check_offload(stack, strategy)
     rank = None if method == "full" else stack.lora_r
     per_parameter = _bytes_per_parameter(stack, method, strategy)
     if strategy in ZERO:
@@ -190,6 +191,7 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     job = UnshardedJob(
         trainable.units, per_parameter, stack.gradient_accumulation, rank, optimizer,
         upcast=_upcast_bytes(trainable.units, _upcast(stack, strategy)),
+        offload=stack.offload if strategy != "none" else "none",
     )  # fmt: skip
     if strategy not in ZERO:
         resident, gradients = job.resident(strategy), job.unsharded_gradients(strategy)
@@ -200,7 +202,7 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     full = table.trainable(model, "full", "default")
     if full is None:
         raise _not_traced(table, model, method, stack, ("full", "default"))
-    zero_job = ZeroJob.of(job, trainable, full, stack)
+    zero_job = ZeroJob.of(job, trainable, full, stack, several=several)
     return GpuJob(zero_job.resident(strategy), 0.0, lambda: zero(profile(), zero_job, strategy))
 
 
@@ -261,7 +263,10 @@ def _upcast(stack: Stack, strategy: Strategy) -> Upcast:
 
 
 def _strategy(stack: Stack, several: bool) -> Strategy:
-    return stack.sharding if several else "none"
+    """How a GPU trains. A single GPU has nothing to share, but DeepSpeed and FSDP2 offload from it as well."""
+    # torch/distributed/fsdp/_init_utils.py, _init_process_group_state: FSDP1 does not shard on a single GPU.
+    alone = stack.offload != "none" and stack.sharding in ("fsdp2", *ZERO)
+    return stack.sharding if several or alone else "none"
 
 
 def _computes_in_bf16(stack: Stack, strategy: Strategy) -> bool:
@@ -345,6 +350,14 @@ def _check_sharding(table: ModelsTable, model: str, method: str, stack: Stack, s
     if stack.optim == "adafactor" and strategy == "fsdp2":
         # transformers/optimization.py, Adafactor.step mixes its plain states with FSDP2's distributed tensors.
         raise Unsupported(["optim 'adafactor' with sharding 'fsdp2'"], ": it does not step over distributed tensors")
+
+
+def _check_offload(stack: Stack, strategy: Strategy) -> None:
+    """Raise ``Unsupported`` if an optimizer does not step over parameters that are on the host."""
+    # accelerate/accelerator.py, _prepare_deepspeed, replaces all optimizers by DeepSpeed's for the CPU.
+    if stack.offload != "none" and strategy in ("fsdp1", "fsdp2") and "bit" in stack.optim:
+        settings = f"optim {stack.optim!r} with offload {stack.offload!r} and sharding {strategy!r}"
+        raise Unsupported([settings], ": bitsandbytes steps over parameters on the GPU")
 
 
 def _bytes_per_parameter(stack: Stack, method: str, strategy: Strategy) -> BytesPerParameter:

@@ -2,18 +2,19 @@
 
 FSDP gathers, frees and reduces units (each decoder layer, and the root: embeddings, final norm and head) where a unit
 begins or ends; the code in between is unchanged. So the bytes of a GPU at any moment are those of the same moment on a
-single GPU, with parameters and gradients replaced by those that FSDP holds at that point. The schedules below were
-read from traces of PyTorch's wrappers and are tested against them (``make ground-truth``).
+single GPU, with parameters and gradients replaced by those that FSDP holds at that point. The schedules were read
+from traces of PyTorch's wrappers (``fsdp_schedules``) and are tested against them (``make ground-truth``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from autoconf.jobs.stack import Offload
+from autoconf.memory.fsdp_schedules import FSDP1, FSDP1_ADAPTERS, FSDP2, Gathered, Schedule
 from autoconf.memory.gpu_memory import GpuMemory, Moments, Resident
 from autoconf.memory.optimizers import OptimizerBytes
 from autoconf.memory.profile import Point, Units
@@ -21,106 +22,6 @@ from autoconf.memory.units import Floats, Integers
 
 # Data parallelism over several GPUs; ``none`` is a single GPU.
 Strategy = Literal["none", "ddp", "fsdp1", "fsdp2", "zero1", "zero2", "zero3"]
-
-
-class _Gathered(NamedTuple):
-    """Copies of a unit's parameters or gradients that a GPU holds at a point, in addition to its shards."""
-
-    root: int = 0  # whole parameters of the root unit
-    layer: int = 0  # whole parameters of a decoder layer
-    reduced: int = 0  # buffers as large as a layer's gradients
-    root_reduced: int = 0  # buffers as large as the root's gradients
-    root_cast: int = 0  # the root's shards in the dtype of computation
-    layer_cast: int = 0  # a layer's shards in the dtype of computation
-
-
-class _Schedule:
-    """The copies that a GPU holds at each point. A point may have several phases; the largest one counts.
-
-    Args:
-        phases: by the value of a ``Point``.
-    """
-
-    def __init__(self, phases: Mapping[int, tuple[_Gathered, ...]]) -> None:
-        self.phases = dict(phases)
-        self._count = np.array([len(self.phases.get(point, ())) for point in Point])
-        self._first = np.cumsum(self._count) - self._count
-        self._copies = np.array([phase for point in Point for phase in self.phases.get(point, ())], float).T
-
-    def at(self, points: Integers) -> tuple[Integers, Floats]:
-        """The index of each phase's point, shape (phases,), and the copies, shape (fields of ``_Gathered``, phases)."""
-        count = self._count[points]
-        index = np.repeat(np.arange(len(points)), count)
-        earlier = np.arange(len(index)) - np.repeat(np.cumsum(count) - count, count)  # phases of the same point
-        return index, self._copies[:, self._first[points[index]] + earlier]
-
-
-# FSDP1: torch/distributed/fsdp/_runtime_utils.py and
-# _flat_param.py. The parameters of a layer are views of its flat parameter, and backward prefetch gathers the next unit
-# before a layer's backward pass begins.
-_FSDP1 = _Schedule(
-    {
-        Point.EMBEDDING: (_Gathered(root=1), _Gathered(root=1, root_cast=1)),
-        Point.FIRST_GATHER: (_Gathered(root=1, layer=1, layer_cast=1),),
-        Point.GATHER: (_Gathered(root=1, layer=1, layer_cast=1),),
-        Point.FORWARD: (_Gathered(root=1, layer=1),),
-        Point.HEAD: (_Gathered(root=1),),
-        Point.HEAD_OVER: (_Gathered(root=1),),
-        Point.TURN: (_Gathered(root=1, layer=1, layer_cast=1),),
-        Point.LOSS: (_Gathered(root=1, layer=1),),
-        Point.LAST_START: (_Gathered(root=1, layer=2, layer_cast=1),),
-        Point.LAST: (_Gathered(root=1, layer=2),),
-        Point.LAST_LATE: (_Gathered(root=1, layer=2),),
-        Point.START: (_Gathered(root=1, layer=2, layer_cast=1),),
-        Point.MIDDLE: (_Gathered(root=1, layer=2),),
-        Point.MIDDLE_LATE: (_Gathered(root=1, layer=2),),
-        Point.FIRST_START: (_Gathered(root=1, layer=1),),
-        Point.FIRST: (_Gathered(root=1, layer=1),),
-        Point.FIRST_LATE: (_Gathered(root=1, layer=1),),
-        Point.END: (_Gathered(root=1, layer=2, reduced=1),),
-        Point.FIRST_END: (_Gathered(root=1, layer=1, reduced=1),),
-        Point.TAIL: (_Gathered(root=1),),
-        Point.TAIL_END: (_Gathered(root=1, root_reduced=1),),
-    }
-)
-# Adapters are separate units: the previous layer is gathered when the first adapter begins its backward pass.
-_FSDP1_ADAPTERS = _Schedule(
-    _FSDP1.phases
-    | {
-        Point.LAST_START: (_Gathered(root=1, layer=1),),
-        Point.LAST: (_Gathered(root=1, layer=1),),
-        Point.START: (_Gathered(root=1, layer=1),),
-        Point.MIDDLE: (_Gathered(root=1, layer=1),),
-    }
-)
-# torch/distributed/fsdp/_fully_shard/_fsdp_param_group.py and _fsdp_collectives.py: a unit is gathered into one buffer
-# and copied out of it; the buffer lives until the next unit is needed. The input of a reduction lives until the next
-# reduction.
-_FSDP2 = _Schedule(
-    {
-        Point.EMBEDDING: (_Gathered(root=2),),
-        Point.FIRST_GATHER: (_Gathered(root=2, layer=2),),
-        Point.GATHER: (_Gathered(root=1, layer=3),),
-        Point.FORWARD: (_Gathered(root=1, layer=2),),
-        Point.HEAD: (_Gathered(root=1, layer=1),),
-        Point.HEAD_OVER: (_Gathered(root=1, layer=1),),
-        Point.TURN: (_Gathered(root=2), _Gathered(root=1, layer=1, layer_cast=1)),
-        Point.LOSS: (_Gathered(root=1, layer=1),),
-        Point.LAST_START: (_Gathered(root=1, layer=2, layer_cast=1),),
-        Point.LAST: (_Gathered(root=1, layer=2),),
-        Point.LAST_LATE: (_Gathered(root=1, layer=2),),
-        Point.START: (_Gathered(root=1, layer=2, reduced=1, layer_cast=1),),
-        Point.MIDDLE: (_Gathered(root=1, layer=2, reduced=1),),
-        Point.MIDDLE_LATE: (_Gathered(root=1, layer=2, reduced=1),),
-        Point.FIRST_START: (_Gathered(root=1, layer=1, reduced=1),),
-        Point.FIRST: (_Gathered(root=1, layer=1, reduced=1),),
-        Point.FIRST_LATE: (_Gathered(root=1, layer=1, reduced=1),),
-        Point.END: (_Gathered(root=1, layer=1, reduced=1),),
-        Point.FIRST_END: (_Gathered(root=1, reduced=1),),
-        Point.TAIL: (_Gathered(root=1, reduced=1),),
-        Point.TAIL_END: (_Gathered(root_reduced=1),),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -149,6 +50,7 @@ class UnshardedJob:
         rank: rank of the adapters, >= 1; ``None`` if all parameters are trained.
         optimizer: states, and temporaries of the step, in bytes, summed over all GPUs.
         upcast: bytes that frozen parameters take in addition, because they became float32 after they were loaded.
+        offload: what the host holds.
     """
 
     units: Units
@@ -157,6 +59,7 @@ class UnshardedJob:
     rank: int | None
     optimizer: OptimizerBytes
     upcast: int = 0
+    offload: Offload = "none"
 
     @property
     def trainable(self) -> int:
@@ -175,6 +78,16 @@ class UnshardedJob:
         frozen = self.units.frozen * per.frozen + self.upcast
         return frozen + self.trainable * per.trainable + self.units.quantized / 2
 
+    @property
+    def offloads(self) -> bool:
+        """Whether the host holds the optimizer."""
+        return self.offload in ("optimizer", "optimizer_and_parameters")
+
+    @property
+    def weights_on_gpu(self) -> float:
+        """Bytes of ``sharded_weights`` that are not on the host between their uses."""
+        return 0.0 if self.offload in ("parameters", "optimizer_and_parameters") else self.sharded_weights
+
     def unsharded_gradients(self, strategy: Strategy) -> float:
         """Bytes of gradients that FSDP keeps whole on every GPU between micro-batches."""
         return self.gradients if self.accumulating and strategy in ("fsdp1", "fsdp2") else 0.0
@@ -182,6 +95,8 @@ class UnshardedJob:
     def resident(self, strategy: Strategy) -> Resident:
         """The minimum that training holds."""
         states = self.optimizer.states
+        if strategy in ("fsdp1", "fsdp2") and self.offloads:
+            return Resident(self.units.unsharded_bytes, sharded=0.0)
         if strategy in ("fsdp1", "fsdp2"):
             gradients = min(1.0, self.bytes_per_parameter.stored_per_computed) * self.gradients
             return Resident(self.units.unsharded_bytes, sharded=self.sharded_weights + gradients + states)
@@ -267,31 +182,32 @@ def _replicated(job: UnshardedJob, moments: UnshardedMoments, buckets: int) -> l
 def _fsdp1(job: UnshardedJob, moments: UnshardedMoments) -> list[Moments]:
     adapters = job.rank is not None
     # The memory that FSDP1 gathers for single adapters is negligible.
-    schedule = _FSDP1_ADAPTERS if adapters else _FSDP1
-    held = _gathering(job, moments, schedule, trainable_of_layers=not adapters)
+    schedule = FSDP1_ADAPTERS if adapters else FSDP1
+    # _flat_param.py, _use_low_precision_shard: a shard of the host is moved to the GPU as it is stored.
+    held = _gathering(job, moments, schedule, trainable_of_layers=not adapters, moves_stored=job.offloads)
     if job.accumulating:
         # New gradients are views into one flat gradient of the unit, which joins the accumulated one at its end.
         gradients = job.gradients + held.moments.layer_gradients + held.moments.root_gradients + held.reduced
-        return [held.with_gradients(job, gradients), _step_on_shards(job)]
-    return [_reduced_at_once(job, held), _step_on_shards(job)]
+        return [held.with_gradients(job, gradients), *_step_on_shards(job)]
+    return [_reduced_at_once(job, held), *_step_on_shards(job)]
 
 
 def _fsdp2(job: UnshardedJob, moments: UnshardedMoments) -> list[Moments]:
-    held = _gathering(job, moments, _FSDP2)
+    held = _gathering(job, moments, FSDP2)
     stored, newest = job.bytes_per_parameter.stored_per_computed, held.moments.newest_gradient
     finished = held.moments.finished_gradients
     if job.accumulating:
         # Only the last micro-batch reduces the gradients of finished layers.
         before_last = held.with_gradients(job, job.gradients + newest)
         last = held.with_gradients(job, job.gradients + newest + held.reduced - finished, finished * stored)
-        return [before_last, last, _step_on_shards(job)]
+        return [before_last, last, *_step_on_shards(job)]
     # After the root's gradients are copied for reduction, only the last one is still held. The result is held once, or
     # twice if it is stored in another dtype.
     at_tail = held.moments.points == Point.TAIL_END
     root = np.where(at_tail, 1.0, 0.0) * held.root.gradients * (stored + (stored != 1))
     unreduced = held.moments.layer_gradients + held.moments.root_gradients + held.reduced
     tail = held.with_gradients(job, np.where(at_tail, newest + held.reduced, unreduced), finished * stored + root)
-    return [_reduced_at_once(job, held), tail, _step_on_shards(job)]
+    return [_reduced_at_once(job, held), tail, *_step_on_shards(job)]
 
 
 def _reduced_at_once(job: UnshardedJob, held: _Gathering) -> Moments:
@@ -301,21 +217,25 @@ def _reduced_at_once(job: UnshardedJob, held: _Gathering) -> Moments:
     return held.with_gradients(job, unreduced, held.moments.finished_gradients * stored)
 
 
-def _step_on_shards(job: UnshardedJob) -> Moments:
-    """The moment of the optimizer's step on shards."""
+def _step_on_shards(job: UnshardedJob) -> list[Moments]:
+    """The moment of the optimizer's step on shards, which is on the host if it offloads."""
+    if job.offloads:
+        return []
     stored, states = job.bytes_per_parameter.stored_per_computed, job.optimizer.states
-    return Moments(
+    step = Moments(
         _NO_ACTIVATIONS, weights=job.units.unsharded_bytes, weights_sharded=job.sharded_weights,
         gradients_sharded=job.gradients * stored, optimizer_sharded=states + job.optimizer.step,
     )  # fmt: skip
+    return [step]
 
 
 class _UnitBytes(NamedTuple):
     """Bytes of one FSDP unit when it is gathered."""
 
     gathered: float
-    cast: float  # the part of ``gathered`` that is stored in another dtype
+    cast: float  # the part of ``gathered`` of which the GPU's own shard is copied: stored in another dtype or place
     gradients: float
+    stored: float  # bytes, as stored, of parameters that are stored in another dtype
 
 
 class _Gathering(NamedTuple):
@@ -323,6 +243,7 @@ class _Gathering(NamedTuple):
 
     moments: UnshardedMoments
     root: _UnitBytes
+    layer: _UnitBytes
     gathered: Floats  # bytes on every GPU, shape (moments,)
     cast: Floats  # bytes that the GPUs divide
     reduced: Floats  # bytes of buffers of gradients that are reduced
@@ -331,22 +252,36 @@ class _Gathering(NamedTuple):
         self, job: UnshardedJob, gradients: float | Floats, gradients_sharded: float | Floats = 0.0
     ) -> Moments:
         """The moments with all their parts."""
+        if job.offloads:
+            # _fully_shard/_fsdp_collectives.py, foreach_reduce, and _runtime_utils.py, _offload_grad: reduced gradients
+            # are moved to the host unit by unit.
+            stored = job.bytes_per_parameter.stored_per_computed
+            gradients_sharded = np.minimum(gradients_sharded, stored * max(self.root.gradients, self.layer.gradients))
         return Moments(
-            self.moments.activations, weights=job.units.unsharded_bytes, weights_sharded=job.sharded_weights,
-            gradients=gradients, gradients_sharded=gradients_sharded, optimizer_sharded=job.optimizer.states,
+            self.moments.activations, weights=job.units.unsharded_bytes, weights_sharded=job.weights_on_gpu,
+            gradients=gradients, gradients_sharded=gradients_sharded,
+            optimizer_sharded=0.0 if job.offloads else job.optimizer.states,
             gathered=self.gathered, gathered_sharded=self.cast,
         )  # fmt: skip
 
 
 def _gathering(
-    job: UnshardedJob, moments: UnshardedMoments, schedule: _Schedule, *, trainable_of_layers: bool = True
+    job: UnshardedJob,
+    moments: UnshardedMoments,
+    schedule: Schedule,
+    *,
+    trainable_of_layers: bool = True,
+    moves_stored: bool = False,
 ) -> _Gathering:
     index, columns = schedule.at(moments.points)
-    copies: dict[str, Floats] = dict(zip(_Gathered._fields, columns, strict=True))
+    copies: dict[str, Floats] = dict(zip(Gathered._fields, columns, strict=True))
     root, layer = _root_bytes(job), _layer_bytes(job, gathers_trainable=trainable_of_layers)
+    if moves_stored:
+        root, layer = (unit._replace(cast=unit.cast + unit.stored) for unit in (root, layer))
     return _Gathering(
         moments.at(index),
         root,
+        layer,
         gathered=copies["root"] * root.gathered + copies["layer"] * layer.gathered,
         cast=copies["root_cast"] * root.cast + copies["layer_cast"] * layer.cast,
         reduced=copies["reduced"] * layer.gradients + copies["root_reduced"] * root.gradients,
@@ -367,10 +302,11 @@ def _unit_bytes(job: UnshardedJob, frozen: int, trainable: int, quantized: int, 
     per = job.bytes_per_parameter
     gradients = trainable * (job.rank or 1) * per.trainable_computing
     frozen_bytes, trainable_bytes = frozen * per.frozen_computing, gradients if gathers_trainable else 0
-    cast = (frozen_bytes if per.frozen != per.frozen_computing else 0) + (
-        trainable_bytes if per.trainable != per.trainable_computing else 0
-    )
-    return _UnitBytes(frozen_bytes + trainable_bytes + quantized / 2, cast, gradients)
+    cast_frozen = frozen_bytes if per.frozen != per.frozen_computing else 0
+    cast_trainable = trainable_bytes if per.trainable != per.trainable_computing else 0
+    gathered = frozen_bytes + trainable_bytes + quantized / 2
+    stored = cast_frozen * per.frozen / per.frozen_computing + cast_trainable * per.stored_per_computed
+    return _UnitBytes(gathered, gathered if job.offloads else cast_frozen + cast_trainable, gradients, stored)
 
 
 _NO_ACTIVATIONS = np.zeros((1, 2))

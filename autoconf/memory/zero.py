@@ -38,6 +38,7 @@ class _Curve(IntEnum):
     NORMED = 3  # the largest piece of a parameter in one partition
     SPLIT_LAYER = 4  # the largest parameter of a layer that two partitions share
     SPLIT_ROOT = 5  # the same of embeddings and head
+    OWNED_LARGE = 6  # as OWNED, of parameters that are larger than the bucket
 
 
 def _coefficients(**elements: float) -> Floats:
@@ -68,11 +69,16 @@ def _zero1_or_2(zero: ZeroJob, moments: UnshardedMoments, *, partitions_gradient
     job = zero.job
     weights = job.sharded_weights + job.units.unsharded_bytes
     held = _partitioned(zero, moments) if partitions_gradients else _replicated(zero, moments)
-    gradients, curves = held
+    if job.offloads:
+        gradients, curves = _offloaded(zero, held[0], partitions_gradients=partitions_gradients)
+    else:
+        gradients, curves = held
     micro_batch = Moments(
         moments.activations, weights=weights, gradients=gradients, gradients_curves=curves,
         optimizer_sharded=zero.states,
     )  # fmt: skip
+    if job.offloads:
+        return [micro_batch]
     steps = [
         Moments(
             _NO_ACTIVATIONS, weights=weights, gradients=whole, gradients_curves=_coefficients(**elements),
@@ -81,6 +87,19 @@ def _zero1_or_2(zero: ZeroJob, moments: UnshardedMoments, *, partitions_gradient
         for whole, elements in [*_end(zero, partitions_gradients), *_steps(zero)]
     ]  # fmt: skip
     return [micro_batch, *steps]
+
+
+def _offloaded(zero: ZeroJob, gradients: Floats, *, partitions_gradients: bool) -> tuple[Floats, Floats]:
+    """Gradients of a partition that move to the host after their reduction, through a buffer for the largest one.
+
+    copy_grads_in_partition: the norm of a piece is computed in float64. Before the last micro-batch of a step, ZeRO-2
+    leaves gradients that are larger than the bucket on the GPU until the backward pass is over.
+    """
+    large = zero.itemsize if partitions_gradients and zero.job.accumulating else 0.0
+    curves = np.zeros((len(gradients), len(_Curve)))
+    curves[gradients > 0] = _coefficients(normed=_BYTES_OF_A_NORM, owned_large=large)
+    # temp_grad_buffer_for_gpu_offload
+    return gradients + zero.itemsize * max(zero.trainable.flat()), curves
 
 
 def _buckets(zero: ZeroJob) -> float:
@@ -168,22 +187,28 @@ def _steps(zero: ZeroJob) -> list[tuple[float, dict[str, float]]]:
 def _zero3(zero: ZeroJob, moments: UnshardedMoments) -> list[Moments]:
     """stage3.py: all parameters, gradients and states are sharded; the bucket exists from the beginning on."""
     job, buckets, states = zero.job, zero.buckets, zero.states3
+    partition = 0 if job.offloads else job.gradients
     bucket = zero.itemsize * buckets.reduce_bucket_size
     persistent, others = _persistent(zero)
     gathered = gathered_parameters(others, buckets, recomputes=zero.recomputes, adapted=zero.adapted)
-    unit = job.bytes_per_parameter.frozen_computing
+    # partition_parameters.py, NoGatherHandle: on one GPU, parameters are used in place if they are there.
+    in_place = not zero.several and job.weights_on_gpu > 0
+    unit = 0 if in_place else job.bytes_per_parameter.frozen_computing
     of_points = np.array([gathered[Point(point)] for point in moments.points.tolist()], float)
+    gathered_bytes = unit * (of_points + persistent)
     backward = ~np.isin(moments.points, _BEFORE_LOSS)
     gradients = bucket + np.where(backward, _pending(zero, moments) + _copies(zero, moments), 0)
     micro_batch = Moments(
         moments.activations + _linear_inputs(zero, moments.points),
-        weights=job.units.unsharded_bytes, weights_sharded=job.sharded_weights,
-        gradients=gradients, gradients_sharded=job.gradients, optimizer_sharded=states,
-        gathered=unit * (of_points + persistent), gradients_curves=_coefficients(),
+        weights=job.units.unsharded_bytes, weights_sharded=job.weights_on_gpu,
+        gradients=gradients, gradients_sharded=partition, optimizer_sharded=states,
+        gathered=gathered_bytes, gradients_curves=_coefficients(normed=zero.itemsize + 4 if job.offloads else 0.0),
     )  # fmt: skip
+    if job.offloads:
+        return [micro_batch]
     steps = [
         Moments(
-            _NO_ACTIVATIONS, weights=job.units.unsharded_bytes, weights_sharded=job.sharded_weights, gradients=bucket,
+            _NO_ACTIVATIONS, weights=job.units.unsharded_bytes, weights_sharded=job.weights_on_gpu, gradients=bucket,
             gradients_sharded=job.gradients, optimizer_sharded=states, gradients_curves=_coefficients(**elements),
         )
         for elements in (
@@ -284,6 +309,10 @@ def _partitions(sizes: Integers, roots: Integers, bucket: int) -> Floats:
     found[_Curve.STEPPED] = ends[-1] / gpus
     found[_Curve.NORMED] = np.minimum(sizes.max(), partition)
     found[_Curve.SPLIT_LAYER] = np.maximum(np.where(roots, 0, split).max(axis=1), min(bucket, ends[-1]))
+    of_large = np.where(sizes > bucket, sizes, 0)
+    found[_Curve.OWNED_LARGE] = (
+        (_sums_of_rows(first, of_large) - _sums_of_rows(last + 1, of_large)).cumsum(axis=1).max(axis=1)
+    )
     found[_Curve.SPLIT_ROOT] = np.where(roots, split, 0).max(axis=1)
     return np.maximum.accumulate(found[:, ::-1], axis=1)[:, ::-1]
 

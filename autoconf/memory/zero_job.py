@@ -35,6 +35,7 @@ class ZeroJob:
         recomputes: whether layers are checkpointed.
         groups: parameter groups of the optimizer: parameters with and without weight decay.
         linear_inputs: inputs of frozen linear layers, which only ZeRO-3 keeps.
+        several: whether several GPUs share the job.
     """
 
     job: UnshardedJob
@@ -44,9 +45,12 @@ class ZeroJob:
     recomputes: bool
     groups: int
     linear_inputs: LinearInputs
+    several: bool
 
     @classmethod
-    def of(cls, job: UnshardedJob, trainable: Trainable, full: Trainable, stack: Stack) -> ZeroJob:
+    def of(
+        cls, job: UnshardedJob, trainable: Trainable, full: Trainable, stack: Stack, *, several: bool = True
+    ) -> ZeroJob:
         """Add what ZeRO's memory depends on: the parameters in their order, and the sizes of buckets.
 
         Args:
@@ -54,6 +58,7 @@ class ZeroJob:
             trainable: its trainable parameters.
             full: all parameters of the model, without adapters.
             stack: the training stack.
+            several: whether several GPUs share the job.
         """
         layers = max(1, round((full.units.trainable - full.units.root_trainable) / full.units.layer_trainable))
         hidden = next(shape.dimensions[-1] for shape, _ in full.shapes if shape.embedding)
@@ -72,16 +77,18 @@ class ZeroJob:
             recomputes=stack.gradient_checkpointing != "none",
             groups=len(flat_groups(trainable, job.rank)),
             linear_inputs=LinearInputs(0, 0) if job.rank is None else _inputs_of(full, layers, hidden, stack),
+            several=several,
         )
 
     def resident(self, stage: ZeroStage) -> Resident:
         """The minimum that training holds: weights, optimizer states and one set of gradients."""
         job = self.job
+        gradients = 0 if job.offloads else job.gradients
         if stage == "zero1":
             return Resident(job.sharded_weights + job.units.unsharded_bytes + job.gradients, self.states)
         if stage == "zero2":
-            return Resident(job.sharded_weights + job.units.unsharded_bytes, self.states + job.gradients)
-        return Resident(job.units.unsharded_bytes, job.sharded_weights + job.gradients + self.states3)
+            return Resident(job.sharded_weights + job.units.unsharded_bytes, self.states + gradients)
+        return Resident(job.units.unsharded_bytes, job.weights_on_gpu + gradients + self.states3)
 
     @property
     def adapted(self) -> int:
@@ -91,7 +98,7 @@ class ZeroJob:
     @property
     def states3(self) -> float:
         """``states`` under ZeRO-3, which does not copy float32 parameters (stage3.py, _create_fp32_partitions)."""
-        return self.states if self.itemsize < 4 else self.job.optimizer.states
+        return self.states if self.itemsize < 4 or self.job.offloads else self.job.optimizer.states
 
     @property
     def itemsize(self) -> int:
@@ -100,8 +107,8 @@ class ZeroJob:
 
     @property
     def states(self) -> float:
-        """Bytes of float32 parameters and states, summed over all GPUs."""
-        return 4 * self.job.trainable + self.job.optimizer.states
+        """Bytes of float32 parameters and states, summed over all GPUs; 0 if the host holds them."""
+        return 0.0 if self.job.offloads else 4 * self.job.trainable + self.job.optimizer.states
 
     @property
     def temporaries(self) -> float:

@@ -51,6 +51,7 @@ _UP_TO_2_0_0 = {
     "optim": ["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor", "sgd"],
     "sharding": ["ddp", "fsdp1", "fsdp2"],
     "upcast_unquantized": ["none"],
+    "offload": ["none"],
 }
 
 
@@ -66,6 +67,7 @@ class Domain(_Typed):
     optim: list[str] = _UP_TO_2_0_0["optim"]
     sharding: list[str] = _UP_TO_2_0_0["sharding"]
     upcast_unquantized: list[str] = _UP_TO_2_0_0["upcast_unquantized"]
+    offload: list[str] = _UP_TO_2_0_0["offload"]
 
     @property
     def settings(self) -> dict[str, list[str]]:

@@ -19,6 +19,7 @@ def test_the_defaults_are_the_reference_workload():
         "gradient_checkpointing": "non-reentrant",
         "loss": "full",
         "sharding": "fsdp2",
+        "offload": "none",
         "zero_buckets": ZeroBuckets().model_dump(),
         "gradient_accumulation": True,
         "adapter_dtype": "bfloat16",
@@ -49,6 +50,10 @@ def test_every_setting_has_a_description():
         ({"loss": "chunked", "kernels": ["fast_loss"]}, ["loss 'chunked'", "kernels ('fast_loss',)"]),
         ({"kernels": ["fused_lora"]}, ["kernels ('fused_lora',)", "quantization 'none'"]),
         ({"shard_adapters": False, "sharding": "fsdp2"}, ["shard_adapters False", "sharding 'fsdp2'"]),
+        ({"offload": "optimizer", "sharding": "fsdp2"}, ["offload 'optimizer'", "sharding 'fsdp2'"]),
+        ({"offload": "optimizer", "sharding": "ddp"}, ["offload 'optimizer'", "sharding 'ddp'"]),
+        ({"offload": "parameters", "sharding": "zero2"}, ["offload 'parameters'", "sharding 'zero2'"]),
+        ({"offload": "parameters", "sharding": "fsdp2"}, ["offload 'parameters'", "sharding 'fsdp2'"]),
     ],
 )
 def test_settings_that_exclude_each_other_are_named_with_their_values(settings, quoted):
@@ -66,6 +71,8 @@ def test_settings_that_exclude_each_other_are_named_with_their_values(settings, 
         {"loss": "chunked", "kernels": ["fast_rms_layernorm"]},
         {"quantization": "nf4", "kernels": ["fused_lora"]},
         {"shard_adapters": False, "sharding": "fsdp1"},
+        *({"offload": "optimizer", "sharding": sharding} for sharding in ("zero1", "zero2", "zero3")),
+        *({"offload": "optimizer_and_parameters", "sharding": sharding} for sharding in ("zero3", "fsdp1", "fsdp2")),
     ],
 )
 def test_each_setting_of_an_exclusion_is_allowed_without_the_other(settings):
@@ -169,7 +176,10 @@ def test_choices_of_a_job_are_those_of_the_stack_and_distinct():
     for field in SETTINGS:
         assert Workload.model_fields[field].default is OPTIONAL[field] is None
         for value in choices(field):
-            needed = {"quantization": "nf4", "mixed_precision": "bf16"} if field == "upcast_unquantized" else {}
+            needed = {
+                "upcast_unquantized": {"quantization": "nf4", "mixed_precision": "bf16"},
+                "offload": {"sharding": "zero3"},
+            }.get(field, {})
             assert getattr(Stack(**{field: value, **needed}), field) == value
             read = {found for found in choices(field) if found.replace("-", "").lower() == value.replace("-", "")}
             assert read == {value}

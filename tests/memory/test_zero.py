@@ -56,6 +56,35 @@ def test_higher_stages_hold_less_where_states_decide(table):
     assert (three[1:] <= two[1:]).all()
 
 
+@pytest.mark.parametrize("sharding", ZERO)
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("accumulating", [False, True])
+def test_what_the_host_holds_is_not_on_the_gpu(table, sharding, method, accumulating):
+    settings = {"gradient_accumulation": accumulating}
+    on_gpu = peaks(table, sharding, method, **settings)
+    optimizer = peaks(table, sharding, method, **settings, offload="optimizer")
+    # ZeRO-1 and 2 offload through a buffer for the largest parameter, which many GPUs' small shards do not outweigh.
+    compared = slice(None) if sharding == "zero3" else GPUS <= 8
+    assert (np.diff(optimizer) <= 0).all() and (optimizer <= on_gpu)[compared].all()
+    if sharding == "zero3":
+        both = peaks(table, sharding, method, **settings, offload="optimizer_and_parameters")
+        assert (both <= optimizer).all() and both[0] < optimizer[0]
+        assert (peaks(table, sharding, method, **settings, offload="parameters") <= on_gpu).all()
+    if method == "full":
+        trainable = table.trainable(MODEL, "full", "default").units.trainable
+        states = peaks(table, sharding, tokens=1, **settings) - peaks(
+            table, sharding, tokens=1, **settings, offload="optimizer"
+        )
+        assert states[0] > 8 * trainable / GPUS[0]  # at least the states of AdamW in float32
+
+
+def test_deepspeed_offloads_from_a_single_gpu(table):
+    stack = Stack(sharding="zero2", mixed_precision="bf16", offload="optimizer", gradient_accumulation=False)
+    memory = gpu_memory(table, MODEL, "full", stack, several=False)
+    trainable = table.trainable(MODEL, "full", "default").units.trainable
+    assert memory.resident.whole == pytest.approx(2 * trainable, rel=0.001) and memory.resident.sharded == 0
+
+
 def test_larger_buckets_hold_more(table):
     for sharding in ZERO:
         small, large = (

@@ -44,6 +44,31 @@ def test_version_2_0_0_refuses_a_prepared_base_by_name(upcast):
     assert autoconf.recommend(as_loaded).can_recommend
 
 
+@pytest.mark.parametrize("offload", ["optimizer_and_parameters", "nvme"])
+def test_offload_is_refused_by_name_up_to_2_0_0_and_nvme_by_all(offload):
+    if offload == "nvme":
+        with pytest.raises(ValueError, match=r"offload: must be none, optimizer, parameters or .*, got 'nvme'"):
+            autoconf.Workload(**JOB, offload=offload, sharding="zero3")
+        return
+    answer = autoconf.recommend(autoconf.Workload(**JOB, sharding="fsdp2", offload=offload, model_version="2.0.0"))
+    assert (answer.can_recommend, answer.outcome) == (0, "outside_domain")
+    assert answer.reason == (
+        f"offload '{offload}' is not in the domain of version 2.0.0, which has none; it is known from version 3.0.0"
+    )
+
+
+def test_bitsandbytes_cannot_step_over_what_fsdp_offloads():
+    settings = {"sharding": "fsdp2", "offload": "optimizer_and_parameters"}
+    for optim, refused in (("adamw_bnb_8bit", True), ("adamw_torch", False)):
+        given = [{**settings, "optim": optim}.get(name) for name in SETTINGS]
+        stack = training_stack("full", True, "trl", *given)
+        if refused:
+            with pytest.raises(Unsupported, match="optim 'adamw_bnb_8bit' with offload 'optimizer_and_parameters'"):
+                later().row("smollm2-135m", "full", stack)
+        else:
+            assert later().row("smollm2-135m", "full", stack) >= 0
+
+
 def test_version_2_0_0_refuses_later_optimizers_by_name_and_a_later_version_accepts_them():
     for optim in (one for one in get_args(Optim) if one not in registry.card("2.0.0").domain.optim):
         answer = autoconf.recommend(autoconf.Workload(**JOB, optim=optim, model_version="2.0.0"))
@@ -96,6 +121,10 @@ def test_a_prepared_base_needs_mixed_precision():
 
 
 def test_cards_name_the_sharding_only_if_it_is_not_that_of_version_2_0_0():
-    assert not {"optim", "sharding", "upcast_unquantized"} & registry.card("2.0.0").model_dump()["domain"].keys()
+    assert (
+        not {"optim", "sharding", "upcast_unquantized", "offload"}
+        & registry.card("2.0.0").model_dump()["domain"].keys()
+    )
     assert later().card.model_dump()["domain"]["upcast_unquantized"] == ["none", "norms", "all"]
     assert later().card.model_dump()["domain"]["sharding"][-3:] == list(ZERO)
+    assert later().card.model_dump()["domain"]["offload"][0] == "none"
