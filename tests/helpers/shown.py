@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
+import pkgutil
 import re
 import shlex
 import sys
@@ -36,9 +38,10 @@ def documents() -> list[Path]:
 
 def printed(command: str) -> str:
     """The output of a command on a terminal, without colors and surrounding blank lines."""
+    names = [found.name for found in pkgutil.iter_modules(cli.__path__, "autoconf.cli.")]
     with ExitStack() as stack:
-        for name, module in [*sys.modules.items()]:
-            if name.startswith("autoconf.cli") and hasattr(module, "is_terminal"):
+        for module in map(importlib.import_module, names):  # all, as commands import some of them only when they run
+            if hasattr(module, "is_terminal"):
                 stack.enter_context(patch.object(module, "is_terminal", lambda stream: True))
         result = CliRunner().invoke(cli.app, shlex.split(command)[1:], env={"COLUMNS": str(_WIDTH), "TERM": "dumb"})
     assert result.exit_code == 0, f"{command}: {result.output}"

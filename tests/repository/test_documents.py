@@ -358,3 +358,20 @@ def test_the_documents_show_the_output_of_commands(document, command, text, cont
 def test_the_documents_show_answers() -> None:
     assert {"README.md", "docs/quickstart.md", "docs/guides/queries.md"} <= {name(document) for document, *_ in PRINTED}
     assert len([given for *_, given in PYTHON if given]) >= 6
+
+
+def test_the_sums_of_the_sweep_over_deepspeed_are_those_of_its_space() -> None:
+    space = yaml.safe_load((ROOT / "sweep/examples/deepspeed.yaml").read_text(encoding="utf-8"))["entitySpace"]
+    values = {each["identifier"]: each["propertyDomain"]["values"] for each in space}
+    jobs = pd.DataFrame(itertools.product(*values.values()), columns=[*values])
+    answers = recommend(jobs)
+    needed = (answers["gpus"] * answers["workers"]).groupby(jobs["sharding"]).agg(["sum", "count"])
+    found = " ".join((ROOT / "sweep/README.md").read_text(encoding="utf-8").split())
+    sums = {name: int(row["sum"]) for name, row in needed.iterrows()}
+    assert [*needed["count"]] == [0, 15, 15, 15, 15]  # DDP fits nowhere
+    assert (
+        "Summed over the 15 jobs, ZeRO-1 needs {zero1} GPUs, ZeRO-2 {zero2}, ZeRO-3 {zero3} and FSDP2 {fsdp2}.".format(
+            **sums
+        )
+        in found
+    )

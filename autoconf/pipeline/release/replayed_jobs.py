@@ -48,6 +48,9 @@ _IN_A_ROUND = 40  # jobs of a recording, before the next one is read
 _SHARE, _MOST_SHARE, _MOST_CONSTANT_GIB = 0.2, 0.45, 3.0
 _NOMINAL = Reserve((0.0, 400.0), (0.0, 400 * _SHARE), (0.0, 400 * _SHARE))
 
+# Settings of a job's stack in the table: those that change the sizes or the order of large blocks.
+_OF_STACK = "torch_dtype", "mixed_precision", "gradient_checkpointing", "gradient_accumulation", "optim", "loss"
+
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 
@@ -176,6 +179,7 @@ class Replayed:
             "model": self.job["model_name"],
             "method": self.job["method"],
             "sharding": sharding_of(self.stack, several=self.job["gpus"] > 1),
+            **{name: getattr(self.stack, name) for name in _OF_STACK},
         }
         for _ in range(count):
             tokens, gpus = self.size(generator)
