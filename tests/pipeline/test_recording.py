@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="jobs are recorded with the extra [build], installed on Python 3.11")
 
-from autoconf.jobs.stack import Stack
+from autoconf.jobs.stack import Optim, Stack
 from autoconf.memory.allocator_sizes import MIN_BLOCK
 from autoconf.memory.replay import Action, Event, Program
 from autoconf.pipeline.catalog import architectures
@@ -55,6 +55,19 @@ def test_it_is_the_program_of_the_full_model_at_another_size(
     found = recording(job).events(2000, gpus)
     assert np.array_equal(found.actions, direct.actions) and np.array_equal(found.streams, direct.streams)
     # A list of norms has an entry for each parameter, which is less than the smallest block.
+    assert np.array_equal(found.nbytes.clip(MIN_BLOCK), direct.nbytes.clip(MIN_BLOCK))
+    assert blocks_in_order(found) == blocks_in_order(direct)
+
+
+@pytest.mark.parametrize(
+    ("method", "optim"),
+    [*(("full", name) for name in get_args(Optim) if name != "adamw_torch"), ("lora", "adafactor"), ("lora", "sgd")],
+)
+def test_every_optimizer_has_its_states_at_full_depth(method: Method, optim: str) -> None:
+    job = setup(method, 1, 9, optim=optim)
+    direct = as_arrays(canonical(record(job, Batches(2, 1000))).events)
+    found = recording(job).events(2000)
+    assert np.array_equal(found.actions, direct.actions)
     assert np.array_equal(found.nbytes.clip(MIN_BLOCK), direct.nbytes.clip(MIN_BLOCK))
     assert blocks_in_order(found) == blocks_in_order(direct)
 

@@ -26,7 +26,7 @@ from autoconf.jobs.stack import Stack
 from autoconf.memory.fragmentation import sharding_of
 from autoconf.memory.model import StackMemory
 from autoconf.memory.reserve import Reserve
-from autoconf.memory.units import GIB
+from autoconf.memory.units import GIB, Floats, Integers
 from autoconf.pipeline.calibration.fragmentation import JOBS
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.release.random_jobs import random_stacks
@@ -43,6 +43,7 @@ _SIZES_OF_CHUNKED = 3  # numbers of tokens of a loss over chunks, each of which 
 _LEAST_GIB, _MOST_GIB = 4.0, 180.0  # peaks of the replayed jobs: those of GPUs of today
 _TOKENS = 64, 400_000  # on each GPU
 _IN_A_ROUND = 40  # jobs of a recording, before the next one is read
+_AGREES = 0.03  # by which the most that a recording allocates may differ from its peak by profiles
 # The moment that decides depends on how much is kept free, which is not known yet; it is assumed to be this share of
 # the activations. Capacities are drawn up to a larger share and a constant above what that moment holds.
 _SHARE, _MOST_SHARE, _MOST_CONSTANT_GIB = 0.2, 0.45, 3.0
@@ -164,11 +165,24 @@ class Replayed:
             gpus = int(generator.choice([2, 4, 8, 16, 32]))
         return 2 * int(np.exp(generator.uniform(*np.log(_TOKENS)))), gpus
 
+    def _place(self, tokens: int, gpus: int) -> tuple[Integers, Integers, Floats]:
+        return np.array([self.row]), np.array([gpus]), np.array([float(tokens)])
+
     def held_gib(self, tokens: int, gpus: int) -> tuple[float, float]:
         """GiB at the deciding moment, and activations among them."""
-        place = np.array([self.row]), np.array([gpus]), np.array([float(tokens)])
-        held, activations = self.memory.deciding_gib(*place, _NOMINAL)[0]
+        held, activations = self.memory.deciding_gib(*self._place(tokens, gpus), _NOMINAL)[0]
         return float(held), float(activations)
+
+    def loading_gib(self, gpus: int) -> float:
+        """GiB on each GPU while the model is loaded, which a rule of versions checks; 0 if it is loaded in parts."""
+        return float(self.memory.loading_bytes(np.array([self.row]), np.array([gpus]))[0]) / GIB
+
+    def agrees(self, generator: np.random.Generator) -> bool:
+        """Whether a drawn job allocates as much as its profiles say."""
+        tokens, gpus = self.size(generator)
+        peak = float(self.memory.peak_bytes(*self._place(tokens, gpus))[0]) / GIB
+        allocated = compiled.replay(self.events(tokens, gpus)).allocated / GIB
+        return abs(allocated / max(peak, self.loading_gib(gpus)) - 1) <= _AGREES
 
     def events(self, tokens: int, gpus: int) -> EventArrays:
         return self.recording.events(tokens, gpus)
@@ -184,7 +198,7 @@ class Replayed:
         for _ in range(count):
             tokens, gpus = self.size(generator)
             held, activations = self.held_gib(tokens, gpus)
-            if not _LEAST_GIB < held < _MOST_GIB:
+            if not max(_LEAST_GIB, self.loading_gib(gpus)) < held < _MOST_GIB:
                 continue
             free = generator.uniform(-0.1, _MOST_SHARE * activations + _MOST_CONSTANT_GIB)
             outcome = compiled.replay(self.events(tokens, gpus), int((held + free) * GIB))
@@ -217,7 +231,9 @@ def replay(
     """Replay random jobs of recordings, each once."""
     memory, generator = memory_of("2.0.0"), np.random.default_rng(seed)
     until = time.monotonic() + 60 * minutes
-    paths = sorted(folder.glob("*.npz"))
+    paths = [path for path in sorted(folder.glob("*.npz")) if Replayed(path, memory).agrees(generator)]
+    left_out = sorted(path.stem for path in {*folder.glob("*.npz")} - {*paths})
+    print(f"left out, as profiles say otherwise: {', '.join(left_out) or 'none'}", file=sys.stderr)
     found: list[dict[str, Any]] = []
     rounds = 0
     while len(found) < jobs and time.monotonic() < until:

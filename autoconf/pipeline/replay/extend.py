@@ -24,10 +24,7 @@ _NO_LAYER = -1
 _LAYER = re.compile(r"layer (\d+)")
 _LAYER_OF_MODULE = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)(?:\.|$)")
 _OVER_PARAMETERS = ("optimizer", "clipping")
-_OF_STATES = (
-    "aten.zeros_like.default",
-    "aten.lift_fresh.default",
-)  # an optimizer makes them for each parameter in turn
+_FOREACH = "aten._foreach_"  # ops over all parameters at once; all others of an optimizer run for one at a time
 
 
 class Extension(NamedTuple):
@@ -86,6 +83,7 @@ def _layers(program: Program, short: int) -> Integers:
     over_parameters = [place.part in _OVER_PARAMETERS or place.when == "loading" for place in places]
     layers = np.full(len(events), _NO_LAYER)
     layer_of_block: dict[int, int] = {}
+    temporary: set[int] = set()  # blocks that an optimizer made for one parameter, and frees while it goes on
     owners = _owners(program, over_parameters, short)
     current, by_owner = _NO_LAYER, False
     for index, event in enumerate(events):
@@ -93,10 +91,14 @@ def _layers(program: Program, short: int) -> Integers:
             by_owner = over_parameters[event.place]
             current = owners.get(index, known[event.place])
             layers[index] = layer_of_block[event.block] = current
-        elif event.action == Action.FREE and (by_owner or current == _NO_LAYER):
+            if _in_turn(places[event.place]):
+                temporary.add(event.block)
+        elif event.action == Action.FREE and (by_owner or current == _NO_LAYER) and event.block not in temporary:
             layers[index] = layer_of_block[event.block]
+        elif by_owner and event.block not in temporary:
+            layers[index] = _NO_LAYER
         else:
-            layers[index] = _NO_LAYER if by_owner else current
+            layers[index] = current
     return layers
 
 
@@ -108,14 +110,13 @@ def _layer_of(place: Place) -> int:
 
 def _owners(program: Program, over_parameters: Sequence[bool], short: int) -> dict[int, int]:
     """The layers of allocations that are made for each parameter in turn, by event."""
-    runs = list(_runs(program, over_parameters, short))
     kinds: dict[tuple[str, int], int] = {}  # numbers of ops with sizes
-    known = [_periods([kinds.setdefault(_kind(program, index), len(kinds)) for index in run], short) for run in runs]
     found = {}
-    for run, periods in zip(runs, known, strict=True):
-        # An op whose results are all of one size, such as a norm of each gradient, is as long as another one.
-        alike = [p for p, other in zip(known, runs, strict=True) if p and len(other) == len(run)]
-        for first, length in periods or (alike[0] if alike else ()):
+    for run in _runs(program, over_parameters, short):
+        of_run = [kinds.setdefault(_kind(program, index), len(kinds)) for index in run]
+        # Of blocks of one size, such as a norm of each gradient, only the number matters.
+        periods = _periods(of_run, short) if len(set(of_run)) > 1 else [(0, len(run) // short)]
+        for first, length in periods:
             for position in range(first, first + short * length):
                 found[run[position]] = (position - first) // length
     return found
@@ -147,8 +148,13 @@ def _runs(program: Program, over_parameters: Sequence[bool], short: int) -> Iter
 
 def _pass(place: Place) -> tuple[str, str, str]:
     """The pass over all parameters to which an allocation belongs."""
-    op = "" if place.when == "loading" else "states" if place.op in _OF_STATES else place.op
+    op = "" if place.when == "loading" or _in_turn(place) else place.op
     return place.when, place.part, op
+
+
+def _in_turn(place: Place) -> bool:
+    """Whether an optimizer runs an op for one parameter after the other."""
+    return place.part == "optimizer" and not place.op.startswith(_FOREACH)
 
 
 def _periods(kinds: Sequence[int], short: int) -> list[tuple[int, int]]:
