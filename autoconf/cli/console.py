@@ -183,7 +183,7 @@ def show_own_version(made: dict[str, Any]) -> None:
     """Print a new user version: its folder, what was learned, its evaluation, and how to use it."""
     typer.echo(f"made version {made['version']} of {made['models']} models in {made['folder']}\n")
     for rows in figure_tables(
-        {name: made[name] for name in ("learned", "runs", "measured", "figures") if name in made}
+        {name: made[name] for name in made if name not in ("version", "folder", "sha256", "models")}
     ):
         _print(_table(rows))
         typer.echo()

@@ -37,6 +37,16 @@ PricesOption = Annotated[
     ),
 ]
 
+ProviderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--provider",
+        metavar="NAME",
+        show_default=False,
+        help="Use the package's prices of one provider, such as AWS; types that it does not list have no price.",
+    ),
+]
+
 
 @query_options(AVOID_OOM)
 def avoid_oom_command(context: typer.Context) -> None:
@@ -79,6 +89,7 @@ def largest_sample_command(context: typer.Context) -> None:
 def gpu_model_command(
     context: typer.Context,
     prices: PricesOption = None,
+    provider: ProviderOption = None,
 ) -> None:
     """Rank GPU types by what a run costs on the smallest layout that fits.
 
@@ -92,7 +103,7 @@ def gpu_model_command(
     $ ado-autoconf gpu-model --model llama-7b --method lora --seq-len 8192 --batch 16
     """
     with exit_codes():
-        known = read_prices(prices)
+        known = read_prices(prices, provider)
     answer(CommandQuery(GPU_MODEL, partial(cheapest_gpu, prices=known)), context)
 
 
@@ -168,7 +179,7 @@ def _job_to_replay(command: CommandQuery, context: typer.Context) -> dict[str, A
 
 
 @query_options(THROUGHPUT)
-def throughput_command(context: typer.Context, prices: PricesOption = None) -> None:
+def throughput_command(context: typer.Context, prices: PricesOption = None, provider: ProviderOption = None) -> None:
     """Estimate how fast a job runs on a number of GPUs, how long a run takes and what it costs.
 
     The bounds are the 10th and the 90th percentile of measured runs that were held out; a note says where no such runs
@@ -180,7 +191,7 @@ def throughput_command(context: typer.Context, prices: PricesOption = None) -> N
     $ ado-autoconf throughput --model llama3-8b --method lora --gpu L40S --seq-len 4096 --batch 8 --gpus 4 --steps 1000
     """
     with exit_codes():
-        known = read_prices(prices)
+        known = read_prices(prices, provider)
     answer(CommandQuery(THROUGHPUT, partial(throughput, prices=known)), context)
 
 
@@ -188,6 +199,7 @@ def throughput_command(context: typer.Context, prices: PricesOption = None) -> N
 def plan_command(
     context: typer.Context,
     prices: PricesOption = None,
+    provider: ProviderOption = None,
     deadline_hours: Annotated[
         float | None,
         typer.Option(
@@ -209,7 +221,7 @@ def plan_command(
     $ ado-autoconf plan --model llama-7b --method lora --seq-len 2048 --batch 32 --dataset-tokens 1000000000
     """
     with exit_codes():
-        known = read_prices(prices)
+        known = read_prices(prices, provider)
         for name, limit in (("--deadline-hours", deadline_hours), ("--budget", budget)):
             if limit is not None and not limit > 0:
                 raise BadInput(f"{name}: must be a number > 0, got {limit:g}")

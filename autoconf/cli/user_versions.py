@@ -198,12 +198,13 @@ def train_command(
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Make your own version, with more models and with a safety margin learned from runs on your cluster.
+    """Make your own version, with more models, and with a safety margin and a speed learned from runs on your cluster.
 
-    A table of runs has the columns of a job, number_gpus, and at least one of failed or is_valid, peak_allocated_gib
-    and gpu_memory_utilization_peak (percent). An export of ado can be used without changes.
-    Only the safety margin is learned from runs. If it predicts held-out runs no better, the new version decides as the
-    version that it starts from.
+    A table of runs has the columns of a job, number_gpus, and at least one of failed or is_valid, peak_allocated_gib,
+    gpu_memory_utilization_peak (percent) and tokens_per_second (of all GPUs). An export of ado can be used without
+    changes.
+    The safety margin is learned from outcomes and memory, factors on the throughput from tokens per second. If either
+    predicts held-out runs no better, the new version answers as the version that it starts from.
 
     $ ado-autoconf train --from 2.0.0 --traces my-model.traces.parquet --version 2.0.0+mine --output models
     """

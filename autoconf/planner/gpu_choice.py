@@ -91,7 +91,7 @@ def cheapest_gpu(
     run = {"dataset_tokens": dataset_tokens, "epochs": epochs, "steps": steps}
     if isinstance(jobs, Job):
         return solver.best(solver.of_job(jobs, model_version, models, **run))
-    table = checked_table(jobs, GPU_MODEL, **run)
+    table = checked_table(jobs, GPU_MODEL, dataset_tokens=dataset_tokens, epochs=epochs, steps=steps)
     types = max(len(registry.card(version).domain.gpus) for version in registry.RELEASED)
     chunks = []
     start = 0
@@ -118,8 +118,7 @@ class _Rankings(Solver[list[GpuModel]]):
 def _rankings(prices: Prices, predictor: Predictor, columns: JobColumns) -> list[list[GpuModel]]:
     """Rank the GPU types for each job."""
     types, count = list(predictor.domain.gpus), len(columns["model_name"])
-    newest = registry.card(registry.DEFAULT).domain
-    price = of_domain(prices, predictor.domain, predictor.card.version, newest)
+    price = of_domain(prices, predictor)
     on_each = {field: [value for value in values for _ in types] for field, values in columns.items()}
     on_each["gpu_model"] = types * count
     layouts, notes = recommendations(predictor, on_each), notes_on(predictor, on_each)

@@ -20,7 +20,6 @@ from autoconf.planner.results import Plan, PriceSource, Problem, Throughput
 from autoconf.planner.runner import Solver, checked_table, frame, joined
 from autoconf.planner.search import even_counts
 from autoconf.planner.throughput import throughputs
-from autoconf.predictor import registry
 from autoconf.predictor.predictor import Predictor
 from autoconf.predictor.user_versions import ModelsFolder
 
@@ -115,8 +114,7 @@ class _Solver(Solver[list[Plan]]):
 
 def _plans(prices: Prices, limits: Limits, predictor: Predictor, columns: JobColumns) -> list[list[Plan]]:
     """Plan each of several valid jobs with one version."""
-    newest = registry.card(registry.DEFAULT).domain
-    price = of_domain(prices, predictor.domain, predictor.card.version, newest)
+    price = of_domain(prices, predictor)
     count = len(columns["model_name"])
     return [_plan(price, limits, predictor, pick(columns, [index])) for index in range(count)]
 

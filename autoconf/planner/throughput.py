@@ -19,7 +19,6 @@ from autoconf.planner.prices import Prices, of_domain, read_prices
 from autoconf.planner.results import PriceSource, Throughput
 from autoconf.planner.runner import Solver
 from autoconf.planner.search import causes, decide
-from autoconf.predictor import registry
 from autoconf.predictor.predictor import Predictor
 from autoconf.predictor.user_versions import ModelsFolder
 from autoconf.speed.estimate import Speed, SpeedJob, speeds
@@ -105,8 +104,7 @@ def throughput(
 
 def _solve(prices: Prices, predictor: Predictor, columns: JobColumns) -> list[Throughput]:
     """Estimate valid jobs, each on its ``number_gpus``, with one version of the memory predictor."""
-    newest = registry.card(registry.DEFAULT).domain
-    return throughputs(of_domain(prices, predictor.domain, predictor.card.version, newest), predictor, columns)
+    return throughputs(of_domain(prices, predictor), predictor, columns)
 
 
 def throughputs(price: Mapping[str, float], predictor: Predictor, columns: JobColumns) -> list[Throughput]:
@@ -125,7 +123,7 @@ def throughputs(price: Mapping[str, float], predictor: Predictor, columns: JobCo
     why_not = iter(causes(candidates.subset(~fits)))
     found = []
     for job, speed, does_fit, position in zip(
-        jobs, speeds(load(), jobs), fits.tolist(), placed.positions.tolist(), strict=True
+        jobs, speeds(load(), jobs, predictor.card.cluster_speed), fits.tolist(), placed.positions.tolist(), strict=True
     ):
         hours = _hours(columns, position, job.layout, speed)
         each = price.get(job.gpu_model)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, Valid
 from autoconf.errors import AutoConfError
 from autoconf.memory.fragmentation import Fragmentation, OutsidePyTorch
 from autoconf.memory.reserve import Reserve
+from autoconf.predictor.cluster_speed import ClusterSpeed
 from autoconf.predictor.integrity import digest as digest
 from autoconf.predictor.integrity import read_file, read_files
 
@@ -92,6 +93,7 @@ class Card(_Typed):
     least_headroom_gib: float | None = None  # nothing fits below it; None: the predictor alone decides, as before 2.1
     fragmentation: Fragmentation | None = None  # learned from replays; absent up to 2.0.0, as is the next field
     outside_pytorch: OutsidePyTorch | None = None
+    cluster_speed: ClusterSpeed | None = None  # of a user version that has learned from measured throughput
     rules: int = 0  # by which memory is composed (memory.model.RULES); absent from the cards of versions up to 2.0.0
     libraries: dict[str, str]
     files: dict[str, str]  # path in the version's folder -> SHA-256

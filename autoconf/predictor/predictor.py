@@ -74,6 +74,10 @@ class Predictor:
         domain = self.domain.model_copy(update={"models": models})
         return Predictor(self.card.model_copy(update={"domain": domain}), memory, self._tabular)
 
+    def released(self) -> Predictor:
+        """The same predictor without what a user's runs say about the speed of their cluster."""
+        return Predictor(self.card.model_copy(update={"cluster_speed": None}), self.memory, self._tabular)
+
     def row(self, model: str, method: str, stack: Stack) -> int:
         """The row of a job in ``memory``.
 

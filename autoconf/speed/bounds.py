@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from math import sqrt
 from typing import Literal
-
-from pydantic import BaseModel, ConfigDict
 
 from autoconf.jobs.names import listed
 from autoconf.jobs.stack import Stack
+from autoconf.predictor.cluster_speed import Bounds, Measured
 from autoconf.speed.roofline import Times
 from autoconf.speed.work import Layout
 
@@ -17,45 +17,27 @@ Near = Literal["measured", "model", "nothing"]
 _WAITING = 0.25
 
 
-class _Typed(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Bounds(_Typed):
-    """Factors on the prediction: the 10th and the 90th percentile of measured over predicted throughput."""
-
-    low: float
-    high: float
-
-
-class Measured(_Typed):
-    """What the measured rows have."""
-
-    models: list[str]
-    gpus: list[str]
-    methods: list[str]
-    optimizers: list[str]
-    dtypes: list[str]
-    most_gpus: int
-    most_tokens_per_sample: int
-
-    def missing(self, method: str, gpu_model: str, stack: Stack, layout: Layout) -> list[str]:
-        """What of a job was not measured with any model, in words."""
-        sizes = {
-            "GPUs": (layout.gpus, self.most_gpus),
-            "tokens": (layout.tokens_per_sample, self.most_tokens_per_sample),
-        }
-        found = {
-            f"method {method}": method not in self.methods,
-            gpu_model: gpu_model not in self.gpus,
-            f"optim {stack.optim}": method == "full" and stack.optim not in self.optimizers,
-            f"torch_dtype {stack.torch_dtype}": stack.torch_dtype not in self.dtypes,
-            f"sharding {stack.sharding}": layout.gpus > 1 and stack.sharding not in ("fsdp1", "fsdp2"),
-            f"{layout.nodes} nodes": layout.nodes > 1,
-            "no gradient checkpointing": stack.gradient_checkpointing == "none",
-            **{f"more than {most} {what}": size > most for what, (size, most) in sizes.items()},
-        }
-        return [what for what, is_missing in found.items() if is_missing]
+def missing(measured: Measured, method: str, gpu_model: str, stack: Stack, layout: Layout) -> list[str]:
+    """What of a job was not measured with any model, in words."""
+    sizes = {
+        "GPUs": (layout.gpus if layout.nodes == 1 else 1, measured.most_gpus),
+        "tokens": (layout.tokens_per_sample, measured.most_tokens_per_sample),
+    }
+    without_checkpoints = "no gradient checkpointing"
+    checkpointing = f"gradient_checkpointing {stack.gradient_checkpointing}"
+    found = {
+        f"method {method}": method not in measured.methods,
+        gpu_model: gpu_model not in measured.gpus,
+        f"optim {stack.optim}": method == "full" and stack.optim not in measured.optimizers,
+        f"torch_dtype {stack.torch_dtype}": stack.torch_dtype not in measured.dtypes,
+        f"sharding {stack.sharding}": layout.gpus > 1 and stack.sharding not in measured.shardings,
+        f"{layout.nodes} nodes": layout.nodes > measured.most_nodes,
+        without_checkpoints if stack.gradient_checkpointing == "none" else checkpointing: (
+            stack.gradient_checkpointing not in measured.checkpointing
+        ),
+        **{f"more than {most} {what}": size > most for what, (size, most) in sizes.items()},
+    }
+    return [what for what, is_missing in found.items() if is_missing]
 
 
 def near(measured: Measured, model: str, missing: list[str]) -> Near:
@@ -64,7 +46,7 @@ def near(measured: Measured, model: str, missing: list[str]) -> Near:
     Args:
         measured: what was measured.
         model: the job's model.
-        missing: from ``Measured.missing``.
+        missing: from ``missing``.
     """
     if missing:
         return "nothing"
@@ -86,12 +68,25 @@ def bounds_key(near: Near, waits: bool) -> str:
     return f"{near}, waits" if waits else near
 
 
+def widened(bounds: Bounds, count: int) -> Bounds:
+    """The bounds of a job of which several things were not measured.
+
+    The bounds of what was not measured are those of one such thing, a GPU type. The deviations of several are
+    independent, so their logarithms add up as standard deviations do.
+
+    >>> widened(Bounds(low=0.8, high=1.25), 4)
+    Bounds(low=0.64, high=1.5625)
+    """
+    power = sqrt(max(count, 1))
+    return Bounds(low=round(bounds.low**power, 4), high=round(bounds.high**power, 4))
+
+
 def note(missing: list[str], model: str, near: Near) -> str:
     """A sentence about what was not measured; empty text if such jobs were.
 
     >>> note(["NVIDIA-H200", "sharding ddp"], "llama-7b", "nothing")
-    'not measured: NVIDIA-H200 and sharding ddp, so the bounds are those of GPU types without measurements'
+    'not measured: NVIDIA-H200 and sharding ddp, so the bounds are wide, the wider the more was not measured'
     """
     if near == "nothing":
-        return f"not measured: {listed(missing)}, so the bounds are those of GPU types without measurements"
+        return f"not measured: {listed(missing)}, so the bounds are wide, the wider the more was not measured"
     return f"not measured: {model}, so the bounds are those of models without measurements" if near == "model" else ""

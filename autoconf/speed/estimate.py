@@ -8,7 +8,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from autoconf.jobs.stack import Stack
-from autoconf.speed.bounds import bounds_key, near, note, waits
+from autoconf.predictor.cluster_speed import Bounds, ClusterSpeed
+from autoconf.speed.bounds import bounds_key, missing, near, note, waits, widened
 from autoconf.speed.features import MONOTONE, features
 from autoconf.speed.gpu_speed import gpu_speeds
 from autoconf.speed.roofline import Times, times
@@ -50,8 +51,13 @@ class Speed(NamedTuple):
     notes: tuple[str, ...]
 
 
-def speeds(predictor: SpeedPredictor, jobs: Sequence[SpeedJob]) -> list[Speed]:
+def speeds(predictor: SpeedPredictor, jobs: Sequence[SpeedJob], cluster: ClusterSpeed | None = None) -> list[Speed]:
     """Estimate the speed of jobs.
+
+    Args:
+        predictor: a version of the throughput predictor.
+        jobs: the jobs.
+        cluster: what a user's runs say about their cluster.
 
     Raises:
         AutoConfError: AutoGluon or LightGBM fails.
@@ -68,16 +74,17 @@ def speeds(predictor: SpeedPredictor, jobs: Sequence[SpeedJob]) -> list[Speed]:
         for job, one in zip(jobs, work, strict=True)
     ]
     factors = predictor.corrections(pd.DataFrame(rows, columns=list(MONOTONE))).tolist()
-    return [_speed(predictor, *parts) for parts in zip(jobs, work, spent, factors, strict=True)]
+    return [_speed(predictor, cluster, *parts) for parts in zip(jobs, work, spent, factors, strict=True)]
 
 
-def _speed(predictor: SpeedPredictor, job: SpeedJob, work: Work, spent: Times, factor: float) -> Speed:
-    measured, layout, gpu = predictor.card.measured, job.layout, gpu_speeds()[job.gpu_model]
-    seconds = spent.total / factor  # of a micro-batch
+def _speed(
+    predictor: SpeedPredictor, cluster: ClusterSpeed | None, job: SpeedJob, work: Work, spent: Times, factor: float
+) -> Speed:
+    layout, gpu = job.layout, gpu_speeds()[job.gpu_model]
+    here = 1.0 if cluster is None else cluster.factor(layout.gpus, layout.nodes)
+    seconds = spent.total / (factor * here)  # of a micro-batch
     rate = layout.gpus * work.tokens / seconds
-    missing = measured.missing(job.method, job.gpu_model, job.stack, layout)
-    how_near = near(measured, job.model, missing)
-    bounds = predictor.card.bounds[bounds_key(how_near, waits(spent))]
+    bounds, of_job = _bounds(predictor, cluster, job, spent)
     return Speed(
         tokens_per_second=rate,
         low=rate * bounds.low,
@@ -85,5 +92,21 @@ def _speed(predictor: SpeedPredictor, job: SpeedJob, work: Work, spent: Times, f
         step_seconds=seconds * layout.steps,
         model_flops_utilization=work.model_flops / seconds / gpu.flops(work.dtype),
         limit=spent.limit,
-        notes=tuple(filter(None, (note(missing, job.model, how_near), gpu.warning(job.gpu_model)))),
+        notes=tuple(filter(None, (of_job, gpu.warning(job.gpu_model)))),
     )
+
+
+def _bounds(predictor: SpeedPredictor, cluster: ClusterSpeed | None, job: SpeedJob, spent: Times) -> tuple[Bounds, str]:
+    """The bounds of a job, and a note about what was not measured."""
+    asked = job.method, job.gpu_model, job.stack, job.layout
+    measured = predictor.card.measured
+    if cluster is not None:
+        if near(cluster.measured, job.model, missing(cluster.measured, *asked)) == "measured":
+            return cluster.bounds, ""
+        measured = measured.also(cluster.measured)
+    not_measured = missing(measured, *asked)
+    how_near = near(measured, job.model, not_measured)
+    bounds = predictor.card.bounds[bounds_key(how_near, waits(spent))]
+    if how_near == "nothing":
+        bounds = widened(bounds, len(not_measured) + (job.model not in measured.models))
+    return bounds, note(not_measured, job.model, how_near)

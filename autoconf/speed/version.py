@@ -20,9 +20,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from autoconf.errors import AutoConfError
 from autoconf.memory.units import Floats
 from autoconf.predictor import autogluon
+from autoconf.predictor.cluster_speed import Bounds, Measured
 from autoconf.predictor.integrity import digest, read_file, read_files
 from autoconf.predictor.locks import LOADING, PREDICTING
-from autoconf.speed.bounds import Bounds, Measured
 from autoconf.speed.features import MONOTONE
 from autoconf.speed.roofline import Constants
 

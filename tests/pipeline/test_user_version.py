@@ -10,11 +10,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from autoconf import Workload, files, recommend
+from autoconf import Workload, files, recommend, throughput
 from autoconf.cli.main import app
 from autoconf.memory.store import ModelsTable, write_models
 from autoconf.pipeline.catalog import architectures
@@ -79,6 +80,31 @@ def test_a_traced_model_is_supported_in_addition_to_the_others(place, monkeypatc
     assert set(card.made_from) == {BASE, "my-model.traces.parquet"}
     assert card.evaluation["figures"] and card.evaluation["orderings"] and card.evaluation["by_family"]
     assert cards.verified_card(place / "models" / OWN, found["sha256"]) == card
+
+
+def test_measured_throughput_changes_the_speed_and_not_the_memory(place):
+    """Thirty runs of a cluster on which everything takes twice as long as on those of the public rows."""
+    runs = pd.DataFrame(
+        {"model_name": "llama-7b", "method": "lora", "gpu_model": "L40S", "batch_size": 8, "number_gpus": gpus,
+         "tokens_per_sample": tokens}
+        for gpus in (1, 2, 4) for tokens in range(256, 2816, 256)
+    )  # fmt: skip
+    own, small = ({"model_version": version, "batch_size": 8} for version in (OWN, BASE))
+    before = throughput(runs, model_version=BASE)
+    noise = np.exp(np.random.default_rng(0).normal(0, 0.05, len(runs)))
+    runs.assign(tokens_per_second=before["tokens_per_second"] * noise / 2).to_csv("runs.csv", index=False)
+    done = train("--measured", "runs.csv", "--version", OWN, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["learned of throughput"]["what was learned"].startswith("adopted; ") and "learned" not in found
+    assert {row["rows of throughput"]: row["count"] for row in found["throughput"]}["used"] == 30
+    card = cards.verified_card(place / "models" / OWN, found["sha256"])
+    assert card.cluster_speed.rows == 30 and card.reserve == registry.card(BASE).reserve
+    after = throughput(runs, model_version=OWN)
+    assert (after["tokens_per_second"] / before["tokens_per_second"]).between(0.45, 0.55).all()
+    job = {"model_name": "llama-7b", "method": "lora", "gpu_model": "L40S", "tokens_per_sample": 4096}
+    layouts = [recommend(Workload.parse(**job, **version)) for version in (own, small)]
+    assert layouts[0] == layouts[1]
 
 
 @pytest.mark.slow  # trains twice

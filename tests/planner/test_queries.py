@@ -1,12 +1,14 @@
 """The other queries agree with ``recommend`` and ``estimate``."""
 
 import inspect
+import re
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +27,7 @@ from autoconf import (
 from autoconf.errors import BadInput, IgnoredColumnWarning
 from autoconf.jobs.column_hints import hints
 from autoconf.jobs.queries import GPU_MODEL, LARGEST_BATCH
-from autoconf.planner.prices import read_prices
+from autoconf.planner.prices import DEFAULT, read_prices
 from autoconf.predictor import registry
 from autoconf.speed.gpu_speed import gpu_speeds
 
@@ -244,6 +246,40 @@ def test_a_type_without_a_price_is_recommended_only_where_no_type_with_one_fits(
     found = cheapest_gpu(Job(**job, max_gpus=1), prices={"L40S": 1})
     assert (found.can_recommend, found.gpu_model, found.cost_per_hour) == (1, "NVIDIA-B200", None)
     assert found.cost_per_million_tokens is None and found.tokens_per_second > 0
+
+
+def test_every_price_has_a_provider_a_source_and_a_date_and_a_known_type():
+    known = {gpu for version in registry.RELEASED for gpu in registry.card(version).domain.gpus}
+    entries = yaml.safe_load(DEFAULT.read_text(encoding="utf-8"))
+    assert {*entries} <= known
+    for gpu, entry in entries.items():
+        every = [{name: value for name, value in entry.items() if name != "providers"}]
+        every += [{"provider": name, **of} for name, of in entry.get("providers", {}).items()]
+        assert len({one["provider"] for one in every}) == len(every), gpu
+        for one in every:
+            assert {*one} == {"provider", "price_per_hour", "source", "as_of"} and one["price_per_hour"] > 0
+            assert "https://" in one["source"] or "github.com/" in one["source"], gpu
+            assert re.fullmatch(r"20\d\d-\d\d(-\d\d)?", str(one["as_of"])), gpu
+    assert read_prices() == {gpu: entry["price_per_hour"] for gpu, entry in entries.items()}
+
+
+def test_the_prices_of_one_provider_are_used_alone():
+    aws = read_prices(provider="AWS")
+    assert aws == read_prices(provider=" aws ") and aws["NVIDIA-H100-80GB-HBM3"] == 6.88
+    ranking = cheapest_gpu(pd.DataFrame([{**LORA, "batch_size": 16, "model_version": "2.0.0"}]), prices=aws)
+    assert {*ranking["gpu_model"][ranking["cost_per_hour"].notna()]} == {*aws}
+    with pytest.raises(ValueError, match="provider 'GCP' has no prices here; there are prices of AWS, "):
+        read_prices(provider="GCP")
+    with pytest.raises(ValueError, match="exclude each other"):
+        read_prices({"H100": 1}, provider="AWS")
+
+
+@pytest.mark.parametrize("version", [*registry.RELEASED])
+def test_the_package_has_prices_for_every_version(version):
+    found = cheapest_gpu(Job(**LORA, batch_size=16), version)
+    assert found.can_recommend and found.cost_per_hour > 0
+    later = cheapest_gpu(Job(**LORA, batch_size=16), version, {"H100": 2, "NVIDIA-B300": 1})
+    assert later.gpu_model == ("NVIDIA-B300" if version == "3.0.0" else "NVIDIA-H100-80GB-HBM3")
 
 
 def test_where_no_type_fits_the_one_with_most_memory_tells_why():

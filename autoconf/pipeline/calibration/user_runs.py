@@ -30,6 +30,9 @@ from autoconf.predictor.predictor import Predictor
 FAILED, VALID = "failed", "is_valid"
 ALLOCATED, IN_USE = "peak_allocated_gib", "gpu_memory_utilization_peak"
 _SEEN = (FAILED, VALID, ALLOCATED, IN_USE)
+# Columns of throughput, each with whether it is that of one GPU; the second two are those of ado's actuator.
+RATES = {"tokens_per_second": False, "tokens_per_second_per_gpu": True,
+         "dataset_tokens_per_second": False, "dataset_tokens_per_second_per_gpu": True}  # fmt: skip
 _YES_NO = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 
 # ado's SFTTrainer actuator (https://github.com/IBM/ado, plugins/actuators/sfttrainer, the README of its package): the
@@ -105,7 +108,33 @@ def read_user_runs(predictor: Predictor, table: pd.DataFrame, source: str) -> Us
     return UserRuns(runs[kept].reset_index(drop=True), candidates.subset(once[kept]), report, ignored)
 
 
-def _placed(predictor: Predictor, runs: list[_Run]) -> tuple[list[_Run], Candidates, list[str]]:
+def measures_memory(table: pd.DataFrame) -> bool:
+    """Whether a table of runs has a column about memory."""
+    return not set(_SEEN).isdisjoint(table)
+
+
+def measures_speed(table: pd.DataFrame) -> bool:
+    """Whether a table of runs has a column of throughput."""
+    return not RATES.keys().isdisjoint(table)
+
+
+def read_speed_runs(table: pd.DataFrame, source: str) -> list[Run]:
+    """Read the runs of a table that have a throughput and did not fail.
+
+    Args:
+        table: as for ``read_user_runs``, with one of the columns ``RATES``, in tokens per second.
+        source: the name of the table in messages.
+
+    Raises:
+        BadInput: as ``read_user_runs`` raises it.
+    """
+    _check_columns(table, source)
+    rows = zip(table.index, table.to_dict("records"), strict=True)
+    runs = _checked([_read_run(line, record) for line, record in rows], source)
+    return [run for run in runs if run.tokens_per_second and run.finished is not False]
+
+
+def _placed(predictor: Predictor, runs: list[Run]) -> tuple[list[Run], Candidates, list[str]]:
     """The runs whose jobs are in a version's domain, their candidates, and the reasons of the others."""
     columns = {field: [run.job.get(field, default) for run in runs] for field, default in _DEFAULTS.items()}
     gpus = np.array([run.gpus for run in runs], np.int64)
@@ -125,11 +154,11 @@ def _check_columns(table: pd.DataFrame, source: str) -> set[str]:
         BadInput: a required column is missing.
     """
     ado = EXPERIMENT in table and any(_actuator_settings(str(e)) for e in table[EXPERIMENT].unique())
-    known = {*Workload.model_fields, NUMBER_GPUS, *_SEEN, *_ANY_TABLE, *({EXPERIMENT, *_ADO} if ado else ())}
+    known = {*Workload.model_fields, NUMBER_GPUS, *_SEEN, *RATES, *_ANY_TABLE, *({EXPERIMENT, *_ADO} if ado else ())}
     has = {*table, *(_ANY_TABLE[column] for column in table if column in _ANY_TABLE), *({"method"} if ado else ())}
     missing = MIN_GPUS.missing_columns(has) + [NUMBER_GPUS] * (NUMBER_GPUS not in has)
-    if has.isdisjoint(_SEEN):
-        missing.append(f"one of {', '.join(_SEEN)}")
+    if has.isdisjoint({*_SEEN, *RATES}):
+        missing.append(f"one of {', '.join([*_SEEN, *RATES][:5])}")
     if missing:
         raise BadInput(
             f"{source}, line 1: required column missing: {', '.join(missing)}; "
@@ -153,7 +182,7 @@ def _actuator_settings(experiment: str) -> Mapping[str, str]:
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """A row of the table."""
 
     line: int
@@ -162,6 +191,7 @@ class _Run:
     finished: bool | None  # None if unknown or contradictory
     allocated_gib: float | None
     in_use_percent: float | None
+    tokens_per_second: float | None  # of all GPUs
     outside: str  # why no version supports its job; empty text if one may
     problems: tuple[str, ...]  # invalid cells
 
@@ -172,7 +202,7 @@ class _Run:
         return self.line, int(bool(self.finished)), gib, percent / 100
 
 
-def _checked(runs: list[_Run], source: str) -> list[_Run]:
+def _checked(runs: list[Run], source: str) -> list[Run]:
     """Check that no run has a problem.
 
     Raises:
@@ -187,7 +217,7 @@ def _checked(runs: list[_Run], source: str) -> list[_Run]:
     return runs
 
 
-def _read_run(line: int, record: Mapping[str, str]) -> _Run:
+def _read_run(line: int, record: Mapping[str, str]) -> Run:
     """Read a row; problems are collected instead of raised."""
     problems: list[str] = []
     if _number(record[NUMBER_GPUS]) == 0:  # the actuator's value for CPU
@@ -199,7 +229,8 @@ def _read_run(line: int, record: Mapping[str, str]) -> _Run:
     if not outcomes and (allocated or in_use):  # only a finished run has figures
         outcomes = {True}
     finished = outcomes.pop() if len(outcomes) == 1 else None
-    return _Run(line, job, gpus, finished, allocated, in_use, outside, tuple(problems))
+    rate = _read_rate(record, gpus, problems)
+    return Run(line, job, gpus, finished, allocated, in_use, rate, outside, tuple(problems))
 
 
 def _read_job(record: Mapping[str, str], problems: list[str]) -> tuple[dict[str, Any], int, str]:
@@ -266,6 +297,17 @@ def _read_figure(record: Mapping[str, str], column: str, most: float, problems: 
         problems.append(f"column {column}: must be a number {allowed}, got {record[column]!r}")
         return None
     return max(numbers, default=0.0) or None
+
+
+def _read_rate(record: Mapping[str, str], gpus: int, problems: list[str]) -> float | None:
+    """Tokens per second of all GPUs; the median of the values of a point that was measured several times."""
+    for column, of_one_gpu in RATES.items():
+        numbers = [_number(text) for text in _values(record.get(column, ""))]
+        if any(not 0 <= number < np.inf for number in numbers):
+            problems.append(f"column {column}: must be a number > 0, got {record[column]!r}")
+        elif any(numbers):
+            return float(np.median(numbers)) * (gpus if of_one_gpu else 1)
+    return None
 
 
 def _read_outcomes(record: Mapping[str, str], problems: list[str]) -> set[bool]:

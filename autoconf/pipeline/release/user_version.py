@@ -16,6 +16,8 @@ from autoconf.jobs.tables import read_table
 from autoconf.memory.model import StackMemory
 from autoconf.memory.store import ModelsTable, read_models, write_models
 from autoconf.pipeline.calibration.cluster import Cluster, learn_cluster
+from autoconf.pipeline.calibration.cluster_speed import LearnedSpeed, learn_speed
+from autoconf.pipeline.calibration.user_runs import measures_memory, measures_speed
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.release.evaluation import measured
 from autoconf.pipeline.release.version_folder import complete, new_version
@@ -25,6 +27,8 @@ from autoconf.predictor.cards import Card, Model, digest
 from autoconf.predictor.predictor import Predictor
 
 EVALUATION_JOBS = 2_000
+# The tables of a card's evaluation that are printed, in order.
+SHOWN = ("learned", "runs", "measured", "learned of throughput", "throughput", "measured throughput", "figures")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class OwnVersion:
     sha256: str  # of the card
     card: Card
     cluster: Cluster | None
+    speed: LearnedSpeed | None
 
     @property
     def notes(self) -> list[str]:
@@ -50,7 +55,7 @@ class OwnVersion:
             "folder": str(self.folder),
             "sha256": self.sha256,
             "models": len(self.card.domain.models),
-            **{name: evaluation[name] for name in ("learned", "runs", "measured", "figures") if name in evaluation},
+            **{name: evaluation[name] for name in SHOWN if name in evaluation},
         }
 
 
@@ -85,16 +90,21 @@ def train_own(base: str, version: str, output: Path, traces: Sequence[str] = (),
         place = registry.place(base).folder
         write_models([*read_models(place), *(trace.figures for trace in found)], scratch)
         teaches, cluster = pd.read_parquet(place / rebuild.TRAINING_TABLE), None
+        speed = None
         if table is not None:
             memory = StackMemory(ModelsTable.read(scratch), start.card.rules, start.card.fragmentation)
             asked = start.about(domain.models, memory)
-            cluster = learn_cluster(asked, table, called(str(runs)))
-            card = card.model_copy(update={"reserve": cluster.reserve})
-            teaches = teaches if cluster.training_table is None else cluster.training_table
-        sha256 = complete(scratch, card, teaches, lambda predictor: _evaluation(predictor, found, cluster))
+            if measures_memory(table) or not measures_speed(table):
+                cluster = learn_cluster(asked, table, called(str(runs)))
+                card = card.model_copy(update={"reserve": cluster.reserve})
+                teaches = teaches if cluster.training_table is None else cluster.training_table
+            if measures_speed(table):
+                speed = learn_speed(asked, table, called(str(runs)))
+                card = card.model_copy(update={"cluster_speed": speed.speed})
+        sha256 = complete(scratch, card, teaches, lambda predictor: _evaluation(predictor, found, cluster, speed))
     user_versions.pin(folder, sha256)
     # Its files are read and checked now, so that the first job does not wait for it.
-    return OwnVersion(folder, sha256, registry.load(version, output).card, cluster)
+    return OwnVersion(folder, sha256, registry.load(version, output).card, cluster, speed)
 
 
 def _new_folder(base: str, version: str, output: Path, adds: bool) -> Path:
@@ -142,12 +152,21 @@ def _made_from(base: str, traces: Sequence[str], runs: str | None, table: pd.Dat
     return made_from
 
 
-def _evaluation(predictor: Predictor, found: Sequence[Trace], cluster: Cluster | None) -> dict[str, Any]:
+def _evaluation(
+    predictor: Predictor, found: Sequence[Trace], cluster: Cluster | None, speed: LearnedSpeed | None
+) -> dict[str, Any]:
     """The evaluation of a released version with fewer jobs, and the scores on held-out runs."""
     known = {**architectures(), **{trace.architecture.name: trace.architecture for trace in found}}
     families = {name: known[name].family if name in known else "own" for name in predictor.domain.models}
     _, figures = measured(predictor, families, EVALUATION_JOBS)
-    if cluster is None:
-        return figures
-    learned = {"what was learned": cluster.sentence, **cluster.learned}
-    return {"measured": cluster.evaluation, "learned": learned, "runs": cluster.report, **figures}
+    evaluation: dict[str, Any] = {}
+    if cluster is not None:
+        learned = {"what was learned": cluster.sentence, **cluster.learned}
+        evaluation |= {"measured": cluster.evaluation, "learned": learned, "runs": cluster.report}
+    if speed is not None:
+        evaluation |= {
+            "learned of throughput": {"what was learned": speed.sentence, **speed.learned},
+            "throughput": speed.report,
+            "measured throughput": speed.evaluation,
+        }
+    return {**evaluation, **figures}

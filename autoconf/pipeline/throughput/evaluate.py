@@ -17,7 +17,8 @@ from autoconf.pipeline.report import PAGES, markdown, write_section
 from autoconf.pipeline.throughput.learn import feature_table, learn, predicted, weights_of
 from autoconf.pipeline.throughput.physics import Measured, measured, rates
 from autoconf.pipeline.throughput.rows import RATE, all_rows, read_rows, read_stacks
-from autoconf.speed.bounds import Bounds, Near, bounds_key, waits
+from autoconf.predictor.cluster_speed import Bounds
+from autoconf.speed.bounds import Near, bounds_key, waits
 from autoconf.speed.roofline import Constants, times
 
 PAGE = PAGES / "throughput.md"
@@ -81,7 +82,7 @@ def held_out(all_of: Rows, of_row: Any) -> HeldOut:
         learned = learn(known.runs, known.table["model"], known.rates)
         full[out] = predicted(learned, judged.runs)
         physics[out] = rates(judged.runs, learned.constants)
-        plain[out] = _without_physics(known, judged.runs)
+        plain[out] = without_physics(known, judged.runs)
         waiting[out] = _waiting(judged.runs, learned.constants)
     return HeldOut(of_row, full, physics, plain, waiting)
 
@@ -90,7 +91,7 @@ def _waiting(runs: list[Measured], constants: Constants) -> Booleans:
     return np.array([waits(times(run.work, run.gpu, run.layout, constants)) for run in runs], bool)
 
 
-def _without_physics(known: Rows, judged: list[Measured]) -> Floats:
+def without_physics(known: Rows, judged: list[Measured]) -> Floats:
     """Tokens per second by a LightGBM that has the same features and the sizes of model and batch, but no physics."""
     import lightgbm
 

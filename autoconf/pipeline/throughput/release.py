@@ -11,7 +11,7 @@ from autoconf.pipeline.throughput.evaluate import WAYS, HeldOut, Rows, evaluated
 from autoconf.pipeline.throughput.learn import learn
 from autoconf.pipeline.throughput.rows import as_method
 from autoconf.predictor import autogluon, cards
-from autoconf.speed.bounds import Measured
+from autoconf.predictor.cluster_speed import Measured
 from autoconf.speed.features import MONOTONE
 from autoconf.speed.version import CARD, DEFAULT, FOLDER, LABEL, PREDICTOR, TABLE, WEIGHT, SpeedCard
 
