@@ -118,7 +118,12 @@ def test_an_axolotl_config_is_read() -> None:
 
 def test_axolotls_defaults_fill_in_missing_settings(read_text) -> None:
     """axolotl v0.18.0, src/axolotl/utils/config/__init__.py: bf16 if the GPU has it, reentrant checkpoints."""
-    config = {"base_model": "llama3.1-8b", "sequence_len": 2048, "gradient_checkpointing": True}
+    config = {
+        "base_model": "llama3.1-8b",
+        "sequence_len": 2048,
+        "gradient_checkpointing": True,
+        "flash_attention": True,
+    }
     found = read_text(config).fields
     assert (found["mixed_precision"], found["torch_dtype"]) == ("bf16", "bfloat16")
     assert found["gradient_checkpointing"] == "reentrant"
@@ -334,7 +339,7 @@ def test_a_config_that_a_command_names_must_be_there(read_text, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("optim", "lion_32bit"), ("deepspeed", "ds_config.json"), ("fp16", True), ("load_in_8bit", True),
+        ("optim", "adamw_torch_8bit"), ("deepspeed", "ds_config.json"), ("fp16", True), ("load_in_8bit", True),
         ("attn_implementation", "eager"), ("max_length", None), ("activation_offloading", True), ("dtype", "float16"),
         ("fsdp", "shard_grad_op"), ("fsdp", "full_shard offload"), ("fsdp", "hybrid_shard auto_wrap"),
         ("parallelism_config", {"cp_size": 2}), ("lora_modules_to_save", ["lm_head"]), ("loss_type", "dft"),

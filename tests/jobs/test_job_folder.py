@@ -104,3 +104,10 @@ def test_standard_input_is_refused_in_one_sentence(command: tuple[str, ...]) -> 
     result = CliRunner().invoke(app, list(command), input=SFT)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == "--job: must be a file or a folder, because standard input can be read only once\n"
+
+
+def test_a_script_that_the_launcher_runs_is_not_another_launcher(tmp_path: Path) -> None:
+    (tmp_path / "job.sbatch").write_text("#SBATCH --gres=gpu:4\nsource env.sh\nbash train.sh 2048\n")
+    (tmp_path / "env.sh").write_text("export MODEL=Qwen/Qwen2.5-7B\n")
+    (tmp_path / "train.sh").write_text("trl sft --model_name_or_path $MODEL --max_length $1 --num_processes 4\n")
+    assert files_in(str(tmp_path)).paths == (str(tmp_path / "job.sbatch"),)

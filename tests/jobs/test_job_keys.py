@@ -4,10 +4,13 @@ import dataclasses
 from argparse import ArgumentParser
 from collections.abc import Iterable
 
+import pytest
+import yaml
 from accelerate.commands.config.config_args import ClusterConfig
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from peft import LoraConfig
+from pinned_fields import FIELDS
 from torch.distributed.run import get_args_parser
 from transformers import TrainingArguments
 
@@ -28,7 +31,7 @@ def knows(name: str, dialect: str) -> bool:
     table = DIALECTS[dialect]
     if dialect == "fsdp":
         name = name.removeprefix("fsdp_")
-    return table.knows(name) or any(key.startswith((f"{name}.", f"{name}*")) for key in table.keys)
+    return table.knows(name) or any(key.startswith((f"{name}.", f"{name}*", f"{name}[")) for key in table.keys)
 
 
 def fields(*classes: type) -> list[str]:
@@ -53,6 +56,24 @@ def test_the_table_has_every_setting_of_the_launchers() -> None:
     names = [*fields(ClusterConfig, DeepSpeedPlugin), *options(launch_command_parser()), *options(get_args_parser())]
     assert unknown(set(names) - set(of_sections), "accelerate", "fsdp") == []
     assert unknown(fields(FullyShardedDataParallelPlugin), "fsdp") == []
+
+
+@pytest.mark.parametrize(
+    ("package", "dialects"),
+    [("trl", ("arguments",)), ("llamafactory", ("llama-factory",)), ("axolotl", ("axolotl", "fsdp"))],
+)
+def test_the_table_has_every_setting_of_the_pinned_releases(package: str, dialects: tuple[str, ...]) -> None:
+    """A new release is a diff of tests/data/pinned_fields.yaml, which tests/helpers/pinned_fields.py writes."""
+    files = yaml.safe_load(FIELDS.read_text())[package]["files"]
+    names = {field for classes in files.values() for fields in classes.values() for field in fields}
+    assert unknown(names - {"fsdp_config"}, *dialects) == []
+
+
+def test_the_pinned_releases_are_those_whose_keys_are_read() -> None:
+    """The sources that the table names are of the same versions."""
+    pinned = yaml.safe_load(FIELDS.read_text())
+    for package, dialect in (("trl", "arguments"), ("llamafactory", "llama-factory"), ("axolotl", "axolotl")):
+        assert f"v{pinned[package]['version']}" in DIALECTS[dialect].source
 
 
 def test_a_setting_that_the_table_does_not_have_is_noticed() -> None:

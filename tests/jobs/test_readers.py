@@ -1,4 +1,7 @@
-"""Every file in tests/data/job_readers is read as ``right.yaml`` next to it says, or refused in that sentence."""
+"""Every file in tests/data/job_readers is read as ``right.yaml`` next to it says, or refused in that sentence.
+
+``counted`` there is the number of GPUs and of nodes.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,8 @@ def test_a_file_is_read_rightly_or_refused_in_a_sentence(path: Path, right: dict
         return
     job = read_job(paths, options)
     assert {field: job.fields.get(field) for field in right["fields"]} == right["fields"]
+    if "counted" in right:
+        assert [job.counted.gpus, job.counted.workers] == right["counted"]
     assert right.get("assumed", "") in "\n".join(job.assumed)
     assert right.get("ignored", "") in "\n".join(job.ignored)
 

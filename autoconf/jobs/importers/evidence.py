@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ _BY_SIGNS = (
     ("torchtune", 1, ""),
     ("axolotl", _ENOUGH, "base_model"),
     ("accelerate", 1, ""),
+    ("open-instruct", _ENOUGH, "model_name_or_path"),
     ("llama-factory", 2, ""),
 )
 _SEVERAL = 3  # signs of a trainer whose keys other trainers also have
@@ -100,11 +102,28 @@ def _check_known(document: Mapping[str, Any], dialect: Dialect, file: str, name:
 
 
 def evidence_of(settings: Sequence[Setting], commands: Iterable[Command]) -> Evidence:
-    """The trainer of all files of a job together.
+    """The trainer of all files of a job together, before a release that refuses one of their keys.
 
     Raises:
         BadInput: The files belong to several trainers.
     """
+    evidence = _of_any_release(settings, commands)
+    older = next((name for name in job_keys().frameworks if name.startswith(f"{evidence.framework} before ")), None)
+    keys = [key for key in job_keys().frameworks[older].older if _has(settings, key)] if older else []
+    return evidence._replace(framework=older, because=(*evidence.because, *keys)) if keys else evidence
+
+
+def _has(settings: Sequence[Setting], key: str) -> bool:
+    names = {key, key.removeprefix("fsdp_")} if key.startswith("fsdp_") else {key}
+    return any(
+        setting.dialect in ("arguments", "fsdp")
+        and setting.key in names
+        and re.search(rf"(^|[\s-]){re.escape(key)}$", setting.place.key)
+        for setting in settings
+    )
+
+
+def _of_any_release(settings: Sequence[Setting], commands: Iterable[Command]) -> Evidence:
     commands = list(commands)
     named = {command.framework for command in commands if command.framework}
     if len(named) > 1:

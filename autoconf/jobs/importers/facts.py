@@ -30,6 +30,7 @@ FACTS_OF = {
     "optim": ("deepspeed_optim",),
     "mixed_precision": ("launch_precision",),
     "loss": ("liger",),
+    "torch_dtype": ("cast_back",),
     "tokens_per_sample": ("packed",),
     **{batch: BATCHES for batch in BATCHES},
 }

@@ -63,8 +63,10 @@ def files_in(folder: str) -> Found:
     for path in _files(folder):
         _classify(path, kinds)
     if kinds.launchers:
-        (path, launch), *_ = kinds.launchers
-        _one([each for each, _ in kinds.launchers], folder, "files start a training")
+        called = {Path(each).resolve() for _, launch in kinds.launchers if launch for each in launch.called}
+        launchers = [each for each in kinds.launchers if Path(each[0]).resolve() not in called]
+        (path, launch), *_ = launchers or kinds.launchers
+        _one([each for each, _ in launchers], folder, "files start a training")
         return Found((path, *_named_by(path, launch, kinds)), "the launcher")
     if kinds.trainers:
         _one(kinds.trainers, folder, "configs of a trainer")

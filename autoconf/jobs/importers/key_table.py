@@ -104,8 +104,12 @@ class Framework(_Typed):
     scripts: tuple[str, ...]  # scripts that prove the framework
     script_hints: tuple[str, ...] = ()  # names that other projects have as well: evidence only together with a sign
     signs: tuple[str, ...]
+    older: tuple[str, ...] = ()  # keys that later releases refuse, of a framework before them
     defaults: dict[str, Default]
-    needs: dict[str, str] = {}  # facts of adapters that files must state, with the error message if they do not
+    needs: dict[str, str] = {}  # facts that files must state, with the error message if they do not
+    needs_of_full: dict[
+        str, str
+    ] = {}  # the same, of jobs that train all parameters and whose model FSDP does not shard
     note: str = ""
     without_preset: str = ""  # the error message if no stack is given, for a trainer that none is near enough to
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.key_table import Dialect, Place, Setting, job_keys, settings
+from autoconf.jobs.importers.called_scripts import RUNNERS, SHELLS
+from autoconf.jobs.importers.key_table import Place, Setting, job_keys
+from autoconf.jobs.importers.launch_options import (
+    ASSIGNMENT_OF_KEY,
+    PlaceOf,
+    is_option,
+    key_of,
+    option_settings,
+    options_of,
+)
 from autoconf.jobs.importers.other_files import (
     OTHER_MODULES,
     OTHER_TOOLS,
@@ -17,7 +25,7 @@ from autoconf.jobs.importers.other_files import (
     objective_in,
     refuse_objective,
 )
-from autoconf.jobs.importers.shell import Command, follow
+from autoconf.jobs.importers.shell import Command, Script, follow
 from autoconf.jobs.importers.words import described, is_unknown
 
 # Options of the launchers that take no value: accelerate v1.14.0, commands/launch.py; torch 2.13, distributed/run.py;
@@ -28,27 +36,11 @@ _FLAGS = (
     "dynamo_use_regional_compilation", "tpu_cluster", "no_tpu_cluster", "tpu_use_sudo", "standalone", "run_path",
     "no_local_rank", "no_ssh", "no_ssh_check", "force_multi", "save_pid", "bind_cores_to_rank", "elastic_training",
 )  # fmt: skip
-# Programs that run the command behind them, and change nothing of it.
-_RUNNERS = {
-    "srun", "uv", "uvx", "poetry", "pipenv", "conda", "micromamba", "mamba", "pixi", "hatch", "timeout", "env", "nohup",
-    "time", "exec", "sudo", "nice", "ionice", "numactl", "taskset", "stdbuf", "docker", "podman", "singularity",
-    "apptainer", "enroot", "command", "builtin", "nsys", "xvfb-run", "caffeinate", "setsid", "then", "do", "mpirun",
-    "mpiexec", "kubectl", "screen", "unbuffer", "script", "ray", "jsrun", "ibrun",
-}  # fmt: skip
-_SHELLS = {"bash", "sh", "zsh", "dash"}
 _LLAMA_FACTORY = ("llamafactory-cli", "lmf")
 _LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun", "deepspeed", "trl", "axolotl", *_LLAMA_FACTORY}
 _TELLING = ("model_name_or_path", "per_device_train_batch_size", "deepspeed")
-# What is abbreviated has a name that a script's own options do not start with.
-_ABBREVIATED = (
-    "model_name_or_path", "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing",
-    "attn_implementation", "activation_offloading", "lora_target_modules", "max_seq_length", "use_liger_kernel",
-)  # fmt: skip
-_SHORTEST = 8
-_ASSIGNMENT_OF_KEY = re.compile(r"\+{0,2}[A-Za-z_][\w.]*=")
 NO_FILE = "give the job by options instead of --job"
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
-PlaceOf = Callable[[str], Place]
 
 
 class Launch(NamedTuple):
@@ -61,6 +53,7 @@ class Launch(NamedTuple):
         files: The text of each file that the same script writes.
         assumed: A sentence for each default of a variable.
         line: The line of the command, if it is in a script.
+        called: Other scripts that its script runs or sources.
     """
 
     framework: str | None
@@ -69,6 +62,7 @@ class Launch(NamedTuple):
     files: Mapping[str, str] = {}
     assumed: tuple[str, ...] = ()
     line: int | None = None
+    called: tuple[str, ...] = ()
 
 
 def launch_in_script(
@@ -107,8 +101,22 @@ def launch_in_script(
             f"{place('')}: {len(found)} commands start a training{lines}; keep one in a separate file for --job"
         )
     if not found:
+        _check_called(followed, place("").file, first_line)
         return None
-    return found[0]._replace(files={**followed.files, **found[0].files}, assumed=(*followed.assumed, *found[0].assumed))
+    return found[0]._replace(
+        files={**followed.files, **found[0].files},
+        assumed=(*followed.assumed, *found[0].assumed),
+        called=(*followed.called, *found[0].called),
+    )
+
+
+def _check_called(script: Script, file: str, first_line: int | None) -> None:
+    """Name a script that may start the training, where no command here does and it cannot be read."""
+    for name, line in script.not_found.items() if first_line is not None else ():
+        raise BadInput(
+            f"{file}:{line}: runs {described(name)}, which is not in the folder of {file}; give that script by --job "
+            "instead of this one"
+        )
 
 
 def _different(launches: Sequence[Launch]) -> list[Launch]:
@@ -126,12 +134,16 @@ def _places(command: Command, place: PlaceOf, first_line: int | None) -> PlaceOf
     lines: dict[str, int] = {}
     for word, line in zip(command.words, command.lines, strict=True):
         lines.setdefault(word.partition("=")[0], line)
+    of_other = bool(command.file) and command.file != place("").file
 
     def where(option: str) -> Place:
         found = place(described(option))
-        if first_line is None:
+        if of_other:
+            found = Place(command.file, None, described(option))
+        if first_line is None and not of_other:
             return found
-        return found._replace(line=lines.get(option, command.lines[0]) + first_line - 1)
+        first = 1 if of_other or first_line is None else first_line
+        return found._replace(line=lines.get(option, command.lines[0]) + first - 1)
 
     return where
 
@@ -150,7 +162,7 @@ def launch_of(words: Sequence[str], place: PlaceOf, variables: Mapping[str, str]
             words = words[1:]
             continue
         program = words[0].rpartition("/")[2]
-        if program in _RUNNERS:
+        if program in RUNNERS:
             words = _behind(program, words[1:])
         elif behind := _behind_dashes(words):
             words = behind
@@ -161,7 +173,7 @@ def launch_of(words: Sequence[str], place: PlaceOf, variables: Mapping[str, str]
     if is_unknown(words[0]) and any(word.lstrip("-").partition("=")[0] in _TELLING for word in words):
         raise BadInput(f"{place(words[0])}: which program starts the training is not certain; {NO_FILE}")
     program, rest = words[0].rpartition("/")[2], list(words[1:])
-    if program in _SHELLS:
+    if program in SHELLS:
         return _in_shell(rest, place, variables)
     return _launched(program, rest, place, variables)
 
@@ -175,7 +187,7 @@ def _behind(program: str, words: Sequence[str]) -> list[str]:
     """The command that another program runs: from the first word that is a program known here."""
     for i, word in enumerate(words):
         name = word.rpartition("/")[2]
-        is_program = name in _RUNNERS | _SHELLS | _LAUNCHERS | set(OTHER_TOOLS) or _is_python(name)
+        is_program = name in RUNNERS | SHELLS | _LAUNCHERS | set(OTHER_TOOLS) or _is_python(name)
         after_option = i > 0 and words[i - 1].startswith("-") and "=" not in words[i - 1]
         if is_program and not (after_option and name in ("python", "sh", "bash", "time", "script", "do", "then")):
             return list(words[i:])
@@ -190,7 +202,7 @@ def _behind_dashes(words: Sequence[str]) -> list[str]:
     """The command after ``--``, which the words before it submit to another machine."""
     for i, word in enumerate(words[:-1]):
         name = words[i + 1].rpartition("/")[2]
-        if word == "--" and i and (name in _RUNNERS | _SHELLS | _LAUNCHERS or _is_python(name)):
+        if word == "--" and i and (name in RUNNERS | SHELLS | _LAUNCHERS or _is_python(name)):
             return list(words[i + 1 :])
     return []
 
@@ -262,12 +274,12 @@ def _framework_launch(program: str, words: Sequence[str], place: PlaceOf) -> Lau
     rest = list(words[1:])
     if program != "trl":
         found += _config(rest, dialect, place)
-    return Launch(program, [*found, *_settings(_options(rest), dialect, place, program == "trl")])
+    return Launch(program, [*found, *option_settings(options_of(rest), dialect, place, program == "trl")])
 
 
 def _config(words: Sequence[str], dialect: str, place: PlaceOf) -> list[Setting]:
     """The config that is named before any option."""
-    if not words or _is_option(words[0]) or _ASSIGNMENT_OF_KEY.match(words[0]):
+    if not words or is_option(words[0]) or ASSIGNMENT_OF_KEY.match(words[0]):
         return []
     return [Setting(place(words[0]), dialect, "config", words[0])]
 
@@ -289,7 +301,7 @@ def _launcher(words: Sequence[str]) -> tuple[list[tuple[str, Any]], str, Sequenc
 
 def _script_launch(launcher: str, rest: Sequence[str], place: PlaceOf) -> Launch | None:
     options, script, words = _launcher(rest)
-    if not script.endswith(".py") and not any(_key(name) in ("m", "module") for name, _ in options):
+    if not script.endswith(".py") and not any(key_of(name) in ("m", "module") for name, _ in options):
         if launcher == "python":
             return None
         unknown = next((f": {described(word)} is not certain" for word in rest if is_unknown(word)), "")
@@ -301,8 +313,8 @@ def _script_launch(launcher: str, rest: Sequence[str], place: PlaceOf) -> Launch
     framework = next((f for f, trainer in known if any(_same_script(script, own) for own in trainer.scripts)), None)
     if framework == "llama-factory" and words[:1] == ["train"]:
         words = words[1:]
-    arguments = list(_options(words))
-    names = [_key(option) for option, _ in arguments]
+    arguments = list(options_of(words))
+    names = [key_of(option) for option, _ in arguments]
     is_telling = framework is not None or any(key in names for key in _TELLING)
     trains = re.search(r"(^|[/_-])(train|training|finetune|fine_tune|finetuning|sft|dpo|grpo|ppo|kto|orpo)", name)
     if launcher == "python" and not is_telling and not (trains and words):
@@ -314,81 +326,15 @@ def _script_launch(launcher: str, rest: Sequence[str], place: PlaceOf) -> Launch
             _refuse_tool(place(script), tool)
     found = [Setting(place(launcher), "launcher", "program", launcher)]
     if launcher != "python":
-        found += _settings(options, "accelerate", place)
-    dialect = framework if framework in ("axolotl", "llama-factory") else "arguments"
+        found += option_settings(options, "accelerate", place)
+    dialect = framework if framework in job_keys().dialects and framework is not None else "arguments"
     if dialect == "arguments" and "finetuning_type" in names:
         dialect = "llama-factory"
     config = _config(words, dialect, place)
     if dialect != "arguments" or (config and config[0].value.endswith((".yaml", ".yml", ".json"))):
         found += config
-    return Launch(framework, [*found, *_settings(arguments, dialect, place, framework == "trl")], script)
+    return Launch(framework, [*found, *option_settings(arguments, dialect, place, framework == "trl")], script)
 
 
 def _same_script(script: str, known: str) -> bool:
     return script == known or script.endswith(f"/{known}")
-
-
-def _options(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Options of a script, each with none, one or several values, as argparse takes them: the last of a name counts.
-
-    ``key=value`` is an option as well: it overrides a config in Hydra, OmegaConf and LLaMA-Factory.
-    """
-    found: dict[str, tuple[str, Any]] = {}
-    i = 0
-    while i < len(words):
-        name, equals, value = words[i].partition("=")
-        i += 1
-        if not _is_option(name) and not _ASSIGNMENT_OF_KEY.match(words[i - 1]):
-            if is_unknown(name) and not equals:
-                found[f"{name} {i}"] = (name, True)
-            continue  # a word that is no option, such as a configuration's path
-        values = [value] if equals else []
-        while not equals and i < len(words) and not _is_option(words[i]) and not _ASSIGNMENT_OF_KEY.match(words[i]):
-            values.append(words[i])
-            i += 1
-        found.pop(_key(name), None)
-        found[_key(name)] = (name, True if not values else values[0] if len(values) == 1 else values)
-    return iter(found.values())
-
-
-def _is_option(word: str) -> bool:
-    return re.match(r"--?[A-Za-z]", word) is not None
-
-
-def _key(name: str) -> str:
-    return name.lstrip("-+").replace("-", "_")
-
-
-def _full_name(key: str, dialect: Dialect, known_parser: bool) -> str:
-    """The option of the Trainer that a name abbreviates, as argparse takes it if no other starts like it.
-
-    Args:
-        key: The name.
-        dialect: The options.
-        known_parser: Whether the script has no other options than these.
-    """
-    if dialect.knows(key) or is_unknown(key) or (not known_parser and len(key) < _SHORTEST):
-        return key
-    found = [name for name in (*dialect.keys, *dialect.ignored) if name.startswith(key)]
-    meanings = [dialect.find(name) for name in found]
-    if not found or (len(found) > 1 and (meanings[0] is None or any(each != meanings[0] for each in meanings))):
-        return key
-    return found[0] if known_parser or found[0] in _ABBREVIATED else key
-
-
-def _settings(
-    options: Iterable[tuple[str, Any]], dialect: str, place: PlaceOf, known_parser: bool = False
-) -> Iterator[Setting]:
-    table = job_keys().dialects[dialect]
-    for name, value in options:
-        key, where = _key(name), place(name)
-        if key.startswith("no_") and table.find(key) is None and table.find(key[3:]):
-            key, value = key[3:], False  # as transformers' HfArgumentParser writes a flag that is on by default
-        if isinstance(value, str) and value.startswith("{") and not is_unknown(value):
-            try:
-                value = json.loads(value)
-            except (ValueError, RecursionError):
-                raise BadInput(f"{where}: {value[:80]!r}: not JSON") from None
-        if dialect == "arguments":
-            key = _full_name(key, table, known_parser)
-        yield from (setting._replace(place=where) for setting in settings(dialect, {key: value}, place))

@@ -8,6 +8,7 @@ from autoconf.jobs.importers.pods import GPU
 
 NODE_COUNTS = (
     "numNodes",
+    "num_nodes",
     "replicas",
     "minReplicas",
     "maxReplicas",

@@ -30,6 +30,7 @@ _NAMING = {
     ("axolotl", "deepspeed"): "deepspeed",
     ("axolotl", "config"): "axolotl",
     ("llama-factory", "config"): "llama-factory",
+    ("open-instruct", "config"): "open-instruct",
     ("llama-factory", "fsdp_config"): "fsdp",
 }
 BUNDLED_FILES = Path(__file__).with_name("bundled_files.yaml")
@@ -184,6 +185,8 @@ def _settings(text: str, path: str, dialect: str, setting: Setting) -> list[Sett
     found = dialect if dialect == "axolotl" and "base_model" in document.value else dialect_of(document.value, path)
     if {found, dialect} == {"arguments", "llama-factory"}:  # under a script of unknown origin, or short
         found = dialect = "llama-factory"
+    elif (found, dialect) == ("arguments", "open-instruct"):  # short
+        found = dialect
     if found != dialect:
         key = next(iter(document.value))
         raise BadInput(

@@ -139,7 +139,7 @@ def check_objective(settings: Iterable[Setting], files: Iterable[str]) -> None:
         BadInput: A key, or the name of a file, belongs to another objective.
     """
     for setting in settings:
-        if is_off(setting.value) or setting.dialect not in ("arguments", "axolotl"):
+        if is_off(setting.value) or setting.dialect not in ("arguments", "axolotl", "open-instruct"):
             continue
         key = setting.key.rpartition(".")[2]
         for objective, keys in _table().objectives.items():

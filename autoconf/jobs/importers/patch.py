@@ -24,6 +24,8 @@ from autoconf.jobs.importers.gpus_of_job import Object, counted
 from autoconf.jobs.importers.manifest_counts import NODE_COUNTS, plan_manifest
 from autoconf.jobs.importers.pods import KINDS
 from autoconf.jobs.importers.script_patch import patch_script
+from autoconf.jobs.importers.skypilot import is_task
+from autoconf.jobs.importers.skypilot_patch import plan_task
 
 __all__ = ["Layout", "Patched", "patch_files", "patched"]
 
@@ -90,7 +92,7 @@ def patched(texts: Sequence[tuple[str, str]], layout: Layout, nodes_only: bool =
     num_machines: 2
     """
     files = [_File(name, text, _documents(text, name)) for name, text in texts]
-    found = [(file, (i,)) for file in files for i, d in enumerate(file.documents) if _kind(d) in KINDS]
+    found = [(file, (i,)) for file in files for i, d in enumerate(file.documents) if _is_job(d)]
     is_manifest = bool(found)
     if not is_manifest:
         found = [(file, (i,)) for file in files for i, d in enumerate(file.documents) if _is_config(d)]
@@ -102,14 +104,16 @@ def patched(texts: Sequence[tuple[str, str]], layout: Layout, nodes_only: bool =
     _check_scripts(scripts)
     if len(found) != 1:
         raise BadInput(
-            f"--patch: one file must be a {', '.join(KINDS)}, an accelerate config with num_processes, or a script "
-            "that counts GPUs; "
+            f"--patch: one file must be a {', '.join(KINDS)}, a task of SkyPilot, an accelerate config with "
+            "num_processes, or a script that counts GPUs; "
             f"{len(found)} of {', '.join(file.name for file in files)} are"
         )
     file, path = found[0]
     objects = [Object(each.name, document) for each in files for document in each.documents]
     plan = Plan(file.name, file.documents, layout, counted([], [], objects).per_worker)
-    if is_manifest:
+    if is_manifest and _kind(file.documents[path[0]]) is None:
+        plan_task(plan, path)
+    elif is_manifest:
         plan_manifest(plan, path)
     else:
         plan.accelerate_config(path)
@@ -129,6 +133,10 @@ def _documents(text: str, name: str) -> list[Document]:
 def _kind(document: Document) -> str | None:
     kind = document.value.get("kind") if isinstance(document.value, dict) else None
     return kind if isinstance(kind, str) else None
+
+
+def _is_job(document: Document) -> bool:
+    return _kind(document) in KINDS or (isinstance(document.value, dict) and is_task(document.value))
 
 
 def _is_config(document: Document) -> bool:
@@ -227,9 +235,23 @@ def _edited(file: _File, plan: Plan, write_aliases: bool) -> str:
 
 def _rewritten(raw: str, node: yaml.Node, new: int | str, plan: Plan, path: Path) -> str:
     """The text of one value, with quotes, tags and anchors as they were."""
+    if path[-1] in ("run", "accelerators"):
+        return _with_lines(raw, node.value, str(new))
     if path[-1] != "gpu_ids" and not node.value.isdecimal():
         return plan.new_text(raw, path)
     head, old, tail = raw.rpartition(node.value)
     if path[-1] == "gpu_ids" and not tail and old:
         return f"{head}'{new}'"  # else one id would be a number, which accelerate does not take
     return f"{head}{new}{tail}"
+
+
+def _with_lines(raw: str, old: str, new: str) -> str:
+    """The text of a value with other lines, each at its indentation; the number of lines is the same."""
+    start = 0
+    for before, after in zip(old.splitlines(), new.splitlines(), strict=True):
+        at = raw.find(before, start)
+        if at < 0:  # written in another way, which is refused since the value does not change
+            return raw
+        raw = raw[:at] + after + raw[at + len(before) :]
+        start = at + len(after)
+    return raw

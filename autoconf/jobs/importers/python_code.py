@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.key_table import Place, Setting, job_keys, settings
 from autoconf.jobs.importers.other_files import objective_in, refuse_objective
+from autoconf.jobs.importers.python_kubeflow import submission_of
 from autoconf.jobs.importers.python_literals import Literals, argument_of, name_of, owner_of, shown
 from autoconf.jobs.importers.python_unsloth import OWNER, of_unsloth
+from autoconf.jobs.importers.schedulers import Request
 from autoconf.jobs.importers.words import cleaned, unknown
 
 _LARGEST = 1 << 18  # characters of a script
@@ -26,6 +28,8 @@ _OF_TRAINER = (
     "dataset_text_field",
 )  # of SFTTrainer before TRL 0.13
 _PLAIN = ("bias", "task_type", "use_rslora", "use_dora", "inference_mode")  # keys of adapters without lora_ before them
+_OF_OLDER_CLIENT = "HuggingFaceTrainerParams"
+_OF_PARAMETER = 2
 _PREPARES = "prepare_model_for_kbit_training"
 _QUANTIZING = ("quantization_config", "load_in_4bit", "load_in_8bit")
 _LORA_DEFAULTS = {"lora_r": 8, "lora_dropout": 0.0}  # peft 0.21.2, src/peft/tuners/lora/config.py
@@ -47,11 +51,13 @@ class Code(NamedTuple):
 
     Attributes:
         settings: The literal arguments of its configs, and those that are not literal as unknown values.
-        framework: ``trl``, ``transformers`` or ``unsloth``.
+        framework: ``trl``, ``transformers``, ``unsloth`` or ``torchtune``; ``None`` for code that is not read.
+        requests: The GPUs and nodes that it requests from Kubernetes.
     """
 
     settings: list[Setting]
-    framework: str
+    framework: str | None
+    requests: tuple[Request, ...] = ()
 
 
 def read_code(text: str, file: str) -> Code:
@@ -92,6 +98,7 @@ class _Script:
         self.file = file
         self.bound: dict[str, ast.expr] = {}
         self.calls: dict[str, list[ast.Call]] = {}
+        self.functions: dict[str, ast.FunctionDef] = {}
         times: Counter[str] = Counter()
         self.certain = [*_top_level_calls(tree)]
         for node in (node for statement in until_trained(tree.body) for node in ast.walk(statement)):
@@ -99,8 +106,12 @@ class _Script:
                 self.calls.setdefault(name_of(node.func), []).append(node)
             elif isinstance(node, ast.Name | ast.Attribute):
                 self._check(node)
+            elif isinstance(node, ast.FunctionDef):
+                self.functions[node.name] = node
             self._bind(node, times)
+        self.assigned = dict(self.bound)
         self.bound = {name: value for name, value in self.bound.items() if times[name] == 1}
+        self.times = times
         self.literals = Literals(self.bound)
 
     def _bind(self, node: ast.AST, times: Counter[str]) -> None:
@@ -109,7 +120,7 @@ class _Script:
         elif isinstance(node, ast.alias):
             times[node.asname or node.name] += 1
         elif isinstance(node, ast.arg):
-            times[node.arg] += 2  # a parameter may be anything
+            times[node.arg] += _OF_PARAMETER  # it may be anything
         elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 if isinstance(target, ast.Name):
@@ -133,6 +144,39 @@ class _Script:
             kind = name.removesuffix("Trainer").removesuffix("Config")
             if kind != name and (objective := objective_in(kind)):
                 refuse_objective(self.place(calls[0], name), objective)
+        submission = submission_of(self)
+        if submission is None:
+            return self._training()
+        if submission.framework:
+            return Code(submission.settings, submission.framework, submission.requests)
+        if _OF_OLDER_CLIENT in self.calls:
+            code = self._of_older_client()
+        elif any(setting.dialect == "arguments" for setting in submission.settings):
+            code = Code([], "trl" if "SFTTrainer" in self.calls else "transformers")
+        elif any(name in self.calls for name in _CONFIGS):
+            code = self._training()
+        else:
+            code = Code([], None)
+        return code._replace(settings=[*submission.settings, *code.settings], requests=submission.requests)
+
+    def _of_older_client(self) -> Code:
+        """The job of ``TrainingClient().train``, whose image always trains adapters on a model loaded as float32.
+
+        kubeflow-training 1.9.4, sdk/python/kubeflow/trainer/hf_llm_training.py, with transformers 4.38.
+        """
+        config, model = self._one(("TrainingArguments",)), self._one(("HuggingFaceModelParams",))
+        (parameters,) = self.calls[_OF_OLDER_CLIENT][:1]
+        kind, uri = argument_of(model, "transformer_type", 1), argument_of(model, "model_uri", 0)
+        if name_of(kind) != "AutoModelForCausalLM":
+            raise BadInput(f"{self.place(model, 'transformer_type')}: {shown(kind)} is not a causal language model")
+        name = unknown("model_uri", "not given") if uri is None else self.literals.value(uri)
+        found = [*self._arguments(config)]
+        found += self.setting(model, "model_uri", str(name).removeprefix("hf://"), "model_name_or_path")
+        found += self.setting(model, "dtype (default)", "float32", "torch_dtype")
+        adapters = self._call(argument_of(parameters, "lora_config", 1))
+        return Code([*found, *self._of_lora(adapters or parameters)], "transformers")
+
+    def _training(self) -> Code:
         config, trainer = self._one(_CONFIGS), self._one(_TRAINERS)
         names = name_of(config.func), name_of(trainer.func)
         found = [*self._arguments(config), *self._arguments(trainer, only=_OF_TRAINER), *self._enabled()]
@@ -260,8 +304,13 @@ class _Script:
             value = unknown(shown(node), f"not a literal {_ADAPTERS}")
             yield from self.setting(trainer, "peft_config", value, "use_peft")
             return
+        yield from self._of_lora(call)
+
+    def _of_lora(self, call: ast.Call) -> Iterator[Setting]:
+        """The adapters of a ``LoraConfig``, or of another call that makes one with its defaults."""
         yield from self.setting(call, "adapters", True, "use_peft")
-        yield from self._arguments(call, name=adapter_key)
+        if name_of(call.func) == _ADAPTERS:
+            yield from self._arguments(call, name=adapter_key)
         given = {keyword.arg for keyword in call.keywords}
         for argument, default in _LORA_DEFAULTS.items():
             if not {argument, argument.removeprefix("lora_")} & given:

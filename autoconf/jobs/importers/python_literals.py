@@ -53,6 +53,10 @@ class Literals:
             case ast.Dict(keys=keys, values=values) if None not in keys:
                 names = [self._literal(key, depth + 1) for key in keys if key is not None]
                 return {str(k): self._literal(v, depth + 1) for k, v in zip(names, values, strict=True)}
+            case ast.Subscript(value=ast.Name() as owner, slice=item):
+                values, name = self._literal(owner, depth + 1), self._literal(item, depth + 1)
+                if isinstance(values, dict) and name in values:
+                    return values[name]
             case ast.Attribute(value=ast.Name(id="torch"), attr=dtype):
                 return f"torch.{dtype}"
             case ast.UnaryOp(op=ast.USub(), operand=operand):

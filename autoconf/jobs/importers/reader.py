@@ -11,7 +11,7 @@ from autoconf.errors import BadInput
 from autoconf.jobs.importers.documents import Document, NotDocuments, load_documents, read_text, shortened
 from autoconf.jobs.importers.evidence import Command, dialect_of, evidence_of
 from autoconf.jobs.importers.gpus_of_job import Object, counted
-from autoconf.jobs.importers.key_table import Place, Setting
+from autoconf.jobs.importers.key_table import Place, Setting, job_keys
 from autoconf.jobs.importers.key_table import settings as settings_of
 from autoconf.jobs.importers.kubernetes import is_manifest, is_runtime, missing_options, read_manifest
 from autoconf.jobs.importers.launchers import NO_FILE, Launch, launch_in_script
@@ -113,16 +113,18 @@ def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
         return _Content(settings, commands, objects=tuple(documents))
     if len(documents) == 1 and isinstance(documents[0].value, dict):
         if {"cells", "nbformat"} <= set(documents[0].value):
-            return _code(code_of(documents[0].value), path, of_notebook=True)
+            return _code(code_of(documents[0].value), path, options, of_notebook=True)
         if is_task(documents[0].value):
             task = read_task(documents[0], path)
-            if task.launch is None:
+            if task.launch is None and missing_options(options):
                 raise BadInput(f"{path}: a task of SkyPilot without a command that starts a training; {NO_FILE}")
+            if task.launch is None:
+                return _Content([], requested=task.requests)
             return _of_launch(task.launch, task.requests)
         return _mapping(documents[0], path)
     kind = text_kind(text, path)
     if kind == PYTHON:
-        return _code(text, path)
+        return _code(text, path, options)
     if kind:
         raise BadInput(f"{path}: looks like {kind}, which is not read; {nearest(kind)}")
     if any(isinstance(document.value, dict | list) for document in documents):
@@ -140,14 +142,19 @@ def _of_launch(launch: Launch, requests: tuple[Request, ...]) -> _Content:
     )
 
 
-def _code(text: str, path: str, of_notebook: bool = False) -> _Content:
+def _code(text: str, path: str, options: Mapping[str, Any], of_notebook: bool = False) -> _Content:
     code = read_code(text, path)
-    settings = [s._replace(place=s.place._replace(line=None)) for s in code.settings] if of_notebook else code.settings
-    return _Content(settings, (Command(code.framework, ""),))
+    if code.framework is None and (missing := missing_options(options)):
+        raise BadInput(f"{path}: the code that it submits to Kubernetes is not read; give {', '.join(missing)}")
+    settings, requests = code.settings, code.requests
+    if of_notebook:
+        settings = [s._replace(place=s.place._replace(line=None)) for s in settings]
+        requests = tuple(request._replace(place=request.place._replace(line=None)) for request in requests)
+    return _Content(settings, (Command(code.framework, ""),), requested=requests)
 
 
 def _mapping(document: Document, path: str) -> _Content:
     dialect = dialect_of(document.value, path)
-    commands = (Command(dialect, ""),) if dialect in ("axolotl", "torchtune") else ()
+    commands = (Command(dialect, ""),) if dialect in job_keys().frameworks and dialect != "llama-factory" else ()
     read = recipe_settings if dialect == "torchtune" else partial(settings_of, dialect)
     return _Content(list(read(document.value, places_in(document, path))), commands)

@@ -7,7 +7,7 @@ The new text is followed again, and returned only if it has exactly the layout a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice, product
 from typing import Any, NamedTuple, NoReturn
@@ -60,15 +60,26 @@ class ScriptPatch(NamedTuple):
     gpus_before: int
 
 
-class _Read(NamedTuple):
+class Reading(NamedTuple):
+    """What a script starts, requests and counts."""
+
     launch: Launch
     requests: list[Request]
     steps: list[Request]  # options of srun
     counted: Counted
 
 
-def patch_script(text: str, file: str, layout: Layout) -> ScriptPatch:
+Reader = Callable[[str, bool], Reading | None]
+
+
+def patch_script(text: str, file: str, layout: Layout, read: Reader | None = None) -> ScriptPatch:
     """Change the counts of a script.
+
+    Args:
+        text: Its text.
+        file: Its name.
+        layout: The counts.
+        read: How the text is read, before the change and after it; by default as a script of its own.
 
     Raises:
         BadInput: The script starts no training, its counts are not certain, or one of them cannot be changed alone.
@@ -79,21 +90,21 @@ def patch_script(text: str, file: str, layout: Layout) -> ScriptPatch:
     N=2
     torchrun --nproc_per_node=$N sft.py --model_name_or_path m
     """
-    return _Script(text, file, layout).patched()
+    return _Script(text, file, layout, read or (lambda text, is_changed: _read(text, file))).patched()
 
 
-def _read(text: str, file: str) -> _Read | None:
+def _read(text: str, file: str) -> Reading | None:
     requests = list(requested(text, file))
     launch = launch_in_script(cleaned(text), partial(Place, file, None), environment(requests), 1)
     if launch is None:
         return None
-    return _Read(launch, requests, list(of_srun(text, file)), counted(launch.settings, requests, []))
+    return Reading(launch, requests, list(of_srun(text, file)), counted(launch.settings, requests, []))
 
 
 class _Script:
-    def __init__(self, text: str, file: str, layout: Layout) -> None:
-        self._text, self._file, self._layout = text, file, layout
-        found = _read(text, file)
+    def __init__(self, text: str, file: str, layout: Layout, read: Reader) -> None:
+        self._text, self._file, self._layout, self._read = text, file, layout, read
+        found = read(text, False)
         if found is None:
             raise BadInput(f"{file}: no command starts a training, so --patch changes nothing")
         self._before = found
@@ -274,7 +285,7 @@ class _Script:
     def _problem(self, text: str) -> str:
         """Why a changed text does not have the layout, and otherwise the same settings; empty if it does."""
         try:
-            after = _read(text, self._file)
+            after = self._read(text, True)
         except BadInput as error:
             return f"the changed text cannot be read: {error}"
         total = self._layout.gpus * self._layout.workers

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.bash_syntax import parsed
-from autoconf.jobs.importers.documents import shortened
-from autoconf.jobs.importers.expansion import Expander, Value, assigned_in, merged
-from autoconf.jobs.importers.words import is_unknown, joined, limited, unknown
+from autoconf.jobs.importers.called_scripts import Call, called, script_next_to
+from autoconf.jobs.importers.documents import read_text, shortened
+from autoconf.jobs.importers.expansion import Value, assigned_in, merged
+from autoconf.jobs.importers.shell_variables import Variables
+from autoconf.jobs.importers.words import cleaned, is_unknown, joined, unknown
 
 _MOST_COMMANDS = 4_000
 _DEEPEST = 40
-_MOST_WORK = 1_000_000  # variables that are copied, at branches and commands
 _SUBMITTERS = ("sbatch", "qsub", "bsub")  # a here-document is the script that they submit
 _TESTS = ("[", "[[", "test", "false", "command", "which", "type", "hash", "grep", "nvidia-smi")
 # Files that other scripts source and that set up an environment, but no setting of a job.
@@ -29,11 +30,13 @@ class Command(NamedTuple):
         words: Its words, expanded.
         lines: The line of each word.
         variables: The variables of the script at this place.
+        file: The script that has it, which another may run.
     """
 
     words: list[str]
     lines: list[int]
     variables: dict[str, str]
+    file: str = ""
 
 
 class Script(NamedTuple):
@@ -43,11 +46,15 @@ class Script(NamedTuple):
         commands: Its commands, in order; those of each branch of an ``if`` are among them.
         files: The text of each file that a here-document writes.
         assumed: A sentence for each default that was taken because a variable is not set.
+        called: The paths of the scripts of the same folder that it runs or sources.
+        not_found: The names of the scripts that it runs and that are elsewhere, each with its line.
     """
 
     commands: list[Command]
     files: dict[str, str]
     assumed: tuple[str, ...]
+    called: tuple[str, ...] = ()
+    not_found: Mapping[str, int] = {}
 
 
 def follow(text: str, file: str, variables: Mapping[str, str]) -> Script:
@@ -68,30 +75,26 @@ def follow(text: str, file: str, variables: Mapping[str, str]) -> Script:
     """
     shell = _Shell(file, dict(variables))
     shell.follow_text(text, 0)
-    return Script(shell.commands, shell.files, tuple(shell.assumed))
+    return Script(shell.commands, shell.files, tuple(shell.assumed), tuple(shell.called), shell.not_found)
 
 
 def _runs_its_input(words: Sequence[str]) -> bool:
     return words[0] in _SUBMITTERS or words[-1].rpartition("/")[2] in ("bash", "sh") or words[-2:] == ["bash", "-s"]
 
 
-class _Shell:
+class _Shell(Variables):
     """The state of a script. A ``_run`` returns whether the script ends there."""
 
     def __init__(self, file: str, variables: dict[str, Value]) -> None:
-        self.file = file
-        self.variables = variables
-        self.variables.setdefault("0", file)
+        super().__init__(file, variables)
         self.commands: list[Command] = []
         self.files: dict[str, str] = {}
-        self.assumed: dict[str, None] = {}
-        self._functions: dict[str, tuple[bytes, Any]] = {}
-        self._locals: list[dict[str, Value | None]] = []  # of each function that is called: variables from before it
+        self.called: dict[str, None] = {}  # paths of scripts that this one runs
+        self.not_found: dict[str, int] = {}  # names of such scripts that are elsewhere, each with its line
+        self._functions: dict[str, tuple[str, bytes, int, Any]] = {}
+        self._open = [file]
         self._depth = 0
-        self._work = 0
-        self._source = b""
         self._first_line = 0
-        self._expander = Expander(b"", self.variables)
 
     def follow_text(self, text: str, first_line: int) -> bool:
         """Follow a text in the current state, as ``eval`` does."""
@@ -99,22 +102,16 @@ class _Shell:
         return self._inside(source, first_line, root.children)
 
     def _inside(self, source: bytes, first_line: int, nodes: Sequence[Any]) -> bool:
-        before = self._source, self._first_line
+        before = self.source, self._first_line
         self._depth += 1
         if self._depth > _DEEPEST:
             raise BadInput(f"{self.file}: commands within commands, more than {_DEEPEST} levels deep")
-        self._source, self._first_line = source, first_line
+        self.source, self._first_line = source, first_line
         try:
             return self._run_all(nodes)
         finally:
-            self._source, self._first_line = before
+            self.source, self._first_line = before
             self._depth -= 1
-
-    @property
-    def _words(self) -> Expander:
-        expander = Expander(self._source, self.variables)
-        expander.assumed = self.assumed
-        return expander
 
     def _run_all(self, nodes: Sequence[Any]) -> bool:
         return any(self._run(node) for node in nodes)
@@ -133,92 +130,33 @@ class _Shell:
                 return self._list(node)
             case "compound_statement" | "do_group" | "else_clause" | "negated_command":
                 if node.children[:1] and node.children[0].type == "((":
-                    self._forget(assigned_in(node, self._words), "set by arithmetic")
+                    self.forget(assigned_in(node, self.words), "set by arithmetic")
                 return self._run_all(node.children)
             case "for_statement" | "c_style_for_statement" | "while_statement":
                 self._loop(node)
             case "pipeline" | "subshell":
                 before = dict(self.variables)
                 self._run_all(node.children)
-                self._restore(before)
+                self.restore(before)
             case _:
                 self._define(node)
         return False
-
-    def _forget(self, names: Iterable[str], why: str) -> None:
-        for name in names:
-            self.variables[name] = unknown(f"${name}", why)
-
-    def _declare(self, node: Any) -> None:
-        """Assign what ``local``, ``export`` and the like do."""
-        options = [self._words.raw(child) for child in node.children if child.type == "word"]
-        for child in node.children:
-            is_assignment = child.type == "variable_assignment"
-            if not is_assignment and child.type != "variable_name":
-                continue
-            target = child.child_by_field_name("name") if is_assignment else child
-            name = self._words.raw(target) if target is not None else ""
-            if node.children[0].type in ("local", "declare", "typeset") and self._locals:
-                self._locals[-1].setdefault(name, self.variables.get(name))
-            if is_assignment:
-                self._assign(child)
-                if any(re.fullmatch(r"-\w*i\w*", option) for option in options):
-                    self._forget([name] if not str(self.variables.get(name)).isdecimal() else [], "set by arithmetic")
 
     def _define(self, node: Any) -> None:
         match node.type:
             case "variable_assignment" | "variable_assignments":
                 for child in [node, *node.children]:
                     if child.type == "variable_assignment":
-                        self._assign(child)
+                        self.assign(child)
             case "declaration_command":
-                self._declare(node)
+                self.declare(node)
             case "function_definition":
-                name = self._words.raw(node.child_by_field_name("name"))
-                self._functions[name] = (self._source, node.child_by_field_name("body"))
+                name = self.words.raw(node.child_by_field_name("name"))
+                body = node.child_by_field_name("body")
+                self._functions[name] = (self.file, self.source, self._first_line, body)
             case "unset_command":
                 for child in node.children[1:]:
-                    self.variables.pop(self._words.raw(child), None)
-
-    def _spend(self) -> None:
-        self._work += len(self.variables) + 1
-        if self._work > _MOST_WORK:
-            raise BadInput(f"{self.file}: not a job's script: too many branches and variables")
-
-    def _restore(self, variables: Mapping[str, Value]) -> None:
-        self._spend()
-        kept = dict(variables)
-        self.variables.clear()
-        self.variables.update(kept)
-
-    def _assign(self, node: Any) -> None:
-        target, value = node.child_by_field_name("name"), node.child_by_field_name("value")
-        if target is None:
-            return
-        name = self._words.raw(target)
-        base = re.match(r"\w*", name)
-        key = base[0] if base else name
-        if target.type == "subscript":
-            self.variables[key] = unknown(f"${key}", "an array that is set item by item")
-            return
-        appends = any(child.type == "+=" for child in node.children)
-        old = self.variables.get(name)
-        new: Value
-        if value is not None and value.type == "array":
-            items = [
-                word
-                for child in value.children
-                if child.type not in ("(", ")", "comment")
-                for word in self._words.words(child)
-            ]
-            new = [*(old if isinstance(old, list) else [] if old is None else [old]), *items] if appends else items
-            if sum(map(len, new)) > 1 << 18:
-                new = unknown(f"${name}", "too long")
-        else:
-            text = "" if value is None else self._words.text(value)
-            start = (old[0] if old else "") if isinstance(old, list) else old or ""
-            new = limited(name, f"{start}{text}" if appends else text)
-        self.variables[name] = new
+                    self.variables.pop(self.words.raw(child), None)
 
     # --- statements -----------------------------------------------------------------------------------------------
 
@@ -232,7 +170,7 @@ class _Shell:
                 redirects += [child for child in redirect.children if child.type == "file_redirect"]
                 self._run_all([child for child in redirect.children if child.type in ("pipeline", "list", "command")])
             elif redirect.type == "file_redirect" and redirect.child_by_field_name("destination") is not None:
-                words = self._words.words(redirect.child_by_field_name("destination"))
+                words = self.words.words(redirect.child_by_field_name("destination"))
                 target = words[0] if words else None
                 appends = any(child.type == ">>" for child in redirect.children)
         start = len(self.commands)
@@ -251,10 +189,10 @@ class _Shell:
         body = next((child for child in node.children if child.type == "heredoc_body"), None)
         if body is None:
             return ""
-        mark = next((self._words.raw(child) for child in node.children if child.type == "heredoc_start"), "")
-        text = self._words.raw(body)
+        mark = next((self.words.raw(child) for child in node.children if child.type == "heredoc_start"), "")
+        text = self.words.raw(body)
         if not mark.strip().startswith(("'", '"', "\\")):
-            pieces = self._words.between(body, body.start_byte, body.end_byte, quoted=True)
+            pieces = self.words.between(body, body.start_byte, body.end_byte, quoted=True)
             text = "".join(piece[0] if piece else " " for piece in pieces)
         return text
 
@@ -263,11 +201,11 @@ class _Shell:
         before = dict(self.variables)
         results = [] if complete else [before]
         for body in bodies:
-            self._restore(before)
+            self.restore(before)
             if not self._run_all(body):
                 results.append(dict(self.variables))
         if results:
-            self._restore(merged(results))
+            self.restore(merged(results))
         return not results
 
     def _if(self, node: Any) -> bool:
@@ -289,7 +227,7 @@ class _Shell:
         left, operator, right = node.children[0], node.children[1].type, node.children[-1]
         if self._run(left):
             return True
-        words = self._words
+        words = self.words
         name = left.child_by_field_name("name") if left.type == "command" else None
         is_test = left.type in ("test_command", "negated_command", "list") or (
             name is not None and words.raw(name) in _TESTS
@@ -297,9 +235,9 @@ class _Shell:
         return self._branches([[right]], False) if operator == "||" or is_test else self._run(right)
 
     def _case(self, node: Any) -> bool:
-        subject = self._words.text(node.child_by_field_name("value"))
+        subject = self.words.text(node.child_by_field_name("value"))
         items = [child for child in node.children if child.type == "case_item"]
-        patterns = [[self._words.raw(v) for v in item.children_by_field_name("value")] for item in items]
+        patterns = [[self.words.raw(v) for v in item.children_by_field_name("value")] for item in items]
         known = not is_unknown(subject) and not any("$" in p for each in patterns for p in each)
         if known:
             for item, each in zip(items, patterns, strict=True):
@@ -311,23 +249,23 @@ class _Shell:
     def _loop(self, node: Any) -> None:
         body = node.child_by_field_name("body")
         name = node.child_by_field_name("variable")
-        values = [word for value in node.children_by_field_name("value") for word in self._words.words(value)]
+        values = [word for value in node.children_by_field_name("value") for word in self.words.words(value)]
         once = node.type == "for_statement" and len(values) == 1 and not is_unknown(values[0])
         before = dict(self.variables)
         if not once:
-            for changed in assigned_in(node, self._words):
+            for changed in assigned_in(node, self.words):
                 old = self.variables.get(changed)
                 shown = "not set" if old is None else " ".join(old) if isinstance(old, list) else old
                 self.variables[changed] = unknown(f"${changed}", f"{shown[:60]}, or another value in a loop")
         if name is not None and node.type == "for_statement":
-            value = joined(self._words.raw(name), values) if values else None
-            self.variables[self._words.raw(name)] = (
-                unknown(f"${self._words.raw(name)}", "of a loop") if value is None else value
+            value = joined(self.words.raw(name), values) if values else None
+            self.variables[self.words.raw(name)] = (
+                unknown(f"${self.words.raw(name)}", "of a loop") if value is None else value
             )
         if body is not None:
             self._run(body)
         if not once:
-            self._restore(merged([before, dict(self.variables)]))
+            self.restore(merged([before, dict(self.variables)]))
 
     def _command(self, node: Any) -> bool:
         words: list[str] = []
@@ -335,65 +273,98 @@ class _Shell:
         assignments = [child for child in node.children if child.type == "variable_assignment"]
         for child in node.children:  # the words come first: X=8 command $X has the X from before
             if child.type not in ("variable_assignment", "file_redirect", "herestring_redirect", "heredoc_redirect"):
-                found = self._words.words(child)
+                found = self.words.words(child)
                 words += found
                 lines += [self._first_line + child.start_point[0] + 1] * len(found)
         if not words:
             for child in assignments:
-                self._assign(child)
+                self.assign(child)
             return False
         before = dict(self.variables) if assignments else None
+        exported = set(self._exported)
         for child in assignments:
-            self._assign(child)
+            self.assign(child, exported=True)
         ended = self._known_command(words, lines)
         if before is not None:
-            self._restore(before)
+            self._exported = exported
+            self.restore(before)
         return ended
 
     def _known_command(self, words: list[str], lines: list[int]) -> bool:
         name, rest = words[0], words[1:]
         if name in self._functions and self._depth < _DEEPEST:
-            source, body = self._functions[name]
-            before = {key: value for key, value in self.variables.items() if key.isdigit() or key == "@"}
-            self._set_arguments(rest)
-            self._locals.append({})
-            self._inside(source, self._first_line, [body] if body is not None else [])
-            for local, value in self._locals.pop().items():
-                if value is None:
-                    self.variables.pop(local, None)
-                else:
-                    self.variables[local] = value
-            self._set_arguments([])
-            self.variables.update(before)
+            self._call_function(name, rest)
             return False
         if name == "eval" and rest:
             return self.follow_text(" ".join(rest), lines[0] - 1)
-        if name in ("source", ".") and rest and not _ENVIRONMENTS.search(rest[0]):
-            for key in self.variables:
-                self.variables[key] = unknown(f"${key}", f"{shortened(rest[0])} may change it")
+        if name in ("source", ".") and rest:
+            self._source_file(rest[0], rest[1:])
+        elif call := called(words):
+            self._run_file(call, lines[0])
         elif name == "shift":
-            given, count = self.variables.get("@", []), rest[0] if rest else "1"
-            if isinstance(given, list) and given and count.isdecimal():
-                self._set_arguments(given[int(count) :])
-            else:
-                self._forget(
-                    [key for key in self.variables if key.isdigit() and key != "0"], "not known before it runs"
-                )
+            self.shift(rest[0] if rest else "1")
         elif name in ("read", "mapfile", "readarray", "getopts", "let", "printf"):
             changed = rest[1:2] if rest[:1] == ["-v"] else [] if name == "printf" else rest
             names = (re.match(r"[A-Za-z_]\w*", word) for word in changed)
-            self._forget([found[0] for found in names if found], "not known before it runs")
-        elif name == "set" and rest[:1] == ["--"]:
-            self._set_arguments(rest[1:])
+            self.forget([found[0] for found in names if found], "not known before it runs")
+        elif name == "set":
+            self.set_option(rest)
         if len(self.commands) >= _MOST_COMMANDS:
             raise BadInput(f"{self.file}: not a job's script: more than {_MOST_COMMANDS:,} commands")
-        self._spend()
+        self.spend()
         texts = {key: value for key, value in self.variables.items() if isinstance(value, str)}
-        self.commands.append(Command(words, lines, texts))
+        self.commands.append(Command(words, lines, texts, self.file))
         return name in ("exit", "return", "exec") and not (name == "exec" and not rest)
 
-    def _set_arguments(self, words: Sequence[str]) -> None:
-        for key in [key for key in self.variables if key.isdigit() and key != "0"]:
-            del self.variables[key]
-        self.variables["@"] = list(words)
-        self.variables.update({str(i): word for i, word in enumerate(words, 1)})
+    def _call_function(self, name: str, arguments: Sequence[str]) -> None:
+        file, source, first_line, body = self._functions[name]
+        before = {key: value for key, value in self.variables.items() if key.isdigit() or key == "@"}
+        self.set_arguments(arguments)
+        self._locals.append({})
+        self.file, here = file, self.file
+        self._inside(source, first_line, [body] if body is not None else [])
+        self.file = here
+        for local, value in self._locals.pop().items():
+            if value is None:
+                self.variables.pop(local, None)
+            else:
+                self.variables[local] = value
+        self.set_arguments([])
+        self.variables.update(before)
+
+    def _source_file(self, name: str, arguments: Sequence[str]) -> None:
+        """Follow a file that the script sources; one that is elsewhere may change each variable."""
+        path = script_next_to(self.file, name)
+        if path is None:
+            for key in self.variables if not _ENVIRONMENTS.search(name) else ():
+                self.variables[key] = unknown(f"${key}", f"{shortened(name)} may change it")
+        elif path not in self._open:
+            before = {key: value for key, value in self.variables.items() if key.isdigit() or key == "@"}
+            if arguments:
+                self.set_arguments(arguments)
+            self._follow_file(path)
+            if arguments:
+                self.set_arguments([])
+                self.variables.update(before)
+
+    def _run_file(self, call: Call, line: int) -> None:
+        """Follow a script that the script runs, with the variables that it exports."""
+        path = script_next_to(self.file, call.script)
+        if path is None:
+            self.not_found.setdefault(call.script, line)
+        elif path not in self._open:
+            before, functions = dict(self.variables), self._functions
+            self.restore({**self.inherited(), **call.variables, "0": path})
+            self.set_arguments(call.arguments)
+            self._functions = {}
+            self._follow_file(path)
+            self._functions = functions
+            self.restore(before)
+
+    def _follow_file(self, path: str) -> None:
+        self.called[path] = None
+        self._open.append(path)
+        self.file, here = path, self.file
+        self.follow_text(cleaned(read_text(path)), 0)
+        self.file = here
+        self._open.pop()

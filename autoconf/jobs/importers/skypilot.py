@@ -45,7 +45,20 @@ def read_task(document: Document, file: str) -> Task:
     """
     requests = tuple(_requests(document, file))
     found = allocated(requests)
-    counts = {"SKYPILOT_NUM_GPUS_PER_NODE": found.gpus_per_node, "SKYPILOT_NUM_NODES": found.nodes}
+    return Task(launch_of_run(document, document.value["run"], file, found.gpus_per_node, found.nodes), requests)
+
+
+def launch_of_run(document: Document, run: str, file: str, gpus: int | None, nodes: int | None) -> Launch | None:
+    """The training that the commands of a task start on so many nodes.
+
+    Args:
+        document: The task.
+        run: Its commands, or others in their place.
+        file: Its file, for messages.
+        gpus: GPUs of each node.
+        nodes: Nodes.
+    """
+    counts = {"SKYPILOT_NUM_GPUS_PER_NODE": gpus, "SKYPILOT_NUM_NODES": nodes}
     given = {str(name): str(value) for name, value in mapping(document.value.get("envs")).items() if value is not None}
     variables = {**given, **{name: str(count) for name, count in counts.items() if count}}
     line = document.closest_line("run")
@@ -53,7 +66,7 @@ def read_task(document: Document, file: str) -> Task:
     def place(option: str) -> Place:
         return Place(file, line, f"run: {option}")
 
-    return Task(launch_in_script(cleaned(document.value["run"]), place, variables), requests)
+    return launch_in_script(cleaned(run), place, variables)
 
 
 def _requests(document: Document, file: str) -> Iterator[Request]:

@@ -55,8 +55,17 @@ def _model(
     yield Setting(where, "torchtune", "model_name", f"{family.replace('_', '.')}-{size}")
     yield Setting(where, "torchtune", "kind", adapters.removesuffix("_") or "full")
     if "lora_attn_modules" in section:
-        attention = section["lora_attn_modules"]
-        named = [str(m).replace("output_proj", "o_proj") for m in attention] if isinstance(attention, list) else []
-        mlp = _OF_MLP if section.get("apply_lora_to_mlp") is True else []
-        head = ["output"] if section.get("apply_lora_to_output") is True else []
-        yield Setting(place("model.lora_attn_modules"), "torchtune", "targets", [*named, *mlp, *head])
+        yield Setting(place("model.lora_attn_modules"), "torchtune", "targets", adapter_targets(section))
+
+
+def adapter_targets(section: Mapping[str, Any]) -> list[str]:
+    """The modules with adapters, by the names of transformers.
+
+    >>> adapter_targets({"lora_attn_modules": ["q_proj", "output_proj"], "apply_lora_to_output": True})
+    ['q_proj', 'o_proj', 'output']
+    """
+    attention = section["lora_attn_modules"]
+    named = [str(m).replace("output_proj", "o_proj") for m in attention] if isinstance(attention, list) else []
+    mlp = _OF_MLP if section.get("apply_lora_to_mlp") is True else []
+    head = ["output"] if section.get("apply_lora_to_output") is True else []
+    return [*named, *mlp, *head]

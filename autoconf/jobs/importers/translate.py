@@ -149,27 +149,43 @@ class _Translation:
             self.assumed += [note for note in [self.framework.note if self.framework else _NO_ARGUMENTS] if note]
         method = self._put("method", self._method)
         self._put("gradient_checkpointing", self._checkpointing)
-        self._put("sharding", self._sharding)
+        sharding = self._put("sharding", self._sharding)
+        self._check_full(method, sharding)
         self._put("mixed_precision", self._mixed_precision)
         self._put("loss", self._loss)
         self._put("optim", self._optimizer)
         self._batch()
         for field in _UNCHANGED:
-            self._put(field, lambda field=field: self._fact(field))
+            if field != "torch_dtype" or field in self.facts or key(str(method)) != "qlora":  # which is never float32
+                self._put(field, lambda field=field: self._fact(field))
         trains = "full" if method is None else key(str(method))
         for field in _OF_ADAPTERS if trains == "full" else ():
             if self.facts.pop(field, None) is not None:
                 self._reading.ignored.append(f"{field}: no adapters are trained")
         for field in ("adapter_dtype", "lora_r", "lora_targets") if trains != "full" else ():
             self._put(field, lambda field=field: self._fact(field))
-        for field in _OF_QUANTIZED if trains == "qlora" else ():
-            self._put(field, lambda field=field: self._fact(field))
+        if trains == "qlora":
+            self._put("upcast_unquantized", self._upcast)
         if method is not None and trains != "full" and self.framework is not None:
             self._ask_for_adapters()
         if self.framework is not None and self.framework.without_preset and "stack" not in self.options:
             raise BadInput(self.framework.without_preset)
         if self.framework is not None and "stack" not in self.options:
             self._choose_preset(trains, presets()[self.framework.preset])
+
+    def _check_full(self, method: str | None, sharding: str | None) -> None:
+        """Refuse to train all parameters without what the framework needs to hold them as its preset does."""
+        is_full = key(str(method)) == "full" and not str(sharding).startswith("fsdp")
+        if self.framework is None or not is_full or {"stack", "torch_dtype"} & set(self.options):
+            return
+        if missing := next((why for fact, why in self.framework.needs_of_full.items() if fact not in self.facts), ""):
+            raise BadInput(missing)
+
+    def _upcast(self) -> str | None:
+        """Which parameters of a 4-bit base become float32; only autocast casts most of them back."""
+        upcast: str | None = self._fact("upcast_unquantized")
+        computes = {**self.fields, **self.options}.get("mixed_precision")
+        return "all" if upcast == "norms" and computes == "no" else upcast
 
     def _ask_for_adapters(self) -> None:
         """Refuse a job without settings of adapters, unless the files provably belong to the framework."""

@@ -1,0 +1,1 @@
+accelerate launch ( --model_name_or_path m

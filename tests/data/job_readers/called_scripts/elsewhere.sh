@@ -1,0 +1,2 @@
+export MODEL=Qwen/Qwen2.5-7B
+bash ../other/train.sh 1024 8

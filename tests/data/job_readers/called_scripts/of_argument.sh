@@ -1,0 +1,1 @@
+bash $1/train.sh

@@ -1,0 +1,110 @@
+"""Write the names of the settings of pinned releases, which the tests hold against job_keys.yaml.
+
+Usage: python tests/helpers/pinned_fields.py [FOLDER]
+
+The wheels come from FOLDER, or are downloaded with pip. Nothing in them is run: their classes are parsed. For a new
+release, change its version in RELEASES, and run this again; the diff of the file is that of the releases.
+"""
+
+import ast
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+FIELDS = Path(__file__).parents[1] / "data" / "pinned_fields.yaml"
+
+
+class Release(NamedTuple):
+    """A release of a package, and the files whose classes have its settings; all classes where none is named."""
+
+    package: str
+    version: str
+    files: dict[str, tuple[str, ...]]
+
+
+RELEASES = (
+    Release(
+        "trl",
+        "1.9.0",
+        {
+            "trl/trainer/base_config.py": ("_BaseConfig",),
+            "trl/trainer/sft_config.py": ("SFTConfig",),
+            "trl/trainer/model_config.py": ("ModelConfig",),
+            "trl/scripts/utils.py": ("ScriptArguments", "DatasetMixtureConfig"),
+        },
+    ),
+    Release(
+        "llamafactory",
+        "0.9.5",
+        {
+            "llamafactory/hparams/data_args.py": (),
+            "llamafactory/hparams/finetuning_args.py": (),
+            "llamafactory/hparams/model_args.py": (),
+            "llamafactory/hparams/training_args.py": (),
+        },
+    ),
+    Release(
+        "axolotl",
+        "0.18.0",
+        {
+            "axolotl/utils/schemas/config.py": ("AxolotlInputConfig",),
+            "axolotl/utils/schemas/training.py": ("HyperparametersConfig",),
+            "axolotl/utils/schemas/peft.py": ("LoraConfig", "ReLoRAConfig"),
+            "axolotl/utils/schemas/model.py": ("ModelInputConfig", "ModelOutputConfig"),
+            "axolotl/utils/schemas/deprecated.py": ("DeprecatedParameters", "RemappedParameters"),
+            "axolotl/integrations/liger/args.py": (),
+            "axolotl/integrations/cut_cross_entropy/args.py": (),
+        },
+    ),
+)
+
+
+def fields_of(source: str, classes: tuple[str, ...]) -> dict[str, list[str]]:
+    """The annotated names of the classes of a module.
+
+    >>> fields_of("class A:\\n    one: int = 1\\n    two = 2\\n", ())
+    {'A': ['one']}
+    """
+    found = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    return {
+        node.name: [each.target.id for each in node.body if isinstance(each, ast.AnnAssign)]
+        for node in found
+        if not classes or node.name in classes
+    }
+
+
+def read(release: Release, folder: Path) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    """The fields of each file of a release, from its wheel in a folder."""
+    wheel = next(folder.glob(f"{release.package}-{release.version}-*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        for name, classes in release.files.items():
+            found = fields_of(archive.read(name).decode(), classes)
+            missing = set(classes) - set(found)
+            assert not missing, f"{name} has no {missing}"
+            yield name, {kind: fields for kind, fields in found.items() if fields}
+
+
+def main(folder: Path) -> None:
+    table = {
+        release.package: {"version": release.version, "files": dict(read(release, folder))} for release in RELEASES
+    }
+    head = "# Written by tests/helpers/pinned_fields.py from the wheels of these releases.\n"
+    FIELDS.write_text(head + yaml.safe_dump(table, sort_keys=False, width=120, default_flow_style=None))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        main(Path(sys.argv[1]))
+    else:
+        with tempfile.TemporaryDirectory() as downloads:
+            wheels = [f"{release.package}=={release.version}" for release in RELEASES]
+            subprocess.run(
+                [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", downloads, *wheels], check=True
+            )
+            main(Path(downloads))
