@@ -275,7 +275,7 @@ class _Launcher:
         """The number of workers, and of processes over all of them."""
         nodes, per_node = (allocation.nodes, allocation.gpus_per_node)
         match self._program:
-            case "torchrun":
+            case "torchrun" | "tune":
                 workers = self._number("nnodes") or (nodes if on_kubernetes else 1)
                 default = per_node if on_kubernetes or self._is_all("nproc_per_node") else 1
                 each = self._number("nproc_per_node") or default

@@ -26,6 +26,7 @@ from autoconf.jobs.importers.other_files import (
     refuse_objective,
 )
 from autoconf.jobs.importers.shell import Command, Script, follow
+from autoconf.jobs.importers.torchtune import OF_COMPONENTS
 from autoconf.jobs.importers.words import described, is_unknown
 
 # Options of the launchers that take no value: accelerate v1.14.0, commands/launch.py; torch 2.13, distributed/run.py;
@@ -238,6 +239,8 @@ def _launched(program: str, rest: list[str], place: PlaceOf, variables: Mapping[
         if rest[:1] != ["launch"]:
             return None
         program, rest = "accelerate-launch", rest[1:]
+    if program == "tune" and rest[:1] == ["run"]:
+        return _tune(rest[1:], place)
     if program in OTHER_TOOLS and (program not in STARTS or (rest[:1] and rest[0] in STARTS[program])):
         _refuse_tool(place(program), OTHER_TOOLS[program])
     if program in _LLAMA_FACTORY:
@@ -253,6 +256,26 @@ def _launched(program: str, rest: list[str], place: PlaceOf, variables: Mapping[
 
 def _refuse_tool(place: Place, tool: str) -> None:
     raise BadInput(f"{place}: a command of {tool}, which is not read; {nearest(tool)}")
+
+
+def _tune(words: Sequence[str], place: PlaceOf) -> Launch | None:
+    """``tune run`` of a recipe that fine-tunes, with a config that is a file; torchtune's own configs are not read."""
+    launcher, recipe, rest = _launcher(words)
+    if objective := objective_in(recipe):
+        refuse_objective(place(recipe), objective)
+    arguments = {key_of(name): (name, value) for name, value in options_of(rest)}
+    config = str(arguments.pop("config", ("", ""))[1])
+    if "finetune" not in recipe or not config.endswith((".yaml", ".yml")):
+        _refuse_tool(place("tune"), OTHER_TOOLS["tune"])
+    for name, _ in arguments.values():
+        if key_of(name).endswith("._component_") or key_of(name) in OF_COMPONENTS:
+            raise BadInput(f"{place(name)}: write this key in the recipe, because it decides others")
+    found = [
+        Setting(place("tune"), "launcher", "program", "tune"),
+        Setting(place(config), "torchtune", "config", config),
+    ]
+    found += option_settings(launcher, "accelerate", place)
+    return Launch("torchtune", [*found, *option_settings(arguments.values(), "torchtune", place)], recipe)
 
 
 def _environment(variables: Mapping[str, str], place: PlaceOf) -> Iterator[Setting]:

@@ -15,6 +15,7 @@ from autoconf.jobs.importers.documents import Document, NotDocuments, load_docum
 from autoconf.jobs.importers.evidence import dialect_of
 from autoconf.jobs.importers.key_table import Place, Setting, job_keys, settings
 from autoconf.jobs.importers.other_files import OFF
+from autoconf.jobs.importers.torchtune import recipe_settings
 from autoconf.jobs.importers.words import described, is_unknown
 
 # Keys whose value is another file, and the dialect of that file.
@@ -31,6 +32,7 @@ _NAMING = {
     ("axolotl", "config"): "axolotl",
     ("llama-factory", "config"): "llama-factory",
     ("open-instruct", "config"): "open-instruct",
+    ("torchtune", "config"): "torchtune",
     ("llama-factory", "fsdp_config"): "fsdp",
 }
 BUNDLED_FILES = Path(__file__).with_name("bundled_files.yaml")
@@ -192,7 +194,9 @@ def _settings(text: str, path: str, dialect: str, setting: Setting) -> list[Sett
         raise BadInput(
             f"{setting.place}: {shortened(setting.value)!r}: must be {dialect} settings, has {shortened(key)}"
         )
-    return list(settings(dialect, document.value, place))
+    return list(
+        recipe_settings(document.value, place) if dialect == "torchtune" else settings(dialect, document.value, place)
+    )
 
 
 def places_in(document: Document, path: str) -> Callable[[str], Place]:

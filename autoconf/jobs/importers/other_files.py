@@ -146,9 +146,16 @@ def check_objective(settings: Iterable[Setting], files: Iterable[str]) -> None:
             if any(fnmatchcase(key, pattern) for pattern in keys):
                 refuse_objective(setting.place, objective)
     for file in files:
-        named = objective_in(Path(file).name)
+        named = objective_in(Path(file).name) or _objective_of_folder(file)
         if named and named != "distillation":  # many are named after data that another model generated
             refuse_objective(Place(file), named)
+
+
+def _objective_of_folder(file: str) -> str | None:
+    """The objective of recipes in a folder of its name, such as ``dpo/config_full.yaml``."""
+    named = _OBJECTIVES.get(Path(file).parent.name.casefold())
+    is_sft = "sft" in re.findall(r"[a-z]+", Path(file).name.casefold())
+    return named if named in ("preference optimization", "reinforcement learning") and not is_sft else None
 
 
 def refuse_objective(place: Place, objective: str) -> NoReturn:

@@ -12,6 +12,8 @@ _COMPONENT = "_component_"
 _BUILDER = re.compile(r"torchtune\.models\.(\w+)\.(q?lora_)?(\w+)")
 _SECTIONS = ("model", "optimizer", "loss")
 _TARGETS = ("lora_attn_modules", "apply_lora_to_mlp", "apply_lora_to_output")
+# Keys that are read together with the classes and functions of their sections.
+OF_COMPONENTS = (*_SECTIONS, *(f"model.{key}" for key in _TARGETS), "optimizer.fused")
 _OF_MLP = ["gate_proj", "up_proj", "down_proj"]  # w1, w3 and w2 there
 
 
