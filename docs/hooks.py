@@ -59,6 +59,8 @@ def inputs() -> str:
             default = "required"
         elif field in ("batch_size", "per_device_train_batch_size"):
             default = "one of the two"
+        elif field == "gpu_memory_gib":
+            default = "that of the type"
         others = " ".join(map(_code, names(field)[1:]))
         rows.append({"input": _code(field), "default": default, "meaning": info.description, "other options": others})
     return _table(rows)

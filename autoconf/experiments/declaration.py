@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import autoconf.experiments.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
 from autoconf.experiments.domains import property_domain
-from autoconf.jobs.job import BATCHES, NUMBERS, REQUIRED, TRAINING_STACK, Workload
+from autoconf.jobs.job import BATCHES, GPU_MEMORY, NUMBERS, REQUIRED, TRAINING_STACK, Workload, with_gpu
 from autoconf.jobs.queries import ALL_ARGUMENTS, Query
 from autoconf.jobs.values import is_empty
 
@@ -94,7 +94,7 @@ def _arguments(
             raise ValueError(f"{field}: given twice")
         if field not in parameters:
             raise ValueError(f"{field}: no such field; the fields are {', '.join(parameters)}")
-    given |= fields
+    given = with_gpu(given | fields)
     if missing := [f"{field}: is required" for field in required if is_empty(given.get(field))]:
         raise ValueError("; ".join(missing))
     return given
@@ -110,7 +110,9 @@ def _outputs(answer: Any, names: Iterable[str]) -> Outputs:
 def _signature(required: Iterable[str], optional: dict[str, int | str]) -> Signature:
     def parameter(field: str, default: Any) -> Parameter:
         number = field in (*NUMBERS, *ALL_ARGUMENTS)
-        annotation = str if not number else int | str if default == "" else int
+        annotation: Any = str if not number else int | str if default == "" else int
+        if field == GPU_MEMORY:
+            annotation = float | str
         return Parameter(field, Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
 
     parameters = [*(parameter(f, Parameter.empty) for f in required), *(parameter(f, d) for f, d in optional.items())]

@@ -9,7 +9,7 @@ from typing import Any
 
 import autoconf.experiments.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
 from autoconf.errors import AutoConfError
-from autoconf.jobs.job import NAMES, NUMBERS, choices
+from autoconf.jobs.job import GPU_MEMORY, NAMES, NUMBERS, choices
 from autoconf.jobs.presets import SETTINGS
 from autoconf.jobs.queries import ARGUMENTS, RUN_LENGTH
 
@@ -20,6 +20,7 @@ _VERSIONS = Path(__file__).parents[1] / "AutoGluonModels"
 # is far beyond the domain of any version.
 _LARGEST = 2**20
 _LENGTHS = [10**exponent for exponent in range(10)]  # any whole number is valid
+_MEMORY = [8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192]  # usual sizes; any number from 1 to 1024 is valid
 _RANKS = [2**exponent for exponent in range(11)]  # usual ranks; any whole number is valid
 
 
@@ -47,6 +48,8 @@ def _values(field: str) -> list[Any]:
         return [False, True]
     if field == "lora_r":
         return ["", *_RANKS]
+    if field == GPU_MEMORY:
+        return ["", *_MEMORY]
     if field in RUN_LENGTH:
         return ["", *_LENGTHS]
     return [*([""] if field in SETTINGS else []), *choices(field)]

@@ -20,7 +20,7 @@ from autoconf.jobs.stack import (
     Stack,
     Upcast,
 )
-from autoconf.jobs.values import choice, flag, is_empty, name, whole_number
+from autoconf.jobs.values import choice, flag, gibibytes, is_empty, name, whole_number
 
 # Answers hold only for this training stack.
 TRAINING_STACK = (
@@ -34,6 +34,8 @@ BATCHES = ("batch_size", "per_device_train_batch_size")  # a job has exactly one
 # The fields that decide the training stack.
 STACK_FIELDS = ("method", "gradient_accumulation_steps", "stack", *SETTINGS)
 TOGETHER = (*BATCHES, *STACK_FIELDS)  # fields that can exclude each other
+GPU_MEMORY = "gpu_memory_gib"  # describes a GPU that has no name
+UNNAMED = "unnamed"  # its ``gpu_model``
 
 
 def read(field: str, value: Any, optional: Mapping[str, Any] | None = None) -> Any:
@@ -62,6 +64,8 @@ def read(field: str, value: Any, optional: Mapping[str, Any] | None = None) -> A
         return name(field, value)
     if field in FLAGS:
         return flag(field, value)
+    if field == GPU_MEMORY:
+        return gibibytes(field, value)
     return whole_number(field, value) if field in NUMBERS else choice(field, value, choices(field))
 
 
@@ -70,7 +74,17 @@ def _describe(what: str, choices: Any) -> str:
     return f"{what}: {', '.join(get_args(choices))}; by default the stack's"
 
 
-_GPU_MODEL = "GPU type as the version's domain names it, such as NVIDIA-A100-80GB-PCIe"
+def with_gpu(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a job, in which a GPU that is given by its memory alone has a name.
+
+    >>> with_gpu({"gpu_memory_gib": 24})
+    {'gpu_memory_gib': 24, 'gpu_model': 'unnamed'}
+    """
+    unnamed = is_empty(fields.get("gpu_model")) and not is_empty(fields.get(GPU_MEMORY))
+    return {**fields, "gpu_model": UNNAMED} if unnamed else dict(fields)
+
+
+_GPU_MODEL = "GPU type as the version's domain names it, such as NVIDIA-A100-80GB-PCIe; any name with gpu_memory_gib"
 _TOKENS = "Tokens that each sample is padded or truncated to; a whole number >= 1"
 
 
@@ -151,13 +165,18 @@ class Job(BaseModel):
             Offload,
         ),
     )
+    gpu_memory_gib: float | None = Field(
+        None,
+        description="Usable memory of each GPU, as CUDA reports it, for a type that is not in the version's domain, or "
+        "of which less is usable; GiB from 1 to 1024; known from version 3.0.0",
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _given(cls, fields: Any) -> Any:
         if not isinstance(fields, dict):
             return fields
-        return {f: value for f, value in fields.items() if f not in cls.model_fields or not is_empty(value)}
+        return with_gpu({f: v for f, v in fields.items() if f not in cls.model_fields or not is_empty(v)})
 
     @field_validator("*", mode="before")
     @classmethod

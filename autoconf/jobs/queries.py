@@ -9,6 +9,7 @@ from typing import Any
 
 from autoconf.jobs.job import (
     BATCHES,
+    GPU_MEMORY,
     OPTIONAL,
     REQUIRED,
     REQUIRED_OF_JOB,
@@ -18,6 +19,7 @@ from autoconf.jobs.job import (
     check_batch,
     read,
     stack_of,
+    with_gpu,
 )
 from autoconf.jobs.values import is_empty, whole_number
 
@@ -82,6 +84,8 @@ class Query:
     def __post_init__(self) -> None:
         answered = tuple(name for name in self.answers if name in Workload.model_fields)
         without = {*answered, *BATCHES} - {*self.batches}
+        if "gpu_model" in answered:
+            without.add(GPU_MEMORY)
         if "workers" not in self.answers:
             without |= {"max_gpus", "even_layouts"} | ({"gpus_per_worker"} if not self.has_nodes else set())
         all_fields = (*Workload.model_fields, *self.arguments, *self.optional_arguments)
@@ -111,7 +115,7 @@ class Query:
             ValueError: a field is missing, unknown or invalid, is one that the query answers, or fields exclude each
                 other; the message names every such field.
         """
-        problems, numbers = [], {}
+        problems, numbers, fields = [], {}, with_gpu(fields)
         arguments = (*self.arguments, *self.optional_arguments)
         try:
             job = Job.parse(**{field: value for field, value in fields.items() if field not in arguments})
@@ -152,6 +156,8 @@ class Query:
 
     def _check(self, fields: Mapping[str, Any]) -> None:
         """Check that a job has exactly one batch that the query allows, and no field that the query answers."""
+        if "gpu_model" in self.answered and fields.get(GPU_MEMORY) is not None:
+            raise ValueError(f"{GPU_MEMORY}: describes a GPU, which is the output of this query; omit it")
         for field in self.answered:
             if fields.get(field) is not None:
                 raise ValueError(f"{field}: is the output of this query; omit it")
@@ -161,9 +167,9 @@ class Query:
 
     def contradictions(self, columns: Mapping[str, Sequence[Any]]) -> dict[int, str]:
         """Find rows whose fields, each valid by itself, exclude each other: the reason by the position of the row."""
-        together = (*TOGETHER, *self.answered, *self.optional_arguments)
+        together = (*TOGETHER, *self.answered, *self.optional_arguments, GPU_MEMORY)
         present = [field for field in dict.fromkeys(together) if field in columns]
-        only_whether = {*BATCHES, *self.answered, *self.optional_arguments}
+        only_whether = {*BATCHES, *self.answered, *self.optional_arguments, GPU_MEMORY}
 
         @lru_cache(maxsize=65_536)  # a table has few stacks; only the presence of batches and answered fields matters
         def problem(*values: Any) -> str:
@@ -185,7 +191,8 @@ class Query:
         >>> MIN_GPUS.missing_columns(["model_name", "method", "gpu_model", "batch_size"])
         ['tokens_per_sample']
         """
-        missing = [field for field in self.required if field not in columns]
+        given = {"gpu_model"} if GPU_MEMORY in columns else ()
+        missing = [field for field in self.required if field not in columns and field not in given]
         if not self.batches or any(field in columns for field in self.batches):
             return missing
         return [*missing, " or ".join(self.batches)]

@@ -13,6 +13,7 @@ _LONGEST_NUMBER = 40  # characters; longer texts are not meaningful numbers
 # No field is meaningful beyond this, and up to it 64-bit arithmetic is exact.
 LARGEST_NUMBER = 2**53
 _LONGEST_NAME = 300
+_MOST_GIB = 1024  # more than any GPU has
 
 
 def is_empty(value: Any) -> bool:
@@ -100,6 +101,29 @@ def positive_number(field: str, value: Any) -> float:
     if number is None or not 0 < number <= LARGEST_NUMBER:
         raise ValueError(f"{field}: must be a number > 0, got {_quoted(value)}")
     return float(number)
+
+
+def gibibytes(field: str, value: Any) -> float:
+    """Read memory in GiB, from 1 to 1,024.
+
+    Raises:
+        ValueError: the value is anything else; for a number that is likely MiB or bytes, the message says so.
+
+    >>> gibibytes("gpu_memory_gib", "23.5")
+    23.5
+    >>> gibibytes("gpu_memory_gib", 24564)
+    Traceback (most recent call last):
+    ValueError: gpu_memory_gib: must be a number of GiB from 1 to 1024, got 24564 (24564 MiB are 23.99 GiB)
+    """
+    number = _number(value)
+    if number is not None and 1 <= number <= _MOST_GIB:
+        return float(number)
+    hint = ""
+    if number is not None and 0 < number <= LARGEST_NUMBER:
+        for unit, of_one in (("MiB", 2**10), ("bytes", 2**30)):
+            if 1 <= (gib := float(number) / of_one) <= _MOST_GIB:
+                hint = hint or f" ({int(number)} {unit} are {gib:.2f} GiB)"
+    raise ValueError(f"{field}: must be a number of GiB from 1 to {_MOST_GIB}, got {_quoted(value)}{hint}")
 
 
 def _number(value: Any) -> int | Fraction | Decimal | None:

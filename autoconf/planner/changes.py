@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from autoconf.jobs.job import STACK_FIELDS, stack_of
+from autoconf.jobs.job import GPU_MEMORY, STACK_FIELDS, stack_of
 from autoconf.jobs.names import key
 from autoconf.memory.units import Booleans, Integers
 from autoconf.planner import hardware
@@ -46,6 +46,8 @@ def changed(columns: JobColumns, tried: Sequence[Tried]) -> JobColumns:
         jobs[field] = list(column(jobs, field))
     for position, (_, field, value) in enumerate(tried):
         jobs[field][position] = value
+        if field == "gpu_model" and GPU_MEMORY in jobs:  # the memory was that of the GPU that is replaced
+            jobs[GPU_MEMORY][position] = None
     return jobs
 
 
@@ -219,7 +221,12 @@ def larger_gpus(predictor: Predictor, columns: JobColumns) -> list[list[str]]:
         name = names.find(written)
         least = np.inf if name is None else gpus[name].usable_gib
         found[written] = [other for usable, other in types if usable > least or (usable == least and name not in newer)]
-    return [found[written] for written in columns["gpu_model"]]
+    return [
+        found[written]
+        if gib is None
+        else [other for usable, other in types if usable > gib and other != names.find(written)]
+        for written, gib in zip(columns["gpu_model"], column(columns, GPU_MEMORY), strict=True)
+    ]
 
 
 # --- the tables -------------------------------------------------------------------------------------------------------

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
 
-from autoconf.jobs.job import OPTIONAL, REQUIRED, STACK_FIELDS, stack_of
+from autoconf.jobs.job import GPU_MEMORY, OPTIONAL, REQUIRED, STACK_FIELDS, stack_of
+from autoconf.jobs.model_names import ModelNames
 from autoconf.jobs.presets import SETTINGS, training_stack
 from autoconf.jobs.values import LARGEST_NUMBER
 from autoconf.memory.units import Booleans, Floats, Integers, Unsupported
 from autoconf.planner import hardware
-from autoconf.planner.known_names import names_of
+from autoconf.planner.given_gpus import given_gpus
+from autoconf.planner.known_names import model_names_of, names_of
 from autoconf.planner.results import Problem
 from autoconf.predictor.predictor import Predictor
 
@@ -110,6 +112,8 @@ class _Lookup:
     def __init__(self, predictor: Predictor) -> None:
         self.version, self.domain = predictor.card.version, predictor.domain
         self.names = names_of(self.domain)
+        self.models = model_names_of(self.domain)
+        self.given_gpus = given_gpus(predictor)
         largest = self.domain.max_batch_size
         self.limits = (  # the largest sizes of a job
             ("tokens_per_sample", self.domain.max_tokens_per_sample),
@@ -135,7 +139,10 @@ class _Lookup:
 
     def __call__(self, columns: JobColumns) -> Placed:
         problems: Problems = {}  # the first problem of a job is its reason
-        models, methods, gpus = (self._find(field, column(columns, field), problems) for field in self.names)
+        models, methods = (
+            self._find(field, column(columns, field), problems) for field in self.names if field != "gpu_model"
+        )
+        gpus, usable_gib = self._gpus(columns, problems)
         tokens, batch_size, each = (self._sizes(field, limit, columns, problems) for field, limit in self.limits)
         longest = self._longest(columns, models, tokens, problems)
         if self.refusing:
@@ -145,7 +152,7 @@ class _Lookup:
         per_worker, most = (np.array(column(columns, field), np.int64) for field in ("gpus_per_worker", "max_gpus"))
         jobs = JobArrays(
             rows=rows,
-            usable_gib=np.array([self.usable_gib.get(gpu, 0.0) for gpu in gpus]),
+            usable_gib=usable_gib,
             tokens_per_sample=tokens,
             batch_size=np.where(each > 0, each, batch_size),
             per_device=each > 0,
@@ -157,14 +164,28 @@ class _Lookup:
         )
         return Placed(jobs if not problems else jobs.subset(fine), fine, problems)
 
-    def _find(self, field: str, values: list[str], problems: Problems) -> list[str]:
+    def _gpus(self, columns: JobColumns, problems: Problems) -> tuple[list[str], Floats]:
+        """The types of the jobs' GPUs, empty text where the domain has none, and the usable memory of one GPU."""
+        written = column(columns, "gpu_model")
+        given = self.given_gpus.all_of(written, column(columns, GPU_MEMORY))
+        names = self._find("gpu_model", written, problems, {*given})
+        usable = np.array([self.usable_gib.get(name, 0.0) for name in names])
+        for index, gpu in given.items():
+            names[index], usable[index] = gpu.type, columns[GPU_MEMORY][index]
+            if gpu.problem:
+                problems.setdefault(index, outside(gpu.problem))
+        return names, usable
+
+    def _find(
+        self, field: str, values: list[str], problems: Problems, may_be_unknown: Container[int] = ()
+    ) -> list[str]:
         """The domain's names for the names that users wrote; empty text for an unknown name."""
         known = self.names[field]
         names = {value: known.exact.get(value) or known.find(value) or "" for value in set(values)}
         unknown = {value: outside(known.refusal(value, self.version)) for value, name in names.items() if not name}
         if unknown:
             for index, value in enumerate(values):
-                if value in unknown:
+                if value in unknown and index not in may_be_unknown:
                     problems.setdefault(index, unknown[value])
         return [names[value] for value in values]
 
@@ -205,6 +226,11 @@ class _Lookup:
                 else:
                     found[index] = row
         return found
+
+
+def model_names(predictor: Predictor) -> ModelNames:
+    """The names of a version's models."""
+    return _lookup(predictor).models
 
 
 def outside(reason: str) -> Problem:

@@ -13,7 +13,7 @@ from autoconf.jobs.importers.gpus_of_job import Counted
 from autoconf.jobs.importers.patch import Layout, Patched, patch_files
 from autoconf.jobs.importers.reader import read_job
 from autoconf.jobs.importers.translate import JobFile
-from autoconf.jobs.job import Workload
+from autoconf.jobs.job import Workload, with_gpu
 from autoconf.jobs.model_config import config_file
 from autoconf.jobs.model_names import ModelNames
 from autoconf.jobs.names import listed
@@ -139,7 +139,8 @@ def _evidence(job: JobFile) -> str:
 
 def missing_of(job: JobFile, fields: Mapping[str, Any], query: Query) -> str:
     """The required fields of a query that are neither in the files nor in the options; empty if there are none."""
-    missing = [field for field in query.required if field not in fields]
+    given = with_gpu(fields)
+    missing = [field for field in query.required if field not in given]
     if query.batches and not any(batch in fields for batch in query.batches):
         missing.append("per_device_train_batch_size")
     if not missing:

@@ -19,10 +19,20 @@ def gpu_names(domain: Domain) -> GpuNames:
     return GpuNames(usable_gib, {name: gpu.aliases for name, gpu in domain.gpus.items()})
 
 
+def model_names_of(domain: Domain) -> ModelNames:
+    """The models of a domain.
+
+    >>> from autoconf.predictor import registry
+    >>> model_names_of(registry.card("2.0.0").domain).find("huggyllama/llama-7b")
+    'llama-7b'
+    """
+    return ModelNames({name: model.aliases for name, model in domain.models.items()})
+
+
 def names_of(domain: Domain) -> dict[str, Names]:
     """The names in each field of a job that has names."""
     return {
-        "model_name": ModelNames({name: model.aliases for name, model in domain.models.items()}),
+        "model_name": model_names_of(domain),
         "method": Names(dict.fromkeys(domain.methods, ()), field="method"),
         "gpu_model": gpu_names(domain),
     }

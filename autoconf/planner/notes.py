@@ -6,9 +6,10 @@ from collections.abc import Container
 from functools import lru_cache
 from typing import Any
 
-from autoconf.jobs.job import STACK_FIELDS, stack_of
+from autoconf.jobs.job import GPU_MEMORY, STACK_FIELDS, stack_of
 from autoconf.planner import hardware
 from autoconf.planner.domain import JobColumns, column
+from autoconf.planner.given_gpus import given_gpus
 from autoconf.planner.known_names import names_of
 from autoconf.predictor.predictor import Predictor
 
@@ -26,6 +27,7 @@ class _Writer:
     def __init__(self, predictor: Predictor) -> None:
         self.domain = predictor.domain
         self.names = names_of(self.domain)
+        self.given_gpus = given_gpus(predictor)
         self.own: dict[str, Container[str]] = {
             "model_name": self.names["model_name"].exact,
             "method": self.names["method"].exact,
@@ -49,13 +51,23 @@ class _Writer:
             for name in set(columns.get("gpu_model", ()))
             if (name if name in self.domain.gpus else gpus.find(name)) in self.doubtful
         }
-        if not doubtful and not any(any(of_field.values()) for of_field in notes):
+        given = self._of_given_gpus(columns)
+        if not doubtful and not given and not any(any(of_field.values()) for of_field in notes):
             return [()] * len(columns["model_name"])
         named = (
             tuple(note for of_field, name in zip(notes, names, strict=True) if (note := of_field[name]))
             for names in zip(*(columns[field] for field in fields), strict=True)
         )
-        return [found + self._warnings(columns, index, doubtful) for index, found in enumerate(named)]
+        return [
+            found + given.get(index, ()) + self._warnings(columns, index, doubtful) for index, found in enumerate(named)
+        ]
+
+    def _of_given_gpus(self, columns: JobColumns) -> dict[int, Notes]:
+        """The notes on GPUs that jobs give by their memory, by position."""
+        if GPU_MEMORY not in columns or "gpu_model" not in columns:
+            return {}
+        given = self.given_gpus.all_of(columns["gpu_model"], columns[GPU_MEMORY])
+        return {index: (gpu.note,) for index, gpu in given.items() if gpu.note}
 
     def _warnings(self, columns: JobColumns, index: int, doubtful: set[str]) -> Notes:
         if not doubtful or (name := columns["gpu_model"][index]) not in doubtful:

@@ -158,7 +158,8 @@ def _speed_jobs(
         model, gpu = (str(names[field].find(columns[field][position])) for field in ("model_name", "gpu_model"))
         shapes = known_shapes(model)
         if shapes is None or gpu not in gpu_speeds():
-            what = f"model {model}: only models of the package have shapes" if shapes is None else f"GPU type {gpu}"
+            written = columns["gpu_model"][position]
+            what = f"model {model}: only models of the package have shapes" if shapes is None else f"GPU type {written}"
             problems[index] = outside(f"throughput is not known for {what}")
             continue
         fields = {field: column(columns, field)[position] for field in STACK_FIELDS}

@@ -38,7 +38,7 @@ def _plain(schema: dict[str, Any]) -> dict[str, Any]:
         del kept["default"]
     (kind,) = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
     kept |= {key: value for key, value in kind.items() if key in ("type", "enum")}
-    return kept | ({"minimum": 1} if kept.get("type") == "integer" else {})
+    return kept | ({"minimum": 1} if kept.get("type") in ("integer", "number") else {})
 
 
 def answer_schema(served: ServiceQuery) -> dict[str, Any]:

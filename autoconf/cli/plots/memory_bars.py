@@ -143,10 +143,11 @@ def _title(explanation: Explanation) -> str:
 def settings_of(job: Job) -> list[str]:
     """A job in a few words for the line below a title."""
     batch = job.batch_size or f"{job.per_device_train_batch_size} on each GPU"
+    gpu = str(job.gpu_model) if job.gpu_memory_gib is None else f"{job.gpu_model} GPU of {job.gpu_memory_gib:g} GiB"
     steps = job.gradient_accumulation_steps
     accumulation = "1 micro-batch" if steps == 1 else f"{steps} micro-batches"
     return [
-        job.model_name, job.method, str(job.gpu_model), f"{job.tokens_per_sample} tokens per sample",
+        job.model_name, job.method, gpu, f"{job.tokens_per_sample} tokens per sample",
         f"batch size {batch}", f"{accumulation} per step", job.stack_name(),
     ]  # fmt: skip
 

@@ -45,6 +45,7 @@ function field(name, schema, choices, required) {
   } else {
     const input = element("input", described);
     if (schema.type === "integer") input.inputMode = "numeric";
+    if (schema.type === "number") input.inputMode = "decimal";
     if (schema.default !== undefined) input.placeholder = schema.default;
     if (choices) {
       input.setAttribute("list", `${id}-names`);
