@@ -12,6 +12,7 @@ from autoconf.cli.options import exit_codes
 from autoconf.cli.save_job import save_job
 from autoconf.cli.spellings import own_name
 from autoconf.errors import BadInput
+from autoconf.jobs.model_config import config_file, without_config
 from autoconf.jobs.values import is_empty
 from autoconf.planner.job_files import FromFiles
 
@@ -19,7 +20,15 @@ from autoconf.planner.job_files import FromFiles
 def given_fields(command: CommandQuery, context: typer.Context) -> dict[str, str]:
     """The fields and arguments of one job that options give."""
     fields = command.query.fields
-    return {field: context.params[field] for field in fields if not is_empty(context.params[field])}
+    given = {field: context.params[field] for field in fields if not is_empty(context.params[field])}
+    if (config := context.params["model_config"]) is not None:
+        if "model_name" in given:
+            raise BadInput("--model-config and --model-name exclude each other")
+        if config_file(config) is None:
+            problem = without_config(config) or f"{config} is no folder, and its name does not end in .json"
+            raise BadInput(f"--model-config: {problem}")
+        given["model_name"] = config
+    return given
 
 
 def job_of(command: CommandQuery, context: typer.Context) -> FromFiles:

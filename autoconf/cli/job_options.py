@@ -11,7 +11,7 @@ from rich.markup import escape
 from autoconf.cli.command import AS_CSV, Command, advising
 from autoconf.cli.options import ExitCode, with_options
 from autoconf.cli.spellings import advice, names
-from autoconf.jobs.job import BATCHES, NAMES, NUMBERS, Workload, choices
+from autoconf.jobs.job import BATCHES, GPU_MEMORY, NAMES, NUMBERS, Workload, choices
 from autoconf.jobs.presets import SETTINGS
 from autoconf.jobs.queries import ALL_ARGUMENTS, Query
 from autoconf.predictor import registry
@@ -31,6 +31,16 @@ _OF_EVERY_QUERY: dict[str, Any] = {
             help="Read one job from a Kubernetes manifest, a script for a shell, Slurm or LSF, a Python script, "
             "arguments of TRL or the Trainer, or a config of accelerate, axolotl or LLaMA-Factory; a folder is "
             "searched for these; several files form one job; options override them.",
+        ),
+    ],
+    "model_config": Annotated[
+        str | None,
+        typer.Option(
+            "--model-config",
+            metavar="FILE",
+            show_default=False,
+            help="Instead of --model-name: a Hugging Face config.json, or a folder with one. A model that no version "
+            "has is traced at the first time, in a minute or two, which needs the extra \\[build].",
         ),
     ],
     "saved_job": Annotated[
@@ -113,12 +123,19 @@ def _field_option(query: Query, field: str) -> Any:
     option = typer.Option(
         *names(field),
         help=escape(f"{_description(field)}{f' (default: {default})' if default else ''}."),
-        metavar="CHOICE" if _choices(field) else "INTEGER" if field in (*NUMBERS, *ALL_ARGUMENTS) else "TEXT",
+        metavar=_metavar(field),
         show_default=False,
         rich_help_panel=panel,
         autocompletion=_completion(field),
     )
     return Annotated[str | None, option]
+
+
+def _metavar(field: str) -> str:
+    """The kind of value that the help shows for a field."""
+    if field == GPU_MEMORY:
+        return "NUMBER"
+    return "CHOICE" if _choices(field) else "INTEGER" if field in (*NUMBERS, *ALL_ARGUMENTS) else "TEXT"
 
 
 def _description(field: str) -> str:

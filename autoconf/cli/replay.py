@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from autoconf.cli.ask import CommandQuery, OutputOptions, answer_one
-from autoconf.cli.build_extra import check_build_extra
 from autoconf.cli.console import show_replay
 from autoconf.cli.options import note, picture_kind
 from autoconf.cli.output import output, write_object
@@ -27,6 +26,7 @@ from autoconf.planner.hardware import compute_capability
 from autoconf.planner.known_names import names_of
 from autoconf.planner.results import Estimate
 from autoconf.predictor import registry
+from autoconf.predictor.build_extra import check_build_extra
 
 if TYPE_CHECKING:
     from autoconf.pipeline.replay.judge import Timeline, Verdict
@@ -123,7 +123,6 @@ def _replayed(
     names = names_of(domain)
     model, gpu = names["model_name"].find(job.model_name), names["gpu_model"].find(job.gpu_model)
     method = names["method"].find(job.method)
-    assert model is not None and gpu is not None  # otherwise there was no estimate
     with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):  # libraries print, and warn
         try:
             from autoconf.pipeline.catalog import architectures, gpu_types
@@ -136,12 +135,13 @@ def _replayed(
             raise AutoConfError(
                 f"a library of the extra [build] does not import: {type(error).__name__}: {error}"
             ) from None
-        if model not in architectures():
-            raise BadInput(f"--replay: {model} is a user model; only models of released versions can be replayed")
+        if model is None or model not in architectures():
+            user_model = f"{model or job.model_name} is a user model"
+            raise BadInput(f"--replay: {user_model}; only models of released versions can be replayed")
         stack = job.training_stack()
         samples = job.per_device_train_batch_size or (job.batch_size or gpus) // gpus
         batches = Batches(samples, job.tokens_per_sample, job.gradient_accumulation_steps)
-        newer = (compute_capability(gpu, domain.gpus[gpu]) or _capability(gpu)) >= 9
+        newer = gpu is not None and (compute_capability(gpu, domain.gpus[gpu]) or _capability(gpu)) >= 9
         try:
             setup = TrainingSetup(architectures()[model], method, stack, gpus)  # type: ignore[arg-type]
             way = options.loading or "cpu"

@@ -15,7 +15,6 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from autoconf.cli.build_extra import check_build_extra
 from autoconf.cli.console import is_terminal, show_own_model, show_own_version
 from autoconf.cli.options import exit_codes, note
 from autoconf.cli.output import output, write_object
@@ -23,6 +22,7 @@ from autoconf.errors import AutoConfError, BadInput
 from autoconf.jobs.job import read
 from autoconf.jobs.names import Names, words
 from autoconf.predictor import registry, user_versions
+from autoconf.predictor.build_extra import check_build_extra
 
 
 def trace_command(

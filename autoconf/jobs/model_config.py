@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,32 @@ CONFIG = "config.json"
 _LARGEST_BYTES = 1 << 20  # a config has a few kilobytes
 _SAME_FUNCTION = {"gelu_pytorch_tanh": "gelu", "swish": "silu"}  # activations with the same memory
 _SAME_LAYER = {"full_attention": "attention", "linear_attention": "mamba"}  # names in transformers 5
-_SEVERAL_PARTS = ("text_config", "language_config", "llm_config", "vision_config", "audio_config")
+# Keys of the parts of a model that has more than a language model.
+_PARTS = re.compile(
+    r"(text|language|llm|vision|visual|audio|image|img|speech|video|thinker|talker|vq|encoder|decoder|projector)\w*_config"
+    r"|visual|img_processor|audio_processor|embd_layer|\w*vision_tower"
+)
+_QUANTIZED = ("quantization_config", "compression_config", "quantization")
+# Sizes of a model under the names that configs have for them, each with the least and the largest value. The first
+# three groups are in every config.
+_SIZES = (
+    (("hidden_size", "n_embd", "d_model"), 1, 1 << 20),
+    (("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 1, 1024),
+    (("vocab_size",), 1, 1 << 24),
+    (("intermediate_size", "n_inner", "ffn_dim", "moe_intermediate_size"), 1, 1 << 24),
+    (("num_attention_heads", "n_head", "num_key_value_heads", "head_dim"), 1, 1 << 16),
+    (("num_local_experts", "num_experts", "n_routed_experts", "n_shared_experts"), 0, 1 << 13),
+    (("max_position_embeddings", "n_positions", "max_seq_len"), 1, 1 << 30),
+)
+_IN_EVERY_CONFIG = 3
+# Settings that do not affect any tensor of a training step: who saved the config, token ids, inference settings,
+# factors, dropout of attention (FlashAttention keeps no mask).
+_INERT = re.compile(
+    r"_.*|.*_token_ids?|architectures|auto_map|transformers_version|(torch_)?dtype|torchscript|use_cache"
+    r"|return_dict|use_return_dict|output_\w+|initializer_(range|factor)|\w*norm_eps(ilon)?|layer_norm_epsilon"
+    r"|rope_theta|attention_dropout|attn_pdrop|id2label|label2id|num_labels|problem_type|task_specific_params|summary_\w+|finetuning_task"
+    r"|do_sample|temperature|top_[kp]|max_length|min_length|num_beams|repetition_penalty|attn_implementation"
+)
 
 
 class Difference(NamedTuple):
@@ -139,18 +165,69 @@ def known_settings(model: str) -> dict[str, Any] | None:
     return _known().get(model)
 
 
+def memory_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a config without those that never affect memory.
+
+    >>> memory_settings({"model_type": "llama", "_name_or_path": "acme/llama", "rope_theta": 5e5, "vocab_size": 32000})
+    {'model_type': 'llama', 'vocab_size': 32000}
+    """
+    return {key: value for key, value in config.items() if not _INERT.fullmatch(key)}
+
+
 def obstacle(config: Mapping[str, Any]) -> str:
     """The reason why a config cannot be compared by its shapes; empty text if it can.
 
-    >>> obstacle({"model_type": "llama"}), obstacle({})
+    >>> obstacle({"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 512}), obstacle({})
     ('', 'model_type: is missing, so the kind of model is unknown')
+    >>> print(obstacle({"model_type": "llava", "text_config": {}, "vision_config": {}}))
+    vision_config: a model of several parts, such as text and images, is not supported, and no part is left out
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         return "model_type: is missing, so the kind of model is unknown"
-    if parts := [key for key in _SEVERAL_PARTS if key in config]:
-        return f"{parts[0]}: a model of several parts, such as text and images, is not supported"
-    return ""
+    if part := part_besides_text(config):
+        return f"{part}: a model of several parts, such as text and images, is not supported, and no part is left out"
+    if model_type in _table()["types"] and (missing := missing_size(config)):
+        return f"{missing}: is missing"
+    return next((f"{name}: {problem}" for name, problem in _bad_sizes(config)), "")
+
+
+def missing_size(config: Mapping[str, Any]) -> str:
+    """The first size that every config has under one of its names, and this one lacks; empty text if there is none.
+
+    >>> missing_size({"n_embd": 64, "n_layer": 2}), missing_size({"n_embd": 64, "n_layer": 2, "vocab_size": 512})
+    ('vocab_size', '')
+    """
+    in_every_config = [names for names, _, _ in _SIZES[:_IN_EVERY_CONFIG]]
+    return next((names[0] for names in in_every_config if all(config.get(name) is None for name in names)), "")
+
+
+def part_besides_text(config: Mapping[str, Any]) -> str:
+    """The key of a part of a model besides its language model, or of its language model as a part; or empty text.
+
+    >>> part_besides_text({"hidden_size": 64, "visual": {"layers": 48}}), part_besides_text({"hidden_size": 64})
+    ('visual', '')
+    """
+    parts = [key for key, value in config.items() if _PARTS.fullmatch(key) and value not in (None, False)]
+    return min(parts, key=lambda part: part.startswith(("text", "language", "llm")), default="")
+
+
+def quantized(config: Mapping[str, Any]) -> str:
+    """The key that says that the weights of a checkpoint are already quantized; empty text if none does.
+
+    >>> quantized({"quantization_config": {"quant_method": "gptq"}}), quantized({"quantization_config": None})
+    ('quantization_config', '')
+    """
+    return next((key for key in _QUANTIZED if config.get(key) is not None), "")
+
+
+def _bad_sizes(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The sizes of a config that no model has, each with the reason."""
+    for names, least, most in _SIZES:
+        for name in names:
+            value = config.get(name)
+            if isinstance(value, bool | float | str) or (isinstance(value, int) and not least <= value <= most):
+                yield name, f"must be a whole number from {least} to {most}, got {_short(value)}"
 
 
 @cache

@@ -18,10 +18,17 @@ _MOST_DIFFERENCES = 3  # that a refusal names
 
 
 class _Recognized(NamedTuple):
-    """The model that a config was recognized as, with a note; or no model, with the reason."""
+    """The model that a config was recognized as, with a note; or no model, with the reason.
+
+    Attributes:
+        model: the model with the same shapes.
+        message: the note, or the reason.
+        file: the config, if no model has its shapes and it can be traced as far as the config itself shows it.
+    """
 
     model: str | None
     message: str
+    file: Path | None = None
 
 
 class ModelNames(Names):
@@ -48,6 +55,10 @@ class ModelNames(Names):
         """The model that a name, a folder or a ``config.json`` refers to; ``None`` if no or several models match."""
         found = super().find(name)
         return found if found is not None else self._of_file(name).model
+
+    def unmatched_config(self, name: str) -> Path | None:
+        """The config that a name leads to, if it describes a model whose shapes no model of the domain has."""
+        return None if super().find(name) is not None else self._of_file(name).file
 
     def note(self, name: str) -> str:
         """A note about how a model was recognized; empty text if the name is its own, or no model was found."""
@@ -101,13 +112,20 @@ class ModelNames(Names):
         if problem := model_config.obstacle(config):
             return _Recognized(None, f"{file}: {problem}")
         same = model_config.same_shapes(config, self._spellings)
-        if not same:
-            return _Recognized(None, f"{file}: {self._differs(config)}")
-        model = self._likeliest(same, model_config.hub_name(config), Path(name).name)
-        if "quantization_config" in config:
+        quantized = model_config.quantized(config)
+        if quantized and not same:
             return _Recognized(
                 None,
-                f"{file}: quantization_config: the checkpoint is already quantized, and no version supports that; its "
+                f"{file}: {quantized}: the checkpoint is already quantized, and no version supports that; give the "
+                "config of the checkpoint that it was made from",
+            )
+        if not same:
+            return _Recognized(None, f"{file}: {self._differs(config)}", file)
+        model = self._likeliest(same, model_config.hub_name(config), Path(name).name)
+        if quantized:
+            return _Recognized(
+                None,
+                f"{file}: {quantized}: the checkpoint is already quantized, and no version supports that; its "
                 f"shapes are those of {model}: give --model-name {model} for the checkpoint that it was made from",
             )
         others = [other for other in same if other != model]

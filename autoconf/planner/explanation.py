@@ -11,6 +11,7 @@ from autoconf.planner.changes import ALL
 from autoconf.planner.domain import JobColumns, inside
 from autoconf.planner.estimate import estimates
 from autoconf.planner.min_gpus import ONE_JOB
+from autoconf.planner.predictors import answering
 from autoconf.planner.results import Estimate, Recommendation, Remedy
 from autoconf.planner.search import even_counts
 from autoconf.predictor import registry
@@ -76,8 +77,12 @@ def explain(job: Job, model_version: str | None = None, models: ModelsFolder = N
     if problems:
         found = ONE_JOB.refuse(problems[0])
         return Explanation(replace(found, stack=job.stack_name()), {}, ())
-    predictor = registry.load(columns["model_version"][0], models)
+    (one,) = answering(registry.load(columns["model_version"][0], models), columns["model_name"], [0])
+    if one.problem:
+        return Explanation(replace(ONE_JOB.refuse(one.problem), stack=job.stack_name()), {}, ())
+    predictor = one.predictor
     (found,) = ONE_JOB.answers(predictor, columns)
+    found = ONE_JOB.noted(found, (one.note,)) if one.note else found
     total = None if found.gpus is None or found.workers is None else found.gpus * found.workers
     counts = _considered(predictor, columns)
     shown = counts[-1:] if total is None else [count for count in counts if count <= total][-2:]

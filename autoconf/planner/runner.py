@@ -12,11 +12,12 @@ import pandas as pd
 
 from autoconf.errors import IgnoredColumnWarning
 from autoconf.jobs.column_hints import hints
-from autoconf.jobs.job import REQUIRED_OF_JOB, Job, read
+from autoconf.jobs.job import GPU_MEMORY, REQUIRED_OF_JOB, Job, read, with_gpu
 from autoconf.jobs.queries import NOTES, Query
 from autoconf.planner.defaults import DECIDING, decisive_defaults
 from autoconf.planner.domain import JobColumns, Problems, pick
 from autoconf.planner.notes import Notes, notes_on
+from autoconf.planner.predictors import Answering, answering
 from autoconf.planner.results import Problem, Recommendation
 from autoconf.predictor import registry, user_versions
 from autoconf.predictor.predictor import Predictor
@@ -67,8 +68,10 @@ class Solver(Generic[Answer]):
         (answer,) = self._answers(columns, problems, models)
         if problems or columns.keys() >= DECIDING:
             return answer
-        predictor = registry.load(columns["model_version"][0], models)
-        return self.noted(answer, decisive_defaults(predictor, columns, self._briefly, self.best(answer)))
+        (found,) = answering(registry.load(columns["model_version"][0], models), columns["model_name"], [0])
+        if found.problem:
+            return answer
+        return self.noted(answer, decisive_defaults(found.predictor, columns, self._briefly, self.best(answer)))
 
     def _briefly(self, predictor: Predictor, columns: JobColumns) -> list[Any]:
         return [self.best(answer) for answer in (self.brief or self.solve)(predictor, columns)]
@@ -114,10 +117,19 @@ class Solver(Generic[Answer]):
         for index, problem in problems.items():
             answers[index] = self.refuse(problem)
         for version, indices in _by_version(columns["model_version"], problems).items():
-            some = columns if len(indices) == len(answers) else pick(columns, indices)
-            for index, found in zip(indices, self.answers(registry.load(version, models), some), strict=True):
-                answers[index] = found
+            names = [columns["model_name"][index] for index in indices]
+            for some in answering(registry.load(version, models), names, indices):
+                for index, found in zip(some.positions, self._of(some, columns), strict=True):
+                    answers[index] = found
         return answers
+
+    def _of(self, some: Answering, columns: JobColumns) -> list[Answer]:
+        """Answer the jobs of one predictor."""
+        if some.problem is not None:
+            return [self.refuse(some.problem)] * len(some.positions)
+        all_jobs = len(some.positions) == len(columns["model_name"])
+        found = self.answers(some.predictor, columns if all_jobs else pick(columns, some.positions))
+        return [self.noted(answer, (some.note,)) for answer in found] if some.note else found
 
     def answers(self, predictor: Predictor, columns: JobColumns) -> list[Answer]:
         """Answer valid jobs with one version, with notes on each answer."""
@@ -223,6 +235,8 @@ def joined(chunks: Sequence[pd.DataFrame]) -> pd.DataFrame:
 def read_columns(columns: dict[str, list[Any]], query: Query) -> tuple[JobColumns, Problems]:
     """Read the raw values of a table, each distinct value once, and find the jobs with invalid values."""
     sentences: dict[int, list[str]] = {}
+    if GPU_MEMORY in columns and "gpu_model" in query.required:
+        columns = {**columns, "gpu_model": _gpu_models(columns)}
     jobs = {field: _read_column(values, query.reader(field), sentences) for field, values in columns.items()}
     problems = {index: Problem("bad_value", "; ".join(found)) for index, found in sentences.items()}
     count = len(jobs[REQUIRED_OF_JOB[0]])
@@ -231,6 +245,13 @@ def read_columns(columns: dict[str, list[Any]], query: Query) -> tuple[JobColumn
     for position, sentence in query.contradictions(pick(jobs, sound) if problems else jobs).items():
         problems[sound[position]] = Problem("bad_value", sentence)
     return jobs, problems
+
+
+def _gpu_models(columns: dict[str, list[Any]]) -> list[Any]:
+    """The types of GPUs of a table; a GPU that is given by its memory alone has a name, too."""
+    memory = columns[GPU_MEMORY]
+    given = zip(columns.get("gpu_model", [None] * len(memory)), memory, strict=True)
+    return [with_gpu({"gpu_model": gpu, GPU_MEMORY: gib})["gpu_model"] for gpu, gib in given]
 
 
 def _read_column(values: Sequence[Any], reader: Callable[[Any], Any], sentences: dict[int, list[str]]) -> list[Any]:

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from autoconf.errors import BadInput
 from autoconf.files import cannot_read
+from autoconf.jobs.model_config import memory_settings, missing_size, obstacle, part_besides_text, quantized
 from autoconf.jobs.names import listed
 from autoconf.jobs.stack import Stack
 from autoconf.memory.profile import HeadWay, LayerWay, ModelProfile
@@ -26,14 +27,6 @@ from autoconf.pipeline.tracing.trace_model import Ways, short_stack, traced
 
 CONFIG = "config.json"
 _MOST_LAYERS = 1024
-# Settings that do not affect any tensor of a training step: who saved the config, token ids, inference settings,
-# factors, dropout of attention (FlashAttention keeps no mask).
-_INERT = re.compile(
-    r"_.*|.*_token_ids?|architectures|auto_map|transformers_version|(torch_)?dtype|torchscript|use_cache"
-    r"|return_dict|use_return_dict|output_\w+|initializer_(range|factor)|\w*norm_eps(ilon)?|layer_norm_epsilon"
-    r"|rope_theta|attention_dropout|attn_pdrop|id2label|label2id|num_labels|problem_type|task_specific_params|summary_\w+|finetuning_task"
-    r"|do_sample|temperature|top_[kp]|max_length|min_length|num_beams|repetition_penalty|attn_implementation"
-)
 
 
 def read_config(path: str) -> tuple[Path, dict[str, Any]]:
@@ -140,18 +133,18 @@ def _check_published(config: dict[str, Any]) -> None:
                 f"{transformers.__version__} does not include it"
             )
         raise BadInput(f"model_type: transformers {transformers.__version__} does not know {model_type!r}")
-    if "quantization_config" in config:
-        raise BadInput(
-            "quantization_config: the checkpoint is already quantized; give the config of the one it was made from"
-        )
+    if key := quantized(config):
+        raise BadInput(f"{key}: the checkpoint is already quantized; give the config of the one it was made from")
     kind = CONFIG_MAPPING[model_type]
-    inner = [key for key in ("text_config", "language_config", "llm_config") if key in config]
-    inner += [key for key in kind.sub_configs if key not in inner]
-    if inner:
+    if inner := [*filter(None, [part_besides_text(config)]), *kind.sub_configs]:
         raise BadInput(
             f"{inner[0]}: a model of several parts, such as text and images, is not traced; give the config of its "
             "language model alone"
         )
+    if missing := missing_size(config):
+        raise BadInput(f"{missing}: is missing")
+    if problem := obstacle(config):
+        raise BadInput(problem)
     reads_both_ways = kind in MODEL_FOR_MASKED_LM_MAPPING or config.get("is_encoder_decoder")
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING or reads_both_ways or getattr(kind, "is_encoder_decoder", False):
         raise BadInput(f"model_type: {model_type!r} is not a causal language model in transformers")
@@ -159,7 +152,7 @@ def _check_published(config: dict[str, Any]) -> None:
 
 def _resolved(published: dict[str, Any]) -> dict[str, Any]:
     """The settings of a config that matter, with the defaults that an architecture needs."""
-    config = {key: value for key, value in published.items() if not _INERT.fullmatch(key)}
+    config = memory_settings(published)
     for key in ("rope_scaling", "rope_parameters"):  # the angles do not matter, but the rotated part of a head does
         if "partial_rotary_factor" not in (config.get(key) or ()):
             config.pop(key, None)
