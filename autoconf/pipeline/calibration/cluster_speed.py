@@ -197,7 +197,8 @@ def _fit(logs: Floats, kinds: Integers) -> tuple[Floats, float]:
     for _ in range(50):  # of reweighted least squares
         off = logs - design @ center
         weights = _right(off, scale) * (_FREEDOM + 1) / (_FREEDOM + (off / scale) ** 2) / scale**2
-        center = np.linalg.solve(design.T @ (weights[:, None] * design) + precision, design.T @ (weights * logs))
+        normal = design.T @ (weights[:, None] * design) + precision
+        center = np.asarray(np.linalg.solve(normal, design.T @ (weights * logs)), np.float64)
         scale = _scale(logs - design @ center)
     return center[0] + center[1:], scale
 

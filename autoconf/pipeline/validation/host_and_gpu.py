@@ -73,7 +73,7 @@ class Devices(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func is torch.Tensor.device.__get__:  # type: ignore[attr-defined]
+        if func is torch.Tensor.device.__get__:
             return self._device_of(args[0])
         if func is torch.Tensor.cpu:
             return self._moved(args[0], HOST, {})

@@ -36,7 +36,7 @@ def _virtual_gpu() -> Any:
     """DeepSpeed's accelerator for the CPU, which calls its device ``cuda:0``."""
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
-    class VirtualGpu(CPU_Accelerator):  # type: ignore[misc]
+    class VirtualGpu(CPU_Accelerator):
         def device_name(self, device_index: int | None = None) -> str:
             return GPU.type
 
