@@ -341,7 +341,7 @@ def test_a_config_that_a_command_names_must_be_there(read_text, tmp_path: Path) 
     [
         ("optim", "adamw_torch_8bit"), ("deepspeed", "ds_config.json"), ("fp16", True), ("load_in_8bit", True),
         ("attn_implementation", "eager"), ("max_length", None), ("activation_offloading", True), ("dtype", "float16"),
-        ("fsdp", "shard_grad_op"), ("fsdp", "full_shard offload"), ("fsdp", "hybrid_shard auto_wrap"),
+        ("fsdp", "shard_grad_op"), ("fsdp", "hybrid_shard auto_wrap"),
         ("parallelism_config", {"cp_size": 2}), ("lora_modules_to_save", ["lm_head"]), ("loss_type", "dft"),
         ("lora_target_modules", ["q_proj", "k_proj"]), ("accelerate_config", "zero4"), ("torch_compile", True),
         ("bnb_4bit_quant_type", "fp4"), ("lora_dropout", "much"), ("per_device_train_batch_size", 0),
@@ -357,8 +357,9 @@ def test_an_argument_that_matters_and_is_not_covered_is_refused(read_text, tmp_p
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("distributed_type", "XLA"), ("deepspeed_config", {"offload_param_device": "cpu"}), ("mixed_precision", "fp16"),
-        ("mixed_precision", "fp8"), ("fsdp_config", {"fsdp_offload_params": True}), ("use_cpu", True),
+        ("distributed_type", "XLA"),
+        ("deepspeed_config", {"offload_param_device": "nvme"}), ("mixed_precision", "fp16"),
+        ("mixed_precision", "fp8"), ("fsdp_config", {"fsdp_activation_checkpointing_offload": True}), ("use_cpu", True),
         ("fsdp_config", {"fsdp_sharding_strategy": "HYBRID_SHARD"}), ("fsdp_config", {"fsdp_sharding_strategy": 2}),
         ("fsdp_config", {"fsdp_reshard_after_forward": False}), ("fsdp_config", {"fsdp_version": 3}),
         ("fsdp_config", {"fsdp_auto_wrap_policy": "NO_WRAP"}), ("dynamo_config", {"dynamo_backend": "INDUCTOR"}),
@@ -377,9 +378,9 @@ def test_a_setting_of_accelerate_that_is_not_covered_is_refused(read_text, tmp_p
     ("key", "value"),
     [
         ("plugins", ["axolotl.integrations.kd.KDPlugin"]), ("load_in_8bit", True),
-        ("deepspeed", "deepspeed_configs/zero2.json"), ("optimizer", "muon"), ("gradient_checkpointing", "offload"),
+        ("deepspeed", "deepspeed_configs/zero9.json"), ("optimizer", "muon"), ("gradient_checkpointing", "offload"),
         ("context_parallel_size", 2), ("eager_attention", True), ("lora_mlp_kernel", True), ("rl", "dpo"),
-        ("fsdp_config", {"offload_params": True}), ("adapter", "llama-adapter"), ("fp16", True),
+        ("adapter", "llama-adapter"), ("fp16", True),
         ("gptq", True), ("flash_attn_cross_entropy", True), ("peft", {"loftq_config": {"loftq_bits": 4}}),
         ("chunked_cross_entropy", True),
     ],
@@ -561,11 +562,12 @@ def test_one_more_key_changes_nothing(read_text, key: str) -> None:
     [
         ("block_size", "tokens_per_sample"), ("train_bs", "batch_size"), ("peft_lora_rank", "lora_r"),
         ("use_4bit_quantization", "method"), ("compute_precision", "torch_dtype"), ("tensor_parallel", "sharding"),
-        ("cpu_offload", "sharding"), ("activation_recompute", "gradient_checkpointing"),
+        ("cpu_offload", "offload"), ("activation_recompute", "gradient_checkpointing"),
     ],
 )  # fmt: skip
 def test_an_unknown_key_about_memory_stops_until_an_option_settles_it(read_text, key: str, option: str) -> None:
     with pytest.raises(BadInput, match=f"job:1 {key}: .*--{option.replace('_', '-')}"):
         read_text({**TRL, key: 4})
     values = {"method": "qlora", "torch_dtype": "bfloat16", "sharding": "fsdp2", "gradient_checkpointing": "none"}
+    values["offload"] = "optimizer"
     assert read_text({**TRL, key: 4}, **{option: values.get(option, 4)}).fields["model_name"]

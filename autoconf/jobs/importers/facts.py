@@ -27,6 +27,7 @@ FACTS_OF = {
         "launched_stage",
         "deepspeed",
     ),
+    "offload": ("offload_optimizer", "offload_parameters", "fsdp_offload"),
     "optim": ("deepspeed_optim",),
     "mixed_precision": ("launch_precision",),
     "loss": ("liger",),

@@ -151,6 +151,7 @@ class _Translation:
         self._put("gradient_checkpointing", self._checkpointing)
         sharding = self._put("sharding", self._sharding)
         self._check_full(method, sharding)
+        self._put("offload", lambda: self._offload(str(sharding)))
         self._put("mixed_precision", self._mixed_precision)
         self._put("loss", self._loss)
         self._put("optim", self._optimizer)
@@ -263,6 +264,15 @@ class _Translation:
         if version is None:
             self.assumed.append("sharding = fsdp1 (accelerate v1.14.0, utils/dataclasses.py: fsdp_version 1)")
         return f"fsdp{version or 1}"
+
+    def _offload(self, sharding: str) -> str | None:
+        """What the host holds; FSDP offloads all at once, DeepSpeed parameters under ZeRO-3 alone."""
+        optimizer = sharding.startswith("zero") and self.facts.get("offload_optimizer") == "yes"
+        parameters = sharding == "zero3" and self.facts.get("offload_parameters") == "yes"
+        if (optimizer and parameters) or (sharding.startswith("fsdp") and self.facts.get("fsdp_offload") == "yes"):
+            return "optimizer_and_parameters"
+        given: str | None = self.facts.get("offload")
+        return "optimizer" if optimizer else "parameters" if parameters else given
 
     def _zero(self) -> str:
         if self.facts.get("sharded") == "yes":

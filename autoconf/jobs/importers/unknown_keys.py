@@ -49,7 +49,7 @@ _TARGETS = Concern("LoRA's modules", ("lora_targets",))
 _BITS = Concern("the quantization of the base", ("method",))
 _PRECISION = Concern("the precision", ("torch_dtype", "mixed_precision"))
 _PARALLEL = Concern("how GPUs share the model", ("sharding",))
-_OFFLOAD = Concern("offloading", ("sharding",))
+_OFFLOAD = Concern("offloading", ("offload",))
 _CHECKPOINTING = Concern("activation checkpointing", ("gradient_checkpointing",))
 _OPTIMIZER = Concern("the optimizer", ("optim",))
 
