@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from autoconf.errors import AutoConfError, BadInput
 from autoconf.files import reason
-from autoconf.jobs.model_config import memory_settings, read_config
+from autoconf.jobs.model_config import memory_settings, missing_size, read_config
 from autoconf.memory.model import StackMemory
 from autoconf.memory.store import ModelsTable, metadata
 from autoconf.predictor.build_extra import check_build_extra
@@ -85,6 +85,8 @@ def _trace_of(file: Path, report: Report) -> Path:
     import platformdirs
 
     config = read_config(file)
+    if missing := missing_size(config):  # a trace of the type's default would be one of another model
+        raise BadInput(f"{file}: {missing}: is missing")
     key = fingerprint(config)
     folder = platformdirs.user_cache_path("ado-autoconf") / "models"
     trace = folder / f"{key}.traces.parquet"

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from autoconf.errors import BadInput
 from autoconf.files import cannot_read
-from autoconf.jobs.model_config import memory_settings, missing_size, obstacle, part_besides_text, quantized
+from autoconf.jobs.model_config import memory_settings, part_besides_text, quantized
 from autoconf.jobs.names import listed
 from autoconf.jobs.stack import Stack
 from autoconf.memory.profile import HeadWay, LayerWay, ModelProfile
@@ -136,15 +136,11 @@ def _check_published(config: dict[str, Any]) -> None:
     if key := quantized(config):
         raise BadInput(f"{key}: the checkpoint is already quantized; give the config of the one it was made from")
     kind = CONFIG_MAPPING[model_type]
-    if inner := [*filter(None, [part_besides_text(config)]), *kind.sub_configs]:
+    if part := part_besides_text(config) or part_besides_text(dict.fromkeys(kind.sub_configs, True)):
         raise BadInput(
-            f"{inner[0]}: a model of several parts, such as text and images, is not traced; give the config of its "
+            f"{part}: a model of several parts, such as text and images, is not traced; give the config of its "
             "language model alone"
         )
-    if missing := missing_size(config):
-        raise BadInput(f"{missing}: is missing")
-    if problem := obstacle(config):
-        raise BadInput(problem)
     reads_both_ways = kind in MODEL_FOR_MASKED_LM_MAPPING or config.get("is_encoder_decoder")
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING or reads_both_ways or getattr(kind, "is_encoder_decoder", False):
         raise BadInput(f"model_type: {model_type!r} is not a causal language model in transformers")
