@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from autoconf.jobs.presets import SETTINGS, presets, stack_name, training_stack
 from autoconf.jobs.stack import (
+    Allocator,
     Checkpointing,
     Dtype,
     LoraTargets,
@@ -169,6 +170,14 @@ class Job(BaseModel):
         None,
         description="Usable memory of each GPU, as CUDA reports it, for a type that is not in the version's domain, or "
         "of which less is usable; GiB from 1 to 1024; known from version 3.0.0",
+    )
+    allocator: Allocator | None = Field(
+        None,
+        description=_describe(
+            "PyTorch's allocator: expandable_segments is PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True (known from "
+            "version 3.0.0)",
+            Allocator,
+        ),
     )
 
     @model_validator(mode="before")

@@ -30,6 +30,8 @@ _OFFLOADING = {
     "parameters": ("zero3",),
     "optimizer_and_parameters": ("zero3", "fsdp1", "fsdp2"),
 }
+# PyTorch's caching allocator as it is, or with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.
+Allocator = Literal["default", "expandable_segments"]
 LoraTargets = Literal["default", "attention", "all-linear"]
 # Fused Triton kernels for modules of decoder layers, named as in the plugin "fast_kernels" of fms-acceleration.
 Kernel = Literal["fast_loss", "fast_rms_layernorm", "fast_rope_embeddings", "fused_lora"]
@@ -89,6 +91,11 @@ class Stack(BaseModel):
         default="none",
         description="what the memory of the host holds: DeepSpeed's offload_optimizer, and offload_param under ZeRO-3; "
         "FSDP's cpu_offload is optimizer_and_parameters",
+    )
+    allocator: Allocator = Field(
+        default="default",
+        description="PyTorch's caching allocator; expandable_segments is that with "
+        "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",
     )
     zero_buckets: ZeroBuckets = Field(default=ZeroBuckets(), description="buckets of DeepSpeed's ZeRO")
     gradient_accumulation: bool = Field(

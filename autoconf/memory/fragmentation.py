@@ -15,17 +15,22 @@ import numpy as np
 from autoconf.jobs.stack import Stack
 from autoconf.memory.units import Floats, Integers
 
+EXPANDABLE = " with expandable segments"
+
 
 def sharding_of(stack: Stack, *, several: bool) -> str:
-    """The name by which fragmentation is kept: ``none`` on one GPU, else the sharding.
+    """The name by which fragmentation is kept: ``none`` on one GPU, else the sharding; and the allocator.
 
     ZeRO counts as ``fsdp1``: its allocations are not replayed.
 
     >>> sharding_of(Stack(sharding="fsdp2"), several=True), sharding_of(Stack(sharding="fsdp2"), several=False)
     ('fsdp2', 'none')
+    >>> sharding_of(Stack(allocator="expandable_segments"), several=False)
+    'none with expandable segments'
     """
     sharding = stack.sharding if several else "none"
-    return "fsdp1" if sharding.startswith("zero") else sharding
+    sharding = "fsdp1" if sharding.startswith("zero") else sharding
+    return sharding + (EXPANDABLE if stack.allocator == "expandable_segments" else "")
 
 
 class Curve(NamedTuple):
@@ -59,7 +64,8 @@ class Fragmentation:
     curves: dict[str, tuple[float, ...]]
 
     def curve(self, sharding: str) -> Curve:
-        return Curve(self.activations_gib, self.curves[sharding])
+        """The curve of a ``sharding_of``; without one for expandable segments, that of the default allocator."""
+        return Curve(self.activations_gib, self.curves.get(sharding) or self.curves[sharding.removesuffix(EXPANDABLE)])
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ def _setting(field: str, value: str, *, in_place_of: tuple[str, ...]) -> Propose
         return (value,)
 
     def propose(predictor: Predictor, columns: JobColumns) -> Proposals:
-        if field == "method" and value not in predictor.domain.methods:
+        known = {"method": predictor.domain.methods, **predictor.domain.settings}
+        if value not in known.get(field, [value]):
             return [()] * len(columns["method"])
         return [proposed(*job) for job in _stacks(columns)]
 
@@ -240,6 +241,7 @@ _SETTINGS: Changes = (
     ("optim", _setting("optim", "adamw_torch_fused", in_place_of=("adamw_torch",))),
     ("optim", _setting("optim", "adamw_bnb_8bit", in_place_of=("adamw_torch", "adamw_torch_fused"))),
     ("sharding", _setting("sharding", "fsdp2", in_place_of=("ddp",))),
+    ("allocator", _setting("allocator", "expandable_segments", in_place_of=("default",))),
 )
 _BATCHES: Changes = (
     ("batch_size", _batch("batch_size", _nearest_batch)),

@@ -30,12 +30,18 @@ class Problem:
     reason: str
 
 
+# Changes that people make by an environment variable.
+_VARIABLES = {("allocator", "expandable_segments"): "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"}
+
+
 @dataclass(frozen=True)
 class Change:
     """A change of one field of a job.
 
     >>> print(Change("loss", "full", "chunked"))
     loss=chunked
+    >>> print(Change("allocator", "default", "expandable_segments"))
+    PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
     """
 
     field: str
@@ -43,7 +49,7 @@ class Change:
     value: Any
 
     def __str__(self) -> str:
-        return f"{self.field}={self.value}"
+        return _VARIABLES.get((self.field, self.value)) or f"{self.field}={self.value}"
 
 
 def layout(gpus: int, workers: int) -> str:

@@ -53,6 +53,7 @@ _UP_TO_2_0_0 = {
     "sharding": ["ddp", "fsdp1", "fsdp2"],
     "upcast_unquantized": ["none"],
     "offload": ["none"],
+    "allocator": ["default"],
 }
 
 
@@ -69,6 +70,7 @@ class Domain(_Typed):
     sharding: list[str] = _UP_TO_2_0_0["sharding"]
     upcast_unquantized: list[str] = _UP_TO_2_0_0["upcast_unquantized"]
     offload: list[str] = _UP_TO_2_0_0["offload"]
+    allocator: list[str] = _UP_TO_2_0_0["allocator"]
 
     @property
     def settings(self) -> dict[str, list[str]]:

@@ -252,6 +252,21 @@ def test_the_environment_of_a_command_is_read(read_text) -> None:
         read_text(f"export ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE=cpu\naccelerate launch {command}")
 
 
+@pytest.mark.parametrize(
+    ("value", "allocator"),
+    [
+        ("expandable_segments:True", "expandable_segments"),
+        ("expandable_segments:true,max_split_size_mb:128", "expandable_segments"),
+        ("garbage_collection_threshold:0.8, expandable_segments:False", "default"), ("max_split_size_mb:512", None),
+        ("backend:cudaMallocAsync", None), ("", None), ("${CONF:-}", None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
+def test_the_settings_of_pytorchs_allocator_are_read(read_text, name: str, value: str, allocator: str | None) -> None:
+    text = f'export {name}="{value}"\ntorchrun --nproc_per_node 8 sft.py --model_name_or_path m --max_length 8'
+    assert read_text(text).fields.get("allocator") == allocator
+
+
 def test_the_launchers_settings_in_fms_hf_tunings_configuration_are_read(read_text) -> None:
     text = (JOBS / "pytorchjob_configmap.yaml").read_text()
     launcher = '"accelerate_launch_args": {"use_fsdp": true, "fsdp_version": 2}, "max_seq_length"'

@@ -20,6 +20,7 @@ def test_the_defaults_are_the_reference_workload():
         "loss": "full",
         "sharding": "fsdp2",
         "offload": "none",
+        "allocator": "default",
         "zero_buckets": ZeroBuckets().model_dump(),
         "gradient_accumulation": True,
         "adapter_dtype": "bfloat16",

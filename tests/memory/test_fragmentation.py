@@ -67,5 +67,7 @@ def test_a_larger_gpu_never_has_less_left_for_pytorch() -> None:
 def test_curves_are_kept_by_sharding() -> None:
     curves = Fragmentation((0.0, 1.0), {"none": (0.0, 0.1), "fsdp1": (1.0, 2.0)})
     assert curves.curve(sharding_of(Stack(sharding="fsdp1"), several=False)).gib == (0.0, 0.1)
+    expandable = Stack(sharding="fsdp1", allocator="expandable_segments")  # as without where no curve was learned
+    assert curves.curve(sharding_of(expandable, several=True)).gib == curves.curve("fsdp1").gib
     zero = Stack(sharding="zero3", mixed_precision="bf16")
     assert curves.curve(sharding_of(zero, several=True)).gib == (1.0, 2.0)

@@ -42,6 +42,8 @@ _LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun", "deepspeed", "trl",
 _TELLING = ("model_name_or_path", "per_device_train_batch_size", "deepspeed")
 NO_FILE = "give the job by options instead of --job"
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
+# pytorch v2.13.0, c10/core/AllocatorConfig.cpp; the second is the newer name. Pairs such as expandable_segments:True.
+_OF_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
 class Launch(NamedTuple):
@@ -280,7 +282,13 @@ def _tune(words: Sequence[str], place: PlaceOf) -> Launch | None:
 
 def _environment(variables: Mapping[str, str], place: PlaceOf) -> Iterator[Setting]:
     table = job_keys().dialects["environment"]
-    return (Setting(place(name), "environment", name, value) for name, value in variables.items() if table.knows(name))
+    for name, value in variables.items():
+        if name in _OF_ALLOCATOR:
+            pairs = dict(pair.strip().lower().split(":", 1) for pair in value.split(",") if ":" in pair)
+            if expandable := pairs.get("expandable_segments"):
+                yield Setting(place(name), "environment", "expandable_segments", expandable)
+        elif table.knows(name):
+            yield Setting(place(name), "environment", name, value)
 
 
 def _framework_launch(program: str, words: Sequence[str], place: PlaceOf) -> Launch | None:

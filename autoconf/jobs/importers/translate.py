@@ -21,7 +21,7 @@ _OF_ADAPTERS = ("adapter_dtype", "lora_r", "lora_targets", "dropout")
 _OF_QUANTIZED = ("upcast_unquantized",)
 _NO_ARGUMENTS = f"no file has training arguments: all other settings are those of the stack {OPTIONAL['stack']}"
 _UNCHANGED = (
-    "model_name", "gpu_model", "tokens_per_sample", "gradient_accumulation_steps", "torch_dtype",
+    "model_name", "gpu_model", "tokens_per_sample", "gradient_accumulation_steps", "torch_dtype", "allocator",
 )  # fmt: skip
 
 

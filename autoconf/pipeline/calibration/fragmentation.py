@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import typer
 
-from autoconf.memory.fragmentation import Curve, Fragmentation, OutsidePyTorch
+from autoconf.memory.fragmentation import EXPANDABLE, Curve, Fragmentation, OutsidePyTorch
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.units import Booleans, Floats
 from autoconf.pipeline.calibration.real_rows import read_rows
@@ -39,7 +39,8 @@ from autoconf.predictor import autogluon as autogluon_adapter
 from autoconf.predictor.autogluon import LABEL
 
 JOBS = Path(__file__).with_name("replayed_jobs.parquet")
-SHARDING = ("none", "ddp", "fsdp1", "fsdp2")
+_PLAIN = ("none", "ddp", "fsdp1", "fsdp2")
+SHARDING = (*_PLAIN, *(name + EXPANDABLE for name in _PLAIN))  # as of memory.fragmentation.sharding_of
 FEATURES = {"headroom_gib": 1, "activations_gib": -1, "sharding": 0}
 _ACTIVATIONS_GIB = (0.0, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 80.0, 100.0, 140.0, 180.0, 300.0)
 _MOST_FRAGMENTATION_GIB = 1000.0
@@ -53,9 +54,10 @@ def read_jobs(path: Path = JOBS) -> pd.DataFrame:
     """Read the replayed jobs.
 
     Returns:
-        ``model``, ``method``, ``sharding`` (``none`` on one GPU), ``gpus``, ``tokens`` (of a micro-batch on each GPU),
-        ``held_gib`` (at the deciding moment, by profiles), ``activations_gib`` (among them), ``headroom_gib`` (the
-        capacity less ``held_gib``) and ``fits`` (whether the replay ran at that capacity, 0 or 1).
+        ``model``, ``method``, ``sharding`` (as of ``memory.fragmentation.sharding_of``), settings of the stack,
+        ``gpus``, ``tokens`` (of a micro-batch on each GPU), ``held_gib`` (at the deciding moment, by profiles),
+        ``activations_gib`` (among them), ``headroom_gib`` (the capacity less ``held_gib``) and ``fits`` (whether the
+        replay ran at that capacity, 0 or 1).
     """
     return pd.read_parquet(path)
 
@@ -146,12 +148,22 @@ def learned_margin(jobs: pd.DataFrame, real: pd.DataFrame) -> Margin:
     one, several = (np.array(of) - of[0] for of in (margin.one_gpu_gib, margin.several_gpus_gib))
     fsdp2 = np.array(replays.curve("fsdp2", THRESHOLD).gib)
     curves = {"none": one, "ddp": several, "fsdp1": several, "fsdp2": np.maximum(several, fsdp2 - fsdp2[0])}
+    curves |= _of_expandable_segments(replays, jobs, curves)
     # By fragmentation, GiB for GiB.
     bases = margin.one_gpu_gib[0], margin.several_gpus_gib[0]
     one_gpu, several_gpus = ((base, base + _MOST_FRAGMENTATION_GIB) for base in bases)
     reserve = Reserve((0.0, _MOST_FRAGMENTATION_GIB), one_gpu, several_gpus)
     rounded = {name: tuple(curve.round(2).tolist()) for name, curve in curves.items()}
     return Margin(rows, learned, Fragmentation(_ACTIVATIONS_GIB, rounded), reserve, outside)
+
+
+def _of_expandable_segments(replays: OfReplays, jobs: pd.DataFrame, curves: dict[str, Floats]) -> dict[str, Floats]:
+    """What replays with expandable segments need, and never more than without; no real run is known to have them."""
+    found = {}
+    for name in {*jobs["sharding"]} - {*curves}:
+        needed = np.array(replays.curve(name, THRESHOLD).gib)
+        found[name] = np.minimum(needed - needed[0], curves[name.removesuffix(EXPANDABLE)])
+    return found
 
 
 def said_to_fit(margin: Margin, jobs: pd.DataFrame) -> Booleans:
@@ -217,6 +229,8 @@ def by_activations(margin: Margin) -> list[dict[str, Any]]:
         ("one GPU", "none", margin.reserve.one_gpu_gib[0]),
         ("several, DDP, FSDP1 or ZeRO", "fsdp1", margin.reserve.several_gpus_gib[0]),
         ("several, FSDP2", "fsdp2", margin.reserve.several_gpus_gib[0]),
+        ("one GPU, expandable segments", "none" + EXPANDABLE, margin.reserve.one_gpu_gib[0]),
+        ("FSDP2, expandable segments", "fsdp2" + EXPANDABLE, margin.reserve.several_gpus_gib[0]),
     ):
         gib = reserve + margin.fragmentation.curve(sharding).at(np.array(_SHOWN_GIB, float))
         figures = zip(map(str, _SHOWN_GIB), gib.tolist(), strict=True)

@@ -22,9 +22,12 @@ import pandas as pd
 import typer
 
 from autoconf.jobs.presets import SETTINGS, training_stack
-from autoconf.jobs.stack import Stack
+from autoconf.jobs.stack import Allocator, Stack
+from autoconf.memory.allocator_settings import AllocatorSettings
 from autoconf.memory.fragmentation import sharding_of
 from autoconf.memory.model import StackMemory
+from autoconf.memory.replay import Action, Event, Program
+from autoconf.memory.replay import replay as replayed
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.units import GIB, Floats, Integers
 from autoconf.pipeline.calibration.fragmentation import JOBS
@@ -42,11 +45,13 @@ _SECONDS = 200  # for one recording; the longest ones are those of hybrid models
 _SIZES_OF_CHUNKED = 3  # numbers of tokens of a loss over chunks, each of which needs its own recording
 _LEAST_GIB, _MOST_GIB = 4.0, 180.0  # peaks of the replayed jobs: those of GPUs of today
 _TOKENS = 64, 400_000  # on each GPU
-_IN_A_ROUND = 40  # jobs of a recording, before the next one is read
+# Jobs of a recording, before the next one is read.
+_IN_A_ROUND: dict[Allocator, int] = {"default": 40, "expandable_segments": 4}
 _AGREES = 0.03  # by which the most that a recording allocates may differ from its peak by profiles
 # The moment that decides depends on how much is kept free, which is not known yet; it is assumed to be this share of
 # the activations. Capacities are drawn up to a larger share and a constant above what that moment holds.
-_SHARE, _MOST_SHARE, _MOST_CONSTANT_GIB = 0.2, 0.45, 3.0
+_SHARE = 0.2
+_MOST_FREE: dict[Allocator, tuple[float, float]] = {"default": (0.45, 3.0), "expandable_segments": (0.05, 2.0)}
 _NOMINAL = Reserve((0.0, 400.0), (0.0, 400 * _SHARE), (0.0, 400 * _SHARE))
 
 # Settings of a job's stack in the table: those that change the sizes or the order of large blocks.
@@ -187,21 +192,25 @@ class Replayed:
     def events(self, tokens: int, gpus: int) -> EventArrays:
         return self.recording.events(tokens, gpus)
 
-    def rows(self, generator: np.random.Generator, count: int) -> Iterator[dict[str, Any]]:
+    def rows(
+        self, generator: np.random.Generator, count: int, allocator: Allocator = "default"
+    ) -> Iterator[dict[str, Any]]:
         """Draw jobs and capacities, and replay each once."""
+        stack = self.stack.model_copy(update={"allocator": allocator})
         about = {
             "model": self.job["model_name"],
             "method": self.job["method"],
-            "sharding": sharding_of(self.stack, several=self.job["gpus"] > 1),
-            **{name: getattr(self.stack, name) for name in _OF_STACK},
+            "sharding": sharding_of(stack, several=self.job["gpus"] > 1),
+            **{name: getattr(stack, name) for name in _OF_STACK},
         }
+        most_share, most_constant = _MOST_FREE[allocator]
         for _ in range(count):
             tokens, gpus = self.size(generator)
             held, activations = self.held_gib(tokens, gpus)
             if not max(_LEAST_GIB, self.loading_gib(gpus)) < held < _MOST_GIB:
                 continue
-            free = generator.uniform(-0.1, _MOST_SHARE * activations + _MOST_CONSTANT_GIB)
-            outcome = compiled.replay(self.events(tokens, gpus), int((held + free) * GIB))
+            free = generator.uniform(-0.1, most_share * activations + most_constant)
+            events, capacity = self.events(tokens, gpus), int((held + free) * GIB)
             yield {
                 **about,
                 "gpus": gpus,
@@ -209,8 +218,17 @@ class Replayed:
                 "held_gib": held,
                 "activations_gib": activations,
                 "headroom_gib": free,
-                LABEL: int(outcome.failed_at < 0),
+                LABEL: int(_runs(events, capacity, allocator)),
             }
+
+
+def _runs(events: EventArrays, capacity: int, allocator: Allocator) -> bool:
+    """Whether a program runs; only the default allocator is compiled."""
+    if allocator == "default":
+        return compiled.replay(events, capacity).failed_at < 0
+    rows = zip(*(column.tolist() for column in events), strict=True)
+    program = Program([Event(Action(action), *rest) for action, *rest in rows])
+    return replayed(program, capacity, AllocatorSettings(expandable_segments=True)).failed_at is None
 
 
 def memory_of(version: str) -> StackMemory:
@@ -224,7 +242,8 @@ def memory_of(version: str) -> StackMemory:
 def replay(
     folder: Annotated[Path, typer.Argument(help="folder of recordings")],
     output: Annotated[Path, typer.Option(help="where to write the table")] = JOBS,
-    jobs: Annotated[int, typer.Option(help="jobs to replay")] = 200_000,
+    jobs: Annotated[int, typer.Option(help="jobs to replay with PyTorch's default allocator")] = 200_000,
+    expandable: Annotated[int, typer.Option(help="jobs to replay with expandable segments, which is slower")] = 5_000,
     minutes: Annotated[float, typer.Option(help="stop earlier than that, with fewer jobs")] = 600.0,
     seed: Annotated[int, typer.Option(help="seed of the drawn sizes and capacities")] = 1,
 ) -> None:
@@ -235,14 +254,15 @@ def replay(
     left_out = sorted(path.stem for path in {*folder.glob("*.npz")} - {*paths})
     print(f"left out, as profiles say otherwise: {', '.join(left_out) or 'none'}", file=sys.stderr)
     found: list[dict[str, Any]] = []
-    rounds = 0
-    while len(found) < jobs and time.monotonic() < until:
-        rounds += 1
-        for path in generator.permutation(np.array(paths, object)).tolist():
-            if len(found) < jobs and time.monotonic() < until:
-                found += list(Replayed(path, memory).rows(generator, _IN_A_ROUND))
-        print(f"{len(found):,} jobs of {len(paths)} recordings in {rounds} rounds", file=sys.stderr)
-        as_table(found).to_parquet(output, compression="zstd", index=False)
+    allocators: tuple[tuple[Allocator, int], ...] = ("expandable_segments", expandable), ("default", jobs)
+    for allocator, count in allocators:
+        enough = len(found) + count
+        while len(found) < enough and time.monotonic() < until:
+            for path in generator.permutation(np.array(paths, object)).tolist():
+                if len(found) < enough and time.monotonic() < until:
+                    found += list(Replayed(path, memory).rows(generator, _IN_A_ROUND[allocator], allocator))
+            print(f"{len(found):,} jobs of {len(paths)} recordings", file=sys.stderr)
+            as_table(found).to_parquet(output, compression="zstd", index=False)
 
 
 def as_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
