@@ -70,7 +70,7 @@ def _zero1_or_2(zero: ZeroJob, moments: UnshardedMoments, *, partitions_gradient
     weights = job.sharded_weights + job.units.unsharded_bytes
     held = _partitioned(zero, moments) if partitions_gradients else _replicated(zero, moments)
     if job.offloads:
-        gradients, curves = _offloaded(zero, held[0], partitions_gradients=partitions_gradients)
+        gradients, curves = _offloaded(zero, moments, held[0], partitions_gradients=partitions_gradients)
     else:
         gradients, curves = held
     micro_batch = Moments(
@@ -89,7 +89,9 @@ def _zero1_or_2(zero: ZeroJob, moments: UnshardedMoments, *, partitions_gradient
     return [micro_batch, *steps]
 
 
-def _offloaded(zero: ZeroJob, gradients: Floats, *, partitions_gradients: bool) -> tuple[Floats, Floats]:
+def _offloaded(
+    zero: ZeroJob, moments: UnshardedMoments, gradients: Floats, *, partitions_gradients: bool
+) -> tuple[Floats, Floats]:
     """Gradients of a partition that move to the host after their reduction, through a buffer for the largest one.
 
     copy_grads_in_partition: the norm of a piece is computed in float64. Before the last micro-batch of a step, ZeRO-2
@@ -97,7 +99,8 @@ def _offloaded(zero: ZeroJob, gradients: Floats, *, partitions_gradients: bool) 
     """
     large = zero.itemsize if partitions_gradients and zero.job.accumulating else 0.0
     curves = np.zeros((len(gradients), len(_Curve)))
-    curves[gradients > 0] = _coefficients(normed=_BYTES_OF_A_NORM, owned_large=large)
+    # The first gradients arrive where the loss is over.
+    curves[(gradients > 0) & (moments.points != Point.LOSS)] = _coefficients(normed=_BYTES_OF_A_NORM, owned_large=large)
     # temp_grad_buffer_for_gpu_offload
     return gradients + zero.itemsize * max(zero.trainable.flat()), curves
 

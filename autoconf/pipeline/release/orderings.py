@@ -8,7 +8,7 @@ same orderings as needed memory.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +39,18 @@ _CHUNKED_FROM = [
 ]
 # Sharding a smaller model saves less than NCCL's buffers take on a second GPU, up to 4 GiB.
 _SHARED_FROM = 4_000_000_000
+_LARGE = f"; models of at least {_SHARED_FROM:,} parameters"
+# Offload, by sharding: what needs more, what needs less, and on how many GPUs. ZeRO-1 and 2 offload through a buffer
+# for the largest parameter, which the shards of many GPUs do not outweigh.
+_OFFLOADS = (
+    ("zero1", "none", "optimizer", (2, 3, 4, 8)),
+    ("zero2", "none", "optimizer", (2, 3, 4, 8)),
+    ("zero3", "none", "optimizer", _COUNTS[1:]),
+    ("zero3", "none", "parameters", _COUNTS[1:]),
+    ("zero3", "optimizer", "optimizer_and_parameters", _COUNTS[1:]),
+    ("fsdp1", "none", "optimizer_and_parameters", _COUNTS[1:]),
+    ("fsdp2", "none", "optimizer_and_parameters", _COUNTS[1:]),
+)
 _TOLERANCE = 1e-6  # figures are stored with seven digits
 
 Violations = Iterator[str]  # empty text for an ordered pair
@@ -106,7 +118,8 @@ def check(predictor: Predictor) -> list[dict[str, Any]]:
     _check_step(predictor)
     console = Console(stderr=True)
     rows = []
-    for name, holds_for, violations in _promises(Checker(predictor)):
+    checker = Checker(predictor)
+    for name, holds_for, violations in itertools.chain(_promises(checker), promises_of_settings(checker)):
         found = list(track(violations, name, transient=True, console=console, disable=not console.is_terminal))
         broken = [what for what in found if what]
         if broken:
@@ -152,6 +165,68 @@ def _promises(checker: Checker) -> Iterator[_Promise]:
         )
 
 
+def promises_of_settings(checker: Checker) -> Iterator[_Promise]:
+    """Orderings of settings that versions up to 2.0.0 do not know; a pair without a profile is not compared."""
+    domain = checker.predictor.domain
+    if "zero3" in domain.sharding:
+        mixed = Stack(mixed_precision="bf16")
+        one, two, three = (mixed.model_copy(update={"sharding": stage}) for stage in ("zero1", "zero2", "zero3"))
+        yield _Promise(
+            "ZeRO-1 than ZeRO-2",
+            f"gradient accumulation{_LARGE}",
+            _settings(checker, one, two, domain.methods, _COUNTS[1:]),
+        )
+        # ZeRO-3 gathers up to 2 GB of parameters, and its linear layers keep inputs that adapters do not need.
+        yield _Promise(
+            "ZeRO-2 than ZeRO-3",
+            f"full fine-tuning with gradient accumulation on at least four GPUs{_LARGE}",
+            _settings(checker, two, three, ["full"], _COUNTS[3:]),
+        )
+    if "norms" in domain.upcast_unquantized:
+        # A base as loaded may need more than one with float32 norms if it has LayerNorm: autocast makes copies for it.
+        everything, norms = (
+            Stack(quantization="nf4", mixed_precision="bf16", upcast_unquantized=upcast) for upcast in ("all", "norms")
+        )
+        yield _Promise(
+            "upcast_unquantized all than norms",
+            "QLoRA on one GPU",
+            _settings(checker, everything, norms, ["qlora"], (1,), least=0),
+        )
+    for sharding, before, offload, counts in _OFFLOADS if len(domain.offload) > 1 else ():
+        more, less = (
+            Stack(sharding=sharding, mixed_precision="bf16", offload=of)  # type: ignore[arg-type]
+            for of in (before, offload)
+        )
+        buffered = sharding in ("zero1", "zero2")
+        yield _Promise(
+            f"offload {before} than {offload}",
+            f"{sharding} on {counts[0]} to {counts[-1]} GPUs{_LARGE if buffered else ''}",
+            _settings(checker, more, less, domain.methods, counts, least=_SHARED_FROM if buffered else 0),
+        )
+
+
+def _settings(
+    checker: Checker,
+    more: Stack,
+    less: Stack,
+    methods: Sequence[str],
+    counts: tuple[int, ...],
+    least: int = _SHARED_FROM,
+) -> Violations:
+    """Compare two stacks for all models of at least a number of parameters: smaller ones are mostly vocabulary."""
+    for model, method in itertools.product(checker.table.models, methods):
+        full = checker.table.trainable(model, "full", "default")
+        if full is None or full.units.trainable < least:
+            continue
+        of_method: dict[str, Any] = {"quantization": "nf4"} if method == "qlora" else {}
+        one, other = (
+            checker.memory(model, method, stack.model_copy(update=of_method), several=counts[0] > 1)
+            for stack in (less, more)
+        )
+        if one is not None and other is not None:
+            yield f"{model}, {method}" if checker.exceeds(one, other, counts) else ""
+
+
 def _check_step(predictor: Predictor) -> None:
     """Refuse a predictor whose decisions are not a single step in headroom."""
     headroom = np.linspace(-3, 3, 6001)
@@ -183,7 +258,7 @@ def _presets(checker: Checker) -> Iterator[tuple[str, str, Stack]]:
 
 
 def _large(checker: Checker) -> str:
-    return f"; models of at least {_SHARED_FROM:,} parameters" if checker.predictor.card.outside_pytorch else ""
+    return _LARGE if checker.predictor.card.outside_pytorch else ""
 
 
 def _second_gpu(checker: Checker) -> Violations:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_iter
 from autoconf.pipeline.tracing.recorder import Recorder
 
 GPU, HOST = torch.device("cuda:0"), torch.device("cpu")
+_FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.tensor)  # on the host unless a device is given
 
 
 class PeakRecorder(Recorder):
@@ -84,8 +85,9 @@ class Devices(TorchFunctionMode):
             with self, mock.patch.object(torch.autograd, "has_torch_function", return_value=False):
                 return torch.autograd.backward(args[0], kwargs.get("gradient"), kwargs.get("retain_graph"))
         device = kwargs.get("device")
-        if device is None:
+        if device is None and func not in _FACTORIES:
             return func(*args, **kwargs)
+        device = HOST if device is None else device
         with self._placing(torch.device(device)):
             return func(*args, **(kwargs if torch.device(device).type == "meta" else {**kwargs, "device": HOST}))
 
