@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -223,7 +224,7 @@ def plan_command(
     with exit_codes():
         known = read_prices(prices, provider)
         for name, limit in (("--deadline-hours", deadline_hours), ("--budget", budget)):
-            if limit is not None and not limit > 0:
+            if limit is not None and not 0 < limit < inf:
                 raise BadInput(f"{name}: must be a number > 0, got {limit:g}")
         if context.params["saved_job"] is not None:
             raise BadInput("--save-job: a plan has no ado experiment; save the job with throughput or recommend")

@@ -183,9 +183,9 @@ def memory_estimator(job: Job, number_gpus: int, models: ModelsFolder = None) ->
     THROUGHPUT,
     "Estimates how fast a tuning job runs on a number of GPUs. Outputs: fits (1 or 0), tokens_per_second of all GPUs "
     "with tokens_per_second_low and tokens_per_second_high (10th and 90th percentile), step_seconds (of an optimizer "
-    "step), model_flops_utilization (0 to 1), limit (what takes the longest: compute, memory, network or kernel "
-    "launches) and, if the length of the run is given, hours and cost (US dollars); or the reason why AutoConf cannot "
-    "estimate.",
+    "step), model_flops_utilization (0 to 1), limit (what takes the longest: compute, memory, network, kernel launches "
+    "or offload) and, if the length of the run is given, hours and cost (US dollars); or the reason why AutoConf "
+    "cannot estimate.",
 )
 def throughput_estimator(
     job: Job,

@@ -154,7 +154,7 @@ class Throughput:
     tokens_per_second_high: float | None = None
     step_seconds: float | None = None  # of an optimizer step, with all of its micro-batches
     model_flops_utilization: float | None = None  # model FLOPs, without recomputation, of the GPUs' published peak
-    limit: str | None = None  # what takes the longest: compute, memory, network or kernel launches
+    limit: str | None = None  # what takes the longest: compute, memory, network, kernel launches or offload
     hours: float | None = None  # of the run, if its length was given
     cost: float | None = None  # of the run, in the currency of the prices; None if the GPU type has no price
     reason: str = ""

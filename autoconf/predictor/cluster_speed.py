@@ -28,6 +28,7 @@ class Measured(_Typed):
     most_tokens_per_sample: int
     shardings: list[str] = ["fsdp1", "fsdp2"]
     checkpointing: list[str] = ["reentrant", "non-reentrant"]
+    offloads: list[str] = ["none"]
     most_nodes: int = 1
 
     def also(self, other: Measured) -> Measured:

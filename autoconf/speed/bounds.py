@@ -31,6 +31,7 @@ def missing(measured: Measured, method: str, gpu_model: str, stack: Stack, layou
         f"optim {stack.optim}": method == "full" and stack.optim not in measured.optimizers,
         f"torch_dtype {stack.torch_dtype}": stack.torch_dtype not in measured.dtypes,
         f"sharding {stack.sharding}": layout.gpus > 1 and stack.sharding not in measured.shardings,
+        f"offload {stack.offload}": stack.offload not in measured.offloads,
         f"{layout.nodes} nodes": layout.nodes > measured.most_nodes,
         without_checkpoints if stack.gradient_checkpointing == "none" else checkpointing: (
             stack.gradient_checkpointing not in measured.checkpointing
@@ -54,8 +55,8 @@ def near(measured: Measured, model: str, missing: list[str]) -> Near:
 
 
 def waits(times: Times) -> bool:
-    """Whether the GPU waits for the host or the network for a good part of the time."""
-    waiting = times.network + times.launches
+    """Whether the GPU waits for the host, its memory or the network for a good part of the time."""
+    waiting = times.network + times.launches + times.offload
     return waiting > _WAITING * (waiting + times.compute + times.memory)
 
 

@@ -1,8 +1,8 @@
 """The time of a micro-batch on a GPU by physics: work divided by the speeds that a GPU reaches.
 
-Each of arithmetic, memory, network and launches takes a time of its own. Arithmetic and memory traffic follow each
-other; the network and the host's launches overlap with them, incompletely. No time grows with any speed of a GPU, and
-no time per token grows with the tokens of a micro-batch, so neither does the whole.
+Each of arithmetic, memory, network, launches and offload takes a time of its own. Arithmetic, memory traffic and copies
+from and to the host follow each other; the network and the host's launches overlap with them, incompletely. No time
+grows with any speed of a GPU, and no time per token grows with the tokens of a micro-batch, so neither does the whole.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from autoconf.speed.work import Layout, Work
 # Bandwidth between nodes in one direction, in bytes per second and GPU of a node: one adapter of 200 Gbit/s for each
 # GPU. Assumed. All GPUs of a node share what arrives there, so a collective operation has the bandwidth of the node.
 BETWEEN_NODES = 25e9
+# Share of the bandwidth of PCIe that copies between a GPU and pinned memory reach. Assumed, as no run with offload was
+# measured, and so is the bandwidth of a host's memory, which the GPUs of a node share: eight channels of DDR4-3200.
+PCIE_REACHED = 0.8
+HOST_MEMORY = 200e9
 
 
 class Constants(BaseModel):
@@ -44,6 +48,7 @@ class Times(NamedTuple):
     memory: float
     network: float
     launches: float
+    offload: float
     total: float
 
     @property
@@ -54,6 +59,7 @@ class Times(NamedTuple):
             "memory": self.memory,
             "network": self.network,
             "kernel launches": self.launches,
+            "offload": self.offload,
         }
         return max(shares, key=lambda name: shares[name])
 
@@ -75,6 +81,8 @@ def times(work: Work, gpu: GpuSpeed, layout: Layout, constants: Constants) -> Ti
         link = min(link, BETWEEN_NODES * layout.gpus / layout.nodes)
     network = work.sent / (link * constants.link) + work.messages * constants.message_s
     launches = work.launches * constants.launch_s
+    each_node = layout.gpus / layout.nodes
+    offload = work.offloaded / (gpu.pcie * 1e9 * PCIE_REACHED) + work.host_bytes * each_node / HOST_MEMORY
     power = constants.overlap
-    total = ((compute + memory) ** power + network**power + launches**power) ** (1 / power)
-    return Times(compute, memory, network, launches, total)
+    total = ((compute + memory + offload) ** power + network**power + launches**power) ** (1 / power)
+    return Times(compute, memory, network, launches, offload, total)

@@ -85,6 +85,8 @@ class Work:
         launches: kernels launched by the host.
         sent: bytes that each GPU sends.
         messages: collective operations.
+        offloaded: bytes between this GPU and the host.
+        host_bytes: bytes that the optimizer step on the host reads and writes in its memory.
         tokens: tokens of the micro-batch on this GPU.
     """
 
@@ -96,6 +98,8 @@ class Work:
     launches: float
     sent: float
     messages: float
+    offloaded: float
+    host_bytes: float
     tokens: float
 
 
@@ -122,10 +126,13 @@ def work_of(shapes: Shapes, method: str, stack: Stack, layout: Layout) -> Work:
         attention_flops=scores * (1 + again + 2.5),  # FlashAttention computes scores again in its backward pass
         model_flops=(layer + head) * (2 + full) + 3 * scores,
         dtype="bfloat16" if stack.mixed_precision == "bf16" else stack.torch_dtype,
-        bytes=_traffic(shapes, full, stack, layout, again, targets) + _update(shapes, full, stack, layout),
+        bytes=_traffic(shapes, full, stack, layout, again, targets)
+        + (0.0 if _on_host(stack, layout, "optimizer") else _update(shapes, full, stack, layout)),
         launches=_launches(shapes, stack, again, targets, tokens) + 400.0 / layout.steps,
         sent=_sent(shapes, full, stack, layout),
         messages=_messages(shapes, full, stack, layout, targets),
+        offloaded=_offloaded(shapes, full, stack, layout),
+        host_bytes=_update(shapes, full, stack, layout) if _on_host(stack, layout, "optimizer") else 0.0,
         tokens=tokens,
     )
 
@@ -179,6 +186,31 @@ def _update(shapes: Shapes, full: bool, stack: Stack, layout: Layout) -> float:
         / shards
         / layout.steps
     )
+
+
+def _on_host(stack: Stack, layout: Layout, what: str) -> bool:
+    """Whether the host holds the parameters, or the states of the optimizer."""
+    if stack.sharding == "fsdp1" and layout.gpus == 1:  # FSDP1 shards nothing there, and offloads nothing
+        return False
+    return what in stack.offload
+
+
+def _offloaded(shapes: Shapes, full: bool, stack: Stack, layout: Layout) -> float:
+    """Bytes between the host and one GPU for one micro-batch.
+
+    Parameters on the host are copied to the GPU for the forward and for the backward pass. Where the optimizer runs on
+    the host, the gradients of each micro-batch are copied there, and after the step the new weights back.
+    """
+    size = 4.0 if stack.torch_dtype == "float32" and stack.mixed_precision == "no" else 2.0
+    trainable = trained(shapes, full, stack) * (size if full else 4.0)
+    found = 0.0
+    if _on_host(stack, layout, "parameters"):
+        stored = shapes.layers * shapes.layer_stored * (0.5 if stack.quantization != "none" else size)
+        found += 2 * (stored + 2 * shapes.head * size)  # with the embeddings
+    if _on_host(stack, layout, "optimizer"):
+        back = 0.0 if _on_host(stack, layout, "parameters") else trainable / layout.steps
+        found += trainable + back
+    return found / layout.gpus
 
 
 def _launches(shapes: Shapes, stack: Stack, again: int, targets: int, tokens: float) -> float:

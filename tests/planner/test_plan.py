@@ -95,5 +95,6 @@ def test_the_command_lists_the_plan(tmp_path):
     assert not (tmp_path / "no.svg").exists()
     saved = CliRunner().invoke(cli.app, ["plan", *options.split(), "--save-job", str(tmp_path / "job.yaml")])
     assert saved.exit_code == 2 and "a plan has no ado experiment" in saved.stderr
-    bad = CliRunner().invoke(cli.app, ["plan", *options.split(), "--budget", "0"])
-    assert bad.exit_code == 2 and "--budget: must be a number > 0" in bad.stderr
+    for value in ("0", "-1", "nan", "inf"):
+        bad = CliRunner().invoke(cli.app, ["plan", *options.split(), "--budget", value])
+        assert bad.exit_code == 2 and "--budget: must be a number > 0" in bad.stderr

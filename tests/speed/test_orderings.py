@@ -18,14 +18,21 @@ from autoconf.speed.work import Layout, work_of
 
 GPUS = gpu_speeds()
 JOBS = 3_000
+_FSDP = ["none", "optimizer_and_parameters"]
+OFFLOADS = {
+    "ddp": ["none"], "fsdp1": _FSDP, "fsdp2": _FSDP, "zero1": ["none", "optimizer"], "zero2": ["none", "optimizer"],
+    "zero3": ["none", "optimizer", "parameters", "optimizer_and_parameters"],
+}  # fmt: skip
 EXACT = 1 - 1e-9  # sums of floating-point numbers
 
 
 def random_job(chance: random.Random, gpu=None, **layout) -> SpeedJob:
     model = chance.choice(list(architectures()))
     method = chance.choice(["full", "lora", "qlora"])
+    sharding = chance.choice(choices("sharding"))
     stack = Stack(
-        sharding=chance.choice(choices("sharding")),
+        sharding=sharding,
+        offload=chance.choice(OFFLOADS[sharding]),
         gradient_checkpointing=chance.choice(["none", "reentrant", "non-reentrant"]),
         loss=chance.choice(["full", "chunked"]),
         quantization="nf4" if method == "qlora" else "none",
@@ -127,6 +134,20 @@ def test_bounds_enclose_the_estimate_and_are_wide_where_nothing_was_measured():
     assert far.notes[0].startswith("not measured: NVIDIA-H200,")
     assert stack.notes[0].startswith("not measured: sharding ddp,")
     assert model.notes[0].startswith("not measured: llama-7b,")
+
+
+def test_offload_is_slower_limits_small_batches_and_was_not_measured():
+    def speed(offload, samples):
+        stack = Stack(sharding="zero3", offload=offload)
+        shapes = known_shapes("mistral-7b-v0.1")
+        job = SpeedJob("mistral-7b-v0.1", shapes, "full", stack, "NVIDIA-A100-SXM4-80GB", Layout(samples, 1024, 4))
+        return speeds(load(), [job])[0]
+
+    small, large = speed("optimizer_and_parameters", 1), speed("optimizer_and_parameters", 256)
+    assert (small.limit, large.limit) == ("offload", "compute")
+    assert "offload optimizer_and_parameters" in small.notes[0]
+    rates = [speed(offload, 4).tokens_per_second for offload in ("none", "optimizer", "optimizer_and_parameters")]
+    assert rates == sorted(rates, reverse=True) and rates[0] > 1.5 * rates[2]
 
 
 def test_small_models_and_experts_are_limited_by_launches():

@@ -79,3 +79,23 @@ def test_experts_are_launched_one_after_the_other():
     mixtral = known_shapes("mixtral-8x7b-instruct-v0.1")
     dense = known_shapes("mistral-7b-v0.1")
     assert work(shapes=mixtral).launches > 2 * work(shapes=dense).launches
+
+
+def offloaded(**settings):
+    return work(layout=Layout(2, 1024, 4, steps=2), sharding="zero3", **settings)
+
+
+def test_offload_moves_weights_gradients_and_the_step_to_the_host():
+    kept, optimizer, weights, both = (
+        offloaded(offload=what) for what in ("none", "optimizer", "parameters", "optimizer_and_parameters")
+    )
+    trainable = 2 * trained(LLAMA, True, Stack())
+    assert kept.offloaded == kept.host_bytes == 0
+    assert optimizer.offloaded == pytest.approx(trainable * (1 + 1 / 2) / 4)
+    assert optimizer.host_bytes == pytest.approx(kept.bytes - optimizer.bytes)
+    assert weights.host_bytes == 0 and weights.bytes == kept.bytes
+    stored = 2 * (LLAMA.layers * LLAMA.layer_stored + 2 * LLAMA.head)
+    assert weights.offloaded == pytest.approx(2 * stored / 4)
+    assert both.offloaded == pytest.approx(weights.offloaded + trainable / 4)
+    one = work(layout=Layout(2, 1024, 1), sharding="fsdp1", offload="optimizer_and_parameters")
+    assert one.offloaded == one.host_bytes == 0  # FSDP1 shards nothing on one GPU

@@ -273,5 +273,6 @@ def _measured(predictor: Predictor, columns: JobColumns, rows: _Rows) -> Measure
         most_tokens_per_sample=max(columns["tokens_per_sample"]),
         shardings=sorted({stack.sharding for stack, is_one in zip(stacks, several, strict=True) if is_one}),
         checkpointing=sorted({stack.gradient_checkpointing for stack in stacks}),
+        offloads=sorted({stack.offload for stack in stacks}),
         most_nodes=int(nodes.max()),
     )
