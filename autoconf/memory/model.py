@@ -49,6 +49,15 @@ class StackMemory:
         self._jobs: dict[int, tuple[GpuJob, GpuJob]] = {}  # on one GPU, and on each of several
         self._numbers = itertools.count()
 
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self._rows)
+
+    def forget(self) -> None:
+        """Drop all rows; their numbers are not used again. No other thread may use one."""
+        self._rows.clear()
+        self._jobs.clear()
+
     def row(self, model: str, method: str, stack: Stack) -> int:
         """The row of a job, made if needed.
 

@@ -279,6 +279,11 @@ def _lookup(predictor: Predictor) -> _Lookup:
     return _Lookup(predictor)
 
 
+def forget() -> None:
+    """Drop the rows that were looked up."""
+    _lookup.cache_clear()
+
+
 def workers(gpus: Integers, gpus_per_worker: Integers) -> Integers:
     """The smallest number of workers that have each number of GPUs."""
     return -(-gpus // gpus_per_worker)

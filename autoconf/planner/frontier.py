@@ -108,3 +108,8 @@ _UNKNOWN = -1
 def _known(predictor: Predictor) -> dict[tuple[int, float], Integers]:
     """The cache of a version's edges by row and usable GiB, shared by the jobs of a table and by later calls."""
     return {}
+
+
+def forget() -> None:
+    """Drop the edges of all versions."""
+    _known.cache_clear()

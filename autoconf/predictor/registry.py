@@ -52,6 +52,11 @@ def known(models: ModelsFolder = None) -> list[str]:
     return [*RELEASED, *user_versions.listed_in(user_versions.folder_of(models))]
 
 
+def loaded() -> list[Predictor]:
+    """The predictors that this process has loaded."""
+    return [*_loaded.values()]
+
+
 def place(version: str, models: ModelsFolder = None) -> VersionFolder:
     """Locate a version.
 

@@ -11,12 +11,14 @@ from typing import Any, Literal, NamedTuple
 
 from autoconf.errors import AutoConfError
 from autoconf.files import only_given
+from autoconf.planner.forget import forget_beyond
 from autoconf.predictor import registry
 from autoconf.predictor.user_versions import VARIABLE, ModelsFolder, NoModelsFolder
 from autoconf.service import queries
 from autoconf.service.job_files import answer_job_texts, read_job_texts
 from autoconf.service.queries import TooManyRows
 
+_MOST_REMEMBERED = 4_000  # models under stacks, about 36 MB
 Status = Literal["ok", "bad_input", "too_large", "broken"]
 
 
@@ -109,3 +111,4 @@ def work(pipe: Connection, models: ModelsFolder) -> None:
         except (EOFError, OSError):
             return
         pipe.send(reply_to(task, models))
+        forget_beyond(_MOST_REMEMBERED)
