@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -20,10 +21,12 @@ from autoconf.jobs.queries import (
     MIN_GPUS,
     NOTES,
     NUMBER_GPUS,
+    PLAN,
     THROUGHPUT,
     Query,
 )
 from autoconf.jobs.tables import check_jobs, earlier_answers, parse_table
+from autoconf.jobs.values import is_empty, positive_number
 from autoconf.planner.avoid_oom import avoid_oom
 from autoconf.planner.estimate import estimate
 from autoconf.planner.explanation import explain
@@ -31,7 +34,8 @@ from autoconf.planner.gpu_choice import cheapest_gpu
 from autoconf.planner.html import explanation_html
 from autoconf.planner.max_size import largest_batch, largest_sample
 from autoconf.planner.min_gpus import recommend
-from autoconf.planner.results import Estimate, GpuModel, LargestBatch, LargestSample, Recommendation, Throughput
+from autoconf.planner.plan import plan
+from autoconf.planner.results import Estimate, GpuModel, LargestBatch, LargestSample, Plan, Recommendation, Throughput
 from autoconf.planner.throughput import throughput
 from autoconf.predictor import registry
 from autoconf.predictor.user_versions import ModelsFolder
@@ -46,12 +50,14 @@ class ServiceQuery:
         ask: The function of the Python API that answers it.
         answer_type: The dataclass of an answer.
         summary: What it answers, in one line.
+        bounds: Positive numbers that an answer about one job may not exceed, each with its description.
     """
 
     query: Query
     ask: Callable[..., Any]
     answer_type: type[Any]
     summary: str
+    bounds: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def ranked(self) -> bool:
@@ -72,6 +78,13 @@ QUERIES = {
     ),
     "gpu-model": ServiceQuery(
         GPU_MODEL, cheapest_gpu, GpuModel, "GPU types, ranked by the cost of a run or of tokens on the smallest layout"
+    ),
+    "plan": ServiceQuery(
+        PLAN,
+        plan,
+        Plan,
+        "The layouts of a run for which no other one that fits is both faster and cheaper",
+        {"deadline_hours": "The longest that the run may take, in hours", "budget": "The most that the run may cost"},
     ),
 }
 # A job that every query accepts, with the fields that the query answers left out.
@@ -107,15 +120,19 @@ def answer_job(name: str, fields: Mapping[str, Any], models: ModelsFolder = None
     1
     """
     served = QUERIES[name]
+    bounds = {
+        bound: positive_number(bound, fields[bound]) for bound in served.bounds if not is_empty(fields.get(bound))
+    }
+    fields = {field: value for field, value in fields.items() if field not in served.bounds}
     job, numbers = served.query.parse({"model_version": registry.DEFAULT, **fields})
     known = {**served.query.optional, **job.model_dump(exclude_unset=True), **numbers}
     given = {field: known[field] for field in served.query.fields if known[field] is not None}
     after = {"training_stack": job.stack_name()}
     if served.ranked:
         table = pd.DataFrame({field: [value] for field, value in given.items()}, dtype=object)
-        ranking = _rows(served.ask(table, models=models))
+        ranking = _rows(served.ask(table, models=models, **bounds))
         notes = dict.fromkeys(sentence for row in ranking for sentence in row.pop(NOTES, "").split("; ") if sentence)
-        return {**given, **after, "ranking": ranking, NOTES: [*notes]}
+        return {**given, **bounds, **after, "ranking": ranking, NOTES: [*notes]}
     found = served.ask(job, models=models, **numbers)
     answered = {column: getattr(found, column) for column in served.query.answers}
     return {**given, **answered, **after, NOTES: [*found.notes]}

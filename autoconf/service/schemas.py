@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -11,8 +12,12 @@ from autoconf.jobs.queries import ALL_ARGUMENTS, Query
 from autoconf.service.queries import ServiceQuery, example
 
 
-def job_schema(query: Query) -> dict[str, Any]:
+def job_schema(query: Query, bounds: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The schema of a job of a query: its fields and arguments, with an example.
+
+    Args:
+        query: The query.
+        bounds: Positive numbers that the query takes besides, with their descriptions.
 
     >>> from autoconf.jobs.queries import LARGEST_BATCH
     >>> job_schema(LARGEST_BATCH)["required"]
@@ -22,6 +27,8 @@ def job_schema(query: Query) -> dict[str, Any]:
     properties = {field: _plain(fields[field]) for field in query.fields if field in fields}
     for name in (*query.arguments, *query.optional_arguments):
         properties[name] = {"type": "integer", "minimum": 1, "description": ALL_ARGUMENTS[name]}
+    for name, description in (bounds or {}).items():
+        properties[name] = {"type": "number", "exclusiveMinimum": 0, "description": description}
     return {
         "type": "object",
         "properties": properties,

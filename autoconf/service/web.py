@@ -200,7 +200,8 @@ def _schema(schema: dict[str, Any]) -> dict[str, Any]:
 def _add_queries(app: FastAPI, service: Service) -> None:
     for name, served in QUERIES.items():
         job = job_schema(served.query)
-        _post(app, f"/{name}", _one(service, "job", name), served.summary, _schema(job), _schema(answer_schema(served)))
+        one = _schema(job_schema(served.query, served.bounds))
+        _post(app, f"/{name}", _one(service, "job", name), served.summary, one, _schema(answer_schema(served)))
         rows = {"type": "object", "required": ["jobs"], "additionalProperties": False}
         table = {
             **rows,

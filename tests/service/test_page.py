@@ -13,7 +13,7 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
 from service import serving
 
-from autoconf import Workload, explain, recommend, throughput
+from autoconf import Job, Workload, explain, plan, recommend, throughput
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ROOT = Path(__file__).parents[2]
@@ -93,6 +93,21 @@ def test_the_speed_the_time_and_the_cost_are_those_of_the_api(page):
     text = page.locator("#speed").inner_text()
     assert text.startswith(f"{found.tokens_per_second:,.0f} tokens per second (")
     assert f"takes {found.hours:.1f} hours and costs {found.cost:.2f}" in text
+
+
+def test_a_run_shows_its_plan_within_its_limits(page):
+    job = {field: value for field, value in JOB.items() if field != "gpu_model"}
+    planned = plan(Job(**job), steps=500)
+    page.locator("summary").first.click()
+    ask(page, {**JOB, "steps": 500})
+    rows = page.locator("#plan tbody tr")
+    rows.first.wait_for()
+    shown = [row.split("\t") for row in rows.all_inner_texts()]
+    assert [row[0] for row in shown] == [*planned["gpu_model"]]
+    assert [row[3] for row in shown] == [f"{cost:.2f}" for cost in planned["cost"]]
+    page.fill("[name=budget]", "0.000001")
+    page.get_by_role("button", name="Answer").click()
+    page.get_by_text("no layout that fits is within budget").wait_for()
 
 
 def test_a_form_completes_models_and_gpus(page):

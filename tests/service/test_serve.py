@@ -34,6 +34,7 @@ from autoconf import (
     explain,
     largest_batch,
     largest_sample,
+    plan,
     recommend,
     throughput,
 )
@@ -41,6 +42,7 @@ from autoconf import (
 pytestmark = pytest.mark.long
 
 NO_BATCH = {field: value for field, value in JOB.items() if field != "batch_size"}
+NO_GPU = {field: value for field, value in JOB.items() if field != "gpu_model"}
 EACH = {**NO_BATCH, "per_device_train_batch_size": 8}
 MOST_ROWS, MOST_BYTES = 50, 100_000
 
@@ -72,6 +74,10 @@ def test_each_query_gives_the_answer_of_the_python_api(server):
     fields = {field: value for field, value in JOB.items() if field != "gpu_model"}
     first = server.post("/gpu-model", fields).json["ranking"][0]
     assert (first["rank"], first["gpu_model"]) == (1, cheapest_gpu(Job(**fields)).gpu_model)
+    found = server.post("/plan", {**fields, "steps": 1000, "deadline_hours": "3"}).json
+    planned = plan(Job(**fields), steps=1000, deadline_hours=3)
+    assert [row["cost"] for row in found["ranking"]] == [*planned["cost"]]
+    assert found["deadline_hours"] == 3
 
 
 def test_a_worker_answers_with_another_version_than_the_one_it_was_forked_with(server):
@@ -240,6 +246,10 @@ def test_no_path_or_environment_of_the_server_is_read_for_a_job(tmp_path):
         ("/recommend", b'{"batch_size": ' + b"9" * 20_000 + b"}", 400, "body"),
         ("/recommend", b'{"a": "\xff"}', 400, "body"),
         ("/estimate", JOB, 422, "number_gpus: is required"),
+        ("/plan", {**NO_GPU, "steps": 10, "budget": [1]}, 422, "budget: must be a number > 0"),
+        ("/plan", {**NO_GPU, "steps": 10, "deadline_hours": -1}, 422, "deadline_hours: must be a number > 0"),
+        ("/plan", {**NO_GPU, "steps": 10, "dataset_tokens": 10}, 422, "steps and dataset_tokens exclude each other"),
+        ("/plan/table", {"jobs": [{**NO_GPU, "steps": 10, "budget": 1}]}, 422, "jobs[0].budget: no such field"),
         ("/largest-batch", {**JOB, "number_gpus": 2}, 422, "batch_size"),
         ("/recommend/table", {"jobs": []}, 422, "jobs"),
         ("/recommend/table", {"jobs": [JOB, 3]}, 422, "jobs[1]"),

@@ -4,7 +4,8 @@
 const MAIN = ["model_name", "method", "gpu_model", "tokens_per_sample", "per_device_train_batch_size", "stack", "max_gpus"];
 const COMPLETED = ["model_name", "gpu_model"]; // long lists of names, of which other spellings count, too
 const WIDE = ["model_name", "gpu_model"];
-const RUN = ["dataset_tokens", "epochs", "steps"]; // fields of /throughput alone
+const RUN = ["dataset_tokens", "epochs", "steps"]; // fields of /throughput and /plan alone
+const LIMITS = ["deadline_hours", "budget"]; // fields of /plan alone
 const TOKENS = [512, 1024, 2048, 4096, 8192, 16384, 32768];
 const BATCHES = [1, 2, 4, 8, 16, 32];
 
@@ -60,8 +61,8 @@ async function build() {
   const [api, names] = await Promise.all([ask("openapi.json"), ask("names")]);
   const schemaOf = (path) => api.paths[path].post.requestBody.content["application/json"].schema;
   const job = schemaOf("/recommend");
-  const run = schemaOf("/throughput").properties;
-  for (const [name, schema] of [...Object.entries(job.properties), ...RUN.map((name) => [name, run[name]])]) {
+  const run = schemaOf("/plan").properties;
+  for (const [name, schema] of [...Object.entries(job.properties), ...[...RUN, ...LIMITS].map((name) => [name, run[name]])]) {
     const choices = names[name] ?? schema.enum;
     const required = job.required.includes(name);
     byId(MAIN.includes(name) ? "main-fields" : "more-fields").append(field(name, schema, choices, required));
@@ -78,8 +79,12 @@ function fields() {
   return given;
 }
 
+function without(names, given) {
+  return Object.fromEntries(Object.entries(given).filter(([name]) => !names.includes(name)));
+}
+
 function withoutRun(given) {
-  return Object.fromEntries(Object.entries(given).filter(([name]) => !RUN.includes(name)));
+  return without([...RUN, ...LIMITS], given);
 }
 
 function fill(job) {
@@ -150,7 +155,7 @@ async function showSpeed(explained, number) {
   if (!explained.can_recommend) return;
   let text;
   try {
-    const found = await ask("throughput", { ...fields(), number_gpus: explained.gpus * explained.workers });
+    const found = await ask("throughput", { ...without(LIMITS, fields()), number_gpus: explained.gpus * explained.workers });
     if (found.tokens_per_second === null) throw new Error(found.reason);
     const shown = ["", "_low", "_high"].map((end) => Math.round(found[`tokens_per_second${end}`]).toLocaleString("en"));
     text = `${shown[0]} tokens per second (${shown[1]} to ${shown[2]}), limited by ${found.limit}.`;
@@ -161,8 +166,29 @@ async function showSpeed(explained, number) {
   } catch (error) {
     text = `Speed: ${error.message}`;
   }
+  const layouts = await plannedTable();
   if (number !== latest) return;
-  byId("answer").append(element("h2", {}, "Time and cost"), element("p", { id: "speed" }, text));
+  byId("answer").append(element("h2", {}, "Time and cost"), element("p", { id: "speed" }, text), ...layouts);
+}
+
+async function plannedTable() {
+  const run = without(["gpu_model"], fields());
+  if (!run.dataset_tokens && !run.steps) return [];
+  let ranking;
+  try {
+    ({ ranking } = await ask("plan", run));
+  } catch (error) {
+    return [element("p", { id: "plan" }, `Plan: ${error.message}`)];
+  }
+  if (!ranking[0].can_recommend) return [element("p", { id: "plan" }, `Plan: ${ranking[0].reason}`)];
+  const cells = ranking.map((one) => [one.gpu_model, String(one.gpus * one.workers), one.hours.toFixed(1), one.cost.toFixed(2)]);
+  const head = ["GPU", "GPUs", "Hours", "Cost"].map((name) => element("th", { scope: "col" }, name));
+  const rows = cells.map(([gpu, ...numbers]) => element("tr", {}, element("th", { scope: "row" }, gpu),
+    ...numbers.map((number) => element("td", {}, number))));
+  return [element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Plan" },
+    element("table", { class: "plan", id: "plan" },
+      element("caption", {}, "Layouts for which no other is both faster and cheaper, at list prices"),
+      element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows)))];
 }
 
 function around(values, chosen) {
