@@ -1,7 +1,7 @@
 """Load a server of ``ado-autoconf serve`` on loopback: requests per second and latency for 1, 16 and 64 clients.
 
 Each client keeps one connection and sends the next request when it has the answer. Jobs differ in their tokens, so no
-answer is repeated at once. ``--soak MINUTES`` keeps 16 clients asking, and prints the memory of all processes.
+answer is repeated at once. ``service_soak.py`` asks for a long time, and prints the memory of all processes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import psutil
 
 CLIENTS = (1, 16, 64)
 JOB = {
@@ -81,15 +80,6 @@ async def load(port: int, path: str, clients: int, duration: float) -> list[floa
     return seconds
 
 
-def megabytes(pid: int) -> float:
-    """Proportional memory of a server and all its processes."""
-    server = psutil.Process(pid)
-    total = 0
-    for process in (server, *server.children(recursive=True)):
-        total += process.memory_full_info().pss
-    return total / 2**20
-
-
 def table(port: int, path: str, duration: float) -> None:
     """Print a row for each number of clients."""
     print(f"\n| `POST {path}`, clients | requests per second | median, ms | p99, ms |\n| --- | --- | --- | --- |")
@@ -99,29 +89,15 @@ def table(port: int, path: str, duration: float) -> None:
         print(f"| {clients} | {len(seconds) / duration:.0f} | {median:.1f} | {worst:.1f} |", flush=True)
 
 
-def soak(pid: int, port: int, minutes: float) -> None:
-    """Print the memory once a minute while 16 clients ask."""
-    count = 0
-    print(
-        f"\n| minute | requests | memory of all processes, MB |\n| --- | --- | --- |\n| 0 | 0 | {megabytes(pid):.0f} |"
-    )
-    for minute in range(1, int(np.ceil(minutes)) + 1):
-        count += len(asyncio.run(load(port, "/recommend", 16, min(60.0, minutes * 60))))
-        print(f"| {minute} | {count} | {megabytes(pid):.0f} |", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seconds", type=float, default=10.0, help="for each number of clients")
-    parser.add_argument("--soak", type=float, default=0.0, metavar="MINUTES")
     options = parser.parse_args()
-    with serving(options.workers) as (pid, port):
+    with serving(options.workers) as (_, port):
         asyncio.run(load(port, "/recommend", 4, 2.0))
         for path in ("/recommend", "/explain"):
             table(port, path, options.seconds)
-        if options.soak:
-            soak(pid, port, options.soak)
 
 
 if __name__ == "__main__":
