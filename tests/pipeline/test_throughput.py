@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from autoconf.errors import AutoConfError
 from autoconf.pipeline.report import PAGES
 from autoconf.pipeline.throughput.evaluate import HeldOut, coverage, figures, learned_bounds, rows
 from autoconf.pipeline.throughput.learn import feature_table, weights_of
@@ -91,3 +92,43 @@ def test_a_model_with_many_rows_does_not_count_by_all_of_them():
 
 def test_stacks_are_those_of_the_rows():
     assert {*all_rows()["stack"]} == {*read_stacks()}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("model", ["smollm2-135m", "granite-3.1-1b-a400m", "granite-4.0-h-350m", "opt-125m"])
+def test_flops_of_experts_and_mamba_are_those_that_pytorch_counts(model):
+    pytest.importorskip("torch")
+    from autoconf.pipeline.throughput.counted import computed, counted
+
+    assert computed(model).flops == pytest.approx(counted(model).flops, rel=0.002)
+
+
+def test_untouched_rows_are_read_from_tables_of_another_project(tmp_path):
+    from autoconf.pipeline.throughput.untouched import figures, jobs_of, read_table
+
+    names = (
+        "Model", "SeqLen (T)", "# GPUs", "GPU", "MicroBatchSize", "GradAccum", "Throughput (T/s)", "Precision",
+        "Activation Checkpointing",
+    )  # fmt: skip
+    rows = [
+        "7b | 2048 | 16 | h100_80gb | 6 | 2 | 160000 | amp_bf16 | False",
+        "1b | 512 | 8 | a100_40gb | 8 | 1 | 99000 | bf16 | True",
+    ]
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        "\n".join(["# text", f"| {' | '.join(names)} |", "| --- " * 9 + "|", *(f"| {row} |" for row in rows)])
+    )
+    table = read_table(readme)
+    large, small = jobs_of(table)
+    assert (large.layout.nodes, large.layout.steps, large.stack.gradient_checkpointing) == (2, 2, "none")
+    assert (small.gpu_model, small.layout.tokens, small.stack.mixed_precision) == (
+        "NVIDIA-A100-SXM4-40GB",
+        4096,
+        "bf16",
+    )
+    assert {row["runs"] for row in figures(table)} == {
+        "all", "NVIDIA-H100-80GB-HBM3, several nodes", "NVIDIA-A100-SXM4-40GB, 1 node"
+    }  # fmt: skip
+    readme.write_text("nothing")
+    with pytest.raises(AutoConfError, match="has no table"):
+        read_table(readme)
