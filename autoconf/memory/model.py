@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -12,8 +11,8 @@ import numpy as np
 from autoconf.jobs.stack import Stack, Upcast
 from autoconf.memory.fragmentation import Fragmentation, sharding_of
 from autoconf.memory.gpu_memory import GpuJob, GpuMemory
-from autoconf.memory.optimizers import Shape, optimizer_bytes
-from autoconf.memory.profile import UPCAST_NORMS, HeadWay, LayerWay, Point, Trainable, Units
+from autoconf.memory.optimizers import optimizer_bytes
+from autoconf.memory.profile import UPCAST_NORMS, HeadWay, LayerWay, Point, Units, optimizer_shapes
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.sharding import BytesPerParameter, Strategy, UnshardedJob, sharded
 from autoconf.memory.store import ModelsTable
@@ -195,7 +194,7 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     if strategy in ZERO:
         optimizer = optimizer_bytes(stack.optim, flat_groups(trainable, rank))
     else:
-        shapes = _shapes(trainable, rank, per_parameter.trainable, flat=strategy == "fsdp1")
+        shapes = optimizer_shapes(trainable, rank, per_parameter.trainable, flat=strategy == "fsdp1")
         optimizer = optimizer_bytes(stack.optim, shapes, [count for _, count in trainable.shapes])
     job = UnshardedJob(
         trainable.units, per_parameter, stack.gradient_accumulation, rank, optimizer,
@@ -393,17 +392,3 @@ def _upcast_bytes(units: Units, upcast: Upcast) -> int:
     """Bytes that unquantized parameters take in addition when they become float32; the final norm's are negligible."""
     upcasts = {"none": 0, "norms": units.frozen - units.root_frozen, "all": units.frozen}[upcast]
     return upcasts * (_BYTES["float32"] - _BYTES["bfloat16"])
-
-
-def _shapes(trainable: Trainable, rank: int | None, itemsize: int, *, flat: bool) -> Sequence[Shape]:
-    """The optimizer's shapes of the trainable ones, each once. With FSDP1 they are pieces of flat parameters."""
-    shapes: list[Shape] = []
-    for shape, _ in trainable.shapes:
-        dimensions = shape.dimensions
-        if rank is not None:  # the rank is the smallest dimension: one, or as many as there are experts
-            at = dimensions.index(min(dimensions))
-            dimensions = (*dimensions[:at], dimensions[at] * rank, *dimensions[at + 1 :])
-        if flat:
-            dimensions = (math.prod(dimensions),)
-        shapes.append(Shape(dimensions, itemsize, shape.embedding))
-    return shapes

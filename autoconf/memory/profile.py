@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -143,3 +144,17 @@ class ModelProfile:
         known = {*self.layers, *self.heads, *self.units}
         reasons = {" ".join(map(str, key)) for key in self.problems}  # as read from disk: words
         return [key for key in keys if key not in known and " ".join(map(str, key)) not in reasons]
+
+
+def optimizer_shapes(trainable: Trainable, rank: int | None, itemsize: int, *, flat: bool) -> Sequence[Shape]:
+    """The optimizer's shapes of the trainable ones, each once. With FSDP1 they are pieces of flat parameters."""
+    shapes: list[Shape] = []
+    for shape, _ in trainable.shapes:
+        dimensions = shape.dimensions
+        if rank is not None:  # the rank is the smallest dimension: one, or as many as there are experts
+            at = dimensions.index(min(dimensions))
+            dimensions = (*dimensions[:at], dimensions[at] * rank, *dimensions[at + 1 :])
+        if flat:
+            dimensions = (math.prod(dimensions),)
+        shapes.append(Shape(dimensions, itemsize, shape.embedding))
+    return shapes
