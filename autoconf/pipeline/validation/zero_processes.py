@@ -25,53 +25,43 @@ from autoconf.jobs.stack import Stack
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.tracing.model_setup import TrainingSetup, build_model, materialize
-from autoconf.pipeline.tracing.recorder import SAMPLES
-from autoconf.pipeline.validation.host_and_gpu import GPU, Devices, PeakRecorder
+from autoconf.pipeline.tracing.recorder import SAMPLES, Recorder
 
 _STEPS = 2  # in the first one there are no states yet, and ZeRO-3 does not prefetch
 _MICRO_BATCHES = {False: 1, True: 3}  # by whether gradients accumulate
 
 
-def _virtual_gpu() -> Any:
-    """DeepSpeed's accelerator for the CPU, which calls its device ``cuda:0``."""
-    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+class _PeakRecorder(Recorder):
+    """Records the largest number of bytes; tensors on the device ``meta`` have none."""
 
-    class VirtualGpu(CPU_Accelerator):
-        def device_name(self, device_index: int | None = None) -> str:
-            return GPU.type
+    peak = 0
 
-        def current_device_name(self) -> str:
-            return str(GPU)
+    def see(self, tensor: torch.Tensor, op: str = "resident") -> None:
+        if tensor.device.type != "meta":
+            super().see(tensor, op)
 
-        def on_accelerator(self, tensor: torch.Tensor) -> bool:
-            return tensor.device == GPU
-
-    return VirtualGpu()
+    def _resize(self, number: int, nbytes: int, op: str, itemsize: int = 1) -> None:
+        super()._resize(number, nbytes, op, itemsize)
+        self.changes.clear()
+        self.peak = max(self.peak, self.live)
 
 
 def peaks(job: dict[str, Any]) -> dict[str, int]:
-    """Peak bytes of this process: in forward and backward passes, in the optimizer's step, and on the host."""
+    """Peak bytes of this process in forward and backward passes, and in the optimizer's step."""
     import deepspeed
-    from deepspeed.accelerator import set_accelerator
-    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
     setup = TrainingSetup(Architecture(**job["architecture"]), job["method"], Stack(**job["stack"]))
     accumulating = _MICRO_BATCHES[setup.stack.gradient_accumulation]
-    model, recorder = build_model(setup), PeakRecorder()
-    found = {"micro_batch": 0, "step": 0, "host": 0}
+    model, recorder = build_model(setup), _PeakRecorder()
+    found = {"micro_batch": 0, "step": 0}
     with ExitStack() as stack:
         stack.enter_context(cuda_kernels.on_cuda(model, setup.architecture.experts))
         stack.enter_context(recorder)
         stack.enter_context(recorder.resizes())
         _materialize(model)
-        offloads = setup.stack.offload != "none"
-        set_accelerator(_virtual_gpu() if offloads else CPU_Accelerator())
-        if offloads:
-            stack.enter_context(Devices(recorder))
         engine, *_ = deepspeed.initialize(
             model=model,
-            # DeepSpeed's own AdamW for the CPU works in place, as PyTorch's fused one.
-            optimizer=torch.optim.AdamW(_groups(model), foreach=not offloads, fused=offloads),
+            optimizer=torch.optim.AdamW(_groups(model), foreach=True),
             config=_config(setup.stack, job["buckets"], accumulating),
         )
         gc.collect()
@@ -82,7 +72,7 @@ def peaks(job: dict[str, Any]) -> dict[str, int]:
             found["micro_batch"], recorder.peak = recorder.peak, recorder.live
             _zero_gradients(engine)
             engine.step()
-            found["step"], found["host"] = recorder.peak, recorder.host_peak
+            found["step"] = recorder.peak
     engine.destroy()
     return found
 
@@ -91,8 +81,6 @@ def _zero_gradients(engine: Any) -> None:
     for gradients in engine.optimizer.averaged_gradients.values():
         for gradient in gradients or ():
             gradient.zero_()
-    norms = getattr(engine.optimizer, "norm_for_param_grads", {})
-    norms.update((name, torch.zeros_like(norm)) for name, norm in norms.items())
 
 
 def _materialize(model: nn.Module) -> None:
@@ -117,18 +105,12 @@ def _config(stack: Stack, buckets: dict[str, Any], accumulating: int) -> dict[st
         "gradient_clipping": 1.0,
         "bf16": {"enabled": stack.mixed_precision == "bf16"},
         "zero_allow_untested_optimizer": True,  # as transformers sets it
-        "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {"stage": int(stack.sharding.removeprefix("zero")), **buckets, **_offload(stack)},
+        "zero_optimization": {"stage": int(stack.sharding.removeprefix("zero")), **buckets},
     }
 
 
-def _offload(stack: Stack) -> dict[str, Any]:
-    sections = {"optimizer": "offload_optimizer", "parameters": "offload_param"}
-    return {key: {"device": "cpu", "pin_memory": True} for name, key in sections.items() if name in stack.offload}
-
-
 def _micro_batch(engine: Any, tokens: int, *, last: bool) -> None:
-    input_ids = torch.zeros((SAMPLES, tokens), dtype=torch.long, device=engine.device)
+    input_ids = torch.zeros((SAMPLES, tokens), dtype=torch.long)
     _attention_mask = torch.empty_like(input_ids)
     engine.set_gradient_accumulation_boundary(last)
     loss = engine(input_ids=input_ids, labels=torch.zeros_like(input_ids))["loss"]
@@ -140,10 +122,8 @@ def _be_a_rank(rank: int, jobs: list[dict[str, Any]], gpus: int, folder: str) ->
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(gpus), LOCAL_SIZE=str(gpus))
     dist.init_process_group("gloo", store=dist.FileStore(f"{folder}/store", gpus), rank=rank, world_size=gpus)
-    import deepspeed
     from deepspeed.utils import logger
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo does without it, and compiling takes a minute
     logger.setLevel(logging.ERROR)
     found = []
     for number, job in enumerate(jobs, 1):
