@@ -81,7 +81,8 @@ def with_gpu(fields: Mapping[str, Any]) -> dict[str, Any]:
     >>> with_gpu({"gpu_memory_gib": 24})
     {'gpu_memory_gib': 24, 'gpu_model': 'unnamed'}
     """
-    unnamed = is_empty(fields.get("gpu_model")) and not is_empty(fields.get(GPU_MEMORY))
+    memory = fields.get(GPU_MEMORY)
+    unnamed = memory is not None and not is_empty(memory) and is_empty(fields.get("gpu_model"))
     return {**fields, "gpu_model": UNNAMED} if unnamed else dict(fields)
 
 
@@ -185,7 +186,8 @@ class Job(BaseModel):
     def _given(cls, fields: Any) -> Any:
         if not isinstance(fields, dict):
             return fields
-        return with_gpu({f: v for f, v in fields.items() if f not in cls.model_fields or not is_empty(v)})
+        known = cls.model_fields
+        return with_gpu({f: v for f, v in fields.items() if f not in known or (v is not None and not is_empty(v))})
 
     @field_validator("*", mode="before")
     @classmethod

@@ -101,6 +101,12 @@ def column(columns: JobColumns, field: str) -> list[Any]:
     return columns[field] if field in columns else [OPTIONAL[field]] * len(columns[REQUIRED[0]])
 
 
+def columns_of(columns: JobColumns, fields: Iterable[str]) -> list[list[Any]]:
+    """The values of fields, for each field one for each job."""
+    count = len(columns[REQUIRED[0]])
+    return [columns[field] if field in columns else [OPTIONAL[field]] * count for field in fields]
+
+
 def inside(predictor: Predictor, columns: JobColumns) -> Placed:
     """Find the jobs inside a version's domain."""
     return _lookup(predictor)(columns)
@@ -139,9 +145,9 @@ class _Lookup:
 
     def __call__(self, columns: JobColumns) -> Placed:
         problems: Problems = {}  # the first problem of a job is its reason
-        models, methods = (
-            self._find(field, column(columns, field), problems) for field in self.names if field != "gpu_model"
-        )
+        fields = [field for field in self.names if field != "gpu_model"]
+        found = zip(fields, columns_of(columns, fields), strict=True)
+        models, methods = (self._find(field, written, problems) for field, written in found)
         gpus, usable_gib = self._gpus(columns, problems)
         tokens, batch_size, each = (self._sizes(field, limit, columns, problems) for field, limit in self.limits)
         longest = self._longest(columns, models, tokens, problems)
@@ -149,25 +155,25 @@ class _Lookup:
             self._check_gpus(columns, gpus, problems)
         rows = self._rows(columns, models, methods, problems)
         fine = np.array([index for index in range(len(models)) if index not in problems], np.int64)
-        per_worker, most = (np.array(column(columns, field), np.int64) for field in ("gpus_per_worker", "max_gpus"))
+        per_worker, most, even = columns_of(columns, ("gpus_per_worker", "max_gpus", "even_layouts"))
         jobs = JobArrays(
             rows=rows,
             usable_gib=usable_gib,
             tokens_per_sample=tokens,
             batch_size=np.where(each > 0, each, batch_size),
             per_device=each > 0,
-            gpus_per_worker=per_worker,
+            gpus_per_worker=np.array(per_worker, np.int64),
             min_gpus=np.ones(len(models), np.int64),
-            max_gpus=most,
-            even_layouts=np.array(column(columns, "even_layouts"), bool),
+            max_gpus=np.array(most, np.int64),
+            even_layouts=np.array(even, bool),
             max_tokens_per_sample=np.minimum(longest, self.domain.max_tokens_per_sample),
         )
         return Placed(jobs if not problems else jobs.subset(fine), fine, problems)
 
     def _gpus(self, columns: JobColumns, problems: Problems) -> tuple[list[str], Floats]:
         """The types of the jobs' GPUs, empty text where the domain has none, and the usable memory of one GPU."""
-        written = column(columns, "gpu_model")
-        given = self.given_gpus.all_of(written, column(columns, GPU_MEMORY))
+        written, memory = columns_of(columns, ("gpu_model", GPU_MEMORY))
+        given = self.given_gpus.all_of(written, memory)
         names = self._find("gpu_model", written, problems, {*given})
         usable = np.array([self.usable_gib.get(name, 0.0) for name in names])
         for index, gpu in given.items():
@@ -215,8 +221,8 @@ class _Lookup:
 
     def _rows(self, columns: JobColumns, models: list[str], methods: list[str], problems: Problems) -> Integers:
         """The row of each job in the memory model; 0 for a job with a problem."""
-        accumulating = [steps > 1 for steps in column(columns, "gradient_accumulation_steps")]
-        stacks = (column(columns, field) for field in ("stack", *SETTINGS))
+        steps, *stacks = columns_of(columns, ("gradient_accumulation_steps", "stack", *SETTINGS))
+        accumulating = [count > 1 for count in steps]
         found = np.zeros(len(models), np.int64)
         for index, key in enumerate(zip(models, methods, accumulating, *stacks, strict=True)):
             if index not in problems:
