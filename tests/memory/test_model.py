@@ -15,6 +15,7 @@ from small_jobs import small_job
 
 from autoconf.jobs.stack import Stack
 from autoconf.memory import model as memory_model
+from autoconf.memory.profile import optimizer_shapes
 from autoconf.memory.units import Unsupported
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.tracing import (
@@ -95,7 +96,7 @@ def test_the_optimizer_has_adapters_of_every_rank_those_of_experts_too(name, ran
     architecture = model.model_copy(update={"config": model.shortened(["layer"] * 3)})
     trainable = trace_model.units(architecture, "lora", "all-linear")
     job = TrainingSetup(architecture, "lora", Stack(lora_targets="all-linear", lora_r=rank))
-    shapes = memory_model._shapes(trainable, rank, 2, flat=False)
+    shapes = optimizer_shapes(trainable, rank, 2, flat=False)
     found = [shape for shape, (_, count) in zip(shapes, trainable.shapes, strict=True) for _ in range(count)]
     assert sorted(shape.dimensions for shape in found) == sorted(
         s.dimensions for s in model_setup.trainable_shapes(job)
