@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -139,7 +140,7 @@ def show_summary(card: Card, default: bool) -> None:
     for title, text in {
         "models": f"{len(domain.models)}: {', '.join(models)}",
         "methods": ", ".join(domain.methods),
-        "GPUs": ", ".join(domain.gpus),
+        "GPUs": f"{len(domain.gpus)}: {', '.join(_series(domain.gpus))}",
         "limits": f"up to {domain.max_tokens_per_sample:,} tokens per sample, batch size {domain.max_batch_size:,}, "
         f"{domain.max_gpus} GPUs",
         "stack": "set by the job; ado-autoconf stacks lists them",
@@ -147,6 +148,16 @@ def show_summary(card: Card, default: bool) -> None:
     }.items():
         _show_paragraph(f"{title:9}", text)
     typer.echo(f"{'more':9}ado-autoconf versions {card.version} [--models]\n")
+
+
+def _series(gpus: Iterable[str]) -> list[str]:
+    """GPU types by series, largest first, with their numbers.
+
+    >>> _series(["NVIDIA-A100-SXM4-80GB", "NVIDIA-A100-80GB-PCIe", "L40S", "Tesla-T4"])
+    ['2 A100', '1 L40S', '1 T4']
+    """
+    names = (name.removeprefix("NVIDIA-").removeprefix("Tesla-").removeprefix("AMD-Instinct-") for name in gpus)
+    return [f"{count} {series}" for series, count in Counter(name.split("-")[0] for name in names).most_common()]
 
 
 def show_version(card: Card, default: bool) -> None:

@@ -50,9 +50,9 @@ def estimate(
     ...                tokens_per_sample=8192, batch_size=16)
     >>> found = estimate(job, number_gpus=2)
     >>> found.fits, f"{found.peak_memory_gib:.1f} of {found.usable_memory_gib} GiB"
-    (1, '47.6 of 79.15 GiB')
+    (1, '47.6 of 79.1 GiB')
     >>> parts = (found.weights_gib, found.gradients_gib, found.optimizer_gib, found.gathered_gib, found.activations_gib)
-    >>> abs(sum(parts) + found.reserve_gib - found.needed_memory_gib) < 1e-6
+    >>> abs(sum(parts) + found.fragmentation_gib + found.reserve_gib - found.needed_memory_gib) < 1e-6
     True
     """
     return _ESTIMATE.of_either(workloads, model_version, models, number_gpus=number_gpus)

@@ -46,7 +46,7 @@ def largest_batch(
 
     >>> job = Job(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe", tokens_per_sample=8192)
     >>> largest_batch(job, number_gpus=2)
-    LargestBatch(can_recommend=1, per_device_train_batch_size=10, batch_size=20, reason='', outcome='ok')
+    LargestBatch(can_recommend=1, per_device_train_batch_size=9, batch_size=18, reason='', outcome='ok')
     """
     return _LARGEST_BATCH.of_either(jobs, model_version, models, number_gpus=number_gpus)
 
@@ -78,7 +78,7 @@ def largest_sample(
 
     >>> job = Job(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe", batch_size=16)
     >>> largest_sample(job, number_gpus=2).tokens_per_sample
-    11188
+    10146
     """
     return _LARGEST_SAMPLE.of_either(jobs, model_version, models, number_gpus=number_gpus)
 

@@ -14,6 +14,11 @@ from autoconf.planner.known_names import names_of
 from autoconf.predictor.predictor import Predictor
 
 Notes = tuple[str, ...]
+# Settings whose memory was not held against real runs: the value that needs no note, and the note.
+_NOT_MEASURED = {
+    "offload": ("none", "offload is counted from the code of DeepSpeed and FSDP, and was not compared with real runs"),
+    "allocator": ("default", "expandable segments are counted by replays of the allocator, not by real runs"),
+}
 
 
 def notes_on(predictor: Predictor, columns: JobColumns) -> list[Notes]:
@@ -52,6 +57,8 @@ class _Writer:
             if (name if name in self.domain.gpus else gpus.find(name)) in self.doubtful
         }
         given = self._of_given_gpus(columns)
+        for index, notes_of_settings in _of_settings(columns).items():
+            given[index] = given.get(index, ()) + notes_of_settings
         if not doubtful and not given and not any(any(of_field.values()) for of_field in notes):
             return [()] * len(columns["model_name"])
         named = (
@@ -81,6 +88,16 @@ class _Writer:
         if hardware.is_too_old(name, gpu):
             found.append(hardware.warning(name, gpu, stack_of(dict(zip(STACK_FIELDS, stack, strict=True)))))
         return tuple(found)
+
+
+def _of_settings(columns: JobColumns) -> dict[int, Notes]:
+    """The notes on settings that were not held against real runs, by position."""
+    found: dict[int, Notes] = {}
+    for field, (usual, said) in _NOT_MEASURED.items():
+        for index, value in enumerate(columns.get(field, ())):
+            if value is not None and value != usual:
+                found[index] = (*found.get(index, ()), said)
+    return found
 
 
 @lru_cache(maxsize=8)

@@ -34,9 +34,9 @@ MODELS = Path(__file__).parents[1] / "AutoGluonModels"
 RELEASED = {
     "1.1.0": "fb5284ff47fd537dff28bfcf451caa97296218cbd17bb6bba695fc21c8cab84d",
     "2.0.0": "e0e1b55c71798c4d158e550b375210c21bf4a11c8abc8ea4b84be5f692d36060",
-    "3.0.0": "a70db76fbbbda5ba5149babb9aff2f2e5e49a90107d30021b51e68dd4de77f54",
+    "3.0.0": "05ed751a5a4e01573b34e28701d456606ea5bf68bc804e07f115ba53aa3fc06b",
 }
-DEFAULT = "2.0.0"  # 3.0.0 lacks settings that it is meant to have, and is asked for by its number
+DEFAULT = "3.0.0"
 _CHECKED = frozenset(RELEASED.values())  # checked with the libraries of their cards when they were made
 
 

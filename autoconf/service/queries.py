@@ -131,7 +131,10 @@ def answer_job(name: str, fields: Mapping[str, Any], models: ModelsFolder = None
     if served.ranked:
         table = pd.DataFrame({field: [value] for field, value in given.items()}, dtype=object)
         ranking = _rows(served.ask(table, models=models, **bounds))
-        notes = dict.fromkeys(sentence for row in ranking for sentence in row.pop(NOTES, "").split("; ") if sentence)
+        said = [(row["can_recommend"], row.pop(NOTES, "")) for row in ranking]
+        fits = any(recommended for recommended, _ in said)  # then notes on types that do not are of no use
+        texts = [text for recommended, text in said if recommended or not fits]
+        notes = dict.fromkeys(sentence for text in texts for sentence in text.split("; ") if sentence)
         return {**given, **bounds, **after, "ranking": ranking, NOTES: [*notes]}
     found = served.ask(job, models=models, **numbers)
     answered = {column: getattr(found, column) for column in served.query.answers}

@@ -161,7 +161,7 @@ def completed(command: str, *words: str) -> list[str]:
         ("--method", "q", ["qlora"]),
         ("--optimizer", "adaf", ["adafactor"]),
         ("--model-version", "1", ["1.1.0"]),
-        ("--gpu", "NVIDIA-L4", ["NVIDIA-L4", "NVIDIA-L40S"]),
+        ("--gpu", "NVIDIA-L4", ["NVIDIA-L4", "NVIDIA-L40", "NVIDIA-L40S"]),
     ],
 )
 def test_values_are_completed(option: str, typed: str, values: list[str]) -> None:
@@ -182,7 +182,7 @@ def test_csv_without_a_file_is_a_form_of_output(tmp_path: Path, monkeypatch: pyt
     for arguments in ([*job, "--csv"], ["--csv", *job], ["--csv", "--output", "-", *job]):
         result = run("recommend", *arguments)
         assert result.exit_code == 0
-        assert result.stdout.splitlines()[1].startswith("llama-7b,lora,L40S,2048,8,2.0.0,")
+        assert result.stdout.splitlines()[1].startswith("llama-7b,lora,L40S,2048,8,3.0.0,")
     assert run("recommend", *job).stdout.split()[:2] == ["model_name", "llama-7b"]
     assert run("recommend", *job, "-o", "answer.csv").stdout == ""
     assert pd.read_csv("answer.csv")["gpus"].tolist() == [1]

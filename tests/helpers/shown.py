@@ -38,7 +38,7 @@ def documents() -> list[Path]:
 
 def printed(command: str) -> str:
     """The output of a command on a terminal, without colors and surrounding blank lines."""
-    names = [found.name for found in pkgutil.iter_modules(cli.__path__, "autoconf.cli.")]
+    names = [found.name for found in pkgutil.walk_packages(cli.__path__, "autoconf.cli.")]
     with ExitStack() as stack:
         for module in map(importlib.import_module, names):  # all, as commands import some of them only when they run
             if hasattr(module, "is_terminal"):

@@ -182,11 +182,17 @@ def test_assumptions_are_in_every_format_of_the_answer() -> None:
 
 def test_gpus_requested_from_slurm_are_in_every_format_of_the_answer() -> None:
     path = str(CASES / "more/typed.sbatch")
-    answer = json.loads(CliRunner().invoke(app, ["recommend", "--job", path, "--json"]).stdout)
+    answer = json.loads(
+        CliRunner().invoke(app, ["recommend", "--job", path, "--gpu-model", "V100-32GB", "--json"]).stdout
+    )
     counts = {row["key"]: row["value"] for row in answer["read"] if row["key"].startswith("#SBATCH")}
     assert counts == {"#SBATCH --gres": "v100:4", "#SBATCH --nodes": "2"}
-    assert answer["gpu_model"] == "v100" and any("Tesla-V100" in line for line in answer["notes"])
-    _, row = CliRunner().invoke(app, ["recommend", "--job", path, "--as-csv"]).stdout.splitlines()
+    assert answer["gpu_model"] == "V100-32GB" and any("Tesla-V100" in line for line in answer["notes"])
+    _, row = (
+        CliRunner()
+        .invoke(app, ["recommend", "--job", path, "--gpu-model", "V100-32GB", "--as-csv"])
+        .stdout.splitlines()
+    )
     assert "#SBATCH --nodes: 2" in row
 
 

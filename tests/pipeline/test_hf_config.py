@@ -260,7 +260,7 @@ def test_the_cost_of_tokens_is_the_difference_of_estimates(trace_file):
         (["--name", "..."], "--name: must have a letter from a to z or a digit"),
         (["--name", "qwen2.5-0.5B-instruct"], "has 'qwen2.5-0.5B-instruct' already, as qwen2.5-0.5b; choose another"),
         (["--name", "LLaMA-7b"], "has 'LLaMA-7b' already, as llama-7b; choose another"),
-        (["--name", "mine", "--alias", "Qwen/Qwen2.5-0.5B"], "--alias: in version 2.0.0 'Qwen/Qwen2.5-0.5B' is qwen2"),
+        (["--name", "mine", "--alias", "Qwen/Qwen2.5-0.5B"], "--alias: in version 3.0.0 'Qwen/Qwen2.5-0.5B' is qwen2"),
     ],
 )
 def test_names_that_a_version_has_or_a_file_cannot_have_are_refused(written, arguments, sentence):

@@ -61,17 +61,17 @@ def test_a_name_that_fits_several_types_gets_no_answer_anywhere():
         recommend(Workload(**fields)).reason,
         estimate(Workload(**fields), 2).reason,
         recommend(pd.DataFrame([fields])).loc[0, "reason"],
-        min_gpu_recommender(**fields, model_version="2.0.0")["reason"],
+        min_gpu_recommender(**fields, model_version="3.0.0")["reason"],
     }
     (reason,) = reasons
     assert reason.startswith(
-        "gpu_model 'A100' fits several GPU types of version 2.0.0; give one of NVIDIA-A100-SXM4-80GB"
+        "gpu_model 'A100' fits several GPU types of version 3.0.0; give one of NVIDIA-A100-SXM4-80GB"
     )
 
 
 def test_a_table_has_a_column_of_notes_if_there_are_any():
     rows = [job(gpu_model=name) for name in ("H100", "L40S", "T4", "A100")]
-    found = recommend(pd.DataFrame(rows))
+    found = recommend(pd.DataFrame(rows), "2.0.0")
     assert found["notes"].tolist()[:2] == [H100, ""]
     assert found["notes"][2].startswith(f"gpu_model 'T4' was taken for Tesla-T4; {T4}")
     assert found["notes"][3] == ""
@@ -105,7 +105,7 @@ def test_a_checkpoint_is_answered_as_the_model_of_its_shapes(tmp_path):
 
 @pytest.mark.parametrize("gpu", ["Tesla-T4", "Tesla-V100-SXM2-32GB"])
 def test_version_2_0_0_warns_of_gpus_without_bfloat16_and_answers(gpu):
-    answer = recommend(Workload(**job(gpu_model=gpu, model_name="qwen2.5-0.5b")))
+    answer = recommend(Workload(**job(gpu_model=gpu, model_name="qwen2.5-0.5b")), "2.0.0")
     assert answer.can_recommend == 1
     (note,) = answer.notes
     assert note.startswith(gpu) and "has no bfloat16 and no FlashAttention-2, which this answer assumes" in note
@@ -113,13 +113,13 @@ def test_version_2_0_0_warns_of_gpus_without_bfloat16_and_answers(gpu):
 
 def test_other_gpu_types_get_no_warning():
     rows = pd.DataFrame([job(gpu_model=name) for name in registry.card("2.0.0").domain.gpus])
-    found = recommend(rows)
+    found = recommend(rows, "2.0.0")
     noted = rows["gpu_model"][found["notes"] != ""].tolist()
     assert noted == ["Tesla-V100-SXM2-32GB", "Tesla-T4"]
 
 
 def test_the_ranking_of_gpu_types_warns_of_those_alone():
-    ranking = cheapest_gpu(pd.DataFrame([without(job(), "gpu_model")]))
+    ranking = cheapest_gpu(pd.DataFrame([without(job(), "gpu_model")]), "2.0.0")
     old = ranking["notes"].str.contains("has no bfloat16")
     assert set(ranking["gpu_model"][old]) == {"Tesla-V100-SXM2-32GB", "Tesla-T4"}
 

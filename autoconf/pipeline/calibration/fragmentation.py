@@ -63,23 +63,27 @@ def read_jobs(path: Path = JOBS) -> pd.DataFrame:
 
 
 class OfReplays:
-    """A predictor of whether replays run.
+    """Predictors of whether replays run, one for each allocator.
 
     Args:
         jobs: replayed jobs as of ``read_jobs``.
     """
 
     def __init__(self, jobs: pd.DataFrame) -> None:
-        table = _features(jobs).assign(**{LABEL: jobs[LABEL].astype(int)})
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "predictor"
-            autogluon_adapter.fit(table, folder, FEATURES)
-            self._tabular = autogluon_adapter.load_tabular(folder, "of replays")
+        expandable = _is_expandable(jobs)
+        self._tabulars = {
+            of: _fitted(jobs[expandable == of]) for of in (False, True) if (expandable == of).any()
+        }  # by whether segments are expandable
 
     def probabilities(self, jobs: pd.DataFrame) -> Floats:
         """The probability that each job's replay runs, shape (jobs,)."""
-        found = self._tabular.predict_proba(_features(jobs), as_pandas=False, as_multiclass=False)
-        return np.asarray(found, np.float64)
+        found, expandable = np.empty(len(jobs)), _is_expandable(jobs)
+        for of, tabular in self._tabulars.items():
+            some = expandable == of
+            if some.any():
+                asked = _features(jobs[some])
+                found[some] = tabular.predict_proba(asked, as_pandas=False, as_multiclass=False)
+        return found
 
     def curve(self, sharding: str, probability: float) -> Curve:
         """The free memory with which replays run with a probability in (0, 1), by activations."""
@@ -100,6 +104,18 @@ class OfReplays:
             runs = self.probabilities(asked.assign(headroom_gib=middle)) >= probability
             too_little, enough = np.where(runs, too_little, middle), np.where(runs, middle, enough)
         return enough
+
+
+def _is_expandable(jobs: pd.DataFrame) -> Booleans:
+    return jobs["sharding"].str.endswith(EXPANDABLE).to_numpy(bool)
+
+
+def _fitted(jobs: pd.DataFrame) -> Any:
+    table = _features(jobs).assign(**{LABEL: jobs[LABEL].astype(int)})
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "predictor"
+        autogluon_adapter.fit(table, folder, FEATURES)
+        return autogluon_adapter.load_tabular(folder, "of replays")
 
 
 def _features(jobs: pd.DataFrame) -> pd.DataFrame:
