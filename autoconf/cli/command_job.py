@@ -25,7 +25,7 @@ def given_fields(command: CommandQuery, context: typer.Context) -> dict[str, str
         if "model_name" in given:
             raise BadInput("--model-config and --model-name exclude each other")
         if config_file(config) is None:
-            problem = without_config(config) or f"{config} is no folder, and its name does not end in .json"
+            problem = without_config(config) or f"{config} is not a folder, and its name does not end in .json"
             raise BadInput(f"--model-config: {problem}")
         given["model_name"] = config
     return given

@@ -73,8 +73,8 @@ def _opened(predictor: Predictor, written: str, trace: Path, *_: int) -> TracedM
         raise AutoConfError(f"cannot read the trace {trace}: {error}; remove it, and ask again") from None
     memory = StackMemory(table, predictor.card.rules, predictor.card.fragmentation)
     note = (
-        f"model_name {written!r} is no model of version {predictor.card.version}: it was traced from its config as a "
-        f"{about['family']} model of {parameters:,} parameters, with default adapters on {targets}"
+        f"model_name {written!r} is not a model of version {predictor.card.version}: it was traced from its config as "
+        f"a {about['family']} model of {parameters:,} parameters, with default adapters on {targets}"
     )
     return TracedModel(predictor.about({name: model}, memory), note)
 

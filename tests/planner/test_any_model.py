@@ -85,7 +85,7 @@ def test_other_shapes_are_answered_with_their_trace(traced, version):
         found, known = recommend(given, model_version=version), recommend(KNOWN, model_version=version)
         assert found == known
         assert found.notes[0].startswith(
-            f"model_name {given!r} is no model of version {version}: it was traced from its config as a qwen2 model of "
+            f"model_name {given!r} is not a model of version {version}: it was traced from its config as a qwen2 model "
         )
         assert found.notes[1:] == known.notes  # also those on decisive defaults
 

@@ -34,7 +34,7 @@ def options_of(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
         if not is_option(name) and not ASSIGNMENT_OF_KEY.match(words[i - 1]):
             if is_unknown(name) and not equals:
                 found[f"{name} {i}"] = (name, True)
-            continue  # a word that is no option, such as a configuration's path
+            continue  # a word that is not an option, such as a configuration's path
         values = [value] if equals else []
         while not equals and i < len(words) and not is_option(words[i]) and not ASSIGNMENT_OF_KEY.match(words[i]):
             values.append(words[i])
