@@ -127,10 +127,12 @@ class Job(BaseModel):
         description="Training stack, by its preset's name, such as reference or trl; ado-autoconf stacks lists them",
     )
     optim: Optim | None = Field(None, description=_describe("Optimizer, as the Trainer names it", Optim))
-    torch_dtype: Dtype | None = Field(None, description=_describe("Dtype of the loaded parameters", Dtype))
+    torch_dtype: Dtype | None = Field(
+        None, description=_describe("Dtype of the loaded parameters, float16 from version 3.0.0", Dtype)
+    )
     adapter_dtype: Dtype | None = Field(None, description=_describe("Dtype of LoRA adapters", Dtype))
     mixed_precision: MixedPrecision | None = Field(
-        None, description=_describe("Mixed precision (autocast)", MixedPrecision)
+        None, description=_describe("Mixed precision (autocast), with fp16 from version 3.0.0", MixedPrecision)
     )
     gradient_checkpointing: Checkpointing | None = Field(
         None, description=_describe("Gradient checkpointing of each decoder layer, by torch's variant", Checkpointing)

@@ -98,8 +98,9 @@ def training_stack(method: str, accumulating: bool, stack: str, *settings: Any) 
         values = {name: value for name, value in values.items() if name not in _OF_QUANTIZED}
     if method == "full":
         values = {name: value for name, value in values.items() if name not in _OF_ADAPTERS}
-    elif values["torch_dtype"] == "float32":
-        values["adapter_dtype"] = "float32"  # PEFT makes adapters in the dtype of their layer, or in float32
+    elif values["adapter_dtype"] != "float32":
+        values["adapter_dtype"] = values["torch_dtype"]  # PEFT makes adapters in their layer's dtype, or in float32
+    _check_scaler(method, values)
     if values["loss"] == "chunked":
         values["loss"] = presets()[stack].chunked
     try:
@@ -124,6 +125,18 @@ def _given(settings: tuple[Any, ...]) -> dict[str, Any]:
     return {field: value for field, value in zip(SETTINGS, settings, strict=True) if value is not None}
 
 
+def _check_scaler(method: str, values: dict[str, Any]) -> None:
+    """Refuse gradients in float16, except under DeepSpeed, which has a scaler of its own."""
+    field = "torch_dtype" if method == "full" else "adapter_dtype"
+    in_float16 = (values["mixed_precision"], values[field]) == ("fp16", "float16")
+    if in_float16 and not values["sharding"].startswith("zero"):
+        # torch/amp/grad_scaler.py, _unscale_grads_. accelerate makes parameters float32 under FSDP in any case.
+        raise ValueError(
+            f"method {method!r}, mixed_precision 'fp16' and {field} 'float16' exclude each other: PyTorch's GradScaler "
+            f"stops with 'Attempting to unscale FP16 gradients'; give {field} float32"
+        )
+
+
 def _check(method: str, given: dict[str, Any], values: dict[str, Any], stack: str) -> None:
     """Refuse contradictory settings of a job; where only the preset contradicts, the job's setting wins."""
     values = {**values, "method": method}
@@ -131,7 +144,7 @@ def _check(method: str, given: dict[str, Any], values: dict[str, Any], stack: st
     exclusions += [("method", field) for field in given if method != "qlora" and field in _OF_QUANTIZED]
     if method == "qlora" and given.get("torch_dtype") == "float32":
         exclusions.append(("method", "torch_dtype"))
-    if given.get("adapter_dtype") == "bfloat16" and values["torch_dtype"] == "float32":
+    if given.get("adapter_dtype", "float32") not in ("float32", values["torch_dtype"]):
         exclusions.append(("adapter_dtype", "torch_dtype"))
     for one, other in exclusions:
         whose = "" if other in given else f" (of the stack {stack})"

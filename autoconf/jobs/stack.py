@@ -11,19 +11,20 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Dtype = Literal["bfloat16", "float32"]
+Dtype = Literal["bfloat16", "float16", "float32"]
 Optim = Literal[
     "adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor", "sgd", "adamw_8bit",
     "paged_adamw_32bit", "lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit",
 ]  # fmt: skip
 Checkpointing = Literal["none", "reentrant", "non-reentrant"]
-MixedPrecision = Literal["no", "bf16"]
+MixedPrecision = Literal["no", "bf16", "fp16"]
 Loss = Literal["full", "chunked"]
 # Which parameters of a 4-bit base that are not quantized become float32 before training.
 Upcast = Literal["none", "norms", "all"]
 Sharding = Literal["ddp", "fsdp1", "fsdp2", "zero1", "zero2", "zero3"]
 # What is on the host between its uses: the optimizer's states, with gradients and the step itself, or parameters.
 Offload = Literal["none", "optimizer", "parameters", "optimizer_and_parameters"]
+_OTHER_16_BITS = (("bfloat16", "fp16"), ("float16", "bf16"))
 # Who can offload it. FSDP offloads all at once; deepspeed/runtime/zero/offload_config.py: parameters only under ZeRO-3.
 _OFFLOADING = {
     "optimizer": ("zero1", "zero2", "zero3"),
@@ -74,7 +75,7 @@ class Stack(BaseModel):
         default="adamw_torch", description="optimizer by the Trainer's name; adamw_torch is the foreach implementation"
     )
     torch_dtype: Dtype = Field(default="bfloat16", description="dtype of the loaded parameters")
-    mixed_precision: MixedPrecision = Field(default="no", description="the Trainer's flag bf16")
+    mixed_precision: MixedPrecision = Field(default="no", description="the Trainer's flag bf16 or fp16")
     gradient_checkpointing: Checkpointing = Field(
         default="non-reentrant",
         description="recompute each decoder layer in the backward pass, with this implementation of torch",
@@ -125,7 +126,9 @@ class Stack(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for one, other, problem in (
-            ("quantization", "torch_dtype", self.quantization == "nf4" and self.torch_dtype != "bfloat16"),
+            ("quantization", "torch_dtype", self.quantization == "nf4" and self.torch_dtype == "float32"),
+            # Two dtypes of 16 bits: autocast copies all weights, and DeepSpeed has no section for it.
+            ("torch_dtype", "mixed_precision", (self.torch_dtype, self.mixed_precision) in _OTHER_16_BITS),
             ("upcast_unquantized", "quantization", self.upcast_unquantized != "none" and self.quantization == "none"),
             # A head in bfloat16 takes float32 hidden states only under autocast.
             (

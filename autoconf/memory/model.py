@@ -24,7 +24,10 @@ from autoconf.memory.zero_job import ZERO, ZeroJob, flat_groups
 # 2: each GPU loads all 4-bit weights before FSDP shards them. 1: under FSDP1 and mixed precision, every adapter keeps
 # its own copy of its input. 0: version 2.0.0.
 RULES = LOADS_WHOLE = 2
-_BYTES = {"bfloat16": 2, "float32": 4}
+_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+# Values whose tensors have the sizes of others, which were traced. What torch/amp/grad_scaler.py adds to autocast are
+# two scalars, and the gradients are unscaled in place.
+_TRACED = {"float16": "bfloat16", "fp16": "bf16"}
 
 
 class StackMemory:
@@ -232,14 +235,14 @@ def layer_way(stack: Stack, method: str, *, several: bool, rules: int = RULES) -
     dtype = _computing_dtype(stack, strategy)
     upcast = _upcast(stack, strategy)
     alone = strategy == "fsdp1" and not full and stack.shard_adapters  # each adapter is a unit of its own
-    if rules >= 1 and alone and _computes_in_bf16(stack, strategy):
+    if rules >= 1 and alone and _computes_in_16_bits(stack, strategy):
         # peft/tuners/tuners_utils.py, _cast_input_dtype: an adapter casts its input to the dtype of its weights. FSDP1
         # wraps each adapter (peft/utils/other.py, fsdp_auto_wrap_policy), so they are still float32 then.
         adapter_dtype = "float32"
-    elif full or dtype == "float32" or _computes_in_bf16(stack, strategy):
+    elif full or dtype == "float32" or _computes_in_16_bits(stack, strategy):
         adapter_dtype = dtype
     else:
-        adapter_dtype = stack.adapter_dtype
+        adapter_dtype = _TRACED.get(stack.adapter_dtype, stack.adapter_dtype)
     return LayerWay(
         method=method,
         # Hidden states are float32 as soon as norms are.
@@ -277,18 +280,19 @@ def _strategy(stack: Stack, several: bool) -> Strategy:
     return stack.sharding if several or alone else "none"
 
 
-def _computes_in_bf16(stack: Stack, strategy: Strategy) -> bool:
+def _computes_in_16_bits(stack: Stack, strategy: Strategy) -> bool:
     """Whether FSDP gathers parameters, or DeepSpeed casts them, to the dtype of mixed precision."""
-    return strategy in ("fsdp1", "fsdp2", *ZERO) and stack.mixed_precision == "bf16"
+    return strategy in ("fsdp1", "fsdp2", *ZERO) and stack.mixed_precision != "no"
 
 
 def _computing_dtype(stack: Stack, strategy: Strategy) -> str:
-    return "bfloat16" if _computes_in_bf16(stack, strategy) else stack.torch_dtype
+    """The dtype of computation, as it was traced."""
+    return "bfloat16" if _computes_in_16_bits(stack, strategy) or stack.torch_dtype != "float32" else "float32"
 
 
 def _autocast(stack: Stack, strategy: Strategy) -> str:
     # accelerate/accelerator.py, Accelerator.__init__: native_amp is off under DeepSpeed.
-    return "no" if strategy in ZERO else stack.mixed_precision
+    return "no" if strategy in ZERO else _TRACED.get(stack.mixed_precision, stack.mixed_precision)
 
 
 def _targets(stack: Stack, method: str) -> str:
@@ -349,11 +353,12 @@ def _check_sharding(table: ModelsTable, model: str, method: str, stack: Stack, s
     targets = _targets(stack, method)
     if problem := table.problem(model, (method, targets, strategy)):
         raise Unsupported([f"sharding {strategy!r} with lora_targets {targets!r} of {model}"], f": {problem}")
-    if strategy in ZERO and stack.mixed_precision == "no" and stack.torch_dtype == "bfloat16":
-        # deepspeed/runtime/engine.py, get_data_types: without its section bf16 it takes the model for a float32 one.
+    if strategy in ZERO and stack.mixed_precision == "no" and stack.torch_dtype != "float32":
+        # deepspeed/runtime/engine.py, get_data_types: without bf16 or fp16 it takes the model for a float32 one.
+        needed = "bf16" if stack.torch_dtype == "bfloat16" else "fp16"
         raise Unsupported(
-            [f"sharding {strategy!r} with torch_dtype 'bfloat16' and mixed_precision 'no'"],
-            ": DeepSpeed trains in bfloat16 with mixed_precision 'bf16'",
+            [f"sharding {strategy!r} with torch_dtype {stack.torch_dtype!r} and mixed_precision 'no'"],
+            f": DeepSpeed trains in {stack.torch_dtype} with mixed_precision {needed!r}",
         )
     if stack.optim == "adafactor" and strategy == "fsdp2":
         # transformers/optimization.py, Adafactor.step mixes its plain states with FSDP2's distributed tensors.
@@ -369,7 +374,7 @@ def _check_offload(stack: Stack, strategy: Strategy) -> None:
 
 
 def _bytes_per_parameter(stack: Stack, method: str, strategy: Strategy) -> BytesPerParameter:
-    mixes = _computes_in_bf16(stack, strategy)
+    mixes = _computes_in_16_bits(stack, strategy)
     if strategy in ZERO:
         # deepspeed/runtime/engine.py, _cast_module_mixed_precision: all parameters.
         itemsize = _BYTES[_computing_dtype(stack, strategy)]

@@ -49,6 +49,8 @@ class Model(_Typed):
 
 # The values of settings in versions up to 2.0.0, whose cards do not have these fields.
 _UP_TO_2_0_0 = {
+    "torch_dtype": ["bfloat16", "float32"],
+    "mixed_precision": ["no", "bf16"],
     "optim": ["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor", "sgd"],
     "sharding": ["ddp", "fsdp1", "fsdp2"],
     "upcast_unquantized": ["none"],
@@ -66,6 +68,8 @@ class Domain(_Typed):
     max_tokens_per_sample: int
     max_batch_size: int
     max_gpus: int
+    torch_dtype: list[str] = _UP_TO_2_0_0["torch_dtype"]
+    mixed_precision: list[str] = _UP_TO_2_0_0["mixed_precision"]
     optim: list[str] = _UP_TO_2_0_0["optim"]
     sharding: list[str] = _UP_TO_2_0_0["sharding"]
     upcast_unquantized: list[str] = _UP_TO_2_0_0["upcast_unquantized"]

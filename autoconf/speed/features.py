@@ -51,7 +51,7 @@ def features(shapes: Shapes, method: str, stack: Stack, gpu: GpuSpeed, layout: L
         "fused_adapters": float("fused_lora" in stack.kernels),
         "fused_loss": float("fast_loss" in stack.kernels),
         "chunked_loss": float(stack.loss != "full"),
-        "mixed_precision": float(stack.mixed_precision == "bf16"),
+        "mixed_precision": float(stack.mixed_precision != "no"),
         "accumulation": float(layout.steps > 1),
         "width": log(shapes.hidden),
         "tokens_per_sample": log(layout.tokens_per_sample),

@@ -125,7 +125,7 @@ def work_of(shapes: Shapes, method: str, stack: Stack, layout: Layout) -> Work:
         flops=layer * (2 + again + full) + head * (2 + head_again + full),
         attention_flops=scores * (1 + again + 2.5),  # FlashAttention computes scores again in its backward pass
         model_flops=(layer + head) * (2 + full) + 3 * scores,
-        dtype="bfloat16" if stack.mixed_precision == "bf16" else stack.torch_dtype,
+        dtype="float32" if (stack.torch_dtype, stack.mixed_precision) == ("float32", "no") else "bfloat16",
         bytes=_traffic(shapes, full, stack, layout, again, targets)
         + (0.0 if _on_host(stack, layout, "optimizer") else _update(shapes, full, stack, layout)),
         launches=_launches(shapes, stack, again, targets, tokens) + 400.0 / layout.steps,
@@ -152,7 +152,7 @@ def _weight_bytes(stack: Stack) -> float:
     """Bytes that one pass over a weight reads and writes."""
     if stack.quantization != "none":
         return 0.5 + 2 + 2  # unpacked, written, read
-    if stack.torch_dtype == "float32" and stack.mixed_precision == "bf16":
+    if stack.torch_dtype == "float32" and stack.mixed_precision != "no":
         return 4 + 2 + 2  # cast, written, read
     return 4.0 if stack.torch_dtype == "float32" else 2.0
 

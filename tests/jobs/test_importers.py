@@ -348,14 +348,44 @@ def test_a_config_that_a_command_names_must_be_there(read_text, tmp_path: Path) 
     assert both.fields["sharding"] == "fsdp2"
 
 
+@pytest.mark.parametrize(
+    ("changes", "fields"),
+    [
+        ({"fp16": True}, {"mixed_precision": "fp16", "torch_dtype": "bfloat16"}),
+        ({"fp16": True, "bf16": False, "dtype": None}, {"mixed_precision": "fp16", "torch_dtype": None}),
+        ({"fp16": True, "bf16": None, "dtype": "half"}, {"mixed_precision": "fp16", "torch_dtype": "float16"}),
+        ({"fp16": False, "bf16": True}, {"mixed_precision": "bf16"}),
+        ({"bf16": False, "dtype": "torch.float16"}, {"mixed_precision": "no", "torch_dtype": "float16"}),
+    ],
+)
+def test_float16_is_read_from_arguments(read_text, changes: dict, fields: dict) -> None:
+    arguments = {key: value for key, value in {**TRL, **changes}.items() if value is not None}
+    if arguments.get("fp16") and arguments.get("bf16"):
+        with pytest.raises(BadInput, match="both bf16 and fp16"):
+            read_text(arguments)
+        return
+    found = read_text(arguments).fields
+    assert {field: found.get(field) for field in fields} == fields
+
+
+def test_float16_is_read_from_launchers_and_deepspeeds_config(read_text, tmp_path: Path) -> None:
+    accelerate = read_text({"distributed_type": "FSDP", "mixed_precision": "fp16"})
+    assert accelerate.fields["mixed_precision"] == "fp16"
+    exported = "export ACCELERATE_MIXED_PRECISION=fp16\n"
+    command = "accelerate launch sft.py --model_name_or_path m --max_length 8"
+    assert read_text(exported + command).fields["mixed_precision"] == "fp16"
+    deepspeed = read_text({"zero_optimization": {"stage": 2}, "fp16": {"enabled": True}, "bf16": {"enabled": False}})
+    assert (deepspeed.fields["mixed_precision"], deepspeed.fields["sharding"]) == ("fp16", "zero2")
+
+
 # --- what cannot be read ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("optim", "adamw_torch_8bit"), ("deepspeed", "ds_config.json"), ("fp16", True), ("load_in_8bit", True),
-        ("attn_implementation", "eager"), ("max_length", None), ("activation_offloading", True), ("dtype", "float16"),
+        ("optim", "adamw_torch_8bit"), ("deepspeed", "ds_config.json"), ("load_in_8bit", True),
+        ("attn_implementation", "eager"), ("max_length", None), ("activation_offloading", True), ("dtype", "float64"),
         ("fsdp", "shard_grad_op"), ("fsdp", "hybrid_shard auto_wrap"),
         ("parallelism_config", {"cp_size": 2}), ("lora_modules_to_save", ["lm_head"]), ("loss_type", "dft"),
         ("lora_target_modules", ["q_proj", "k_proj"]), ("accelerate_config", "zero4"), ("torch_compile", True),
@@ -373,7 +403,7 @@ def test_an_argument_that_matters_and_is_not_covered_is_refused(read_text, tmp_p
     ("key", "value"),
     [
         ("distributed_type", "XLA"),
-        ("deepspeed_config", {"offload_param_device": "nvme"}), ("mixed_precision", "fp16"),
+        ("deepspeed_config", {"offload_param_device": "nvme"}),
         ("mixed_precision", "fp8"), ("fsdp_config", {"fsdp_activation_checkpointing_offload": True}), ("use_cpu", True),
         ("fsdp_config", {"fsdp_sharding_strategy": "HYBRID_SHARD"}), ("fsdp_config", {"fsdp_sharding_strategy": 2}),
         ("fsdp_config", {"fsdp_reshard_after_forward": False}), ("fsdp_config", {"fsdp_version": 3}),

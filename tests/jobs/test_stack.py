@@ -48,6 +48,8 @@ def test_every_setting_has_a_description():
             {"quantization": "nf4", "upcast_unquantized": "norms"},
             ["upcast_unquantized 'norms'", "mixed_precision 'no'"],
         ),
+        ({"mixed_precision": "fp16"}, ["torch_dtype 'bfloat16'", "mixed_precision 'fp16'"]),
+        ({"torch_dtype": "float16", "mixed_precision": "bf16"}, ["torch_dtype 'float16'", "mixed_precision 'bf16'"]),
         ({"loss": "chunked", "kernels": ["fast_loss"]}, ["loss 'chunked'", "kernels ('fast_loss',)"]),
         ({"kernels": ["fused_lora"]}, ["kernels ('fused_lora',)", "quantization 'none'"]),
         ({"shard_adapters": False, "sharding": "fsdp2"}, ["shard_adapters False", "sharding 'fsdp2'"]),
@@ -140,6 +142,23 @@ def test_a_presets_adapters_follow_the_dtype_that_the_job_loads():
     assert stack_for("qlora", "trl").adapter_dtype == "bfloat16"
 
 
+@pytest.mark.parametrize("stack", presets())
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_fp16_takes_dtypes_that_gradscaler_accepts(stack, method):
+    mixed = stack_for(method, stack, mixed_precision="fp16")
+    assert mixed.mixed_precision == "fp16"
+    assert (mixed.torch_dtype if method == "full" else mixed.adapter_dtype) == "float32"
+    under_deepspeed = stack_for(method, stack, torch_dtype="float16", sharding="zero2")
+    assert (under_deepspeed.torch_dtype, under_deepspeed.mixed_precision) == ("float16", "fp16")
+
+
+@pytest.mark.parametrize(("method", "field"), [("full", "torch_dtype"), ("lora", "adapter_dtype")])
+def test_gradients_in_float16_are_refused_as_gradscaler_does(method, field):
+    says = f"method '{method}', mixed_precision 'fp16' and {field} 'float16' .* give {field} float32"
+    with pytest.raises(ValueError, match=says):
+        stack_for(method, **{"torch_dtype": "float16", "mixed_precision": "fp16", field: "float16"})
+
+
 def test_full_fine_tuning_has_no_settings_of_adapters():
     names = ("adapter_dtype", "lora_r", "lora_dropout", "lora_targets")
     for name in presets():
@@ -180,6 +199,7 @@ def test_choices_of_a_job_are_those_of_the_stack_and_distinct():
             needed = {
                 "upcast_unquantized": {"quantization": "nf4", "mixed_precision": "bf16"},
                 "offload": {"sharding": "zero3"},
+                "mixed_precision": {"torch_dtype": "float32"},
             }.get(field, {})
             assert getattr(Stack(**{field: value, **needed}), field) == value
             read = {found for found in choices(field) if found.replace("-", "").lower() == value.replace("-", "")}

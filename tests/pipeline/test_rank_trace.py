@@ -51,6 +51,25 @@ def bytes_per_token_and_layer(peak_bytes: Callable[[int, int], float]) -> float:
 @pytest.mark.parametrize(
     ("method", "gpus", "settings"),
     [
+        ("full", 1, {"torch_dtype": "float32"}),
+        ("lora", 1, {"adapter_dtype": "float32", "gradient_checkpointing": "none"}),
+        ("qlora", 1, {"adapter_dtype": "float32", "quantization": "nf4", "loss": "chunked_nll"}),
+        ("full", 2, {"torch_dtype": "float32", "sharding": "fsdp1"}),
+        ("full", 2, {"torch_dtype": "float32", "sharding": "fsdp2", **AT_ONCE}),
+    ],
+)
+def test_autocast_to_float16_allocates_what_autocast_to_bfloat16_does(method, gpus, settings):
+    half = {"torch_dtype": "float16", "mixed_precision": "fp16"} | settings
+    brain = {"torch_dtype": "bfloat16", "mixed_precision": "bf16"} | settings
+    one, other = (rank_trace.run(small_job(method, gpus, **of), layers=2, tokens=61) for of in (half, brain))
+    assert one.ops == other.ops
+    assert np.array_equal(one.live_bytes, other.live_bytes)
+    assert one.end_bytes == other.end_bytes
+
+
+@pytest.mark.parametrize(
+    ("method", "gpus", "settings"),
+    [
         ("full", 1, {"gradient_checkpointing": "reentrant", "torch_dtype": "float32", "mixed_precision": "bf16"}),
         ("lora", 1, {"gradient_checkpointing": "none"}),
         ("lora", 1, {"loss": "chunked", "kernels": ["fast_rms_layernorm", "fast_rope_embeddings"]}),

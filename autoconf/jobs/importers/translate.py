@@ -156,15 +156,17 @@ class _Translation:
         self._put("loss", self._loss)
         self._put("optim", self._optimizer)
         self._batch()
-        for field in _UNCHANGED:
-            if field != "torch_dtype" or field in self.facts or key(str(method)) != "qlora":  # which is never float32
-                self._put(field, lambda field=field: self._fact(field))
         trains = "full" if method is None else key(str(method))
+        for field in _UNCHANGED:
+            # A 4-bit base is never float32, and the preset knows the dtypes with which fp16 works.
+            if field != "torch_dtype" or field in self.facts or not (trains == "qlora" or self._scales()):
+                self._put(field, lambda field=field: self._fact(field))
         for field in _OF_ADAPTERS if trains == "full" else ():
             if self.facts.pop(field, None) is not None:
                 self._reading.ignored.append(f"{field}: no adapters are trained")
         for field in ("adapter_dtype", "lora_r", "lora_targets") if trains != "full" else ():
-            self._put(field, lambda field=field: self._fact(field))
+            if field != "adapter_dtype" or field in self.facts or not self._scales():
+                self._put(field, lambda field=field: self._fact(field))
         if trains == "qlora":
             self._put("upcast_unquantized", self._upcast)
         if method is not None and trains != "full" and self.framework is not None:
@@ -308,12 +310,20 @@ class _Translation:
         return "chunked"
 
     def _mixed_precision(self) -> str | None:
-        """bf16 if the launcher or the arguments set it; transformers, TrainingArguments.__post_init__."""
-        launched: str | None = self.facts.get("launch_precision")
-        if launched == "bf16":
-            return "bf16"
-        given: str | None = self._fact("mixed_precision")
-        return given or launched
+        """The precision of the arguments, or else of the launcher; transformers, TrainingArguments.__post_init__."""
+        given, launched = self.facts.get("mixed_precision"), self.facts.get("launch_precision")
+        if self.facts.get("fp16") == "yes":
+            if given == "bf16":
+                raise BadInput("mixed_precision: both bf16 and fp16 are set, which the Trainer refuses")
+            return "fp16"
+        if launched in ("bf16", "fp16"):
+            return "bf16" if given == "bf16" else launched
+        found: str | None = self._fact("mixed_precision")
+        return found or launched
+
+    def _scales(self) -> bool:
+        """Whether gradients are scaled, which float16 needs."""
+        return {**self.fields, **self.options}.get("mixed_precision") == "fp16"
 
     def _choose_preset(self, method: str, own: Preset) -> None:
         """Choose the preset for LoRA dropout and the kind of chunked loss, which are not fields; set other fields."""

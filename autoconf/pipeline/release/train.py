@@ -9,7 +9,7 @@ from typing import Annotated, get_args
 import numpy as np
 import typer
 
-from autoconf.jobs.stack import Allocator, Offload, Optim, Sharding, Upcast
+from autoconf.jobs.stack import Allocator, Dtype, MixedPrecision, Offload, Optim, Sharding, Upcast
 from autoconf.memory.model import RULES
 from autoconf.memory.store import write_models
 from autoconf.pipeline.calibration import reserve
@@ -56,6 +56,7 @@ def domain(names: list[str], version: str) -> Domain:
 def all_settings() -> dict[str, list[str]]:
     """The values of settings that versions up to 2.0.0 do not know."""
     choices = {
+        "torch_dtype": Dtype, "mixed_precision": MixedPrecision,
         "optim": Optim, "sharding": Sharding, "upcast_unquantized": Upcast, "offload": Offload, "allocator": Allocator,
     }  # fmt: skip
     return {name: list(get_args(values)) for name, values in choices.items()}

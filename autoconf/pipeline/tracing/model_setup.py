@@ -38,7 +38,8 @@ from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.tracing.ways import Method
 
 _TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_MIXED = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Linear layers of attention by their names in transformers; the MLPs of some models also have a c_proj or a dense.
 ATTENTION = r".*(attn|attention)\.([qkvo]_proj|out_proj|qkv_proj|kv_[ab]_proj\w*|c_attn|c_proj|query_key_value|dense)"
 
@@ -89,7 +90,7 @@ class TrainingSetup:
         """Whether accelerate makes trainable parameters float32 that were loaded in bfloat16."""
         # accelerate/accelerator.py, prepare_model: FSDP1's flat parameters, so not parameters that FSDP does not shard;
         # accelerate/utils/fsdp_utils.py, fsdp2_prepare_model: not in a model with 4-bit layers.
-        mixed = self.shards and self.stack.mixed_precision == "bf16"
+        mixed = self.shards and self.stack.mixed_precision != "no"
         return mixed and (self.stack.shard_adapters if self.stack.sharding == "fsdp1" else self.method != "qlora")
 
 
@@ -126,7 +127,7 @@ def build_model(job: TrainingSetup, layers: int | Sequence[str] | None = None) -
         target_modules=lora_targets(job.architecture, stack),
         task_type="CAUSAL_LM",
     )
-    keeps_dtype = stack.adapter_dtype == "bfloat16"
+    keeps_dtype = stack.adapter_dtype != "float32"
     with torch.device("meta"):  # PEFT before 0.14 has no argument for it
         model = peft.get_peft_model(model, lora, autocast_adapter_dtype=not keeps_dtype)
     if keeps_dtype:
@@ -297,9 +298,9 @@ class Rank:
         self.job = job
         self._upcast, self._sync_module_states = upcast, sync_module_states
         self.layers = decoder_layers(model)
-        self._mixed = job.stack.mixed_precision == "bf16"
-        if self._mixed:
-            _run_under_autocast(model)
+        self._mixed = _MIXED[job.stack.mixed_precision]
+        if self._mixed is not None:
+            _run_under_autocast(model, self._mixed)
         self.model = model if mesh is None else self._sharded(model, mesh)
         self.buckets: list[torch.Tensor] = []  # of DDP
 
@@ -343,7 +344,7 @@ class Rank:
         return nullcontext()
 
 
-def _run_under_autocast(model: nn.Module) -> None:
+def _run_under_autocast(model: nn.Module, dtype: torch.dtype) -> None:
     """Do the same as accelerate's ``prepare_model`` for mixed precision."""
     from accelerate.utils.operations import convert_to_fp32
 
@@ -351,14 +352,16 @@ def _run_under_autocast(model: nn.Module) -> None:
 
     @functools.wraps(forward)
     def autocast(*args: Any, **kwargs: Any) -> Any:
-        with torch.autocast("cpu", torch.bfloat16), torch.autocast("cuda", torch.bfloat16):
+        with torch.autocast("cpu", dtype), torch.autocast("cuda", dtype):
             outputs = forward(*args, **kwargs)
         return convert_to_fp32(outputs)
 
     model.forward = autocast
 
 
-def _fsdp1(model: nn.Module, layers: nn.ModuleList, mixed: bool, whole: list[nn.Parameter], sync: bool) -> nn.Module:
+def _fsdp1(
+    model: nn.Module, layers: nn.ModuleList, mixed: torch.dtype | None, whole: list[nn.Parameter], sync: bool
+) -> nn.Module:
     """Apply FULL_SHARD as accelerate does: one unit per decoder layer, the root, and one per adapter."""
     layer = type(layers[0])
     # peft/utils/other.py, fsdp_auto_wrap_policy: trainable leaves are separate units
@@ -367,13 +370,12 @@ def _fsdp1(model: nn.Module, layers: nn.ModuleList, mixed: bool, whole: list[nn.
     def policy(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
         return recurse or isinstance(module, layer) or (leaves_apart and _is_trainable_leaf(module))
 
-    bfloat16 = MixedPrecision(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16, buffer_dtype=torch.bfloat16)
     return FullyShardedDataParallel(
         model,
         auto_wrap_policy=policy,
         sharding_strategy=ShardingStrategy.FULL_SHARD,
         backward_prefetch=BackwardPrefetch.BACKWARD_PRE,
-        mixed_precision=bfloat16 if mixed else None,
+        mixed_precision=MixedPrecision(param_dtype=mixed, reduce_dtype=mixed, buffer_dtype=mixed) if mixed else None,
         ignored_states=whole,
         sync_module_states=sync,
         use_orig_params=True,  # the default of accelerate launch
@@ -386,10 +388,9 @@ def _is_trainable_leaf(module: nn.Module) -> bool:
     return weight is not None and weight.requires_grad and not list(module.named_children())
 
 
-def _fsdp2(model: nn.Module, layers: nn.ModuleList, mixed: bool, mesh: DeviceMesh) -> nn.Module:
+def _fsdp2(model: nn.Module, layers: nn.ModuleList, mixed: torch.dtype | None, mesh: DeviceMesh) -> nn.Module:
     """Apply ``fully_shard``: one unit per decoder layer, and the root."""
-    dtype = torch.bfloat16 if mixed else None
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=dtype)
+    policy = MixedPrecisionPolicy(param_dtype=mixed, reduce_dtype=mixed)
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
     fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
