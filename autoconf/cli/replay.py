@@ -24,7 +24,6 @@ from autoconf.memory.loading import LOADING, Loading
 from autoconf.planner.estimate import estimate
 from autoconf.planner.hardware import compute_capability
 from autoconf.planner.known_names import names_of
-from autoconf.planner.results import Estimate
 from autoconf.predictor import registry
 from autoconf.predictor.build_extra import check_build_extra
 
@@ -77,11 +76,11 @@ def replay_one(command: CommandQuery, fields: dict[str, Any], to: OutputOptions,
     overhead = options.overhead_gib
     if overhead is not None and not 0 <= overhead < found.usable_memory_gib:
         raise BadInput(f"--overhead-gib: must be from 0 to less than the GPU's {found.usable_memory_gib:g} GiB")
-    verdict, drawn, basis = _replayed(job, gpus, found, settings, options)
+    verdict, drawn, basis = replayed(job, gpus, found.usable_memory_gib, settings, options)
     answer = {**_given(command, job, gpus), **asdict(verdict), "training_stack": job.stack_name()}
     if to.as_json:
         with output(to.file) as stream:
-            write_object({**answer, "notes": _notes(verdict, basis)}, stream)
+            write_object({**answer, "notes": replay_notes(verdict, basis)}, stream)
     else:
         if as_picture:
             figure = timeline.picture(job, gpus, verdict, drawn)
@@ -89,7 +88,7 @@ def replay_one(command: CommandQuery, fields: dict[str, Any], to: OutputOptions,
                 figure.savefig(stream, format=kind)
         if to.file != STANDARD_STREAM:
             with output(None):
-                show_replay(answer, _notes(verdict, basis))
+                show_replay(answer, replay_notes(verdict, basis))
     to.end(not verdict.fits)
 
 
@@ -114,11 +113,11 @@ def _given(command: CommandQuery, job: Job, gpus: int) -> dict[str, Any]:
     return {**{field: given[field] for field in fields}, "number_gpus": gpus}
 
 
-def _replayed(
-    job: Job, gpus: int, found: Estimate, settings: AllocatorSettings, options: ReplayOptions
+def replayed(
+    job: Job, gpus: int, usable_gib: float, settings: AllocatorSettings, options: ReplayOptions
 ) -> tuple[Verdict, Timeline, str]:
     """Return the result of a replay, its memory over time, and where the memory outside PyTorch comes from."""
-    assert found.usable_memory_gib is not None and job.gpu_model is not None and job.tokens_per_sample is not None
+    assert job.gpu_model is not None and job.tokens_per_sample is not None
     domain = registry.card(job.model_version or registry.DEFAULT).domain
     names = names_of(domain)
     model, gpu = names["model_name"].find(job.model_name), names["gpu_model"].find(job.gpu_model)
@@ -152,7 +151,7 @@ def _replayed(
         overhead = options.overhead_gib
         measured = outside_pytorch.overhead(gpus, gpu if gpu in gpu_types() else None)
         given = outside_pytorch.Overhead(overhead, "--overhead-gib") if overhead is not None else measured
-        return *judge(program, found.usable_memory_gib, given.gib, settings), given.basis
+        return *judge(program, usable_gib, given.gib, settings), given.basis
 
 
 def _capability(gpu: str) -> float:
@@ -166,7 +165,7 @@ def _tell(message: str) -> None:
     typer.secho(f"replay: {message}", err=True, dim=True)
 
 
-def _notes(verdict: Verdict, basis: str) -> list[str]:
+def replay_notes(verdict: Verdict, basis: str) -> list[str]:
     """Sentences about the basis of the answer, and changes that would help."""
     notes = [
         "replayed from the model as loaded through three steps",

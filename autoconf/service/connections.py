@@ -20,7 +20,7 @@ class TimedConnection(asyncio.Protocol):
     """One connection, which uvicorn's protocol reads and writes, and which ends when a limit of time has passed.
 
     The head of a request must arrive within ``limits.seconds``. From then on a request and its answer have
-    ``limits.whole`` seconds together, also if the client sends its body or reads the answer slowly.
+    the seconds of ``limits.whole`` together, also if the client sends its body or reads the answer slowly.
 
     Attributes:
         limits: The limits of time.
@@ -66,10 +66,10 @@ class TimedConnection(asyncio.Protocol):
         self._transport = None
         self._inner.connection_lost(exc)
 
-    def begin(self) -> None:
-        """Limit the time of a request whose head has arrived."""
+    def begin(self, path: str) -> None:
+        """Limit the time of a request to this path whose head has arrived."""
         self._phase = "request"
-        self._limit(self.limits.whole)
+        self._limit(self.limits.whole(path))
 
     def end(self) -> None:
         """Lift the limit if the client has taken the answer; uvicorn closes a connection that stays silent."""
@@ -113,7 +113,7 @@ class TimedRequests:
         if scope["type"] != "http" or connection is None:
             await self._app(scope, receive, send)
             return
-        connection.begin()
+        connection.begin(scope["path"])
         try:
             await self._app(scope, receive, send)
         finally:

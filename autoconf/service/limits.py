@@ -8,6 +8,8 @@ from collections.abc import AsyncIterable
 from dataclasses import dataclass
 from typing import Any
 
+REPLAY = "/replay"  # the path whose answers take long
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -30,12 +32,23 @@ class Limits:
     patience: float = 10.0
 
     @property
-    def whole(self) -> float:
+    def replay(self) -> float:
+        """The longest time for one replay, in seconds; it records the whole training program."""
+        return 10 * self.seconds
+
+    def whole(self, path: str) -> float:
         """The longest time from the head of a request to the end of its answer, in seconds.
 
         The body arrives, the request waits for a worker and is answered, twice if a worker ends, and the client reads.
+
+        Args:
+            path: The path of the request.
+
+        >>> Limits().whole("/recommend"), Limits().whole("/replay")
+        (130.0, 370.0)
         """
-        return 4 * self.seconds + self.patience
+        answering = self.replay if path == REPLAY else 2 * self.seconds
+        return 2 * self.seconds + self.patience + answering
 
 
 class Refused(Exception):

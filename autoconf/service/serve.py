@@ -67,7 +67,7 @@ def serve(
         access_log=False,
         server_header=False,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=int(2 * limits.seconds + limits.patience) + 1,
+        timeout_graceful_shutdown=int(max(2 * limits.seconds, limits.replay) + limits.patience) + 1,
     )
     with _listening(address, config) as listening:
         pool.start()

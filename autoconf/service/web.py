@@ -16,12 +16,13 @@ from starlette.routing import BaseRoute
 
 from autoconf.distribution import __version__
 from autoconf.errors import AutoConfError
-from autoconf.jobs.queries import MIN_GPUS
+from autoconf.jobs.queries import ESTIMATE, MIN_GPUS
 from autoconf.predictor import registry
-from autoconf.service.limits import Limits, Refused, check_files_body, check_jobs_body, read_body, read_json
+from autoconf.service.limits import REPLAY, Limits, Refused, check_files_body, check_jobs_body, read_body, read_json
 from autoconf.service.metrics import App, Measured, Metrics
 from autoconf.service.pool import Overloaded, Pool, TooSlow
 from autoconf.service.queries import QUERIES
+from autoconf.service.replays import Replays
 from autoconf.service.schemas import FILES_SCHEMA, answer_schema, job_schema
 from autoconf.service.tasks import Reply, Task
 
@@ -118,6 +119,7 @@ def make_app(pool: Pool, limits: Limits | None = None, host: str = "127.0.0.1") 
     )
     _handle_errors(app)
     _add_queries(app, service)
+    _add_replay(app, service)
     _add_job_files(app, service)
     _add_state(app, service)
     _add_page(app)
@@ -176,7 +178,8 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         413: "The body, the table or the time for it is too large.",
         415: "The body has another type.",
         422: "A field is missing, unknown or invalid; the error names it.",
-        503: "All workers are busy.",
+        501: "A library that a replay needs is not installed.",
+        503: "All workers are busy, or the answer takes too long.",
     }.items()
 }
 
@@ -249,6 +252,20 @@ def _table(service: Service, name: str) -> Handler:
     return answer
 
 
+def _add_replay(app: FastAPI, service: Service) -> None:
+    replays = Replays(service.limits)
+
+    async def answer_replay(request: Request) -> Response:
+        fields = await service.content(request)
+        found = await service.reply(Task("job", fields, "estimate"))
+        if found.status == "ok" and (usable_gib := found.content["usable_memory_gib"]) is not None:
+            found = await replays.ask(fields, usable_gib, request.is_disconnected)
+        return as_json(found.content) if found.status == "ok" else refusal(_refused(found))
+
+    summary = "The memory of a job over time, and where it runs out of memory; takes up to minutes"
+    _post(app, REPLAY, answer_replay, summary, _schema(job_schema(ESTIMATE)), _schema({"type": "object"}))
+
+
 def _add_job_files(app: FastAPI, service: Service) -> None:
     async def answer_files(request: Request) -> Response:
         content = check_files_body(await service.content(request), service.limits)
@@ -277,7 +294,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
 
 _PAGE = Path(__file__).with_name("page")
-_FILES = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
+_FILES = {"/": "page.html", **{f"/{name}": name for name in ("page.css", "page.js", "common.js", "timeline.js")}}
 _HEADERS = {
     # Nothing is fetched from elsewhere, and no other page may show this one. The widths of bars are inline styles.
     "Content-Security-Policy": "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "

@@ -110,6 +110,51 @@ def test_a_run_shows_its_plan_within_its_limits(page):
     page.get_by_text("no layout that fits is within budget").wait_for()
 
 
+REPLAYED = {
+    "model_name": "smollm2-1.7b", "method": "full", "gpu_model": "L40S", "tokens_per_sample": 1024,
+    "per_device_train_batch_size": 40, "gradient_accumulation_steps": 1,
+}  # fmt: skip
+
+
+def test_a_replay_draws_memory_over_time_and_names_the_failure(page):
+    pytest.importorskip("torch")
+    page.locator("summary").first.click()
+    ask(page, REPLAYED)
+    page.locator("#replay").focus()
+    page.get_by_label("GPUs", exact=True).fill("1")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.get_by_text("Replaying the job").wait_for()
+    picture = page.locator("svg.timeline")
+    picture.wait_for(timeout=300_000)
+    failure = page.locator("#failure").inner_text()
+    assert failure.startswith("It runs out of memory in step 2: ")
+    assert failure in picture.get_attribute("aria-label")
+    assert picture.locator(".failure").count() == 1
+    assert picture.locator("polyline").count() == 2
+    rows = [row.split("\t") for row in page.locator("#parts tbody tr").all_inner_texts()]
+    assert [(row[0], row[3]) for row in rows] == [
+        ("loading", "runs"), ("step 1", "runs"), ("step 2", "runs out of memory"), ("step 3", "not reached"),
+    ]  # fmt: skip
+    page.locator("#moment").focus()
+    page.keyboard.press("End")
+    assert page.locator("#moment").get_attribute("aria-valuetext").startswith("step 3: ")
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        ARTIFACTS.mkdir(parents=True, exist_ok=True)
+        page.locator("#answer").screenshot(path=ARTIFACTS / f"timeline-{scheme}.png")
+        found = axe.Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
+
+
+def test_a_job_that_cannot_be_replayed_says_why(page):
+    ask(page)
+    page.get_by_label("GPUs", exact=True).fill("none")
+    page.locator("#replay").click()
+    page.locator("#timeline .error").wait_for()
+    assert "number_gpus: must be a whole number" in page.locator("#timeline .error").inner_text()
+
+
 def test_a_form_completes_models_and_gpus(page):
     names = page.locator("#field-model_name-names option")
     assert "llama-7b" in names.evaluate_all("options => options.map(option => option.value)")
@@ -208,6 +253,6 @@ def test_the_page_fetches_nothing_from_elsewhere_and_may_not_be_framed(server):
     answer = server.get("/")
     policy = answer.headers["content-security-policy"]
     assert "default-src 'self'" in policy and "frame-ancestors 'none'" in policy
-    for path in ("/", "/page.js", "/page.css"):
+    for path in ("/", "/page.js", "/common.js", "/timeline.js", "/page.css"):
         body = server.get(path).body.decode()
         assert "http://" not in body and "https://" not in body

@@ -1,32 +1,22 @@
 // The page of the service: a form of the job's fields, the answer of /explain, a matrix of /recommend/table, and job
 // files through /jobs. Nothing is computed here.
 
+import { ask, element } from "./common.js";
+import { replaySection } from "./timeline.js";
+
 const MAIN = ["model_name", "method", "gpu_model", "tokens_per_sample", "per_device_train_batch_size", "stack", "max_gpus"];
 const COMPLETED = ["model_name", "gpu_model"]; // long lists of names, of which other spellings count, too
 const WIDE = ["model_name", "gpu_model"];
 const RUN = ["dataset_tokens", "epochs", "steps"]; // fields of /throughput and /plan alone
 const LIMITS = ["deadline_hours", "budget"]; // fields of /plan alone
+const MOST_GPUS = ["max_gpus"]; // a field of questions about the number of GPUs alone
 const TOKENS = [512, 1024, 2048, 4096, 8192, 16384, 32768];
 const BATCHES = [1, 2, 4, 8, 16, 32];
 
 const byId = (id) => document.getElementById(id);
 const form = byId("job");
 let latest = 0; // answers of older requests are dropped
-
-function element(name, attributes = {}, ...content) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...content);
-  return made;
-}
-
-async function ask(path, body) {
-  const options = body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  const response = await fetch(path, options);
-  const answer = await response.json();
-  if (!response.ok) throw new Error(answer.error);
-  return answer;
-}
+let replays = new AbortController(); // ends the replay of an older answer
 
 // --- the form ---
 
@@ -131,6 +121,8 @@ function showAnswer(explained) {
   const box = element("div");
   box.innerHTML = explained.html; // made by the server, which escapes all text of the job
   show(byId("answer"), element("h2", {}, "Answer"), box);
+  replays.abort();
+  replays = new AbortController();
 }
 
 async function answer() {
@@ -143,12 +135,19 @@ async function answer() {
     if (number !== latest) return;
     showAnswer(explained);
     byId("answer").scrollIntoView({ block: "nearest" });
-    await Promise.all([showSpeed(explained, number), showMatrix(job, number)]);
+    await Promise.all([showRun(explained, number), showMatrix(job, number)]);
   } catch (error) {
     if (number === latest) fail(error);
   } finally {
     byId("answer").removeAttribute("aria-busy");
   }
+}
+
+async function showRun(explained, number) {
+  await showSpeed(explained, number);
+  if (number !== latest) return;
+  const gpus = explained.can_recommend ? explained.gpus * explained.workers : 1;
+  byId("answer").append(replaySection(without([...RUN, ...LIMITS, ...MOST_GPUS], fields()), gpus, replays.signal));
 }
 
 async function showSpeed(explained, number) {
@@ -238,7 +237,7 @@ async function readFiles(list) {
     history.replaceState(null, "", link());
     showAnswer(found.answer);
     showRead(found);
-    await Promise.all([showSpeed(found.answer, number), showMatrix(withoutRun(fields()), number)]);
+    await Promise.all([showRun(found.answer, number), showMatrix(withoutRun(fields()), number)]);
   } catch (error) {
     if (number === latest) fail(error);
   }
