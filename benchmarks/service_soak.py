@@ -1,8 +1,8 @@
 """Ask a server of ``ado-autoconf serve`` mixed queries for a long time, and print what it holds and what failed.
 
 Requests begin at a fixed rate, each on its own connection: every query for random jobs with 300 stacks, tables, job
-files, a tool of agents, the page and its state, malformed bodies, and heads that never end. At half time a worker is
-killed.
+files, a tool of agents, the page and its state, malformed bodies, and heads that never end. Now and then a worker is
+killed, in the middle of whatever it does.
 Memory is that of all processes of the server without mapped files (``Pss_Anon``), which others on the machine do not
 change. A request fails if it gets no response in a minute, or one with a status that its kind does not allow.
 """
@@ -35,6 +35,10 @@ SHARES = {
     "throughput": 10, "gpu-model": 2, "table": 3, "csv": 3, "jobs": 5, "mcp": 5, "page": 2, "malformed": 14,
     "slow": 1,
 }  # fmt: skip
+COLUMNS = (
+    "minute", "responses", "refused", "busy", "killed", "failed", "median, ms", "front, MB", "largest worker, MB",
+    "all, MB",
+)  # fmt: skip
 MOST_SECONDS = 60.0
 BUSY = 503  # all workers are busy, also with what others run on the machine
 
@@ -117,16 +121,17 @@ def as_json(rows: pd.DataFrame) -> list[dict[str, Any]]:
 @dataclass
 class Counts:
     """What became of the requests: the seconds of each response, those refused, those told to come again because all
-    workers were busy, and a sentence on each that failed."""
+    workers were busy, the workers that were killed, and a sentence on each request that failed."""
 
     seconds: list[float] = field(default_factory=list)
     refused: int = 0
     busy: int = 0
+    killed: int = 0
     failed: list[str] = field(default_factory=list)
 
 
 async def send(port: int, one: Ask, counts: Counts) -> None:
-    start = time.perf_counter()
+    start, clock = time.perf_counter(), time.strftime("%H:%M:%S")
     try:
         async with asyncio.timeout(MOST_SECONDS):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -135,14 +140,14 @@ async def send(port: int, one: Ask, counts: Counts) -> None:
             writer.close()
         status = int(answer.split(None, 2)[1])
     except (OSError, TimeoutError, IndexError, ValueError) as error:
-        counts.failed.append(f"{one.kind}: {type(error).__name__}: {error}")
+        counts.failed.append(f"{clock} {one.kind}: {type(error).__name__}: {error}")
         return
     if one.kind != "slow":
         counts.seconds.append(time.perf_counter() - start)
     counts.busy += status == BUSY
     counts.refused += status >= 400 and status != BUSY
     if status not in (*one.allowed, BUSY):
-        counts.failed.append(f"{one.kind}: {status}: {answer[-300:]!r}")
+        counts.failed.append(f"{clock} {one.kind}: {status}: {answer[-300:]!r}")
 
 
 async def ask_at_a_rate(port: int, requests: Iterator[Ask], rate: float, seconds: float, counts: Counts) -> None:
@@ -158,7 +163,7 @@ def held(pid: int) -> tuple[float, float, float]:
     """The megabytes of the front, of the largest worker, and of all processes of a server."""
     front = psutil.Process(pid)
     children = [anonymous(child.pid) for child in front.children(recursive=True)]
-    return anonymous(pid), max(children), anonymous(pid) + sum(children)
+    return anonymous(pid), max(children, default=0.0), anonymous(pid) + sum(children)
 
 
 def anonymous(pid: int) -> float:
@@ -171,10 +176,39 @@ def anonymous(pid: int) -> float:
     return int(line.split()[1]) / 1024
 
 
-def kill_a_worker(pid: int) -> None:
-    """Kill a worker: a child of the process from which all workers are forked."""
+def kill_a_worker(pid: int) -> bool:
+    """Kill a worker: a child of the process from which all workers are forked. False if none runs."""
     workers = [child for one in psutil.Process(pid).children() for child in one.children()]
-    workers[0].kill()
+    if workers:
+        random.choice(workers).kill()
+    return bool(workers)
+
+
+async def kill_workers(pid: int, seconds: float, counts: Counts) -> None:
+    """Kill a worker again and again, with so many seconds between."""
+    while True:
+        await asyncio.sleep(seconds)
+        counts.killed += kill_a_worker(pid)
+
+
+async def soak(pid: int, port: int, options: argparse.Namespace) -> Counts:
+    """Ask for the minutes of the options, and print a row from time to time."""
+    requests, counts = asks(0, options.only), Counts()
+    await ask_at_a_rate(port, requests, options.rate, 60.0, Counts())  # libraries and caches
+    print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
+    parts = max(1, round(options.minutes / options.every))
+    killing = asyncio.create_task(kill_workers(pid, options.kill_every * 60, counts))
+    for part in range(parts + 1):
+        median = np.median(counts.seconds) * 1000 if counts.seconds else np.nan
+        done = len(counts.seconds), counts.refused, counts.busy, counts.killed, len(counts.failed)
+        print(
+            f"| {part * options.every:g} | {' | '.join(f'{value:.0f}' for value in (*done, median, *held(pid)))} |",
+            flush=True,
+        )
+        if part < parts:
+            await ask_at_a_rate(port, requests, options.rate, options.every * 60, counts)
+    killing.cancel()
+    return counts
 
 
 def main() -> None:
@@ -182,33 +216,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--rate", type=float, default=2.0, help="requests per second")
     parser.add_argument("--every", type=float, default=10.0, metavar="MINUTES", help="minutes between rows")
+    parser.add_argument(
+        "--kill-every", type=float, default=7.0, metavar="MINUTES", help="minutes between killed workers"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", nargs="*", default=[], choices=[*SHARES], metavar="KIND", help=", ".join(SHARES))
     options = parser.parse_args()
-    requests, counts = asks(0, options.only), Counts()
-    parts = max(1, round(options.minutes / options.every))
-    columns = (
-        "minute",
-        "responses",
-        "refused",
-        "busy",
-        "failed",
-        "median, ms",
-        "front, MB",
-        "largest worker, MB",
-        "all, MB",
-    )
     with serving(options.workers) as (pid, port):
-        asyncio.run(ask_at_a_rate(port, requests, options.rate, 60.0, Counts()))  # libraries and caches
-        print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
-        for part in range(parts + 1):
-            median = np.median(counts.seconds) * 1000 if counts.seconds else np.nan
-            done = part * options.every, len(counts.seconds), counts.refused, counts.busy, len(counts.failed)
-            print(f"| {' | '.join(f'{value:.0f}' for value in (*done, median, *held(pid)))} |", flush=True)
-            if part == parts // 2 and part < parts:
-                kill_a_worker(pid)
-            if part < parts:
-                asyncio.run(ask_at_a_rate(port, requests, options.rate, options.every * 60, counts))
+        counts = asyncio.run(soak(pid, port, options))
     print("\n".join(counts.failed))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -44,7 +45,7 @@ class _Worker:
         self.process.start()
         inner.close()  # so that the end of the process closes the pipe
         try:
-            reply = self._receive(_START_SECONDS)
+            reply = self._exchange(None, _START_SECONDS)
         except (EOFError, OSError, TooSlow) as error:
             self.end()
             raise AutoConfError(f"a worker process does not start: {type(error).__name__}") from None
@@ -61,19 +62,38 @@ class _Worker:
         """
         if self._pipe is None:
             self.start()
-        assert self._pipe is not None
         try:
-            self._pipe.send(task)
-            return self._receive(seconds)
+            return self._exchange(task, seconds)
         except (EOFError, OSError, TooSlow):
             self.end()
             raise
 
-    def _receive(self, seconds: float) -> Reply:
-        assert self._pipe is not None
-        if not self._pipe.poll(seconds):
-            raise TooSlow
-        reply: Reply = self._pipe.recv()
+    def _exchange(self, task: Task | None, seconds: float) -> Reply:
+        """Send a task, if there is one, and wait for the reply.
+
+        A process that neither reads nor writes, because it is stopped, would hold a large task or reply for ever. The
+        end of the process is the end of both.
+        """
+        assert self._pipe is not None and self.process is not None
+        process, is_late = self.process, threading.Event()
+
+        def end_late() -> None:
+            is_late.set()
+            process.kill()
+
+        timer = threading.Timer(seconds, end_late)
+        timer.daemon = True
+        timer.start()
+        try:
+            if task is not None:
+                self._pipe.send(task)
+            reply: Reply = self._pipe.recv()
+        except (EOFError, OSError):
+            if is_late.is_set():
+                raise TooSlow from None
+            raise
+        finally:
+            timer.cancel()
         return reply
 
     def end(self) -> None:
@@ -90,7 +110,8 @@ class Pool:
     """Answers tasks with a fixed number of workers.
 
     A task whose worker ends, because somebody kills it, is given once more to a new worker. A task that takes too long
-    ends its worker. Every task has a reply or an exception within ``2 * seconds + patience``.
+    ends its worker. Every task has a reply or an exception within ``2 * seconds + patience``, and the time in which a
+    new worker starts.
 
     Args:
         workers: Number of processes.

@@ -69,6 +69,9 @@ def serve(
         timeout_keep_alive=30,
         timeout_graceful_shutdown=int(max(2 * limits.seconds, limits.replay) + limits.patience) + 1,
     )
+    # The command ends when its output is closed, but a client that leaves or a killed worker must not end the server.
+    if hasattr(signal, "SIGPIPE"):  # Windows lacks it
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     with _listening(address, config) as listening:
         pool.start()
         listening.listen(config.backlog)

@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -450,31 +451,61 @@ def children(pid: int) -> list[psutil.Process]:
 
 def test_nothing_is_lost_when_workers_are_killed(server):
     before = server.metric("autoconf_worker_restarts_total")
-    stop = threading.Event()
+    stop, answers = threading.Event(), []
 
     def kill_again_and_again():
         for _ in range(5):
-            time.sleep(0.5)
+            enough = len(answers) + 8  # so that a request that is answered again has its answer
+            while len(answers) < enough:
+                time.sleep(0.05)
             oldest = min(children(server.process.pid), key=lambda child: child.create_time())
             oldest.kill()  # a request that was answered again is on a newer one
         stop.set()
 
     def keep_asking(tokens):
-        answers = []
         while not stop.is_set():
             answers.append(server.post("/recommend", {**JOB, "tokens_per_sample": tokens}))
-        return answers
 
-    killer = threading.Thread(target=kill_again_and_again)
+    killer = threading.Thread(target=kill_again_and_again, daemon=True)
     killer.start()
     with ThreadPoolExecutor(4) as threads:
-        answers = [answer for several in threads.map(keep_asking, range(1000, 1400, 100)) for answer in several]
+        [*threads.map(keep_asking, range(1000, 1400, 100))]
     killer.join()
     assert {answer.status for answer in answers} == {200}
     assert all(answer.json["can_recommend"] for answer in answers)
     server.post("/recommend", JOB), server.post("/recommend", JOB)
     assert server.metric("autoconf_worker_restarts_total") > before
     assert server.get("/healthz").json["workers"] >= 1
+
+
+def test_a_worker_that_was_killed_long_ago_does_not_end_the_server(server):
+    """Its pipe is closed, and a write to it raises SIGPIPE, by which the command itself ends."""
+    for child in children(server.process.pid):
+        child.kill()
+    time.sleep(1)
+    assert {server.post("/recommend", JOB).status for _ in range(4)} == {200}
+    assert server.process.poll() is None
+
+
+def test_a_client_that_leaves_before_its_answer_does_not_end_the_server(server):
+    body = json.dumps({"jobs": long_table(MOST_ROWS)}).encode()
+    head = (HEAD % b"/recommend/table").replace(b"1000\r\n\r\n{", b"%d\r\n\r\n" % len(body))
+    for _ in range(5):
+        with raw(server, head + body) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset, not closed
+    assert server.post("/recommend", JOB).status == 200
+
+
+def test_a_worker_that_is_stopped_holds_no_request():
+    """It does not even read a large table, so that the task could not be sent for ever."""
+    with serving("--workers", "1", "--max-seconds", "3") as server:
+        for child in children(server.process.pid):
+            child.suspend()
+        start = time.monotonic()
+        answer = server.post("/recommend/table", {"jobs": long_table(10_000)})
+        assert (answer.status, answer.json["kind"]) == (413, "too_slow")
+        assert time.monotonic() - start < 12
+        assert server.post("/recommend", JOB).status == 200
 
 
 def long_table(rows: int) -> list[dict[str, object]]:
