@@ -32,13 +32,19 @@ def cheapest_gpu(
     prices: PriceSource = None,
     models: ModelsFolder = None,
     *,
+    provider: str | None = None,
     dataset_tokens: int | None = None,
     epochs: int | None = None,
     steps: int | None = None,
 ) -> GpuModel: ...
 @overload
 def cheapest_gpu(
-    jobs: pd.DataFrame, model_version: str | None = None, prices: PriceSource = None, models: ModelsFolder = None
+    jobs: pd.DataFrame,
+    model_version: str | None = None,
+    prices: PriceSource = None,
+    models: ModelsFolder = None,
+    *,
+    provider: str | None = None,
 ) -> pd.DataFrame: ...
 def cheapest_gpu(
     jobs: Job | pd.DataFrame,
@@ -46,6 +52,7 @@ def cheapest_gpu(
     prices: PriceSource = None,
     models: ModelsFolder = None,
     *,
+    provider: str | None = None,
     dataset_tokens: int | None = None,
     epochs: int | None = None,
     steps: int | None = None,
@@ -62,6 +69,7 @@ def cheapest_gpu(
         model_version: version for jobs that name none; by default the newest released one.
         prices: GPU types with their prices per hour, or the path of a YAML file with them, instead of ``prices.yaml``.
             Names may have any spelling that ``gpu_model`` may have. Only the ratios of prices matter.
+        provider: a provider whose prices in ``prices.yaml`` count instead, such as ``"AWS"``; excludes ``prices``.
         models: folder of user versions; by default the one that the environment variable ``AUTOCONF_MODELS`` names.
         dataset_tokens: tokens of the training data, >= 1, counted once, padding included.
         epochs: passes over the data, >= 1; by default 1.
@@ -83,11 +91,13 @@ def cheapest_gpu(
     >>> found = cheapest_gpu(job, prices={"H100": 2, "L40S": 0.9})
     >>> found.gpu_model, found.gpus, found.cost_per_hour  # 4 L40S cost 3.6 per hour, but are slower than 2 H100
     ('NVIDIA-H100-80GB-HBM3', 2, 4.0)
+    >>> cheapest_gpu(job, provider="AWS").cost_per_hour
+    6.88
     >>> run = cheapest_gpu(job, prices={"H100": 2, "L40S": 0.9}, dataset_tokens=10**9)
     >>> round(run.cost / run.cost_per_million_tokens)
     1000
     """
-    solver = _Rankings(GPU_MODEL, GpuModel, partial(_rankings, read_prices(prices)))
+    solver = _Rankings(GPU_MODEL, GpuModel, partial(_rankings, read_prices(prices, provider)))
     run = {"dataset_tokens": dataset_tokens, "epochs": epochs, "steps": steps}
     if isinstance(jobs, Job):
         return solver.best(solver.of_job(jobs, model_version, models, **run))

@@ -44,6 +44,7 @@ def plan(
     prices: PriceSource = None,
     models: ModelsFolder = None,
     *,
+    provider: str | None = None,
     dataset_tokens: int | None = None,
     epochs: int | None = None,
     steps: int | None = None,
@@ -61,6 +62,7 @@ def plan(
             and ``steps`` may be columns too.
         model_version: version of the memory predictor for jobs that name none; by default the newest released one.
         prices: GPU types with their prices per hour, as for ``cheapest_gpu``; types without a price are left out.
+        provider: a provider whose prices in ``prices.yaml`` count instead, such as ``"AWS"``; excludes ``prices``.
         models: folder of user versions; by default the one that the environment variable ``AUTOCONF_MODELS`` names.
         dataset_tokens: tokens of the training data, >= 1, counted once, padding included.
         epochs: passes over the data, >= 1; by default 1.
@@ -86,7 +88,7 @@ def plan(
         None if deadline_hours is None else positive_number("deadline_hours", deadline_hours),
         None if budget is None else positive_number("budget", budget),
     )
-    solver = _Solver(PLAN, Plan, partial(_plans, read_prices(prices), limits))
+    solver = _Solver(PLAN, Plan, partial(_plans, read_prices(prices, provider), limits))
     if isinstance(jobs, Job):
         run = {"dataset_tokens": dataset_tokens, "epochs": epochs, "steps": steps}
         return frame(solver.of_job(jobs, model_version, models, **run), Plan, PLAN)

@@ -9,7 +9,7 @@ from typing import overload
 import numpy as np
 import pandas as pd
 
-from autoconf.jobs.job import STACK_FIELDS, Job, stack_of
+from autoconf.jobs.job import GPU_MEMORY, STACK_FIELDS, UNNAMED, Job, stack_of
 from autoconf.jobs.queries import NUMBER_GPUS, RUN_LENGTH, THROUGHPUT
 from autoconf.memory.units import Integers
 from autoconf.planner.domain import JobColumns, Placed, column, on_counts, outside, workers
@@ -39,6 +39,7 @@ def throughput(
     epochs: int | None = None,
     steps: int | None = None,
     prices: PriceSource = None,
+    provider: str | None = None,
 ) -> Throughput: ...
 @overload
 def throughput(
@@ -48,6 +49,7 @@ def throughput(
     models: ModelsFolder = None,
     *,
     prices: PriceSource = None,
+    provider: str | None = None,
 ) -> pd.DataFrame: ...
 def throughput(
     workloads: Job | pd.DataFrame,
@@ -59,6 +61,7 @@ def throughput(
     epochs: int | None = None,
     steps: int | None = None,
     prices: PriceSource = None,
+    provider: str | None = None,
 ) -> Throughput | pd.DataFrame:
     """Estimate how fast jobs run on a number of GPUs, and how long a run takes and what it costs.
 
@@ -78,6 +81,7 @@ def throughput(
         epochs: passes over the data, >= 1; by default 1.
         steps: optimizer steps of the run, >= 1, instead of ``dataset_tokens``.
         prices: prices per GPU and hour, as for ``cheapest_gpu``.
+        provider: a provider whose prices in ``prices.yaml`` count instead, such as ``"AWS"``; excludes ``prices``.
 
     Returns:
         A ``Throughput`` for a ``Workload``; for a DataFrame, one with the same index and the fields of ``Throughput``
@@ -98,7 +102,7 @@ def throughput(
     True
     """
     arguments = {"dataset_tokens": dataset_tokens, "epochs": epochs, "steps": steps}
-    solver = Solver(THROUGHPUT, Throughput, partial(_solve, read_prices(prices)))
+    solver = Solver(THROUGHPUT, Throughput, partial(_solve, read_prices(prices, provider)))
     return solver.of_either(workloads, model_version, models, number_gpus=number_gpus, **arguments)
 
 
@@ -158,9 +162,7 @@ def _speed_jobs(
         model, gpu = (str(names[field].find(columns[field][position])) for field in ("model_name", "gpu_model"))
         shapes = known_shapes(model)
         if shapes is None or gpu not in gpu_speeds():
-            written = columns["gpu_model"][position]
-            what = f"model {model}: only models of the package have shapes" if shapes is None else f"GPU type {written}"
-            problems[index] = outside(f"throughput is not known for {what}")
+            problems[index] = outside(_unknown(model, shapes is None, str(columns["gpu_model"][position])))
             continue
         fields = {field: column(columns, field)[position] for field in STACK_FIELDS}
         each = int(placed.jobs.tokens_per_sample[index])
@@ -169,6 +171,15 @@ def _speed_jobs(
         method = str(names["method"].find(fields["method"]))
         jobs.append(SpeedJob(model, shapes, method, stack_of(fields), gpu, layout))
     return placed.without(problems), jobs
+
+
+def _unknown(model: str, without_shapes: bool, gpu: str) -> str:
+    """Why the speed of a job is not known: its model has no shapes here, or its GPU type no figures of speed."""
+    if without_shapes:
+        return f"throughput is not known for model {model}, which is in no released version"
+    if gpu == UNNAMED:
+        return f"throughput is not known for a GPU that only {GPU_MEMORY} describes: name its type in gpu_model"
+    return f"throughput is not known for GPU type {gpu}: the package lacks its peak, its bandwidth or its link"
 
 
 def _hours(columns: JobColumns, position: int, layout: Layout, speed: Speed) -> float | None:

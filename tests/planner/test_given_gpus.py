@@ -135,7 +135,7 @@ def test_every_query_about_a_gpu_takes_it():
     assert autoconf.largest_sample(longest, number_gpus=4).tokens_per_sample >= 4096
     assert autoconf.explain(Workload(**JOB, gpu_memory_gib=24)).at
     assert autoconf.throughput(Workload(**JOB, gpu_memory_gib=24), number_gpus=4).reason == (
-        "throughput is not known for GPU type unnamed"
+        "throughput is not known for a GPU that only gpu_memory_gib describes: name its type in gpu_model"
     )
 
 

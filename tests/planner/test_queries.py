@@ -21,6 +21,7 @@ from autoconf import (
     estimate,
     largest_batch,
     largest_sample,
+    plan,
     recommend,
     throughput,
 )
@@ -226,6 +227,21 @@ def test_ties_go_to_fewer_gpus_and_then_to_the_name(monkeypatch):
     found = cheapest_gpu(three, prices={"L40S": 0.15, "B200": 0.45})  # in floating point 3 x 0.15 is less
     assert (found.gpu_model, found.gpus) == ("NVIDIA-B200", 1)
     assert cheapest_gpu(job, prices={"H100-PCIe": 1, "H100": 1}).gpu_model == "NVIDIA-H100-80GB-HBM3"
+
+
+def test_a_provider_gives_its_prices_to_each_query_that_costs_something():
+    job, prices = Job(**LORA, batch_size=16), read_prices(provider="AWS")
+    run = {"steps": 1000, "provider": "aws"}
+    assert cheapest_gpu(job, **run) == cheapest_gpu(job, prices=prices, steps=1000)
+    pd.testing.assert_frame_equal(plan(job, **run), plan(job, prices=prices, steps=1000))
+    on_h100 = Workload(**LORA, batch_size=16, gpu_model="H100")
+    assert throughput(on_h100, 2, **run).cost == throughput(on_h100, 2, prices=prices, steps=1000).cost > 0
+    table = pd.DataFrame([{**LORA, "batch_size": 16}])
+    pd.testing.assert_frame_equal(cheapest_gpu(table, provider="AWS"), cheapest_gpu(table, prices=prices))
+    with pytest.raises(ValueError, match="provider 'nobody' has no prices here; there are prices of AWS"):
+        plan(job, steps=1000, provider="nobody")
+    with pytest.raises(ValueError, match="prices and a provider exclude each other"):
+        cheapest_gpu(job, prices={"H100": 1}, provider="AWS")
 
 
 def test_types_with_a_price_and_without_a_speed_come_after_those_with_both(monkeypatch):
