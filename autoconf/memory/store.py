@@ -2,16 +2,19 @@
 
 The format is frozen since version 2.0.0. The key of a profile is a text of space-separated fields, 7 of a ``LayerWay``
 or 4 of a ``HeadWay``. Some names on disk differ from the names in the code; see ``_COLUMNS`` and ``_ABSMAX``.
+
+The moments of a folder may continue those of another one, its base: its Parquet file has only the moments that the base
+lacks, and names the file of the base, with the models in it, in its metadata.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +25,13 @@ from autoconf.memory.optimizers import Shape
 from autoconf.memory.profile import HeadWay, LayerWay, ModelProfile, StackMoment, Trainable, Units
 from autoconf.memory.units import Floats
 
+_Way = TypeVar("_Way", LayerWay, HeadWay)
 MOMENTS, MODELS = "moments.parquet", "models.json"
 
 # The columns of ``StackMoment`` on disk.
 _COLUMNS = (*StackMoment._fields[:5], "own", "newborn", "done", "rest")
 _ABSMAX = "maxima_bytes"  # ``Units.absmax_bytes`` on disk
+_BASE, _MODELS_OF_BASE = "base", "models of base"  # keys of the metadata of moments that continue those of a base
 
 
 def _text(key: Iterable[object]) -> str:
@@ -39,12 +44,43 @@ def _way(text: str) -> LayerWay | HeadWay:
     return LayerWay(*values) if len(words) == len(LayerWay._fields) else HeadWay(*values)
 
 
-def write_models(models: Iterable[ModelProfile], folder: Path) -> None:
-    """Write the profiles of models: moments as Parquet, one row group per model, everything else as JSON."""
+def write_models(models: Iterable[ModelProfile], folder: Path, base: Path | None = None) -> None:
+    """Write the profiles of models: moments as Parquet, one row group per model, everything else as JSON.
+
+    Args:
+        models: the profiles.
+        folder: the folder to write to.
+        base: a folder next to it whose moments are not written again.
+
+    Raises:
+        ValueError: a model has other moments in the base, or has no moments that the base lacks.
+    """
     models = list(models)
     with (folder / MOMENTS).open("wb") as stream:
-        _write_moments(models, stream)
+        if base is None:
+            _write_moments(models, stream)
+        else:
+            known = ModelsTable.read(base)
+            about = {_BASE: f"{base.name}/{MOMENTS}", _MODELS_OF_BASE: json.dumps(known.models)}
+            _write_moments([_beyond(known, model) for model in models], stream, about)
     (folder / MODELS).write_text(_others(models).replace('"},"', '"},\n"') + "\n", encoding="utf-8")
+
+
+def _beyond(known: ModelsTable, model: ModelProfile) -> ModelProfile:
+    """A profile without the moments that a table has."""
+    if model.model_name not in known.models:
+        return model
+    there = known.figures(model.model_name)
+    layers = {way: rows for way, rows in model.layers.items() if way not in there.layers}
+    heads = {way: rows for way, rows in model.heads.items() if way not in there.heads}
+    if not (layers or heads) or not _has(model.layers, there.layers) or not _has(model.heads, there.heads):
+        raise ValueError(f"{model.model_name}: has other moments than its base, or no more")
+    return replace(model, layers=layers, heads=heads)
+
+
+def _has(moments: Mapping[_Way, Floats], others: Mapping[_Way, Floats]) -> bool:
+    """Whether moments contain others, as the file rounds them."""
+    return all(way in moments and np.array_equal(np.float32(moments[way]), rows) for way, rows in others.items())
 
 
 def write_model(model: ModelProfile, stream: BinaryIO, about: Mapping[str, str]) -> None:
@@ -125,22 +161,41 @@ def read_models(folder: Path) -> list[ModelProfile]:
     return [table.figures(name) for name in table.models]
 
 
+def _of_group(content: pa.Buffer, group: int) -> dict[str, Floats]:
+    """The moments of a row group by the text of their way."""
+    # Threads of pyarrow occasionally abort a process that ends soon after they have read.
+    table = pq.ParquetFile(content).read_row_group(group, use_threads=False)
+    ways: npt.NDArray[Any] = table["way"].to_numpy(zero_copy_only=False)
+    values = np.stack([table[name].to_numpy().astype(float) for name in _COLUMNS], axis=1)
+    starts = np.flatnonzero(np.append(True, ways[1:] != ways[:-1]))
+    return dict(zip(ways[starts], np.split(values, starts[1:]), strict=True))
+
+
 class ModelsTable:
     """The profiles of models, from files of ``write_models`` or ``write_model``, decoded on demand.
 
     Args:
         moments: content of the Parquet file.
         models: content of the JSON file; if ``None``, the metadata of the Parquet file have that content.
+        base: reads the Parquet file that the first one continues, given its path next to the folder.
 
     Raises:
         ValueError: it is not such a table.
     """
 
-    def __init__(self, moments: bytes, models: bytes | None = None) -> None:
+    def __init__(self, moments: bytes, models: bytes | None = None, base: Callable[[str], bytes] | None = None) -> None:
         self._content = pa.py_buffer(moments)
         parquet = pq.ParquetFile(self._content)
+        about = parquet.schema_arrow.metadata or {}
         if models is None:
-            models = (parquet.schema_arrow.metadata or {}).get(MODELS.encode(), b"")
+            models = about.get(MODELS.encode(), b"")
+        self._base: pa.Buffer | None = None
+        self._of_base: list[str] = []
+        if named := about.get(_BASE.encode()):
+            if base is None:
+                raise ValueError(f"{MOMENTS} continues {named.decode()}, which is not given")
+            self._base = pa.py_buffer(base(named.decode()))
+            self._of_base = json.loads(about[_MODELS_OF_BASE.encode()])
         self._others: dict[str, dict[str, Any]] = json.loads(models)
         if parquet.schema_arrow.names != ["way", *_COLUMNS]:
             raise ValueError(f"{MOMENTS} has the columns {', '.join(parquet.schema_arrow.names)}")
@@ -158,19 +213,20 @@ class ModelsTable:
             ValueError: it is not such a table.
         """
         if path.is_dir():
-            return cls((path / MOMENTS).read_bytes(), (path / MODELS).read_bytes())
+            beside = path.resolve().parent
+            return cls(
+                (path / MOMENTS).read_bytes(), (path / MODELS).read_bytes(), lambda name: (beside / name).read_bytes()
+            )
         return cls(path.read_bytes())
 
     def _moments(self, model: str) -> dict[str, Floats]:
         """The moments of a model by the text of their way."""
         if model not in self._of_model:
-            group = list(self._others).index(model)
-            # Threads of pyarrow occasionally abort a process that ends soon after they have read.
-            table = pq.ParquetFile(self._content).read_row_group(group, use_threads=False)
-            ways: npt.NDArray[Any] = table["way"].to_numpy(zero_copy_only=False)
-            values = np.stack([table[name].to_numpy().astype(float) for name in _COLUMNS], axis=1)
-            starts = np.flatnonzero(np.append(True, ways[1:] != ways[:-1]))
-            self._of_model[model] = dict(zip(ways[starts], np.split(values, starts[1:]), strict=True))
+            of_base = self._base is not None and model in self._of_base
+            self._of_model[model] = {
+                **(_of_group(self._base, self._of_base.index(model)) if of_base else {}),
+                **_of_group(self._content, list(self._others).index(model)),
+            }
         return self._of_model[model]
 
     @property

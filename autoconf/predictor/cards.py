@@ -16,7 +16,7 @@ from autoconf.memory.fragmentation import Fragmentation, OutsidePyTorch
 from autoconf.memory.reserve import Reserve
 from autoconf.predictor.cluster_speed import ClusterSpeed
 from autoconf.predictor.integrity import digest as digest
-from autoconf.predictor.integrity import read_file, read_files
+from autoconf.predictor.integrity import read_file, read_files, read_named
 
 CARD = "card.json"
 
@@ -103,6 +103,7 @@ class Card(_Typed):
     rules: int = 0  # by which memory is composed (memory.model.RULES); absent from the cards of versions up to 2.0.0
     libraries: dict[str, str]
     files: dict[str, str]  # path in the version's folder -> SHA-256
+    base: dict[str, str] = {}  # path next to that folder -> SHA-256: moments of another version, which it continues
     evaluation: dict[str, Any] = {}
     made_from: dict[str, str] = {}  # of a user version: each file that it was made from -> SHA-256
 
@@ -131,10 +132,11 @@ def read_card(folder: Path, sha256: str, remedy: str = RELEASED_AGAIN) -> Card:
 
 
 class VersionFiles(NamedTuple):
-    """The verified files of a version: its card, and the content of every other file by path."""
+    """The verified files of a version: its card, every other file by path, and the files of its base by path."""
 
     card: Card
     files: dict[str, bytes]
+    base: dict[str, bytes]
 
 
 def read_version(folder: Path, sha256: str, remedy: str = RELEASED_AGAIN) -> VersionFiles:
@@ -149,7 +151,9 @@ def read_version(folder: Path, sha256: str, remedy: str = RELEASED_AGAIN) -> Ver
         AutoConfError: a file is missing, altered, extra, a link or not a regular file; the message names it.
     """
     card = read_card(folder, sha256, remedy)
-    return VersionFiles(card, read_files(folder, card.files, f"version {card.version}", remedy, also=CARD))
+    what = f"version {card.version}"
+    files = read_files(folder, card.files, what, remedy, also=CARD)
+    return VersionFiles(card, files, read_named(folder.parent, card.base, what, remedy))
 
 
 def verified_card(folder: Path, sha256: str, remedy: str = RELEASED_AGAIN) -> Card:

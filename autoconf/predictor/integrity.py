@@ -78,6 +78,19 @@ def read_files(folder: Path, expected: Mapping[str, str], what: str, remedy: str
     return contents
 
 
+def read_named(folder: Path, expected: Mapping[str, str], what: str, remedy: str) -> dict[str, bytes]:
+    """Read some files of a folder, which may contain others; arguments, result and errors as in ``read_files``."""
+    contents = {}
+    for name, sha256 in expected.items():
+        try:
+            contents[name] = read_file(folder / name)
+        except OSError as error:
+            raise AutoConfError(f"{what}: cannot read {name} (in {folder}): {reason(error)}; {remedy}") from error
+        if digest(contents[name]) != sha256:
+            raise AutoConfError(f"{what}: {name} was altered (in {folder}); {remedy}")
+    return contents
+
+
 def _names(folder: Path, expected: set[str], inside: str = "") -> dict[str, str]:
     """The entries of a folder, each with its kind: file, link, folder or other. Unexpected folders are not opened."""
     folders = {parent.as_posix() for name in expected for parent in PurePosixPath(name).parents}

@@ -145,7 +145,7 @@ def _open(folder: Path, sha256: str) -> Predictor:
 
 def _opened(folder: Path, sha256: str) -> Predictor:
     version = read_version(folder, sha256, _remedy(folder))
-    card, files = version
+    card, files, _ = version
     if card.version != folder.name:
         raise AutoConfError(f"version {folder.name}: its card is that of version {card.version} (in {folder})")
     memory = _memory(version)
@@ -159,11 +159,12 @@ def _opened(folder: Path, sha256: str) -> Predictor:
 
 
 def _memory(version: VersionFiles) -> MemoryTable | StackMemory:
-    card, files = version
+    card, files, base = version
     name = MOMENTS if card.reserve else FIGURES
     try:
         if card.reserve:
-            return StackMemory(ModelsTable(files[MOMENTS], files[MODEL_NAMES]), card.rules, card.fragmentation)
+            table = ModelsTable(files[MOMENTS], files[MODEL_NAMES], base.__getitem__)
+            return StackMemory(table, card.rules, card.fragmentation)
         return MemoryTable(read_figures(BytesIO(files[FIGURES])))
     except (OSError, ValueError, KeyError) as error:
         raise AutoConfError(f"version {card.version}: cannot read {name}: {error}") from error

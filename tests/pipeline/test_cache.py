@@ -59,6 +59,32 @@ def test_a_table_lists_its_profiles_and_the_reasons_for_missing_ones(tmp_path):
     assert set(table.ways("two")) == {WAY, HEAD}
 
 
+def test_moments_that_a_base_has_are_read_from_it_and_not_written_again(tmp_path):
+    base, folder = tmp_path / "base", tmp_path / "version"
+    for place in (base, folder):
+        place.mkdir()
+    one = figures("one")
+    more = replace(one, heads={**one.heads, HEAD._replace(trains=True): one.layers[WAY]}, problems={})
+    write_models([figures("zero"), one], base)
+    write_models([more, figures("two", 3.5)], folder, base)
+    for found, expected in zip(read_models(folder), [more, figures("two", 3.5)], strict=True):
+        assert_same(found, expected)
+    written = pd.read_parquet(folder / MOMENTS)
+    assert len(written) == len(more.layers[WAY]) + sum(map(len, {**one.layers, **one.heads}.values()))
+    with pytest.raises(ValueError, match=r"moments.parquet continues base/moments.parquet, which is not given"):
+        ModelsTable((folder / MOMENTS).read_bytes(), b"{}")
+
+
+@pytest.mark.parametrize("model", [figures("one"), figures("one", 2.0), replace(figures("one"), layers={})])
+def test_a_model_that_does_not_continue_its_base_is_refused(tmp_path, model):
+    base, folder = tmp_path / "base", tmp_path / "version"
+    for place in (base, folder):
+        place.mkdir()
+    write_models([figures("one")], base)
+    with pytest.raises(ValueError, match="one: has other moments than its base, or no more"):
+        write_models([model], folder, base)
+
+
 def test_a_table_with_other_columns_is_refused(tmp_path):
     write_models([figures("one")], tmp_path)
     pd.read_parquet(tmp_path / MOMENTS).drop(columns="rest").to_parquet(tmp_path / MOMENTS)

@@ -83,6 +83,7 @@ def train_own(base: str, version: str, output: Path, traces: Sequence[str] = (),
             "version": version,
             "created": "",
             "domain": domain,
+            "base": {},  # a user version has all of its moments
             "made_from": _made_from(base, traces, runs, table),
         }
     )

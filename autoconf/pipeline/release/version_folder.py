@@ -85,7 +85,7 @@ def complete(scratch: Path, card: Card, table: pd.DataFrame, evaluate: Evaluate 
 def write_card(folder: Path, card: Card) -> str:
     """Write a version's card and return its digest."""
     # Cards of earlier versions do not have these fields, and stay the same, byte for byte.
-    later = {"least_headroom_gib", "rules", "fragmentation", "outside_pytorch", "cluster_speed"}
+    later = {"least_headroom_gib", "rules", "fragmentation", "outside_pytorch", "cluster_speed", "base"}
     absent = {name for name in later if getattr(card, name) == Card.model_fields[name].default}
     content = (card.model_dump_json(indent=2, exclude=absent) + "\n").encode()
     (folder / cards.CARD).write_bytes(content)
