@@ -14,7 +14,8 @@ from autoconf.memory.store import ModelsTable
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.tracing.extrapolate import head_moments, layer_moments
 from autoconf.pipeline.tracing.ledger import rank_for, trace
-from autoconf.pipeline.tracing.trace_model import head_job, layer_job, short_stack
+from autoconf.pipeline.tracing.scaling import sizes_of
+from autoconf.pipeline.tracing.trace_model import derived_layers, head_job, layer_job, short_stack
 from autoconf.pipeline.tracing.ways import head_ways, layer_ways
 from autoconf.predictor.registry import MODELS
 
@@ -57,3 +58,25 @@ def test_moments_of_a_trace_are_those_of_the_released_version(name):
         else:
             moments = head_moments(trace(head_job(architecture, way), short, rank), short, rank)
         np.testing.assert_array_equal(np.array(moments, np.float32), released.moments(name, way))
+
+
+@pytest.mark.parametrize("name", ["llama-13b", "yi-34b"])  # heads that share no keys and values, and that share them
+def test_moments_derived_from_a_reference_are_those_of_the_released_version(name):
+    architecture = architectures()[name]
+    released = ModelsTable.read(MODELS / "2.0.0")
+    for way in (
+        LayerWay("full", "bfloat16", "no", "bfloat16", False, "none", "default"),
+        LayerWay("full", "float32", "bf16", "float32", False, "reentrant", "default"),
+        LayerWay("lora", "float32", "bf16", "float32", True, "non-reentrant", "all-linear"),
+        LayerWay("qlora", "bfloat16", "bf16", "float32", True, "none", "attention"),
+    ):
+        derived = derived_layers(architecture, way)
+        np.testing.assert_array_equal(np.array(derived, np.float32), released.moments(name, way))
+
+
+def test_only_models_of_known_layers_whose_sizes_are_whole_blocks_are_derived():
+    assert sizes_of(architectures()["llama-7b"])["groups"] == 1
+    for name in ("mixtral-8x7b-instruct-v0.1", "granite-4.0-h-350m", "granite-20b-v2", "qwen3-8b"):
+        assert sizes_of(architectures()[name]) is None
+    odd = {**LLAMA.config, "intermediate_size": 11_009}
+    assert sizes_of(LLAMA.model_copy(update={"config": odd})) is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
 from typing import cast
 
 import numpy as np
@@ -19,12 +20,14 @@ from autoconf.memory.optimizers import Shape
 from autoconf.memory.profile import UPCAST_NORMS, HeadWay, LayerWay, ModelProfile, Trainable, Units
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.kernels import cuda as cuda_kernels
+from autoconf.pipeline.tracing import scaling
 from autoconf.pipeline.tracing.extrapolate import head_moments, layer_moments
-from autoconf.pipeline.tracing.ledger import rank_for, trace
+from autoconf.pipeline.tracing.ledger import Storages, rank_for, trace
 from autoconf.pipeline.tracing.model_setup import TrainingSetup, build_model, decoder_layers
 from autoconf.pipeline.tracing.recorder import TraceError
-from autoconf.pipeline.tracing.ways import ADAPTING, TARGETS, Method, all_ways
+from autoconf.pipeline.tracing.ways import ADAPTING, TARGETS, Method, all_ways, layer_ways
 
+_COMPARED = 35  # one of so many ways is traced although it could be derived
 _DROPOUT = 0.05  # any rate; a mask has a byte for each element
 Ways = list[LayerWay | HeadWay]
 
@@ -48,11 +51,11 @@ def traced(
         )
     short = short_stack(architecture)
     rank = rank_for(architecture, short)
+    layers = derived_layers if _derives(architecture, rank) else partial(traced_layers, rank=rank)
     for way in watched(found.missing(all_ways())):
         try:
             if isinstance(way, LayerWay):
-                moments = layer_moments(trace(layer_job(architecture, way), short, rank), short, architecture.kinds)
-                found.layers[way] = np.array(moments)
+                found.layers[way] = layers(architecture, way)
             else:
                 moments = head_moments(trace(head_job(architecture, way), short, rank), short, rank)
                 found.heads[way] = np.array(moments)
@@ -68,6 +71,40 @@ def traced(
         except _UNTRACEABLE as error:
             found.problems[method, targets] = _sentence(error)
     return found
+
+
+def traced_layers(architecture: Architecture, way: LayerWay, rank: int) -> np.ndarray:
+    """The moments of a model's layers in a way, traced."""
+    short = short_stack(architecture)
+    return np.array(layer_moments(trace(layer_job(architecture, way), short, rank), short, architecture.kinds))
+
+
+def derived_layers(architecture: Architecture, way: LayerWay) -> np.ndarray:
+    """The same for an architecture that has ``scaling.sizes_of``, from the trace of its reference."""
+    storages = scaling.scaled(_of_reference(scaling.reference(architecture).model_dump_json(), way), architecture)
+    return np.array(layer_moments(storages, short_stack(architecture), architecture.kinds))
+
+
+@lru_cache(maxsize=256)  # of one reference, which has 210 ways
+def _of_reference(reference: str, way: LayerWay) -> Storages:
+    architecture, rank = _reference(reference)
+    return trace(layer_job(architecture, way), short_stack(architecture), rank)
+
+
+@lru_cache(maxsize=1)
+def _reference(content: str) -> tuple[Architecture, int]:
+    architecture = Architecture.model_validate_json(content)
+    return architecture, rank_for(architecture, short_stack(architecture))
+
+
+def _derives(architecture: Architecture, rank: int) -> bool:
+    """Whether the layers of a model are those of its reference at other sizes, which some ways show."""
+    if scaling.sizes_of(architecture) is None:
+        return False
+    some = [*layer_ways()][::_COMPARED]
+    return all(
+        np.array_equal(derived_layers(architecture, way), traced_layers(architecture, way, rank)) for way in some
+    )
 
 
 # Exceptions of libraries and of our own checks for unsupported combinations. Some are side effects: transformers raises
