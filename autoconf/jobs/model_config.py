@@ -264,6 +264,7 @@ def _follow(values: dict[str, Any], config: Mapping[str, Any]) -> None:
         "n_inner": lambda: 4 * width,
         "word_embed_proj_dim": lambda: width,
         "no_rope_layers": lambda: _rotating_layers(values),
+        "moe_layers": lambda: _layers_of_experts(values),
         "layer_types": lambda: ["mamba"] * values["num_hidden_layers"],
     }
     try:
@@ -272,7 +273,7 @@ def _follow(values: dict[str, Any], config: Mapping[str, Any]) -> None:
                 values[name] = value()
         if values.get("mamba_d_head") == "auto":
             values["mamba_d_head"] = values["mamba_expand"] * width // values["mamba_n_heads"]
-    except (TypeError, ZeroDivisionError):
+    except (TypeError, ValueError, ZeroDivisionError):
         pass  # a value that no model has; the config then differs from every known model
     for name in ("hidden_act", "activation_function", "hidden_activation"):
         if isinstance(values.get(name), str):
@@ -289,6 +290,11 @@ def _follow(values: dict[str, Any], config: Mapping[str, Any]) -> None:
 def _rotating_layers(values: Mapping[str, Any]) -> list[int]:
     interval = values["no_rope_layer_interval"]
     return [int((layer + 1) % interval != 0) for layer in range(min(values["num_hidden_layers"], _LARGEST_BYTES))]
+
+
+def _layers_of_experts(values: Mapping[str, Any]) -> list[int]:
+    step = values["interleave_moe_layer_step"]
+    return list(range(step - 1, min(values["num_hidden_layers"], _LARGEST_BYTES), step))
 
 
 def _rotated_part(config: Mapping[str, Any], default: Any) -> Any:

@@ -49,14 +49,19 @@ def _rotated(config: dict[str, Any], depth: int) -> list[str]:
 
 # Configs whose layers hold different amounts of memory. Sliding and full attention hold the same amount, because
 # FlashAttention keeps no mask.
+_FIRST_LAYERS_DENSE = _Pattern(
+    _dense_first, lambda kinds: {"first_k_dense_replace": kinds.count("dense")}, ("first_k_dense_replace",)
+)
+_SOME_ROTATE = _Pattern(
+    _rotated, lambda kinds: {"no_rope_layers": [int(kind == "rope") for kind in kinds]}, ("no_rope_layers",)
+)
 _PATTERNS = {
     "granitemoehybrid": _Pattern(_hybrid, lambda kinds: {"layer_types": list(kinds)}, ("layer_types",)),
-    "deepseek_v2": _Pattern(
-        _dense_first, lambda kinds: {"first_k_dense_replace": kinds.count("dense")}, ("first_k_dense_replace",)
-    ),
-    "smollm3": _Pattern(
-        _rotated, lambda kinds: {"no_rope_layers": [int(kind == "rope") for kind in kinds]}, ("no_rope_layers",)
-    ),
+    "deepseek_v2": _FIRST_LAYERS_DENSE,
+    "deepseek_v3": _FIRST_LAYERS_DENSE,
+    "glm4_moe": _FIRST_LAYERS_DENSE,
+    "llama4_text": _SOME_ROTATE,
+    "smollm3": _SOME_ROTATE,
 }
 _UNIFORM = _Pattern(lambda _, depth: ["layer"] * depth, lambda _: {})
 

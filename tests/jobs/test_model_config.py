@@ -29,7 +29,7 @@ def test_changes_of_a_fine_tuned_model_that_need_no_memory_are_ignored():
 @pytest.mark.parametrize(
     "change",
     [
-        {"vocab_size": 128264}, {"hidden_size": 4224}, {"num_hidden_layers": 31}, {"num_attention_heads": 16},
+        {"vocab_size": 128272}, {"hidden_size": 4224}, {"num_hidden_layers": 31}, {"num_attention_heads": 16},
         {"num_key_value_heads": 4}, {"num_key_value_heads": None}, {"intermediate_size": 14337}, {"head_dim": 64},
         {"tie_word_embeddings": True}, {"attention_bias": True}, {"mlp_bias": True}, {"hidden_act": "relu"},
         {"model_type": "mistral"}, {"hidden_size": "4096"}, {"num_attention_heads": 0}, {"num_hidden_layers": None},

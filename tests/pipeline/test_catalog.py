@@ -134,6 +134,23 @@ PUBLISHED = {
     "opt-13b": 12_853_483_520,
     "opt-30b": 30e9,
     "opt-66b": 66e9,
+    "deepseek-llm-7b": 6.91e9,
+    "deepseek-llm-67b": 67.4e9,
+    "solar-10.7b": 10_731_524_096,
+    "tulu-3-8b": 8_030_326_784,
+    "tulu-3-70b": 70.6e9,
+    "open-llama-3b": 3_426_473_600,
+    "salamandra-2b": 2_253_490_176,
+    "salamandra-7b": 7_768_117_248,
+    "seed-coder-8b": 8.25e9,
+    "eurollm-1.7b": 1.657e9,
+    "eurollm-9b": 9.154e9,
+    "ministral-8b-2410": 8_019_808_256,
+    "olmo-3-7b": 7_298_011_136,
+    "glm-4-9b-0414": 9_400_279_040,
+    "glm-4.5-air": 106e9,
+    "deepseek-v3": 671e9,
+    "llama-4-scout": 109e9 - 0.9e9,  # its card includes the vision tower
 }
 
 

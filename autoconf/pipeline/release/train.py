@@ -11,16 +11,17 @@ import typer
 
 from autoconf.jobs.stack import Allocator, Dtype, MixedPrecision, Offload, Optim, Sharding, Upcast
 from autoconf.memory.model import RULES
-from autoconf.memory.store import write_models
+from autoconf.memory.store import MOMENTS, write_models
 from autoconf.pipeline.calibration import reserve
 from autoconf.pipeline.calibration.fragmentation import learned_margin, read_jobs
 from autoconf.pipeline.calibration.real_rows import read_rows
 from autoconf.pipeline.catalog import NEWEST, architectures, gpus, models
 from autoconf.pipeline.release.version_folder import SEED, complete, new_version
 from autoconf.pipeline.tracing.cache import traces
-from autoconf.predictor import registry
+from autoconf.predictor import cards, registry
 from autoconf.predictor.cards import Card, Domain
 
+_BASE = "2.0.0"  # the version whose moments the new one continues
 # Architectures of the table that the version does not support.
 _LATER = "older or rarely requested; only its trace is missing, which takes a minute"
 LEFT_OUT = {
@@ -32,7 +33,9 @@ LEFT_OUT = {
             "phi-1.5", "phi-2", "deepseek-coder-1.3b", "deepseek-coder-6.7b", "deepseek-coder-33b", "olmoe-1b-7b",
             "yi-9b", "starcoder-15b", "pythia-160m", "pythia-410m", "pythia-1b", "pythia-1.4b", "pythia-2.8b",
             "pythia-6.9b", "pythia-12b", "gpt-neox-20b", "opt-125m", "opt-1.3b", "opt-2.7b", "opt-6.7b", "opt-13b",
-            "opt-30b", "opt-66b",
+            "opt-30b", "opt-66b", "deepseek-llm-7b", "deepseek-llm-67b", "solar-10.7b", "tulu-3-8b", "tulu-3-70b",
+            "open-llama-3b", "salamandra-2b", "salamandra-7b", "seed-coder-8b", "eurollm-1.7b", "eurollm-9b",
+            "ministral-8b-2410", "olmo-3-7b", "glm-4-9b-0414", "glm-4.5-air", "deepseek-v3", "llama-4-scout",
         ],
         _LATER,
     ),
@@ -84,9 +87,10 @@ def train(version: str, folder: Path) -> str:
         rules=RULES,
         libraries={},
         files={},
+        base={f"{_BASE}/{MOMENTS}": cards.digest((registry.MODELS / _BASE / MOMENTS).read_bytes())},
     )
     with new_version(folder) as scratch:
-        write_models(traces(names, registry.MODELS / "2.0.0", folder), scratch)
+        write_models(traces(names, registry.MODELS / _BASE, folder), scratch, registry.MODELS / _BASE)
         table = reserve.table_of(margin.learned, margin.rows, np.random.default_rng(SEED), reserve.VIRTUAL_ROWS)
         return complete(scratch, card, table)
 

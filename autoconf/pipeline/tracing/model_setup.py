@@ -38,6 +38,7 @@ from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.tracing.ways import Method
 
 _TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
+_OWN_EXPERTS = {"llama4_text"}  # types whose experts have one implementation, in modeling_llama4.py a batched product
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _MIXED = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Linear layers of attention by their names in transformers; the MLPs of some models also have a c_proj or a dense.
@@ -188,7 +189,8 @@ def _base_model(architecture: Architecture, dtype: torch.dtype, layers: int | Se
         transformers.AttentionMaskInterface.register("attention_on_cuda", lambda *_, **__: None)
         available: Any = nullcontext()
         options: dict[str, Any] = {"attn_implementation": "attention_on_cuda"}
-        if architecture.is_mixture_of_experts and _TRANSFORMERS_5:
+        own = architecture.config["model_type"] in _OWN_EXPERTS
+        if architecture.is_mixture_of_experts and _TRANSFORMERS_5 and not own:
             # Balanced routing: one grouped matrix product over tokens * top_k rows, independent of the router.
             options["experts_implementation"] = "grouped_mm"
     else:  # releases before 4.51 accept only FlashAttention's own name, and check for its package

@@ -32,8 +32,8 @@ _OF_EVERY_CONFIG = frozenset(field.name for field in dataclasses.fields(Pretrain
 # With learned positions, the longest sample is the length of an embedding.
 _LEARNED_POSITIONS = {"opt": "max_position_embeddings", "gpt_bigcode": "n_positions"}
 # The rotated part of a head, for types that rotate only a part by default.
-_ROTATED = {"phi": 0.5, "phi3": 1.0, "gpt_neox": 0.25}
-_WITHOUT_HEAD_DIM = frozenset({"deepseek_v2"})  # it follows from "qk_rope_head_dim"
+_ROTATED = {"phi": 0.5, "phi3": 1.0, "gpt_neox": 0.25, "glm4": 0.5, "glm4_moe": 0.5}
+_WITHOUT_HEAD_DIM = frozenset({"deepseek_v2", "deepseek_v3"})  # it follows from "qk_rope_head_dim"
 _LISTS_LAYERS = frozenset({"granitemoehybrid"})  # types whose layers hold different amounts, by "layer_types"
 
 
