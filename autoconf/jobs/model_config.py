@@ -212,6 +212,28 @@ def part_besides_text(config: Mapping[str, Any]) -> str:
     return min(parts, key=lambda part: part.startswith(("text", "language", "llm")), default="")
 
 
+# Types of language models inside of vision-language models, each with the type that has the same layers.
+_SAME_LANGUAGE_MODEL = {
+    "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe",
+}  # fmt: skip
+
+
+def language_model(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the language model of a model of several parts, for ``same_shapes``.
+
+    >>> language_model({"model_type": "mistral3", "text_config": {"model_type": "mistral", "vocab_size": 512}})
+    {'model_type': 'mistral', 'vocab_size': 512}
+    """
+    text = config.get("text_config")
+    part = dict(text) if isinstance(text, Mapping) else {k: v for k, v in config.items() if not _PARTS.fullmatch(k)}
+    tied = "tie_word_embeddings"  # most checkpoints have it outside of the part
+    if tied in config:
+        part.setdefault(tied, config[tied])
+    model_type = str(part.get("model_type", ""))
+    return {**part, "model_type": _SAME_LANGUAGE_MODEL.get(model_type, model_type)}
+
+
 def quantized(config: Mapping[str, Any]) -> str:
     """The key that says that the weights of a checkpoint are already quantized; empty text if none does.
 

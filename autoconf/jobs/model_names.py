@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
 from autoconf.files import cannot_read
-from autoconf.jobs import model_config
+from autoconf.jobs import model_config, vision_language
 from autoconf.jobs.names import Names, listed, words
 
 _SIZE = re.compile(r"\d+(\.\d+)?[bm]")
@@ -61,16 +61,18 @@ class ModelNames(Names):
         return None if super().find(name) is not None else self._of_file(name).file
 
     def note(self, name: str) -> str:
-        """A note about how a model was recognized; empty text if the name is its own, or no model was found."""
-        if super().find(name) is not None:
-            return ""
+        """A note about how a model was recognized, and what of its checkpoint it is; or empty text."""
+        if (named := super().find(name)) is not None:
+            return vision_language.note(named)
         found = self._of_file(name)
-        return found.message if found.model is not None else ""
+        return "; ".join(filter(None, [found.message, vision_language.note(found.model)])) if found.model else ""
 
     def refusal(self, name: str, version: str) -> str:
         """The reason why a name is not accepted, and the way out."""
         if problem := self._of_file(name).message:
             return f"model_name {name!r}: {problem}"
+        if problem := vision_language.refusal(name, self._spellings):
+            return f"model_name {name!r} is not in the domain of version {version}: {problem}"
         like, how = self._like(name)
         if like is None:
             path = model_config.without_config(name)
@@ -110,7 +112,9 @@ class ModelNames(Names):
         except BadInput as error:
             return _Recognized(None, str(error))
         if problem := model_config.obstacle(config):
-            return _Recognized(None, f"{file}: {problem}")
+            language = model_config.same_shapes(model_config.language_model(config), self._spellings)
+            nearest = f"; {vision_language.without_tower(self._likeliest(language))}" if language else ""
+            return _Recognized(None, f"{file}: {problem}{nearest}")
         same = model_config.same_shapes(config, self._spellings)
         quantized = model_config.quantized(config)
         if quantized and not same:

@@ -33,8 +33,9 @@ class _Writer:
         self.domain = predictor.domain
         self.names = names_of(self.domain)
         self.given_gpus = given_gpus(predictor)
+        models = self.names["model_name"]
         self.own: dict[str, Container[str]] = {
-            "model_name": self.names["model_name"].exact,
+            "model_name": {spelling for spelling in models.exact if not models.note(spelling)},
             "method": self.names["method"].exact,
             "gpu_model": self.domain.gpus,
         }
@@ -45,7 +46,7 @@ class _Writer:
 
     def __call__(self, columns: JobColumns) -> list[Notes]:
         fields = [field for field in self.names if field in columns]
-        # A name in the domain's own spelling needs no note.
+        # A name in the domain's own spelling needs no note, unless its model is a part of the checkpoint.
         notes = [
             {name: "" if name in self.own[field] else self.names[field].note(name) for name in set(columns[field])}
             for field in fields

@@ -1,0 +1,70 @@
+"""Vision-language models: no version counts a vision tower, so their names are refused, or answered with a note.
+
+Sizes of towers are the parameters of a checkpoint (its safetensors index) without those of its language model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container
+
+# Ids without organization; the model whose shapes the language model has; parameters of tower and projector in 10^9.
+_LANGUAGE_MODELS = (
+    (r"qwen2-vl-2b", "qwen2.5-1.5b", 0.67),
+    (r"qwen2(?:\.5)?-vl-(3|7|32|72)b", r"qwen2.5-\1b", 0.7),
+    (r"qwen3-vl-2b", "qwen3-1.7b", 0.41),
+    (r"qwen3-vl-(4b|8b|32b|30b-a3b|235b-a22b)", r"qwen3-\1", 0.6),
+    (r"mistral-small-3\.[12]-24b", "mistral-small-24b-2501", 0.44),
+)
+# Models of versions that are the language model of a checkpoint with a tower.
+_ALONE = {"gemma-3-4b": 0.42, "gemma-3-12b": 0.42, "gemma-3-27b": 0.42, "llama-4-scout": 0.87}
+_SEES = re.compile(
+    r"(^|[-_.])(vl\d*|vlm\d*|vision|llava|pixtral|paligemma|internvl|idefics|smolvlm|molmo|multimodal|onevision|gemma-3n"
+    r"|ministral-3(?!b)|mistral-small-3\.[12]|llama-4-(scout|maverick))(?![a-z])"
+)
+_BYTES = 2  # of a parameter in bfloat16
+
+
+def note(model: str) -> str:
+    """The note on a model of a version that is a part of its checkpoint; empty text if it is the whole.
+
+    >>> note("gemma-3-4b")  # doctest: +ELLIPSIS
+    'gemma-3-4b is the language model alone: a job that loads the vision tower too (0.42 B parameters) needs up to ...'
+    >>> note("llama-7b")
+    ''
+    """
+    if model not in _ALONE:
+        return ""
+    return f"{model} is the language model alone: a job that loads the vision tower too {_more(_ALONE[model])}"
+
+
+def refusal(name: str, models: Container[str]) -> str:
+    """Why the name of a vision-language model is refused, and the nearest question; empty text for any other name.
+
+    >>> refusal("Qwen/Qwen2.5-VL-7B-Instruct", ["qwen2.5-7b"])  # doctest: +ELLIPSIS
+    'it is a vision-language model, and no version counts a vision tower; its language model has the shapes of ...'
+    >>> refusal("Qwen/Qwen2.5-7B-Instruct", ["qwen2.5-7b"])
+    ''
+    """
+    last = re.split(r"[/\\]", name.rstrip("/\\"))[-1].casefold().replace("_", "-")
+    why = "it is a vision-language model, and no version counts a vision tower"
+    for pattern, language_model, tower in _LANGUAGE_MODELS:
+        found = re.search(pattern, last)
+        if found and (model := found.expand(language_model)) in models:
+            return f"{why}; {without_tower(model)}; a job with it {_more(tower)}"
+    if not _SEES.search(last):
+        return ""
+    return f"{why}; no version has its language model: give the config.json of that part alone, with --model-config"
+
+
+def without_tower(model: str) -> str:
+    """How to ask about a job that does not load the tower of a checkpoint."""
+    return f"its language model has the shapes of {model}: give --model-name {model} for a job without the tower"
+
+
+def _more(tower: float) -> str:
+    weights = tower * 1e9 * _BYTES / 2**30
+    return (
+        f"({tower:g} B parameters) needs up to {weights:.1f} GiB more per GPU for its weights in bfloat16, "
+        "and memory for images"
+    )
