@@ -47,6 +47,24 @@ def test_the_shipped_files_are_the_released_ones(version):
     assert len(card.files) == len([p for p in (MODELS / version).rglob("*") if p.is_file()]) - 1
 
 
+@pytest.mark.parametrize("change", ["altered", "missing", "a link"])
+def test_a_version_is_refused_if_the_moments_that_it_continues_were_changed(tmp_path, monkeypatch, change):
+    for version in ("2.0.0", "3.0.0"):
+        shutil.copytree(MODELS / version, tmp_path / version)
+    monkeypatch.setattr(registry, "MODELS", tmp_path)
+    monkeypatch.setattr(registry, "_loaded", {})
+    (name,) = registry.card("3.0.0").base
+    base = tmp_path / name
+    content = base.read_bytes()
+    base.unlink()
+    if change == "altered":
+        base.write_bytes(content[:-1] + b"?")
+    elif change == "a link":
+        base.symlink_to(MODELS / name)
+    with pytest.raises(AutoConfError, match=rf"^version 3\.0\.0: .*{name}.*reinstall autoconf-gpus$"):
+        registry.load("3.0.0")
+
+
 @pytest.mark.parametrize("version", RELEASED)
 def test_a_version_is_compact(version):
     assert sum(p.stat().st_size for p in (MODELS / version).rglob("*") if p.is_file()) < 8_000_000
