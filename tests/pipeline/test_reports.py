@@ -72,7 +72,7 @@ def test_flat_parameters_give_the_optimizer_one_parameter_for_each_unit() -> Non
     states: dict[bool, list[int]] = {}
     for separate in (True, False):
         ((job, batches),) = reports.stacks(report())
-        with reports._fsdp1(separate):
+        with reports._fsdp1(report(use_orig_params=separate).job):
             program = reports.record(job, batches, updates=1)
         places = [program.places[event.place] for event in program.events]
         states[separate] = [
@@ -83,6 +83,23 @@ def test_flat_parameters_give_the_optimizer_one_parameter_for_each_unit() -> Non
     # Two states for each of two layers and the rest.
     assert len(states[False]) == 2 * 3 < len(states[True])
     assert sum(states[False]) == pytest.approx(sum(states[True]), rel=0.01)
+
+
+def test_a_single_gpu_under_fsdp1_keeps_all_parameters() -> None:
+    """A job that dies before its first step is replayed until then."""
+    several = report(only_loaded=True)
+    one = report(only_loaded=True, gpus=1)
+    held = {}
+    for each in (several, one):
+        ((job, batches),) = reports.stacks(each)
+        with reports._fsdp1(each.job):
+            program = reports.record(job, batches, updates=0)
+        assert {place.when for place in program.places} <= {"loading"}
+        held[each.job.gpus] = reports.replay(program, timeline=True).timeline[-1, 0]
+    assert held[1] == pytest.approx(2 * held[2], rel=0.05)
+    little = Message(tried_mib=1, allocated_gib=0.002, unallocated_gib=0.0, free_gib=0)
+    (found,) = reports.replayed(report(little, only_loaded=True, gpus=1))
+    assert found is not None and found.place.startswith("loading, wrapped")
 
 
 def test_printed_figures_are_compared_with_the_bounds_over_failing_stacks() -> None:

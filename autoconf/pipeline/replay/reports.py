@@ -13,7 +13,7 @@ import itertools
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Annotated, Any
@@ -24,14 +24,15 @@ import typer
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 
 from autoconf.jobs.stack import Stack
 from autoconf.memory.allocator_settings import MIB
 from autoconf.memory.replay import Program, Replayed, replay
 from autoconf.memory.units import GIB
 from autoconf.pipeline.catalog import architectures
-from autoconf.pipeline.replay.record import Batches, record
+from autoconf.pipeline.replay import loading
+from autoconf.pipeline.replay.record import UPDATES, Batches, record
 from autoconf.pipeline.report import markdown, with_words
 from autoconf.pipeline.tracing import model_setup
 from autoconf.pipeline.tracing.model_setup import Method, TrainingSetup
@@ -67,6 +68,7 @@ class Job(BaseModel):
     stack: dict[str, Any] = {}
     open: dict[str, tuple[Any, ...]] = {}
     config: dict[str, Any] = Field(default={}, description="where the architecture differs from the model's")
+    only_loaded: bool = Field(default=False, description="whether the job died before its first step")
     use_orig_params: bool = Field(default=True, description="FSDP1's argument; off in the Trainer of 2023")
 
 
@@ -115,7 +117,9 @@ def stacks(report: Report) -> Iterator[tuple[TrainingSetup, Batches]]:
             stack = Stack(**{**job.stack, **chosen}, gradient_accumulation=accumulation > 1)
             # The second micro-batch finds the gradients of the first; a third one would find the same.
             batches = Batches(job.samples, tokens, min(accumulation, 2))
-            yield TrainingSetup(architecture, job.method, stack, job.gpus), batches
+            # Under NO_SHARD a second GPU changes nothing on the first one.
+            gpus = max(job.gpus, 2) if stack.sharding == "fsdp1" else job.gpus
+            yield TrainingSetup(architecture, job.method, stack, gpus), batches
 
 
 def replayed(report: Report) -> list[Outcome | None]:
@@ -123,24 +127,29 @@ def replayed(report: Report) -> list[Outcome | None]:
     assert report.job is not None
     outcomes: list[Outcome | None] = []
     for job, batches in stacks(report):
-        with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"), _fsdp1(report.job.use_orig_params):
-            program = record(job, batches)
+        with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"), _fsdp1(report.job), _no_warmup():
+            program = record(job, batches, updates=0 if report.job.only_loaded else UPDATES)
         found = replay(program, int(report.message.capacity_gib * GIB))
         outcomes.append(_outcome(program, found))
     return outcomes
 
 
-class _FlatParameters(FullyShardedDataParallel):
-    """FSDP1 as it is without ``use_orig_params``: the optimizer has one parameter for each unit."""
+def _fsdp1(job: Job) -> AbstractContextManager[Any]:
+    """FSDP1 with the arguments of a job: without ``use_orig_params`` the optimizer has one parameter for each unit."""
+    given: dict[str, Any] = {"use_orig_params": job.use_orig_params}
+    if job.gpus == 1:  # torch/distributed/fsdp/_init_utils.py: a single GPU switches to NO_SHARD
+        given["sharding_strategy"] = ShardingStrategy.NO_SHARD
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "use_orig_params": False})
+    class Given(FullyShardedDataParallel):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, **given})
+
+    return mock.patch.object(model_setup, "FullyShardedDataParallel", Given)
 
 
-def _fsdp1(use_orig_params: bool) -> AbstractContextManager[Any]:
-    if use_orig_params:
-        return nullcontext()
-    return mock.patch.object(model_setup, "FullyShardedDataParallel", _FlatParameters)
+def _no_warmup() -> AbstractContextManager[Any]:
+    """Load without one block for all weights, as transformers did before release 4.50: the reports are older."""
+    return mock.patch.object(loading, "_warm_up", lambda *_: None)
 
 
 def _outcome(program: Program, found: Replayed) -> Outcome | None:
