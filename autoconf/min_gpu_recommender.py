@@ -49,6 +49,7 @@ def min_gpu_recommender(job: Job, models: ModelsFolder = None) -> Recommendation
         upcast_unquantized: ``none``, ``norms`` or ``all``: parameters of a 4-bit base that become float32.
         offload: ``none``, ``optimizer``, ``parameters`` or ``optimizer_and_parameters``, which the host's memory holds.
         allocator: ``default``, or ``expandable_segments`` of PyTorch's caching allocator.
+        objective: ``sft``, ``reward``, ``dpo``, ``dpo_precomputed``, ``orpo`` or ``kto``, by TRL.
         gpu_memory_gib: usable memory of each GPU, from 1 to 1024 GiB, for a type that the version does not have; the
             ``gpu_model`` may then be omitted in Python, and have any name in ado.
 

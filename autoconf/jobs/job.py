@@ -15,6 +15,7 @@ from autoconf.jobs.stack import (
     LoraTargets,
     Loss,
     MixedPrecision,
+    Objective,
     Offload,
     Optim,
     Sharding,
@@ -180,6 +181,14 @@ class Job(BaseModel):
             "PyTorch's allocator: expandable_segments is PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True (known from "
             "version 3.0.0)",
             Allocator,
+        ),
+    )
+    objective: Objective | None = Field(
+        None,
+        description=_describe(
+            "What is trained: sft, or a loss of TRL, whose samples are pairs for reward, dpo and orpo; dpo_precomputed "
+            "is dpo with precompute_ref_log_probs (known from version 3.0.0)",
+            Objective,
         ),
     )
 

@@ -19,7 +19,7 @@ STACKS = Path(__file__).with_name("stacks.yaml")
 # The settings that a job may override. The others of ``Stack`` follow from the preset, the method or accumulation.
 SETTINGS = (
     "optim", "torch_dtype", "adapter_dtype", "mixed_precision", "gradient_checkpointing", "loss", "sharding", "lora_r",
-    "lora_targets", "upcast_unquantized", "offload", "allocator",
+    "lora_targets", "upcast_unquantized", "offload", "allocator", "objective",
 )  # fmt: skip
 _OF_ADAPTERS = ("adapter_dtype", "lora_r", "lora_dropout", "lora_targets", "shard_adapters")
 _OF_QUANTIZED = ("upcast_unquantized",)

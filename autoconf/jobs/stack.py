@@ -31,6 +31,9 @@ _OFFLOADING = {
     "parameters": ("zero3",),
     "optimizer_and_parameters": ("zero3", "fsdp1", "fsdp2"),
 }
+# What a job trains, and how: supervised fine-tuning, or a loss of TRL. dpo_precomputed has the reference model's
+# log-probabilities before it trains.
+Objective = Literal["sft", "reward", "dpo", "dpo_precomputed", "orpo", "kto"]
 # PyTorch's caching allocator as it is, or with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.
 Allocator = Literal["default", "expandable_segments"]
 LoraTargets = Literal["default", "attention", "all-linear"]
@@ -98,6 +101,13 @@ class Stack(BaseModel):
         description="PyTorch's caching allocator; expandable_segments is that with "
         "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",
     )
+    objective: Objective = Field(
+        default="sft",
+        description="supervised fine-tuning, or a loss of TRL; dpo_precomputed: precompute_ref_log_probs",
+    )
+    losses: Literal["trl", "llama-factory"] = Field(
+        default="trl", description="whose code computes the losses of objectives other than sft"
+    )
     zero_buckets: ZeroBuckets = Field(default=ZeroBuckets(), description="buckets of DeepSpeed's ZeRO")
     gradient_accumulation: bool = Field(
         default=True, description="whether an optimizer step takes several micro-batches"
@@ -139,6 +149,9 @@ class Stack(BaseModel):
             ("loss", "kernels", self.loss != "full" and "fast_loss" in self.kernels),
             ("kernels", "quantization", "fused_lora" in self.kernels and self.quantization == "none"),
             ("shard_adapters", "sharding", not self.shard_adapters and self.sharding == "fsdp2"),
+            ("objective", "loss", self.objective != "sft" and self.loss != "full"),
+            ("objective", "losses", self.losses != "trl" and self.objective in ("reward", "kto", "dpo_precomputed")),
+            ("objective", "kernels", self.objective != "sft" and bool(self.kernels)),
             ("offload", "sharding", self.offload != "none" and self.sharding not in _OFFLOADING[self.offload]),
         ):
             if problem:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -11,8 +11,9 @@ import numpy as np
 from autoconf.jobs.stack import Stack, Upcast
 from autoconf.memory.fragmentation import Fragmentation, sharding_of
 from autoconf.memory.gpu_memory import GpuJob, GpuMemory
+from autoconf.memory.objectives import Setup, joined, setup_of
 from autoconf.memory.optimizers import optimizer_bytes
-from autoconf.memory.profile import UPCAST_NORMS, HeadWay, LayerWay, Point, Units, optimizer_shapes
+from autoconf.memory.profile import UPCAST_NORMS, HeadWay, LayerWay, Units, optimizer_shapes
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.sharding import BytesPerParameter, Strategy, UnshardedJob, sharded
 from autoconf.memory.store import ModelsTable
@@ -186,14 +187,18 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     strategy = _strategy(stack, several)
     _check_upcast(stack, strategy)
     layers, head = layer_way(stack, method, several=several, rules=rules), head_way(stack, method, several=several)
-    profile = _profile(table, model, method, stack, layers, head)
-    trainable = table.trainable(model, method, layers.lora_targets)
+    trainable, full = table.trainable(model, method, layers.lora_targets), table.trainable(model, "full", "default")
     if trainable is None:
         raise _not_traced(table, model, method, stack, (method, layers.lora_targets))
+    if full is None and (strategy in ZERO or stack.objective != "sft"):
+        raise _not_traced(table, model, method, stack, ("full", "default"))
     _check_sharding(table, model, method, stack, strategy)
     _check_offload(stack, strategy)
     rank = None if method == "full" else stack.lora_r
     per_parameter = _bytes_per_parameter(stack, method, strategy)
+    objective = setup_of(stack, method, full, head, per_parameter, strategy)
+    profile = _profile(table, model, method, stack, layers, head, objective)
+    trainable = objective.of_units(trainable)
     if strategy in ZERO:
         optimizer = optimizer_bytes(stack.optim, flat_groups(trainable, rank))
     else:
@@ -203,6 +208,7 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
         trainable.units, per_parameter, stack.gradient_accumulation, rank, optimizer,
         upcast=_upcast_bytes(trainable.units, _upcast(stack, strategy)),
         offload=stack.offload if strategy != "none" else "none",
+        reference=objective.reference,
     )  # fmt: skip
     if strategy not in ZERO:
         resident, gradients = job.resident(strategy), job.unsharded_gradients(strategy)
@@ -210,9 +216,7 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
         # transformers/quantizers/quantizer_bnb_4bit.py: a weight is quantized on the GPU.
         loading = job.sharded_weights + job.units.unsharded_bytes if loads_whole else 0.0
         return GpuJob(resident, gradients, lambda: sharded(profile(), job, strategy), loading)
-    full = table.trainable(model, "full", "default")
-    if full is None:
-        raise _not_traced(table, model, method, stack, ("full", "default"))
+    assert full is not None
     zero_job = ZeroJob.of(job, trainable, full, stack, several=several)
     return GpuJob(zero_job.resident(strategy), 0.0, lambda: zero(profile(), zero_job, strategy))
 
@@ -249,7 +253,8 @@ def layer_way(stack: Stack, method: str, *, several: bool, rules: int = RULES) -
         torch_dtype=dtype if upcast == "none" else "float32",
         mixed_precision=_autocast(stack, strategy),
         adapter_dtype=adapter_dtype,
-        dropout=not full and stack.lora_dropout > 0,
+        # trl v1.9.0, trl/trainer/dpo_config.py and its like: disable_dropout is true.
+        dropout=not full and stack.lora_dropout > 0 and stack.objective == "sft",
         gradient_checkpointing=stack.gradient_checkpointing,
         lora_targets=_targets(stack, method),
     )
@@ -300,7 +305,7 @@ def _targets(stack: Stack, method: str) -> str:
 
 
 def _profile(
-    table: ModelsTable, model: str, method: str, stack: Stack, layers_as: LayerWay, head_as: HeadWay
+    table: ModelsTable, model: str, method: str, stack: Stack, layers_as: LayerWay, head_as: HeadWay, objective: Setup
 ) -> Callable[[], Floats]:
     """A function that makes the moments of layers and head together, shape (moments, 9)."""
     layers = table.moments(model, layers_as)
@@ -314,20 +319,7 @@ def _profile(
     # adds less than a thousandth.
     also = ("reentrant", "non-reentrant") if layers_as.gradient_checkpointing == "none" else ()
     others = [table.moments(model, layers_as._replace(gradient_checkpointing=one)) for one in also]
-    return partial(_joined, layers, [other for other in others if other is not None], head)
-
-
-def _joined(layers: Floats, others: Sequence[Floats], head: Floats) -> Floats:
-    """All moments of the layers, and the moments of the head plus the tensors that the layers keep meanwhile.
-
-    ``others`` are moments of layers during which these ``layers`` keep their tensors.
-    """
-    points = layers[:, 0]
-    heads = head.copy()
-    forward = heads[:, 0] == Point.HEAD
-    heads[forward, 1:5] += layers[points == Point.KEPT][0, 1:5]
-    heads[~forward, 1:5] += layers[points == Point.KEPT_OVER][0, 1:5]
-    return np.concatenate([*(some[some[:, 0] < Point.KEPT] for some in (layers, *others)), heads])
+    return partial(joined, objective, layers, [other for other in others if other is not None], head)
 
 
 def _not_traced(

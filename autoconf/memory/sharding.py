@@ -51,6 +51,7 @@ class UnshardedJob:
         optimizer: states, and temporaries of the step, in bytes, summed over all GPUs.
         upcast: bytes that frozen parameters take in addition, because they became float32 after they were loaded.
         offload: what the host holds.
+        reference: bytes of the parameters of a reference model.
     """
 
     units: Units
@@ -60,6 +61,7 @@ class UnshardedJob:
     optimizer: OptimizerBytes
     upcast: int = 0
     offload: Offload = "none"
+    reference: float = 0.0
 
     @property
     def trainable(self) -> int:
@@ -76,7 +78,7 @@ class UnshardedJob:
         """Bytes of the stored parameters that sharding divides."""
         per = self.bytes_per_parameter
         frozen = self.units.frozen * per.frozen + self.upcast
-        return frozen + self.trainable * per.trainable + self.units.quantized / 2
+        return frozen + self.trainable * per.trainable + self.units.quantized / 2 + self.reference
 
     @property
     def offloads(self) -> bool:

@@ -18,6 +18,7 @@ Notes = tuple[str, ...]
 _NOT_MEASURED = {
     "offload": ("none", "offload is counted from the code of DeepSpeed and FSDP, and was not compared with real runs"),
     "allocator": ("default", "expandable segments are counted by replays of the allocator, not by real runs"),
+    "objective": ("sft", "losses of TRL 1.9 are counted from its code, and were not compared with real runs"),
 }
 
 

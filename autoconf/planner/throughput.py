@@ -165,11 +165,15 @@ def _speed_jobs(
             problems[index] = outside(_unknown(model, shapes is None, str(columns["gpu_model"][position])))
             continue
         fields = {field: column(columns, field)[position] for field in STACK_FIELDS}
+        stack = stack_of(fields)
+        if stack.objective != "sft":
+            problems[index] = outside(f"throughput is not known for objective {stack.objective}")
+            continue
         each = int(placed.jobs.tokens_per_sample[index])
         steps = int(fields["gradient_accumulation_steps"])
         layout = Layout(float(tokens[index]) / each, each, int(counts[index]), int(nodes[index]), steps)
         method = str(names["method"].find(fields["method"]))
-        jobs.append(SpeedJob(model, shapes, method, stack_of(fields), gpu, layout))
+        jobs.append(SpeedJob(model, shapes, method, stack, gpu, layout))
     return placed.without(problems), jobs
 
 

@@ -56,6 +56,7 @@ _UP_TO_2_0_0 = {
     "upcast_unquantized": ["none"],
     "offload": ["none"],
     "allocator": ["default"],
+    "objective": ["sft"],
 }
 
 
@@ -75,6 +76,7 @@ class Domain(_Typed):
     upcast_unquantized: list[str] = _UP_TO_2_0_0["upcast_unquantized"]
     offload: list[str] = _UP_TO_2_0_0["offload"]
     allocator: list[str] = _UP_TO_2_0_0["allocator"]
+    objective: list[str] = _UP_TO_2_0_0["objective"]
 
     @property
     def settings(self) -> dict[str, list[str]]:

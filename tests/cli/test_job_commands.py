@@ -149,7 +149,7 @@ def test_check_says_in_one_line_whether_a_job_fits(script: Path, tmp_path: Path)
     assert line.startswith(f"{script}: fits on 4 x NVIDIA-H100-80GB-HBM3: needs ")
     no = run("check", "--job", script, "--gpu-model=NVIDIA-L4")
     assert (no.exit_code, len(no.stdout.splitlines()), no.stderr) == (4, 1, "") and "does not fit on 4" in no.stdout
-    (tmp_path / "broken.sh").write_text("trl dpo --model_name_or_path m\n")
+    (tmp_path / "broken.sh").write_text("trl grpo --model_name_or_path m\n")
     broken = run("check", "--job", tmp_path / "broken.sh", H100)
     assert (broken.exit_code, broken.stdout, len(broken.stderr.splitlines())) == (2, "", 1)
     several = run("check", script, tmp_path / "broken.sh", H100)

@@ -21,6 +21,8 @@ def test_the_defaults_are_the_reference_workload():
         "sharding": "fsdp2",
         "offload": "none",
         "allocator": "default",
+        "objective": "sft",
+        "losses": "trl",
         "zero_buckets": ZeroBuckets().model_dump(),
         "gradient_accumulation": True,
         "adapter_dtype": "bfloat16",

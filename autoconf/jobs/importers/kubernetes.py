@@ -10,7 +10,7 @@ from autoconf.errors import BadInput
 from autoconf.jobs.importers.documents import Document, NotDocuments, Path, dotted, load_documents, shortened
 from autoconf.jobs.importers.key_table import Place, Setting, settings
 from autoconf.jobs.importers.launchers import Launch, launch_in_script, launch_of
-from autoconf.jobs.importers.other_files import objective_in, refuse_objective
+from autoconf.jobs.importers.objectives import check_given, hint, objective_in
 from autoconf.jobs.importers.pods import KINDS, RUNTIMES, at, containers_of, kind_of, mapping
 from autoconf.jobs.job import BATCHES
 
@@ -101,8 +101,8 @@ def _check_described(commands: Sequence[tuple[Place, list[str]]], options: Mappi
     for place, words in commands:
         split = " ".join(words).lower().split()
         programs = [word for before, word in zip(["", *split], split, strict=False) if _names_program(before, word)]
-        if other := next(filter(None, map(objective_in, programs)), None):
-            refuse_objective(place, other)
+        if other := next(filter(objective_in, programs), None):
+            check_given(hint(place, other), options)
     if missing := missing_options(options):
         place, words = commands[0] if commands else (spec, [])
         command = f"the command {shortened(' '.join(words))!r} is not read" if words else "it has no command"

@@ -17,13 +17,12 @@ from autoconf.jobs.importers.launch_options import (
     option_settings,
     options_of,
 )
+from autoconf.jobs.importers.objectives import hint, objective_in, refuse_objective
 from autoconf.jobs.importers.other_files import (
     OTHER_MODULES,
     OTHER_TOOLS,
     STARTS,
     nearest,
-    objective_in,
-    refuse_objective,
 )
 from autoconf.jobs.importers.shell import Command, Script, follow
 from autoconf.jobs.importers.torchtune import OF_COMPONENTS
@@ -37,6 +36,7 @@ _FLAGS = (
     "dynamo_use_regional_compilation", "tpu_cluster", "no_tpu_cluster", "tpu_use_sudo", "standalone", "run_path",
     "no_local_rank", "no_ssh", "no_ssh_check", "force_multi", "save_pid", "bind_cores_to_rank", "elastic_training",
 )  # fmt: skip
+_OF_TRL = ("dpo", "reward", "kto")  # commands of TRL that train with another loss
 _LLAMA_FACTORY = ("llamafactory-cli", "lmf")
 _LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun", "deepspeed", "trl", "axolotl", *_LLAMA_FACTORY}
 _TELLING = ("model_name_or_path", "per_device_train_batch_size", "deepspeed")
@@ -297,11 +297,13 @@ def _framework_launch(program: str, words: Sequence[str], place: PlaceOf) -> Lau
     if program == "trl" and command != "sft":
         if command in ("env", "vllm-serve", "skills", "chat", ""):
             return None
-        refuse_objective(place(command), f"trl {described(command)}")
+        if command not in _OF_TRL:
+            refuse_objective(place(command), f"trl {described(command)}")
     if program != "trl" and command != "train":
         return None
     dialect = "arguments" if program == "trl" else program
     found = [Setting(place(program), "launcher", "program", program)]
+    found += [hint(place(f"trl {command}"), command)] if program == "trl" and command in _OF_TRL else []
     rest = list(words[1:])
     if program != "trl":
         found += _config(rest, dialect, place)
@@ -350,12 +352,14 @@ def _script_launch(launcher: str, rest: Sequence[str], place: PlaceOf) -> Launch
     trains = re.search(r"(^|[/_-])(train|training|finetune|fine_tune|finetuning|sft|dpo|grpo|ppo|kto|orpo)", name)
     if launcher == "python" and not is_telling and not (trains and words):
         return None
-    if objective := objective_in(script):
-        refuse_objective(place(script), f"{objective} ({described(script)})")
+    hints = [hint(place(script), script)] if objective_in(script) else []
     for part, tool in OTHER_MODULES:
         if part in name.split("/"):
+            if hints:
+                refuse_objective(place(script), f"{objective_in(script)} of {tool} ({described(script)})")
             _refuse_tool(place(script), tool)
     found = [Setting(place(launcher), "launcher", "program", launcher)]
+    found += hints
     if launcher != "python":
         found += option_settings(options, "accelerate", place)
     dialect = framework if framework in job_keys().dialects and framework is not None else "arguments"

@@ -1,28 +1,17 @@
-"""Recognize files of other tools and other objectives than supervised fine-tuning, to refuse them by name."""
+"""Recognize files of other tools, to refuse them by name, and keys of other objectives than supervised fine-tuning."""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from autoconf.errors import BadInput
-from autoconf.jobs.importers.key_table import Place, Setting
-
 OTHER_FILES = Path(__file__).with_name("other_files.yaml")
-_OBJECTIVES = {
-    **dict.fromkeys(("dpo", "kto", "orpo", "cpo", "simpo", "ipo", "bco"), "preference optimization"),
-    **dict.fromkeys(("grpo", "ppo", "rloo", "rlhf", "reinforce", "gspo", "dapo"), "reinforcement learning"),
-    **dict.fromkeys(("reward", "rm", "prm"), "reward modeling"),
-    **dict.fromkeys(("distill", "distillation", "gkd", "kd", "minillm"), "distillation"),
-    **dict.fromkeys(("pretrain", "pretraining", "mlm"), "pretraining"),
-}
 # Programs of other tools, the words behind those that also do other things, and the parts of modules.
 OTHER_TOOLS = {
     "tune": "torchtune", "swift": "ms-swift", "megatron": "ms-swift", "xtuner": "XTuner", "litgpt": "LitGPT",
@@ -122,45 +111,18 @@ def _has(document: Mapping[str, Any], key: str) -> bool:
     return isinstance(value, Mapping) and inner in value
 
 
-def objective_in(text: str) -> str | None:
-    """The objective other than supervised fine-tuning in the name of a script, a module or a file.
+def words_of(text: str) -> list[str]:
+    """The words of the name of a script, a module or a file.
 
-    >>> objective_in("scripts/train_dpo.py"), objective_in("trl.scripts.sft"), objective_in("dpo_data_sft.yaml")
-    ('preference optimization', None, None)
+    >>> words_of("scripts/runDPO_v2.py")
+    ['scripts', 'run', 'dpo', 'v', 'py']
     """
-    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", text).casefold())
-    return None if "sft" in words else next((_OBJECTIVES[word] for word in words if word in _OBJECTIVES), None)
+    return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", text).casefold())
 
 
-def check_objective(settings: Iterable[Setting], files: Iterable[str]) -> None:
-    """Refuse a job with another objective than supervised fine-tuning.
-
-    Raises:
-        BadInput: A key, or the name of a file, belongs to another objective.
-    """
-    for setting in settings:
-        if is_off(setting.value) or setting.dialect not in ("arguments", "axolotl", "open-instruct"):
-            continue
-        key = setting.key.rpartition(".")[2]
-        for objective, keys in _table().objectives.items():
-            if any(fnmatchcase(key, pattern) for pattern in keys):
-                refuse_objective(setting.place, objective)
-    for file in files:
-        named = objective_in(Path(file).name) or _objective_of_folder(file)
-        if named and named != "distillation":  # many are named after data that another model generated
-            refuse_objective(Place(file), named)
-
-
-def _objective_of_folder(file: str) -> str | None:
-    """The objective of recipes in a folder of its name, such as ``dpo/config_full.yaml``."""
-    named = _OBJECTIVES.get(Path(file).parent.name.casefold())
-    is_sft = "sft" in re.findall(r"[a-z]+", Path(file).name.casefold())
-    return named if named in ("preference optimization", "reinforcement learning") and not is_sft else None
-
-
-def refuse_objective(place: Place, objective: str) -> NoReturn:
-    """Refuse an objective other than supervised fine-tuning."""
-    raise BadInput(f"{place}: {objective} is not supervised fine-tuning, the only objective that is answered")
+def keys_of_objectives() -> Mapping[str, tuple[str, ...]]:
+    """Patterns of keys by the kind of objective, other than supervised fine-tuning, that has them."""
+    return _table().objectives
 
 
 def is_off(value: Any) -> bool:

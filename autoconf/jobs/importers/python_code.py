@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.key_table import Place, Setting, job_keys, settings
-from autoconf.jobs.importers.other_files import objective_in, refuse_objective
+from autoconf.jobs.importers.objectives import hint, objective_in
 from autoconf.jobs.importers.python_kubeflow import submission_of
 from autoconf.jobs.importers.python_literals import Literals, argument_of, name_of, owner_of, shown
 from autoconf.jobs.importers.python_unsloth import OWNER, of_unsloth
@@ -18,8 +18,10 @@ from autoconf.jobs.importers.schedulers import Request
 from autoconf.jobs.importers.words import cleaned, unknown
 
 _LARGEST = 1 << 18  # characters of a script
-_CONFIGS = ("SFTConfig", "TrainingArguments")
-_TRAINERS = ("SFTTrainer", "Trainer")
+_OF_TRL = ("SFT", "DPO", "KTO", "ORPO", "Reward")
+_CONFIGS = (*(f"{name}Config" for name in _OF_TRL), "TrainingArguments")
+_TRAINERS = (*(f"{name}Trainer" for name in _OF_TRL), "Trainer")
+_REFERRING = ("DPOTrainer", "KTOTrainer")
 _ADAPTERS = "LoraConfig"
 _OF_TRAINER = (
     "max_seq_length",
@@ -140,10 +142,18 @@ class _Script:
         return Place(self.file, node.lineno, key)
 
     def read(self) -> Code:
+        hints = [*self._hints()]
+        code = self._code()
+        return code._replace(settings=[*hints, *code.settings])
+
+    def _hints(self) -> Iterator[Setting]:
+        """What the names of configs and trainers say about the objective."""
         for name, calls in self.calls.items():
             kind = name.removesuffix("Trainer").removesuffix("Config")
-            if kind != name and (objective := objective_in(kind)):
-                refuse_objective(self.place(calls[0], name), objective)
+            if kind != name and objective_in(kind):
+                yield hint(self.place(calls[0], name), kind)
+
+    def _code(self) -> Code:
         submission = submission_of(self)
         if submission is None:
             return self._training()
@@ -184,7 +194,12 @@ class _Script:
             return Code([*found, *of_unsloth(self, loads)], "unsloth")
         found += self._prepared(names == ("TrainingArguments", "SFTTrainer"), config, trainer)
         found += [*self._model(trainer), *self._adapters(trainer)]
-        return Code(found, "trl" if names[0] == "SFTConfig" else "transformers")
+        if names[0] == "TrainingArguments" and names[1] not in ("SFTTrainer", "Trainer"):
+            place = self.place(config, "TrainingArguments")
+            raise BadInput(
+                f"{place}: under {names[1]} only {names[1].removesuffix('Trainer')}Config is read; {_NO_FILE}"
+            )
+        return Code(found, "transformers" if names[0] == "TrainingArguments" else "trl")
 
     def calls_of(self, method: str, owner: str) -> list[ast.Call]:
         return [call for call in self.calls.get(method, ()) if name_of(owner_of(call)) == owner]
@@ -257,7 +272,13 @@ class _Script:
     def _model(self, trainer: ast.Call) -> Iterator[Setting]:
         given = argument_of(trainer, "model", 0)
         name = None if given is None else self.literals.value(given)
-        loads = [c for c in self.calls.get("from_pretrained", ()) if name_of(owner_of(c)).endswith("ForCausalLM")]
+        heads = (
+            "ForCausalLM",
+            "ForSequenceClassification" if name_of(trainer.func) == "RewardTrainer" else "ForCausalLM",
+        )
+        loads = [c for c in self.calls.get("from_pretrained", ()) if name_of(owner_of(c)).endswith(heads)]
+        bound = self._call(given)
+        loads = [bound] if bound in loads else loads
         if isinstance(name, str) and name != unknown(shown(given), "not a literal"):
             yield from self.setting(trainer, "model", name, "model_name_or_path")
         elif len(loads) != 1:
@@ -296,7 +317,7 @@ class _Script:
         node = argument_of(wraps[0], "peft_config", 1) if len(wraps) == 1 and node is None else node
         is_none = isinstance(node, ast.Constant) and node.value is None
         if (node is None or is_none) and not wraps:
-            if name_of(trainer.func) == "SFTTrainer":
+            if name_of(trainer.func) != "Trainer":
                 yield from self.setting(trainer, "no peft_config", False, "use_peft")
             return
         call = self._call(node)
@@ -304,6 +325,9 @@ class _Script:
             value = unknown(shown(node), f"not a literal {_ADAPTERS}")
             yield from self.setting(trainer, "peft_config", value, "use_peft")
             return
+        reference = argument_of(trainer, "ref_model", 1) if name_of(trainer.func) in _REFERRING else None
+        if reference is not None and not (isinstance(reference, ast.Constant) and reference.value is None):
+            yield from self.setting(trainer, "ref_model", shown(reference), "ref_model")
         yield from self._of_lora(call)
 
     def _of_lora(self, call: ast.Call) -> Iterator[Setting]:

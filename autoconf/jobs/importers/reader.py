@@ -17,7 +17,8 @@ from autoconf.jobs.importers.kubernetes import is_manifest, is_runtime, missing_
 from autoconf.jobs.importers.launchers import NO_FILE, Launch, launch_in_script
 from autoconf.jobs.importers.named_files import Sources, places_in, with_named_files
 from autoconf.jobs.importers.notebooks import code_of
-from autoconf.jobs.importers.other_files import PYTHON, check_objective, nearest, text_kind
+from autoconf.jobs.importers.objectives import with_objective
+from autoconf.jobs.importers.other_files import PYTHON, nearest, text_kind
 from autoconf.jobs.importers.python_code import read_code
 from autoconf.jobs.importers.schedulers import Request, environment, requested
 from autoconf.jobs.importers.skypilot import is_task, read_task
@@ -77,7 +78,7 @@ def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
         (setting.dialect, setting.key) == ("axolotl", "config") for setting in unread
     ):  # its command has no settings; all are in the config
         commands = [command for command in commands if command.framework != "axolotl"]
-    check_objective(found, paths)
+    found = with_objective(found, paths, evidence_of(found, commands).framework, options)
     found, unions = with_union_of_targets(found)
     job = job_of(found, evidence_of(found, commands), options)
     not_read = (f"{setting.place}: not read, because options describe the job" for setting in unread)

@@ -148,6 +148,7 @@ class _Translation:
         if "stack" not in self.options:
             self.assumed += [note for note in [self.framework.note if self.framework else _NO_ARGUMENTS] if note]
         method = self._put("method", self._method)
+        self._put("objective", self._objective)
         self._put("gradient_checkpointing", self._checkpointing)
         sharding = self._put("sharding", self._sharding)
         self._check_full(method, sharding)
@@ -301,7 +302,22 @@ class _Translation:
         )
         return own
 
+    def _objective(self) -> str | None:
+        """The objective, which LLaMA-Factory and axolotl give by several keys."""
+        objective: str | None = self.facts.get("objective", self.facts.get("preference"))
+        if objective and self.framework and self.framework is not job_keys().frameworks["llama-factory"]:
+            self.assumed.append(f"objective = {objective} (as TRL 1.9.0 computes its loss)")
+        if objective == "dpo" and self.facts.get("without_reference") == "yes":
+            self.assumed.append("objective = orpo (LLaMA-Factory's losses without a reference model hold the same)")
+            return "orpo"
+        return "dpo_precomputed" if objective == "dpo" and self.facts.get("precomputed") == "yes" else objective
+
     def _loss(self) -> str | None:
+        objective = {"objective": "sft", **self.fields, **self.options}["objective"]
+        if objective != "sft":
+            if self.facts.get("liger") == "yes":
+                raise BadInput(f"loss: Liger's fused loss is not covered with objective {objective}")
+            return None if "stack" in self.options else "full"
         if self.facts.get("liger") != "yes":
             loss: str | None = self._fact("loss")
             return loss

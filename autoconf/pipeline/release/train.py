@@ -9,7 +9,7 @@ from typing import Annotated, get_args
 import numpy as np
 import typer
 
-from autoconf.jobs.stack import Allocator, Dtype, MixedPrecision, Offload, Optim, Sharding, Upcast
+from autoconf.jobs.stack import Allocator, Dtype, MixedPrecision, Objective, Offload, Optim, Sharding, Upcast
 from autoconf.memory.model import RULES
 from autoconf.memory.store import MOMENTS, write_models
 from autoconf.pipeline.calibration import reserve
@@ -59,6 +59,7 @@ def all_settings() -> dict[str, list[str]]:
     choices = {
         "torch_dtype": Dtype, "mixed_precision": MixedPrecision,
         "optim": Optim, "sharding": Sharding, "upcast_unquantized": Upcast, "offload": Offload, "allocator": Allocator,
+        "objective": Objective,
     }  # fmt: skip
     return {name: list(get_args(values)) for name, values in choices.items()}
 

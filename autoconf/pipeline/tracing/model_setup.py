@@ -68,6 +68,8 @@ class TrainingSetup:
             raise ValueError(f"method {self.method!r} and quantization {self.stack.quantization!r} exclude each other")
         if self.gpus > 1 and self.stack.sharding in ZERO:
             raise ValueError(f"sharding {self.stack.sharding!r} on several GPUs is composed, not traced")
+        if self.stack.objective != "sft":
+            raise ValueError(f"objective {self.stack.objective!r} is composed, not traced")
         if self.gpus > 1 and self.stack.optim == "adafactor" and self.stack.sharding == "fsdp2":
             # transformers/optimization.py, Adafactor.step mixes its plain states with FSDP2's distributed tensors.
             raise ValueError("optim 'adafactor' and sharding 'fsdp2' exclude each other")

@@ -1,0 +1,241 @@
+"""The moments of a micro-batch by its objective: the loss of supervised fine-tuning, or a loss of TRL.
+
+TRL 1.9.0 runs the model on chosen and rejected samples together, and again, without gradients, as the reference model.
+Decoder layers hold what they hold for any loss. The losses hold copies of logits, of which a table gives the bytes;
+docs/reference/stacks.md says how they were measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from autoconf.jobs.stack import Objective, Stack
+from autoconf.memory.profile import HeadWay, Point, Trainable
+from autoconf.memory.sharding import BytesPerParameter, Strategy
+from autoconf.memory.units import Floats
+
+_CASTS = 1e6  # constant bytes of a moment from which on they are a copy of the head, or its gradient
+
+
+class LossBytes(NamedTuple):
+    """Bytes that a loss holds for each logit of a micro-batch.
+
+    Attributes:
+        own: During the reference model's forward pass; 0 if there is none.
+        over: The most in the code that wraps the model.
+        turn: Between the forward and the backward pass.
+        backward: The most in the backward pass of the loss.
+    """
+
+    own: float
+    over: float
+    turn: float
+    backward: float
+
+
+# By whose losses they are, objective and bytes of a logit. trl v1.9.0, trl/trainer/utils.py, selective_log_softmax:
+# bfloat16 logits keep their log-softmax, float32 ones themselves; entropy_from_logits copies the logits, since they
+# are a slice.
+_LOSSES: dict[tuple[str, Objective, int], LossBytes] = {
+    ("trl", "dpo", 2): LossBytes(own=4, over=8, turn=2, backward=5),  # trl/trainer/dpo_trainer.py, _compute_loss
+    ("trl", "dpo", 4): LossBytes(own=4, over=12, turn=4, backward=12),
+    ("trl", "dpo_precomputed", 2): LossBytes(own=0, over=6, turn=2, backward=5),
+    ("trl", "dpo_precomputed", 4): LossBytes(own=0, over=8, turn=4, backward=12),
+    ("trl", "orpo", 2): LossBytes(own=0, over=7, turn=3, backward=6),  # trl/experimental/orpo/orpo_trainer.py
+    ("trl", "orpo", 4): LossBytes(own=0, over=8, turn=6, backward=14),
+    ("trl", "kto", 2): LossBytes(own=4, over=10, turn=2, backward=8),  # trl/trainer/kto_trainer.py, _compute_loss
+    ("trl", "kto", 4): LossBytes(own=4, over=16, turn=4, backward=16),
+    # LLaMA-Factory v0.9.5, src/llamafactory/train/dpo/trainer.py, concatenated_forward: float32 logits, returned, and
+    # trainer_utils.py, get_batch_logps: the log-softmax of a copy of them.
+    ("llama-factory", "dpo", 4): LossBytes(own=8, over=20, turn=4, backward=12),
+    ("llama-factory", "orpo", 4): LossBytes(own=0, over=12, turn=4, backward=12),
+}
+_OF_PAIRS = ("reward", "dpo", "dpo_precomputed", "orpo")  # the model runs on both samples of a pair
+_REFERRING = ("dpo", "kto")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the moments depend on besides those of layers and head.
+
+    Attributes:
+        objective: The objective.
+        losses: Whose code computes the loss.
+        vocabulary: Logits of a token.
+        hidden: Elements of a hidden state.
+        computing: Bytes of a logit as the head computes it.
+        logit: Bytes of a logit as the loss gets it.
+        reference: Bytes of the parameters of a reference model, which sharding divides like those of the model.
+        gathered: Bytes of it that every GPU holds during its forward pass.
+        whole: Bytes of it that every GPU holds always.
+        head: Parameters of the head that the objective replaces by one score.
+    """
+
+    objective: Objective
+    losses: str = "trl"
+    vocabulary: int = 0
+    hidden: int = 0
+    computing: int = 2
+    logit: int = 2
+    reference: float = 0.0
+    gathered: float = 0.0
+    whole: int = 0
+    head: int = 0
+
+    @property
+    def produced(self) -> int:
+        """Bytes for each logit while logits are made; under autocast accelerate copies them to float32."""
+        return self.logit + (self.computing if self.logit != self.computing else 0)
+
+    def of_units(self, trainable: Trainable) -> Trainable:
+        """The parameters of a job with this objective."""
+        units = replace(trainable.units, buffer_bytes=trainable.units.buffer_bytes + self.whole)
+        if not self.head:
+            return trainable._replace(units=units)
+        trains = units.frozen == 0
+        frozen, trained = (0, self.head) if trains else (self.head, 0)
+        units = replace(
+            units, frozen=units.frozen - frozen, root_frozen=units.root_frozen - frozen,
+            trainable=units.trainable - trained, root_trainable=units.root_trainable - trained,
+        )  # fmt: skip
+        replaced = (self.vocabulary, self.hidden)
+        shapes = tuple((s, n) for s, n in trainable.shapes if s.embedding or s.dimensions != replaced)
+        return Trainable(units, shapes if trains else trainable.shapes)
+
+
+def setup_of(
+    stack: Stack, method: str, full: Trainable | None, head: HeadWay, per: BytesPerParameter, strategy: Strategy
+) -> Setup:
+    """What the moments of a job depend on besides those of layers and head.
+
+    Args:
+        stack: The training stack.
+        method: ``full``, ``lora`` or ``qlora``.
+        full: All parameters of the model; only ``sft`` does not need them.
+        head: The settings of its head.
+        per: Bytes of parameters.
+        strategy: How GPUs share the job.
+    """
+    if stack.objective == "sft" or full is None:
+        return Setup(stack.objective)
+    embedding = next(shape for shape, _ in full.shapes if shape.embedding)
+    vocabulary, hidden = embedding.dimensions
+    mixed = head.mixed_precision != "no"
+    computing = 4 if head.torch_dtype == "float32" and not mixed else 2
+    setup = Setup(
+        stack.objective, stack.losses, vocabulary, hidden, computing,
+        # accelerate/accelerator.py, prepare_model, where native_amp: convert_outputs_to_fp32.
+        logit=4 if mixed or stack.losses == "llama-factory" else computing,
+    )  # fmt: skip
+    if stack.objective == "reward":
+        # transformers/modeling_layers.py, GenericForSequenceClassification: one score instead of a head of its own.
+        untied = any(s.dimensions == embedding.dimensions and not s.embedding for s, _ in full.shapes)
+        return replace(setup, head=embedding.elements if untied else 0)
+    if stack.objective not in _REFERRING or method != "full":
+        return setup  # adapters are disabled instead (trl/trainer/dpo_trainer.py, ref_model)
+    parameters, root = full.units.trainable, full.units.root_trainable
+    frozen = per.frozen_computing if strategy.startswith("zero") else per.frozen
+    if stack.losses == "llama-factory" and strategy.startswith("fsdp"):
+        # src/llamafactory/train/dpo/trainer.py: prepare_model(evaluation_mode=True), which does not shard.
+        return replace(setup, whole=parameters * per.frozen)
+    return replace(
+        setup,
+        reference=parameters * frozen,
+        # trl/models/utils.py, prepare_fsdp: FSDP2 gathers the reference model as one unit, into a buffer and out of it.
+        gathered=2 * parameters * per.frozen_computing if strategy == "fsdp2" else 0.0,
+        # torch/distributed/fsdp/_runtime_utils.py, _post_forward_reshard: FSDP1's root waits for a backward pass.
+        whole=root * per.frozen_computing if strategy == "fsdp1" else 0,
+    )
+
+
+def joined(setup: Setup, layers: Floats, others: Sequence[Floats], heads: Floats) -> Floats:
+    """All moments of a micro-batch, with the columns of ``StackMoment``; tokens are those of a sample of the data.
+
+    Args:
+        setup: What they depend on besides.
+        layers: Moments of the layers, and the tensors that they keep meanwhile.
+        others: Moments of layers with checkpoints, during which these ``layers`` keep their tensors; none if
+            ``layers`` has checkpoints.
+        heads: Moments of the head, of all logits unless the objective is ``sft``.
+    """
+    kept, over = (layers[layers[:, 0] == point][0] for point in (Point.KEPT, Point.KEPT_OVER))
+    of_layers = np.concatenate([some[some[:, 0] < Point.KEPT] for some in (layers, *others)])
+    if setup.objective == "sft":
+        heads = heads.copy()
+        forward = heads[:, 0] == Point.HEAD
+        heads[forward, 1:5] += kept[1:5]
+        heads[~forward, 1:5] += over[1:5]
+        return np.concatenate([of_layers, heads])
+    if setup.objective == "reward":
+        found = np.concatenate([_without_gradient_of(setup, of_layers), _score(setup, kept, over)])
+    else:
+        found = np.concatenate([of_layers, _loss(setup, heads, kept, over)])
+        if setup.objective in _REFERRING:
+            found = np.concatenate([found, _reference(setup, others[0] if others else layers, over, heads)])
+    if setup.objective in _OF_PAIRS:
+        found[:, [2, 4]] *= 2
+    return found
+
+
+def _around(setup: Setup, heads: Floats) -> float:
+    """Bytes for each token that the head holds besides logits: those of the final norm, and of soft caps."""
+    turn = heads[heads[:, 0] == Point.TURN][:, 2].max()
+    return float(max(turn - 4 * setup.vocabulary, 0.0) + 2 * setup.computing * setup.hidden)
+
+
+def _row(point: Point, base: Floats, constant: float, per_token: float) -> Floats:
+    row = base.copy()
+    row[0] = point
+    row[1:3] += constant, per_token
+    return row
+
+
+def _loss(setup: Setup, heads: Floats, kept: Floats, over: Floats) -> Floats:
+    """The moments of head and loss. The backward pass of the head is that of any loss over logits."""
+    bytes_, around = _LOSSES[setup.losses, setup.objective, setup.logit], _around(setup, heads)
+    constant = heads[heads[:, 0] == Point.HEAD][:, 1].max()  # a copy of the head in the dtype of computation
+    rows = [
+        _row(point, base, constant, each * setup.vocabulary + around)
+        for point, base, each in (
+            (Point.HEAD, kept, setup.produced),
+            (Point.HEAD_OVER, over, bytes_.over),
+            (Point.TURN, over, bytes_.turn),
+            (Point.LOSS, over, bytes_.backward),
+        )
+    ]
+    backward = heads[(heads[:, 0] == Point.LOSS) & ((heads[:, 5] > 0) | (heads[:, 1] > _CASTS))].copy()
+    most = bytes_.backward * setup.vocabulary + 2 * around
+    backward = backward[backward[:, 2] <= most]  # without those in which another loss copies logits
+    backward[:, 1:5] += over[1:5]
+    return np.concatenate([np.array(rows), backward])
+
+
+def _reference(setup: Setup, layers: Floats, over: Floats, heads: Floats) -> Floats:
+    """The reference model's forward pass, while the model waits for its backward pass."""
+    own, around = _LOSSES[setup.losses, setup.objective, setup.logit].own * setup.vocabulary, _around(setup, heads)
+    kept = layers[layers[:, 0] == Point.KEPT][0]
+    forward = layers[np.isin(layers[:, 0], [Point.GATHER, Point.FORWARD])].copy()
+    forward[:, 1:5] += over[1:5] - kept[1:5]  # what runs without gradients keeps nothing
+    forward[:, 1] += setup.gathered
+    forward[:, 2] += own + around
+    constant = heads[heads[:, 0] == Point.HEAD][:, 1].max() + setup.gathered
+    end = _row(Point.HEAD_OVER, over, constant, own + setup.produced * setup.vocabulary + 2 * around)
+    return np.concatenate([forward, end[None]])
+
+
+def _score(setup: Setup, kept: Floats, over: Floats) -> Floats:
+    """The moments of a head that gives one score for each token, whose loss holds next to nothing."""
+    held = 8 * setup.computing * setup.hidden
+    points = ((Point.HEAD, kept), (Point.HEAD_OVER, over), (Point.TURN, over), (Point.LOSS, over))
+    return np.array([_row(point, base, 0.0, held) for point, base in points])
+
+
+def _without_gradient_of(setup: Setup, layers: Floats) -> Floats:
+    """Moments without the gradient of a head that is not there."""
+    found = layers.copy()
+    found[:, 8] = np.maximum(found[:, 8] - setup.head * setup.computing, 0.0)
+    return found
