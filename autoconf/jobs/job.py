@@ -12,12 +12,14 @@ from autoconf.jobs.stack import (
     Allocator,
     Checkpointing,
     Dtype,
+    GradientSync,
     LoraTargets,
     Loss,
     MixedPrecision,
     Objective,
     Offload,
     Optim,
+    Quantization,
     Sharding,
     Stack,
     Upcast,
@@ -189,6 +191,24 @@ class Job(BaseModel):
             "What is trained: sft, or a loss of TRL, whose samples are pairs for reward, dpo and orpo; dpo_precomputed "
             "is dpo with precompute_ref_log_probs (known from version 3.0.0)",
             Objective,
+        ),
+    )
+
+    quantization: Quantization | None = Field(
+        None,
+        description=_describe(
+            "How the base of qlora is quantized: bitsandbytes' nf4 with or (nf4_single) without double quantization, "
+            "its int8, or 4 bits in groups of 128 (int8, gptq and awq are known from version 3.0.0)",
+            Quantization,
+        ),
+    )
+
+    gradient_sync: GradientSync | None = Field(
+        None,
+        description=_describe(
+            "Micro-batches at which FSDP reduces gradients: last keeps whole gradients until then; every is "
+            "accelerate's sync_each_batch (known from version 3.0.0)",
+            GradientSync,
         ),
     )
 

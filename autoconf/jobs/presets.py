@@ -19,10 +19,10 @@ STACKS = Path(__file__).with_name("stacks.yaml")
 # The settings that a job may override. The others of ``Stack`` follow from the preset, the method or accumulation.
 SETTINGS = (
     "optim", "torch_dtype", "adapter_dtype", "mixed_precision", "gradient_checkpointing", "loss", "sharding", "lora_r",
-    "lora_targets", "upcast_unquantized", "offload", "allocator", "objective",
+    "lora_targets", "upcast_unquantized", "offload", "allocator", "objective", "quantization", "gradient_sync",
 )  # fmt: skip
 _OF_ADAPTERS = ("adapter_dtype", "lora_r", "lora_dropout", "lora_targets", "shard_adapters")
-_OF_QUANTIZED = ("upcast_unquantized",)
+_OF_QUANTIZED = ("upcast_unquantized", "quantization")
 
 
 class _Typed(BaseModel):
@@ -104,7 +104,7 @@ def training_stack(method: str, accumulating: bool, stack: str, *settings: Any) 
     if values["loss"] == "chunked":
         values["loss"] = presets()[stack].chunked
     try:
-        return Stack(**values, gradient_accumulation=accumulating, quantization="nf4" if method == "qlora" else "none")
+        return Stack(**values, gradient_accumulation=accumulating)
     except ValidationError as error:
         raise ValueError(str(error.errors()[0]["ctx"]["error"])) from None
 
@@ -141,7 +141,13 @@ def _check(method: str, given: dict[str, Any], values: dict[str, Any], stack: st
     """Refuse contradictory settings of a job; where only the preset contradicts, the job's setting wins."""
     values = {**values, "method": method}
     exclusions = [("method", field) for field in given if method == "full" and field in _OF_ADAPTERS]
-    exclusions += [("method", field) for field in given if method != "qlora" and field in _OF_QUANTIZED]
+    exclusions += [
+        ("method", field)
+        for field in given
+        if method != "qlora" and field in _OF_QUANTIZED and (field, given[field]) != ("quantization", "none")
+    ]
+    if method == "qlora" and given.get("quantization") == "none":
+        exclusions.append(("method", "quantization"))
     if method == "qlora" and given.get("torch_dtype") == "float32":
         exclusions.append(("method", "torch_dtype"))
     if given.get("adapter_dtype", "float32") not in ("float32", values["torch_dtype"]):

@@ -19,7 +19,9 @@ Optim = Literal[
 Checkpointing = Literal["none", "reentrant", "non-reentrant"]
 MixedPrecision = Literal["no", "bf16", "fp16"]
 Loss = Literal["full", "chunked"]
-# Which parameters of a 4-bit base that are not quantized become float32 before training.
+# How the frozen base of qlora is quantized; nf4_single without, nf4 with double quantization.
+Quantization = Literal["none", "nf4", "nf4_single", "int8", "gptq", "awq"]
+# Which parameters of a quantized base that are not quantized become float32 before training.
 Upcast = Literal["none", "norms", "all"]
 Sharding = Literal["ddp", "fsdp1", "fsdp2", "zero1", "zero2", "zero3"]
 # What is on the host between its uses: the optimizer's states, with gradients and the step itself, or parameters.
@@ -34,6 +36,8 @@ _OFFLOADING = {
 # What a job trains, and how: supervised fine-tuning, or a loss of TRL. dpo_precomputed has the reference model's
 # log-probabilities before it trains.
 Objective = Literal["sft", "reward", "dpo", "dpo_precomputed", "orpo", "kto"]
+# At which micro-batch of an optimizer step gradients are reduced, hence sharded.
+GradientSync = Literal["last", "every"]
 # PyTorch's caching allocator as it is, or with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.
 Allocator = Literal["default", "expandable_segments"]
 LoraTargets = Literal["default", "attention", "all-linear"]
@@ -112,6 +116,10 @@ class Stack(BaseModel):
     gradient_accumulation: bool = Field(
         default=True, description="whether an optimizer step takes several micro-batches"
     )
+    gradient_sync: GradientSync = Field(
+        default="last",
+        description="the micro-batches at which FSDP reduces gradients; every is accelerate's sync_each_batch",
+    )
     adapter_dtype: Dtype = Field(
         default="bfloat16", description="dtype of LoRA adapters; PEFT's own default is float32"
     )
@@ -120,8 +128,10 @@ class Stack(BaseModel):
     lora_targets: tuple[str, ...] | LoraTargets = Field(
         default="default", description="modules with adapters: the architecture's default pair, a named group, or names"
     )
-    quantization: Literal["none", "nf4"] = Field(
-        default="none", description="4-bit base model by bitsandbytes, with double quantization"
+    quantization: Quantization = Field(
+        default="none",
+        description="quantized base model of qlora: bitsandbytes' nf4 with double quantization, nf4_single without it, "
+        "int8 (LLM.int8); gptq and awq with 4 bits in groups of 128",
     )
     upcast_unquantized: Upcast = Field(
         default="none",
@@ -136,10 +146,21 @@ class Stack(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for one, other, problem in (
-            ("quantization", "torch_dtype", self.quantization == "nf4" and self.torch_dtype == "float32"),
+            ("quantization", "torch_dtype", self.quantization != "none" and self.torch_dtype == "float32"),
             # Two dtypes of 16 bits: autocast copies all weights, and DeepSpeed has no section for it.
             ("torch_dtype", "mixed_precision", (self.torch_dtype, self.mixed_precision) in _OTHER_16_BITS),
-            ("upcast_unquantized", "quantization", self.upcast_unquantized != "none" and self.quantization == "none"),
+            # peft/utils/other.py, prepare_model_for_kbit_training: bitsandbytes' alone.
+            (
+                "upcast_unquantized",
+                "quantization",
+                self.upcast_unquantized != "none" and self.quantization in ("none", "gptq", "awq"),
+            ),
+            # https://huggingface.co/docs/bitsandbytes/fsdp_qlora: FSDP shards 4-bit weights of bitsandbytes alone.
+            (
+                "quantization",
+                "sharding",
+                self.quantization in ("int8", "gptq", "awq") and self.sharding in ("fsdp1", "fsdp2", "zero3"),
+            ),
             # A head in bfloat16 takes float32 hidden states only under autocast.
             (
                 "upcast_unquantized",

@@ -12,23 +12,28 @@ from autoconf.jobs.stack import Stack, Upcast
 from autoconf.memory.fragmentation import Fragmentation, sharding_of
 from autoconf.memory.gpu_memory import GpuJob, GpuMemory
 from autoconf.memory.objectives import Setup, joined, setup_of
-from autoconf.memory.optimizers import optimizer_bytes
-from autoconf.memory.profile import UPCAST_NORMS, HeadWay, LayerWay, Units, optimizer_shapes
+from autoconf.memory.optimizers import OptimizerBytes, optimizer_bytes
+from autoconf.memory.profile import HeadWay, LayerWay, Trainable, Units, optimizer_shapes
+from autoconf.memory.quantized import quantized_base
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.sharding import BytesPerParameter, Strategy, UnshardedJob, sharded
 from autoconf.memory.store import ModelsTable
 from autoconf.memory.units import GIB, Floats, Integers, Unsupported
+from autoconf.memory.ways import (
+    LOADS_WHOLE,
+    RULES,
+    computes_in_16_bits,
+    computing_dtype,
+    head_way,
+    layer_way,
+    strategy_of,
+    targets_of,
+    upcast_of,
+)
 from autoconf.memory.zero import zero
 from autoconf.memory.zero_job import ZERO, ZeroJob, flat_groups
 
-# The rules by which memory is composed. A version keeps those with which it was made.
-# 2: each GPU loads all 4-bit weights before FSDP shards them. 1: under FSDP1 and mixed precision, every adapter keeps
-# its own copy of its input. 0: version 2.0.0.
-RULES = LOADS_WHOLE = 2
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-# Values whose tensors have the sizes of others, which were traced. What torch/amp/grad_scaler.py adds to autocast are
-# two scalars, and the gradients are unscaled in place.
-_TRACED = {"float16": "bfloat16", "fp16": "bf16"}
 
 
 class StackMemory:
@@ -184,13 +189,13 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     Raises:
         Unsupported: there is no profile for it.
     """
-    strategy = _strategy(stack, several)
+    strategy = strategy_of(stack, several)
     _check_upcast(stack, strategy)
     layers, head = layer_way(stack, method, several=several, rules=rules), head_way(stack, method, several=several)
     trainable, full = table.trainable(model, method, layers.lora_targets), table.trainable(model, "full", "default")
     if trainable is None:
         raise _not_traced(table, model, method, stack, (method, layers.lora_targets))
-    if full is None and (strategy in ZERO or stack.objective != "sft"):
+    if full is None and (strategy in ZERO or stack.objective != "sft" or method == "qlora"):
         raise _not_traced(table, model, method, stack, ("full", "default"))
     _check_sharding(table, model, method, stack, strategy)
     _check_offload(stack, strategy)
@@ -199,109 +204,34 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     objective = setup_of(stack, method, full, head, per_parameter, strategy)
     profile = _profile(table, model, method, stack, layers, head, objective)
     trainable = objective.of_units(trainable)
-    if strategy in ZERO:
-        optimizer = optimizer_bytes(stack.optim, flat_groups(trainable, rank))
-    else:
-        shapes = optimizer_shapes(trainable, rank, per_parameter.trainable, flat=strategy == "fsdp1")
-        optimizer = optimizer_bytes(stack.optim, shapes, [count for _, count in trainable.shapes])
+    base = quantized_base(stack.quantization, trainable.units, full, _BYTES[layers.torch_dtype])
+    moments = partial(base.moments, profile, recomputes=stack.gradient_checkpointing != "none")
     job = UnshardedJob(
-        trainable.units, per_parameter, stack.gradient_accumulation, rank, optimizer,
-        upcast=_upcast_bytes(trainable.units, _upcast(stack, strategy)),
+        base.units(trainable.units), per_parameter, stack.gradient_accumulation, rank,
+        _optimizer(stack, trainable, rank, per_parameter.trainable, strategy),
+        upcast=_upcast_bytes(trainable.units, upcast_of(stack, strategy)),
         offload=stack.offload if strategy != "none" else "none",
-        reference=objective.reference,
+        reference=objective.reference, per_quantized=base.per_weight, reduces_each=stack.gradient_sync == "every",
     )  # fmt: skip
     if strategy not in ZERO:
         resident, gradients = job.resident(strategy), job.unsharded_gradients(strategy)
         loads_whole = rules >= LOADS_WHOLE and method == "qlora" and strategy in ("fsdp1", "fsdp2")
         # transformers/quantizers/quantizer_bnb_4bit.py: a weight is quantized on the GPU.
         loading = job.sharded_weights + job.units.unsharded_bytes if loads_whole else 0.0
-        return GpuJob(resident, gradients, lambda: sharded(profile(), job, strategy), loading)
+        return GpuJob(resident, gradients, lambda: sharded(moments(), job, strategy), loading)
     assert full is not None
     zero_job = ZeroJob.of(job, trainable, full, stack, several=several)
-    return GpuJob(zero_job.resident(strategy), 0.0, lambda: zero(profile(), zero_job, strategy))
+    return GpuJob(zero_job.resident(strategy), 0.0, lambda: zero(moments(), zero_job, strategy))
 
 
-def layer_way(stack: Stack, method: str, *, several: bool, rules: int = RULES) -> LayerWay:
-    """The settings of a stack that change the memory of decoder layers.
-
-    Args:
-        stack: the training stack.
-        method: ``full``, ``lora`` or ``qlora``.
-        several: whether several GPUs train, or one.
-        rules: the rules by which memory is composed, up to ``RULES``.
-
-    >>> layer_way(Stack(sharding="fsdp2", torch_dtype="float32", mixed_precision="bf16"), "full", several=True)
-    ... # doctest: +NORMALIZE_WHITESPACE
-    LayerWay(method='full', torch_dtype='bfloat16', mixed_precision='bf16', adapter_dtype='bfloat16', dropout=False,
-             gradient_checkpointing='non-reentrant', lora_targets='default')
-    """
-    strategy, full = _strategy(stack, several), method == "full"
-    dtype = _computing_dtype(stack, strategy)
-    upcast = _upcast(stack, strategy)
-    alone = strategy == "fsdp1" and not full and stack.shard_adapters  # each adapter is a unit of its own
-    if rules >= 1 and alone and _computes_in_16_bits(stack, strategy):
-        # peft/tuners/tuners_utils.py, _cast_input_dtype: an adapter casts its input to the dtype of its weights. FSDP1
-        # wraps each adapter (peft/utils/other.py, fsdp_auto_wrap_policy), so they are still float32 then.
-        adapter_dtype = "float32"
-    elif full or dtype == "float32" or _computes_in_16_bits(stack, strategy):
-        adapter_dtype = dtype
-    else:
-        adapter_dtype = _TRACED.get(stack.adapter_dtype, stack.adapter_dtype)
-    return LayerWay(
-        method=method,
-        # Hidden states are float32 as soon as norms are.
-        torch_dtype=dtype if upcast == "none" else "float32",
-        mixed_precision=_autocast(stack, strategy),
-        adapter_dtype=adapter_dtype,
-        # trl v1.9.0, trl/trainer/dpo_config.py and its like: disable_dropout is true.
-        dropout=not full and stack.lora_dropout > 0 and stack.objective == "sft",
-        gradient_checkpointing=stack.gradient_checkpointing,
-        lora_targets=_targets(stack, method),
-    )
-
-
-def head_way(stack: Stack, method: str, *, several: bool) -> HeadWay:
-    """The settings of a stack that change the memory of head and loss; arguments as in ``layer_way``.
-
-    >>> head_way(Stack(loss="chunked"), "lora", several=False)
-    HeadWay(trains=False, torch_dtype='bfloat16', mixed_precision='no', loss='chunked')
-    """
-    strategy = _strategy(stack, several)
-    dtype = {"none": _computing_dtype(stack, strategy), "norms": UPCAST_NORMS, "all": "float32"}
-    return HeadWay(method == "full", dtype[_upcast(stack, strategy)], _autocast(stack, strategy), stack.loss)
-
-
-def _upcast(stack: Stack, strategy: Strategy) -> Upcast:
-    """Which parameters are float32 that were loaded in bfloat16 and are not quantized."""
-    # trl/models/utils.py, prepare_peft_model, and axolotl/loaders/model.py omit it if FSDP shards a 4-bit model.
-    # deepspeed/runtime/engine.py, _cast_module_mixed_precision, makes all of them bfloat16 again.
-    return stack.upcast_unquantized if strategy in ("none", "ddp") else "none"
-
-
-def _strategy(stack: Stack, several: bool) -> Strategy:
-    """How a GPU trains. A single GPU has nothing to share, but DeepSpeed and FSDP2 offload from it as well."""
-    # torch/distributed/fsdp/_init_utils.py, _init_process_group_state: FSDP1 does not shard on a single GPU.
-    alone = stack.offload != "none" and stack.sharding in ("fsdp2", *ZERO)
-    return stack.sharding if several or alone else "none"
-
-
-def _computes_in_16_bits(stack: Stack, strategy: Strategy) -> bool:
-    """Whether FSDP gathers parameters, or DeepSpeed casts them, to the dtype of mixed precision."""
-    return strategy in ("fsdp1", "fsdp2", *ZERO) and stack.mixed_precision != "no"
-
-
-def _computing_dtype(stack: Stack, strategy: Strategy) -> str:
-    """The dtype of computation, as it was traced."""
-    return "bfloat16" if _computes_in_16_bits(stack, strategy) or stack.torch_dtype != "float32" else "float32"
-
-
-def _autocast(stack: Stack, strategy: Strategy) -> str:
-    # accelerate/accelerator.py, Accelerator.__init__: native_amp is off under DeepSpeed.
-    return "no" if strategy in ZERO else _TRACED.get(stack.mixed_precision, stack.mixed_precision)
-
-
-def _targets(stack: Stack, method: str) -> str:
-    return "default" if method == "full" else str(stack.lora_targets)
+def _optimizer(
+    stack: Stack, trainable: Trainable, rank: int | None, itemsize: int, strategy: Strategy
+) -> OptimizerBytes:
+    """The bytes of the optimizer, summed over all GPUs."""
+    if strategy in ZERO:
+        return optimizer_bytes(stack.optim, flat_groups(trainable, rank))
+    shapes = optimizer_shapes(trainable, rank, itemsize, flat=strategy == "fsdp1")
+    return optimizer_bytes(stack.optim, shapes, [count for _, count in trainable.shapes])
 
 
 def _profile(
@@ -335,14 +265,14 @@ def _not_traced(
 
 
 def _check_upcast(stack: Stack, strategy: Strategy) -> None:
-    if _upcast(stack, strategy) != "none" and stack.mixed_precision == "no":
+    if upcast_of(stack, strategy) != "none" and stack.mixed_precision == "no":
         settings = f"upcast_unquantized {stack.upcast_unquantized!r} with mixed_precision 'no'"
         raise Unsupported([settings], ": it is known with mixed_precision 'bf16'")
 
 
 def _check_sharding(table: ModelsTable, model: str, method: str, stack: Stack, strategy: Strategy) -> None:
     """Raise ``Unsupported`` if the settings of a job do not work together under a strategy."""
-    targets = _targets(stack, method)
+    targets = targets_of(stack, method)
     if problem := table.problem(model, (method, targets, strategy)):
         raise Unsupported([f"sharding {strategy!r} with lora_targets {targets!r} of {model}"], f": {problem}")
     if strategy in ZERO and stack.mixed_precision == "no" and stack.torch_dtype != "float32":
@@ -366,10 +296,10 @@ def _check_offload(stack: Stack, strategy: Strategy) -> None:
 
 
 def _bytes_per_parameter(stack: Stack, method: str, strategy: Strategy) -> BytesPerParameter:
-    mixes = _computes_in_16_bits(stack, strategy)
+    mixes = computes_in_16_bits(stack, strategy)
     if strategy in ZERO:
         # deepspeed/runtime/engine.py, _cast_module_mixed_precision: all parameters.
-        itemsize = _BYTES[_computing_dtype(stack, strategy)]
+        itemsize = _BYTES[computing_dtype(stack, strategy)]
         return BytesPerParameter(itemsize, itemsize, itemsize, itemsize)
     frozen = _BYTES[stack.torch_dtype]
     adapters = _BYTES[stack.adapter_dtype]
@@ -380,7 +310,7 @@ def _bytes_per_parameter(stack: Stack, method: str, strategy: Strategy) -> Bytes
     return BytesPerParameter(
         frozen=frozen,
         trainable=4 if upcast else stored,
-        frozen_computing=_BYTES[_computing_dtype(stack, strategy)],
+        frozen_computing=_BYTES[computing_dtype(stack, strategy)],
         trainable_computing=2 if mixes else stored,
     )
 

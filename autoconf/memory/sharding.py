@@ -52,6 +52,8 @@ class UnshardedJob:
         upcast: bytes that frozen parameters take in addition, because they became float32 after they were loaded.
         offload: what the host holds.
         reference: bytes of the parameters of a reference model.
+        per_quantized: bytes of a quantized weight.
+        reduces_each: whether FSDP reduces the gradients of every micro-batch, not only of the last one.
     """
 
     units: Units
@@ -62,6 +64,8 @@ class UnshardedJob:
     upcast: int = 0
     offload: Offload = "none"
     reference: float = 0.0
+    per_quantized: float = 0.5
+    reduces_each: bool = False
 
     @property
     def trainable(self) -> int:
@@ -78,7 +82,7 @@ class UnshardedJob:
         """Bytes of the stored parameters that sharding divides."""
         per = self.bytes_per_parameter
         frozen = self.units.frozen * per.frozen + self.upcast
-        return frozen + self.trainable * per.trainable + self.units.quantized / 2 + self.reference
+        return frozen + self.trainable * per.trainable + self.units.quantized * self.per_quantized + self.reference
 
     @property
     def offloads(self) -> bool:
@@ -92,7 +96,12 @@ class UnshardedJob:
 
     def unsharded_gradients(self, strategy: Strategy) -> float:
         """Bytes of gradients that FSDP keeps whole on every GPU between micro-batches."""
-        return self.gradients if self.accumulating and strategy in ("fsdp1", "fsdp2") else 0.0
+        return self.gradients if self.keeps_whole_gradients and strategy in ("fsdp1", "fsdp2") else 0.0
+
+    @property
+    def keeps_whole_gradients(self) -> bool:
+        """Whether FSDP keeps whole gradients until the last micro-batch."""
+        return self.accumulating and not self.reduces_each
 
     def resident(self, strategy: Strategy) -> Resident:
         """The minimum that training holds."""
@@ -187,7 +196,7 @@ def _fsdp1(job: UnshardedJob, moments: UnshardedMoments) -> list[Moments]:
     schedule = FSDP1_ADAPTERS if adapters else FSDP1
     # _flat_param.py, _use_low_precision_shard: a shard of the host is moved to the GPU as it is stored.
     held = _gathering(job, moments, schedule, trainable_of_layers=not adapters, moves_stored=job.offloads)
-    if job.accumulating:
+    if job.keeps_whole_gradients:
         # New gradients are views into one flat gradient of the unit, which joins the accumulated one at its end.
         gradients = job.gradients + held.moments.layer_gradients + held.moments.root_gradients + held.reduced
         return [held.with_gradients(job, gradients), *_step_on_shards(job)]
@@ -198,7 +207,7 @@ def _fsdp2(job: UnshardedJob, moments: UnshardedMoments) -> list[Moments]:
     held = _gathering(job, moments, FSDP2)
     stored, newest = job.bytes_per_parameter.stored_per_computed, held.moments.newest_gradient
     finished = held.moments.finished_gradients
-    if job.accumulating:
+    if job.keeps_whole_gradients:
         # Only the last micro-batch reduces the gradients of finished layers.
         before_last = held.with_gradients(job, job.gradients + newest)
         last = held.with_gradients(job, job.gradients + newest + held.reduced - finished, finished * stored)
@@ -208,15 +217,28 @@ def _fsdp2(job: UnshardedJob, moments: UnshardedMoments) -> list[Moments]:
     at_tail = held.moments.points == Point.TAIL_END
     root = np.where(at_tail, 1.0, 0.0) * held.root.gradients * (stored + (stored != 1))
     unreduced = held.moments.layer_gradients + held.moments.root_gradients + held.reduced
-    tail = held.with_gradients(job, np.where(at_tail, newest + held.reduced, unreduced), finished * stored + root)
+    sharded = _shards_of_gradients(job, held) + root
+    tail = held.with_gradients(job, np.where(at_tail, newest + held.reduced, unreduced), sharded)
     return [_reduced_at_once(job, held), tail, *_step_on_shards(job)]
 
 
 def _reduced_at_once(job: UnshardedJob, held: _Gathering) -> Moments:
-    """Moments of a step of one micro-batch: gradients of a layer are sharded after its backward pass."""
+    """Moments of a micro-batch that is reduced: gradients of a layer are sharded after its backward pass."""
     unreduced = held.moments.layer_gradients + held.moments.root_gradients + held.reduced
+    return held.with_gradients(job, unreduced, _shards_of_gradients(job, held))
+
+
+def _shards_of_gradients(job: UnshardedJob, held: _Gathering) -> Floats:
+    """Bytes of gradients that are sharded: those of finished layers, or of earlier micro-batches and the newest unit.
+
+    _fully_shard/_fsdp_collectives.py, foreach_reduce, and _runtime_utils.py, _accumulate_sharded_grad: a reduced
+    gradient is added to the one before.
+    """
     stored = job.bytes_per_parameter.stored_per_computed
-    return held.with_gradients(job, unreduced, held.moments.finished_gradients * stored)
+    if not job.accumulating:
+        return held.moments.finished_gradients * stored
+    newest = np.where(held.moments.finished_gradients > 0, max(held.layer.gradients, held.root.gradients), 0.0)
+    return stored * (job.gradients + newest)
 
 
 def _step_on_shards(job: UnshardedJob) -> list[Moments]:
@@ -306,7 +328,7 @@ def _unit_bytes(job: UnshardedJob, frozen: int, trainable: int, quantized: int, 
     frozen_bytes, trainable_bytes = frozen * per.frozen_computing, gradients if gathers_trainable else 0
     cast_frozen = frozen_bytes if per.frozen != per.frozen_computing else 0
     cast_trainable = trainable_bytes if per.trainable != per.trainable_computing else 0
-    gathered = frozen_bytes + trainable_bytes + quantized / 2
+    gathered = frozen_bytes + trainable_bytes + quantized * job.per_quantized
     stored = cast_frozen * per.frozen / per.frozen_computing + cast_trainable * per.stored_per_computed
     return _UnitBytes(gathered, gathered if job.offloads else cast_frozen + cast_trainable, gradients, stored)
 

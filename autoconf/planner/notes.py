@@ -14,11 +14,19 @@ from autoconf.planner.known_names import names_of
 from autoconf.predictor.predictor import Predictor
 
 Notes = tuple[str, ...]
-# Settings whose memory was not held against real runs: the value that needs no note, and the note.
+# Settings whose memory was not held against real runs: values that need no note, and the note.
 _NOT_MEASURED = {
-    "offload": ("none", "offload is counted from the code of DeepSpeed and FSDP, and was not compared with real runs"),
-    "allocator": ("default", "expandable segments are counted by replays of the allocator, not by real runs"),
-    "objective": ("sft", "losses of TRL 1.9 are counted from its code, and were not compared with real runs"),
+    "offload": (
+        ("none",),
+        "offload is counted from the code of DeepSpeed and FSDP, and was not compared with real runs",
+    ),
+    "allocator": (("default",), "expandable segments are counted by replays of the allocator, not by real runs"),
+    "quantization": (
+        ("none", "nf4", "nf4_single"),
+        "what layers over a base in int8, GPTQ or AWQ hold is bounded from the code of its library, outliers of int8 "
+        "are not counted, and it was not compared with real runs",
+    ),
+    "objective": (("sft",), "losses of TRL 1.9 are counted from its code, and were not compared with real runs"),
 }
 
 
@@ -97,7 +105,7 @@ def _of_settings(columns: JobColumns) -> dict[int, Notes]:
     found: dict[int, Notes] = {}
     for field, (usual, said) in _NOT_MEASURED.items():
         for index, value in enumerate(columns.get(field, ())):
-            if value is not None and value != usual:
+            if value is not None and value not in usual:
                 found[index] = (*found.get(index, ()), said)
     return found
 

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import numpy as np
 
 from autoconf.memory.candidates import Candidates
-from autoconf.memory.model import LOADS_WHOLE, StackMemory
+from autoconf.memory.model import StackMemory
 from autoconf.memory.units import GIB, Booleans
+from autoconf.memory.ways import LOADS_WHOLE
 
 
 def gradients_fit(candidates: Candidates) -> Booleans:

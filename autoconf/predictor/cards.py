@@ -57,6 +57,8 @@ _UP_TO_2_0_0 = {
     "offload": ["none"],
     "allocator": ["default"],
     "objective": ["sft"],
+    "quantization": ["none", "nf4", "nf4_single"],
+    "gradient_sync": ["last"],
 }
 
 
@@ -77,6 +79,8 @@ class Domain(_Typed):
     offload: list[str] = _UP_TO_2_0_0["offload"]
     allocator: list[str] = _UP_TO_2_0_0["allocator"]
     objective: list[str] = _UP_TO_2_0_0["objective"]
+    quantization: list[str] = _UP_TO_2_0_0["quantization"]
+    gradient_sync: list[str] = _UP_TO_2_0_0["gradient_sync"]
 
     @property
     def settings(self) -> dict[str, list[str]]:
@@ -102,7 +106,7 @@ class Card(_Typed):
     fragmentation: Fragmentation | None = None  # learned from replays; absent up to 2.0.0, as is the next field
     outside_pytorch: OutsidePyTorch | None = None
     cluster_speed: ClusterSpeed | None = None  # of a user version that has learned from measured throughput
-    rules: int = 0  # by which memory is composed (memory.model.RULES); absent from the cards of versions up to 2.0.0
+    rules: int = 0  # by which memory is composed (memory.ways.RULES); absent from the cards of versions up to 2.0.0
     libraries: dict[str, str]
     files: dict[str, str]  # path in the version's folder -> SHA-256
     base: dict[str, str] = {}  # path next to that folder -> SHA-256: moments of another version, which it continues

@@ -287,12 +287,22 @@ def test_a_stack_given_as_an_option_sets_fields_missing_in_files(read_text) -> N
     assert stack == Stack(gradient_accumulation=False)
 
 
-def test_a_4_bit_base_without_double_quantization_is_noted(read_text) -> None:
-    job = read_text({**TRL, "load_in_4bit": True})
-    assert job.fields["method"] == "qlora"
-    assert any("nested" in line and "counted as yes" in line for line in job.assumed)
-    job = read_text({**TRL, "load_in_4bit": True, "use_bnb_nested_quant": True})
-    assert not any("nested" in line for line in job.assumed)
+@pytest.mark.parametrize(
+    ("keys", "quantization"),
+    [
+        ({"load_in_4bit": True}, "nf4_single"),
+        ({"load_in_4bit": True, "use_bnb_nested_quant": False}, "nf4_single"),
+        ({"load_in_4bit": True, "use_bnb_nested_quant": True}, "nf4"),
+        ({"load_in_8bit": True}, "int8"),
+        ({"load_in_8bit": True, "load_in_4bit": False}, "int8"),
+    ],
+)
+def test_how_a_base_is_quantized_is_read(read_text, keys: dict, quantization: str) -> None:
+    job = read_text({**TRL, **keys})
+    assert (job.fields["method"], job.fields["quantization"]) == ("qlora", quantization)
+    assert any("nested" in line for line in job.assumed) == (len(keys) == 1 and "load_in_4bit" in keys)
+    with pytest.raises(BadInput, match="a quantized base without adapters cannot be trained"):
+        read_text({**TRL, **keys, "use_peft": False})
 
 
 def test_settings_of_adapters_are_ignored_without_adapters(read_text) -> None:
@@ -384,7 +394,7 @@ def test_float16_is_read_from_launchers_and_deepspeeds_config(read_text, tmp_pat
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("optim", "adamw_torch_8bit"), ("deepspeed", "ds_config.json"), ("load_in_8bit", True),
+        ("optim", "adamw_torch_8bit"), ("deepspeed", "ds_config.json"),
         ("attn_implementation", "eager"), ("max_length", None), ("activation_offloading", True), ("dtype", "float64"),
         ("fsdp", "shard_grad_op"), ("fsdp", "hybrid_shard auto_wrap"),
         ("parallelism_config", {"cp_size": 2}), ("lora_modules_to_save", ["lm_head"]), ("loss_type", "dft"),
@@ -422,7 +432,7 @@ def test_a_setting_of_accelerate_that_is_not_covered_is_refused(read_text, tmp_p
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("plugins", ["axolotl.integrations.kd.KDPlugin"]), ("load_in_8bit", True),
+        ("plugins", ["axolotl.integrations.kd.KDPlugin"]),
         ("deepspeed", "deepspeed_configs/zero9.json"), ("optimizer", "muon"), ("gradient_checkpointing", "offload"),
         ("context_parallel_size", 2), ("eager_attention", True), ("lora_mlp_kernel", True), ("rl", "grpo"),
         ("adapter", "llama-adapter"), ("fp16", True),
@@ -449,7 +459,7 @@ def test_a_setting_of_axolotl_that_is_not_covered_is_refused(read_text, tmp_path
         ("accelerate launch --new_flag train.py --optim sgd", "the launched script is not certain"),
         ("trl sft --use_peft \\ # why\n--optim sgd", "--optim: an option without a command"),
         ("zero_optimization: {stage: 4}\n", "DeepSpeed has stages 0 to 3"),
-        ("load_in_4bit: true\nuse_peft: false\n", "a 4-bit base without adapters"),
+        ("load_in_4bit: true\nuse_peft: false\n", "a quantized base without adapters"),
         ("kind: Pod\napiVersion: v1\n", "RayJob, JobSet, LeaderWorkerSet, has Pod"),
         ("kind: TrainJob\napiVersion: trainer.kubeflow.org/v2\n", "apiVersion: 'trainer.kubeflow.org/v2'"),
         ("kind: TrainJob\napiVersion: trainer.kubeflow.org/v1alpha1\n", "it has no command; give --model-name,"),

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from autoconf.jobs.job import OPTIONAL, Workload, choices
+from autoconf.jobs.job import OPTIONAL, Workload, choices, read
 from autoconf.jobs.presets import SETTINGS, presets, stack_name, training_stack
 from autoconf.jobs.stack import Optim, Sharding, Stack, ZeroBuckets
 from autoconf.memory.optimizers import Shape, optimizer_bytes
@@ -25,6 +25,7 @@ def test_the_defaults_are_the_reference_workload():
         "losses": "trl",
         "zero_buckets": ZeroBuckets().model_dump(),
         "gradient_accumulation": True,
+        "gradient_sync": "last",
         "adapter_dtype": "bfloat16",
         "lora_r": 4,
         "lora_dropout": 0.0,
@@ -174,6 +175,13 @@ def test_full_fine_tuning_has_no_settings_of_adapters():
         ("Full", "trl", {"lora_targets": "attention"}, "method 'full' and lora_targets 'attention'"),
         ("full", "trl", {"adapter_dtype": "float32"}, "method 'full' and adapter_dtype 'float32'"),
         ("qlora", "trl", {"torch_dtype": "float32"}, "method 'qlora' and torch_dtype 'float32'"),
+        ("lora", "reference", {"quantization": "int8"}, "method 'lora' and quantization 'int8'"),
+        ("full", "trl", {"quantization": "nf4"}, "method 'full' and quantization 'nf4'"),
+        ("qlora", "reference", {"quantization": "none"}, "method 'qlora' and quantization 'none'"),
+        ("qlora", "reference", {"quantization": "int8", "sharding": "fsdp2"},
+         "quantization 'int8' and sharding 'fsdp2'"),
+        ("qlora", "trl", {"quantization": "gptq", "upcast_unquantized": "all"},
+         "upcast_unquantized 'all' and quantization 'gptq'"),
         ("lora", "reference", {"adapter_dtype": "bfloat16", "torch_dtype": "float32"},
          "adapter_dtype 'bfloat16' and torch_dtype 'float32'"),
         ("lora", "trl", {"adapter_dtype": "bfloat16"},
@@ -202,10 +210,24 @@ def test_choices_of_a_job_are_those_of_the_stack_and_distinct():
                 "upcast_unquantized": {"quantization": "nf4", "mixed_precision": "bf16"},
                 "offload": {"sharding": "zero3"},
                 "mixed_precision": {"torch_dtype": "float32"},
+                "quantization": {"sharding": "ddp"},
             }.get(field, {})
             assert getattr(Stack(**{field: value, **needed}), field) == value
             read = {found for found in choices(field) if found.replace("-", "").lower() == value.replace("-", "")}
             assert read == {value}
+
+
+def test_every_optimizer_of_transformers_is_known_or_refused_by_name():
+    names = pytest.importorskip("transformers.training_args", reason="it comes with the extra [build]").OptimizerNames
+    refused = []
+    for name in (one.value for one in names):
+        try:
+            assert optimizer_bytes(read("optim", name), [Shape((100, 100), 4)]).states >= 0
+        except ValueError as error:
+            assert str(error).startswith("optim: must be ") and repr(name) in str(error)
+            refused.append(name)
+    assert {"galore_adamw", "apollo_adamw", "lomo", "schedule_free_adamw"} <= set(refused)
+    assert not set(refused) & set(choices("optim"))
 
 
 @pytest.mark.parametrize("optim", get_args(Optim))

@@ -100,3 +100,15 @@ def test_the_summary_has_the_spread_of_each_way_to_share_work():
 def test_the_worst_jobs_come_first_and_each_once():
     found = [comparison(10.1), comparison(8), comparison(9, 2, lora_r=8)]
     assert [row["whole_gib"] for row in composition.worst(found, 5)] == [8, 9]
+
+
+@pytest.mark.parametrize("sharding", ["fsdp1", "fsdp2"])
+@pytest.mark.parametrize("settings", [{}, {"torch_dtype": "float32", "mixed_precision": "bf16"}], ids=["same", "mixed"])
+def test_gradients_that_every_micro_batch_reduces_are_composed_as_traced(sharding, settings):
+    job = small_job("full", gpus=8, layers=5, sharding=sharding, gradient_sync="every", **settings)
+    table = OnDemand(job.architecture)
+    whole_until_last = replace(job, stack=job.stack.model_copy(update={"gradient_sync": "last"}))
+    for (gpus, tokens), whole in composition.whole_peaks(job).items():
+        composed = table.peak_bytes(replace(job, gpus=gpus), tokens)
+        assert -0.02 < composed / whole - 1 < 0.03  # of a model 128 wide, whose buffers count
+        assert gpus == 2 or composed < table.peak_bytes(replace(whole_until_last, gpus=gpus), tokens)

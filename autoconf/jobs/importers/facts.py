@@ -15,7 +15,8 @@ from autoconf.jobs.job import BATCHES, Workload, read
 
 # The facts that determine a field, in addition to the fact with its name.
 FACTS_OF = {
-    "method": ("adapters", "quantized", "nested"),
+    "method": ("adapters", "quantized"),
+    "quantization": ("nested",),
     "gradient_checkpointing": ("checkpointing", "reentrant", "fsdp_checkpointing"),
     "sharding": (
         "sharded",

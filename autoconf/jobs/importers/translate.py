@@ -18,10 +18,11 @@ from autoconf.jobs.presets import SETTINGS, Preset, presets
 # Defaults of a framework that are also settings of a stack; a stack given as an option overrides them.
 _OF_STACK = ("checkpointing", "mixed_precision", "torch_dtype", "loss", "optim", "adapter_dtype", "lora_r", "dropout")
 _OF_ADAPTERS = ("adapter_dtype", "lora_r", "lora_targets", "dropout")
-_OF_QUANTIZED = ("upcast_unquantized",)
+_OF_QUANTIZED = ("upcast_unquantized", "quantization")
 _NO_ARGUMENTS = f"no file has training arguments: all other settings are those of the stack {OPTIONAL['stack']}"
 _UNCHANGED = (
     "model_name", "gpu_model", "tokens_per_sample", "gradient_accumulation_steps", "torch_dtype", "allocator",
+    "gradient_sync",
 )  # fmt: skip
 
 
@@ -169,6 +170,7 @@ class _Translation:
             if field != "adapter_dtype" or field in self.facts or not self._scales():
                 self._put(field, lambda field=field: self._fact(field))
         if trains == "qlora":
+            self._put("quantization", self._quantization)
             self._put("upcast_unquantized", self._upcast)
         if method is not None and trains != "full" and self.framework is not None:
             self._ask_for_adapters()
@@ -190,6 +192,12 @@ class _Translation:
         upcast: str | None = self._fact("upcast_unquantized")
         computes = {**self.fields, **self.options}.get("mixed_precision")
         return "all" if upcast == "norms" and computes == "no" else upcast
+
+    def _quantization(self) -> str | None:
+        """How the base is quantized; without double quantization unless a file says so."""
+        kind: str | None = self.facts.get("quantization")
+        nested = None if kind else self._fact("nested")
+        return {"yes": "nf4", "no": "nf4_single"}.get(nested) if nested else kind
 
     def _ask_for_adapters(self) -> None:
         """Refuse a job without settings of adapters, unless the files provably belong to the framework."""
@@ -223,9 +231,7 @@ class _Translation:
         if adapters is None and not self.asked:
             adapters = self._fact("adapters")
         if quantized and adapters == "no":
-            raise BadInput("method: a 4-bit base without adapters cannot be trained")
-        if quantized:
-            self._fact("nested")
+            raise BadInput("method: a quantized base without adapters cannot be trained")
         if adapters is None:
             return "qlora" if quantized else None
         return "full" if adapters == "no" else "qlora" if quantized else "lora"

@@ -51,6 +51,7 @@ _OFFLOADS = (
     ("fsdp1", "none", "optimizer_and_parameters", _COUNTS[1:]),
     ("fsdp2", "none", "optimizer_and_parameters", _COUNTS[1:]),
 )
+_BASES = (("nf4_single", "nf4"), ("int8", "nf4_single"), ("gptq", "nf4"), ("gptq", "awq"), ("awq", "nf4"))
 _TOLERANCE = 1e-6  # figures are stored with seven digits
 
 Violations = Iterator[str]  # empty text for an ordered pair
@@ -192,6 +193,7 @@ def promises_of_settings(checker: Checker) -> Iterator[_Promise]:
             "QLoRA on one GPU",
             _settings(checker, everything, norms, ["qlora"], (1,), least=0),
         )
+    yield from _promises_of_bases(checker)
     for sharding, before, offload, counts in _OFFLOADS if len(domain.offload) > 1 else ():
         more, less = (
             Stack(sharding=sharding, mixed_precision="bf16", offload=of)  # type: ignore[arg-type]
@@ -202,6 +204,30 @@ def promises_of_settings(checker: Checker) -> Iterator[_Promise]:
             f"offload {before} than {offload}",
             f"{sharding} on {counts[0]} to {counts[-1]} GPUs{_LARGE if buffered else ''}",
             _settings(checker, more, less, domain.methods, counts, least=_SHARED_FROM if buffered else 0),
+        )
+
+
+def _promises_of_bases(checker: Checker) -> Iterator[_Promise]:
+    """Orderings of quantized bases, and of the micro-batches at which gradients are reduced."""
+    domain = checker.predictor.domain
+    for more_bits, fewer in _BASES if "int8" in domain.quantization else ():
+        one, two = (
+            Stack(quantization=kind, sharding="ddp", mixed_precision="bf16")  # type: ignore[arg-type]
+            for kind in (more_bits, fewer)
+        )
+        for several in (False, True):
+            yield _Promise(
+                f"quantization {more_bits} than {fewer}",
+                f"QLoRA {'under ddp' if several else 'on one GPU'}",
+                _settings(checker, one, two, ["qlora"], _COUNTS[1:] if several else (1,), least=0),
+            )
+    for sharding in ("fsdp1", "fsdp2") if "every" in domain.gradient_sync else ():
+        # With mixed precision the reduced gradients are float32, which two GPUs do not make smaller.
+        last, every = (Stack(sharding=sharding, gradient_sync=sync) for sync in ("last", "every"))
+        yield _Promise(
+            "gradient_sync last than every",
+            f"gradient accumulation without mixed precision under {sharding}",
+            _settings(checker, last, every, domain.methods, _COUNTS[1:], least=0),
         )
 
 
@@ -220,7 +246,12 @@ def _settings(
             continue
         of_method: dict[str, Any] = {"quantization": "nf4"} if method == "qlora" else {}
         one, other = (
-            checker.memory(model, method, stack.model_copy(update=of_method), several=counts[0] > 1)
+            checker.memory(
+                model,
+                method,
+                stack if stack.quantization != "none" else stack.model_copy(update=of_method),
+                several=counts[0] > 1,
+            )
             for stack in (less, more)
         )
         if one is not None and other is not None:

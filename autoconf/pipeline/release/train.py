@@ -9,9 +9,20 @@ from typing import Annotated, get_args
 import numpy as np
 import typer
 
-from autoconf.jobs.stack import Allocator, Dtype, MixedPrecision, Objective, Offload, Optim, Sharding, Upcast
-from autoconf.memory.model import RULES
+from autoconf.jobs.stack import (
+    Allocator,
+    Dtype,
+    GradientSync,
+    MixedPrecision,
+    Objective,
+    Offload,
+    Optim,
+    Quantization,
+    Sharding,
+    Upcast,
+)
 from autoconf.memory.store import MOMENTS, write_models
+from autoconf.memory.ways import RULES
 from autoconf.pipeline.calibration import reserve
 from autoconf.pipeline.calibration.fragmentation import learned_margin, read_jobs
 from autoconf.pipeline.calibration.real_rows import read_rows
@@ -59,7 +70,7 @@ def all_settings() -> dict[str, list[str]]:
     choices = {
         "torch_dtype": Dtype, "mixed_precision": MixedPrecision,
         "optim": Optim, "sharding": Sharding, "upcast_unquantized": Upcast, "offload": Offload, "allocator": Allocator,
-        "objective": Objective,
+        "objective": Objective, "quantization": Quantization, "gradient_sync": GradientSync,
     }  # fmt: skip
     return {name: list(get_args(values)) for name, values in choices.items()}
 

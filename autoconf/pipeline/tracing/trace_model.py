@@ -128,7 +128,7 @@ def short_stack(architecture: Architecture) -> tuple[str, ...]:
 
 
 def layer_job(architecture: Architecture, way: LayerWay) -> TrainingSetup:
-    """A job on one GPU whose layers run in a way: the inverse of ``autoconf.memory.model.layer_way``."""
+    """A job on one GPU whose layers run in a way: the inverse of ``autoconf.memory.ways.layer_way``."""
     quantized = way.method == "qlora"
     settings = {
         "torch_dtype": "bfloat16" if quantized else way.torch_dtype,
@@ -145,7 +145,7 @@ def layer_job(architecture: Architecture, way: LayerWay) -> TrainingSetup:
 
 
 def head_job(architecture: Architecture, way: HeadWay) -> TrainingSetup:
-    """A job on one GPU whose head and loss run in a way: the inverse of ``autoconf.memory.model.head_way``."""
+    """A job on one GPU whose head and loss run in a way: the inverse of ``autoconf.memory.ways.head_way``."""
     settings = {"mixed_precision": way.mixed_precision, "loss": way.loss, "gradient_accumulation": False}
     if way.torch_dtype == UPCAST_NORMS:
         stack = Stack.model_validate({**settings, "quantization": "nf4", "upcast_unquantized": "norms"})

@@ -64,6 +64,7 @@ def run(job: TrainingSetup, *, layers: int | None, tokens: int, real: bool = Fal
             the caller's process has joined.
     """
     accumulating = job.stack.gradient_accumulation
+    whole = accumulating and job.stack.gradient_sync == "last"  # gradients, until the last micro-batch
     with first_rank(job, layers, real=real) as rank:
         recorder = Recorder(tokens)
         for tensor in rank.resident():
@@ -74,12 +75,12 @@ def run(job: TrainingSetup, *, layers: int | None, tokens: int, real: bool = Fal
                 recorder.see(parameter.grad)
         with recorder, recorder.resizes(), parts(rank.layers, recorder):
             if job.gpus > 1:
-                rank.micro_batch(SAMPLES, tokens, reduce=not accumulating)
+                rank.micro_batch(SAMPLES, tokens, reduce=not whole)
                 if not accumulating:
                     rank.model.zero_grad()
             recorder.changes.clear()
             recorder.part = EMBEDDING
-            rank.micro_batch(SAMPLES, tokens, reduce=job.gpus > 1 and not accumulating)
+            rank.micro_batch(SAMPLES, tokens, reduce=job.gpus > 1 and not whole)
             if accumulating and job.gpus > 1:
                 recorder.part = EMBEDDING
                 rank.micro_batch(SAMPLES, tokens, reduce=True)

@@ -19,10 +19,11 @@ import typer
 from rich.console import Console
 
 from autoconf.jobs.stack import LoraTargets, Stack
-from autoconf.memory.model import gpu_memory, head_way, layer_way
+from autoconf.memory.model import gpu_memory
 from autoconf.memory.profile import HeadWay, LayerWay, ModelProfile, Trainable
 from autoconf.memory.store import ModelsTable, write_model
 from autoconf.memory.units import Floats
+from autoconf.memory.ways import head_way, layer_way
 from autoconf.memory.zero_parameters import BucketSizes
 from autoconf.pipeline.catalog import Architecture, architectures
 from autoconf.pipeline.report import VALIDATION, markdown, write_section

@@ -1,0 +1,100 @@
+"""The settings of a training stack that change what its code holds, as the ways under which models were traced."""
+
+from __future__ import annotations
+
+from autoconf.jobs.stack import Stack, Upcast
+from autoconf.memory.profile import UPCAST_NORMS, HeadWay, LayerWay
+from autoconf.memory.sharding import Strategy
+from autoconf.memory.zero_job import ZERO
+
+# The rules by which memory is composed. A version keeps those with which it was made.
+# 2: each GPU loads all 4-bit weights before FSDP shards them. 1: under FSDP1 and mixed precision, every adapter keeps
+# its own copy of its input. 0: version 2.0.0.
+RULES = LOADS_WHOLE = 2
+
+# Values whose tensors have the sizes of others, which were traced. What torch/amp/grad_scaler.py adds to autocast are
+# two scalars, and the gradients are unscaled in place.
+_TRACED = {"float16": "bfloat16", "fp16": "bf16"}
+
+
+def layer_way(stack: Stack, method: str, *, several: bool, rules: int = RULES) -> LayerWay:
+    """The settings of a stack that change the memory of decoder layers.
+
+    Args:
+        stack: the training stack.
+        method: ``full``, ``lora`` or ``qlora``.
+        several: whether several GPUs train, or one.
+        rules: the rules by which memory is composed, up to ``RULES``.
+
+    >>> layer_way(Stack(sharding="fsdp2", torch_dtype="float32", mixed_precision="bf16"), "full", several=True)
+    ... # doctest: +NORMALIZE_WHITESPACE
+    LayerWay(method='full', torch_dtype='bfloat16', mixed_precision='bf16', adapter_dtype='bfloat16', dropout=False,
+             gradient_checkpointing='non-reentrant', lora_targets='default')
+    """
+    strategy, full = strategy_of(stack, several), method == "full"
+    dtype = computing_dtype(stack, strategy)
+    upcast = upcast_of(stack, strategy)
+    alone = strategy == "fsdp1" and not full and stack.shard_adapters  # each adapter is a unit of its own
+    if rules >= 1 and alone and computes_in_16_bits(stack, strategy):
+        # peft/tuners/tuners_utils.py, _cast_input_dtype: an adapter casts its input to the dtype of its weights. FSDP1
+        # wraps each adapter (peft/utils/other.py, fsdp_auto_wrap_policy), so they are still float32 then.
+        adapter_dtype = "float32"
+    elif full or dtype == "float32" or computes_in_16_bits(stack, strategy):
+        adapter_dtype = dtype
+    else:
+        adapter_dtype = _TRACED.get(stack.adapter_dtype, stack.adapter_dtype)
+    return LayerWay(
+        method=method,
+        # Hidden states are float32 as soon as norms are.
+        torch_dtype=dtype if upcast == "none" else "float32",
+        mixed_precision=_autocast(stack, strategy),
+        adapter_dtype=adapter_dtype,
+        # trl v1.9.0, trl/trainer/dpo_config.py and its like: disable_dropout is true.
+        dropout=not full and stack.lora_dropout > 0 and stack.objective == "sft",
+        gradient_checkpointing=stack.gradient_checkpointing,
+        lora_targets=targets_of(stack, method),
+    )
+
+
+def head_way(stack: Stack, method: str, *, several: bool) -> HeadWay:
+    """The settings of a stack that change the memory of head and loss; arguments as in ``layer_way``.
+
+    >>> head_way(Stack(loss="chunked"), "lora", several=False)
+    HeadWay(trains=False, torch_dtype='bfloat16', mixed_precision='no', loss='chunked')
+    """
+    strategy = strategy_of(stack, several)
+    dtype = {"none": computing_dtype(stack, strategy), "norms": UPCAST_NORMS, "all": "float32"}
+    return HeadWay(method == "full", dtype[upcast_of(stack, strategy)], _autocast(stack, strategy), stack.loss)
+
+
+def upcast_of(stack: Stack, strategy: Strategy) -> Upcast:
+    """Which parameters are float32 that were loaded in bfloat16 and are not quantized."""
+    # trl/models/utils.py, prepare_peft_model, and axolotl/loaders/model.py omit it if FSDP shards a 4-bit model.
+    # deepspeed/runtime/engine.py, _cast_module_mixed_precision, makes all of them bfloat16 again.
+    return stack.upcast_unquantized if strategy in ("none", "ddp") else "none"
+
+
+def strategy_of(stack: Stack, several: bool) -> Strategy:
+    """How a GPU trains. A single GPU has nothing to share, but DeepSpeed and FSDP2 offload from it as well."""
+    # torch/distributed/fsdp/_init_utils.py, _init_process_group_state: FSDP1 does not shard on a single GPU.
+    alone = stack.offload != "none" and stack.sharding in ("fsdp2", *ZERO)
+    return stack.sharding if several or alone else "none"
+
+
+def computes_in_16_bits(stack: Stack, strategy: Strategy) -> bool:
+    """Whether FSDP gathers parameters, or DeepSpeed casts them, to the dtype of mixed precision."""
+    return strategy in ("fsdp1", "fsdp2", *ZERO) and stack.mixed_precision != "no"
+
+
+def computing_dtype(stack: Stack, strategy: Strategy) -> str:
+    """The dtype of computation, as it was traced."""
+    return "bfloat16" if computes_in_16_bits(stack, strategy) or stack.torch_dtype != "float32" else "float32"
+
+
+def _autocast(stack: Stack, strategy: Strategy) -> str:
+    # accelerate/accelerator.py, Accelerator.__init__: native_amp is off under DeepSpeed.
+    return "no" if strategy in ZERO else _TRACED.get(stack.mixed_precision, stack.mixed_precision)
+
+
+def targets_of(stack: Stack, method: str) -> str:
+    return "default" if method == "full" else str(stack.lora_targets)
