@@ -52,6 +52,7 @@ def min_gpu_recommender(job: Job, models: ModelsFolder = None) -> Recommendation
         objective: ``sft``, ``reward``, ``dpo``, ``dpo_precomputed``, ``orpo`` or ``kto``, by TRL.
         quantization: ``nf4``, ``nf4_single``, ``int8``, ``gptq`` or ``awq``: how the base of ``qlora`` is quantized.
         gradient_sync: ``last`` or ``every``: the micro-batches at which FSDP reduces gradients.
+        attention: ``flash`` or ``sdpa``; ``eager`` is refused, because its scores are not counted.
         gpu_memory_gib: usable memory of each GPU, from 1 to 1024 GiB, for a type that the version does not have; the
             ``gpu_model`` may then be omitted in Python, and have any name in ado.
 

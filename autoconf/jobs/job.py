@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from autoconf.jobs.presets import SETTINGS, presets, stack_name, training_stack
 from autoconf.jobs.stack import (
     Allocator,
+    Attention,
     Checkpointing,
     Dtype,
     GradientSync,
@@ -209,6 +210,15 @@ class Job(BaseModel):
             "Micro-batches at which FSDP reduces gradients: last keeps whole gradients until then; every is "
             "accelerate's sync_each_batch (known from version 3.0.0)",
             GradientSync,
+        ),
+    )
+
+    attention: Attention | None = Field(
+        None,
+        description=_describe(
+            "Attention: FlashAttention-2, PyTorch's own (sdpa; it also runs on GPUs below compute capability 8.0), or "
+            "eager, which is refused",
+            Attention,
         ),
     )
 

@@ -38,6 +38,8 @@ _OFFLOADING = {
 Objective = Literal["sft", "reward", "dpo", "dpo_precomputed", "orpo", "kto"]
 # At which micro-batch of an optimizer step gradients are reduced, hence sharded.
 GradientSync = Literal["last", "every"]
+# FlashAttention-2, PyTorch's scaled_dot_product_attention (its kernels hold as much), or scores as a matrix.
+Attention = Literal["flash", "sdpa", "eager"]
 # PyTorch's caching allocator as it is, or with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.
 Allocator = Literal["default", "expandable_segments"]
 LoraTargets = Literal["default", "attention", "all-linear"]
@@ -119,6 +121,9 @@ class Stack(BaseModel):
     gradient_sync: GradientSync = Field(
         default="last",
         description="the micro-batches at which FSDP reduces gradients; every is accelerate's sync_each_batch",
+    )
+    attention: Attention = Field(
+        default="flash", description="attention: FlashAttention-2, or PyTorch's own without a mask of padding"
     )
     adapter_dtype: Dtype = Field(
         default="bfloat16", description="dtype of LoRA adapters; PEFT's own default is float32"

@@ -199,6 +199,7 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
         raise _not_traced(table, model, method, stack, ("full", "default"))
     _check_sharding(table, model, method, stack, strategy)
     _check_offload(stack, strategy)
+    _check_attention(stack)
     rank = None if method == "full" else stack.lora_r
     per_parameter = _bytes_per_parameter(stack, method, strategy)
     objective = setup_of(stack, method, full, head, per_parameter, strategy)
@@ -285,6 +286,16 @@ def _check_sharding(table: ModelsTable, model: str, method: str, stack: Stack, s
     if stack.optim == "adafactor" and strategy == "fsdp2":
         # transformers/optimization.py, Adafactor.step mixes its plain states with FSDP2's distributed tensors.
         raise Unsupported(["optim 'adafactor' with sharding 'fsdp2'"], ": it does not step over distributed tensors")
+
+
+def _check_attention(stack: Stack) -> None:
+    """Raise ``Unsupported`` if attention holds its scores."""
+    if stack.attention == "eager":
+        # transformers/models/llama/modeling_llama.py, eager_attention_forward: scores, and float32 probabilities.
+        raise Unsupported(
+            ["attention 'eager'"],
+            ": it holds scores of samples x heads x tokens x tokens, which are not counted; give flash or sdpa",
+        )
 
 
 def _check_offload(stack: Stack, strategy: Strategy) -> None:

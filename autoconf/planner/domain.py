@@ -152,7 +152,7 @@ class _Lookup:
         tokens, batch_size, each = (self._sizes(field, limit, columns, problems) for field, limit in self.limits)
         longest = self._longest(columns, models, tokens, problems)
         if self.refusing:
-            self._check_gpus(columns, gpus, problems)
+            self._check_gpus(columns, gpus, models, problems)
         rows = self._rows(columns, models, methods, problems)
         fine = np.array([index for index in range(len(models)) if index not in problems], np.int64)
         per_worker, most, even = columns_of(columns, ("gpus_per_worker", "max_gpus", "even_layouts"))
@@ -212,12 +212,14 @@ class _Lookup:
             problems.setdefault(index, outside(reason))
         return longest
 
-    def _check_gpus(self, columns: JobColumns, gpus: list[str], problems: Problems) -> None:
+    def _check_gpus(self, columns: JobColumns, gpus: list[str], models: list[str], problems: Problems) -> None:
         """Record a problem for jobs that their GPU type cannot run, regardless of memory."""
         for index, name in enumerate(gpus):
             if name in self.refusing and index not in problems:
                 stack = stack_of({field: column(columns, field)[index] for field in STACK_FIELDS})
-                problems[index] = outside(hardware.refusal(name, self.refusing[name], stack, self.domain))
+                if not hardware.runs_on_older(stack, models[index]):
+                    said = hardware.refusal(name, self.refusing[name], stack, self.domain, models[index])
+                    problems[index] = outside(said)
 
     def _rows(self, columns: JobColumns, models: list[str], methods: list[str], problems: Problems) -> Integers:
         """The row of each job in the memory model; 0 for a job with a problem."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autoconf.jobs.model_config import known_settings
 from autoconf.jobs.names import listed
 from autoconf.jobs.stack import Stack
 from autoconf.predictor.cards import Domain, Gpu
@@ -27,7 +28,7 @@ def is_too_old(name: str, gpu: Gpu) -> bool:
 
 
 def refuses(name: str, gpu: Gpu) -> bool:
-    """Whether a version refuses all jobs on a GPU type, because its card has the compute capability and it is too low.
+    """Whether a version refuses most jobs on a GPU type, because its card has the compute capability and it is too low.
 
     >>> refuses("Tesla-T4", Gpu(usable_gib=14.5)), refuses("Tesla-T4", Gpu(usable_gib=14.5, compute_capability=7.5))
     (False, True)
@@ -35,7 +36,36 @@ def refuses(name: str, gpu: Gpu) -> bool:
     return gpu.compute_capability is not None and is_too_old(name, gpu)
 
 
-def refusal(name: str, gpu: Gpu, stack: Stack, domain: Domain) -> str:
+def runs_on_older(stack: Stack, model: str) -> bool:
+    """Whether a job uses nothing that needs 8.0.
+
+    aten/src/ATen/native/transformers/cuda/sdp_utils.cpp: below 8.0 PyTorch's attention has the memory-efficient kernel,
+    and for grouped queries none but the one that holds scores.
+
+    >>> half = Stack(torch_dtype="float16", attention="sdpa")
+    >>> runs_on_older(half, "llama-7b"), runs_on_older(half, "mistral-7b-v0.1"), runs_on_older(Stack(), "llama-7b")
+    (True, False, False)
+    """
+    return not needs_newer(stack) and not _groups_queries(model)
+
+
+def needs_newer(stack: Stack) -> bool:
+    """Whether a stack uses bfloat16 or FlashAttention-2."""
+    return _uses_bfloat16(stack) or stack.attention != "sdpa"
+
+
+def _uses_bfloat16(stack: Stack) -> bool:
+    return stack.torch_dtype == "bfloat16" or stack.mixed_precision == "bf16"
+
+
+def _groups_queries(model: str) -> bool:
+    """Whether several heads of a model share keys; also if its heads are not known."""
+    settings = known_settings(model) or {}
+    heads = settings.get("num_attention_heads")
+    return heads is None or settings.get("num_key_value_heads", heads) != heads
+
+
+def refusal(name: str, gpu: Gpu, stack: Stack, domain: Domain, model: str = "") -> str:
     """The reason why a GPU type cannot run a job, with a type that can.
 
     >>> from autoconf.predictor import registry
@@ -50,6 +80,10 @@ def refusal(name: str, gpu: Gpu, stack: Stack, domain: Domain) -> str:
         if other.usable_gib >= gpu.usable_gib and not is_too_old(known, other)
     ]
     remedy = f"; a newer type with at least its memory is {min(newer)[1]}" if newer else ""
+    if not _groups_queries(model):
+        remedy = f"; torch_dtype float16 with mixed_precision fp16, and attention sdpa, run there{remedy}"
+    elif stack.attention == "sdpa":
+        remedy = f"; there, PyTorch's own attention holds scores of models with grouped queries{remedy}"
     return f"{_lacks(name, gpu, stack)}, which the job uses and which need {_NEEDED}{remedy}"
 
 
@@ -68,6 +102,6 @@ def warning(name: str, gpu: Gpu, stack: Stack) -> str:
 
 def _lacks(name: str, gpu: Gpu, stack: Stack) -> str:
     missing = ["no FlashAttention-2"]  # the memory profiles of every version assume it
-    if stack.torch_dtype == "bfloat16" or stack.mixed_precision == "bf16":
+    if _uses_bfloat16(stack):
         missing.insert(0, "no bfloat16")
     return f"{name} (compute capability {compute_capability(name, gpu)}) has {listed(missing)}"

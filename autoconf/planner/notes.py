@@ -95,8 +95,9 @@ class _Writer:
         name = str(self.names["gpu_model"].find(written))
         gpu = self.domain.gpus[name]
         found = [f"{name} is not verified: {gpu.unverified}"] if gpu.unverified else []
-        if hardware.is_too_old(name, gpu):
-            found.append(hardware.warning(name, gpu, stack_of(dict(zip(STACK_FIELDS, stack, strict=True)))))
+        settings = stack_of(dict(zip(STACK_FIELDS, stack, strict=True)))
+        if hardware.is_too_old(name, gpu) and hardware.needs_newer(settings):
+            found.append(hardware.warning(name, gpu, settings))
         return tuple(found)
 
 

@@ -90,7 +90,7 @@ def test_arguments_of_the_trainer_are_read_on_the_nearest_preset() -> None:
     stack = stack_of("trainer_arguments.json", **options)
     assert stack == Stack(
         optim="adafactor", gradient_checkpointing="reentrant", mixed_precision="bf16", sharding="fsdp2", lora_r=8,
-        adapter_dtype="float32",
+        adapter_dtype="float32", attention="sdpa",
     )  # fmt: skip
     assumed = read_job([str(JOBS / "trainer_arguments.json")], options).assumed
     assert any("without a sign of TRL" in line for line in assumed)

@@ -26,6 +26,7 @@ def test_the_defaults_are_the_reference_workload():
         "zero_buckets": ZeroBuckets().model_dump(),
         "gradient_accumulation": True,
         "gradient_sync": "last",
+        "attention": "flash",
         "adapter_dtype": "bfloat16",
         "lora_r": 4,
         "lora_dropout": 0.0,

@@ -3,6 +3,7 @@
 import pytest
 
 from autoconf.pipeline.catalog import gpus
+from autoconf.pipeline.release.train import all_settings
 from autoconf.planner.alternatives import remedies_of_one
 from autoconf.planner.domain import inside
 from autoconf.planner.notes import notes_on
@@ -44,6 +45,25 @@ def test_without_bfloat16_flash_attention_is_still_missing(newer):
     job = columns(gpu_model="T4", torch_dtype="float32", mixed_precision="no", adapter_dtype="float32")
     (answer,) = recommendations(newer, job)
     assert "has no FlashAttention-2, which the job uses and which need" in answer.reason
+
+
+def test_float16_with_pytorchs_attention_runs_on_old_types_unless_queries_are_grouped(newer):
+    half = {"torch_dtype": "float16", "mixed_precision": "fp16", "adapter_dtype": "float32", "attention": "sdpa"}
+    domain = newer.domain.model_copy(update=all_settings())
+    known = Predictor(newer.card.model_copy(update={"domain": domain}), newer.memory, newer._tabular)
+    jobs = {"gpu_model": "Tesla-V100-SXM2-32GB", "tokens_per_sample": 64, **half}
+    (answer,) = recommendations(known, columns(**jobs, model_name="llama-7b"))
+    assert answer.can_recommend == 1
+    (grouped,) = recommendations(known, columns(**jobs))
+    assert "attention holds scores of models with grouped queries" in grouped.reason
+    (flash,) = recommendations(known, columns(**{**jobs, "attention": "flash"}, model_name="llama-7b"))
+    assert "has no FlashAttention-2" in flash.reason and "attention sdpa, run there" in flash.reason
+
+
+def test_eager_attention_is_refused_with_its_reason(newer):
+    (answer,) = recommendations(newer, columns(gpu_model="NVIDIA-A100-80GB-PCIe", attention="eager"))
+    assert (answer.can_recommend, answer.outcome) == (0, "outside_domain")
+    assert "samples x heads x tokens x tokens" in answer.reason
 
 
 def test_every_newer_type_is_answered(newer):
