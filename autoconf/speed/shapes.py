@@ -10,7 +10,8 @@ from typing import Any
 from autoconf.jobs.model_config import known_settings
 
 # Types whose checkpoints all have another width of a head than hidden size / heads, which model_shapes.json leaves out.
-_HEAD_DIM = {"qwen3_moe": 128}
+_HEAD_DIM = {"qwen3_moe": 128, "glm4_moe": 128}
+_SHARED_EXPERTS = {"llama4_text": 1}  # of types whose configs do not say it
 # Types whose MLP has two matrices (up and down). The others have a third one, the gate.
 _PLAIN_MLP = {"gpt_bigcode", "gpt_neox", "opt", "phi", "starcoder2"}
 
@@ -113,7 +114,8 @@ def _experts(settings: Mapping[str, Any], hidden: int) -> _Mlp | None:
     if not experts:
         return None
     width = _first(settings, "moe_intermediate_size", "intermediate_size")
-    shared = settings.get("n_shared_experts", 0) * width + settings.get("shared_intermediate_size", 0)
+    whole = settings.get("n_shared_experts", _SHARED_EXPERTS.get(settings["model_type"], 0))
+    shared = whole * width + settings.get("shared_intermediate_size", 0)
     inner = settings["num_experts_per_tok"] * width + shared
     router = hidden * experts
     return _Mlp(3 * hidden * inner + router, 3 * hidden * (experts * width + shared) + router, inner)
@@ -145,11 +147,13 @@ def _attention(settings: Mapping[str, Any], hidden: int) -> tuple[float, float, 
 
 
 def _latent(settings: Mapping[str, Any], hidden: int) -> tuple[float, float, float]:
-    """Multi-head latent attention (DeepSeek-V2)."""
+    """Multi-head latent attention (DeepSeek-V2 and V3)."""
     heads, rank = settings["num_attention_heads"], settings["kv_lora_rank"]
     rotated, plain, value = (settings[key] for key in ("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"))
     queries = heads * (rotated + plain)
-    weights = hidden * (queries + rank + rotated) + rank * heads * (plain + value) + heads * value * hidden
+    of_queries = settings.get("q_lora_rank")
+    projection = of_queries * (hidden + queries) if of_queries else hidden * queries
+    weights = projection + hidden * (rank + rotated) + rank * heads * (plain + value) + heads * value * hidden
     return weights, 2.0 * heads * (rotated + plain + value), queries + rank + rotated + heads * (plain + value)
 
 
