@@ -55,6 +55,7 @@ def min_gpu_recommender(job: Job, models: ModelsFolder = None) -> Recommendation
         attention: ``flash`` or ``sdpa``; ``eager`` is refused, because its scores are not counted.
         gpu_memory_gib: usable memory of each GPU, from 1 to 1024 GiB, for a type that the version does not have; the
             ``gpu_model`` may then be omitted in Python, and have any name in ado.
+        host_memory_limit_gib: most memory that the job may take on the host of one worker, from 1 to 65536 GiB.
 
     Returns:
         ``can_recommend`` (0 or 1) and, if it is 1, ``gpus`` (per worker) and ``workers``; if it is 0, the ``reason``.

@@ -61,6 +61,8 @@ def inputs() -> str:
             default = "one of the two"
         elif field == "gpu_memory_gib":
             default = "that of the type"
+        elif field == "host_memory_limit_gib":
+            default = "any"
         others = " ".join(map(_code, names(field)[1:]))
         rows.append({"input": _code(field), "default": default, "meaning": info.description, "other options": others})
     return _table(rows)

@@ -54,7 +54,7 @@ def largest_batch_recommender(job: Job, number_gpus: int, models: ModelsFolder =
     """Find the largest batch with which a tuning job fits on a number of GPUs.
 
     Args:
-        job: the fields of ``min_gpu_recommender``, without ``batch_size``, ``gpus_per_worker`` and ``max_gpus``.
+        job: the fields of ``min_gpu_recommender``, without ``batch_size`` and ``max_gpus``.
         number_gpus: GPUs in total, >= 1.
 
     Returns:
@@ -84,8 +84,7 @@ def largest_sample_recommender(job: Job, number_gpus: int, models: ModelsFolder 
     """Find the longest samples with which a tuning job fits on a number of GPUs at a given batch.
 
     Args:
-        job: the fields of ``min_gpu_recommender``, without ``tokens_per_sample``, ``gpus_per_worker`` and
-            ``max_gpus``.
+        job: the fields of ``min_gpu_recommender``, without ``tokens_per_sample`` and ``max_gpus``.
         number_gpus: GPUs in total, >= 1; must divide ``batch_size``.
 
     Returns:
@@ -152,14 +151,15 @@ def gpu_model_recommender(
     "Estimates whether a tuning job fits on a number of GPUs, with which probability, and the memory of each GPU by "
     "part. Outputs: fits (1 or 0), probability (of fitting), and in GiB peak_memory_gib (allocated), "
     "peak_reserved_gib, needed_memory_gib, which is the sum of the parts (weights, gradients, optimizer, gathered, "
-    "activations, fragmentation, reserve), usable_memory_gib of the GPU, and headroom_gib between the two; or the "
-    "reason why AutoConf cannot estimate. Versions up to 2.0.0 have neither peak_reserved_gib nor fragmentation_gib.",
+    "activations, fragmentation, reserve), usable_memory_gib of the GPU, headroom_gib between the two, and "
+    "host_memory_gib of the host of one worker; or the reason why AutoConf cannot estimate. Versions up to 2.0.0 have "
+    "neither peak_reserved_gib nor fragmentation_gib nor host_memory_gib.",
 )
 def memory_estimator(job: Job, number_gpus: int, models: ModelsFolder = None) -> Estimate:
     """Estimate the memory of a tuning job on each of a number of GPUs, and whether it fits.
 
     Args:
-        job: the fields of ``min_gpu_recommender``, without ``gpus_per_worker`` and ``max_gpus``.
+        job: the fields of ``min_gpu_recommender``, without ``max_gpus``.
         number_gpus: GPUs in total, >= 1; must divide ``batch_size``.
 
     Returns:

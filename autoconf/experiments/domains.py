@@ -9,7 +9,7 @@ from typing import Any
 
 import autoconf.experiments.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
 from autoconf.errors import AutoConfError
-from autoconf.jobs.job import GPU_MEMORY, NAMES, NUMBERS, choices
+from autoconf.jobs.job import GPU_MEMORY, HOST_LIMIT, NAMES, NUMBERS, choices
 from autoconf.jobs.presets import SETTINGS
 from autoconf.jobs.queries import ARGUMENTS, RUN_LENGTH
 
@@ -21,6 +21,7 @@ _VERSIONS = Path(__file__).parents[1] / "AutoGluonModels"
 _LARGEST = 2**20
 _LENGTHS = [10**exponent for exponent in range(10)]  # any whole number is valid
 _MEMORY = [8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192]  # usual sizes; any number from 1 to 1024 is valid
+_HOST_MEMORY = [2**exponent for exponent in range(6, 13)]  # usual sizes; any number from 1 to 65536 is valid
 _RANKS = [2**exponent for exponent in range(11)]  # usual ranks; any whole number is valid
 
 
@@ -50,6 +51,8 @@ def _values(field: str) -> list[Any]:
         return ["", *_RANKS]
     if field == GPU_MEMORY:
         return ["", *_MEMORY]
+    if field == HOST_LIMIT:
+        return ["", *_HOST_MEMORY]
     if field in RUN_LENGTH:
         return ["", *_LENGTHS]
     return [*([""] if field in SETTINGS else []), *choices(field)]

@@ -25,7 +25,7 @@ from autoconf.jobs.stack import (
     Stack,
     Upcast,
 )
-from autoconf.jobs.values import choice, flag, gibibytes, is_empty, name, whole_number
+from autoconf.jobs.values import MOST_HOST_GIB, choice, flag, gibibytes, is_empty, name, whole_number
 
 # Answers hold only for this training stack.
 TRAINING_STACK = (
@@ -40,6 +40,8 @@ BATCHES = ("batch_size", "per_device_train_batch_size")  # a job has exactly one
 STACK_FIELDS = ("method", "gradient_accumulation_steps", "stack", *SETTINGS)
 TOGETHER = (*BATCHES, *STACK_FIELDS)  # fields that can exclude each other
 GPU_MEMORY = "gpu_memory_gib"  # describes a GPU that has no name
+HOST_LIMIT = "host_memory_limit_gib"  # of a worker; ``host_memory_gib`` is an output, what a job takes of it
+IN_GIB = (GPU_MEMORY, HOST_LIMIT)
 UNNAMED = "unnamed"  # its ``gpu_model``
 
 
@@ -71,6 +73,8 @@ def read(field: str, value: Any, optional: Mapping[str, Any] | None = None) -> A
         return flag(field, value)
     if field == GPU_MEMORY:
         return gibibytes(field, value)
+    if field == HOST_LIMIT:
+        return gibibytes(field, value, MOST_HOST_GIB)
     return whole_number(field, value) if field in NUMBERS else choice(field, value, choices(field))
 
 
@@ -177,6 +181,12 @@ class Job(BaseModel):
         None,
         description="Usable memory of each GPU, as CUDA reports it, for a type that is not in the version's domain, or "
         "of which less is usable; GiB from 1 to 1024; known from version 3.0.0",
+    )
+    host_memory_limit_gib: float | None = Field(
+        None,
+        description="Most memory that a job may take on the host of one worker (node), for what it offloads and while "
+        "it loads; GiB from 1 to 65536, by default any; known from version 3.0.0. Named after its output, "
+        "host_memory_gib",
     )
     allocator: Allocator | None = Field(
         None,

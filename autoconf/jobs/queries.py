@@ -209,8 +209,11 @@ LARGEST_BATCH = Query(
     ("can_recommend", "per_device_train_batch_size", "batch_size", "reason", "outcome"),
     batches=(),
     arguments=(NUMBER_GPUS,),
+    has_nodes=True,
 )
-LARGEST_SAMPLE = Query(("can_recommend", "tokens_per_sample", "reason", "outcome"), arguments=(NUMBER_GPUS,))
+LARGEST_SAMPLE = Query(
+    ("can_recommend", "tokens_per_sample", "reason", "outcome"), arguments=(NUMBER_GPUS,), has_nodes=True
+)
 GPU_MODEL = Query(
     (
         "can_recommend", "gpu_model", "gpus", "workers", "cost_per_hour", "tokens_per_second", "hours", "cost",
@@ -222,9 +225,10 @@ ESTIMATE = Query(
     (
         "fits", "probability", "peak_memory_gib", "peak_reserved_gib", "needed_memory_gib", "usable_memory_gib",
         "headroom_gib", "weights_gib", "gradients_gib", "optimizer_gib", "gathered_gib", "activations_gib",
-        "fragmentation_gib", "reserve_gib", "reason", "outcome",
+        "fragmentation_gib", "reserve_gib", "host_memory_gib", "reason", "outcome",
     ),
     arguments=(NUMBER_GPUS,),
+    has_nodes=True,
 )  # fmt: skip
 THROUGHPUT = Query(
     (

@@ -14,6 +14,7 @@ _LONGEST_NUMBER = 40  # characters; longer texts are not meaningful numbers
 LARGEST_NUMBER = 2**53
 _LONGEST_NAME = 300
 _MOST_GIB = 1024  # more than any GPU has
+MOST_HOST_GIB = 65_536  # more than the host of any node has
 
 
 def is_empty(value: Any) -> bool:
@@ -103,8 +104,13 @@ def positive_number(field: str, value: Any) -> float:
     return float(number)
 
 
-def gibibytes(field: str, value: Any) -> float:
-    """Read memory in GiB, from 1 to 1,024.
+def gibibytes(field: str, value: Any, most: int = _MOST_GIB) -> float:
+    """Read memory in GiB.
+
+    Args:
+        field: name for the error message.
+        value: a number from 1 to ``most``, of any type that ``whole_number`` accepts.
+        most: the largest memory.
 
     Raises:
         ValueError: the value is anything else; for a number that is likely MiB or bytes, the message says so.
@@ -116,14 +122,14 @@ def gibibytes(field: str, value: Any) -> float:
     ValueError: gpu_memory_gib: must be a number of GiB from 1 to 1024, got 24564 (24564 MiB are 23.99 GiB)
     """
     number = _number(value)
-    if number is not None and 1 <= number <= _MOST_GIB:
+    if number is not None and 1 <= number <= most:
         return float(number)
     hint = ""
     if number is not None and 0 < number <= LARGEST_NUMBER:
         for unit, of_one in (("MiB", 2**10), ("bytes", 2**30)):
-            if 1 <= (gib := float(number) / of_one) <= _MOST_GIB:
+            if 1 <= (gib := float(number) / of_one) <= most:
                 hint = hint or f" ({int(number)} {unit} are {gib:.2f} GiB)"
-    raise ValueError(f"{field}: must be a number of GiB from 1 to {_MOST_GIB}, got {_quoted(value)}{hint}")
+    raise ValueError(f"{field}: must be a number of GiB from 1 to {most}, got {_quoted(value)}{hint}")
 
 
 def _number(value: Any) -> int | Fraction | Decimal | None:

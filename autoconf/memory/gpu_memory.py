@@ -218,18 +218,25 @@ class GpuJob:
         unsharded_gradients: bytes of gradients that FSDP keeps whole on every GPU under gradient accumulation.
         compose: makes the memory of the GPU.
         loading: bytes that each GPU holds while the model is loaded; 0 if it is loaded unit by unit.
+        host_bytes: bytes of the host that one process takes, by the number of GPUs.
     """
 
     def __init__(
-        self, resident: Resident, unsharded_gradients: float, compose: Callable[[], GpuMemory], loading: float = 0.0
+        self,
+        resident: Resident,
+        unsharded_gradients: float,
+        compose: Callable[[], GpuMemory],
+        loading: float = 0.0,
+        host_bytes: Callable[[int], float] = lambda _: 0.0,
     ) -> None:
         self.resident, self.unsharded_gradients, self._compose = resident, unsharded_gradients, compose
-        self.loading = loading
+        self.loading, self.host_bytes = loading, host_bytes
         self._memory: GpuMemory | None = None
 
     def fragmented(self, curve: Curve) -> GpuJob:
         """The same job, whose margin depends on fragmentation."""
-        return GpuJob(self.resident, self.unsharded_gradients, lambda: self.memory.fragmented(curve), self.loading)
+        memory = self.unsharded_gradients, lambda: self.memory.fragmented(curve)
+        return GpuJob(self.resident, *memory, self.loading, self.host_bytes)
 
     @property
     def memory(self) -> GpuMemory:

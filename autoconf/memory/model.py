@@ -11,6 +11,7 @@ import numpy as np
 from autoconf.jobs.stack import Stack, Upcast
 from autoconf.memory.fragmentation import Fragmentation, sharding_of
 from autoconf.memory.gpu_memory import GpuJob, GpuMemory
+from autoconf.memory.host_memory import HostMemory, check_offload
 from autoconf.memory.objectives import Setup, joined, setup_of
 from autoconf.memory.optimizers import OptimizerBytes, optimizer_bytes
 from autoconf.memory.profile import HeadWay, LayerWay, Trainable, Units, optimizer_shapes
@@ -131,6 +132,11 @@ class StackMemory:
         loading = np.array([[job.loading for job in self._jobs[row]] for row in distinct.tolist()], float)
         return np.asarray(loading.reshape(-1, 2)[places, (gpus > 1).astype(int)])
 
+    def host_bytes(self, rows: Integers, gpus: Integers) -> Floats:
+        """Bytes of the host that each process takes, shape (candidates,)."""
+        places = zip(rows.tolist(), gpus.tolist(), strict=True)
+        return np.array([self._jobs[row][count > 1].host_bytes(count) for row, count in places], float)
+
     def peak_bytes(self, rows: Integers, gpus: Integers, tokens: Floats | Integers) -> Floats:
         """Peak bytes per GPU without the safety margin, shape (candidates,)."""
         return self._each(rows, gpus, lambda memory, which: memory.peak_bytes(gpus[which], tokens[which]))
@@ -157,8 +163,7 @@ class StackMemory:
 
     def parts_gib(self, row: int, gpus: int, tokens: float, reserve: Reserve) -> dict[str, float]:
         """GiB of each part for one candidate, with the safety margin as ``reserve``."""
-        parts = self._on(row, gpus).parts(gpus, tokens, reserve)
-        return {name: value / GIB for name, value in parts.items()}
+        return {name: value / GIB for name, value in self._on(row, gpus).parts(gpus, tokens, reserve).items()}
 
 
 def _distinct(rows: Integers) -> tuple[Integers, Integers]:
@@ -198,7 +203,7 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     if full is None and (strategy in ZERO or stack.objective != "sft" or method == "qlora"):
         raise _not_traced(table, model, method, stack, ("full", "default"))
     _check_sharding(table, model, method, stack, strategy)
-    _check_offload(stack, strategy)
+    check_offload(stack, strategy)
     _check_attention(stack)
     rank = None if method == "full" else stack.lora_r
     per_parameter = _bytes_per_parameter(stack, method, strategy)
@@ -214,15 +219,17 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
         offload=stack.offload if strategy != "none" else "none",
         reference=objective.reference, per_quantized=base.per_weight, reduces_each=stack.gradient_sync == "every",
     )  # fmt: skip
+    host = HostMemory(job, strategy, stack, full or trainable, trainable)
     if strategy not in ZERO:
         resident, gradients = job.resident(strategy), job.unsharded_gradients(strategy)
         loads_whole = rules >= LOADS_WHOLE and method == "qlora" and strategy in ("fsdp1", "fsdp2")
         # transformers/quantizers/quantizer_bnb_4bit.py: a weight is quantized on the GPU.
         loading = job.sharded_weights + job.units.unsharded_bytes if loads_whole else 0.0
-        return GpuJob(resident, gradients, lambda: sharded(moments(), job, strategy), loading)
+        return GpuJob(resident, gradients, lambda: sharded(moments(), job, strategy), loading, host.process_bytes)
     assert full is not None
     zero_job = ZeroJob.of(job, trainable, full, stack, several=several)
-    return GpuJob(zero_job.resident(strategy), 0.0, lambda: zero(moments(), zero_job, strategy))
+    on_host = host.under(zero_job).process_bytes
+    return GpuJob(zero_job.resident(strategy), 0.0, lambda: zero(moments(), zero_job, strategy), 0.0, on_host)
 
 
 def _optimizer(
@@ -296,14 +303,6 @@ def _check_attention(stack: Stack) -> None:
             ["attention 'eager'"],
             ": it holds scores of samples x heads x tokens x tokens, which are not counted; give flash or sdpa",
         )
-
-
-def _check_offload(stack: Stack, strategy: Strategy) -> None:
-    """Raise ``Unsupported`` if an optimizer does not step over parameters that are on the host."""
-    # accelerate/accelerator.py, _prepare_deepspeed, replaces all optimizers by DeepSpeed's for the CPU.
-    if stack.offload != "none" and strategy in ("fsdp1", "fsdp2") and "bit" in stack.optim:
-        settings = f"optim {stack.optim!r} with offload {stack.offload!r} and sharding {strategy!r}"
-        raise Unsupported([settings], ": bitsandbytes steps over parameters on the GPU")
 
 
 def _bytes_per_parameter(stack: Stack, method: str, strategy: Strategy) -> BytesPerParameter:

@@ -179,7 +179,7 @@ def _steps(zero: ZeroJob) -> list[tuple[float, dict[str, float]]]:
     Gradients of the partition live until the last parameter group is done.
     """
     gradients, flat = zero.itemsize, zero.itemsize
-    kept = gradients if zero.groups > 1 else 0
+    kept = gradients if len(zero.flat_sizes) > 1 else 0
     return [
         (0.0, {"owned": gradients, "normed": _BYTES_OF_A_NORM}),
         (0.0, {"owned": gradients, "stepped": flat + 4}),

@@ -33,7 +33,7 @@ class ZeroJob:
         parameters: all its parameters.
         buckets: DeepSpeed's settings.
         recomputes: whether layers are checkpointed.
-        groups: parameter groups of the optimizer: parameters with and without weight decay.
+        flat_sizes: elements of the parameter groups of the optimizer: parameters with and without weight decay.
         linear_inputs: inputs of frozen linear layers, which only ZeRO-3 keeps.
         several: whether several GPUs share the job.
     """
@@ -43,7 +43,7 @@ class ZeroJob:
     parameters: ModelSizes
     buckets: BucketSizes
     recomputes: bool
-    groups: int
+    flat_sizes: tuple[int, ...]
     linear_inputs: LinearInputs
     several: bool
 
@@ -75,7 +75,7 @@ class ZeroJob:
             parameters,
             BucketSizes.of(stack.zero_buckets, hidden),
             recomputes=stack.gradient_checkpointing != "none",
-            groups=len(flat_groups(trainable, job.rank)),
+            flat_sizes=tuple(shape.elements for shape in flat_groups(trainable, job.rank)),
             linear_inputs=LinearInputs(0, 0) if job.rank is None else _inputs_of(full, layers, hidden, stack),
             several=several,
         )

@@ -9,11 +9,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from autoconf.jobs.job import GPU_MEMORY, OPTIONAL, REQUIRED, STACK_FIELDS, stack_of
+from autoconf.jobs.job import GPU_MEMORY, HOST_LIMIT, OPTIONAL, REQUIRED, STACK_FIELDS, stack_of
 from autoconf.jobs.model_names import ModelNames
 from autoconf.jobs.presets import SETTINGS, training_stack
 from autoconf.jobs.values import LARGEST_NUMBER
+from autoconf.memory.candidates import Candidates
+from autoconf.memory.model import StackMemory
 from autoconf.memory.units import Booleans, Floats, Integers, Unsupported
+from autoconf.memory.version_1 import MemoryTable
 from autoconf.planner import hardware
 from autoconf.planner.given_gpus import given_gpus
 from autoconf.planner.known_names import model_names_of, names_of
@@ -39,6 +42,7 @@ class JobArrays:
     max_gpus: Integers  # most to consider
     even_layouts: Booleans  # whether only powers of two and full workers are considered
     max_tokens_per_sample: Integers  # limit of the domain, or of the model's learned positions
+    host_limit_gib: Floats | None = None  # memory of the host of one worker; ``None`` if no job has a limit
 
     def can_split(self, counts: Integers, max_batch_size: int) -> Booleans:
         """Whether a job's batch can be split over each number of GPUs, shape (jobs, counts)."""
@@ -52,7 +56,22 @@ class JobArrays:
 
     def subset(self, which: Integers) -> JobArrays:
         """Select jobs by position."""
-        return JobArrays(*(getattr(self, field.name)[which] for field in fields(self)))
+        arrays: list[Any] = [getattr(self, field.name) for field in fields(self)]
+        picked: list[Any] = [None if array is None else array[which] for array in arrays]
+        return JobArrays(*picked)
+
+    def candidates(self, memory: MemoryTable | StackMemory, which: Integers, gpus: Integers) -> Candidates:
+        """Some of the jobs, each on its number of GPUs.
+
+        Args:
+            memory: the memory model of the version.
+            which: the position of each job, shape (which,).
+            gpus: numbers of GPUs, >= 1, shape (which,).
+        """
+        arrays = self.rows[which], gpus, self.tokens_per_gpu(which, gpus), self.usable_gib[which]
+        on_worker = gpus // workers(gpus, self.gpus_per_worker[which])
+        limit = None if self.host_limit_gib is None else self.host_limit_gib[which]
+        return Candidates(memory, *arrays, on_worker, limit)
 
 
 @dataclass(frozen=True)
@@ -126,6 +145,7 @@ class _Lookup:
             ("batch_size", largest),
             ("per_device_train_batch_size", largest),
         )
+        self.knows_host = predictor.knows_host
         self.usable_gib = {name: gpu.usable_gib for name, gpu in self.domain.gpus.items()}
         self.refusing = {name: gpu for name, gpu in self.domain.gpus.items() if hardware.refuses(name, gpu)}
         self.positions = {
@@ -153,6 +173,7 @@ class _Lookup:
         longest = self._longest(columns, models, tokens, problems)
         if self.refusing:
             self._check_gpus(columns, gpus, models, problems)
+        host_limits = self._host_limits(columns, problems)
         rows = self._rows(columns, models, methods, problems)
         fine = np.array([index for index in range(len(models)) if index not in problems], np.int64)
         per_worker, most, even = columns_of(columns, ("gpus_per_worker", "max_gpus", "even_layouts"))
@@ -167,6 +188,7 @@ class _Lookup:
             max_gpus=np.array(most, np.int64),
             even_layouts=np.array(even, bool),
             max_tokens_per_sample=np.minimum(longest, self.domain.max_tokens_per_sample),
+            host_limit_gib=host_limits,
         )
         return Placed(jobs if not problems else jobs.subset(fine), fine, problems)
 
@@ -181,6 +203,20 @@ class _Lookup:
             if gpu.problem:
                 problems.setdefault(index, outside(gpu.problem))
         return names, usable
+
+    def _host_limits(self, columns: JobColumns, problems: Problems) -> Floats | None:
+        """The memory of the host of a worker of each job, infinity if it is not given; ``None`` if none is given."""
+        limits = columns.get(HOST_LIMIT)
+        if limits is None or not any(limits):
+            return None
+        if not self.knows_host:
+            refusal = outside(
+                f"{HOST_LIMIT} is not in the domain of version {self.version}; it is known from version 3.0.0"
+            )
+            for index, limit in enumerate(limits):
+                if limit is not None:
+                    problems.setdefault(index, refusal)
+        return np.array([np.inf if limit is None else limit for limit in limits])
 
     def _find(
         self, field: str, values: list[str], problems: Problems, may_be_unknown: Container[int] = ()

@@ -78,8 +78,7 @@ def candidates_on(predictor: Predictor, jobs: JobArrays, gpus: Integers) -> Cand
         jobs: jobs inside its domain.
         gpus: the number of GPUs of each job, shape (jobs,).
     """
-    tokens = jobs.tokens_per_gpu(np.arange(len(gpus)), gpus)
-    return Candidates(predictor.memory, jobs.rows, gpus, tokens, jobs.usable_gib)
+    return jobs.candidates(predictor.memory, np.arange(len(gpus)), gpus)
 
 
 def _of_candidates(predictor: Predictor, candidates: Candidates) -> list[Estimate]:
@@ -93,6 +92,7 @@ def _of_candidates(predictor: Predictor, candidates: Candidates) -> list[Estimat
     peak = (memory.peak_bytes(*place) / GIB).tolist()
     why_not = iter(causes(candidates.subset(~np.array(fits, bool))))
     outside = (candidates.usable_gib - predictor.for_pytorch_gib(candidates.usable_gib, candidates.gpus)).tolist()
+    host = candidates.host_gib().tolist() if predictor.knows_host else [None] * len(peak)
     threshold, learned = predictor.card.threshold, predictor.card.fragmentation is not None
     found = []
     for index, (row, gpus, tokens) in enumerate(zip(*place, strict=True)):
@@ -115,6 +115,7 @@ def _of_candidates(predictor: Predictor, candidates: Candidates) -> list[Estimat
                 activations_gib=parts["activations"],
                 fragmentation_gib=parts["fragmentation"] if learned else None,
                 reserve_gib=parts["reserve"],
+                host_memory_gib=host[index],
                 reason="" if fits[index] else f"{probability_text(probability[index], threshold)}: {next(why_not)}",
                 outcome="ok" if fits[index] else "fits_nowhere",
             )

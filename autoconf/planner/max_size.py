@@ -9,11 +9,11 @@ import pandas as pd
 
 from autoconf.jobs.job import Job
 from autoconf.jobs.queries import LARGEST_BATCH, LARGEST_SAMPLE, NUMBER_GPUS
-from autoconf.memory.candidates import Candidates
 from autoconf.memory.units import Booleans, Integers
 from autoconf.planner.domain import JobArrays, JobColumns, on_counts
 from autoconf.planner.frontier import most_tokens
 from autoconf.planner.results import LargestBatch, LargestSample
+from autoconf.planner.rules import host_fits
 from autoconf.planner.runner import Solver, on_gpus
 from autoconf.planner.search import causes
 from autoconf.predictor.predictor import Predictor
@@ -89,7 +89,7 @@ def _batches(predictor: Predictor, columns: JobColumns) -> list[LargestBatch]:
     gpus = np.array(columns[NUMBER_GPUS], np.int64)
     placed = on_counts(predictor, one_each, gpus)
     jobs, gpus = placed.jobs, gpus[placed.positions]
-    tokens = most_tokens(predictor, jobs.rows, jobs.usable_gib, gpus)
+    tokens = np.where(_on_host(predictor, jobs, gpus), most_tokens(predictor, jobs.rows, jobs.usable_gib, gpus), 0)
     batches = np.minimum(tokens // jobs.tokens_per_sample, predictor.domain.max_batch_size // gpus)
     causes = _causes(predictor, jobs, gpus, batches == 0)
     found = [
@@ -106,7 +106,7 @@ def _samples(predictor: Predictor, columns: JobColumns) -> list[LargestSample]:
     gpus = np.array(columns[NUMBER_GPUS], np.int64)
     placed = on_counts(predictor, one_token, gpus)
     jobs, gpus = placed.jobs, gpus[placed.positions]
-    tokens = most_tokens(predictor, jobs.rows, jobs.usable_gib, gpus)
+    tokens = np.where(_on_host(predictor, jobs, gpus), most_tokens(predictor, jobs.rows, jobs.usable_gib, gpus), 0)
     samples = jobs.tokens_per_gpu(np.arange(len(gpus)), gpus).astype(np.int64)  # each sample has one token here
     longest = np.minimum(tokens // samples, jobs.max_tokens_per_sample)
     causes = _causes(predictor, jobs, gpus, longest == 0)
@@ -119,12 +119,15 @@ def _samples(predictor: Predictor, columns: JobColumns) -> list[LargestSample]:
     return placed.answers(found, LargestSample)
 
 
+def _on_host(predictor: Predictor, jobs: JobArrays, gpus: Integers) -> Booleans:
+    """Whether the hosts have the memory that the jobs take there, whatever their batch."""
+    return host_fits(jobs.candidates(predictor.memory, np.arange(len(gpus)), gpus))
+
+
 def _causes(predictor: Predictor, jobs: JobArrays, gpus: Integers, refused: Booleans) -> Iterator[str]:
     """The causes, in order, for refused jobs, of which not even the smallest size fits."""
     which = np.flatnonzero(refused)
-    tokens = jobs.tokens_per_gpu(which, gpus[which])
-    smallest = Candidates(predictor.memory, jobs.rows[which], gpus[which], tokens, jobs.usable_gib[which])
-    return iter(causes(smallest))
+    return iter(causes(jobs.candidates(predictor.memory, which, gpus[which])))
 
 
 _LARGEST_BATCH = Solver(LARGEST_BATCH, LargestBatch, _batches)

@@ -97,6 +97,8 @@ class Recommendation:
     stack: str = ""  # the training stack: the preset, and the settings that the job changes
     changes: tuple[Remedy, ...] = dataclasses.field(default=(), repr=False)  # the changes at the end of the reason
     outcome: Outcome = "ok"
+    # Memory of the host of one worker that the job takes, in GiB; None if it takes none, and up to version 2.0.0.
+    host_memory_gib: float | None = dataclasses.field(default=None, repr=False)
     notes: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)
 
     def _repr_html_(self) -> str:
@@ -129,6 +131,7 @@ class Estimate:
     activations_gib: float | None = None
     fragmentation_gib: float | None = None  # reserved by PyTorch but not allocated; None up to version 2.0.0
     reserve_gib: float | None = None  # CUDA context, workspaces, NCCL and, up to version 2.0.0, fragmentation
+    host_memory_gib: float | None = None  # of the host of one worker, not of a GPU; None up to version 2.0.0
     reason: str = ""
     outcome: Outcome = "ok"
     notes: tuple[str, ...] = dataclasses.field(default=(), repr=False, compare=False)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from autoconf.jobs.job import HOST_LIMIT
 from autoconf.memory.candidates import Candidates
 from autoconf.memory.model import StackMemory
 from autoconf.memory.units import GIB, Booleans
@@ -37,6 +38,14 @@ def loading_fits(candidates: Candidates) -> Booleans:
         return np.ones(len(candidates.rows), bool)
     loading: Booleans = memory.loading_bytes(candidates.rows, candidates.gpus) <= candidates.usable_gib * GIB
     return loading
+
+
+def host_fits(candidates: Candidates) -> Booleans:
+    """Check the memory of a worker's host, if a job has a limit of it."""
+    if candidates.host_limit_gib is None:
+        return np.ones(len(candidates.rows), bool)
+    fits: Booleans = candidates.host_gib() <= candidates.host_limit_gib
+    return fits
 
 
 def on_each(gpus: int) -> str:
@@ -75,11 +84,22 @@ def _why_loading(candidates: Candidates) -> list[str]:
     ]
 
 
+def _why_host(candidates: Candidates) -> list[str]:
+    assert candidates.host_limit_gib is not None and candidates.on_worker is not None
+    each = zip(candidates.host_gib(), candidates.on_worker, candidates.host_limit_gib, strict=True)
+    return [
+        f"the host of a worker holds {gib:.1f} GiB for {'1 GPU' if count == 1 else f'{count} GPUs'}, and {HOST_LIMIT} "
+        f"is {limit:g}"
+        for gib, count, limit in each
+    ]
+
+
 # In the order in which they are tried; the first rule that a candidate fails gives the reason.
 RULES: tuple[tuple[Callable[[Candidates], Booleans], Callable[[Candidates], list[str]]], ...] = (
     (resident_state_fits, _why_resident_state),
     (gradients_fit, _why_gradients),
     (loading_fits, _why_loading),
+    (host_fits, _why_host),
 )
 
 

@@ -144,12 +144,25 @@ class Solver(Generic[Answer]):
 
 
 class LayoutSolver(Solver[Recommendation]):
-    """A solver whose answer about one job names the job's training stack."""
+    """A solver of layouts: answers name the training stack of one job, and what jobs that offload take on hosts."""
+
+    def answers(self, predictor: Predictor, columns: JobColumns) -> list[Recommendation]:
+        found = super().answers(predictor, columns)
+        offloads = columns.get("offload", [None] * len(found))
+        return [
+            self.noted(one, (_on_host(one),)) if offload and one.host_memory_gib else one
+            for one, offload in zip(found, offloads, strict=True)
+        ]
 
     def of_job(
         self, job: Job, model_version: str | None, models: ModelsFolder = None, **arguments: Any
     ) -> Recommendation:
         return replace(super().of_job(job, model_version, models, **arguments), stack=job.stack_name())
+
+
+def _on_host(found: Recommendation) -> str:
+    which = "the" if found.workers == 1 else "each"
+    return f"the job takes {found.host_memory_gib:.1f} GiB of the host's memory on {which} worker"
 
 
 class OnGpus(Protocol[Answer_co]):

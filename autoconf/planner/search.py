@@ -57,20 +57,32 @@ def smallest(predictor: Predictor, jobs: JobArrays) -> list[Recommendation]:
     counts, even = even_counts(predictor, jobs)
     job, place = np.nonzero(even & jobs.can_split(counts, predictor.domain.max_batch_size))
     gpus = counts[place]
-    tokens_per_gpu = jobs.tokens_per_gpu(job, gpus)
-    candidates = Candidates(predictor.memory, jobs.rows[job], gpus, tokens_per_gpu, jobs.usable_gib[job])
+    candidates = jobs.candidates(predictor.memory, job, gpus)
     fits = decide(predictor, candidates)
     best = np.zeros(len(jobs.rows), np.int64)
     best[job[fits][::-1]] = gpus[fits][::-1]  # the smallest count is written last
     without = np.flatnonzero(best == 0)
     last = np.searchsorted(job, without, side="right") - 1  # each job's largest candidate
     reasons = iter(_why_not(predictor, candidates.subset(last), jobs, without))
+    nodes = workers(best, jobs.gpus_per_worker).tolist()
     return [
-        Recommendation(1, gpus=total // nodes, workers=nodes)
-        if total
-        else Recommendation(reason=next(reasons), outcome="fits_nowhere")
-        for total, nodes in zip(best.tolist(), workers(best, jobs.gpus_per_worker).tolist(), strict=True)
+        _on(total // on, on, host) if total else Recommendation(reason=next(reasons), outcome="fits_nowhere")
+        for total, on, host in zip(best.tolist(), nodes, _host_gib(predictor, jobs, best), strict=True)
     ]
+
+
+def _on(gpus: int, workers: int, host_gib: float) -> Recommendation:
+    return Recommendation(1, gpus=gpus, workers=workers, host_memory_gib=host_gib or None)
+
+
+def _host_gib(predictor: Predictor, jobs: JobArrays, gpus: Integers) -> list[float]:
+    """The memory that the host of one worker needs for each job, in GiB; 0 for jobs on no GPUs."""
+    found = np.zeros(len(gpus))
+    which = np.flatnonzero(gpus)
+    if predictor.knows_host:
+        found[which] = jobs.candidates(predictor.memory, which, gpus[which]).host_gib()
+    gib: list[float] = found.tolist()
+    return gib
 
 
 def _why_not(predictor: Predictor, largest: Candidates, jobs: JobArrays, which: Integers) -> list[str]:

@@ -64,6 +64,11 @@ class Predictor:
         """The jobs that the version supports."""
         return self.card.domain
 
+    @property
+    def knows_host(self) -> bool:
+        """Whether the version says what a job takes on the host; since 3.0.0, as for the memory outside of PyTorch."""
+        return self.card.outside_pytorch is not None
+
     def about(self, models: dict[str, Model], memory: StackMemory) -> Predictor:
         """The same predictor for other models.
 

@@ -11,7 +11,7 @@ import yaml
 
 import autoconf
 from autoconf import cli, experiments
-from autoconf.jobs.job import GPU_MEMORY, NAMES, NUMBERS, TRAINING_STACK, Workload, choices
+from autoconf.jobs.job import GPU_MEMORY, IN_GIB, NAMES, NUMBERS, TRAINING_STACK, Workload, choices
 from autoconf.jobs.queries import ALL_ARGUMENTS, ARGUMENTS, RUN_LENGTH
 from autoconf.min_gpu_recommender import min_gpu_recommender
 from autoconf.predictor import registry
@@ -38,10 +38,12 @@ DECLARED = {
         ["can_recommend", "gpus", "workers", "reason", "outcome"],
     ),
     "largest_batch_recommender": (
-        (*JOB, "number_gpus"), [], ["can_recommend", "per_device_train_batch_size", "batch_size", "reason", "outcome"],
+        (*JOB, "number_gpus"), LAYOUT[:1],
+        ["can_recommend", "per_device_train_batch_size", "batch_size", "reason", "outcome"],
     ),
     "largest_sample_recommender": (
-        (*JOB[:3], "batch_size", "number_gpus"), [], ["can_recommend", "tokens_per_sample", "reason", "outcome"],
+        (*JOB[:3], "batch_size", "number_gpus"), LAYOUT[:1],
+        ["can_recommend", "tokens_per_sample", "reason", "outcome"],
     ),
     "gpu_model_recommender": (
         ("model_name", "method", "tokens_per_sample", "batch_size"), LAYOUT,
@@ -49,10 +51,10 @@ DECLARED = {
          "cost_per_million_tokens", "reason", "outcome"],
     ),
     "memory_estimator": (
-        (*JOB, "batch_size", "number_gpus"), [],
+        (*JOB, "batch_size", "number_gpus"), LAYOUT[:1],
         ["fits", "probability", "peak_memory_gib", "peak_reserved_gib", "needed_memory_gib", "usable_memory_gib",
          "headroom_gib", "weights_gib", "gradients_gib", "optimizer_gib", "gathered_gib", "activations_gib",
-         "fragmentation_gib", "reserve_gib", "reason", "outcome"],
+         "fragmentation_gib", "reserve_gib", "host_memory_gib", "reason", "outcome"],
     ),
     "throughput_estimator": (
         (*JOB, "batch_size", "number_gpus"), ["gpus_per_worker"],
@@ -115,7 +117,7 @@ def test_ado_lists_categories_and_whole_numbers(name):
         else:
             assert domain.variableType.value == "OPEN_CATEGORICAL_VARIABLE_TYPE" and len(domain.values) > 1
             assert domain.valueInDomain("another") or field == "even_layouts"
-            if field not in NAMES and field not in ("lora_r", "even_layouts", GPU_MEMORY, *RUN_LENGTH):
+            if field not in NAMES and field not in ("lora_r", "even_layouts", *IN_GIB, *RUN_LENGTH):
                 assert [*domain.values] == [*empty(field), *choices(field)]
     assert {*registry.card("1.1.0").domain.models, *registry.card("2.0.0").domain.models} == {
         *domains["model_name"].values
@@ -134,7 +136,7 @@ def test_the_signature_is_that_of_the_properties(name):
         assert parameter.default == defaults.get(field, inspect.Parameter.empty)
         number = field in (*NUMBERS, *ALL_ARGUMENTS)
         whole = int | str if parameter.default == "" else int
-        assert parameter.annotation == (float | str if field == GPU_MEMORY else whole if number else str)
+        assert parameter.annotation == (float | str if field in IN_GIB else whole if number else str)
 
 
 def test_the_published_signature_is_unchanged():
@@ -179,7 +181,8 @@ def test_an_examples_entity_is_valid_and_answered(example):
     assert listed.validate_entity(SpacePoint.model_validate({"entity": entity}).to_entity(), verbose=True)
     answer = function(name)(**entity)
     assert answer[DECLARED[name][2][0]] == 1
-    of_later_versions = {"peak_reserved_gib", "fragmentation_gib"} if entity["model_version"] == "2.0.0" else set()
+    later = {"peak_reserved_gib", "fragmentation_gib", "host_memory_gib"}
+    of_later_versions = later if entity["model_version"] == "2.0.0" else set()
     of_a_run = (
         {"hours", "cost"} if name == "gpu_model_recommender" else set()
     )  # the example does not say how long it is
