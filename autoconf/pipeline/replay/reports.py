@@ -34,7 +34,7 @@ from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.replay import loading
 from autoconf.pipeline.replay.record import UPDATES, Batches, record
 from autoconf.pipeline.report import markdown, with_words
-from autoconf.pipeline.tracing import model_setup
+from autoconf.pipeline.tracing import fsdp_units
 from autoconf.pipeline.tracing.model_setup import Method, TrainingSetup
 
 
@@ -144,7 +144,7 @@ def _fsdp1(job: Job) -> AbstractContextManager[Any]:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, **given})
 
-    return mock.patch.object(model_setup, "FullyShardedDataParallel", Given)
+    return mock.patch.object(fsdp_units, "FullyShardedDataParallel", Given)
 
 
 def _no_warmup() -> AbstractContextManager[Any]:

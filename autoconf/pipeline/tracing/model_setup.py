@@ -18,15 +18,7 @@ import torch
 import transformers
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import (
-    BackwardPrefetch,
-    FSDPModule,
-    FullyShardedDataParallel,
-    MixedPrecision,
-    MixedPrecisionPolicy,
-    ShardingStrategy,
-    fully_shard,
-)
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
@@ -35,6 +27,7 @@ from autoconf.memory.optimizers import Shape
 from autoconf.memory.zero_job import ZERO
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.kernels import cuda as cuda_kernels
+from autoconf.pipeline.tracing.fsdp_units import fsdp1, fsdp2
 from autoconf.pipeline.tracing.ways import Method
 
 _TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
@@ -317,9 +310,9 @@ class Rank:
                 if parameter.requires_grad and parameter.dtype != torch.float32:
                     parameter.data = parameter.data.float()
         if sharding == "fsdp2":
-            return _fsdp2(model, self.layers, self._mixed, mesh)
+            return fsdp2(model, self.layers, self._mixed, mesh)
         whole = [] if self.job.stack.shard_adapters else [p for p in model.parameters() if p.requires_grad]
-        return _fsdp1(model, self.layers, self._mixed, whole, self._sync_module_states)
+        return fsdp1(model, self.layers, self._mixed, whole, self._sync_module_states)
 
     @property
     def trainable(self) -> list[nn.Parameter]:
@@ -361,41 +354,3 @@ def _run_under_autocast(model: nn.Module, dtype: torch.dtype) -> None:
         return convert_to_fp32(outputs)
 
     model.forward = autocast
-
-
-def _fsdp1(
-    model: nn.Module, layers: nn.ModuleList, mixed: torch.dtype | None, whole: list[nn.Parameter], sync: bool
-) -> nn.Module:
-    """Apply FULL_SHARD as accelerate does: one unit per decoder layer, the root, and one per adapter."""
-    layer = type(layers[0])
-    # peft/utils/other.py, fsdp_auto_wrap_policy: trainable leaves are separate units
-    leaves_apart = isinstance(model, peft.PeftModel) and not whole
-
-    def policy(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
-        return recurse or isinstance(module, layer) or (leaves_apart and _is_trainable_leaf(module))
-
-    return FullyShardedDataParallel(
-        model,
-        auto_wrap_policy=policy,
-        sharding_strategy=ShardingStrategy.FULL_SHARD,
-        backward_prefetch=BackwardPrefetch.BACKWARD_PRE,
-        mixed_precision=MixedPrecision(param_dtype=mixed, reduce_dtype=mixed, buffer_dtype=mixed) if mixed else None,
-        ignored_states=whole,
-        sync_module_states=sync,
-        use_orig_params=True,  # the default of accelerate launch
-        device_id=torch.device("cpu"),
-    )
-
-
-def _is_trainable_leaf(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    return weight is not None and weight.requires_grad and not list(module.named_children())
-
-
-def _fsdp2(model: nn.Module, layers: nn.ModuleList, mixed: torch.dtype | None, mesh: DeviceMesh) -> nn.Module:
-    """Apply ``fully_shard``: one unit per decoder layer, and the root."""
-    policy = MixedPrecisionPolicy(param_dtype=mixed, reduce_dtype=mixed)
-    for layer in layers:
-        fully_shard(layer, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
-    fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
-    return model
