@@ -83,9 +83,9 @@ def _zero_gradients(engine: Any) -> None:
     for gradients in optimizer.averaged_gradients.values():
         for gradient in gradients or ():
             gradient.zero_()
+    for norm in getattr(optimizer, "norm_for_param_grads", {}).values():  # of gradients that are on the host
+        norm.zero_()
     optimizer.local_overflow = False
-    if hasattr(optimizer, "inf_or_nan_tracker"):
-        optimizer.inf_or_nan_tracker.zero_()
 
 
 def _materialize(model: nn.Module) -> None:
