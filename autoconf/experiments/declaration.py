@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import autoconf.experiments.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
 from autoconf.experiments.domains import property_domain
-from autoconf.jobs.job import BATCHES, IN_GIB, NUMBERS, REQUIRED, TRAINING_STACK, Workload, with_gpu
+from autoconf.jobs.job import BATCHES, GPU_MEMORY, IN_GIB, NUMBERS, REQUIRED, TRAINING_STACK, Workload, with_gpu
 from autoconf.jobs.queries import ALL_ARGUMENTS, Query
 from autoconf.jobs.values import is_empty
 
@@ -94,7 +94,9 @@ def _arguments(
             raise ValueError(f"{field}: given twice")
         if field not in parameters:
             raise ValueError(f"{field}: no such field; the fields are {', '.join(parameters)}")
-    given = with_gpu(given | fields)
+    given |= fields
+    if GPU_MEMORY in given:
+        given = with_gpu(given)
     if missing := [f"{field}: is required" for field in required if is_empty(given.get(field))]:
         raise ValueError("; ".join(missing))
     return given

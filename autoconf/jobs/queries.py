@@ -115,7 +115,9 @@ class Query:
             ValueError: a field is missing, unknown or invalid, is one that the query answers, or fields exclude each
                 other; the message names every such field.
         """
-        problems, numbers, fields = [], {}, with_gpu(fields)
+        problems, numbers = [], {}
+        if GPU_MEMORY in fields:
+            fields = with_gpu(fields)
         arguments = (*self.arguments, *self.optional_arguments)
         try:
             job = Job.parse(**{field: value for field, value in fields.items() if field not in arguments})

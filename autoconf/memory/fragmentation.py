@@ -1,8 +1,8 @@
 """What a job needs of a GPU beyond allocated memory: PyTorch's fragmentation, and what is outside PyTorch.
 
 How much fragmentation there is follows from the order and the sizes of a job's allocations, which
-``autoconf.pipeline.replay`` replays. A replay takes too long for each question, so a version keeps curves over the
-activations that were learned from replays and from real runs when it was made.
+``autoconf.pipeline.replay`` replays. A replay takes too long for each question, so a version keeps
+surfaces over activations and states that were learned from replays and from real runs when it was made.
 """
 
 from __future__ import annotations
@@ -12,60 +12,113 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autoconf.jobs.stack import Stack
+from autoconf.jobs.stack import Allocator, Stack
 from autoconf.memory.units import Floats, Integers
 
 EXPANDABLE = " with expandable segments"
 
 
-def sharding_of(stack: Stack, *, several: bool) -> str:
-    """The name by which fragmentation is kept: ``none`` on one GPU, else the sharding; and the allocator.
+OF_4_BIT = " of 4-bit weights"
 
-    ZeRO counts as ``fsdp1``: its allocations are not replayed.
 
-    >>> sharding_of(Stack(sharding="fsdp2"), several=True), sharding_of(Stack(sharding="fsdp2"), several=False)
+def kind_of(stack: Stack, method: str, *, several: bool) -> str:
+    """The kind of a job by which fragmentation is kept: ``none`` on one GPU, else the sharding; and the allocator.
+
+    FSDP of 4-bit weights is a kind of its own: each GPU first loads all weights, and shards then lie in what these
+    leave behind. ZeRO counts as ``fsdp1``: its allocations are not replayed.
+
+    >>> kind_of(Stack(sharding="fsdp2"), "full", several=True), kind_of(Stack(sharding="fsdp2"), "full", several=False)
     ('fsdp2', 'none')
-    >>> sharding_of(Stack(allocator="expandable_segments"), several=False)
+    >>> kind_of(Stack(sharding="zero3"), "qlora", several=True)
+    'fsdp1 of 4-bit weights'
+    >>> kind_of(Stack(allocator="expandable_segments"), "lora", several=False)
     'none with expandable segments'
     """
-    sharding = stack.sharding if several else "none"
+    return kind_named(stack.sharding if several else "none", method, stack.allocator)
+
+
+def kind_named(sharding: str, method: str, allocator: Allocator = "default") -> str:
+    """The ``kind_of`` a job; ``sharding`` is ``none`` on one GPU."""
     sharding = "fsdp1" if sharding.startswith("zero") else sharding
-    return sharding + (EXPANDABLE if stack.allocator == "expandable_segments" else "")
+    of = OF_4_BIT if method == "qlora" and sharding.startswith("fsdp") else ""
+    return sharding + of + (EXPANDABLE if allocator == "expandable_segments" else "")
 
 
-class Curve(NamedTuple):
-    """Fragmentation by activations.
+class Surface(NamedTuple):
+    """Fragmentation of a kind of jobs by activations and states.
 
     Attributes:
         activations_gib: activations in GiB, ascending from 0 to more than any GPU has.
-        gib: fragmentation in GiB at each of them, never falling; linear in between.
+        states_gib: gradients and optimizer states in GiB, ascending from 0; more than the last counts as the last.
+        gib: fragmentation in GiB, shape (states, activations), never falling along either; linear in between.
 
-    >>> Curve((0.0, 100.0), (1.0, 21.0)).at(np.array([0.0, 50.0])).tolist()
-    [1.0, 11.0]
+    >>> surface = Surface(*map(np.array, ([0.0, 100.0], [0.0, 10.0], [[1.0, 21.0], [3.0, 23.0]])))
+    >>> surface.at(np.array([[0.0, 50.0]]), states_gib=np.array([0.0, 5.0])).tolist()
+    [[1.0, 12.0]]
     """
 
-    activations_gib: tuple[float, ...]
-    gib: tuple[float, ...]
+    activations_gib: Floats
+    states_gib: Floats
+    gib: Floats
 
-    def at(self, activations_gib: Floats) -> Floats:
-        return np.asarray(np.interp(activations_gib, self.activations_gib, self.gib))
+    def curves(self, states_gib: Floats) -> Floats:
+        """Fragmentation at each of ``activations_gib`` and each candidate's states, shape (activations, candidates)."""
+        place = np.interp(states_gib, self.states_gib, np.arange(len(self.states_gib)))
+        low = place.astype(int)
+        high, weight = np.minimum(low + 1, len(self.gib) - 1), (place - low)[:, None]
+        return np.asarray((self.gib[low] * (1 - weight) + self.gib[high] * weight).T)
+
+    def at(self, activations_gib: Floats, states_gib: Floats) -> Floats:
+        """Fragmentation of candidates.
+
+        Args:
+            activations_gib: shape (moments, candidates).
+            states_gib: shape (candidates,).
+        """
+        curves = self.curves(states_gib)
+        place = np.interp(activations_gib, self.activations_gib, np.arange(len(curves)))
+        low, columns = place.astype(int), np.arange(curves.shape[1])
+        high, weight = np.minimum(low + 1, len(curves) - 1), place - low
+        return np.asarray(curves[low, columns] * (1 - weight) + curves[high, columns] * weight)
+
+
+def inverse(y: Floats, xs: Floats, ys: Floats) -> Floats:
+    """Where the function of each column, linear between its points, reaches a value; within ``xs``.
+
+    Args:
+        y: shape (rows, columns).
+        xs: never falling along each column, shape (points, columns).
+        ys: rising along each column, likewise.
+
+    >>> points = np.array([[0.0, 0.0], [2.0, 2.0]])
+    >>> inverse(np.array([[5.0, 99.0]]), points, np.array([[0.0, 0.0], [10.0, 20.0]])).tolist()
+    [[1.0, 2.0]]
+    """
+    above = (ys[:, None, :] <= y).sum(axis=0)
+    low, columns = np.clip(above - 1, 0, len(ys) - 2), np.arange(y.shape[1])
+    start, rise = ys[low, columns], ys[low + 1, columns] - ys[low, columns]
+    weight = np.clip((y - start) / np.where(rise > 0, rise, 1), 0, 1)
+    return np.asarray(xs[low, columns] * (1 - weight) + xs[low + 1, columns] * weight)
 
 
 @dataclass(frozen=True)
 class Fragmentation:
-    """The learned curves of a version.
+    """The learned surfaces of a version.
 
     Attributes:
-        activations_gib: as in ``Curve``, the same for all curves.
-        curves: GiB at each of them, by ``sharding_of`` a job.
+        activations_gib: as in ``Surface``, the same for all surfaces.
+        states_gib: likewise.
+        surfaces: GiB, shape (states, activations), by ``kind_of`` a job.
     """
 
     activations_gib: tuple[float, ...]
-    curves: dict[str, tuple[float, ...]]
+    states_gib: tuple[float, ...]
+    surfaces: dict[str, tuple[tuple[float, ...], ...]]
 
-    def curve(self, sharding: str) -> Curve:
-        """The curve of a ``sharding_of``; without one for expandable segments, that of the default allocator."""
-        return Curve(self.activations_gib, self.curves.get(sharding) or self.curves[sharding.removesuffix(EXPANDABLE)])
+    def surface(self, kind: str) -> Surface:
+        """The surface of a ``kind_of``; without one for expandable segments, that of the default allocator."""
+        gib = self.surfaces.get(kind) or self.surfaces[kind.removesuffix(EXPANDABLE)]
+        return Surface(*(np.array(of) for of in (self.activations_gib, self.states_gib, gib)))
 
 
 @dataclass(frozen=True)

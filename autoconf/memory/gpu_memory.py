@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 
 from autoconf.memory.envelope import undominated
-from autoconf.memory.fragmentation import Curve
+from autoconf.memory.fragmentation import Surface, inverse
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.units import GIB, Floats, Integers
 
@@ -71,10 +71,21 @@ class Moments:
 
 @dataclass(frozen=True)
 class Resident:
-    """Bytes of weights, gradients and optimizer states: the minimum that training holds."""
+    """Bytes that training holds at least: weights, and states, which are gradients and optimizer states.
 
-    whole: float  # on every GPU
-    sharded: float  # divided among GPUs
+    States are first allocated after activations, and lie between the segments of these.
+
+    Attributes:
+        whole: on every GPU.
+        sharded: divided among GPUs.
+        states: the states among ``whole``.
+        states_sharded: the states among ``sharded``.
+    """
+
+    whole: float
+    sharded: float
+    states: float = 0.0
+    states_sharded: float = 0.0
 
 
 class GpuMemory:
@@ -108,16 +119,16 @@ class GpuMemory:
         kept = undominated(total, decimals=0)
         self._parts = parts[:, kept]  # shape (parts, moments, variables)
         self._total = total[kept]  # shape (moments, variables)
-        self.fragmentation: Curve | None = None
+        self.fragmentation: Surface | None = None
 
-    def fragmented(self, curve: Curve | None) -> Self:
+    def fragmented(self, surface: Surface | None) -> Self:
         """The same memory, whose margin depends on fragmentation instead of activations.
 
         Args:
-            curve: fragmentation by activations; ``None`` changes nothing.
+            surface: fragmentation by activations and states; ``None`` changes nothing.
         """
         found = copy(self)
-        found.fragmentation = curve
+        found.fragmentation = surface
         return found
 
     def peak_bytes(self, gpus: Integers, tokens: Floats | Integers) -> Floats:
@@ -148,12 +159,13 @@ class GpuMemory:
         Returns:
             Tokens, 0 if none fit, or infinity if no number of tokens reaches the limit.
         """
-        activations = np.array(self._kinks(reserve))
-        margin = reserve.gib(self._decides_margin(activations[:, None]), gpus[:1])[:, 0]
+        activations = self._kinks(gpus, reserve)
+        margin = reserve.gib(self._decides_margin(activations, gpus), gpus)
         needed = GIB * ((1 + reserve.peak_share) * activations + margin)  # at each of these activations
         constant = self._total @ self._variables(gpus, np.zeros(len(gpus)))
         room = bytes_ - (1 + reserve.peak_share) * constant  # of each moment, for activations and their margin
-        found = GIB * np.interp(room, needed, activations) + np.maximum(room - needed[-1], 0) / (1 + reserve.peak_share)
+        beyond = np.maximum(room - needed[-1], 0) / (1 + reserve.peak_share)
+        found = GIB * inverse(room, activations, needed) + beyond
         with np.errstate(divide="ignore", invalid="ignore"):
             tokens = np.where(room < needed[0], 0.0, found / self._total[:, 1:2])
         return np.asarray(np.nanmin(np.where(np.isnan(tokens), np.inf, tokens), axis=0))
@@ -166,7 +178,8 @@ class GpuMemory:
         """
         at = self._needs(gpus, tokens, reserve).argmax(axis=0)
         bytes_ = (self._total[at] * self._variables(gpus, tokens).T).sum(axis=1)
-        return np.stack([bytes_, GIB * self._decides_margin(self._total[at, 1] * tokens / GIB)], axis=1)
+        activations = (self._total[at, 1] * tokens / GIB)[None]
+        return np.stack([bytes_, GIB * self._decides_margin(activations, gpus)[0]], axis=1)
 
     def parts(self, gpus: int, tokens: float, reserve: Reserve) -> dict[str, float]:
         """Bytes of each part, and of the margin, at the deciding moment; their sum is ``needed_bytes``.
@@ -177,8 +190,8 @@ class GpuMemory:
         at = int(self._needs(one, those, reserve).argmax())
         variables = self._variables(one, those)[:, 0]
         found = {name: float(part[at] @ variables) for name, part in zip(self.PARTS, self._parts, strict=True)}
-        activations = np.array([self._total[at, 1] * tokens / GIB])
-        margin = float(reserve.gib(self._decides_margin(activations), one)[0]) * GIB
+        activations = np.array([[self._total[at, 1] * tokens / GIB]])
+        margin = float(reserve.gib(self._decides_margin(activations, one), one)[0, 0]) * GIB
         without = margin if self.fragmentation is None else float(reserve.gib(np.zeros(1), one)[0]) * GIB
         on_top = reserve.peak_share * float(self._total[at] @ variables)
         return {**found, "fragmentation": margin - without, "reserve": without + on_top}
@@ -187,22 +200,24 @@ class GpuMemory:
         """Bytes of each moment with its margin, shape (moments, candidates)."""
         activations = np.outer(self._total[:, 1], tokens) / GIB
         peaks = self._total @ self._variables(gpus, tokens)
-        decides = activations if self.fragmentation is None else self.fragmentation.at(activations)
+        decides = activations if self.fragmentation is None else self._decides_margin(activations, gpus)
         return np.asarray((1 + reserve.peak_share) * peaks + GIB * reserve.gib(decides, gpus))
 
-    def _decides_margin(self, activations_gib: Floats) -> Floats:
+    def _decides_margin(self, activations_gib: Floats, gpus: Integers) -> Floats:
         """What the margin depends on, in GiB: fragmentation, or in versions without it the activations."""
-        return activations_gib if self.fragmentation is None else self.fragmentation.at(activations_gib)
-
-    def _kinks(self, reserve: Reserve) -> Sequence[float]:
-        """Activations between which the margin is linear, ascending."""
         if self.fragmentation is None:
-            return reserve.activations_gib
-        by, gib = (np.array(column) for column in self.fragmentation)
-        rises = np.append(True, np.diff(gib) > 0)
-        within = [x for x in reserve.activations_gib if gib[0] < x < gib[-1]]
-        kinks: list[float] = np.union1d(by, np.interp(within, gib[rises], by[rises])).tolist()
-        return kinks
+            return activations_gib
+        states = (self.resident.states + self.resident.states_sharded / gpus) / GIB
+        return self.fragmentation.at(activations_gib, states)
+
+    def _kinks(self, gpus: Integers, reserve: Reserve) -> Floats:
+        """Activations between which the margin of each candidate is linear, ascending; shape (kinks, candidates)."""
+        margins = np.repeat(np.array(reserve.activations_gib)[:, None], len(gpus), axis=1)
+        if self.fragmentation is None:
+            return margins
+        activations = np.repeat(self.fragmentation.activations_gib[:, None], len(gpus), axis=1)
+        curves = self._decides_margin(activations, gpus)
+        return np.sort(np.concatenate([activations, inverse(margins, activations, curves)]), axis=0)
 
     def _variables(self, gpus: Integers, tokens: Floats | Integers) -> Floats:
         """The factors of the terms of a moment, shape (3 + curves, candidates)."""
@@ -233,9 +248,9 @@ class GpuJob:
         self.loading, self.host_bytes = loading, host_bytes
         self._memory: GpuMemory | None = None
 
-    def fragmented(self, curve: Curve) -> GpuJob:
+    def fragmented(self, surface: Surface) -> GpuJob:
         """The same job, whose margin depends on fragmentation."""
-        memory = self.unsharded_gradients, lambda: self.memory.fragmented(curve)
+        memory = self.unsharded_gradients, lambda: self.memory.fragmented(surface)
         return GpuJob(self.resident, *memory, self.loading, self.host_bytes)
 
     @property

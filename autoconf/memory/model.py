@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 
 import numpy as np
 
 from autoconf.jobs.stack import Stack, Upcast
-from autoconf.memory.fragmentation import Fragmentation, sharding_of
+from autoconf.memory.fragmentation import Fragmentation, kind_of
 from autoconf.memory.gpu_memory import GpuJob, GpuMemory
 from autoconf.memory.host_memory import HostMemory, check_offload
 from autoconf.memory.objectives import Setup, joined, setup_of
@@ -91,8 +92,7 @@ class StackMemory:
         job = gpu_job(self.table, model, method, stack, several=several, rules=self.rules)
         if self.fragmentation is None:
             return job
-        curve = self.fragmentation.curve(sharding_of(stack, several=several))
-        return job.fragmented(curve)
+        return job.fragmented(self.fragmentation.surface(kind_of(stack, method, several=several)))
 
     def _on(self, row: int, gpus: int) -> GpuMemory:
         return self._jobs[row][gpus > 1].memory
@@ -109,15 +109,16 @@ class StackMemory:
             answers[alike] = ask(self._on(int(rows[alike[0]]), int(gpus[alike[0]])), alike)
         return answers
 
-    def resident_bytes(self, rows: Integers, gpus: Integers) -> Floats:
-        """The minimum that training holds: weights, optimizer states and one set of gradients, sharded if possible.
+    def resident_bytes(self, rows: Integers, gpus: Integers, *, states: bool = False) -> Floats:
+        """The minimum that training holds: weights, and ``states``: optimizer states and one set of gradients.
 
         Returns:
             Bytes per GPU, shape (candidates,).
         """
         distinct, places = _distinct(rows)
         jobs = [self._jobs[row] for row in distinct.tolist()]
-        resident = np.array([[(job.resident.whole, job.resident.sharded) for job in both] for both in jobs], float)
+        of = attrgetter("states", "states_sharded") if states else attrgetter("whole", "sharded")
+        resident = np.array([[of(job.resident) for job in both] for both in jobs], float)
         whole, sharded = resident.reshape(-1, 2, 2)[places, (gpus > 1).astype(int)].T
         return np.asarray(whole + sharded / gpus)
 

@@ -110,9 +110,11 @@ class UnshardedJob:
             return Resident(self.units.unsharded_bytes, sharded=0.0)
         if strategy in ("fsdp1", "fsdp2"):
             gradients = min(1.0, self.bytes_per_parameter.stored_per_computed) * self.gradients
-            return Resident(self.units.unsharded_bytes, sharded=self.sharded_weights + gradients + states)
+            states += gradients
+            return Resident(self.units.unsharded_bytes, self.sharded_weights + states, states_sharded=states)
         weights = self.sharded_weights + self.units.unsharded_bytes
-        return Resident(whole=weights + self.gradients + _buckets(self, strategy) + states, sharded=0.0)
+        states += self.gradients + _buckets(self, strategy)
+        return Resident(weights + states, sharded=0.0, states=states)
 
     def moments(self, profile: Floats) -> UnshardedMoments:
         """A profile at the rank of this job."""

@@ -84,11 +84,13 @@ class ZeroJob:
         """The minimum that training holds: weights, optimizer states and one set of gradients."""
         job = self.job
         gradients = 0 if job.offloads else job.gradients
+        weights = job.sharded_weights + job.units.unsharded_bytes
         if stage == "zero1":
-            return Resident(job.sharded_weights + job.units.unsharded_bytes + job.gradients, self.states)
+            return Resident(weights + job.gradients, self.states, states=job.gradients, states_sharded=self.states)
+        states = gradients + (self.states if stage == "zero2" else self.states3)
         if stage == "zero2":
-            return Resident(job.sharded_weights + job.units.unsharded_bytes, self.states + gradients)
-        return Resident(job.units.unsharded_bytes, job.weights_on_gpu + gradients + self.states3)
+            return Resident(weights, states, states_sharded=states)
+        return Resident(job.units.unsharded_bytes, job.weights_on_gpu + states, states_sharded=states)
 
     @property
     def adapted(self) -> int:

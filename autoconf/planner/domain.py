@@ -173,7 +173,8 @@ class _Lookup:
         longest = self._longest(columns, models, tokens, problems)
         if self.refusing:
             self._check_gpus(columns, gpus, models, problems)
-        host_limits = self._host_limits(columns, problems)
+        limits = columns.get(HOST_LIMIT)
+        host_limits = self._host_limits(limits, problems) if limits is not None and any(limits) else None
         rows = self._rows(columns, models, methods, problems)
         fine = np.array([index for index in range(len(models)) if index not in problems], np.int64)
         per_worker, most, even = columns_of(columns, ("gpus_per_worker", "max_gpus", "even_layouts"))
@@ -204,11 +205,8 @@ class _Lookup:
                 problems.setdefault(index, outside(gpu.problem))
         return names, usable
 
-    def _host_limits(self, columns: JobColumns, problems: Problems) -> Floats | None:
-        """The memory of the host of a worker of each job, infinity if it is not given; ``None`` if none is given."""
-        limits = columns.get(HOST_LIMIT)
-        if limits is None or not any(limits):
-            return None
+    def _host_limits(self, limits: Sequence[float | None], problems: Problems) -> Floats:
+        """The memory of the host of a worker of each job, infinity if it is not given."""
         if not self.knows_host:
             refusal = outside(
                 f"{HOST_LIMIT} is not in the domain of version {self.version}; it is known from version 3.0.0"

@@ -105,7 +105,10 @@ RULES: tuple[tuple[Callable[[Candidates], Booleans], Callable[[Candidates], list
 
 def passing(candidates: Candidates) -> Booleans:
     """Whether each candidate passes every rule, shape (candidates,)."""
-    passed: Booleans = np.logical_and.reduce([rule(candidates) for rule, _ in RULES])
+    limited = candidates.host_limit_gib is not None
+    passed: Booleans = np.logical_and.reduce(
+        [rule(candidates) for rule, _ in RULES if limited or rule is not host_fits]
+    )
     return passed
 
 

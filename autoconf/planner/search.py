@@ -65,22 +65,20 @@ def smallest(predictor: Predictor, jobs: JobArrays) -> list[Recommendation]:
     last = np.searchsorted(job, without, side="right") - 1  # each job's largest candidate
     reasons = iter(_why_not(predictor, candidates.subset(last), jobs, without))
     nodes = workers(best, jobs.gpus_per_worker).tolist()
+    hosts = _host_gib(predictor, jobs, best) if predictor.knows_host else [0.0] * len(best)
     return [
-        _on(total // on, on, host) if total else Recommendation(reason=next(reasons), outcome="fits_nowhere")
-        for total, on, host in zip(best.tolist(), nodes, _host_gib(predictor, jobs, best), strict=True)
+        Recommendation(1, gpus=total // on, workers=on, host_memory_gib=host or None)
+        if total
+        else Recommendation(reason=next(reasons), outcome="fits_nowhere")
+        for total, on, host in zip(best.tolist(), nodes, hosts, strict=True)
     ]
-
-
-def _on(gpus: int, workers: int, host_gib: float) -> Recommendation:
-    return Recommendation(1, gpus=gpus, workers=workers, host_memory_gib=host_gib or None)
 
 
 def _host_gib(predictor: Predictor, jobs: JobArrays, gpus: Integers) -> list[float]:
     """The memory that the host of one worker needs for each job, in GiB; 0 for jobs on no GPUs."""
     found = np.zeros(len(gpus))
     which = np.flatnonzero(gpus)
-    if predictor.knows_host:
-        found[which] = jobs.candidates(predictor.memory, which, gpus[which]).host_gib()
+    found[which] = jobs.candidates(predictor.memory, which, gpus[which]).host_gib()
     gib: list[float] = found.tolist()
     return gib
 

@@ -53,6 +53,8 @@ class Predictor:
     def __init__(self, card: Card, memory: MemoryTable | StackMemory, tabular: Any) -> None:
         self.card = card
         self.memory = memory
+        # Whether the version says what a job takes on the host; since 3.0.0, as for the memory outside of PyTorch.
+        self.knows_host = card.outside_pytorch is not None
         self._tabular = tabular
         import threadpoolctl  # sets an environment variable, which the registry removes again
 
@@ -63,11 +65,6 @@ class Predictor:
     def domain(self) -> Domain:
         """The jobs that the version supports."""
         return self.card.domain
-
-    @property
-    def knows_host(self) -> bool:
-        """Whether the version says what a job takes on the host; since 3.0.0, as for the memory outside of PyTorch."""
-        return self.card.outside_pytorch is not None
 
     def about(self, models: dict[str, Model], memory: StackMemory) -> Predictor:
         """The same predictor for other models.

@@ -34,7 +34,7 @@ MODELS = Path(__file__).parents[1] / "AutoGluonModels"
 RELEASED = {
     "1.1.0": "fb5284ff47fd537dff28bfcf451caa97296218cbd17bb6bba695fc21c8cab84d",
     "2.0.0": "e0e1b55c71798c4d158e550b375210c21bf4a11c8abc8ea4b84be5f692d36060",
-    "3.0.0": "5e75745625e64b06a7ce6817bdc9f03e65da79e147d1a5d71f121f7b06b03598",
+    "3.0.0": "823ae302610ad7d1cbe231d9a3e482b89be04743687bab1c6c9824c7664ecf80",
 }
 DEFAULT = "3.0.0"
 _CHECKED = frozenset(RELEASED.values())  # checked with the libraries of their cards when they were made

@@ -246,7 +246,7 @@ def test_the_page_of_outputs_quotes_a_reason_as_it_is(job):
         ),
         (
             {"gpu_model": "L40S", "tokens_per_sample": 65536, "max_gpus": 4, "batch_size": 4},
-            ["tokens_per_sample=14723 would fit on 4 GPUs"],
+            ["tokens_per_sample=14595 would fit on 4 GPUs"],
         ),
     ],
 )

@@ -282,8 +282,8 @@ def test_without_a_terminal_it_is_plain_text(run):
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.isascii()
     assert re.search(r"training_stack +trl with sharding=fsdp2\n", result.stdout)
-    assert "on 1 GPU: needs 145.4 GiB of 79.1, does not fit (probability 0.00, 0.90 required)\n" in result.stdout
-    assert "on each of 2 GPUs: needs 75.6 GiB of 79.1, fits (probability 1.00, 0.90 required)\n" in result.stdout
+    assert "on 1 GPU: needs 153.7 GiB of 79.1, does not fit (probability 0.00, 0.90 required)\n" in result.stdout
+    assert "on each of 2 GPUs: needs 75.3 GiB of 79.1, fits (probability 1.00, 0.90 required)\n" in result.stdout
     assert (
         "Single changes that lead to fewer GPUs, cheapest first:\n  torch_dtype=bfloat16 would fit on 1 GPU\n"
         in result.stdout
@@ -292,7 +292,7 @@ def test_without_a_terminal_it_is_plain_text(run):
 
 def test_without_a_recommendation_each_change_is_suggested_once(run):
     stdout = run(NO_GPUS).stdout
-    assert "on each of 8 GPUs: needs 161.0 GiB of 79.1, does not fit" in stdout
+    assert "on each of 8 GPUs: needs 170.0 GiB of 79.1, does not fit" in stdout
     assert "Single changes that would get a recommendation, cheapest first:\n  torch_dtype=bfloat16 would" in stdout
     assert stdout.count("sharding=fsdp2 would fit") == 1
 

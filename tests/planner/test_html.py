@@ -51,7 +51,7 @@ def test_a_recommendation_shows_its_layout_or_the_reason():
 def test_an_estimate_shows_the_memory_by_part():
     held = estimate(Workload(**JOB), number_gpus=2)
     text = shown(held)
-    assert text.startswith("Fits: each GPU needs 66.8 GiB of 79.1")
+    assert text.startswith("Fits: each GPU needs 61.5 GiB of 79.1")
     for part, gib in parts(held).items():
         assert f"{part} {gib:.1f}" in text
     assert "fragmentation" in text
@@ -63,7 +63,7 @@ def test_an_estimate_shows_the_memory_by_part():
 def test_an_explanation_shows_the_answer_the_bars_and_the_changes():
     found = explain(Workload(**JOB))
     text, html = shown(found), found._repr_html_()
-    assert text.index("2 GPUs") < text.index("needs 101.8 GiB") < text.index("loss=chunked would fit on 1 GPU")
+    assert text.index("2 GPUs") < text.index("needs 112.6 GiB") < text.index("batch_size=11 would fit on 1 GPU")
     for held in found.at.values():
         extent = max(one.needed_memory_gib for one in found.at.values())
         for part, gib in parts(held).items():

@@ -21,7 +21,11 @@ def of(number_gpus=8, **changes):
     [  # public runs: LLMFineTuningBench and fms-acceleration
         ({"sharding": "fsdp1", "batch_size": 64}, 8, 26_427),
         ({"method": "lora", "batch_size": 16}, 1, 3_849),
-        ({"model_name": "llama3-8b", "method": "lora", "tokens_per_sample": 4096, "batch_size": 8}, 1, 3_860),
+        (
+            {"model_name": "llama3-8b", "method": "lora", "tokens_per_sample": 4096, "batch_size": 8, "stack": "trl"},
+            1,
+            3_860,
+        ),
     ],
 )
 def test_it_is_near_public_runs(changes, gpus, measured):

@@ -1,13 +1,14 @@
 """Learn the margin of a version from replays of random jobs and from real runs.
 
-AutoGluon learns whether a replay runs, from the memory that is free beside what the deciding moment holds, from the
-activations and from the sharding. More free memory never makes a job less likely to run, and more activations never
-more likely, which the orderings of a version need. It tells how much is needed without activations, which real runs do
-not, and how much with them under FSDP2, of which no real run near the edge is known. How much is needed with
-activations on one GPU and under FSDP1 is learned from real runs: there the curves of the replays, which hold for all
-jobs of a kind, explain the runs worse than a share of the activations (docs/how-it-works/calibration.md).
+AutoGluon learns whether a job runs, from the memory that is free beside what the deciding moment holds, from the
+activations, from the states (gradients and optimizer states) and from the kind of the job. More free memory never makes
+a job less likely to run, and more activations or states never more likely, which the orderings of a version need. It
+learns from replays, and as much from real runs near the edge.
 
-``python -m autoconf.pipeline.calibration.fragmentation`` prints how well both do.
+One thing is learned from real runs alone: how much FSDP of 4-bit weights needs in addition, as a share of the
+activations. There, runs failed that replays of other models explain badly (docs/how-it-works/calibration.md).
+
+``python -m autoconf.pipeline.calibration.fragmentation`` prints how well that does.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import pandas as pd
 import typer
 
-from autoconf.memory.fragmentation import EXPANDABLE, Curve, Fragmentation, OutsidePyTorch
+from autoconf.memory.fragmentation import EXPANDABLE, OF_4_BIT, Fragmentation, OutsidePyTorch, Surface, kind_named
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.units import Booleans, Floats
 from autoconf.pipeline.calibration.real_rows import read_rows
@@ -29,8 +30,10 @@ from autoconf.pipeline.calibration.reserve import (
     THRESHOLD,
     Grid,
     Learned,
+    beyond_fragmentation,
     for_pytorch,
     free_gib,
+    kinds,
     learn,
 )
 from autoconf.pipeline.replay.outside_pytorch import by_class
@@ -39,44 +42,64 @@ from autoconf.predictor import autogluon as autogluon_adapter
 from autoconf.predictor.autogluon import LABEL
 
 JOBS = Path(__file__).with_name("replayed_jobs.parquet")
-_PLAIN = ("none", "ddp", "fsdp1", "fsdp2")
-SHARDING = (*_PLAIN, *(name + EXPANDABLE for name in _PLAIN))  # as of memory.fragmentation.sharding_of
-FEATURES = {"headroom_gib": 1, "activations_gib": -1, "sharding": 0}
-_ACTIVATIONS_GIB = (0.0, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 80.0, 100.0, 140.0, 180.0, 300.0)
+_PLAIN = ("none", "ddp", "fsdp1", "fsdp2", "fsdp1" + OF_4_BIT, "fsdp2" + OF_4_BIT)
+KINDS = (*_PLAIN, *(name + EXPANDABLE for name in _PLAIN))  # as of memory.fragmentation.kind_of
+FEATURES = {"headroom_gib": 1, "activations_gib": -1, "states_gib": -1, "kind": 0}
+# The grid of the surfaces, finer where there are more jobs.
+_ACTIVATIONS_GIB = (
+    *np.arange(0, 4, 0.5).tolist(), *np.arange(4, 12, 1.0).tolist(), *np.arange(12, 40, 2.0).tolist(),
+    *np.arange(40, 100, 5.0).tolist(), 100.0, 140.0, 180.0, 300.0,
+)  # fmt: skip
+_STATES_GIB = (
+    0.0, 0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 7.0, 10.0, 15.0, 20.0, 25.0, 30.0, 35.0,
+    40.0, 45.0, 50.0, 60.0, 80.0, 100.0, 120.0, 150.0,
+)  # fmt: skip
 _MOST_FRAGMENTATION_GIB = 1000.0
 _SHOWN_GIB = (0, 10, 20, 30, 40, 60, 80)
-_LEARNED_UP_TO_GIB = 100.0  # there are few replays and no real run beyond; the curve goes on as a share
+_LEARNED_UP_TO_GIB = 100.0  # there are few replays and no real run beyond; a surface goes on as a share
 _ROUNDS, _MOST_GIB = 16, 120.0
 _QUANTILES = tuple((np.arange(40) + 0.5) / 40)  # at which the base without activations is read
+_NEAR_GIB = 15.0  # real runs that are further from the edge say nothing about fragmentation
 
 
 def read_jobs(path: Path = JOBS) -> pd.DataFrame:
     """Read the replayed jobs.
 
     Returns:
-        ``model``, ``method``, ``sharding`` (as of ``memory.fragmentation.sharding_of``), settings of the stack,
-        ``gpus``, ``tokens`` (of a micro-batch on each GPU), ``held_gib`` (at the deciding moment, by profiles),
-        ``activations_gib`` (among them), ``headroom_gib`` (the capacity less ``held_gib``) and ``fits`` (whether the
-        replay ran at that capacity, 0 or 1).
+        ``model``, ``method``, ``sharding`` (``none`` on one GPU; and the allocator), settings of the stack, ``gpus``,
+        ``tokens`` (of a micro-batch on each GPU), ``held_gib`` (at the deciding moment, by profiles),
+        ``activations_gib`` (among them), ``states_gib`` (gradients and optimizer states of each GPU), ``headroom_gib``
+        (the capacity less ``held_gib``), ``fits`` (whether the replay ran at that capacity, 0 or 1), and ``kind`` (as
+        of ``memory.fragmentation.kind_of``).
     """
-    return pd.read_parquet(path)
+    jobs = pd.read_parquet(path)
+    named = {}
+    for sharding, method in set(zip(jobs["sharding"], jobs["method"], strict=True)):
+        plain, expandable = sharding.removesuffix(EXPANDABLE), sharding.endswith(EXPANDABLE)
+        named[sharding, method] = kind_named(plain, method, "expandable_segments" if expandable else "default")
+    return jobs.assign(kind=[named[pair] for pair in zip(jobs["sharding"], jobs["method"], strict=True)])
 
 
 class OfReplays:
-    """Predictors of whether replays run, one for each allocator.
+    """Predictors of whether jobs run, one for each allocator.
 
     Args:
         jobs: replayed jobs as of ``read_jobs``.
+        runs: real runs as of ``for_pytorch``, from which is learned as well.
     """
 
-    def __init__(self, jobs: pd.DataFrame) -> None:
+    def __init__(self, jobs: pd.DataFrame, runs: pd.DataFrame) -> None:
         expandable = _is_expandable(jobs)
+        near = as_jobs(runs[free_gib(runs).abs() < _NEAR_GIB])
+        repeated = [near] * ((~expandable).sum() // max(len(near), 1))  # together they count as much as all replays
         self._tabulars = {
-            of: _fitted(jobs[expandable == of]) for of in (False, True) if (expandable == of).any()
+            of: _fitted(jobs[expandable == of], *([] if of else repeated))
+            for of in (False, True)
+            if (expandable == of).any()
         }  # by whether segments are expandable
 
     def probabilities(self, jobs: pd.DataFrame) -> Floats:
-        """The probability that each job's replay runs, shape (jobs,)."""
+        """The probability that each job runs, shape (jobs,)."""
         found, expandable = np.empty(len(jobs)), _is_expandable(jobs)
         for of, tabular in self._tabulars.items():
             some = expandable == of
@@ -85,19 +108,22 @@ class OfReplays:
                 found[some] = tabular.predict_proba(asked, as_pandas=False, as_multiclass=False)
         return found
 
-    def curve(self, sharding: str, probability: float) -> Curve:
-        """The free memory with which replays run with a probability in (0, 1), by activations."""
+    def surface(self, kind: str, probability: float) -> Surface:
+        """The free memory with which jobs run with a probability in (0, 1), by activations and states."""
         activations = np.array(_ACTIVATIONS_GIB)
-        found = self._least_headroom(np.minimum(activations, _LEARNED_UP_TO_GIB), sharding, probability)
-        curve = np.maximum.accumulate(found * np.maximum(activations / _LEARNED_UP_TO_GIB, 1))
-        return Curve(_ACTIVATIONS_GIB, tuple((np.ceil(100 * curve) / 100).tolist()))
+        learned = np.minimum(activations, _LEARNED_UP_TO_GIB)
+        grid = pd.MultiIndex.from_product([_STATES_GIB, learned], names=["states_gib", "activations_gib"])
+        found = self._least_headroom(grid.to_frame(index=False).assign(kind=kind), probability)
+        found = found.reshape(len(_STATES_GIB), len(activations)) * np.maximum(activations / _LEARNED_UP_TO_GIB, 1)
+        rising = np.maximum.accumulate(np.maximum.accumulate(found, axis=0), axis=1)
+        return Surface(activations, np.array(_STATES_GIB), rising)
 
-    def bases(self, sharding: str) -> tuple[float, ...]:
-        """Quantiles of what replays need without activations, ascending, in GiB."""
-        return tuple(float(self._least_headroom(np.zeros(1), sharding, q)[0]) for q in _QUANTILES)
+    def bases(self, kind: str) -> tuple[float, ...]:
+        """Quantiles of what jobs need without activations and states, ascending, in GiB."""
+        nothing = pd.DataFrame({"activations_gib": [0.0], "states_gib": [0.0], "kind": [kind]})
+        return tuple(float(self._least_headroom(nothing, q)[0]) for q in _QUANTILES)
 
-    def _least_headroom(self, activations_gib: Floats, sharding: str, probability: float) -> Floats:
-        asked = pd.DataFrame({"activations_gib": activations_gib, "sharding": sharding})
+    def _least_headroom(self, asked: pd.DataFrame, probability: float) -> Floats:
         too_little, enough = np.zeros(len(asked)), np.full(len(asked), _MOST_GIB)
         for _ in range(_ROUNDS):
             middle = (too_little + enough) / 2
@@ -106,12 +132,23 @@ class OfReplays:
         return enough
 
 
+def as_jobs(runs: pd.DataFrame) -> pd.DataFrame:
+    """Real runs, as of ``for_pytorch``, with the columns from which ``OfReplays`` learns."""
+    columns = ["activations_gib", "states_gib", LABEL]
+    return runs[columns].assign(headroom_gib=free_gib(runs), kind=kinds(runs))
+
+
+def as_rows(gib: Floats) -> tuple[tuple[float, ...], ...]:
+    """A table of GiB as ``Surface`` has it, rounded to hundredths."""
+    return tuple(tuple(row) for row in gib.round(2).tolist())
+
+
 def _is_expandable(jobs: pd.DataFrame) -> Booleans:
-    return jobs["sharding"].str.endswith(EXPANDABLE).to_numpy(bool)
+    return jobs["kind"].str.endswith(EXPANDABLE).to_numpy(bool)
 
 
-def _fitted(jobs: pd.DataFrame) -> Any:
-    table = _features(jobs).assign(**{LABEL: jobs[LABEL].astype(int)})
+def _fitted(*jobs: pd.DataFrame) -> Any:
+    table = pd.concat([_features(some).assign(**{LABEL: some[LABEL].astype(int)}) for some in jobs], ignore_index=True)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "predictor"
         autogluon_adapter.fit(table, folder, FEATURES)
@@ -119,8 +156,9 @@ def _fitted(jobs: pd.DataFrame) -> Any:
 
 
 def _features(jobs: pd.DataFrame) -> pd.DataFrame:
-    codes = {name: code for code, name in enumerate(SHARDING)}
-    return jobs[["headroom_gib", "activations_gib"]].astype(float).assign(sharding=jobs["sharding"].map(codes))
+    codes = {name: code for code, name in enumerate(KINDS)}
+    numbers = [name for name in FEATURES if name != "kind"]
+    return jobs[numbers].astype(float).assign(kind=jobs["kind"].map(codes))
 
 
 class Margin(NamedTuple):
@@ -128,9 +166,9 @@ class Margin(NamedTuple):
 
     Attributes:
         rows: real rows whose usable memory is what is left for PyTorch.
-        learned: what was learned from them, by activations.
-        fragmentation: the margin beyond that without activations.
-        reserve: the margin without activations.
+        learned: how likely a job fits by what is free beside it and its fragmentation.
+        fragmentation: the margin beyond that without activations and states.
+        reserve: the margin without them.
         outside: memory outside PyTorch.
     """
 
@@ -141,15 +179,6 @@ class Margin(NamedTuple):
     outside: OutsidePyTorch
 
 
-def _learned(replays: OfReplays, rows: pd.DataFrame) -> Learned:
-    """What real runs say; replays tell what is needed without activations, on one GPU and under FSDP1."""
-    explanations = {}
-    for several, sharding in ((False, "none"), (True, "fsdp1")):
-        grid = Grid(replays.bases(sharding), OF_ACTIVATIONS.shares, OF_ACTIVATIONS.widths)  # each base is as likely
-        explanations[several] = learn(rows, grid).explanations[several]
-    return Learned(explanations)
-
-
 def learned_margin(jobs: pd.DataFrame, real: pd.DataFrame) -> Margin:
     """Learn the margin of a version.
 
@@ -157,66 +186,76 @@ def learned_margin(jobs: pd.DataFrame, real: pd.DataFrame) -> Margin:
         jobs: replayed jobs as of ``read_jobs``.
         real: real rows as of ``real_rows.read_rows``.
     """
-    replays, outside = OfReplays(jobs), by_class()
+    outside = by_class()
     rows = for_pytorch(real, outside)
-    learned = _learned(replays, rows)
-    margin = learned.reserve(at=_ACTIVATIONS_GIB)
-    one, several = (np.array(of) - of[0] for of in (margin.one_gpu_gib, margin.several_gpus_gib))
-    fsdp2 = np.array(replays.curve("fsdp2", THRESHOLD).gib)
-    curves = {"none": one, "ddp": several, "fsdp1": several, "fsdp2": np.maximum(several, fsdp2 - fsdp2[0])}
-    curves |= _of_expandable_segments(replays, jobs, curves)
-    # By fragmentation, GiB for GiB.
-    bases = margin.one_gpu_gib[0], margin.several_gpus_gib[0]
-    one_gpu, several_gpus = ((base, base + _MOST_FRAGMENTATION_GIB) for base in bases)
-    reserve = Reserve((0.0, _MOST_FRAGMENTATION_GIB), one_gpu, several_gpus)
-    rounded = {name: tuple(curve.round(2).tolist()) for name, curve in curves.items()}
-    return Margin(rows, learned, Fragmentation(_ACTIVATIONS_GIB, rounded), reserve, outside)
+    replays = OfReplays(jobs, rows)
+    one_gpu, several_gpus = (replays.surface(kind, THRESHOLD).gib[0, 0] for kind in ("none", "fsdp1"))
+    learned = beyond_fragmentation(one_gpu, max(one_gpu, several_gpus))
+    margin = learned.reserve(at=(0.0, _MOST_FRAGMENTATION_GIB))  # by fragmentation, GiB for GiB
+    of_4_bit = _of_4_bit_runs(replays, rows).reserve(at=_ACTIVATIONS_GIB).several_gpus_gib
+    surfaces: dict[str, Floats] = {}
+    for kind in sorted({*jobs["kind"]}, key=KINDS.index):
+        base = (margin.one_gpu_gib if kind.startswith("none") else margin.several_gpus_gib)[0]
+        needed = replays.surface(kind, THRESHOLD).gib
+        plain = kind.removesuffix(EXPANDABLE)
+        if kind.endswith(OF_4_BIT):
+            needed = np.maximum(needed, of_4_bit)
+        found = np.maximum(needed - base, 0)
+        # No real run is known to have expandable segments.
+        surfaces[kind] = found if plain == kind else np.minimum(found, surfaces[plain])
+    rounded = {kind: as_rows(gib) for kind, gib in surfaces.items()}
+    return Margin(rows, learned, Fragmentation(_ACTIVATIONS_GIB, _STATES_GIB, rounded), margin, outside)
 
 
-def _of_expandable_segments(replays: OfReplays, jobs: pd.DataFrame, curves: dict[str, Floats]) -> dict[str, Floats]:
-    """What replays with expandable segments need, and never more than without; no real run is known to have them."""
-    found = {}
-    for name in {*jobs["sharding"]} - {*curves}:
-        needed = np.array(replays.curve(name, THRESHOLD).gib)
-        found[name] = np.minimum(needed - needed[0], curves[name.removesuffix(EXPANDABLE)])
-    return found
+def _of_4_bit_runs(replays: OfReplays, rows: pd.DataFrame) -> Learned:
+    """What real runs with FSDP of 4-bit weights need, by activations; replays tell what is needed without them."""
+    kind = "fsdp1" + OF_4_BIT
+    grid = Grid(replays.bases(kind), OF_ACTIVATIONS.shares, OF_ACTIVATIONS.widths)  # each base is as likely
+    return learn(rows[np.array(kinds(rows)) == kind], grid)
+
+
+def needed_gib(margin: Margin, jobs: pd.DataFrame) -> Floats:
+    """GiB that each job of ``read_jobs`` or ``as_jobs`` must have free, shape (jobs,)."""
+    several = ~jobs["kind"].str.startswith("none").to_numpy(bool)
+    needed = margin.reserve.gib(np.zeros(len(jobs)), np.where(several, 2, 1))
+    for kind in jobs["kind"].unique():
+        some = (jobs["kind"] == kind).to_numpy()
+        activations, states = (jobs.loc[some, name].to_numpy(float) for name in ("activations_gib", "states_gib"))
+        needed[some] += margin.fragmentation.surface(kind).at(activations[None], states)[0]
+    return needed
+
+
+def by_fragmentation(margin: Margin) -> pd.DataFrame:
+    """The real rows of a margin, whose fragmentation is in place of their activations."""
+    gpus = margin.rows["number_gpus"].to_numpy()
+    found = needed_gib(margin, as_jobs(margin.rows)) - margin.reserve.gib(np.zeros(len(gpus)), gpus)
+    return margin.rows.assign(activations_gib=found)
 
 
 def said_to_fit(margin: Margin, jobs: pd.DataFrame) -> Booleans:
     """Whether each replayed job has its fragmentation and the reserve free, shape (jobs,)."""
-    activations, gpus = jobs["activations_gib"].to_numpy(float), jobs["gpus"].to_numpy()
-    needed = margin.reserve.gib(np.zeros(len(jobs)), gpus)
-    for sharding in SHARDING:
-        some = (jobs["sharding"] == sharding).to_numpy()
-        needed[some] += margin.fragmentation.curve(sharding).at(activations[some])
-    return np.asarray(jobs["headroom_gib"].to_numpy() >= needed)
+    return np.asarray(jobs["headroom_gib"].to_numpy() >= needed_gib(margin, jobs))
 
 
-def held_out(jobs: pd.DataFrame, real: pd.DataFrame, folds: int = 8) -> pd.DataFrame:
-    """Compare the margin, and the curves of replays alone, with replays of models that they have not seen.
+def held_out(jobs: pd.DataFrame, real: pd.DataFrame, folds: int = 5) -> pd.DataFrame:
+    """Compare the margin with replays of models that it has not seen.
 
     Returns:
-        For each sharding and for all: replays that failed, those of them said to fit by the margin and by the curve of
-        replays at the required probability, and likewise those that ran and were refused.
+        For each kind and for all: replays that failed, those of them said to fit, and likewise those that ran and were
+        refused.
     """
     numbers = {model: index % folds for index, model in enumerate(sorted(jobs["model"].unique()))}
     fold = jobs["model"].map(numbers).to_numpy()
-    by_margin, by_replays = np.zeros(len(jobs), bool), np.zeros(len(jobs), bool)
+    fits = np.zeros(len(jobs), bool)
     for index in range(folds):
-        unseen, known = fold == index, jobs[fold != index]
-        by_margin[unseen] = said_to_fit(learned_margin(known, real), jobs[unseen])
-        by_replays[unseen] = OfReplays(known).probabilities(jobs[unseen]) >= THRESHOLD
+        unseen = fold == index
+        fits[unseen] = said_to_fit(learned_margin(jobs[~unseen], real), jobs[unseen])
     ran = jobs[LABEL].to_numpy() == 1
     lines = []
-    for sharding in (*SHARDING, "all"):
-        some = (jobs["sharding"] == sharding).to_numpy() | (sharding == "all")
-        line: dict[str, Any] = {"sharding": sharding, "failed": int((some & ~ran).sum())}
-        for name, fits in {"margin": by_margin, "curve of replays": by_replays}.items():
-            line[f"said to fit, {name}"] = int((some & ~ran & fits).sum())
-        line["ran"] = int((some & ran).sum())
-        for name, fits in {"margin": by_margin, "curve of replays": by_replays}.items():
-            line[f"refused, {name}"] = int((some & ran & ~fits).sum())
-        lines.append(line)
+    for kind in (*KINDS, "all"):
+        some = (jobs["kind"] == kind).to_numpy() | (kind == "all")
+        counts = {"failed": ~ran, "said to fit": ~ran & fits, "ran": ran, "refused": ran & ~fits}
+        lines.append({"kind": kind} | {name: int((some & which).sum()) for name, which in counts.items()})
     return pd.DataFrame(lines)
 
 
@@ -228,50 +267,48 @@ def real_probabilities(jobs: pd.DataFrame, real: pd.DataFrame, split: str) -> Fl
         real: real rows as of ``real_rows.read_rows``.
         split: ``table`` or ``model``.
     """
-    replays, rows = OfReplays(jobs), for_pytorch(real, by_class())
-    found = np.empty(len(rows))
+    rows, found = for_pytorch(real, by_class()), np.empty(len(real))
+    jobs = jobs[~_is_expandable(jobs)]  # no real run is known to have expandable segments
     for name in rows[split].unique():
         unseen = (rows[split] == name).to_numpy()
-        asked = rows[unseen]
-        columns = free_gib(asked), asked["activations_gib"], asked["number_gpus"]
-        found[unseen] = _learned(replays, rows[~unseen]).probabilities(*(column.to_numpy() for column in columns))
+        replays, asked = OfReplays(jobs, rows[~unseen]), as_jobs(rows[unseen])
+        free, activations = (asked[column].to_numpy() for column in ("headroom_gib", "activations_gib"))
+        by_runs = _of_4_bit_runs(replays, rows[~unseen]).probabilities(free, activations, np.full(len(asked), 2))
+        of_4_bit = asked["kind"].str.endswith(OF_4_BIT).to_numpy(bool)
+        found[unseen] = np.minimum(replays.probabilities(asked), np.where(of_4_bit, by_runs, 1.0))
     return found
 
 
 def by_activations(margin: Margin) -> list[dict[str, Any]]:
-    """GiB that must be left for PyTorch beyond allocated memory, by sharding and GiB of activations."""
+    """GiB that must be left for PyTorch beyond allocated memory, by kind, states and GiB of activations."""
     rows = []
-    for name, sharding, reserve in (
-        ("one GPU", "none", margin.reserve.one_gpu_gib[0]),
-        ("several, DDP, FSDP1 or ZeRO", "fsdp1", margin.reserve.several_gpus_gib[0]),
-        ("several, FSDP2", "fsdp2", margin.reserve.several_gpus_gib[0]),
-        ("one GPU, expandable segments", "none" + EXPANDABLE, margin.reserve.one_gpu_gib[0]),
-        ("FSDP2, expandable segments", "fsdp2" + EXPANDABLE, margin.reserve.several_gpus_gib[0]),
+    for name, kind, states in (
+        ("one GPU, LoRA", "none", 0.0),
+        ("one GPU, 20 GiB of states", "none", 20.0),
+        ("DDP, 20 GiB", "ddp", 20.0),
+        ("FSDP1 or ZeRO, LoRA", "fsdp1", 0.0),
+        ("FSDP1 or ZeRO, 20 GiB", "fsdp1", 20.0),
+        ("FSDP1 or ZeRO, QLoRA", "fsdp1" + OF_4_BIT, 0.0),
+        ("FSDP2, LoRA", "fsdp2", 0.0),
+        ("FSDP2, 20 GiB", "fsdp2", 20.0),
+        ("FSDP2, QLoRA", "fsdp2" + OF_4_BIT, 0.0),
+        ("one GPU, 20 GiB, expandable segments", "none" + EXPANDABLE, 20.0),
+        ("FSDP2, 20 GiB, expandable segments", "fsdp2" + EXPANDABLE, 20.0),
     ):
-        gib = reserve + margin.fragmentation.curve(sharding).at(np.array(_SHOWN_GIB, float))
-        figures = zip(map(str, _SHOWN_GIB), gib.tolist(), strict=True)
+        jobs = pd.DataFrame({"activations_gib": np.array(_SHOWN_GIB, float), "states_gib": states, "kind": kind})
+        figures = zip(map(str, _SHOWN_GIB), needed_gib(margin, jobs).tolist(), strict=True)
         rows.append({"GiB of activations": name} | {column: f"{value:.2f}" for column, value in figures})
     return rows
 
 
-def of_real_runs(margin: Margin, jobs: pd.DataFrame) -> list[dict[str, Any]]:
-    """What the margin, and the curves of replays in its place, say of the real runs that they were learned from."""
-    rows, replays = margin.rows, OfReplays(jobs)
-    several = (rows["number_gpus"] > 1).to_numpy()
-    activations, finished = rows["activations_gib"].to_numpy(float), (rows[LABEL] == 1).to_numpy()
-    reserve = margin.reserve.gib(np.zeros(len(rows)), rows["number_gpus"].to_numpy())
-    found = []
-    for name, curve, base in (
-        ("margin", margin.fragmentation.curve, reserve),
-        ("curve of replays", lambda sharding: replays.curve(sharding, THRESHOLD), 0.0),
-    ):
-        one, fsdp1 = (curve(sharding).at(activations) for sharding in ("none", "fsdp1"))
-        left = free_gib(rows).to_numpy() - np.where(several, fsdp1, one) - base
-        refused = finished & (left < 0)
-        most = f"{-left[refused].min():.2f}" if refused.any() else "0"
-        line = {"rule": name, "failed, said to fit": int((~finished & (left >= 0)).sum())}
-        found.append({**line, "finished, refused": int(refused.sum()), "by at most, GiB": most})
-    return found
+def of_real_runs(margin: Margin) -> list[dict[str, Any]]:
+    """What the margin says of the real runs that it was learned from."""
+    left = free_gib(margin.rows).to_numpy() - needed_gib(margin, as_jobs(margin.rows))
+    finished = (margin.rows[LABEL] == 1).to_numpy()
+    refused = finished & (left < 0)
+    most = f"{-left[refused].min():.2f}" if refused.any() else "0"
+    line = {"runs": len(left), "failed, said to fit": int((~finished & (left >= 0)).sum())}
+    return [{**line, "finished, refused": int(refused.sum()), "by at most, GiB": most}]
 
 
 def main() -> None:
@@ -280,7 +317,7 @@ def main() -> None:
     typer.echo(f"{len(jobs):,} replayed jobs of {jobs['model'].nunique()} models\n")
     margin = learned_margin(jobs, real)
     typer.echo(markdown(by_activations(margin)) + "\n")
-    typer.echo(markdown(of_real_runs(margin, jobs)) + "\n")
+    typer.echo(markdown(of_real_runs(margin)) + "\n")
     typer.echo(markdown(held_out(jobs, real).to_dict("records")))
 
 

@@ -11,12 +11,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import pandas as pd
 import typer
 
 from autoconf.errors import AutoConfError, BadInput
+from autoconf.memory.model import StackMemory
+from autoconf.memory.units import GIB
+from autoconf.pipeline.validation.benchmark_runs import Run, read_runs
+from autoconf.predictor import registry
 from autoconf.predictor.autogluon import LABEL
 
 ROWS = Path(__file__).with_name("real_rows.csv")
@@ -36,7 +41,8 @@ def read_rows(path: Path = ROWS) -> pd.DataFrame:
         Columns ``table`` (of runs, without its suffix) and ``line``; ``model`` (the architecture's name), ``method``
         and ``stack`` (a name within the table); ``number_gpus`` and ``tokens_per_gpu`` (of a micro-batch);
         ``mixture_of_experts`` (0 or 1); ``usable_gib`` (of the GPU), ``peak_gib`` (traced, per GPU) and
-        ``activations_gib`` (the part of the peak that grows with the tokens); ``fits`` (0 or 1).
+        ``activations_gib`` (the part of the peak that grows with the tokens); ``states_gib`` (gradients and optimizer
+        states, with adapters on the model's own pair of modules); ``fits`` (0 or 1).
 
     Raises:
         AutoConfError: the file cannot be read.
@@ -59,7 +65,6 @@ def traced_rows(path: Path) -> pd.DataFrame:
         BadInput: the table is not a table of runs.
         AutoConfError: a run cannot be traced, or its libraries cannot be installed.
     """
-    from autoconf.pipeline.validation.benchmark_runs import read_runs
     from autoconf.pipeline.validation.compare_measured import compare  # which makes environments
 
     comparisons = compare(read_runs(path))
@@ -82,11 +87,24 @@ def traced_rows(path: Path) -> pd.DataFrame:
                 "usable_gib": c.run.usable_gib,
                 "peak_gib": round(c.traced_gib, 3),
                 "activations_gib": round(c.activations_gib, 3),
+                "states_gib": 0.0 if reason else round(_states_gib(c.run), 3),
                 LABEL: int(not c.run.failed),
                 "left_out": reason,
             }
         )
     return pd.DataFrame(rows)
+
+
+def _states_gib(run: Run) -> float:
+    """Gradients and optimizer states, which do not depend on the settings that are replaced here."""
+    memory = registry.load("2.0.0").memory  # which has all models of the rows, and never changes
+    assert isinstance(memory, StackMemory)
+    traced: dict[str, Any] = {"lora_targets": "default", "lora_dropout": 0.0, "kernels": ()}
+    if run.method == "qlora":
+        traced |= {"quantization": "none", "upcast_unquantized": "none", "mixed_precision": "no"}
+    method = "full" if run.method == "full" else "lora"
+    row = memory.row(run.architecture.name, method, run.stack.model_copy(update=traced))
+    return float(memory.resident_bytes(np.array([row]), np.array([run.gpus]), states=True)[0]) / GIB
 
 
 def differing(rows: pd.DataFrame, published: pd.DataFrame) -> list[str]:

@@ -12,7 +12,7 @@ import itertools
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -134,8 +134,8 @@ def read() -> pd.DataFrame:
 CONSTANT, REPLAY = "constant beside the peak", "constant beyond the replay's least capacity"
 # As version 2.0.0, whose form was chosen with knowledge of these rows.
 WITH_SHARE = "constant and a share of activations beside the peak *"
-# As version 3.0.0: the constant is learned from replays of random jobs and from reports about memory outside PyTorch.
-OF_3_0_0 = "as version 3.0.0: constant from random replays, share of activations *"
+# As version 3.0.0: learned from replays of random jobs, from reports about memory outside PyTorch, and from real runs.
+OF_3_0_0 = "as version 3.0.0: activations, states and kind, from random replays and real runs *"
 
 
 def as_rule(rows: pd.DataFrame, rule: str) -> pd.DataFrame:
@@ -156,15 +156,17 @@ def held_out(rows: pd.DataFrame, split: str) -> Floats:
     return found
 
 
-def side_by_side(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """A row for each rule and each split: log loss, and wrong decisions at two thresholds."""
+def side_by_side(rows: pd.DataFrame, of_3_0_0: Mapping[str, Floats]) -> list[dict[str, Any]]:
+    """A row for each rule and each split: log loss, and wrong decisions at two thresholds.
+
+    Args:
+        rows: rows of ``read``.
+        of_3_0_0: ``fragmentation.real_probabilities`` of each split, which take minutes.
+    """
     near, finished = undecided(rows), rows[LABEL].to_numpy()
     found = []
     for split, rule in itertools.product(_SPLITS, (CONSTANT, REPLAY, WITH_SHARE, OF_3_0_0)):
-        if rule == OF_3_0_0:
-            probability = real_probabilities(read_jobs(), rows, split)
-        else:
-            probability = held_out(as_rule(rows, rule), split)
+        probability = of_3_0_0[split] if rule == OF_3_0_0 else held_out(as_rule(rows, rule), split)
         loss = log_loss(finished, probability)
         line: dict[str, Any] = {
             "held out by": split,
@@ -209,8 +211,9 @@ def main(
     except AutoConfError as error:
         typer.echo(error, err=True)
         raise typer.Exit(1) from None
-    rows = read()
-    typer.echo(f"{markdown(side_by_side(rows))}\n\n{markdown(edges(rows))}")
+    rows, jobs = read(), read_jobs()
+    of_3_0_0 = {split: real_probabilities(jobs, rows, split) for split in _SPLITS}
+    typer.echo(f"{markdown(side_by_side(rows, of_3_0_0))}\n\n{markdown(edges(rows))}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from autoconf.memory.fragmentation import OutsidePyTorch
+from autoconf.memory.fragmentation import OutsidePyTorch, kind_named
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.units import Floats, Integers
 from autoconf.pipeline.calibration.real_rows import read_rows
@@ -41,8 +41,9 @@ class Grid:
 
 
 OF_ACTIVATIONS = Grid()
-# In versions that have curves of fragmentation, of which runs need about as much as the curves say.
-OF_FRAGMENTATION = Grid(bases=tuple(np.linspace(0, 2, 41).tolist()), shares=tuple(np.linspace(0, 1.6, 81).tolist()))
+# Of what jobs need beyond the fragmentation of their kind, as the width of a logistic curve in GiB. It is narrow: how
+# much fragmentation varies is in the surfaces, which hold for most replays.
+_WIDTH_BEYOND = 0.1
 _DRAWS = 500
 
 VIRTUAL_ROWS = 120_000  # LightGBM's threshold then differs from the margin by less than 0.05 GiB
@@ -118,18 +119,33 @@ def for_pytorch(rows: pd.DataFrame, outside: OutsidePyTorch) -> pd.DataFrame:
     return rows.assign(usable_gib=left)
 
 
-def learned_for(card: Card) -> Learned:
-    """What real rows say about the margin of a version, by its activations or by its fragmentation.
+def kinds(rows: pd.DataFrame) -> list[str]:
+    """The kind of each real run, as ``kind_of``: on several GPUs these runs used FSDP1."""
+    pairs = zip(rows["number_gpus"], rows["method"], strict=True)
+    return [kind_named("fsdp1" if gpus > 1 else "none", method) for gpus, method in pairs]
 
-    On several GPUs these runs used FSDP1.
+
+def beyond_fragmentation(one_gpu_gib: float, several_gpus_gib: float, probability: float = THRESHOLD) -> Learned:
+    """An explanation by which a job needs its fragmentation, GiB for GiB, and a constant.
+
+    Args:
+        one_gpu_gib: the constant with which jobs on one GPU fit with a probability.
+        several_gpus_gib: likewise on several GPUs.
+        probability: the probability, in (0, 1).
     """
-    rows = read_rows()
-    if card.fragmentation is None or card.outside_pytorch is None:
-        return learn(rows)
-    curves = [card.fragmentation.curve(sharding) for sharding in ("none", "fsdp1")]
-    one, several = (curve.at(rows["activations_gib"].to_numpy(float)) for curve in curves)
-    rows = rows.assign(activations_gib=np.where(rows["number_gpus"] > 1, several, one))
-    return learn(for_pytorch(rows, card.outside_pytorch), OF_FRAGMENTATION)
+    odds = _WIDTH_BEYOND * math.log(probability / (1 - probability))
+    needed = {False: one_gpu_gib, True: several_gpus_gib}
+    # Several draws, all alike: what a cluster teaches is learned for each.
+    ones = np.ones(_DRAWS)
+    return Learned({several: ((base - odds) * ones, ones, _WIDTH_BEYOND * ones) for several, base in needed.items()})
+
+
+def learned_for(card: Card) -> Learned:
+    """What the margin of a version is by its activations, from real rows, or beyond its fragmentation."""
+    if card.fragmentation is None or card.reserve is None:
+        return learn(read_rows())
+    constants = card.reserve.one_gpu_gib[0], card.reserve.several_gpus_gib[0]
+    return beyond_fragmentation(*constants, card.threshold)
 
 
 def free_gib(rows: pd.DataFrame) -> pd.Series:

@@ -169,7 +169,7 @@ def _real_runs(card: Card) -> dict[str, Any]:
     jobs, rows = fragmentation.read_jobs(), real_rows.read_rows()
     probabilities = {split: fragmentation.real_probabilities(jobs, rows, split) for split in ("table", "model")}
     return {
-        "side_by_side": replayed_rows.side_by_side(replayed_rows.read()),
+        "side_by_side": replayed_rows.side_by_side(replayed_rows.read(), probabilities),
         "calibration": real_calibration(probabilities),
         "replays": fragmentation.held_out(jobs, rows).to_dict("records"),
     }

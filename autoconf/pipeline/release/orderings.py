@@ -40,6 +40,8 @@ _CHUNKED_FROM = [
 # Sharding a smaller model saves less than NCCL's buffers take on a second GPU, up to 4 GiB.
 _SHARED_FROM = 4_000_000_000
 _LARGE = f"; models of at least {_SHARED_FROM:,} parameters"
+# Likewise of FSDP, which keeps embeddings and head gathered: of 256,000 tokens they are a quarter of such a model.
+_SECOND_GPU_FROM = 8_000_000_000
 # Offload, by sharding: what needs more, what needs less, and on how many GPUs. ZeRO-1 and 2 offload through a buffer
 # for the largest parameter, which the shards of many GPUs do not outweigh.
 _OFFLOADS = (
@@ -289,7 +291,7 @@ def _presets(checker: Checker) -> Iterator[tuple[str, str, Stack]]:
 
 
 def _large(checker: Checker) -> str:
-    return _LARGE if checker.predictor.card.outside_pytorch else ""
+    return f"; models of at least {_SECOND_GPU_FROM:,} parameters" if checker.predictor.card.outside_pytorch else ""
 
 
 def _second_gpu(checker: Checker) -> Violations:
@@ -297,7 +299,7 @@ def _second_gpu(checker: Checker) -> Violations:
         if stack.sharding == "ddp" or stack.mixed_precision == "bf16" or method == "qlora":
             continue
         full = checker.table.trainable(model, "full", "default")
-        if checker.predictor.card.outside_pytorch and full is not None and full.units.trainable < _SHARED_FROM:
+        if checker.predictor.card.outside_pytorch and full is not None and full.units.trainable < _SECOND_GPU_FROM:
             continue
         one, several = (checker.memory(model, method, stack, several=of) for of in (False, True))
         if one is None or several is None:

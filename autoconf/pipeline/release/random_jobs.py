@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from autoconf.jobs.presets import SETTINGS, presets, training_stack
-from autoconf.jobs.stack import Checkpointing, Dtype, Loss, MixedPrecision, Optim
+from autoconf.jobs.stack import Attention, Checkpointing, Dtype, Loss, MixedPrecision, Optim
 from autoconf.predictor.predictor import Predictor
 
 GPUS_PER_WORKER = 8
@@ -20,6 +20,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "mixed_precision": get_args(MixedPrecision),
     "gradient_checkpointing": get_args(Checkpointing),
     "loss": get_args(Loss),
+    "attention": get_args(Attention),
     "lora_r": (1, 2, 4, 8, 16, 32, 64, 128, 256),
     "lora_targets": ("default", "attention", "all-linear"),
 }

@@ -24,7 +24,7 @@ import typer
 from autoconf.jobs.presets import SETTINGS, training_stack
 from autoconf.jobs.stack import Allocator, Stack
 from autoconf.memory.allocator_settings import AllocatorSettings
-from autoconf.memory.fragmentation import sharding_of
+from autoconf.memory.fragmentation import EXPANDABLE
 from autoconf.memory.model import StackMemory
 from autoconf.memory.replay import Action, Event, Program
 from autoconf.memory.replay import replay as replayed
@@ -53,6 +53,10 @@ _AGREES = 0.03  # by which the most that a recording allocates may differ from i
 _SHARE = 0.2
 _MOST_FREE: dict[Allocator, tuple[float, float]] = {"default": (0.45, 3.0), "expandable_segments": (0.05, 2.0)}
 _NOMINAL = Reserve((0.0, 400.0), (0.0, 400 * _SHARE), (0.0, 400 * _SHARE))
+
+_SUFFIX: dict[Allocator, str] = {"default": "", "expandable_segments": EXPANDABLE}
+# GPUs of different capacities on which each drawn job is replayed.
+_CAPACITIES: dict[Allocator, int] = {"default": 3, "expandable_segments": 1}
 
 # Settings of a job's stack in the table: those that change the sizes or the order of large blocks.
 _OF_STACK = "torch_dtype", "mixed_precision", "gradient_checkpointing", "gradient_accumulation", "optim", "loss"
@@ -195,12 +199,12 @@ class Replayed:
     def rows(
         self, generator: np.random.Generator, count: int, allocator: Allocator = "default"
     ) -> Iterator[dict[str, Any]]:
-        """Draw jobs and capacities, and replay each once."""
+        """Draw jobs, and replay each on GPUs of several capacities."""
         stack = self.stack.model_copy(update={"allocator": allocator})
         about = {
             "model": self.job["model_name"],
             "method": self.job["method"],
-            "sharding": sharding_of(stack, several=self.job["gpus"] > 1),
+            "sharding": (stack.sharding if self.job["gpus"] > 1 else "none") + _SUFFIX[allocator],
             **{name: getattr(stack, name) for name in _OF_STACK},
         }
         most_share, most_constant = _MOST_FREE[allocator]
@@ -209,26 +213,37 @@ class Replayed:
             held, activations = self.held_gib(tokens, gpus)
             if not max(_LEAST_GIB, self.loading_gib(gpus)) < held < _MOST_GIB:
                 continue
-            free = generator.uniform(-0.1, most_share * activations + most_constant)
-            events, capacity = self.events(tokens, gpus), int((held + free) * GIB)
-            yield {
+            places = np.array([self.row]), np.array([gpus])
+            job = {
                 **about,
                 "gpus": gpus,
                 "tokens": tokens,
                 "held_gib": held,
                 "activations_gib": activations,
-                "headroom_gib": free,
-                LABEL: int(_runs(events, capacity, allocator)),
+                "states_gib": float(self.memory.resident_bytes(*places, states=True)[0]) / GIB,
             }
+            free = generator.uniform(-0.1, most_share * activations + most_constant, _CAPACITIES[allocator])
+            outcomes = _run(self.events(tokens, gpus), (held + free) * GIB, allocator)
+            for headroom, runs in zip(free.tolist(), outcomes, strict=True):
+                yield {**job, "headroom_gib": headroom, LABEL: int(runs)}
 
 
-def _runs(events: EventArrays, capacity: int, allocator: Allocator) -> bool:
-    """Whether a program runs; only the default allocator is compiled."""
+def _runs_on(events: EventArrays, capacity: int, unlimited: compiled.Outcome) -> bool:
+    # With all that it reserves it runs as if there were no limit, and with less than it allocates it cannot.
+    if not unlimited.allocated <= capacity < unlimited.reserved:
+        return capacity >= unlimited.reserved
+    return compiled.replay(events, capacity).failed_at < 0
+
+
+def _run(events: EventArrays, capacities: Floats, allocator: Allocator) -> list[bool]:
+    """Whether a program runs on GPUs of these capacities in bytes; only the default allocator is compiled."""
     if allocator == "default":
-        return compiled.replay(events, capacity).failed_at < 0
+        free = compiled.replay(events)
+        return [_runs_on(events, int(capacity), free) for capacity in capacities.tolist()]
     rows = zip(*(column.tolist() for column in events), strict=True)
     program = Program([Event(Action(action), *rest) for action, *rest in rows])
-    return replayed(program, capacity, AllocatorSettings(expandable_segments=True)).failed_at is None
+    expandable = AllocatorSettings(expandable_segments=True)
+    return [replayed(program, int(capacity), expandable).failed_at is None for capacity in capacities.tolist()]
 
 
 def memory_of(version: str) -> StackMemory:
@@ -267,7 +282,7 @@ def replay(
 
 def as_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """A table with small columns."""
-    gib = ["held_gib", "activations_gib", "headroom_gib"]
+    gib = ["held_gib", "activations_gib", "states_gib", "headroom_gib"]
     table = pd.DataFrame(rows)
     return table.assign(**table[gib].round(3).astype(np.float32)).astype(
         {"gpus": np.int16, "tokens": np.int32, LABEL: np.int8}

@@ -24,7 +24,7 @@ from autoconf.jobs.stack import (
 from autoconf.memory.store import MOMENTS, write_models
 from autoconf.memory.ways import RULES
 from autoconf.pipeline.calibration import reserve
-from autoconf.pipeline.calibration.fragmentation import learned_margin, read_jobs
+from autoconf.pipeline.calibration.fragmentation import by_fragmentation, learned_margin, read_jobs
 from autoconf.pipeline.calibration.real_rows import read_rows
 from autoconf.pipeline.catalog import NEWEST, architectures, gpus, models
 from autoconf.pipeline.release.version_folder import SEED, complete, new_version
@@ -34,21 +34,11 @@ from autoconf.predictor.cards import Card, Domain
 
 _BASE = "2.0.0"  # the version whose moments the new one continues
 # Architectures of the table that the version does not support.
-_LATER = "only its trace is missing, which takes a minute"
 LEFT_OUT = {
     "granite-8b-japanese": "its shapes are an assumption, which a real run contradicts",
-    **dict.fromkeys(
-        [
-            "llama-30b", "llama-65b", "phi-1.5", "phi-2", "deepseek-coder-1.3b", "deepseek-coder-6.7b", "olmoe-1b-7b",
-            "starcoder-15b", "pythia-160m", "pythia-410m", "pythia-1b", "pythia-1.4b", "pythia-2.8b", "pythia-6.9b",
-            "pythia-12b", "gpt-neox-20b", "opt-125m", "opt-1.3b", "opt-2.7b", "opt-6.7b", "opt-13b", "opt-30b",
-            "opt-66b", "deepseek-llm-7b", "deepseek-llm-67b", "tulu-3-8b", "tulu-3-70b", "open-llama-3b",
-            "salamandra-2b", "salamandra-7b", "seed-coder-8b", "eurollm-1.7b", "eurollm-9b", "ministral-8b-2410",
-            "olmo-3-7b", "glm-4-9b-0414", "glm-4.5-air", "deepseek-v3", "llama-4-scout",
-        ],
-        _LATER,
-    ),
-}  # fmt: skip
+    "phi-2": "its trace fails",
+    **dict.fromkeys(["glm-4.5-air", "deepseek-v3", "llama-4-scout"], "only its trace is missing"),
+}
 
 
 def domain(names: list[str], version: str) -> Domain:
@@ -101,7 +91,8 @@ def train(version: str, folder: Path) -> str:
     )
     with new_version(folder) as scratch:
         write_models(traces(names, registry.MODELS / _BASE, folder), scratch, registry.MODELS / _BASE)
-        table = reserve.table_of(margin.learned, margin.rows, np.random.default_rng(SEED), reserve.VIRTUAL_ROWS)
+        generator = np.random.default_rng(SEED)
+        table = reserve.table_of(margin.learned, by_fragmentation(margin), generator, reserve.VIRTUAL_ROWS)
         return complete(scratch, card, table)
 
 
