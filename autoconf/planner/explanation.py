@@ -67,9 +67,9 @@ def explain(job: Job, model_version: str | None = None, models: ModelsFolder = N
     ...                tokens_per_sample=8192, batch_size=16)
     >>> found = explain(job)
     >>> {gpus: f"{held.needed_memory_gib:.1f} of {held.usable_memory_gib} GiB" for gpus, held in found.at.items()}
-    {1: '101.8 of 79.1 GiB', 2: '66.8 of 79.1 GiB'}
+    {1: '112.6 of 79.1 GiB', 2: '61.5 of 79.1 GiB'}
     >>> print(found.changes[0])
-    loss=chunked would fit on 1 GPU
+    batch_size=11 would fit on 1 GPU
     """
     if not isinstance(job, Job):
         raise TypeError(f"job: must be a Workload, got {type(job).__name__}")

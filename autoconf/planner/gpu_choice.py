@@ -92,7 +92,7 @@ def cheapest_gpu(
     >>> found.gpu_model, found.gpus, found.cost_per_hour  # 4 L40S cost 3.6 per hour, but are slower than 2 H100
     ('NVIDIA-H100-80GB-HBM3', 2, 4.0)
     >>> cheapest_gpu(job, provider="AWS").cost_per_hour
-    6.88
+    13.76
     >>> run = cheapest_gpu(job, prices={"H100": 2, "L40S": 0.9}, dataset_tokens=10**9)
     >>> round(run.cost / run.cost_per_million_tokens)
     1000

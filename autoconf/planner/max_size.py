@@ -78,7 +78,7 @@ def largest_sample(
 
     >>> job = Job(model_name="llama-7b", method="lora", gpu_model="NVIDIA-A100-80GB-PCIe", batch_size=16)
     >>> largest_sample(job, number_gpus=2).tokens_per_sample
-    10146
+    9790
     """
     return _LARGEST_SAMPLE.of_either(jobs, model_version, models, number_gpus=number_gpus)
 

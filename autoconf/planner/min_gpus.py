@@ -89,7 +89,7 @@ def recommend(
     >>> found.outcome, found.gpus
     ('fits_nowhere', None)
     >>> print(found.changes[0])
-    loss=chunked would fit on 1 GPU
+    batch_size=11 would fit on 1 GPU
 
     The same, but as a table, in which rows may be invalid:
 

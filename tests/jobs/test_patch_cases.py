@@ -104,7 +104,7 @@ def test_the_error_for_a_manifest_with_an_unreadable_command_names_the_options(n
 def test_several_nodes_need_a_place_for_their_count() -> None:
     several = ["--gpus-per-worker=1", "--max-gpus=8", "--per-device-train-batch-size=8", "--method=full"]
     result = run("--job", str(CASES / "trainjob.yaml"), *JOB, *several, "--patch")
-    assert "numNodes: 3" in result.stdout
+    assert "numNodes: 4" in result.stdout
     result = run("--job", str(CASES / "kind.yaml"), *JOB, *several, "--patch")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "a Job has one pod" in result.stderr

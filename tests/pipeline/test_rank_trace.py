@@ -53,7 +53,7 @@ def bytes_per_token_and_layer(peak_bytes: Callable[[int, int], float]) -> float:
     [
         ("full", 1, {"torch_dtype": "float32"}),
         ("lora", 1, {"adapter_dtype": "float32", "gradient_checkpointing": "none"}),
-        ("qlora", 1, {"adapter_dtype": "float32", "quantization": "nf4", "loss": "chunked_nll"}),
+        ("qlora", 1, {"adapter_dtype": "float32", "quantization": "nf4"}),
         ("full", 2, {"torch_dtype": "float32", "sharding": "fsdp1"}),
         ("full", 2, {"torch_dtype": "float32", "sharding": "fsdp2", **AT_ONCE}),
     ],

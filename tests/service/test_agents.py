@@ -71,9 +71,9 @@ def test_the_tools_have_schemas_and_give_the_answers_of_the_python_api(place):
     texts = [answer.content[0].text for answer in answers]
     assert texts[0].startswith("2 GPUs, with the training stack reference. Note: stack was not given")
     assert texts[1].startswith("Does not fit: probability 0.00, 0.90 required")
-    assert "On 1: 101.8 of 79.1 GiB, does not fit. On 2:" in texts[2] and "loss=chunked would fit on 1 GPU." in texts[2]
+    assert "On 1: 112.6 of 79.1 GiB, does not fit. On 2:" in texts[2] and "batch_size=11 would fit on 1 GPU" in texts[2]
     assert texts[3].startswith("9 samples on each GPU, 18 over all, on 2 GPUs.")
-    assert texts[4].startswith("10146 tokens per sample on 2 GPUs.")
+    assert texts[4].startswith("9790 tokens per sample on 2 GPUs.")
     assert texts[5].startswith("1. ") and "per hour" in texts[5]
     found = throughput(Workload(**JOB), number_gpus=2, steps=100)
     assert texts[6].startswith(f"{found.tokens_per_second:,.0f} tokens per second (")

@@ -188,16 +188,19 @@ class _MatMul4Bit(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, input: torch.Tensor, packed: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    def forward(
+        ctx: Any, input: torch.Tensor, packed: torch.Tensor, shape: tuple[int, int], dtype: torch.dtype
+    ) -> torch.Tensor:
         ctx.save_for_backward(packed)
-        ctx.shape = shape
-        return F.linear(input, dequantized(packed, shape).to(input.dtype))
+        ctx.shape, ctx.dtype = shape, dtype
+        return F.linear(input, dequantized(packed, shape, dtype).to(input.dtype))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (packed,) = ctx.saved_tensors
         (gradient,) = gradients
-        return torch.matmul(gradient, dequantized(packed, ctx.shape).to(gradient.dtype)), None, None
+        weight = dequantized(packed, ctx.shape, ctx.dtype).to(gradient.dtype)
+        return torch.matmul(gradient, weight), None, None, None
 
 
 _BLOCK, _NESTED_BLOCK = (
@@ -206,14 +209,14 @@ _BLOCK, _NESTED_BLOCK = (
 )  # parameters per absmax, and absmax values per second-level absmax (bitsandbytes' defaults)
 
 
-def dequantized(packed: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    """Make the bfloat16 copy of a 4-bit weight, after dequantizing its absmax.
+def dequantized(packed: torch.Tensor, shape: tuple[int, int], dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """Make the copy of a 4-bit weight in its original dtype, after dequantizing its absmax.
 
     >>> dequantized(torch.empty(8 * 64 // 2, 1, dtype=torch.uint8, device="meta"), (8, 64)).dtype
     torch.bfloat16
     """
     _absmax = packed.new_empty(shape[0] * shape[1] // _BLOCK, dtype=torch.float32)
-    return packed.new_empty(shape, dtype=torch.bfloat16)
+    return packed.new_empty(shape, dtype=dtype)
 
 
 def _absmax(shape: tuple[int, int]) -> tuple[int, int]:
@@ -241,12 +244,12 @@ class Linear4bit(bitsandbytes.nn.Linear4bit):
             linear.in_features,
             linear.out_features,
             linear.bias is not None,
-            compute_dtype=torch.bfloat16,
+            compute_dtype=linear.weight.dtype,
             quant_type="nf4",
             quant_storage=storage,
             device="meta",
         )
-        self.shape = (linear.out_features, linear.in_features)
+        self.shape, self.dtype = (linear.out_features, linear.in_features), linear.weight.dtype
         elements = linear.in_features * linear.out_features
         packed = torch.empty((elements // (2 * storage.itemsize), 1), dtype=storage, device="meta")
         self.weight = bitsandbytes.nn.Params4bit(
@@ -265,7 +268,7 @@ class Linear4bit(bitsandbytes.nn.Linear4bit):
         if not self.compute_type_is_set:  # set immediately since 0.44; before, the first input decides
             self.set_compute_type(x)
             self.compute_type_is_set = True
-        out = _MatMul4Bit.apply(x.to(self.compute_dtype), self.weight, self.shape)
+        out = _MatMul4Bit.apply(x.to(self.compute_dtype), self.weight, self.shape, self.dtype)
         if self.bias is not None:
             out = out + self.bias.to(self.compute_dtype)
         return out.to(x.dtype)

@@ -35,7 +35,9 @@ _OWN_EXPERTS = {"llama4_text"}  # types whose experts have one implementation, i
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _MIXED = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Linear layers of attention by their names in transformers; the MLPs of some models also have a c_proj or a dense.
-ATTENTION = r".*(attn|attention)\.([qkvo]_proj|out_proj|qkv_proj|kv_[ab]_proj\w*|c_attn|c_proj|query_key_value|dense)"
+ATTENTION = (
+    r".*(attn|attention)\.([qkvo]_proj|out_proj|qkv_proj|(q|kv)_[ab]_proj\w*|c_attn|c_proj|query_key_value|dense)"
+)
 
 
 @dataclass(frozen=True)
