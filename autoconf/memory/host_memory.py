@@ -1,8 +1,8 @@
 """Memory of the host that one process of a job takes: what it offloads, and copies of weights while they are loaded.
 
-The figures were read from the code of DeepSpeed 0.19.8 and PyTorch 2.13 and are tested against DeepSpeed's processes
-(``make zero-ground-truth``). Not counted are Python, CUDA and the libraries (a few GiB for each process), workers that
-load data, and pages of a checkpoint that the kernel can drop: safetensors of the right dtype are mapped, not read.
+The figures were read from the code of DeepSpeed 0.19.8 and PyTorch 2.13. Not counted are Python, CUDA and
+the libraries (a few GiB for each process), workers that load data, and pages of a checkpoint that the kernel can drop:
+safetensors of the right dtype are mapped, not read.
 """
 
 from __future__ import annotations

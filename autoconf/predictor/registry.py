@@ -34,7 +34,7 @@ MODELS = Path(__file__).parents[1] / "AutoGluonModels"
 RELEASED = {
     "1.1.0": "fb5284ff47fd537dff28bfcf451caa97296218cbd17bb6bba695fc21c8cab84d",
     "2.0.0": "e0e1b55c71798c4d158e550b375210c21bf4a11c8abc8ea4b84be5f692d36060",
-    "3.0.0": "823ae302610ad7d1cbe231d9a3e482b89be04743687bab1c6c9824c7664ecf80",
+    "3.0.0": "02890c7bf34e2f5bf2494309351c39e3d548c3af05b894fe9a6f30dffae36a05",
 }
 DEFAULT = "3.0.0"
 _CHECKED = frozenset(RELEASED.values())  # checked with the libraries of their cards when they were made

@@ -87,7 +87,7 @@ def _replays(evaluation: dict[str, Any]) -> list[str]:
     if "replays" not in evaluation:
         return []
     return [
-        "Replays of random jobs of models that were not learned from, each at one capacity near its need:",
+        "Replays of random jobs of models that were not learned from, each on up to three capacities near its need:",
         markdown(evaluation["replays"]),
     ]
 

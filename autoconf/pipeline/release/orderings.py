@@ -153,7 +153,9 @@ def _promises(checker: Checker) -> Iterator[_Promise]:
     yield _Promise("no gradient checkpointing than either way of it", "every job", _checkpointing(checker))
     yield _Promise("adamw_torch than adamw_torch_fused", "every job", _optimizers(checker, "adamw_torch_fused", (2, 4)))
     yield _Promise(
-        "32-bit AdamW states than 8-bit ones", "what trains in float32", _optimizers(checker, "adamw_bnb_8bit", (4,))
+        "32-bit AdamW states than 8-bit ones",
+        "trainable parameters in float32",
+        _optimizers(checker, "adamw_bnb_8bit", (4,)),
     )
     yield _Promise(
         "a higher rank of adapters than a lower one",

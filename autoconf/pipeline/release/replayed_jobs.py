@@ -2,7 +2,8 @@
 
 ``python -m autoconf.pipeline.release.replayed_jobs record FOLDER --minutes 60 --seed 1`` records random models,
 methods and stacks; processes with different seeds may share a folder. ``... replay FOLDER`` then draws sizes, numbers
-of GPUs and capacities for each recording, replays each job once, and writes ``calibration/replayed_jobs.parquet``.
+of GPUs and capacities for each recording, replays each job on each capacity, and writes
+``calibration/replayed_jobs.parquet``.
 """
 
 from __future__ import annotations
@@ -262,7 +263,7 @@ def replay(
     minutes: Annotated[float, typer.Option(help="stop earlier than that, with fewer jobs")] = 600.0,
     seed: Annotated[int, typer.Option(help="seed of the drawn sizes and capacities")] = 1,
 ) -> None:
-    """Replay random jobs of recordings, each once."""
+    """Replay random jobs of recordings."""
     memory, generator = memory_of("2.0.0"), np.random.default_rng(seed)
     until = time.monotonic() + 60 * minutes
     paths = [path for path in sorted(folder.glob("*.npz")) if Replayed(path, memory).agrees(generator)]
