@@ -34,8 +34,6 @@ _NEEDS = {
 }
 # Versions are traced on Python 3.11, where make installs torch; without it, modules that need it cannot be imported.
 collect_ignore = [] if find_spec("torch") else ["autoconf/pipeline"]
-if not find_spec("deepspeed"):  # it is in an environment of its own
-    collect_ignore.append("autoconf/pipeline/validation/gpu_accelerator.py")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -1,8 +1,7 @@
 """Run jobs under DeepSpeed in real processes: jobs from standard input, peaks to standard output, in JSON.
 
-Tensors are real and on the CPU, where those of a GPU and of its host are told apart (``two_devices``), and processes
-communicate through gloo. Only values are made up: kernels of the CPU stand in for those of CUDA, so gradients are set
-to zero before each step of the optimizer.
+Tensors are real and on the CPU, processes communicate through gloo. Only values are made up: kernels of the CPU stand
+in for those of CUDA, so gradients are set to zero before each step of the optimizer.
 """
 
 from __future__ import annotations
@@ -26,81 +25,68 @@ from autoconf.jobs.stack import Stack
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.tracing.model_setup import TrainingSetup, build_model, materialize
-from autoconf.pipeline.tracing.recorder import SAMPLES
-from autoconf.pipeline.validation.two_devices import GPU, HOST, TwoDevices, TwoDevicesRecorder
+from autoconf.pipeline.tracing.recorder import SAMPLES, Recorder
 
 _STEPS = 2  # in the first one there are no states yet, and ZeRO-3 does not prefetch
 _MICRO_BATCHES = {False: 1, True: 3}  # by whether gradients accumulate
 
 
+class _PeakRecorder(Recorder):
+    """Records the largest number of bytes; tensors on the device ``meta`` have none."""
+
+    peak = 0
+
+    def see(self, tensor: torch.Tensor, op: str = "resident") -> None:
+        if tensor.device.type != "meta":
+            super().see(tensor, op)
+
+    def _resize(self, number: int, nbytes: int, op: str, itemsize: int = 1) -> None:
+        super()._resize(number, nbytes, op, itemsize)
+        self.changes.clear()
+        self.peak = max(self.peak, self.live)
+
+
 def peaks(job: dict[str, Any]) -> dict[str, int]:
-    """Peak bytes of this process: on the GPU in passes over the model and in the optimizer's step, and on the host.
-
-    ``host_before`` is the peak on the host before the first step, without the loaded model.
-    """
+    """Peak bytes of this process in forward and backward passes, and in the optimizer's step."""
     import deepspeed
-    from deepspeed.accelerator import set_accelerator
-
-    from autoconf.pipeline.validation.gpu_accelerator import GpuAccelerator
 
     setup = TrainingSetup(Architecture(**job["architecture"]), job["method"], Stack(**job["stack"]))
     accumulating = _MICRO_BATCHES[setup.stack.gradient_accumulation]
-    model, recorder = build_model(setup), TwoDevicesRecorder()
-    found = {"micro_batch": 0, "step": 0, "host": 0, "host_before": 0}
-    set_accelerator(GpuAccelerator(recorder))
+    model, recorder = build_model(setup), _PeakRecorder()
+    found = {"micro_batch": 0, "step": 0}
     with ExitStack() as stack:
         stack.enter_context(cuda_kernels.on_cuda(model, setup.architecture.experts))
         stack.enter_context(recorder)
         stack.enter_context(recorder.resizes())
-        stack.enter_context(TwoDevices(recorder).on())
         _materialize(model)
-        recorder.forget_peaks()
-        weights = recorder.held[HOST]
         engine, *_ = deepspeed.initialize(
             model=model,
-            optimizer=_optimizer(model, setup.stack),
+            optimizer=torch.optim.AdamW(_groups(model), foreach=True),
             config=_config(setup.stack, job["buckets"], accumulating),
         )
         gc.collect()
-        found["host_before"] = recorder.most[HOST] - weights
         for _ in range(_STEPS):
-            recorder.forget_peaks()
+            recorder.peak = recorder.live
             for micro_batch in range(accumulating):
                 _micro_batch(engine, job["tokens"], last=micro_batch == accumulating - 1)
-            found["micro_batch"], found["host"] = recorder.most[GPU], recorder.most[HOST]
-            recorder.forget_peaks()
+            found["micro_batch"], recorder.peak = recorder.peak, recorder.live
             _zero_gradients(engine)
             engine.step()
-            found["step"] = recorder.most[GPU]
-            found["host"] = max(found["host"], recorder.most[HOST])
+            found["step"] = recorder.peak
     engine.destroy()
     return found
 
 
 def _zero_gradients(engine: Any) -> None:
-    """Make a step possible: DeepSpeed skips one with infinite gradients, and so would not make states on the host."""
-    optimizer = engine.optimizer
-    for gradients in optimizer.averaged_gradients.values():
+    for gradients in engine.optimizer.averaged_gradients.values():
         for gradient in gradients or ():
             gradient.zero_()
-    for norm in getattr(optimizer, "norm_for_param_grads", {}).values():  # of gradients that are on the host
-        norm.zero_()
-    optimizer.local_overflow = False
 
 
 def _materialize(model: nn.Module) -> None:
     materialize(model)
     for parameter in model.parameters():
         parameter.data.normal_(0, 0.02)
-
-
-def _optimizer(model: nn.Module, stack: Stack) -> Any:
-    # accelerate/utils/deepspeed.py, map_pytorch_optim_to_deepspeed
-    from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-    if stack.offload in ("optimizer", "optimizer_and_parameters"):
-        return DeepSpeedCPUAdam(_groups(model), adamw_mode=True)
-    return torch.optim.AdamW(_groups(model), foreach=True)
 
 
 def _groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -119,20 +105,12 @@ def _config(stack: Stack, buckets: dict[str, Any], accumulating: int) -> dict[st
         "gradient_clipping": 1.0,
         "bf16": {"enabled": stack.mixed_precision == "bf16"},
         "zero_allow_untested_optimizer": True,  # as transformers sets it
-        "zero_optimization": {"stage": int(stack.sharding.removeprefix("zero")), **buckets, **_offload(stack)},
+        "zero_optimization": {"stage": int(stack.sharding.removeprefix("zero")), **buckets},
     }
-
-
-def _offload(stack: Stack) -> dict[str, Any]:
-    sections = {
-        "offload_optimizer": stack.offload in ("optimizer", "optimizer_and_parameters"),
-        "offload_param": stack.offload in ("parameters", "optimizer_and_parameters"),
-    }
-    return {name: {"device": "cpu"} for name, on in sections.items() if on}  # pin_memory is true by default
 
 
 def _micro_batch(engine: Any, tokens: int, *, last: bool) -> None:
-    input_ids = torch.zeros((SAMPLES, tokens), dtype=torch.long, device=GPU)
+    input_ids = torch.zeros((SAMPLES, tokens), dtype=torch.long)
     _attention_mask = torch.empty_like(input_ids)
     engine.set_gradient_accumulation_boundary(last)
     loss = engine(input_ids=input_ids, labels=torch.zeros_like(input_ids))["loss"]
