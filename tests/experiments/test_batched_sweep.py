@@ -169,11 +169,16 @@ def test_the_examples_give_the_answers_of_direct_calls(
     assert set(table["can_recommend"]) == {0, 1}
 
 
-def test_sweep_uses_every_node_and_many_entities_per_request(
-    context: AdoContext, swept_space: str, calls: Calls, two_nodes: list[str]
-) -> None:
-    per_node = Counter(node for *_, node in calls.new())
-    assert set(per_node) == set(two_nodes)
+def test_sweep_uses_every_node(context: AdoContext, calls: Calls, two_nodes: list[str]) -> None:
+    """Each call waits until both nodes are at work, so that no node can finish before the other has started."""
+    space = context.create_space(space_of("add_together", xs=2, ys=4))
+    calls.new()
+    context.operate("batched_sweep", space, batchSize=4)
+    assert {node for *_, node in calls.new()} == set(two_nodes)
+    assert all(validities == [True] for validities in validity(context, space, "add_together").values())
+
+
+def test_sweep_asks_for_many_entities_per_request(context: AdoContext, swept_space: str) -> None:
     space = context.space(swept_space)
     (operation,) = space.operations
     requests = space.measurement_requests_for_operation(operation)

@@ -33,9 +33,16 @@ def server():
 
 
 def replaying(server) -> list[psutil.Process]:
-    """The processes of a server that replay a job."""
+    """The processes of a server that replay a job; one that has just ended does not."""
     children = psutil.Process(server.process.pid).children()
-    return [child for child in children if "autoconf.cli.replay_task" in child.cmdline()]
+    return [child for child in children if "autoconf.cli.replay_task" in command(child)]
+
+
+def command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
 
 
 def wait_until(holds, seconds=60):

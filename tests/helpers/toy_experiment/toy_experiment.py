@@ -34,6 +34,12 @@ def note_call(experiment: str, x: Any, y: Any = "") -> None:
             calls.write(line)
 
 
+def nodes_of(experiment: str) -> set[str]:
+    """The nodes that have called an experiment, from the log."""
+    with open(os.environ["TOY_CALLS"]) as calls:
+        return {line.split()[-1] for line in calls if line.startswith(f"{experiment} ")}
+
+
 @custom_experiment(required_properties=[X, Y], output_property_identifiers=["product"], version="1.0.0")
 def multiply(x, y):
     """x * y; raises at (2, 3)."""
@@ -78,6 +84,18 @@ def add_slowly(x, y):
     """x + y, a twentieth of a second later."""
     note_call("add_slowly", x, y)
     time.sleep(0.05)
+    return {"total": x + y}
+
+
+@custom_experiment(required_properties=[X, Y], output_property_identifiers=["total"], version="1.0.0")
+def add_together(x, y):
+    """x + y, as soon as a second node is at work, too; raises after two minutes alone."""
+    note_call("add_together", x, y)
+    give_up_at = time.monotonic() + 120
+    while len(nodes_of("add_together")) < 2:
+        if time.monotonic() > give_up_at:
+            raise TimeoutError("no second node was at work")
+        time.sleep(0.05)
     return {"total": x + y}
 
 
