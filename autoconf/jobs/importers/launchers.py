@@ -35,6 +35,7 @@ _FLAGS = (
     "module", "no_python", "debug", "enable_cpu_affinity", "same_network", "dynamo_use_fullgraph", "dynamo_use_dynamic",
     "dynamo_use_regional_compilation", "tpu_cluster", "no_tpu_cluster", "tpu_use_sudo", "standalone", "run_path",
     "no_local_rank", "no_ssh", "no_ssh_check", "force_multi", "save_pid", "bind_cores_to_rank", "elastic_training",
+    "use_env",
 )  # fmt: skip
 _OF_TRL = ("dpo", "reward", "kto")  # commands of TRL that train with another loss
 _LLAMA_FACTORY = ("llamafactory-cli", "lmf")

@@ -13,11 +13,13 @@ from autoconf.jobs.importers.called_scripts import Call, called, script_next_to
 from autoconf.jobs.importers.documents import read_text, shortened
 from autoconf.jobs.importers.expansion import Value, assigned_in, merged
 from autoconf.jobs.importers.shell_variables import Variables
-from autoconf.jobs.importers.words import cleaned, is_unknown, joined, unknown
+from autoconf.jobs.importers.words import cleaned, is_unknown, joined, limited, unknown
 
 _MOST_COMMANDS = 4_000
 _DEEPEST = 40
 _SUBMITTERS = ("sbatch", "qsub", "bsub")  # a here-document is the script that they submit
+# The condition of a loop over the arguments of a script, such as [[ $# -gt 0 ]] or [ -n "$1" ].
+_OVER_ARGUMENTS = re.compile(r"\$#|\$\{#\}|\"?\$\{?1(:?-)?\}?\"?\s*(!=|=~|\]|$)|\$[@*]|^getopts\b")
 _TESTS = ("[", "[[", "test", "false", "command", "which", "type", "hash", "grep", "nvidia-smi")
 # Files that other scripts source and that set up an environment, but no setting of a job.
 _ENVIRONMENTS = re.compile(r"(^|/)(activate|\.?bashrc|\.?profile|\.bash_profile|[\w.-]*conda[\w.-]*|modules?[\w.-]*)$")
@@ -80,6 +82,11 @@ def follow(text: str, file: str, variables: Mapping[str, str]) -> Script:
 
 def _runs_its_input(words: Sequence[str]) -> bool:
     return words[0] in _SUBMITTERS or words[-1].rpartition("/")[2] in ("bash", "sh") or words[-2:] == ["bash", "-s"]
+
+
+def _reads_all(words: Sequence[str]) -> bool:
+    """Whether ``read`` takes its whole input into its last word, as ``read -r -d '' NAME`` does."""
+    return re.search(r" -r?d  [A-Za-z_]\w*$", " ".join(words)) is not None
 
 
 class _Shell(Variables):
@@ -181,6 +188,8 @@ class _Shell(Variables):
         if target is not None and first[:1] in (["cat"], ["tee"], ["echo"], ["printf"]):
             written = text if text is not None else unknown(target, "written by a command")
             self.files[target] = self.files.get(target, "") + written if appends else written
+        elif text is not None and first[:1] == ["read"] and _reads_all(first):
+            self.variables[first[-1]] = limited(first[-1], text.strip())
         elif text is not None and any(_runs_its_input(command.words) for command in self.commands[begin:]):
             self.follow_text(text, self._first_line + node.start_point[0] + 1)
         return ended
@@ -248,6 +257,8 @@ class _Shell(Variables):
 
     def _loop(self, node: Any) -> None:
         body = node.child_by_field_name("body")
+        if self._is_over_arguments(node):
+            return
         name = node.child_by_field_name("variable")
         values = [word for value in node.children_by_field_name("value") for word in self.words.words(value)]
         once = node.type == "for_statement" and len(values) == 1 and not is_unknown(values[0])
@@ -266,6 +277,18 @@ class _Shell(Variables):
             self._run(body)
         if not once:
             self.restore(merged([before, dict(self.variables)]))
+
+    def _is_over_arguments(self, node: Any) -> bool:
+        """Whether a loop goes over the arguments of the script, and it has none."""
+        condition = node.child_by_field_name("condition")
+        over = [condition] if condition is not None else node.children_by_field_name("value")
+        text = " ".join(self.words.raw(part) for part in over)
+        if self.variables.get("@") or not _OVER_ARGUMENTS.search(text) or node.type == "c_style_for_statement":
+            return False
+        if node.type == "for_statement" and not re.fullmatch(r'"?\$[@*]"?', text):
+            return False
+        self.assumed.setdefault("the script is run without arguments ($@ is empty)")
+        return True
 
     def _command(self, node: Any) -> bool:
         words: list[str] = []

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+set -euo pipefail
+batch=4
+while [[ $# -gt 0 ]]; do
+  case "$1" in
+    --batch) batch="$2"; shift 2 ;;
+    *) shift ;;
+  esac
+done
+while getopts "b:h" opt; do
+  case $opt in b) batch=$OPTARG ;; esac
+done
+for arg in "$@"; do
+  case $arg in --batch=*) batch="${arg#*=}" ;; esac
+done
+trl sft --model_name_or_path Qwen/Qwen2.5-7B --dataset_name trl-lib/Capybara --per_device_train_batch_size "$batch"
