@@ -62,6 +62,20 @@ RELEASES = (
             "axolotl/integrations/cut_cross_entropy/args.py": (),
         },
     ),
+    Release(
+        "ms_swift",
+        "4.5.2",
+        {
+            "swift/arguments/sft_args.py": ("SftArguments",),
+            "swift/arguments/tuner_args.py": ("TunerArguments",),
+            "swift/arguments/base_args/base_args.py": ("BaseArguments",),
+            "swift/arguments/base_args/data_args.py": ("DataArguments",),
+            "swift/arguments/base_args/model_args.py": ("ModelArguments",),
+            "swift/arguments/base_args/quant_args.py": ("QuantizeArguments",),
+            "swift/arguments/base_args/template_args.py": ("TemplateArguments",),
+            "swift/trainers/arguments.py": ("TrainArgumentsMixin",),
+        },
+    ),
 )
 
 

@@ -60,7 +60,12 @@ def test_the_table_has_every_setting_of_the_launchers() -> None:
 
 @pytest.mark.parametrize(
     ("package", "dialects"),
-    [("trl", ("arguments",)), ("llamafactory", ("llama-factory",)), ("axolotl", ("axolotl", "fsdp"))],
+    [
+        ("trl", ("arguments",)),
+        ("llamafactory", ("llama-factory",)),
+        ("axolotl", ("axolotl", "fsdp")),
+        ("ms_swift", ("ms-swift",)),
+    ],
 )
 def test_the_table_has_every_setting_of_the_pinned_releases(package: str, dialects: tuple[str, ...]) -> None:
     """A new release is a diff of tests/data/pinned_fields.yaml, which tests/helpers/pinned_fields.py writes."""
@@ -72,7 +77,8 @@ def test_the_table_has_every_setting_of_the_pinned_releases(package: str, dialec
 def test_the_pinned_releases_are_those_whose_keys_are_read() -> None:
     """The sources that the table names are of the same versions."""
     pinned = yaml.safe_load(FIELDS.read_text())
-    for package, dialect in (("trl", "arguments"), ("llamafactory", "llama-factory"), ("axolotl", "axolotl")):
+    dialects = {"trl": "arguments", "llamafactory": "llama-factory", "axolotl": "axolotl", "ms_swift": "ms-swift"}
+    for package, dialect in dialects.items():
         assert f"v{pinned[package]['version']}" in DIALECTS[dialect].source
 
 

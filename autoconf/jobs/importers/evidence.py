@@ -18,6 +18,7 @@ _COMMON = (
     "load_in_8bit", "use_flash_attn", "target_modules", "r",
 )  # fmt: skip
 _OF_THE_TRAINER = 3  # keys of TrainingArguments that show transformers' Trainer
+_SEVERAL = 3  # signs of a trainer whose keys other trainers also have
 _FOREIGN = 1  # unknown keys allowed in a file that provably belongs to a trainer, whose own parser refuses unknown keys
 # Dialects by their signs: how many of them a file must have, and a key that it must have besides.
 _BY_SIGNS = (
@@ -26,10 +27,10 @@ _BY_SIGNS = (
     ("axolotl", _ENOUGH, "base_model"),
     ("accelerate", 1, ""),
     ("open-instruct", _ENOUGH, "model_name_or_path"),
+    ("ms-swift", _SEVERAL, "model"),
     ("llama-factory", 2, ""),
 )
-_SEVERAL = 3  # signs of a trainer whose keys other trainers also have
-_DIALECTS = ("arguments", "llama-factory")
+_DIALECTS = ("arguments", "llama-factory", "ms-swift")
 
 
 class Evidence(NamedTuple):

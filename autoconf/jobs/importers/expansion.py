@@ -215,6 +215,9 @@ class Expander:
         for name in _CHANGED.findall(text):
             self.variables[name[0] or name[1]] = unknown(f"${name[0] or name[1]}", "set by arithmetic")
         text = re.sub(r"\$\{?(\w+)\}?|\b([A-Za-z_]\w*)\b", lambda found: self._number(found[1] or found[2]), text)
+        return self._computed(text, node)
+
+    def _computed(self, text: str, node: Any) -> str:
         try:
             return str(_value(ast.parse(text.strip(), mode="eval").body))
         except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
@@ -242,6 +245,8 @@ class Expander:
                 return path
             case [["pwd"]]:
                 return "."
+            case [["expr", *terms]] if not any(map(is_unknown, terms)):
+                return self._computed(" ".join(terms), node)
             case [["which", path]]:
                 return path
             case [["echo", *rest]] if not rest or not rest[0].startswith("-"):

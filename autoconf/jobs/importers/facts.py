@@ -205,7 +205,7 @@ def _facts(meaning: Key, value: Any) -> dict[str, Any]:
     if meaning.field == "model_name" and (found := _QUANTIZED.search(str(value))):
         raise ValueError(f"{found[0]} in the name means that the checkpoint is already quantized, which is not covered")
     if meaning.field in Workload.model_fields:
-        return {meaning.field: read(meaning.field, value)}
+        return {meaning.field: read(meaning.field, value), **meaning.also}
     try:
         share = float(value)
     except (TypeError, ValueError):

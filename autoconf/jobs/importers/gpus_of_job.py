@@ -284,7 +284,7 @@ class _Launcher:
                 workers = self._number("num_nodes") or nodes
                 each = self._number("num_gpus") or self._visible() or per_node
                 return workers, each and workers and each * workers
-            case "llama-factory":
+            case "llama-factory" | "ms-swift":
                 workers = self._number("NNODES") or nodes
                 each = self._number("NPROC_PER_NODE") or self._visible() or per_node
                 return workers, each and (workers or 1) * each

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from autoconf.jobs.importers.documents import printable
 
 _LAUNCHERS = "accelerate_launch_args."  # fms-hf-tuning's image: v3.1.0, build/accelerate_launch.py
-_NAMING_DEEPSPEED = ("arguments", "llama-factory", "axolotl")
+_NAMING_DEEPSPEED = ("arguments", "llama-factory", "axolotl", "ms-swift")
 _OF_DEEPSPEED = ("deepspeed", "deepspeed_config")  # keys whose value may be DeepSpeed's config itself
 JOB_KEYS = Path(__file__).with_name("job_keys.yaml")
 
@@ -51,6 +51,7 @@ class Key(_Typed):
     """The meaning of one key: a field of a job, or facts for each of its values, or both; ``values`` are first."""
 
     field: str | None = None
+    also: Mapping[str, Any] = {}  # facts that a value of the field states besides
     values: Mapping[str, dict[str, Any]] = Field(default_factory=dict)
     because: str = "its effect is not known"
     empty: str = ""
@@ -64,7 +65,8 @@ class Key(_Typed):
 
     def facts(self) -> set[str]:
         """The facts that the key can state."""
-        return {fact for facts in self.values.values() for fact in facts} | ({self.field} if self.field else set())
+        of_values = {fact for facts in (*self.values.values(), self.also) for fact in facts}
+        return of_values | ({self.field} if self.field else set())
 
 
 class Dialect(_Typed):

@@ -42,6 +42,7 @@ _LLAMA_FACTORY = ("llamafactory-cli", "lmf")
 _LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun", "deepspeed", "trl", "axolotl", *_LLAMA_FACTORY}
 _TELLING = ("model_name_or_path", "per_device_train_batch_size", "deepspeed")
 NO_FILE = "give the job by options instead of --job"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 # pytorch v2.13.0, c10/core/AllocatorConfig.cpp; the second is the newer name. Pairs such as expandable_segments:True.
 _OF_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
@@ -244,12 +245,17 @@ def _launched(program: str, rest: list[str], place: PlaceOf, variables: Mapping[
         program, rest = "accelerate-launch", rest[1:]
     if program == "tune" and rest[:1] == ["run"]:
         return _tune(rest[1:], place)
+    if program == "swift" and rest[:1] == ["sft"]:
+        program = "ms-swift"
+    elif program == "swift" and rest[:1] in (["rlhf"], ["pt"]):
+        kind = dict((key_of(name), value) for name, value in options_of(rest)).get("rlhf_type", rest[0])
+        refuse_objective(place(program), f"swift {rest[0]} ({described(str(kind))})")
     if program in OTHER_TOOLS and (program not in STARTS or (rest[:1] and rest[0] in STARTS[program])):
         _refuse_tool(place(program), OTHER_TOOLS[program])
     if program in _LLAMA_FACTORY:
         program = "llama-factory"
-    if program in ("trl", "axolotl", "llama-factory"):
-        launch = _framework_launch(program, rest, place)
+    if program in ("trl", "axolotl", "llama-factory", "ms-swift"):
+        launch = _framework_launch(program, rest, place, variables)
         return launch and launch._replace(settings=[*launch.settings, *_environment(variables, place)])
     if program not in ("accelerate-launch", "torchrun", "python", "deepspeed"):
         return None
@@ -292,7 +298,18 @@ def _environment(variables: Mapping[str, str], place: PlaceOf) -> Iterator[Setti
             yield Setting(place(name), "environment", name, value)
 
 
-def _framework_launch(program: str, words: Sequence[str], place: PlaceOf) -> Launch | None:
+def _check_processes(variables: Mapping[str, str], place: PlaceOf) -> None:
+    """Refuse ms-swift with several GPUs in one process, over which it spreads layers (v4.5.2, swift/cli/main.py)."""
+    if "," in variables.get(VISIBLE, "") and not {"NPROC_PER_NODE", "NNODES"} & set(variables):
+        raise BadInput(
+            f"{place(VISIBLE)}: without NPROC_PER_NODE ms-swift spreads the layers of one model over these GPUs, "
+            f"which is not covered; set it, or {NO_FILE}"
+        )
+
+
+def _framework_launch(
+    program: str, words: Sequence[str], place: PlaceOf, variables: Mapping[str, str]
+) -> Launch | None:
     """``trl sft`` takes accelerate's options besides its own, ``axolotl train`` and LLaMA-Factory's command a file."""
     command = words[0] if words else ""
     if program == "trl" and command != "sft":
@@ -300,8 +317,10 @@ def _framework_launch(program: str, words: Sequence[str], place: PlaceOf) -> Lau
             return None
         if command not in _OF_TRL:
             refuse_objective(place(command), f"trl {described(command)}")
-    if program != "trl" and command != "train":
+    if program not in ("trl", "ms-swift") and command != "train":
         return None
+    if program == "ms-swift":
+        _check_processes(variables, place)
     dialect = "arguments" if program == "trl" else program
     found = [Setting(place(program), "launcher", "program", program)]
     found += [hint(place(f"trl {command}"), command)] if program == "trl" and command in _OF_TRL else []
@@ -355,7 +374,7 @@ def _script_launch(launcher: str, rest: Sequence[str], place: PlaceOf) -> Launch
         return None
     hints = [hint(place(script), script)] if objective_in(script) else []
     for part, tool in OTHER_MODULES:
-        if part in name.split("/"):
+        if framework is None and part in name.split("/"):
             if hints:
                 refuse_objective(place(script), f"{objective_in(script)} of {tool} ({described(script)})")
             _refuse_tool(place(script), tool)

@@ -34,6 +34,8 @@ _NAMING = {
     ("open-instruct", "config"): "open-instruct",
     ("torchtune", "config"): "torchtune",
     ("llama-factory", "fsdp_config"): "fsdp",
+    ("ms-swift", "deepspeed"): "deepspeed",
+    ("ms-swift", "config"): "ms-swift",
 }
 BUNDLED_FILES = Path(__file__).with_name("bundled_files.yaml")
 _DEEPEST = 3  # files that name files
@@ -141,7 +143,7 @@ def _missing(dialect: str, sources: Sources) -> list[str]:
 
 def _bundled(setting: Setting) -> list[Setting]:
     """The settings of a file that comes with the trainer, as its pinned release has it."""
-    alike = (f for f in _bundled_files() if f.dialect == setting.dialect and setting.value.endswith(f.path))
+    alike = (f for f in _bundled_files() if f.dialect == setting.dialect and f"/{setting.value}".endswith(f"/{f.path}"))
     file = next(alike, None)
     if file is None:
         return []
@@ -187,7 +189,7 @@ def _settings(text: str, path: str, dialect: str, setting: Setting) -> list[Sett
     found = dialect if dialect == "axolotl" and "base_model" in document.value else dialect_of(document.value, path)
     if {found, dialect} == {"arguments", "llama-factory"}:  # under a script of unknown origin, or short
         found = dialect = "llama-factory"
-    elif (found, dialect) == ("arguments", "open-instruct"):  # short
+    elif (found, dialect) in (("arguments", "open-instruct"), ("arguments", "ms-swift")):  # short
         found = dialect
     if found != dialect:
         key = next(iter(document.value))

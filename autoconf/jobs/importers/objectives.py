@@ -28,7 +28,8 @@ _ANSWERED = {
 }
 # Trainers whose losses are known, so that a name such as dpo is certain.
 _TRAINERS = ("trl", "trl before 1.0")
-_SAYING = ("llama-factory", "axolotl")  # trainers whose keys say it, whatever the files are called
+# Trainers whose keys or commands say it, whatever the files are called.
+_SAYING = ("llama-factory", "axolotl", "ms-swift", "openrlhf")
 _PRECOMPUTES = "precompute_ref_log_probs"
 # Keys of losses of TRL that change no memory, and keys that other objectives have as well.
 _OF_LOSSES = ("loss_type", "loss_weights", "label_smoothing", "max_completion_length", "truncation_mode")

@@ -252,6 +252,8 @@ class _Translation:
         return "reentrant" if reentrant == "yes" else "non-reentrant"
 
     def _sharding(self) -> str | None:
+        if self.facts.get("launched") == "deepspeed" and (stage := self._fact("zero_stage")) is not None:
+            self.facts.setdefault("zero_stage", stage)
         if {"deepspeed", "zero_stage"} & set(self.facts):
             return self._zero()
         if "sharded" not in self.facts:
