@@ -95,6 +95,7 @@ def with_gpu(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _GPU_MODEL = "GPU type as the version's domain names it, such as NVIDIA-A100-80GB-PCIe; any name with gpu_memory_gib"
+_MOST_NAMED = 5  # unknown fields in a message
 _TOKENS = "Tokens that each sample is padded or truncated to; a whole number >= 1"
 
 
@@ -258,10 +259,16 @@ class Job(BaseModel):
             ValueError: a field is missing, unknown or invalid, or fields exclude each other; the message names every
                 such field.
         """
+        names = cls.model_fields
+        unknown = [field for field in fields if field not in names]
+        problems = [_no_such(unknown)] if unknown else []
         try:
-            return cls(**fields)
+            job = cls(**{field: value for field, value in fields.items() if field in names})
         except ValidationError as error:
-            raise ValueError("; ".join(_sentence(detail) for detail in error.errors())) from None
+            problems = [*map(_sentence, error.errors()), *problems]
+        if problems:
+            raise ValueError("; ".join(problems)) from None
+        return job
 
     def training_stack(self) -> Stack:
         """The job's training stack: the settings of its preset, with the job's own settings on top.
@@ -360,6 +367,18 @@ def check_batch(fields: Mapping[str, Any], allowed: Sequence[str] = BATCHES) -> 
             raise ValueError(f"{field}: use {' or '.join(allowed)} instead")
 
 
+def _no_such(unknown: Sequence[str]) -> str:
+    """A sentence on fields that do not exist.
+
+    >>> _no_such([f"x{number}" for number in range(2_000)])[:57]
+    'x0, x1, x2, x3, x4 and 1,995 others: no such field; the f'
+    """
+    more = len(unknown) - _MOST_NAMED
+    named = [ascii(field[:80])[1:-1] for field in unknown[:_MOST_NAMED]]
+    others = f" and {more:,} others" if more > 0 else ""
+    return f"{', '.join(named)}{others}: no such field; the fields are {', '.join(Workload.model_fields)}"
+
+
 def _sentence(detail: Any) -> str:
     """One of pydantic's errors as a sentence; our own validators' messages already name the field."""
     field = ".".join(map(str, detail["loc"]))
@@ -367,7 +386,7 @@ def _sentence(detail: Any) -> str:
         case "missing":
             return f"{field}: is required"
         case "extra_forbidden":
-            return f"{field}: no such field; the fields are {', '.join(Workload.model_fields)}"
+            return _no_such([field])
         case "value_error":
             return str(detail["ctx"]["error"])
         case _:

@@ -24,6 +24,7 @@ from mcp.types import (
 
 from autoconf.distribution import __version__
 from autoconf.jobs.queries import LARGEST_BATCH, LARGEST_SAMPLE, MIN_GPUS
+from autoconf.jobs.values import is_empty
 from autoconf.predictor.user_versions import ModelsFolder
 from autoconf.service.queries import QUERIES
 from autoconf.service.schemas import FILES_SCHEMA, answer_schema, job_schema
@@ -57,7 +58,8 @@ def _of_query(name: str, description: str) -> _AgentTool:
 
 def _largest(job: dict[str, Any]) -> Task:
     """The largest batch of a job with a length of samples, or the longest samples of a job with a batch."""
-    return Task("job", job, query="largest-batch" if "tokens_per_sample" in job else "largest-sample")
+    sample = is_empty(job.get("tokens_per_sample"))
+    return Task("job", job, query="largest-sample" if sample else "largest-batch")
 
 
 def _largest_schema() -> dict[str, Any]:

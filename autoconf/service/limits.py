@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 REPLAY = "/replay"  # the path whose answers take long
+_MOST_LEVELS = 20  # of objects and lists in a body; a body of each kind has at most four
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,28 @@ def read_json(body: bytes, content_type: str) -> dict[str, Any]:
         found = json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_not_finite)
     except (ValueError, RecursionError) as error:
         raise Refused(400, "bad_json", f"body: is not JSON: {error or 'nested too deeply'}") from None
+    if _is_deeper(found, _MOST_LEVELS):
+        raise Refused(400, "bad_json", f"body: nested more than {_MOST_LEVELS} levels deep")
     if not isinstance(found, dict):
         raise Refused(422, "bad_input", "body: must be a JSON object with the fields of a job")
     return found
+
+
+def _is_deeper(value: Any, most: int) -> bool:
+    """Whether objects and lists are nested in more levels.
+
+    >>> _is_deeper({"a": [1]}, 2), _is_deeper({"a": [1, [2]]}, 2)
+    (False, True)
+    """
+    inner = [value]
+    for _ in range(most + 1):
+        inner = [
+            one
+            for outer in inner
+            if isinstance(outer, (dict, list))
+            for one in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return bool(inner)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

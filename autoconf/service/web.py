@@ -19,7 +19,7 @@ from autoconf.errors import AutoConfError
 from autoconf.jobs.queries import ESTIMATE, MIN_GPUS
 from autoconf.predictor import registry
 from autoconf.service.limits import REPLAY, Limits, Refused, check_files_body, check_jobs_body, read_body, read_json
-from autoconf.service.metrics import App, Measured, Metrics
+from autoconf.service.metrics import App, Measured, Metrics, Receive, Scope, Send
 from autoconf.service.pool import Overloaded, Pool, TooSlow
 from autoconf.service.queries import QUERIES
 from autoconf.service.replays import Replays
@@ -124,7 +124,17 @@ def make_app(pool: Pool, limits: Limits | None = None, host: str = "127.0.0.1") 
     _add_state(app, service)
     _add_page(app)
     app.router.routes.extend(routes)
-    return Measured(app, service.metrics, {getattr(route, "path", "") for route in app.routes})
+    return Measured(_with_head(app), service.metrics, {getattr(route, "path", "") for route in app.routes})
+
+
+def _with_head(app: App) -> App:
+    """An application that also answers HEAD where it answers GET; the server leaves out the body."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        head = scope["type"] == "http" and scope["method"] == "HEAD" and scope["path"] != "/mcp"
+        await app({**scope, "method": "GET"} if head else scope, receive, send)
+
+    return answer
 
 
 def _agents(service: Service, host: str) -> tuple[list[BaseRoute], AbstractAsyncContextManager[None]]:
@@ -159,6 +169,10 @@ def _handle_errors(app: FastAPI) -> None:
         response = refusal(Refused(error.status_code, kind, str(error.detail)))
         response.headers.update(error.headers or {})
         return response
+
+    @app.exception_handler(Exception)  # a fault of this package, which is logged as well
+    async def fail(_: Request, error: Exception) -> Response:
+        return refusal(Refused(500, "broken", f"{type(error).__name__}; the server's output has more"))
 
 
 _ERRORS: dict[int | str, dict[str, Any]] = {

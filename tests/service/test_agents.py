@@ -60,7 +60,7 @@ def test_the_tools_have_schemas_and_give_the_answers_of_the_python_api(place):
             for name, arguments in (
                 ("recommend", JOB), ("estimate", {**JOB, "number_gpus": 1}), ("explain", JOB),
                 ("largest", {**without(EACH, "per_device_train_batch_size"), "number_gpus": 2}),
-                ("largest", {**without(JOB, "tokens_per_sample"), "number_gpus": 2}),
+                ("largest", {**JOB, "tokens_per_sample": None, "number_gpus": 2}),
                 ("cheapest", without(JOB, "gpu_model")), ("throughput", {**JOB, "number_gpus": 2, "steps": 100}),
             )
         ]  # fmt: skip

@@ -245,6 +245,9 @@ def test_no_path_or_environment_of_the_server_is_read_for_a_job(tmp_path):
         ("/recommend", b'{"batch_size": NaN}', 400, "NaN"),
         ("/recommend", b'{"batch_size": 8, "batch_size": 9}', 400, "'batch_size' occurs twice"),
         ("/recommend", b"[" * 50_000, 400, "body"),
+        ("/recommend", b'{"batch_size": ' + b"[" * 900 + b"]" * 900 + b"}", 400, "body: nested more than 20 levels"),
+        ("/recommend", {**JOB, "\ud800\n": 1}, 422, r"\ud800\n: no such field"),
+        ("/recommend", {**JOB, **{f"x{n}": 1 for n in range(3_000)}}, 422, "x4 and 2,995 others: no such field"),
         ("/recommend", b'{"batch_size": ' + b"9" * 20_000 + b"}", 400, "body"),
         ("/recommend", b'{"a": "\xff"}', 400, "body"),
         ("/estimate", JOB, 422, "number_gpus: is required"),
@@ -287,6 +290,14 @@ def test_a_bad_table_in_csv_gets_an_error_that_names_the_line(server):
     ):
         answer = server.post("/recommend/table", body.encode(), "text/csv")
         assert (answer.status, named in answer.json["error"]) == (status, True), answer.body
+
+
+def test_head_gets_the_head_of_get(server):
+    for path in ("/", "/healthz", "/metrics"):
+        answer, whole = server.send("HEAD", path), server.get(path)
+        assert (answer.status, answer.body) == (200, b"")
+        assert answer.headers["content-type"] == whole.headers["content-type"]
+    assert server.send("HEAD", "/recommend").status == 405
 
 
 @pytest.mark.parametrize(("method", "path", "kind", "status"), [
@@ -539,6 +550,24 @@ def test_a_signal_lets_requests_finish_that_have_begun(number):
         with pytest.raises(ConnectionError):
             server.get("/healthz")
         assert not any(worker.is_running() for worker in workers)
+
+
+def test_a_fault_of_the_service_is_an_error_in_json(monkeypatch):
+    """What cannot be pickled does not reach a worker; the front answers all the same."""
+    from fastapi.testclient import TestClient
+
+    from autoconf.service.pool import Pool
+    from autoconf.service.web import make_app
+
+    async def fails(*_):
+        raise RecursionError
+
+    pool = Pool(1)
+    monkeypatch.setattr(pool, "ask", fails)
+    with TestClient(make_app(pool), raise_server_exceptions=False) as client:
+        answer = client.post("/recommend", json=JOB)
+    assert (answer.status_code, answer.json()["kind"]) == (500, "broken")
+    assert answer.json()["error"].startswith("RecursionError")
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
