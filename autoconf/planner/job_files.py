@@ -23,6 +23,7 @@ from autoconf.planner.known_names import gpu_names
 from autoconf.planner.results import Recommendation
 from autoconf.predictor import registry
 from autoconf.predictor.cards import Domain
+from autoconf.predictor.user_versions import ModelsFolder
 
 # The fields in the first lines of the summary; a job has one of the batches.
 _FIRST = ("method", "tokens_per_sample", "per_device_train_batch_size", "batch_size")
@@ -194,12 +195,13 @@ def _model(paths: Sequence[str], job: JobFile, fields: Mapping[str, Any]) -> str
     raise BadInput(f"{job.origin('model_name')}: {names.refusal(name, version)}; give --model-name")
 
 
-def fewest_nodes(fields: Mapping[str, Any], gpus_per_node: int) -> Recommendation:
+def fewest_nodes(fields: Mapping[str, Any], gpus_per_node: int, models: ModelsFolder = None) -> Recommendation:
     """Find the fewest nodes on which a job fits, each with the same number of GPUs.
 
     Args:
         fields: The fields of the job; up to its ``max_gpus`` GPUs are considered, by default 64.
         gpus_per_node: GPUs of each node.
+        models: Folder of user versions.
 
     Raises:
         BadInput: The fields are invalid.
@@ -214,7 +216,7 @@ def fewest_nodes(fields: Mapping[str, Any], gpus_per_node: int) -> Recommendatio
         raise BadInput(str(error)) from None
     total = gpus_per_node
     while True:
-        found = avoid_oom(job, number_gpus=total)
+        found = avoid_oom(job, number_gpus=total, models=models)
         if not found.can_recommend or found.gpus is None or found.workers is None:
             return found
         needed = found.gpus * found.workers

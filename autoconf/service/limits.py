@@ -166,13 +166,14 @@ def check_jobs_body(body: dict[str, Any], limits: Limits) -> list[dict[str, Any]
 
 
 def check_files_body(body: dict[str, Any], limits: Limits) -> dict[str, Any]:
-    """The files and options of a job.
+    """The files and options of a job, and whether only its number of nodes may change.
 
     Raises:
-        Refused: It is not ``{"files": {name: text}, "options": {...}}``, or there are too many files.
+        Refused: It is not ``{"files": {name: text}, "options": {...}, "nodes_only": bool}``, or there are too many
+            files.
     """
-    _only(body, "files", "options")
-    files, options = body.get("files"), body.get("options", {})
+    _only(body, "files", "options", "nodes_only")
+    files, options, nodes_only = body.get("files"), body.get("options", {}), body.get("nodes_only", False)
     if not isinstance(files, dict) or not files:
         raise Refused(422, "bad_input", "files: must be an object with the text of each file by its name")
     if len(files) > limits.files:
@@ -182,7 +183,9 @@ def check_files_body(body: dict[str, Any], limits: Limits) -> dict[str, Any]:
             raise Refused(422, "bad_input", f"files[{name[:80]!r}]: must be the text of a file, by its name")
     if not isinstance(options, dict):
         raise Refused(422, "bad_input", "options: must be an object with fields of the job")
-    return {"files": files, "options": options}
+    if not isinstance(nodes_only, bool):
+        raise Refused(422, "bad_input", "nodes_only: must be true or false")
+    return {"files": files, "options": options, "nodes_only": nodes_only}
 
 
 def _only(body: dict[str, Any], *known: str) -> None:

@@ -75,6 +75,11 @@ FILES_SCHEMA: dict[str, Any] = {
             "type": "object",
             "description": "Fields of the job that override the files, or that they do not state, such as gpu_model",
         },
+        "nodes_only": {
+            "type": "boolean",
+            "default": False,
+            "description": "Change only the number of nodes of a manifest; the GPUs of each node stay",
+        },
     },
     "required": ["files"],
     "additionalProperties": False,

@@ -15,7 +15,7 @@ from autoconf.planner.forget import forget_beyond
 from autoconf.predictor import registry
 from autoconf.predictor.user_versions import VARIABLE, ModelsFolder, NoModelsFolder
 from autoconf.service import queries
-from autoconf.service.job_files import answer_job_texts, read_job_texts
+from autoconf.service.job_files import answer_job_texts
 from autoconf.service.queries import TooManyRows
 
 _MOST_REMEMBERED = 4_000  # models under stacks, about 36 MB
@@ -26,7 +26,7 @@ class Task(NamedTuple):
     """A request to a worker.
 
     Attributes:
-        kind: What to do: ``job``, ``rows``, ``csv``, ``explain``, ``files``, ``read`` or ``names``.
+        kind: What to do: ``job``, ``rows``, ``csv``, ``explain``, ``files`` or ``names``.
         content: The content of the request.
         query: One of ``queries.QUERIES``, where ``kind`` is about one.
         most: The most rows.
@@ -79,9 +79,7 @@ def _answer(task: Task, models: ModelsFolder) -> Any:
         case "explain":
             return queries.explain_job(content, models, html=task.html)
         case "files":
-            return answer_job_texts(content["files"], content.get("options", {}), models, html=task.html)
-        case "read":
-            return read_job_texts(content["files"], content.get("options", {}))
+            return answer_job_texts(content, models, html=task.html)
         case "names":
             return queries.known_names(models)
     raise ValueError(f"kind: no such task: {task.kind}")

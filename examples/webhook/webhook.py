@@ -23,7 +23,6 @@ PREFIX = "ado-autoconf/"
 MODE = f"{PREFIX}mode"
 ANSWER = f"{PREFIX}answer"
 MODES = ("counts", "nodes", "dry-run")
-NODES = ("numNodes", "replicas", "parallelism", "completions")  # the keys that count nodes
 GPU = "nvidia.com/gpu"
 MOST_BYTES = 4 << 20
 MOST_LETTERS = 250  # of a warning; Kubernetes cuts longer ones
@@ -67,18 +66,13 @@ def decide(job: dict[str, Any], service: str, seconds: float) -> tuple[list[dict
     if mode not in MODES:
         return [], [f"{MODE}: must be {', '.join(MODES[:-1])} or {MODES[-1]}, got {mode!r}"]
     place, inner = single_job(job)
-    found = ask(inner, annotations, service, seconds)
+    found = ask(inner, annotations, service, seconds, nodes_only=mode == "nodes")
     if found["patched"] is None:
         return [], [f"not changed: {found['not_patched']}"]
     changes = [*differences(inner, json.loads(found["patched"]["text"]), place)]
     summary = found["patched"]["notes"][0].partition(": ")[2]
     if mode == "dry-run":
         return [], [f"would change {summary}"]
-    others = [change["path"] for change in changes if change["path"].rpartition("/")[2] not in NODES]
-    if mode == "nodes" and others:
-        in_command = all("/command/" in path or "/args/" in path for path in others)
-        what = "counts in the command" if in_command else "GPUs of a node"
-        return [], [f"not changed: the {what} would change, too: {summary}"]
     if not changes:
         return [], []
     note = {"op": "add", "path": f"/metadata/annotations/{pointer(ANSWER)}", "value": summary}
@@ -102,8 +96,10 @@ def single_job(job: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return f"/spec/replicatedJobs/{index}/template", inner
 
 
-def ask(job: dict[str, Any], annotations: dict[str, str], service: str, seconds: float) -> dict[str, Any]:
-    """The answer of the service for the manifest of a job.
+def ask(
+    job: dict[str, Any], annotations: dict[str, str], service: str, seconds: float, nodes_only: bool
+) -> dict[str, Any]:
+    """The answer of the service for the manifest of a job, of which only the number of nodes may change or all counts.
 
     Raises:
         ValueError: The service refuses the job; the message names the field.
@@ -111,7 +107,7 @@ def ask(job: dict[str, Any], annotations: dict[str, str], service: str, seconds:
     """
     fields = {name.removeprefix(PREFIX): value for name, value in annotations.items() if name.startswith(PREFIX)}
     options = {name: value for name, value in fields.items() if f"{PREFIX}{name}" not in (MODE, ANSWER)}
-    body = {"files": {"job.json": json.dumps(job, indent=1)}, "options": options}
+    body = {"files": {"job.json": json.dumps(job, indent=1)}, "options": options, "nodes_only": nodes_only}
     request = urllib.request.Request(
         f"{service.rstrip('/')}/jobs", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )

@@ -267,6 +267,7 @@ def test_no_path_or_environment_of_the_server_is_read_for_a_job(tmp_path):
         ("/jobs", {"files": {str(n): "" for n in range(21)}}, 413, "files"),
         ("/jobs", {"files": {"a.sh": "echo"}, "options": {"batch_size": -1}}, 422, "batch_size"),
         ("/jobs", {"files": {"a.sh": "echo"}, "options": 3}, 422, "options"),
+        ("/jobs", {"files": {"a.sh": "echo"}, "nodes_only": "yes"}, 422, "nodes_only: must be true or false"),
         ("/jobs", {"files": {"a.sh": "echo"}, "options": {"batch": 3}}, 422, "options.batch: no such field"),
         ("/recommend", {**JOB, "note": "x" * MOST_BYTES}, 413, "body"),
         ("/nothing", {}, 404, ""),

@@ -4,6 +4,7 @@ import base64
 import copy
 import datetime
 import http.client
+import http.server
 import importlib.util
 import ipaddress
 import json
@@ -167,6 +168,7 @@ def test_the_counts_of_a_pytorchjob_are_set(call, service):
     job = applied(review, response)
     recorded = job["metadata"]["annotations"].pop("ado-autoconf/answer")
     assert job == json.loads(gpus(json.dumps(review["request"]["object"])))
+    assert problems(job) == []
     assert recorded.startswith("8 -> 1 GPUs: the global batch changes from 32 to 4 samples")
     assert response["warnings"][0].startswith("autoconf: 8 -> 1 GPUs")
     assert all(len(warning) <= 256 for warning in response["warnings"])
@@ -197,21 +199,64 @@ def test_the_example_of_a_job_is_changed_and_stays_valid(call, service, name):
     assert job != changed
 
 
-def test_nodes_alone_change_only_at_the_same_gpus_for_each_node(call, service):
-    response = answer(call, reviewed(PYTORCHJOB, mode="nodes"), service.url)
+TORCHRUN = (
+    "torchrun sft.py --model_name_or_path Qwen/Qwen2.5-7B --max_length 8192 --per_device_train_batch_size 8 "
+    "--gradient_accumulation_steps 1 --bf16 true --fsdp full_shard"
+)  # the trainer's controller tells torchrun the counts
+
+
+def with_nodes(kind, nodes):
+    """A job on nodes of 2 GPUs, whose command has no counts."""
+    container = {
+        "name": "pytorch", "image": "example.org/trl:1", "command": ["sh", "-c"], "args": [TORCHRUN],
+        "resources": {"limits": {"nvidia.com/gpu": 2}},
+    }  # fmt: skip
+    pod = {"spec": {"containers": [container], "restartPolicy": "Never"}}
+    match kind:
+        case "TrainJob":
+            trainer = {
+                "numNodes": nodes,
+                "numProcPerNode": 2,
+                "image": "a",
+                "command": ["sh", "-c"],
+                "args": [TORCHRUN],
+            }
+            limits = {"resourcesPerNode": {"limits": {"nvidia.com/gpu": 2}}}
+            spec = {"runtimeRef": {"name": "torch-distributed"}, "trainer": {**trainer, **limits}}
+            return {
+                "apiVersion": "trainer.kubeflow.org/v1alpha1",
+                "kind": kind,
+                "metadata": {"name": "t"},
+                "spec": spec,
+            }
+        case "PyTorchJob":
+            replicas = {"Master": {"replicas": 1, "template": pod}, "Worker": {"replicas": nodes - 1, "template": pod}}
+            spec, api = {"nprocPerNode": "2", "pytorchReplicaSpecs": replicas}, "kubeflow.org/v1"
+        case "JobSet":
+            job = {"completionMode": "Indexed", "parallelism": nodes, "completions": nodes, "template": pod}
+            spec = {"replicatedJobs": [{"name": "node", "replicas": 1, "template": {"spec": job}}]}
+            api = "jobset.x-k8s.io/v1alpha2"
+    return {"apiVersion": api, "kind": kind, "metadata": {"name": "tune"}, "spec": spec}
+
+
+@pytest.mark.parametrize("kind", ["TrainJob", "PyTorchJob", "JobSet"])
+def test_nodes_alone_change_at_the_same_gpus_for_each_node(call, service, kind):
+    """The job needs 4 GPUs, which are two of its four nodes."""
+    review = reviewed(with_nodes(kind, 4), mode="nodes", gpu_model="H100", method="full")
+    job = applied(review, answer(call, review, service.url))
+    assert job["metadata"]["annotations"].pop("ado-autoconf/answer").startswith("8 -> 4 GPUs")
+    expected = with_nodes(kind, 2)
+    assert job["spec"] == expected["spec"]
+    assert problems(job) == []
+
+
+def test_nodes_alone_do_not_change_if_other_counts_would(call, service):
+    review = reviewed(with_nodes("TrainJob", 4), mode="nodes", gpu_model="H100", method="full")
+    trainer = review["request"]["object"]["spec"]["trainer"]
+    trainer["args"] = [TORCHRUN.replace("torchrun", "torchrun --nnodes 4 --nproc_per_node 2")]
+    response = answer(call, review, service.url)
     assert "patch" not in response
-    assert response["warnings"][0].startswith(
-        "autoconf: not changed: the GPUs of a node would change, too: 8 -> 1 GPUs"
-    )
-    several = copy.deepcopy(PYTORCHJOB)  # 4 nodes of 1 GPU, of which 1 is enough
-    several["spec"]["pytorchReplicaSpecs"]["Worker"] = {"replicas": 3, "template": copy.deepcopy(CONTAINER)}
-    for spec in several["spec"]["pytorchReplicaSpecs"].values():
-        (container,) = spec["template"]["spec"]["containers"]
-        container["resources"]["limits"]["nvidia.com/gpu"] = 1
-        container["args"] = [container["args"][0].replace("--num_processes 8", "--num_processes 4 --num_machines 4")]
-    response = answer(call, reviewed(several, mode="nodes", gpus_per_worker="1"), service.url)
-    assert "patch" not in response
-    assert response["warnings"][0].startswith("autoconf: not changed: the counts in the command would change, too")
+    assert "nodes_only changes only counts of nodes" in response["warnings"][0]
 
 
 def test_a_dry_run_changes_nothing_and_says_what_would(call, service):
@@ -254,13 +299,48 @@ def test_a_job_is_admitted_when_the_service_is_down_or_silent(call, webhook):
 @pytest.mark.parametrize("change", [
     lambda job: job.pop("spec"), lambda job: job.update(spec=None), lambda job: job.update(kind="Deployment"),
     lambda job: job["metadata"].update(annotations={"ado-autoconf/mode": 3}), lambda job: job.update(kind="JobSet"),
-    lambda job: job["spec"].update(pytorchReplicaSpecs={"Master": []}),
+    lambda job: job["spec"].update(pytorchReplicaSpecs={"Master": []}), lambda job: job.update(spec=[1]),
+    lambda job: job.update(kind="JobSet", spec={"replicatedJobs": None}), lambda job: job.update(kind=None),
+    lambda job: job["metadata"].update(name="\ud800"), lambda job: job.update(apiVersion={"a": float("nan")}),
+    lambda job: job["metadata"]["annotations"].update({"ado-autoconf/max_gpus": {"a": [1]}}),
+    lambda job: job["metadata"]["annotations"].update({"ado-autoconf/mode": ["counts"]}),
+    lambda job: job["spec"].update(x=json.loads("[" * 900 + "]" * 900)),
 ])  # fmt: skip
 def test_a_strange_job_is_admitted(call, service, change):
     review = reviewed(PYTORCHJOB, mode="counts")
     change(review["request"]["object"])
     response = answer(call, review, service.url)
     assert "patch" not in response and response["warnings"]
+
+
+@pytest.mark.parametrize("job", [None, "job", 3, [], [1], {}, {"metadata": "a"}, {"metadata": {"annotations": "a"}}])
+def test_what_is_not_a_job_is_admitted(call, job):
+    review = reviewed(PYTORCHJOB)
+    review["request"]["object"] = job
+    assert "patch" not in answer(call, review, "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(("status", "body"), [
+    (200, b"<html>"), (200, b"[]"), (200, b'{"patched": {}}'), (200, b'{"patched": {"text": "{", "notes": ["a: b"]}}'),
+    (500, b"no JSON"), (503, b'{"error": "busy", "kind": "overloaded"}'), (302, b""), (200, b""),
+])  # fmt: skip
+def test_a_job_is_admitted_whatever_the_service_says(webhook, status, body):
+    """Something else listens at the address of the service."""
+
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            """Write nothing."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Other) as other:
+        threading.Thread(target=other.handle_request, daemon=True).start()
+        found = webhook.review(reviewed(PYTORCHJOB, mode="counts"), f"http://127.0.0.1:{other.server_port}")["response"]
+    assert found["allowed"] and found["warnings"] and "patch" not in found
 
 
 def test_a_body_that_is_no_review_is_an_error(call):
