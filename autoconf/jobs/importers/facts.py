@@ -30,7 +30,7 @@ FACTS_OF = {
     ),
     "offload": ("offload_optimizer", "offload_parameters", "fsdp_offload"),
     "optim": ("deepspeed_optim",),
-    "mixed_precision": ("launch_precision", "fp16"),
+    "mixed_precision": ("launch_precision", "fp16", "pure"),
     "objective": ("preference", "without_reference", "precomputed"),
     "loss": ("liger",),
     "torch_dtype": ("cast_back",),

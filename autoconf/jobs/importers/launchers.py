@@ -41,6 +41,7 @@ _OF_TRL = ("dpo", "reward", "kto")  # commands of TRL that train with another lo
 _LLAMA_FACTORY = ("llamafactory-cli", "lmf")
 _LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun", "deepspeed", "trl", "axolotl", *_LLAMA_FACTORY}
 _TELLING = ("model_name_or_path", "per_device_train_batch_size", "deepspeed")
+_OF_PEFT = {"use_peft_lora", "use_4bit_quantization"}  # keys of PEFT's example, which many scripts are copies of
 NO_FILE = "give the job by options instead of --job"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
@@ -385,6 +386,8 @@ def _script_launch(launcher: str, rest: Sequence[str], place: PlaceOf) -> Launch
     dialect = framework if framework in job_keys().dialects and framework is not None else "arguments"
     if dialect == "arguments" and "finetuning_type" in names:
         dialect = "llama-factory"
+    if framework is None and set(names) >= _OF_PEFT:
+        framework = dialect = "peft-sft"
     config = _config(words, dialect, place)
     if dialect != "arguments" or (config and config[0].value.endswith((".yaml", ".yml", ".json"))):
         found += config

@@ -102,17 +102,19 @@ class _Script:
         self.calls: dict[str, list[ast.Call]] = {}
         self.functions: dict[str, ast.FunctionDef] = {}
         times: Counter[str] = Counter()
+        self._alike: Counter[str] = Counter()  # how often a name is bound to the same literal, at least once
         self.certain = [*_top_level_calls(tree)]
         for node in (node for statement in until_trained(tree.body) for node in ast.walk(statement)):
             if isinstance(node, ast.Call):
                 self.calls.setdefault(name_of(node.func), []).append(node)
-            elif isinstance(node, ast.Name | ast.Attribute):
+                self._check_call(node)
+            elif isinstance(node, ast.Attribute):
                 self._check(node)
             elif isinstance(node, ast.FunctionDef):
                 self.functions[node.name] = node
             self._bind(node, times)
         self.assigned = dict(self.bound)
-        self.bound = {name: value for name, value in self.bound.items() if times[name] == 1}
+        self.bound = {name: value for name, value in self.bound.items() if times[name] == self._alike[name]}
         self.times = times
         self.literals = Literals(self.bound)
 
@@ -126,14 +128,20 @@ class _Script:
         elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 if isinstance(target, ast.Name):
-                    self.bound[target.id] = node.value
+                    before = self.bound.setdefault(target.id, node.value)
+                    same = isinstance(before, ast.Constant) and ast.dump(before) == ast.dump(node.value)
+                    self._alike[target.id] += 1 if before is node.value or same else 0
 
-    def _check(self, node: ast.Name | ast.Attribute) -> None:
-        """Refuse what no key says, and an attribute that is set where it may decide."""
+    def _check_call(self, call: ast.Call) -> None:
+        """Refuse a call that changes memory as no key says."""
+        for name in (name_of(call.func), name_of(owner_of(call))):
+            if name in _NOT_COVERED:
+                raise BadInput(f"{self.place(call, name)}: {_NOT_COVERED[name]}; {_NO_FILE}")
+
+    def _check(self, node: ast.Attribute) -> None:
+        """Refuse an attribute that is set where it may decide."""
         name = name_of(node)
-        if name in _NOT_COVERED:
-            raise BadInput(f"{self.place(node, name)}: {_NOT_COVERED[name]}; {_NO_FILE}")
-        if not isinstance(node, ast.Attribute) or isinstance(node.ctx, ast.Load) or name_of(node.value) == "self":
+        if isinstance(node.ctx, ast.Load) or name_of(node.value) == "self":
             return
         if name == "requires_grad" or job_keys().dialects["arguments"].find(name) is not None:
             raise BadInput(f"{self.place(node, name)}: is set outside of its config; {_NO_FILE}")

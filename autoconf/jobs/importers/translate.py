@@ -342,6 +342,8 @@ class _Translation:
             return "fp16"
         if launched in ("bf16", "fp16"):
             return "bf16" if given == "bf16" else launched
+        if given is None and self.facts.get("pure") == "yes":
+            return "no"
         found: str | None = self._fact("mixed_precision")
         return found or launched
 
