@@ -19,7 +19,6 @@ from autoconf.cli.plots.memory_bars import settings_of
 from autoconf.cli.replay import ReplayOptions, replay_one
 from autoconf.errors import BadInput
 from autoconf.jobs.queries import AVOID_OOM, ESTIMATE, GPU_MODEL, LARGEST_BATCH, LARGEST_SAMPLE, PLAN, THROUGHPUT
-from autoconf.memory.loading import Loading
 from autoconf.planner.avoid_oom import avoid_oom
 from autoconf.planner.estimate import estimate
 from autoconf.planner.gpu_choice import cheapest_gpu
@@ -137,15 +136,6 @@ def estimate_command(
             "for the type and number of GPUs; the output says how.",
         ),
     ] = None,
-    loading: Annotated[
-        Loading | None,
-        typer.Option(
-            "--loading",
-            show_default=False,
-            help="How a replayed job loads its weights: into the CPU's memory first (the default), at once on each GPU "
-            "(always so in 4 bits), or from the first process (cpu_ram_efficient_loading).",
-        ),
-    ] = None,
 ) -> None:
     """Estimate whether a job fits on a number of GPUs, with which probability, and the memory by part.
 
@@ -160,11 +150,11 @@ def estimate_command(
     $ ado-autoconf estimate --model llama-7b --method lora --gpu L40S --seq-len 8192 --batch 8 --gpus 2
     """
     command = CommandQuery(ESTIMATE, estimate)
-    options = ReplayOptions(alloc_conf, overhead_gib, loading)
+    options = ReplayOptions(alloc_conf, overhead_gib)
     if not replayed:
         with exit_codes():
             if options != ReplayOptions():
-                raise BadInput("--alloc-conf, --overhead-gib and --loading: for --replay only")
+                raise BadInput("--alloc-conf and --overhead-gib: for --replay only")
         answer(command, context)
         return
     with exit_codes():

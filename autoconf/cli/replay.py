@@ -20,7 +20,7 @@ from autoconf.errors import AutoConfError, BadInput
 from autoconf.files import STANDARD_STREAM
 from autoconf.jobs.job import Job
 from autoconf.memory.allocator_settings import AllocatorSettings
-from autoconf.memory.loading import LOADING, Loading
+from autoconf.memory.loading import LOADING
 from autoconf.planner.estimate import estimate
 from autoconf.planner.hardware import compute_capability
 from autoconf.planner.known_names import names_of
@@ -40,12 +40,10 @@ class ReplayOptions:
     Args:
         alloc_conf: settings of PyTorch's allocator, in the format of its environment variable.
         overhead_gib: memory outside PyTorch; ``None`` for the default.
-        loading: how the weights come to the GPU; ``None`` for the default.
     """
 
     alloc_conf: str = ""
     overhead_gib: float | None = None
-    loading: Loading | None = None
 
 
 def replay_one(command: CommandQuery, fields: dict[str, Any], to: OutputOptions, options: ReplayOptions) -> None:
@@ -143,8 +141,8 @@ def replayed(
         newer = gpu is not None and (compute_capability(gpu, domain.gpus[gpu]) or _capability(gpu)) >= 9
         try:
             setup = TrainingSetup(architectures()[model], method, stack, gpus)  # type: ignore[arg-type]
-            way = options.loading or "cpu"
-            program = record(setup, batches, compute_capability=9 if newer else 8, loading=way, report=_tell)
+            capability = 9 if newer else 8
+            program = record(setup, batches, compute_capability=capability, loading=stack.loading, report=_tell)
         except TraceError as error:
             raise BadInput(f"--replay: {error}") from None
         _tell(f"replaying {len(program.events):,} events")

@@ -14,6 +14,7 @@ from autoconf.jobs.stack import (
     Checkpointing,
     Dtype,
     GradientSync,
+    Loading,
     LoraTargets,
     Loss,
     MixedPrecision,
@@ -230,6 +231,15 @@ class Job(BaseModel):
             "Attention: FlashAttention-2, PyTorch's own (sdpa; it also runs on GPUs below compute capability 8.0), or "
             "eager, which is refused",
             Attention,
+        ),
+    )
+
+    loading: Loading | None = Field(
+        None,
+        description=_describe(
+            "Where the weights are before FSDP shards them: in the host's memory (cpu), whole on each GPU (gpu, as "
+            "4-bit weights always; known from version 3.0.0), or with the first process of a worker (rank0)",
+            Loading,
         ),
     )
 

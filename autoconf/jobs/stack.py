@@ -40,6 +40,10 @@ Objective = Literal["sft", "reward", "dpo", "dpo_precomputed", "orpo", "kto"]
 GradientSync = Literal["last", "every"]
 # FlashAttention-2, PyTorch's scaled_dot_product_attention (its kernels hold as much), or scores as a matrix.
 Attention = Literal["flash", "sdpa", "eager"]
+# How the weights come to a GPU that shards them. cpu: each process loads them into the host's memory, and FSDP moves
+# unit by unit. gpu: each process loads all of them on its GPU. rank0: the first process of a worker loads them, and the
+# others receive them; accelerate's cpu_ram_efficient_loading.
+Loading = Literal["cpu", "gpu", "rank0"]
 # PyTorch's caching allocator as it is, or with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.
 Allocator = Literal["default", "expandable_segments"]
 LoraTargets = Literal["default", "attention", "all-linear"]
@@ -124,6 +128,11 @@ class Stack(BaseModel):
     )
     attention: Attention = Field(
         default="flash", description="attention: FlashAttention-2, or PyTorch's own without a mask of padding"
+    )
+    loading: Loading = Field(
+        default="cpu",
+        description="where the weights are before FSDP shards them: in the host's memory, whole on each GPU, or in the "
+        "host's memory of the first process; 4-bit weights are always loaded on the GPU",
     )
     adapter_dtype: Dtype = Field(
         default="bfloat16", description="dtype of LoRA adapters; PEFT's own default is float32"

@@ -45,4 +45,4 @@ class Candidates:
         if not isinstance(self.memory, StackMemory):
             return np.zeros(len(self.rows))
         on_worker = self.gpus if self.on_worker is None else self.on_worker
-        return on_worker * self.memory.host_bytes(self.rows, self.gpus) / GIB
+        return self.memory.host_bytes(self.rows, self.gpus, on_worker) / GIB

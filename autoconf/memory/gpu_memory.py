@@ -225,6 +225,19 @@ class GpuMemory:
         return np.asarray(linear if self._curves is None else np.concatenate([linear, self._curves(gpus)]), np.float64)
 
 
+@dataclass(frozen=True)
+class Loads:
+    """What each GPU holds while a model is loaded, where training may hold less.
+
+    Attributes:
+        what: what that is, in words.
+        moments: bytes on each GPU at some moments, and bytes that the GPUs divide.
+    """
+
+    what: str = ""
+    moments: tuple[tuple[float, float], ...] = ()
+
+
 class GpuJob:
     """What a GPU of a job holds. Its memory is composed when it is first needed: jobs that rules exclude never need it.
 
@@ -232,8 +245,8 @@ class GpuJob:
         resident: the minimum that training holds.
         unsharded_gradients: bytes of gradients that FSDP keeps whole on every GPU under gradient accumulation.
         compose: makes the memory of the GPU.
-        loading: bytes that each GPU holds while the model is loaded; 0 if it is loaded unit by unit.
-        host_bytes: bytes of the host that one process takes, by the number of GPUs.
+        loading: what the GPU holds while the model is loaded.
+        host_bytes: bytes of a worker's host, by the number of GPUs and those of the worker.
     """
 
     def __init__(
@@ -241,8 +254,8 @@ class GpuJob:
         resident: Resident,
         unsharded_gradients: float,
         compose: Callable[[], GpuMemory],
-        loading: float = 0.0,
-        host_bytes: Callable[[int], float] = lambda _: 0.0,
+        loading: Loads = Loads(),
+        host_bytes: Callable[[int, int], float] = lambda gpus, on_worker: 0.0,
     ) -> None:
         self.resident, self.unsharded_gradients, self._compose = resident, unsharded_gradients, compose
         self.loading, self.host_bytes = loading, host_bytes

@@ -1,4 +1,4 @@
-"""Memory of the host that one process of a job takes: what it offloads, and copies of weights while they are loaded.
+"""Memory of a worker's host that a job takes: what its processes offload, and copies of weights while they are loaded.
 
 The figures were read from the code of DeepSpeed 0.19.8 and PyTorch 2.13. Not counted are Python, CUDA and
 the libraries (a few GiB for each process), workers that load data, and pages of a checkpoint that the kernel can drop:
@@ -40,7 +40,7 @@ def _pinned(blocks: Iterable[float]) -> float:
 
 @dataclass(frozen=True)
 class HostMemory:
-    """Memory of the host that one process takes.
+    """Memory of the host that the processes of a worker take.
 
     Attributes:
         job: the job on one GPU.
@@ -63,25 +63,28 @@ class HostMemory:
         """The same job under ZeRO."""
         return replace(self, zero=zero, _known={})
 
-    def process_bytes(self, gpus: int) -> float:
-        """Bytes of one of the processes of a job, of which there is one for each GPU.
+    def worker_bytes(self, gpus: int, on_worker: int) -> float:
+        """Bytes of the processes of a job on one worker, of which there is one for each GPU.
 
         Args:
             gpus: number of GPUs of the job, >= 1.
+            on_worker: number of GPUs of the worker, >= 1.
         """
         if gpus not in self._known:
-            self._known[gpus] = max(self._loading(), self._training(gpus))
-        return self._known[gpus]
+            self._known[gpus] = self._training(gpus)
+        return max(self._loading(on_worker), on_worker * self._known[gpus])
 
-    def _loading(self) -> float:
-        """Weights that a process converts while it loads them.
+    def _loading(self, processes: int) -> float:
+        """Weights that processes convert while they load them.
 
         transformers/modeling_utils.py, _load_pretrained_model: a checkpoint is mapped, and a weight in another dtype is
         a copy on the host. Under ZeRO-3 only the first process reads it, and 4-bit weights are made on the GPU.
         """
         if self.stack.quantization != "none" or self.strategy == "zero3":
             return 0.0
-        return _CONVERTED[self.stack.torch_dtype] * self.full.units.trainable
+        if self.strategy in ("fsdp1", "fsdp2"):
+            processes = {"cpu": processes, "gpu": 0, "rank0": 1}[self.stack.loading]
+        return processes * _CONVERTED[self.stack.torch_dtype] * self.full.units.trainable
 
     def _training(self, gpus: int) -> float:
         if self.job.offload == "none":

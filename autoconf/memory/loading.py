@@ -11,17 +11,15 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from autoconf.memory.sharding import Strategy
+from autoconf.jobs.stack import Loading
+from autoconf.memory.optimizers import Shape
+from autoconf.memory.sharding import Strategy, UnshardedJob
 from autoconf.memory.units import Floats, Integers
 
-# cpu: each process loads the weights into the CPU's memory, from where they are moved to the GPU, under FSDP unit by
-# unit. gpu: each process loads all weights on its GPU. rank0: only the first process loads weights, and the others
-# receive them; accelerate's cpu_ram_efficient_loading.
-Loading = Literal["cpu", "gpu", "rank0"]
 LOADING = "loading"  # the moment of a recorded program before its first step
 
 # torch/nn/parallel/distributed.py, broadcast_bucket_size.
@@ -121,9 +119,16 @@ class LoadingMemory:
         Args:
             gpus: numbers of GPUs, >= 1; shape (...).
         """
+        return np.asarray(self._held(gpus).max(axis=-1))
+
+    def deciding(self, max_gpus: int = 1024) -> tuple[Held, ...]:
+        """The moments that are the peak on some number of GPUs up to ``max_gpus``."""
+        at = np.unique(self._held(np.arange(1, max_gpus + 1)).argmax(axis=-1))
+        return tuple(self.moments[index] for index in at.tolist())
+
+    def _held(self, gpus: Integers) -> Floats:
         whole, sharded = np.array(self.moments, float).T
-        peaks: Floats = np.max(whole + sharded / np.asarray(gpus)[..., None], axis=-1)
-        return peaks
+        return np.asarray(whole + sharded / np.asarray(gpus)[..., None])
 
 
 def loading_memory(
@@ -261,12 +266,12 @@ def _sharded(model: LoadedModel, strategy: Strategy, loading: Loading, shard_ada
     units = [sum(size(p) for p in unit if not (fsdp1 and p.adapter)) for unit in model.units()]
     whole = sum(p.state for p in model.parameters())
     last = len(units) - 1
-    shards, moments = 0.0, []
+    shards, waiting, moments = 0.0, sum(units) + sum(adapters), []
     for index, unit in enumerate(units):
         held = whole + (model.buffers if waits or index == last else 0) + unit * (2 if fsdp1 else 1)
+        waiting -= unit + (adapters[index] if shard_adapters else 0.0)
         if waits:
-            held += sum(units[index + 1 :]) + sum(adapters[index + 1 :])
-            held += 0.0 if shard_adapters else sum(adapters[: index + 1])
+            held += waiting
         shards += unit + (adapters[index] if shard_adapters else 0.0)
         moments.append(Held(held, shards))
     if fsdp1:
@@ -285,3 +290,90 @@ def _received(model: LoadedModel) -> list[Held]:
         shards += received
         moments.append(Held(received, shards))
     return [*moments, Held(model.buffers, shards)]
+
+
+# --- from the sizes of a model's units --------------------------------------------------------------------------------
+
+
+def fsdp_loading(
+    job: UnshardedJob,
+    strategy: Strategy,
+    loading: Loading,
+    base: Sequence[tuple[Shape, int]],
+    loaded: int,
+    *,
+    shard_adapters: bool,
+) -> tuple[Held, ...]:
+    """Moments while a model is loaded that FSDP shards, one of which is the peak for each number of GPUs.
+
+    Decoder layers count as equal ones.
+
+    Args:
+        job: the sizes of the model's units.
+        strategy: ``fsdp1`` or ``fsdp2``.
+        loading: how the weights come to the GPU; 4-bit ones are always loaded on it.
+        base: shapes of the base model's parameters, each with the number of parameters of that shape.
+        loaded: bytes of a weight as loaded.
+        shard_adapters: whether FSDP1 shards adapters.
+    """
+    if loading == "rank0" and strategy == "fsdp2" and not job.units.quantized:
+        found = _received_units(job, base)
+    else:
+        found = loading_memory(_of_units(job, base, loaded), strategy, loading, shard_adapters=shard_adapters)
+    if job.offloads:  # shards are on the host
+        found = LoadingMemory(tuple(Held(moment.whole) for moment in found.moments))
+    return found.deciding()
+
+
+def _received_units(job: UnshardedJob, base: Sequence[tuple[Shape, int]]) -> LoadingMemory:
+    """As ``_received``: at the end the embeddings or the head, which is received again if tied; two matrices before."""
+    per = job.bytes_per_parameter.frozen if job.rank else job.bytes_per_parameter.trainable
+    root, tied = _embeddings(base)
+    count = _layers(job)
+    matrices = sorted(((shape.elements, number) for shape, number in base if number >= count), reverse=True)
+    (largest, number), (second, _) = matrices[0], matrices[min(1, len(matrices) - 1)]
+    pair = largest + (largest if number >= 2 * count else second)
+    whole, total = job.units.buffer_bytes, job.sharded_weights
+    at_end = Held(whole + per * root, total + per * root * tied)
+    return LoadingMemory((at_end, Held(whole + per * pair, total - per * root * (not tied))))
+
+
+def _embeddings(base: Sequence[tuple[Shape, int]]) -> tuple[int, bool]:
+    """Elements of the largest embedding, and whether the head is the same parameter."""
+    largest = max((shape for shape, _ in base if shape.embedding), key=lambda shape: shape.elements)
+    heads = [shape for shape, _ in base if not shape.embedding and shape.dimensions == largest.dimensions]
+    return largest.elements, not heads
+
+
+def _layers(job: UnshardedJob) -> int:
+    """The number of decoder layers, if these are equal."""
+    units = job.units
+    if job.rank is None:
+        return max(1, round((units.trainable - units.root_trainable) / units.layer_trainable))
+    in_layers = units.frozen + units.quantized - units.root_frozen
+    return max(1, round(in_layers / (units.layer_frozen + units.layer_quantized)))
+
+
+def _of_units(job: UnshardedJob, base: Sequence[tuple[Shape, int]], loaded: int) -> LoadedModel:
+    """A model of the same units, whose layers are equal."""
+    units, rank, per = job.units, job.rank or 0, job.bytes_per_parameter
+    trained = per.frozen if rank else per.trainable
+    count = _layers(job)
+    if rank:
+        in_layers, in_root = units.frozen + units.quantized - units.root_frozen, units.root_frozen
+    else:
+        in_layers, in_root = units.trainable - units.root_trainable, units.root_trainable
+    plain = (in_layers - units.quantized) // count
+    layer = [Parameter(plain, loaded, trained)]
+    if units.quantized:
+        matrix = max(shape.elements for shape, number in base if number >= count and len(shape.dimensions) > 1)
+        packed = units.quantized // count
+        pieces = max(1, round(packed / matrix))
+        layer += [Parameter(packed // pieces, loaded, loaded, packed=True)] * pieces
+    if rank:
+        adapters = (units.trainable - units.root_trainable) * rank // count
+        layer.append(Parameter(adapters, per.trainable, per.trainable, adapter=True))
+    embedding, _ = _embeddings(base)
+    before, after = Parameter(embedding, loaded, trained), Parameter(in_root - embedding, loaded, trained)
+    layers = (tuple(layer),) * count
+    return LoadedModel((before,), layers, (after,), buffers=units.buffer_bytes, trainable_base=not rank)

@@ -10,9 +10,10 @@ from operator import attrgetter
 import numpy as np
 
 from autoconf.jobs.stack import Stack, Upcast
-from autoconf.memory.fragmentation import Fragmentation, kind_of
-from autoconf.memory.gpu_memory import GpuJob, GpuMemory
+from autoconf.memory.fragmentation import Fragmentation, OutsidePyTorch, kind_of
+from autoconf.memory.gpu_memory import GpuJob, GpuMemory, Loads
 from autoconf.memory.host_memory import HostMemory, check_offload
+from autoconf.memory.loading import fsdp_loading
 from autoconf.memory.objectives import Setup, joined, setup_of
 from autoconf.memory.optimizers import OptimizerBytes, optimizer_bytes
 from autoconf.memory.profile import HeadWay, LayerWay, Trainable, Units, optimizer_shapes
@@ -22,7 +23,7 @@ from autoconf.memory.sharding import BytesPerParameter, Strategy, UnshardedJob, 
 from autoconf.memory.store import ModelsTable
 from autoconf.memory.units import GIB, Floats, Integers, Unsupported
 from autoconf.memory.ways import (
-    LOADS_WHOLE,
+    LOADS,
     RULES,
     computes_in_16_bits,
     computing_dtype,
@@ -51,10 +52,17 @@ class StackMemory:
         table: the profiles of the models.
         rules: the rules by which memory is composed, up to ``RULES``.
         fragmentation: what a version has learned about it, if anything.
+        outside: memory that is not PyTorch's, if a version knows it.
     """
 
-    def __init__(self, table: ModelsTable, rules: int = RULES, fragmentation: Fragmentation | None = None) -> None:
-        self.table, self.rules, self.fragmentation = table, rules, fragmentation
+    def __init__(
+        self,
+        table: ModelsTable,
+        rules: int = RULES,
+        fragmentation: Fragmentation | None = None,
+        outside: OutsidePyTorch | None = None,
+    ) -> None:
+        self.table, self.rules, self.fragmentation, self.outside = table, rules, fragmentation, outside
         self._rows: dict[tuple[str, str, Stack], int] = {}
         self._jobs: dict[int, tuple[GpuJob, GpuJob]] = {}  # on one GPU, and on each of several
         self._numbers = itertools.count()
@@ -128,15 +136,23 @@ class StackMemory:
         return np.array([self._jobs[row][True].unsharded_gradients for row in distinct.tolist()], float)[places]
 
     def loading_bytes(self, rows: Integers, gpus: Integers) -> Floats:
-        """Bytes that each GPU holds while the model is loaded; 0 if it is loaded unit by unit."""
+        """The most bytes that each GPU holds while the model is loaded; 0 if training holds more in any case."""
         distinct, places = _distinct(rows)
-        loading = np.array([[job.loading for job in self._jobs[row]] for row in distinct.tolist()], float)
-        return np.asarray(loading.reshape(-1, 2)[places, (gpus > 1).astype(int)])
+        moments = [job.loading.moments for row in distinct.tolist() for job in self._jobs[row]]
+        padded = np.zeros((len(moments), max(map(len, moments), default=0) or 1, 2))
+        for index, some in enumerate(moments):
+            padded[index, : len(some)] = np.array(some, float).reshape(-1, 2)
+        whole, sharded = np.moveaxis(padded[2 * places + (gpus > 1)], -1, 0)
+        return np.asarray((whole + sharded / np.asarray(gpus)[:, None]).max(axis=-1))
 
-    def host_bytes(self, rows: Integers, gpus: Integers) -> Floats:
-        """Bytes of the host that each process takes, shape (candidates,)."""
-        places = zip(rows.tolist(), gpus.tolist(), strict=True)
-        return np.array([self._jobs[row][count > 1].host_bytes(count) for row, count in places], float)
+    def loading_texts(self, rows: Integers) -> list[str]:
+        """What each of several GPUs holds while the model is loaded, in words."""
+        return [self._jobs[row][True].loading.what for row in rows.tolist()]
+
+    def host_bytes(self, rows: Integers, gpus: Integers, on_worker: Integers) -> Floats:
+        """Bytes of the host of a worker that has ``on_worker`` of the GPUs, shape (candidates,)."""
+        places = zip(rows.tolist(), gpus.tolist(), on_worker.tolist(), strict=True)
+        return np.array([self._jobs[row][count > 1].host_bytes(count, on) for row, count, on in places], float)
 
     def peak_bytes(self, rows: Integers, gpus: Integers, tokens: Floats | Integers) -> Floats:
         """Peak bytes per GPU without the safety margin, shape (candidates,)."""
@@ -223,14 +239,27 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     host = HostMemory(job, strategy, stack, full or trainable, trainable)
     if strategy not in ZERO:
         resident, gradients = job.resident(strategy), job.unsharded_gradients(strategy)
-        loads_whole = rules >= LOADS_WHOLE and method == "qlora" and strategy in ("fsdp1", "fsdp2")
-        # transformers/quantizers/quantizer_bnb_4bit.py: a weight is quantized on the GPU.
-        loading = job.sharded_weights + job.units.unsharded_bytes if loads_whole else 0.0
-        return GpuJob(resident, gradients, lambda: sharded(moments(), job, strategy), loading, host.process_bytes)
+        loading = _loads(job, strategy, stack, full or trainable) if rules >= LOADS else Loads()
+        return GpuJob(resident, gradients, lambda: sharded(moments(), job, strategy), loading, host.worker_bytes)
     assert full is not None
     zero_job = ZeroJob.of(job, trainable, full, stack, several=several)
-    on_host = host.under(zero_job).process_bytes
-    return GpuJob(zero_job.resident(strategy), 0.0, lambda: zero(moments(), zero_job, strategy), 0.0, on_host)
+    on_host = host.under(zero_job).worker_bytes
+    return GpuJob(zero_job.resident(strategy), 0.0, lambda: zero(moments(), zero_job, strategy), Loads(), on_host)
+
+
+def _loads(job: UnshardedJob, strategy: Strategy, stack: Stack, base: Trainable) -> Loads:
+    """What a GPU holds while a model is loaded. Without FSDP, training holds as much."""
+    if strategy not in ("fsdp1", "fsdp2"):
+        return Loads()
+    what = "its shards, and one unit of FSDP whole"
+    if job.units.quantized:
+        # transformers/quantizers/quantizer_bnb_4bit.py: a weight is quantized on the GPU.
+        what = "all 4-bit weights before FSDP shards them"
+    elif stack.loading == "gpu":
+        what = "all weights before FSDP shards them"
+    loaded = _BYTES[stack.torch_dtype]
+    moments = fsdp_loading(job, strategy, stack.loading, base.shapes, loaded, shard_adapters=stack.shard_adapters)
+    return Loads(what, moments)
 
 
 def _optimizer(

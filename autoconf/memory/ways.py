@@ -8,9 +8,9 @@ from autoconf.memory.sharding import Strategy
 from autoconf.memory.zero_job import ZERO
 
 # The rules by which memory is composed. A version keeps those with which it was made.
-# 2: each GPU loads all 4-bit weights before FSDP shards them. 1: under FSDP1 and mixed precision, every adapter keeps
+# 2: loading counts under FSDP. 1: under FSDP1 and mixed precision, every adapter keeps
 # its own copy of its input. 0: version 2.0.0.
-RULES = LOADS_WHOLE = 2
+RULES = LOADS = 2
 
 # Values whose tensors have the sizes of others, which were traced. What torch/amp/grad_scaler.py adds to autocast are
 # two scalars, and the gradients are unscaled in place.

@@ -241,6 +241,7 @@ _SETTINGS: Changes = (
     ("optim", _setting("optim", "adamw_torch_fused", in_place_of=("adamw_torch",))),
     ("optim", _setting("optim", "adamw_bnb_8bit", in_place_of=("adamw_torch", "adamw_torch_fused"))),
     ("sharding", _setting("sharding", "fsdp2", in_place_of=("ddp",))),
+    ("loading", _setting("loading", "cpu", in_place_of=("gpu",))),
     ("allocator", _setting("allocator", "expandable_segments", in_place_of=("default",))),
 )
 _BATCHES: Changes = (

@@ -92,11 +92,14 @@ def _of_candidates(predictor: Predictor, candidates: Candidates) -> list[Estimat
     peak = (memory.peak_bytes(*place) / GIB).tolist()
     why_not = iter(causes(candidates.subset(~np.array(fits, bool))))
     outside = (candidates.usable_gib - predictor.for_pytorch_gib(candidates.usable_gib, candidates.gpus)).tolist()
+    loading = (memory.loading_bytes(candidates.rows, candidates.gpus) / GIB).tolist()
     host = candidates.host_gib().tolist() if predictor.knows_host else [None] * len(peak)
     threshold, learned = predictor.card.threshold, predictor.card.fragmentation is not None
     found = []
     for index, (row, gpus, tokens) in enumerate(zip(*place, strict=True)):
         parts = memory.parts_gib(int(row), int(gpus), float(tokens), reserve)
+        if loading[index] > sum(parts.values()):  # it decides, and has no margin
+            parts = {**dict.fromkeys(parts, 0.0), "weights": loading[index]}
         parts["reserve"] += outside[index]
         needed, usable = sum(parts.values()), float(candidates.usable_gib[index])
         found.append(

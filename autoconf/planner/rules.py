@@ -13,7 +13,7 @@ from autoconf.jobs.job import HOST_LIMIT
 from autoconf.memory.candidates import Candidates
 from autoconf.memory.model import StackMemory
 from autoconf.memory.units import GIB, Booleans
-from autoconf.memory.ways import LOADS_WHOLE
+from autoconf.memory.ways import LOADS
 
 
 def gradients_fit(candidates: Candidates) -> Booleans:
@@ -34,10 +34,12 @@ def resident_state_fits(candidates: Candidates) -> Booleans:
 def loading_fits(candidates: Candidates) -> Booleans:
     """Check what each GPU holds while a model is loaded that is sharded afterwards."""
     memory = candidates.memory
-    if not isinstance(memory, StackMemory) or memory.rules < LOADS_WHOLE:
+    if not isinstance(memory, StackMemory) or memory.rules < LOADS:
         return np.ones(len(candidates.rows), bool)
-    loading: Booleans = memory.loading_bytes(candidates.rows, candidates.gpus) <= candidates.usable_gib * GIB
-    return loading
+    usable, gpus = candidates.usable_gib, candidates.gpus
+    left = usable if memory.outside is None else memory.outside.left_gib(usable, gpus)
+    fits: Booleans = memory.loading_bytes(candidates.rows, gpus) <= left * GIB
+    return fits
 
 
 def host_fits(candidates: Candidates) -> Booleans:
@@ -78,9 +80,10 @@ def _why_loading(candidates: Candidates) -> list[str]:
     assert isinstance(candidates.memory, StackMemory)
     loading = candidates.memory.loading_bytes(candidates.rows, candidates.gpus) / GIB
     return [
-        f"runs out of memory while loading: each GPU holds all 4-bit weights, {needed:.1f} GiB, before FSDP shards "
-        f"them, and one has {usable:g} GiB"
-        for needed, usable in zip(loading, candidates.usable_gib, strict=True)
+        f"runs out of memory while loading: each GPU holds {what}, {needed:.1f} GiB, and one has {usable:g} GiB"
+        for what, needed, usable in zip(
+            candidates.memory.loading_texts(candidates.rows), loading, candidates.usable_gib, strict=True
+        )
     ]
 
 

@@ -59,6 +59,7 @@ _UP_TO_2_0_0 = {
     "objective": ["sft"],
     "quantization": ["none", "nf4", "nf4_single"],
     "gradient_sync": ["last"],
+    "loading": ["cpu", "rank0"],  # as they assume; they do not count it
 }
 
 
@@ -81,6 +82,7 @@ class Domain(_Typed):
     objective: list[str] = _UP_TO_2_0_0["objective"]
     quantization: list[str] = _UP_TO_2_0_0["quantization"]
     gradient_sync: list[str] = _UP_TO_2_0_0["gradient_sync"]
+    loading: list[str] = _UP_TO_2_0_0["loading"]
 
     @property
     def settings(self) -> dict[str, list[str]]:

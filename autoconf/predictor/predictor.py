@@ -13,6 +13,7 @@ from autoconf.jobs.stack import Stack
 from autoconf.memory import version_1
 from autoconf.memory.candidates import Candidates
 from autoconf.memory.model import StackMemory
+from autoconf.memory.store import ModelsTable
 from autoconf.memory.units import Booleans, Floats, Integers, Unsupported
 from autoconf.memory.version_1 import MemoryTable
 from autoconf.predictor.autogluon import installed_libraries
@@ -27,6 +28,11 @@ MONOTONE = {"headroom_gib": 1, "sharded": -1}
 # "fits", which is searched for between these values of headroom, with this many of them in each round.
 _LONG = 1_000
 _STEP_GIB, _POINTS, _ROUNDS = 16.0, 128, 5
+
+
+def memory_of(card: Card, table: ModelsTable) -> StackMemory:
+    """The memory of the models of a table, by a version's rules."""
+    return StackMemory(table, card.rules, card.fragmentation, card.outside_pytorch)
 
 
 class Step(NamedTuple):

@@ -25,7 +25,7 @@ from autoconf.predictor.autogluon import installed_libraries, libraries_agree, l
 from autoconf.predictor.cards import RELEASED_AGAIN, Card, VersionFiles, read_card, read_version
 from autoconf.predictor.check_jobs import CHECK_JOBS
 from autoconf.predictor.locks import LOADING
-from autoconf.predictor.predictor import Predictor
+from autoconf.predictor.predictor import Predictor, memory_of
 from autoconf.predictor.rebuild import check_once, rebuilt
 from autoconf.predictor.user_versions import ModelsFolder, VersionFolder
 
@@ -34,7 +34,7 @@ MODELS = Path(__file__).parents[1] / "AutoGluonModels"
 RELEASED = {
     "1.1.0": "fb5284ff47fd537dff28bfcf451caa97296218cbd17bb6bba695fc21c8cab84d",
     "2.0.0": "e0e1b55c71798c4d158e550b375210c21bf4a11c8abc8ea4b84be5f692d36060",
-    "3.0.0": "02890c7bf34e2f5bf2494309351c39e3d548c3af05b894fe9a6f30dffae36a05",
+    "3.0.0": "16e23e17e144afbaba9e5f2d3b2ab6fd925b3bdcc1ba888ddff85d6b86f9fa32",
 }
 DEFAULT = "3.0.0"
 _CHECKED = frozenset(RELEASED.values())  # checked with the libraries of their cards when they were made
@@ -164,7 +164,7 @@ def _memory(version: VersionFiles) -> MemoryTable | StackMemory:
     try:
         if card.reserve:
             table = ModelsTable(files[MOMENTS], files[MODEL_NAMES], base.__getitem__)
-            return StackMemory(table, card.rules, card.fragmentation)
+            return memory_of(card, table)
         return MemoryTable(read_figures(BytesIO(files[FIGURES])))
     except (OSError, ValueError, KeyError) as error:
         raise AutoConfError(f"version {card.version}: cannot read {name}: {error}") from error

@@ -22,11 +22,10 @@ from typing import Any, NamedTuple
 from autoconf.errors import AutoConfError, BadInput
 from autoconf.files import reason
 from autoconf.jobs.model_config import memory_settings, missing_size, read_config
-from autoconf.memory.model import StackMemory
 from autoconf.memory.store import ModelsTable, metadata
 from autoconf.predictor.build_extra import check_build_extra
 from autoconf.predictor.cards import Model
-from autoconf.predictor.predictor import Predictor
+from autoconf.predictor.predictor import Predictor, memory_of
 
 _PACKAGE = Path(__file__).parents[1]
 _TRACER = ("pipeline/catalog.py", "pipeline/tracing/*.py", "pipeline/kernels/*.py")  # what decides a trace
@@ -71,7 +70,7 @@ def _opened(predictor: Predictor, written: str, trace: Path, *_: int) -> TracedM
         parameters, targets = int(about["parameters"]), ", ".join(about["lora_targets"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AutoConfError(f"cannot read the trace {trace}: {error}; remove it, and ask again") from None
-    memory = StackMemory(table, predictor.card.rules, predictor.card.fragmentation)
+    memory = memory_of(predictor.card, table)
     note = (
         f"model_name {written!r} is not a model of version {predictor.card.version}: it was traced from its config as "
         f"a {about['family']} model of {parameters:,} parameters, with default adapters on {targets}"

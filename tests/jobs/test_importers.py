@@ -71,7 +71,7 @@ def test_the_messages_about_arguments_cover_every_key() -> None:
 
 def test_accelerate_and_trl_are_read_together() -> None:
     together = fields("accelerate_fsdp2.yaml", "trl_lora.yaml")
-    assert together == {**fields("trl_lora.yaml"), "sharding": "fsdp2"}
+    assert together == {**fields("trl_lora.yaml"), "sharding": "fsdp2", "loading": "rank0"}
     # TRL enables bf16 by itself, regardless of the launcher.
     assert together["mixed_precision"] == "bf16"
 
@@ -191,6 +191,7 @@ def test_a_command_line_of_trl_wins_over_the_files_that_it_names() -> None:
     job = fields("trl_sft.sh")
     assert job == {
         **fields("trl_lora.yaml"), "tokens_per_sample": 4096, "gradient_checkpointing": "none", "sharding": "fsdp2",
+        "loading": "rank0",
     }  # fmt: skip
 
 

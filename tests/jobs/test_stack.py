@@ -27,6 +27,7 @@ def test_the_defaults_are_the_reference_workload():
         "gradient_accumulation": True,
         "gradient_sync": "last",
         "attention": "flash",
+        "loading": "cpu",
         "adapter_dtype": "bfloat16",
         "lora_r": 4,
         "lora_dropout": 0.0,

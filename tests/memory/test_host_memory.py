@@ -19,8 +19,12 @@ def table() -> ModelsTable:
 
 
 def process_bytes(table: ModelsTable, gpus: int = 2, method: str = "full", **settings) -> float:
+    return worker_bytes(table, gpus, 1, method, **settings)
+
+
+def worker_bytes(table: ModelsTable, gpus: int, on_worker: int, method: str = "full", **settings) -> float:
     stack = Stack(**{"mixed_precision": "bf16", "gradient_accumulation": False, **settings})
-    return gpu_job(table, MODEL, method, stack, several=gpus > 1).host_bytes(gpus)
+    return gpu_job(table, MODEL, method, stack, several=gpus > 1).host_bytes(gpus, on_worker)
 
 
 def trainable(table: ModelsTable) -> int:
@@ -84,6 +88,17 @@ def test_fsdp_holds_shards_gradients_and_states_in_float32(table, sharding):
 def test_weights_that_are_converted_are_whole_on_the_host_of_each_process(table):
     for sharding, copies in (("ddp", 1), ("fsdp2", 1), ("zero2", 1), ("zero3", 0)):
         assert process_bytes(table, sharding=sharding, torch_dtype="float32") == copies * 4 * trainable(table)
+
+
+def test_where_fsdp_takes_weights_from_decides_how_many_copies_a_worker_converts(table):
+    for loading, copies in (("cpu", 8), ("rank0", 1), ("gpu", 0)):
+        found = worker_bytes(table, 16, 8, sharding="fsdp2", torch_dtype="float32", loading=loading)
+        assert found == copies * 4 * trainable(table)
+
+
+def test_what_is_offloaded_adds_up_over_the_processes_of_a_worker(table):
+    one, eight = (worker_bytes(table, 16, on, sharding="zero2", offload="optimizer") for on in (1, 8))
+    assert eight == 8 * one
 
 
 def test_more_gpus_hold_less_each(table):

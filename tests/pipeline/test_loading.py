@@ -12,6 +12,7 @@ from small_jobs import small_job
 
 from autoconf.jobs.stack import Stack
 from autoconf.memory.loading import loading_memory
+from autoconf.memory.model import StackMemory
 from autoconf.memory.replay import Action, Program
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.replay.judge import judge
@@ -19,6 +20,7 @@ from autoconf.pipeline.replay.loaded_model import loaded_model
 from autoconf.pipeline.replay.record import Batches, record
 from autoconf.pipeline.tracing.first_rank import first_rank
 from autoconf.pipeline.tracing.model_setup import TrainingSetup
+from autoconf.predictor import registry
 
 # Parameters of the small model: a layer's projections (128 x 128, 64 x 128 twice, 128 x 128), MLP (448 x 128 thrice)
 # and norms; embeddings and head.
@@ -179,6 +181,24 @@ def test_the_closed_form_is_what_is_recorded(setup: TrainingSetup, loading: str)
     memory = loading_memory(loaded_model(setup, layers), strategy, loading, shard_adapters=setup.stack.shard_adapters)
     expected = memory.peak_bytes(np.array([setup.gpus]))[0]
     assert found == pytest.approx(expected, rel=1e-3, abs=2048)  # bitsandbytes' table of 8-bit codes
+
+
+@pytest.mark.parametrize("model", ["smollm2-135m", "llama3.1-8b", "granite-4.0-h-tiny"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("sharding", ["fsdp1", "fsdp2"])
+@pytest.mark.parametrize("loading", ["cpu", "gpu", "rank0"])
+def test_what_answers_count_is_the_closed_form_of_all_parameters(
+    model: str, method: str, sharding: str, loading: str
+) -> None:
+    """Answers know the sizes of units only, so all layers are equal there."""
+    gpus = np.array([2, 4, 8, 64])
+    quantized = NF4 if method == "qlora" else {}
+    stack = Stack(sharding=sharding, mixed_precision="bf16", loading=loading, adapter_dtype="float32", **quantized)
+    exact = loading_memory(loaded_model(TrainingSetup(architectures()[model], method, stack, 4)), sharding, loading)
+    memory = registry.load("3.0.0").memory
+    assert isinstance(memory, StackMemory)
+    found = memory.loading_bytes(np.full(4, memory.row(model, method, stack)), gpus)
+    assert found == pytest.approx(exact.peak_bytes(gpus), rel=0.02)
 
 
 def test_experts_are_merged_from_copies_on_the_gpu() -> None:

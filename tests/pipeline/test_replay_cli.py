@@ -111,8 +111,8 @@ def test_expandable_segments_are_named_where_they_help(fitting: dict) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([*JOB, "--alloc-conf", "expandable_segments:True"], "--overhead-gib and --loading: for --replay only"),
-        ([*JOB, "--loading", "cpu"], "--alloc-conf, --overhead-gib and --loading: for --replay only"),
+        ([*JOB, "--alloc-conf", "expandable_segments:True"], "--alloc-conf and --overhead-gib: for --replay only"),
+        ([*JOB, "--overhead-gib", "1"], "--alloc-conf and --overhead-gib: for --replay only"),
         ([*JOB, "--replay", "--loading", "disk"], "'disk' is not one of 'cpu', 'gpu', 'rank0'"),
         ([*JOB, "--replay", "--alloc-conf", "expandable:1"], "--alloc-conf: PYTORCH_CUDA_ALLOC_CONF: unknown key"),
         ([*JOB, "--replay", "--overhead-gib", "44.4"], "--overhead-gib: must be from 0 to less than the GPU's 44.4"),

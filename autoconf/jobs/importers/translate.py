@@ -22,7 +22,7 @@ _OF_QUANTIZED = ("upcast_unquantized", "quantization")
 _NO_ARGUMENTS = f"no file has training arguments: all other settings are those of the stack {OPTIONAL['stack']}"
 _UNCHANGED = (
     "model_name", "gpu_model", "tokens_per_sample", "gradient_accumulation_steps", "torch_dtype", "allocator",
-    "gradient_sync", "attention",
+    "gradient_sync", "attention", "loading",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from autoconf.jobs.stack import (
     Allocator,
     Dtype,
     GradientSync,
+    Loading,
     MixedPrecision,
     Objective,
     Offload,
@@ -61,6 +62,7 @@ def all_settings() -> dict[str, list[str]]:
         "torch_dtype": Dtype, "mixed_precision": MixedPrecision,
         "optim": Optim, "sharding": Sharding, "upcast_unquantized": Upcast, "offload": Offload, "allocator": Allocator,
         "objective": Objective, "quantization": Quantization, "gradient_sync": GradientSync,
+        "loading": Loading,
     }  # fmt: skip
     return {name: list(get_args(values)) for name, values in choices.items()}
 

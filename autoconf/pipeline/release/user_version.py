@@ -13,7 +13,6 @@ from autoconf.errors import BadInput
 from autoconf.files import called
 from autoconf.jobs.names import Names
 from autoconf.jobs.tables import read_table
-from autoconf.memory.model import StackMemory
 from autoconf.memory.store import ModelsTable, read_models, write_models
 from autoconf.pipeline.calibration.cluster import Cluster, learn_cluster
 from autoconf.pipeline.calibration.cluster_speed import LearnedSpeed, learn_speed
@@ -24,7 +23,7 @@ from autoconf.pipeline.release.version_folder import complete, new_version
 from autoconf.pipeline.tracing.trace_file import Trace, read_trace
 from autoconf.predictor import rebuild, registry, user_versions
 from autoconf.predictor.cards import Card, Model, digest
-from autoconf.predictor.predictor import Predictor
+from autoconf.predictor.predictor import Predictor, memory_of
 
 EVALUATION_JOBS = 2_000
 # The tables of a card's evaluation that are printed, in order.
@@ -93,7 +92,7 @@ def train_own(base: str, version: str, output: Path, traces: Sequence[str] = (),
         teaches, cluster = pd.read_parquet(place / rebuild.TRAINING_TABLE), None
         speed = None
         if table is not None:
-            memory = StackMemory(ModelsTable.read(scratch), start.card.rules, start.card.fragmentation)
+            memory = memory_of(start.card, ModelsTable.read(scratch))
             asked = start.about(domain.models, memory)
             if measures_memory(table) or not measures_speed(table):
                 cluster = learn_cluster(asked, table, called(str(runs)))

@@ -14,7 +14,6 @@ import pandas as pd
 
 from autoconf.errors import AutoConfError
 from autoconf.files import atomic_folder, opened, reason
-from autoconf.memory.model import StackMemory
 from autoconf.memory.store import ModelsTable
 from autoconf.pipeline.release import orderings
 from autoconf.pipeline.release.random_jobs import random_jobs
@@ -23,7 +22,7 @@ from autoconf.predictor import cards
 from autoconf.predictor.autogluon import LABEL
 from autoconf.predictor.cards import Card
 from autoconf.predictor.check_jobs import CHECK_JOBS, candidates
-from autoconf.predictor.predictor import MONOTONE, Predictor
+from autoconf.predictor.predictor import MONOTONE, Predictor, memory_of
 from autoconf.predictor.rebuild import PREDICTOR, TRAINING_TABLE, check_room
 
 SEED = 20261125  # seed of the drawn jobs
@@ -72,7 +71,7 @@ def complete(scratch: Path, card: Card, table: pd.DataFrame, evaluate: Evaluate 
     least = 0.0 if card.reserve is not None else None
     libraries = autogluon_adapter.installed_libraries()
     card = card.model_copy(update={"libraries": libraries, "least_headroom_gib": least})
-    memory = StackMemory(ModelsTable.read(scratch), card.rules, card.fragmentation)
+    memory = memory_of(card, ModelsTable.read(scratch))
     predictor = Predictor(card, memory, autogluon_adapter.load_tabular(scratch / PREDICTOR, card.version))
     promises = orderings.check(predictor)
     checks = random_jobs(predictor, np.random.default_rng(SEED), _CHECKS)

@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from autoconf.memory.loading import Loading
+from autoconf.jobs.stack import Loading
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.replay import ddp
 from autoconf.pipeline.replay.experts import ExpertMerger

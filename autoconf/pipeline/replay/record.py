@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from autoconf.memory.loading import Loading
+from autoconf.jobs.stack import Loading
 from autoconf.memory.replay import Program
 from autoconf.pipeline.replay.ddp import Reducer
 from autoconf.pipeline.replay.loading import loader

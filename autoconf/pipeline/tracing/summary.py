@@ -10,13 +10,12 @@ import numpy as np
 
 from autoconf.jobs.job import OPTIONAL
 from autoconf.jobs.presets import SETTINGS, training_stack
-from autoconf.memory.model import StackMemory
 from autoconf.memory.store import ModelsTable
 from autoconf.memory.units import GIB, Unsupported
 from autoconf.pipeline.tracing.trace_file import read_trace
 from autoconf.planner.search import recommendations
 from autoconf.predictor import registry
-from autoconf.predictor.predictor import Predictor
+from autoconf.predictor.predictor import Predictor, memory_of
 
 STACKS = ("reference", "trl")
 TOKENS = (2_048, 8_192)
@@ -41,7 +40,7 @@ def summary(path: str | Path) -> dict[str, Any]:
     """
     architecture, _ = read_trace(path)
     newest = registry.load(registry.DEFAULT)
-    memory = StackMemory(ModelsTable.read(Path(path)), newest.card.rules, newest.card.fragmentation)
+    memory = memory_of(newest.card, ModelsTable.read(Path(path)))
     predictor = newest.about({architecture.name: architecture.in_domain()}, memory)
     methods = predictor.domain.methods
     return {
