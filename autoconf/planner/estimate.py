@@ -14,7 +14,7 @@ from autoconf.planner.domain import JobArrays, JobColumns, on_counts
 from autoconf.planner.results import Estimate
 from autoconf.planner.rules import passing
 from autoconf.planner.runner import Solver, on_gpus
-from autoconf.planner.search import causes, decide
+from autoconf.planner.search import causes
 from autoconf.predictor import registry
 from autoconf.predictor.predictor import Predictor
 from autoconf.predictor.user_versions import ModelsFolder
@@ -85,12 +85,12 @@ def _of_candidates(predictor: Predictor, candidates: Candidates) -> list[Estimat
     memory, reserve = candidates.memory, predictor.card.reserve
     assert isinstance(memory, StackMemory) and reserve is not None
     place = candidates.rows, candidates.gpus, candidates.tokens_per_gpu
-    fits = decide(predictor, candidates).tolist()
     features = predictor.features(candidates)
     possible = passing(candidates) & predictor.possible(features)
-    probability = np.where(possible, predictor.probabilities(features), 0.0).tolist()
+    probability = np.where(possible, predictor.probabilities(features), 0.0)
+    fits = possible & (probability >= predictor.card.threshold)
     peak = (memory.peak_bytes(*place) / GIB).tolist()
-    why_not = iter(causes(candidates.subset(~np.array(fits, bool))))
+    why_not = iter(causes(candidates.subset(~fits)))
     outside = (candidates.usable_gib - predictor.for_pytorch_gib(candidates.usable_gib, candidates.gpus)).tolist()
     loading = (memory.loading_bytes(candidates.rows, candidates.gpus) / GIB).tolist()
     host = candidates.host_gib().tolist() if predictor.knows_host else [None] * len(peak)
@@ -105,7 +105,7 @@ def _of_candidates(predictor: Predictor, candidates: Candidates) -> list[Estimat
         found.append(
             Estimate(
                 fits=int(fits[index]),
-                probability=probability[index],
+                probability=float(probability[index]),
                 peak_memory_gib=peak[index],
                 peak_reserved_gib=max(peak[index], needed - parts["reserve"]) if learned else None,
                 needed_memory_gib=needed,

@@ -28,6 +28,7 @@ MONOTONE = {"headroom_gib": 1, "sharded": -1}
 # "fits", which is searched for between these values of headroom, with this many of them in each round.
 _LONG = 1_000
 _STEP_GIB, _POINTS, _ROUNDS = 16.0, 128, 5
+_REMEMBERED = 20_000  # predictions, about 4 MB
 
 
 def memory_of(card: Card, table: ModelsTable) -> StackMemory:
@@ -65,6 +66,7 @@ class Predictor:
         import threadpoolctl  # sets an environment variable, which the registry removes again
 
         self._steps: dict[bool, Step] = {}
+        self._known: dict[tuple[float, ...], float] = {}  # probabilities by features: an explanation asks repeatedly
         self._openmp = threadpoolctl.ThreadpoolController().select(user_api="openmp")
 
     @property
@@ -112,8 +114,16 @@ class Predictor:
         Raises:
             AutoConfError: AutoGluon or LightGBM fails.
         """
-        if table.empty:
-            return np.zeros(0)
+        rows = [*map(tuple, table.to_numpy(np.float64).tolist())]
+        known = self._known
+        if unknown := [*dict.fromkeys(row for row in rows if row not in known)]:
+            predicted = self._predicted(pd.DataFrame(unknown, columns=table.columns))
+            known.update(zip(unknown, predicted.tolist(), strict=True))
+            if len(known) > _REMEMBERED:
+                self._known = {}
+        return np.array([known[row] for row in rows], np.float64)
+
+    def _predicted(self, table: pd.DataFrame) -> Floats:
         # Neither AutoGluon nor LightGBM promises that prediction is thread-safe. The work takes 0.1 ms on one OpenMP
         # thread; on a busy machine, waiting for a second thread costs 20 ms.
         try:
