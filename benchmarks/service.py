@@ -12,8 +12,10 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +43,7 @@ def serving(workers: int) -> Iterator[tuple[int, int]]:
         found = re.search(r":(\d+) with", line)
         if found is None:
             sys.exit(line + process.stderr.read())
+        threading.Thread(target=shutil.copyfileobj, args=(process.stderr, sys.stderr), daemon=True).start()
         yield process.pid, int(found[1])
     finally:
         process.terminate()

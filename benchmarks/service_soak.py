@@ -4,7 +4,8 @@ Requests begin at a fixed rate, each on its own connection: every query for rand
 files, a tool of agents, the page and its state, malformed bodies, and heads that never end. Now and then a worker is
 killed, in the middle of whatever it does.
 Memory is that of all processes of the server without mapped files (``Pss_Anon``), which others on the machine do not
-change. A request fails if it gets no response in a minute, or one with a status that its kind does not allow.
+change. A request fails if it gets no response in a minute, or one with a status that its kind does not allow. The last
+column is the longest time for which the client itself did not run: it tells a stalled machine from a stalled server.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import asyncio
 import json
 import os
 import random
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -37,7 +39,7 @@ SHARES = {
 }  # fmt: skip
 COLUMNS = (
     "minute", "responses", "refused", "busy", "killed", "failed", "median, ms", "front, MB", "largest worker, MB",
-    "all, MB",
+    "all, MB", "client's pause, s",
 )  # fmt: skip
 MOST_SECONDS = 60.0
 BUSY = 503  # all workers are busy, also with what others run on the machine
@@ -121,13 +123,19 @@ def as_json(rows: pd.DataFrame) -> list[dict[str, Any]]:
 @dataclass
 class Counts:
     """What became of the requests: the seconds of each response, those refused, those told to come again because all
-    workers were busy, the workers that were killed, and a sentence on each request that failed."""
+    workers were busy, the workers that were killed, a sentence on each request that failed, and the seconds for which
+    the client itself did not run."""
 
     seconds: list[float] = field(default_factory=list)
     refused: int = 0
     busy: int = 0
     killed: int = 0
     failed: list[str] = field(default_factory=list)
+    pause: float = 0.0
+
+    def fail(self, sentence: str) -> None:
+        print(sentence, file=sys.stderr, flush=True)
+        self.failed.append(sentence)
 
 
 async def send(port: int, one: Ask, counts: Counts) -> None:
@@ -140,14 +148,14 @@ async def send(port: int, one: Ask, counts: Counts) -> None:
             writer.close()
         status = int(answer.split(None, 2)[1])
     except (OSError, TimeoutError, IndexError, ValueError) as error:
-        counts.failed.append(f"{clock} {one.kind}: {type(error).__name__}: {error}")
+        counts.fail(f"{clock} {one.kind}: {type(error).__name__}: {error}")
         return
     if one.kind != "slow":
         counts.seconds.append(time.perf_counter() - start)
     counts.busy += status == BUSY
     counts.refused += status >= 400 and status != BUSY
     if status not in (*one.allowed, BUSY):
-        counts.failed.append(f"{clock} {one.kind}: {status}: {answer[-300:]!r}")
+        counts.fail(f"{clock} {one.kind}: {status}: {answer[-300:]!r}")
 
 
 async def ask_at_a_rate(port: int, requests: Iterator[Ask], rate: float, seconds: float, counts: Counts) -> None:
@@ -191,24 +199,36 @@ async def kill_workers(pid: int, seconds: float, counts: Counts) -> None:
         counts.killed += kill_a_worker(pid)
 
 
-async def soak(pid: int, port: int, options: argparse.Namespace) -> Counts:
+async def note_pauses(counts: Counts) -> None:
+    """Measure how long the client itself is held up."""
+    while True:
+        start = time.perf_counter()
+        await asyncio.sleep(0.1)
+        counts.pause = max(counts.pause, time.perf_counter() - start - 0.1)
+
+
+async def soak(pid: int, port: int, options: argparse.Namespace) -> None:
     """Ask for the minutes of the options, and print a row from time to time."""
     requests, counts = asks(0, options.only), Counts()
     await ask_at_a_rate(port, requests, options.rate, 60.0, Counts())  # libraries and caches
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
     parts = max(1, round(options.minutes / options.every))
-    killing = asyncio.create_task(kill_workers(pid, options.kill_every * 60, counts))
+    others = [
+        asyncio.create_task(kill_workers(pid, options.kill_every * 60, counts)),
+        asyncio.create_task(note_pauses(counts)),
+    ]
     for part in range(parts + 1):
         median = np.median(counts.seconds) * 1000 if counts.seconds else np.nan
         done = len(counts.seconds), counts.refused, counts.busy, counts.killed, len(counts.failed)
         print(
-            f"| {part * options.every:g} | {' | '.join(f'{value:.0f}' for value in (*done, median, *held(pid)))} |",
+            f"| {part * options.every:g} | {' | '.join(f'{value:.0f}' for value in (*done, median, *held(pid)))} | "
+            f"{counts.pause:.1f} |",
             flush=True,
         )
         if part < parts:
             await ask_at_a_rate(port, requests, options.rate, options.every * 60, counts)
-    killing.cancel()
-    return counts
+    for other in others:
+        other.cancel()
 
 
 def main() -> None:
@@ -223,8 +243,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], choices=[*SHARES], metavar="KIND", help=", ".join(SHARES))
     options = parser.parse_args()
     with serving(options.workers) as (pid, port):
-        counts = asyncio.run(soak(pid, port, options))
-    print("\n".join(counts.failed))
+        asyncio.run(soak(pid, port, options))
 
 
 if __name__ == "__main__":

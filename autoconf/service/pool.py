@@ -53,6 +53,10 @@ class _Worker:
             self.end()
             raise AutoConfError(reply.content)
 
+    def has_ended(self) -> bool:
+        """Whether the process has ended by itself, or its fork server, without which it cannot be killed when late."""
+        return self._pipe is not None and self.process is not None and not self.process.is_alive()
+
     def ask(self, task: Task, seconds: float) -> Reply:
         """Send a task and wait for the reply.
 
@@ -181,6 +185,9 @@ class Pool:
         return await asyncio.shield(future)
 
     def _ask(self, worker: _Worker, task: Task) -> Reply:
+        if worker.has_ended():
+            self.on_restart()
+            worker.end()
         for attempt in (1, 2):
             try:
                 return worker.ask(task, self._seconds)

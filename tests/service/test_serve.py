@@ -500,6 +500,17 @@ def test_a_worker_that_was_killed_long_ago_does_not_end_the_server(server):
     assert server.process.poll() is None
 
 
+def test_the_service_recovers_from_the_end_of_the_process_that_forks_its_workers():
+    with serving("--workers", "1") as server:
+        workers = children(server.process.pid)
+        (forking,) = {worker.parent() for worker in workers}
+        forking.kill()
+        assert {server.post("/recommend", JOB).status for _ in range(2)} == {200}
+        assert server.get("/healthz").json == {**server.get("/healthz").json, "status": "ok", "workers": 1}
+        psutil.wait_procs(workers, timeout=30)
+        assert not any(worker.is_running() for worker in workers)
+
+
 def test_a_client_that_leaves_before_its_answer_does_not_end_the_server(server):
     body = json.dumps({"jobs": long_table(MOST_ROWS)}).encode()
     head = (HEAD % b"/recommend/table").replace(b"1000\r\n\r\n{", b"%d\r\n\r\n" % len(body))

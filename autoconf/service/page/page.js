@@ -161,6 +161,8 @@ async function showSpeed(explained, number) {
     if (found.hours !== null) {
       text += ` The run takes ${found.hours.toFixed(1)} hours`;
       text += found.cost === null ? "." : ` and costs ${found.cost.toFixed(2)}, at list prices.`;
+    } else {
+      text += " For the hours and the cost of a run, give steps or dataset tokens under More settings.";
     }
   } catch (error) {
     text = `Speed: ${error.message}`;
