@@ -301,10 +301,12 @@ def _environment(variables: Mapping[str, str], place: PlaceOf) -> Iterator[Setti
 
 def _check_processes(variables: Mapping[str, str], place: PlaceOf) -> None:
     """Refuse ms-swift with several GPUs in one process, over which it spreads layers (v4.5.2, swift/cli/main.py)."""
-    if "," in variables.get(VISIBLE, "") and not {"NPROC_PER_NODE", "NNODES"} & set(variables):
+    processes = variables.get("NPROC_PER_NODE", "1")
+    gpus = len(variables.get(VISIBLE, "").split(","))
+    if processes.isdecimal() and gpus > int(processes):
         raise BadInput(
-            f"{place(VISIBLE)}: without NPROC_PER_NODE ms-swift spreads the layers of one model over these GPUs, "
-            f"which is not covered; set it, or {NO_FILE}"
+            f"{place(VISIBLE)}: with {gpus} GPUs and NPROC_PER_NODE {processes} ms-swift spreads the layers of one "
+            f"model over several GPUs, which is not covered; set NPROC_PER_NODE={gpus}, or {NO_FILE}"
         )
 
 

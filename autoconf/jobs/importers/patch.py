@@ -22,7 +22,10 @@ from autoconf.jobs.importers.documents import (
 from autoconf.jobs.importers.gpu_counts import Layout, Plan, leaves, other_counts, place, script_count
 from autoconf.jobs.importers.gpus_of_job import Object, counted
 from autoconf.jobs.importers.manifest_counts import NODE_COUNTS, plan_manifest
+from autoconf.jobs.importers.other_files import PYTHON, text_kind
 from autoconf.jobs.importers.pods import KINDS
+from autoconf.jobs.importers.python_patch import patch_code
+from autoconf.jobs.importers.schedulers import NODES
 from autoconf.jobs.importers.script_patch import patch_script
 from autoconf.jobs.importers.skypilot import is_task
 from autoconf.jobs.importers.skypilot_patch import plan_task
@@ -96,6 +99,9 @@ def patched(texts: Sequence[tuple[str, str]], layout: Layout, nodes_only: bool =
     is_manifest = bool(found)
     if not is_manifest:
         found = [(file, (i,)) for file in files for i, d in enumerate(file.documents) if _is_config(d)]
+    codes = [file for file in files if not file.documents and text_kind(file.text, file.name) == PYTHON]
+    if len(codes) == 1 and not found:
+        return _patched_code(files, codes[0], layout, nodes_only)
     scripts = [file for file in files if _counts_in_script(file)]
     if len(scripts) == 1 and not found:
         if nodes_only:
@@ -165,6 +171,18 @@ def _patched_script(files: Sequence[_File], script: _File, layout: Layout) -> Pa
             raise BadInput(f"{where}: {name} counts GPUs as well, and --patch changes one place only")
     patch = patch_script(script.text, script.name, layout)
     return Patched(script.name, patch.text, patch.gpus_before)
+
+
+def _patched_code(files: Sequence[_File], code: _File, layout: Layout, nodes_only: bool) -> Patched:
+    """Change the counts of a Python script, if no other file counts GPUs."""
+    text, before, changed = patch_code(code.text, code.name, layout)
+    if nodes_only and (others := [what for what in changed if what != NODES]):
+        raise OtherCounts(f"{code.name}: {others[0]} would have to change; --nodes-only changes only counts of nodes")
+    for file in files:
+        for path, name in other_counts(file.documents):
+            where = place(file.name, file.documents, path)
+            raise BadInput(f"{where}: {name} counts GPUs as well, and --patch changes one place only")
+    return Patched(code.name, text, before)
 
 
 def _check_scripts(scripts: Sequence[_File]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -11,13 +10,12 @@ from typing import Any, NamedTuple
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.key_table import Place, Setting, job_keys, settings
 from autoconf.jobs.importers.objectives import hint, objective_in
-from autoconf.jobs.importers.python_kubeflow import submission_of
-from autoconf.jobs.importers.python_literals import Literals, argument_of, name_of, owner_of, shown
+from autoconf.jobs.importers.python_kubeflow import counts_of, submission_of
+from autoconf.jobs.importers.python_literals import Literals, argument_of, name_of, owner_of, parsed_code, shown
 from autoconf.jobs.importers.python_unsloth import OWNER, of_unsloth
 from autoconf.jobs.importers.schedulers import Request
-from autoconf.jobs.importers.words import cleaned, unknown
+from autoconf.jobs.importers.words import unknown
 
-_LARGEST = 1 << 18  # characters of a script
 _OF_TRL = ("SFT", "DPO", "KTO", "ORPO", "Reward")
 _CONFIGS = (*(f"{name}Config" for name in _OF_TRL), "TrainingArguments")
 _TRAINERS = (*(f"{name}Trainer" for name in _OF_TRL), "Trainer")
@@ -78,19 +76,20 @@ def read_code(text: str, file: str) -> Code:
     >>> code.framework, [(s.key, s.value) for s in code.settings if not s.place.key.endswith("(default)")]
     ('trl', [('per_device_train_batch_size', 2), ('model_name_or_path', 'Qwen/Qwen2.5-7B'), ('use_peft', False)])
     """
-    if len(text) > _LARGEST:
-        raise BadInput(f"{file}: not a job's script: more than {_LARGEST:,} characters")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Python says of odd literals
-            tree = ast.parse(cleaned(text))
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
-        raise BadInput(f"{file}{line}: looks like a Python script, and is not the syntax of Python") from None
+    tree = parsed_code(text, file)
     try:
         return _Script(tree, file).read()
     except RecursionError:
         raise BadInput(f"{file}: not a job's script: nested too deeply; {_NO_FILE}") from None
+
+
+def count_literals(text: str, file: str) -> dict[str, ast.expr]:
+    """The expressions that count the nodes and GPUs of a job that a script submits with Kubeflow's SDK.
+
+    Raises:
+        BadInput: It is not Python.
+    """
+    return counts_of(_Script(parsed_code(text, file), file))
 
 
 class _Script:

@@ -25,7 +25,9 @@ _COUNTS = {
     "train": ("num_workers", "resources_per_worker", "num_procs_per_worker"),
     "create_job": ("num_workers", "resources_per_worker", "num_procs_per_worker"),
 }
+PROCESSES = "processes of a node"
 _PARAMETER, _AND_PARAMETER = 2, 3
+_GPU = ("gpu", "nvidia.com/gpu")
 _OF_CLIENT = ("train", "create_job")
 _OTHER_RUNTIMES = ("jax", "mlx", "xgboost")
 
@@ -89,6 +91,29 @@ def submission_of(script: Script) -> Submission | None:
     return Submission([*launcher, *arguments], requests, None, name_of(function))
 
 
+def counts_of(script: Script) -> dict[str, ast.expr]:
+    """The expressions that count in the one submission of a script, through names that are bound once."""
+    found = [(name, call) for name in _COUNTS for call in script.calls.get(name, ()) if _submits(name, call)]
+    if not found:
+        return {}
+    name, call = found[0]
+    nodes, resources, processes = _COUNTS[name]
+    given = _bound(script, argument_of(call, resources, None))
+    counts = {
+        NODES: argument_of(call, nodes, None),
+        PROCESSES: argument_of(call, processes, None) if processes else None,
+    }
+    for key, value in zip(given.keys, given.values, strict=True) if isinstance(given, ast.Dict) else ():
+        if isinstance(key, ast.Constant) and str(key.value).casefold() in _GPU:
+            counts[PER_NODE] = value
+    return {what: bound for what, node in counts.items() if (bound := _bound(script, node)) is not None}
+
+
+def _bound(script: Script, node: ast.expr | None) -> ast.expr | None:
+    """The expression that a name is bound to once; any other expression itself."""
+    return script.bound.get(node.id, node) if isinstance(node, ast.Name) else node
+
+
 def _submits(name: str, call: ast.Call) -> bool:
     """Whether a call is one of the SDK's; its names are also those of other methods."""
     given = {keyword.arg for keyword in call.keywords}
@@ -120,7 +145,7 @@ def _requests(script: Script, name: str, call: ast.Call) -> Iterator[Request]:
     given = argument_of(call, resources, None)
     value = {} if given is None else script.literals.value(given)
     for key, number in value.items() if isinstance(value, Mapping) else ():
-        if key.casefold() in ("gpu", "nvidia.com/gpu"):
+        if key.casefold() in _GPU:
             place = script.place(given or call, f"{name}: {resources}.{key}")
             yield Request(place, str(number), PER_NODE, "", _SDK)
 

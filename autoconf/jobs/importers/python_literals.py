@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import operator
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from autoconf.errors import BadInput
 from autoconf.jobs.importers.documents import shortened
-from autoconf.jobs.importers.words import unknown
+from autoconf.jobs.importers.words import cleaned, unknown
 
+_LARGEST = 1 << 18  # characters of a script
 _DEEPEST, _MOST_PARTS = 20, 10_000
 _BF16_SUPPORT = ("is_bfloat16_supported", "is_bf16_supported")
 _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -17,6 +20,23 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow,
 }  # fmt: skip
 _LARGEST_BASE, _LARGEST_EXPONENT, _LARGEST_RESULT = 1_000, 20, 1e12
+
+
+def parsed_code(text: str, file: str) -> ast.Module:
+    """The syntax tree of a script.
+
+    Raises:
+        BadInput: It is not Python, or too long.
+    """
+    if len(text) > _LARGEST:
+        raise BadInput(f"{file}: not a job's script: more than {_LARGEST:,} characters")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Python says of odd literals
+            return ast.parse(cleaned(text))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        raise BadInput(f"{file}{line}: looks like a Python script, and is not the syntax of Python") from None
 
 
 class Literals:
