@@ -7,6 +7,9 @@ from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from autoconf.jobs.batches import BATCHES as BATCHES
+from autoconf.jobs.batches import check_batch as check_batch
+from autoconf.jobs.lora_targets import GROUPS, read_targets
 from autoconf.jobs.presets import SETTINGS, presets, stack_name, training_stack
 from autoconf.jobs.stack import (
     Allocator,
@@ -15,7 +18,6 @@ from autoconf.jobs.stack import (
     Dtype,
     GradientSync,
     Loading,
-    LoraTargets,
     Loss,
     MixedPrecision,
     Objective,
@@ -36,13 +38,13 @@ TRAINING_STACK = (
 )
 
 NAMES = ("model_name", "method", "gpu_model", "model_version")
-BATCHES = ("batch_size", "per_device_train_batch_size")  # a job has exactly one of them
 # The fields that decide the training stack.
 STACK_FIELDS = ("method", "gradient_accumulation_steps", "stack", *SETTINGS)
 TOGETHER = (*BATCHES, *STACK_FIELDS)  # fields that can exclude each other
 GPU_MEMORY = "gpu_memory_gib"  # describes a GPU that has no name
 HOST_LIMIT = "host_memory_limit_gib"  # of a worker; ``host_memory_gib`` is an output, what a job takes of it
 IN_GIB = (GPU_MEMORY, HOST_LIMIT)
+TARGETS = "lora_targets"  # one of a few groups of modules, or names of modules
 UNNAMED = "unnamed"  # its ``gpu_model``
 
 
@@ -76,6 +78,8 @@ def read(field: str, value: Any, optional: Mapping[str, Any] | None = None) -> A
         return gibibytes(field, value)
     if field == HOST_LIMIT:
         return gibibytes(field, value, MOST_HOST_GIB)
+    if field == TARGETS:
+        return read_targets(field, value)
     return whole_number(field, value) if field in NUMBERS else choice(field, value, choices(field))
 
 
@@ -155,8 +159,11 @@ class Job(BaseModel):
     )
     sharding: Sharding | None = Field(None, description=_describe("Data parallelism over several GPUs", Sharding))
     lora_r: int | None = Field(None, description="LoRA rank; a whole number >= 1; by default the stack's")
-    lora_targets: LoraTargets | None = Field(
-        None, description=_describe("Modules with LoRA adapters (default: the model's own pair)", LoraTargets)
+    lora_targets: str | None = Field(
+        None,
+        description="Modules with LoRA adapters: default (the model's own pair), attention, all-linear, or names of "
+        "modules with commas between them, such as q_proj,v_proj (any names from version 3.0.0); by default the "
+        "stack's",
     )
     even_layouts: bool = Field(
         False,
@@ -333,6 +340,8 @@ def choices(field: str) -> tuple[str, ...]:
     """
     if field == "stack":
         return tuple(presets())
+    if field == TARGETS:
+        return GROUPS
     return tuple(value for part in get_args(Workload.model_fields[field].annotation) for value in get_args(part))
 
 
@@ -358,23 +367,6 @@ def check_together(fields: Mapping[str, Any]) -> None:
     """
     check_batch(fields)
     stack_of(fields)
-
-
-def check_batch(fields: Mapping[str, Any], allowed: Sequence[str] = BATCHES) -> None:
-    """Check that a job has exactly one of the allowed batch fields, or no batch field if none is allowed.
-
-    Raises:
-        ValueError: the job has none, both or the wrong one; the message names the fields.
-    """
-    given = [field for field in BATCHES if fields.get(field) is not None]
-    if allowed and not given:
-        first, *others = allowed
-        raise ValueError(", or ".join([f"{first}: is required", *(f"{other} instead" for other in others)]))
-    if len(given) > 1:
-        raise ValueError("batch_size and per_device_train_batch_size exclude each other: give one of them")
-    for field in given:
-        if field not in allowed:
-            raise ValueError(f"{field}: use {' or '.join(allowed)} instead")
 
 
 def _no_such(unknown: Sequence[str]) -> str:

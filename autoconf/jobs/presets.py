@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml  # at module level, because a process that is forked during an import would wait for it forever
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from autoconf.jobs.lora_targets import as_setting
 from autoconf.jobs.names import key
 from autoconf.jobs.stack import Stack
 
@@ -104,6 +105,8 @@ def training_stack(method: str, accumulating: bool, stack: str, *settings: Any) 
     _check_scaler(method, values)
     if values["loss"] == "chunked":
         values["loss"] = presets()[stack].chunked
+    if "lora_targets" in values:
+        values["lora_targets"] = as_setting(values["lora_targets"])
     try:
         return Stack(**values, gradient_accumulation=accumulating)
     except ValidationError as error:

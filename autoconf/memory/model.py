@@ -10,6 +10,7 @@ from operator import attrgetter
 import numpy as np
 
 from autoconf.jobs.stack import Stack, Upcast
+from autoconf.memory.adapted import NamedModules
 from autoconf.memory.fragmentation import Fragmentation, OutsidePyTorch, kind_of
 from autoconf.memory.gpu_memory import GpuJob, GpuMemory, Loads
 from autoconf.memory.host_memory import HostMemory, check_offload
@@ -211,7 +212,9 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     Raises:
         Unsupported: there is no profile for it.
     """
-    strategy = strategy_of(stack, several)
+    strategy, named = strategy_of(stack, several), named_modules(table, model, method, stack)
+    if named is not None:
+        stack = stack.model_copy(update={"lora_targets": named.group})
     _check_upcast(stack, strategy)
     layers, head = layer_way(stack, method, several=several, rules=rules), head_way(stack, method, several=several)
     trainable, full = table.trainable(model, method, layers.lora_targets), table.trainable(model, "full", "default")
@@ -226,6 +229,9 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     per_parameter = _bytes_per_parameter(stack, method, strategy)
     objective = setup_of(stack, method, full, head, per_parameter, strategy)
     profile = _profile(table, model, method, stack, layers, head, objective)
+    if named is not None:
+        profile = partial(_of_named, profile, named, trainable, _BYTES[layers.adapter_dtype])
+        trainable = named.trainable(trainable)
     trainable = objective.of_units(trainable)
     base = quantized_base(stack.quantization, trainable.units, full, _BYTES[layers.torch_dtype])
     moments = partial(base.moments, profile, recomputes=stack.gradient_checkpointing != "none")
@@ -260,6 +266,25 @@ def _loads(job: UnshardedJob, strategy: Strategy, stack: Stack, base: Trainable)
     loaded = _BYTES[stack.torch_dtype]
     moments = fsdp_loading(job, strategy, stack.loading, base.shapes, loaded, shard_adapters=stack.shard_adapters)
     return Loads(what, moments)
+
+
+def named_modules(table: ModelsTable, model: str, method: str, stack: Stack) -> NamedModules | None:
+    """The modules with adapters that a job names; ``None`` for a group of modules, or without adapters.
+
+    Raises:
+        Unsupported: the model does not have them, or it is not known which modules it has.
+    """
+    if method == "full" or isinstance(stack.lora_targets, str):
+        return None
+    modules = table.modules(model)
+    if modules is None:
+        names = ",".join(stack.lora_targets)
+        raise Unsupported([f"lora_targets {names!r} of {model}"], ": its modules are not known; give a group of them")
+    return modules.named(model, stack.lora_targets)
+
+
+def _of_named(profile: Callable[[], Floats], named: NamedModules, of_group: Trainable, itemsize: int) -> Floats:
+    return named.moments(profile(), of_group, itemsize)
 
 
 def _optimizer(

@@ -6,10 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from autoconf.memory.optimizers import Shape
 from autoconf.memory.units import Floats
+
+if TYPE_CHECKING:
+    from autoconf.memory.adapted import AdaptedModules
 
 _Key = TypeVar("_Key", bound=tuple[Any, ...])
 
@@ -138,6 +141,7 @@ class ModelProfile:
     heads: dict[HeadWay, Floats] = field(default_factory=dict)
     units: dict[tuple[str, str], Trainable] = field(default_factory=dict)  # by method and LoRA targets
     problems: dict[tuple[object, ...], str] = field(default_factory=dict)  # by any key above, or one with a sharding
+    modules: AdaptedModules | None = None  # absent from profiles up to version 3.0.0
 
     def missing(self, keys: Sequence[_Key]) -> list[_Key]:
         """The ways, or the methods with LoRA targets, that the profile has neither moments nor a reason for."""

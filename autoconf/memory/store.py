@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from autoconf.memory.adapted import AdaptedModules, modules_of_released
 from autoconf.memory.optimizers import Shape
 from autoconf.memory.profile import HeadWay, LayerWay, ModelProfile, StackMoment, Trainable, Units
 from autoconf.memory.units import Floats
@@ -31,6 +32,7 @@ MOMENTS, MODELS = "moments.parquet", "models.json"
 # The columns of ``StackMoment`` on disk.
 _COLUMNS = (*StackMoment._fields[:5], "own", "newborn", "done", "rest")
 _ABSMAX = "maxima_bytes"  # ``Units.absmax_bytes`` on disk
+_ADAPTED = "modules"  # linear layers that can have adapters; absent from version 3.0.0 and before
 _BASE, _MODELS_OF_BASE = "base", "models of base"  # keys of the metadata of moments that continue those of a base
 
 
@@ -111,6 +113,7 @@ def _others(models: Iterable[ModelProfile]) -> str:
             "made_of": model.made_of,
             "units": {_text(key): _trainable_to_json(trainable) for key, trainable in model.units.items()},
             "problems": {_text(key): sentence for key, sentence in model.problems.items()},
+            **({_ADAPTED: model.modules.to_json()} if model.modules else {}),
         }
         for model in models
     }
@@ -250,8 +253,15 @@ class ModelsTable:
         for text, trainable in self._others[model]["units"].items():
             method, targets = text.split(" ")
             found.units[method, targets] = _trainable_from_json(trainable)
+        if _ADAPTED in self._others[model]:
+            found = replace(found, modules=self.modules(model))
         found.problems.update({tuple(text.split(" ")): why for text, why in self._others[model]["problems"].items()})
         return found
+
+    def modules(self, model: str) -> AdaptedModules | None:
+        """The linear layers of a model that can have adapters; ``None`` if they are not known."""
+        found = self._others[model].get(_ADAPTED)
+        return modules_of_released(model) if found is None else AdaptedModules.from_json(found)
 
     def trainables(self, model: str) -> list[tuple[str, str]]:
         """The methods and LoRA targets whose trainable parameters are known."""

@@ -6,7 +6,10 @@ from collections.abc import Container
 from functools import lru_cache
 from typing import Any
 
-from autoconf.jobs.job import GPU_MEMORY, STACK_FIELDS, stack_of
+from autoconf.jobs.job import GPU_MEMORY, STACK_FIELDS, TARGETS, stack_of
+from autoconf.jobs.lora_targets import GROUPS, as_setting
+from autoconf.jobs.stack import Stack
+from autoconf.memory.units import Unsupported
 from autoconf.planner import hardware
 from autoconf.planner.domain import JobColumns, column
 from autoconf.planner.given_gpus import given_gpus
@@ -51,6 +54,7 @@ class _Writer:
         self.doubtful = {
             name for name, gpu in self.domain.gpus.items() if gpu.unverified or hardware.is_too_old(name, gpu)
         }
+        self.predictor, self.bounds = predictor, lru_cache(maxsize=4096)(self._bounded_by)
         self.warnings = lru_cache(maxsize=4096)(self._warnings_on)  # a table has few stacks
 
     def __call__(self, columns: JobColumns) -> list[Notes]:
@@ -67,7 +71,7 @@ class _Writer:
             if (name if name in self.domain.gpus else gpus.find(name)) in self.doubtful
         }
         given = self._of_given_gpus(columns)
-        for index, notes_of_settings in _of_settings(columns).items():
+        for index, notes_of_settings in (*_of_settings(columns).items(), *self._of_targets(columns).items()):
             given[index] = given.get(index, ()) + notes_of_settings
         if not doubtful and not given and not any(any(of_field.values()) for of_field in notes):
             return [()] * len(columns["model_name"])
@@ -85,6 +89,27 @@ class _Writer:
             return {}
         given = self.given_gpus.all_of(columns["gpu_model"], columns[GPU_MEMORY])
         return {index: (gpu.note,) for index, gpu in given.items() if gpu.note}
+
+    def _of_targets(self, columns: JobColumns) -> dict[int, Notes]:
+        """The notes on lists of modules for which layers are counted as of a larger group, by position."""
+        found: dict[int, Notes] = {}
+        for index, targets in enumerate(columns.get(TARGETS, ())):
+            if targets is not None and targets not in GROUPS:
+                group = self.bounds(columns["model_name"][index], columns["method"][index], targets)
+                if group:
+                    found[index] = (
+                        f"activations are those of lora_targets {group}, an upper bound; adapters are exactly those of "
+                        f"{targets}",
+                    )
+        return found
+
+    def _bounded_by(self, written: str, method: str, targets: str) -> str:
+        model = self.names["model_name"].find(written)
+        try:
+            stack = Stack(lora_targets=as_setting(targets))
+            return self.predictor.bounded_by(model, method, stack) if model in self.domain.models else ""
+        except Unsupported:
+            return ""
 
     def _warnings(self, columns: JobColumns, index: int, doubtful: set[str]) -> Notes:
         if not doubtful or (name := columns["gpu_model"][index]) not in doubtful:

@@ -12,7 +12,7 @@ from autoconf.jobs.names import listed
 from autoconf.jobs.stack import Stack
 from autoconf.memory import version_1
 from autoconf.memory.candidates import Candidates
-from autoconf.memory.model import StackMemory
+from autoconf.memory.model import StackMemory, named_modules
 from autoconf.memory.store import ModelsTable
 from autoconf.memory.units import Booleans, Floats, Integers, Unsupported
 from autoconf.memory.version_1 import MemoryTable
@@ -105,8 +105,28 @@ class Predictor:
                     raise Unsupported(
                         [f"{setting} {value!r}"], f", which has {listed(known)}; it is known from version 3.0.0"
                     )
+            self._check_targets(model, method, stack)
         with PREDICTING:  # pyarrow reads profiles when they are first needed, and holds locks of its own meanwhile
             return self.memory.row(model, method, stack)
+
+    def bounded_by(self, model: str, method: str, stack: Stack) -> str:
+        """The group of modules as of which layers hold activations, if it is larger than the job's list of modules.
+
+        Raises:
+            Unsupported: the model does not have these modules.
+        """
+        if not isinstance(self.memory, StackMemory):
+            return ""
+        named = named_modules(self.memory.table, model, method, stack)
+        return "" if named is None or named.is_group else named.group
+
+    def _check_targets(self, model: str, method: str, stack: Stack) -> None:
+        """Raise ``Unsupported`` for a list of modules that is no group, in versions up to 2.0.0."""
+        if self.bounded_by(model, method, stack) and not self.knows_host:
+            raise Unsupported(
+                [f"lora_targets {','.join(stack.lora_targets)!r}"],
+                ", which has default, attention and all-linear; it is known from version 3.0.0",
+            )
 
     def probabilities(self, table: pd.DataFrame) -> Floats:
         """Predicted probability of fitting for a table of ``features``, shape (rows,).

@@ -86,7 +86,7 @@ def read(name: str, *options: str) -> dict:
                 "tokens_per_sample": 4096,
                 "per_device_train_batch_size": 2,
                 "lora_r": 16,
-                "lora_targets": "default",
+                "lora_targets": "q_proj,v_proj",
                 "gradient_accumulation_steps": 4,
                 "stack": "llama-factory",
             },

@@ -176,7 +176,8 @@ def test_dropout_that_no_preset_combines_with_trls_loss_is_noted(read_text) -> N
 
 def test_a_command_line_of_fms_hf_tuning_is_read_with_its_config() -> None:
     assert stack_of("fms_lora.sh") == Stack(
-        gradient_checkpointing="reentrant", sharding="fsdp1", lora_r=8, lora_targets="attention",
+        gradient_checkpointing="reentrant", sharding="fsdp1", lora_r=8,
+        lora_targets=("k_proj", "o_proj", "q_proj", "v_proj"),
         adapter_dtype="float32", lora_dropout=0.05,
     )  # fmt: skip
     job = fields("fms_lora.sh")
@@ -399,7 +400,7 @@ def test_float16_is_read_from_launchers_and_deepspeeds_config(read_text, tmp_pat
         ("attn_implementation", "eager"), ("max_length", None), ("activation_offloading", True), ("dtype", "float64"),
         ("fsdp", "shard_grad_op"), ("fsdp", "hybrid_shard auto_wrap"),
         ("parallelism_config", {"cp_size": 2}), ("lora_modules_to_save", ["lm_head"]), ("loss_type", "dft"),
-        ("lora_target_modules", ["q_proj", "k_proj"]), ("accelerate_config", "zero4"), ("torch_compile", True),
+        ("lora_target_modules", ".*_proj"), ("accelerate_config", "zero4"), ("torch_compile", True),
         ("bnb_4bit_quant_type", "fp4"), ("lora_dropout", "much"), ("per_device_train_batch_size", 0),
         ("fast_kernels", ["True", "True", "True"]), ("model_name_or_path", "$MODEL"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from autoconf.jobs.names import listed
 from autoconf.jobs.stack import Stack
 from autoconf.memory.profile import HeadWay, LayerWay, ModelProfile
 from autoconf.pipeline.catalog import Architecture, architectures, deciding_keys
+from autoconf.pipeline.tracing.adapted import adapted_modules
 from autoconf.pipeline.tracing.layer_kinds import attends_everywhere, check_kinds
 from autoconf.pipeline.tracing.ledger import rank_for, trace
 from autoconf.pipeline.tracing.model_setup import Method, TrainingSetup, build_model, decoder_layers
@@ -101,7 +103,7 @@ def own_figures(architecture: Architecture, watched: Callable[[Ways], Iterable[L
         BadInput: it cannot be traced.
     """
     try:
-        return traced(architecture, watched)
+        return replace(traced(architecture, watched), modules=adapted_modules(architecture))
     except Exception as error:  # unknown code can raise any exception
         raise _untraceable(architecture, error) from None
 

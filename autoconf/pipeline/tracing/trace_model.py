@@ -59,7 +59,7 @@ def traced(
             else:
                 moments = head_moments(trace(head_job(architecture, way), short, rank), short, rank)
                 found.heads[way] = np.array(moments)
-        except _UNTRACEABLE as error:
+        except UNTRACEABLE as error:
             found.problems[way] = _sentence(error)
     methods: list[tuple[Method, LoraTargets]] = [("full", "default"), *itertools.product(ADAPTING, TARGETS)]
     for method, targets in found.missing(methods):
@@ -68,7 +68,7 @@ def traced(
             if _adapts_parameters(architecture, method, targets):
                 # peft/tuners/lora/layer.py, ParamWrapper: parameters that FSDP1 shards are read outside of its forward.
                 found.problems[method, targets, "fsdp1"] = "PEFT's adapters of experts do not run under FSDP1"
-        except _UNTRACEABLE as error:
+        except UNTRACEABLE as error:
             found.problems[method, targets] = _sentence(error)
     return found
 
@@ -109,7 +109,7 @@ def _derives(architecture: Architecture, rank: int) -> bool:
 
 # Exceptions of libraries and of our own checks for unsupported combinations. Some are side effects: transformers raises
 # StopIteration with FlashAttention if parameters are float32 and a model has no linear layers (GPT-2).
-_UNTRACEABLE = (TraceError, ValueError, RuntimeError, AttributeError, LookupError, StopIteration, TypeError)
+UNTRACEABLE = (TraceError, ValueError, RuntimeError, AttributeError, LookupError, StopIteration, TypeError)
 
 
 def _sentence(error: Exception) -> str:
