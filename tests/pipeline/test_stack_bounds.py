@@ -28,6 +28,18 @@ def test_a_choice_becomes_the_input_of_a_replay() -> None:
     assert together["stack"]["kernels"] == ("fast_loss",)
 
 
+def test_a_run_of_which_only_the_libraries_are_open_keeps_its_settings() -> None:
+    run = next(run for run in RUNS if "LoRA r 8" in run.name)
+    (one,) = stack_bounds.choices(run, [INSTALLED])
+    assert one.input(run)["stack"] == {
+        **run.settings,
+        "kernels": (),
+        "optim": "adamw_torch",
+        "gradient_accumulation": False,
+    }
+    assert len(list(stack_bounds.choices(FOUR, [INSTALLED]))) == 8
+
+
 def figures(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """77 GiB for foreach, 2 less for fused, 20 less for fast kernels, 1 more for concatenated samples."""
     return [
@@ -74,4 +86,6 @@ def test_jobs_that_cannot_be_recorded_and_unknown_releases_are_named(
         stack_bounds.replays([FOUR], [INSTALLED])
     with pytest.raises(typer.Exit) as ended:
         stack_bounds.main("9.9")
+    with pytest.raises(typer.Exit):
+        stack_bounds.main(run="no such run")
     assert ended.value.exit_code == 2 and "'9.9'" in capsys.readouterr().err

@@ -2,7 +2,8 @@
 
 ``python -m autoconf.pipeline.validation.stack_bounds`` takes the llama3.2-3b jobs of ``replay.known_runs``. They ran on
 one A100 under fms-hf-tuning; its release, kernels, collator and optimizer are not recorded. About ten minutes for each
-release; a word selects releases: ``... stack_bounds 2.6``.
+release; a word selects releases: ``... stack_bounds 2.6``. ``--run "Llama-3-8B LoRA"`` takes another job, of which only
+the libraries are open, and which keeps the other settings.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ RELEASES: dict[str, Libraries | None] = {
     "none, transformers 5 as installed": None,
 }
 _KERNELS = ((), ("fast_loss", "fast_rms_layernorm", "fast_rope_embeddings"))
+_OF_FMS = "llama3.2-3b"  # the runs of fms-hf-tuning
 _OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
 
 
@@ -43,12 +45,18 @@ class Choice:
     optim: str
     padding_free: bool
 
+    @classmethod
+    def only_libraries(cls, release: str, run: KnownRun) -> Choice:
+        """The stack of a run under the libraries of a release."""
+        return cls(release, run.job.stack.kernels, run.job.stack.optim, padding_free=False)
+
     def input(self, run: KnownRun) -> dict[str, Any]:
         """The input of ``replay_jobs`` for a run on this stack."""
         samples, tokens = run.batches.samples, run.batches.tokens_per_sample
         if self.padding_free:
             samples, tokens = 1, samples * tokens
-        stack = {"kernels": self.kernels, "optim": self.optim, "gradient_accumulation": run.batches.accumulation > 1}
+        chosen = {"kernels": self.kernels, "optim": self.optim, "gradient_accumulation": run.batches.accumulation > 1}
+        stack = {**run.settings, **chosen}
         return {
             "architecture": run.job.architecture.model_dump(),
             "method": run.method,
@@ -76,8 +84,11 @@ class Replay:
     runs: bool
 
 
-def choices(releases: Iterable[str]) -> Iterator[Choice]:
-    """Yield all stacks of some releases."""
+def choices(run: KnownRun, releases: Iterable[str]) -> Iterator[Choice]:
+    """Yield all stacks of some releases that the source of a run allows."""
+    if not run.name.startswith(_OF_FMS):
+        yield from (Choice.only_libraries(release, run) for release in releases)
+        return
     for release, kernels, optim, padding_free in itertools.product(releases, _KERNELS, _OPTIMIZERS, (False, True)):
         yield Choice(release, kernels, optim, padding_free)
 
@@ -86,7 +97,7 @@ def replays(runs: Sequence[KnownRun], releases: Sequence[str]) -> list[Replay]:
     """Replay runs on all stacks of some releases, in environments with their libraries."""
     found = []
     for release in releases:
-        pairs = [(run, choice) for run in runs for choice in choices([release])]
+        pairs = [(run, choice) for run in runs for choice in choices(run, [release])]
         inputs = [choice.input(run) for run, choice in pairs]
         distinct = list({repr(one): one for one in inputs}.values())
         figures = environments.run(RELEASES[release], "autoconf.pipeline.validation.replay_jobs", distinct)
@@ -109,7 +120,7 @@ def rows(found: Sequence[Replay]) -> list[dict[str, Any]]:
     return [
         {
             "run": run,
-            "fms-hf-tuning": release,
+            "release of fms-hf-tuning, or its libraries": release,
             "kernels": "fast" if fast else "plain",
             "needed, foreach": _bounds(ones, "adamw_torch"),
             "needed, fused": _bounds(ones, "adamw_torch_fused"),
@@ -121,23 +132,31 @@ def rows(found: Sequence[Replay]) -> list[dict[str, Any]]:
 
 def _bounds(found: Sequence[Replay], optim: str) -> str:
     needed = [one.needed_gib for one in found if one.choice.optim == optim]
+    if not needed:
+        return "-"
     low, high = f"{min(needed):.2f}", f"{max(needed):.2f}"
     return low if low == high else f"{low} to {high}"
 
 
-def main(word: Annotated[str, typer.Argument(help="A part of the names of releases.")] = "") -> None:
+def main(
+    word: Annotated[str, typer.Argument(help="A part of the names of releases.")] = "",
+    run: Annotated[str, typer.Option(help="How the names of the runs begin.")] = _OF_FMS,
+) -> None:
     """Replay and print the table."""
-    runs = [run for run in RUNS if run.name.startswith("llama3.2-3b")]
+    runs = [known for known in RUNS if known.name.startswith(run)]
     releases = [release for release in RELEASES if word in release]
+    if not runs:
+        print(f"no run begins with {run!r}: {'; '.join(known.name for known in RUNS)}", file=sys.stderr)
+        raise typer.Exit(2)
     if not releases:
         print(f"no release has {word!r} in its name: {'; '.join(RELEASES)}", file=sys.stderr)
         raise typer.Exit(2)
     found = replays(runs, releases)
     print(markdown(rows(found)))
-    for run in runs:
-        needed = [one.needed_gib for one in found if one.run is run]
-        does = sum(one.runs for one in found if one.run is run)
-        print(f"\n{run.name}: {min(needed):.2f} to {max(needed):.2f} GiB; runs on {does} of {len(needed)} stacks.")
+    for known in runs:
+        needed = [one.needed_gib for one in found if one.run is known]
+        does = sum(one.runs for one in found if one.run is known)
+        print(f"\n{known.name}: {min(needed):.2f} to {max(needed):.2f} GiB; runs on {does} of {len(needed)} stacks.")
 
 
 if __name__ == "__main__":
