@@ -17,6 +17,7 @@ _BRACES = re.compile(
 )
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "'": "'", '"': '"', "\\": "\\"}
 _CHANGED = re.compile(r"(?:\+\+|--)\s*([A-Za-z_]\w*)|([A-Za-z_]\w*)\s*(?:\+\+|--|(?:[-+*/%&|^]|<<|>>)?=(?!=))")
+_NAMED = re.compile(r"\$\{?(\w+)\}?|\b([A-Za-z_]\w*)\b")
 _LIST_ALONE = re.compile(r"\"(?:\$@|\$\{\w+\[@\]\}|\$\{@\})\"")
 _BRACED = re.compile(r"(?<![$\\])\{[^{}\s]*(?:,|\.\.)[^{}\s]*\}")
 _QUOTED = re.compile(r"'[^']*'|\"(?:\\.|[^\"\\])*\"")
@@ -214,8 +215,14 @@ class Expander:
         text = self.raw(node)[3:-2] if self.raw(node).startswith("$((") else self.raw(node)[2:-1]
         for name in _CHANGED.findall(text):
             self.variables[name[0] or name[1]] = unknown(f"${name[0] or name[1]}", "set by arithmetic")
-        text = re.sub(r"\$\{?(\w+)\}?|\b([A-Za-z_]\w*)\b", lambda found: self._number(found[1] or found[2]), text)
-        return self._computed(text, node)
+        used = [found[1] or found[2] for found in _NAMED.finditer(text)]
+        if missing := next((name for name in used if self._number(name) == "?"), ""):
+            value = self.variables.get(missing)
+            why = (
+                f"${missing} is {described(value)}" if isinstance(value, str) else f"${missing} is not set in the file"
+            )
+            return unknown(self.raw(node)[:60], why)
+        return self._computed(_NAMED.sub(lambda found: self._number(found[1] or found[2]), text), node)
 
     def _computed(self, text: str, node: Any) -> str:
         try:
@@ -228,10 +235,10 @@ class Expander:
         return value if isinstance(value, str) and re.fullmatch(r"-?[1-9]\d{0,18}|0", value) else "?"
 
     def _output(self, node: Any) -> str:
-        """The output of the few commands that only change a path."""
-        inside = [child for child in node.children if child.type in ("command", "list")]
+        """The output of the few commands that only change a path, compute, or count the parts of a list."""
+        inside = [child for child in node.children if child.type in ("command", "list", "pipeline")]
         commands = [inside[0]] if len(inside) == 1 else []
-        if commands and commands[0].type == "list":
+        if commands and commands[0].type != "command":
             commands = [child for child in commands[0].children if child.type == "command"]
         words = [[word for part in command.children for word in self.words(part)] for command in commands]
         match words:
@@ -245,6 +252,12 @@ class Expander:
                 return path
             case [["pwd"]]:
                 return "."
+            case [["echo", text], ["tr", ",", "\\n" | "\n"], ["wc", "-l"]] if not is_unknown(text):
+                return str(len(text.split(",")))
+            case [["echo", text], ["awk", *separator, "{print NF}"]] if "".join(separator) == "-F," and not is_unknown(
+                text
+            ):
+                return str(len(text.split(",")))
             case [["expr", *terms]] if not any(map(is_unknown, terms)):
                 return self._computed(" ".join(terms), node)
             case [["which", path]]:
