@@ -140,13 +140,13 @@ def same_shapes(config: Mapping[str, Any], models: Iterable[str]) -> list[str]:
     >>> same_shapes({**llama, "vocab_size": 128258}, ["llama-7b", "llama3.1-8b"])
     []
     """
-    wanted = _resolved(config)
+    wanted = resolved(config)
     return [name for name in models if name in _known() and _known()[name] == wanted]
 
 
 def nearest(config: Mapping[str, Any], models: Iterable[str]) -> tuple[str, list[Difference]] | None:
     """The model of the same type that differs least, and the differences; ``None`` if no model has that type."""
-    wanted = _resolved(config)
+    wanted = resolved(config)
     found = [
         (name, [Difference(key, wanted[key], value) for key, value in _known()[name].items() if wanted[key] != value])
         for name in models
@@ -260,10 +260,10 @@ def _table() -> dict[str, Any]:
 
 @cache
 def _known() -> dict[str, dict[str, Any]]:
-    return {name: _resolved(config) for name, config in _table()["models"].items()}
+    return {name: resolved(config) for name, config in _table()["models"].items()}
 
 
-def _resolved(config: Mapping[str, Any]) -> dict[str, Any]:
+def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide the memory of a model, with the defaults of its type for absent settings."""
     model_type = config["model_type"]
     kind = _table()["types"].get(model_type)

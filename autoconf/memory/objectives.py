@@ -54,7 +54,7 @@ _LOSSES: dict[tuple[str, Objective, int], LossBytes] = {
     ("llama-factory", "dpo", 4): LossBytes(own=8, over=20, turn=4, backward=12),
     ("llama-factory", "orpo", 4): LossBytes(own=0, over=12, turn=4, backward=12),
 }
-_OF_PAIRS = ("reward", "dpo", "dpo_precomputed", "orpo")  # the model runs on both samples of a pair
+OF_PAIRS = ("reward", "dpo", "dpo_precomputed", "orpo")  # the model runs on both samples of a pair
 _REFERRING = ("dpo", "kto")
 
 
@@ -176,7 +176,7 @@ def joined(setup: Setup, layers: Floats, others: Sequence[Floats], heads: Floats
         found = np.concatenate([of_layers, _loss(setup, heads, kept, over)])
         if setup.objective in _REFERRING:
             found = np.concatenate([found, _reference(setup, others[0] if others else layers, over, heads)])
-    if setup.objective in _OF_PAIRS:
+    if setup.objective in OF_PAIRS:
         found[:, [2, 4]] *= 2
     return found
 

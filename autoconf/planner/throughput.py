@@ -11,6 +11,7 @@ import pandas as pd
 
 from autoconf.jobs.job import GPU_MEMORY, STACK_FIELDS, UNNAMED, Job, stack_of
 from autoconf.jobs.queries import NUMBER_GPUS, RUN_LENGTH, THROUGHPUT
+from autoconf.memory.objectives import OF_PAIRS
 from autoconf.memory.units import Integers
 from autoconf.planner.domain import JobColumns, Placed, column, on_counts, outside, workers
 from autoconf.planner.estimate import candidates_on
@@ -23,7 +24,7 @@ from autoconf.predictor.predictor import Predictor
 from autoconf.predictor.user_versions import ModelsFolder
 from autoconf.speed.estimate import Speed, SpeedJob, speeds
 from autoconf.speed.gpu_speed import gpu_speeds
-from autoconf.speed.shapes import known_shapes
+from autoconf.speed.shapes import Shapes, known_shapes, shapes_of_config
 from autoconf.speed.version import load
 from autoconf.speed.work import Layout
 
@@ -160,27 +161,34 @@ def _speed_jobs(
     tokens = placed.jobs.tokens_per_gpu(np.arange(len(counts)), counts)
     for index, position in enumerate(placed.positions.tolist()):
         model, gpu = (str(names[field].find(columns[field][position])) for field in ("model_name", "gpu_model"))
-        shapes = known_shapes(model)
+        shapes = _shapes(predictor, model)
         if shapes is None or gpu not in gpu_speeds():
             problems[index] = outside(_unknown(model, shapes is None, str(columns["gpu_model"][position])))
             continue
         fields = {field: column(columns, field)[position] for field in STACK_FIELDS}
         stack = stack_of(fields)
-        if stack.objective != "sft":
-            problems[index] = outside(f"throughput is not known for objective {stack.objective}")
-            continue
         each = int(placed.jobs.tokens_per_sample[index])
         steps = int(fields["gradient_accumulation_steps"])
-        layout = Layout(float(tokens[index]) / each, each, int(counts[index]), int(nodes[index]), steps)
+        samples = float(tokens[index]) / each * (2 if stack.objective in OF_PAIRS else 1)
+        layout = Layout(samples, each, int(counts[index]), int(nodes[index]), steps)
         method = str(names["method"].find(fields["method"]))
         jobs.append(SpeedJob(model, shapes, method, stack, gpu, layout))
     return placed.without(problems), jobs
 
 
+def _shapes(predictor: Predictor, model: str) -> Shapes | None:
+    """The shapes of a model; ``None`` if they are not known."""
+    entry = predictor.domain.models.get(model)
+    return known_shapes(model) or (shapes_of_config(entry.config) if entry is not None and entry.config else None)
+
+
 def _unknown(model: str, without_shapes: bool, gpu: str) -> str:
     """Why the speed of a job is not known: its model has no shapes here, or its GPU type no figures of speed."""
     if without_shapes:
-        return f"throughput is not known for model {model}, which is in no released version"
+        return (
+            f"throughput is not known for model {model}: its config is not one of a known type, or is not in the "
+            "version, which an earlier release made"
+        )
     if gpu == UNNAMED:
         return f"throughput is not known for a GPU that only {GPU_MEMORY} describes: name its type in gpu_model"
     return f"throughput is not known for GPU type {gpu}: the package lacks its peak, its bandwidth or its link"

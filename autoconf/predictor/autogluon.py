@@ -155,7 +155,9 @@ def fit(table: pd.DataFrame, folder: Path, monotone: Mapping[str, int]) -> None:
     shutil.rmtree(scratch)
 
 
-def fit_regression(table: pd.DataFrame, label: str, weight: str, folder: Path, monotone: Mapping[str, int]) -> None:
+def fit_regression(
+    table: pd.DataFrame, label: str, weight: str, folder: Path, monotone: Mapping[str, int], **settings: float
+) -> None:
     """Train a regression and write the files that prediction needs.
 
     Args:
@@ -164,6 +166,7 @@ def fit_regression(table: pd.DataFrame, label: str, weight: str, folder: Path, m
         weight: the column of weights.
         folder: the folder to create; it must not exist.
         monotone: the features, each with the direction (1 or -1) in which it may move the label, or 0.
+        **settings: settings of LightGBM instead of those here.
     """
     gbm = {
         "monotone_constraints": list(monotone.values()),
@@ -178,6 +181,7 @@ def fit_regression(table: pd.DataFrame, label: str, weight: str, folder: Path, m
         "num_threads": 1,
         "seed": 0,
         "ag_args_fit": {"drop_unique": False},  # a constant column must keep its place among the constraints
+        **settings,
     }
     scratch = folder.with_suffix(".fit")
     rows = table[[*monotone, label, weight]]

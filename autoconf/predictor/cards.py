@@ -41,10 +41,17 @@ class Gpu(_Typed):
 
 
 class Model(_Typed):
-    """A model: its aliases, and its longest sample if learned positions limit it."""
+    """A model: its aliases, its longest sample if learned positions limit it, and its config if it is a user's."""
 
     aliases: list[str] = []
     max_tokens_per_sample: int | None = None
+    config: dict[str, Any] = {}  # from which its speed is computed; the package has those of its own models
+
+    @model_serializer(mode="wrap")
+    def _as_on_cards(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omit an empty config, as the cards of released versions do."""
+        fields: dict[str, Any] = serialize(self)
+        return {name: value for name, value in fields.items() if name != "config" or value}
 
 
 # The values of settings in versions up to 2.0.0, whose cards do not have these fields.

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
+
+from autoconf.jobs.stack import Stack
 
 
 class _Typed(BaseModel):
@@ -30,6 +35,11 @@ class Measured(_Typed):
     checkpointing: list[str] = ["reentrant", "non-reentrant"]
     offloads: list[str] = ["none"]
     most_nodes: int = 1
+    quantizations: list[str] = ["none", "nf4", "gptq"]
+    mixed_precisions: list[str] = ["no", "bf16"]
+    objectives: list[str] = ["sft"]
+    gradient_syncs: list[str] = ["last"]
+    losses: list[str] = ["full", "chunked"]
 
     def also(self, other: Measured) -> Measured:
         """What either of two tables of rows has."""
@@ -38,6 +48,28 @@ class Measured(_Typed):
         return Measured.model_validate(
             {name: sorted({*a, *b}) if isinstance(a, list) else max(a, b) for name, (a, b) in pairs.items()}
         )
+
+
+# Settings of a stack, each with the field of ``Measured`` that has the values that were measured.
+SETTINGS = {
+    "torch_dtype": "dtypes",
+    "mixed_precision": "mixed_precisions",
+    "quantization": "quantizations",
+    "gradient_checkpointing": "checkpointing",
+    "loss": "losses",
+    "objective": "objectives",
+    "offload": "offloads",
+}
+
+
+def settings_of(stacks: Iterable[Stack]) -> dict[str, Any]:
+    """The values of ``SETTINGS`` in some stacks, by field of ``Measured``.
+
+    >>> settings_of([Stack(), Stack(torch_dtype="float16")])["dtypes"]
+    ['bfloat16', 'float16']
+    """
+    some = list(stacks)
+    return {field: sorted({getattr(stack, name) for stack in some}) for name, field in SETTINGS.items()}
 
 
 class ClusterSpeed(_Typed):

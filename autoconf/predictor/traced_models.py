@@ -66,7 +66,7 @@ def _opened(predictor: Predictor, written: str, trace: Path, *_: int) -> TracedM
         about = json.loads(metadata(trace, _ARCHITECTURE) or "")
         table = ModelsTable.read(trace)
         (name,) = table.models
-        model = Model(aliases=[written], max_tokens_per_sample=about["learned_positions"])
+        model = Model(aliases=[written], max_tokens_per_sample=about["learned_positions"], config=dict(about["config"]))
         parameters, targets = int(about["parameters"]), ", ".join(about["lora_targets"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AutoConfError(f"cannot read the trace {trace}: {error}; remove it, and ask again") from None

@@ -7,7 +7,7 @@ from typing import Literal
 
 from autoconf.jobs.names import listed
 from autoconf.jobs.stack import Stack
-from autoconf.predictor.cluster_speed import Bounds, Measured
+from autoconf.predictor.cluster_speed import SETTINGS, Bounds, Measured
 from autoconf.speed.roofline import Times
 from autoconf.speed.work import Layout
 
@@ -23,22 +23,24 @@ def missing(measured: Measured, method: str, gpu_model: str, stack: Stack, layou
         "GPUs": (layout.gpus if layout.nodes == 1 else 1, measured.most_gpus),
         "tokens": (layout.tokens_per_sample, measured.most_tokens_per_sample),
     }
-    without_checkpoints = "no gradient checkpointing"
-    checkpointing = f"gradient_checkpointing {stack.gradient_checkpointing}"
     found = {
         f"method {method}": method not in measured.methods,
         gpu_model: gpu_model not in measured.gpus,
         f"optim {stack.optim}": method == "full" and stack.optim not in measured.optimizers,
-        f"torch_dtype {stack.torch_dtype}": stack.torch_dtype not in measured.dtypes,
-        f"sharding {stack.sharding}": layout.gpus > 1 and stack.sharding not in measured.shardings,
-        f"offload {stack.offload}": stack.offload not in measured.offloads,
-        f"{layout.nodes} nodes": layout.nodes > measured.most_nodes,
-        without_checkpoints if stack.gradient_checkpointing == "none" else checkpointing: (
-            stack.gradient_checkpointing not in measured.checkpointing
+        f"gradient_sync {stack.gradient_sync}": (
+            layout.gpus > 1 and layout.steps > 1 and stack.gradient_sync not in measured.gradient_syncs
         ),
+        f"sharding {stack.sharding}": layout.gpus > 1 and stack.sharding not in measured.shardings,
+        f"{layout.nodes} nodes": layout.nodes > measured.most_nodes,
+        **{_words(name, stack): getattr(stack, name) not in getattr(measured, of) for name, of in SETTINGS.items()},
         **{f"more than {most} {what}": size > most for what, (size, most) in sizes.items()},
     }
     return [what for what, is_missing in found.items() if is_missing]
+
+
+def _words(setting: str, stack: Stack) -> str:
+    without_checkpoints = setting == "gradient_checkpointing" and stack.gradient_checkpointing == "none"
+    return "no gradient checkpointing" if without_checkpoints else f"{setting} {getattr(stack, setting)}"
 
 
 def near(measured: Measured, model: str, missing: list[str]) -> Near:

@@ -12,7 +12,7 @@ from autoconf.predictor.cluster_speed import Bounds, ClusterSpeed
 from autoconf.speed.bounds import bounds_key, missing, near, note, waits, widened
 from autoconf.speed.features import MONOTONE, features
 from autoconf.speed.gpu_speed import gpu_speeds
-from autoconf.speed.roofline import Times, times
+from autoconf.speed.roofline import Times, loads, times
 from autoconf.speed.shapes import Shapes
 from autoconf.speed.version import SpeedPredictor
 from autoconf.speed.work import Layout, Work, work_of
@@ -67,7 +67,8 @@ def speeds(predictor: SpeedPredictor, jobs: Sequence[SpeedJob], cluster: Cluster
     work = [work_of(job.shapes, job.method, job.stack, job.layout) for job in jobs]
     constants = predictor.card.constants
     spent = [
-        times(one, gpu_speeds()[job.gpu_model], job.layout, constants) for job, one in zip(jobs, work, strict=True)
+        times(loads(one, gpu_speeds()[job.gpu_model], job.layout), constants)
+        for job, one in zip(jobs, work, strict=True)
     ]
     rows = [
         features(job.shapes, job.method, job.stack, gpu_speeds()[job.gpu_model], job.layout, one)

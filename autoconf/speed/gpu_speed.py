@@ -20,6 +20,7 @@ class GpuSpeed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bfloat16: float = Field(gt=0)
+    float16: float | None = Field(default=None, gt=0)  # None: as bfloat16
     float32: float = Field(gt=0)
     memory: float = Field(gt=0)
     link: float = Field(gt=0)
@@ -30,7 +31,8 @@ class GpuSpeed(BaseModel):
 
     def flops(self, dtype: str) -> float:
         """Peak of a dtype in FLOP/s."""
-        return 1e12 * (self.float32 if dtype == "float32" else self.bfloat16)
+        peaks = {"float32": self.float32, "float16": self.float16 or self.bfloat16}
+        return 1e12 * peaks.get(dtype, self.bfloat16)
 
     def warning(self, name: str) -> str:
         """A sentence about figures that are not verified; empty text if all are.

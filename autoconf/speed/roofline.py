@@ -64,25 +64,54 @@ class Times(NamedTuple):
         return max(shares, key=lambda name: shares[name])
 
 
-def times(work: Work, gpu: GpuSpeed, layout: Layout, constants: Constants) -> Times:
-    """The time of a micro-batch.
+class Loads(NamedTuple):
+    """Seconds of one micro-batch on one GPU at its published figures, and the numbers of messages and launches.
+
+    With arrays instead of numbers, it is that of several jobs.
+    """
+
+    products: float
+    attention: float
+    memory: float
+    network: float
+    messages: float
+    launches: float
+    offload: float
+
+
+def loads(work: Work, gpu: GpuSpeed, layout: Layout) -> Loads:
+    """What a micro-batch takes at the published figures of a GPU.
 
     Args:
         work: the work of one GPU.
         gpu: its speeds.
         layout: the batch and the GPUs.
-        constants: constants of the physics.
     """
-    peak = gpu.flops(work.dtype)
-    compute = work.flops / (peak * constants.products) + work.attention_flops / (peak * constants.attention)
-    memory = work.bytes / (gpu.memory * 1e9 * constants.memory)
-    link = gpu.link_bytes(layout.gpus)
+    peak, link = gpu.flops(work.dtype), gpu.link_bytes(layout.gpus)
     if layout.nodes > 1:
         link = min(link, BETWEEN_NODES * layout.gpus / layout.nodes)
-    network = work.sent / (link * constants.link) + work.messages * constants.message_s
-    launches = work.launches * constants.launch_s
-    each_node = layout.gpus / layout.nodes
-    offload = work.offloaded / (gpu.pcie * 1e9 * PCIE_REACHED) + work.host_bytes * each_node / HOST_MEMORY
+    return Loads(
+        products=work.flops / peak,
+        attention=work.attention_flops / peak,
+        memory=work.bytes / (gpu.memory * 1e9),
+        network=work.sent / link,
+        messages=work.messages,
+        launches=work.launches,
+        offload=work.offloaded / (gpu.pcie * 1e9 * PCIE_REACHED)
+        + work.host_bytes * layout.gpus / layout.nodes / HOST_MEMORY,
+    )
+
+
+def times(load: Loads, constants: Constants) -> Times:
+    """The time of a micro-batch.
+
+    >>> times(Loads(0.75, 0.0, 0.8, 0.0, 0.0, 0.0, 0.0), Constants()).total
+    2.0
+    """
+    compute = load.products / constants.products + load.attention / constants.attention
+    memory = load.memory / constants.memory
+    network = load.network / constants.link + load.messages * constants.message_s
+    launches = load.launches * constants.launch_s
     power = constants.overlap
-    total = ((compute + memory + offload) ** power + network**power + launches**power) ** (1 / power)
-    return Times(compute, memory, network, launches, offload, total)
+    total = ((compute + memory + load.offload) ** power + network**power + launches**power) ** (1 / power)
+    return Times(compute, memory, network, launches, load.offload, total)

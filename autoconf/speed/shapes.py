@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from autoconf.jobs.model_config import known_settings
+from autoconf.jobs.model_config import known_settings, resolved
 
 # Types whose checkpoints all have another width of a head than hidden size / heads, which model_shapes.json leaves out.
 _HEAD_DIM = {"qwen3_moe": 128, "glm4_moe": 128}
@@ -32,6 +32,7 @@ class Shapes:
         mixer: width of all queries, keys and values (or of the Mamba mixer's input projection).
         experts: routed experts; 1 for a dense MLP.
         chosen: experts of one token; 1 for a dense MLP.
+        family: the ``model_type`` of the config.
     """
 
     layers: int
@@ -45,6 +46,7 @@ class Shapes:
     mixer: float
     experts: int
     chosen: int
+    family: str
 
     @property
     def head(self) -> float:
@@ -74,6 +76,20 @@ def known_shapes(model: str) -> Shapes | None:
     return None if settings is None else shapes_of(settings)
 
 
+def shapes_of_config(config: Mapping[str, Any]) -> Shapes | None:
+    """The shapes of the model of a ``config.json``; ``None`` if its type is not known here, or a size is missing.
+
+    >>> llama = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 512}
+    >>> shapes = shapes_of_config({**llama, "num_attention_heads": 4, "intermediate_size": 128})
+    >>> int(shapes.layer_stored), shapes_of_config({"model_type": "rwkv"})
+    (40960, None)
+    """
+    try:
+        return shapes_of(resolved(config))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):  # absent, or of a kind that no model has
+        return None
+
+
 def shapes_of(settings: Mapping[str, Any]) -> Shapes:
     """The shapes of a model.
 
@@ -91,9 +107,9 @@ def shapes_of(settings: Mapping[str, Any]) -> Shapes:
     )
     experts = _first(settings, "num_local_experts", "num_experts", "n_routed_experts", default=0) or 1
     chosen = settings.get("num_experts_per_tok") or 1
-    return Shapes(
-        layers, hidden, settings["vocab_size"], attention, scores, *parts, mixer, experts, chosen if experts > 1 else 1
-    )
+    chosen = chosen if experts > 1 else 1
+    sizes = layers, hidden, settings["vocab_size"]
+    return Shapes(*sizes, attention, scores, *parts, mixer, experts, chosen, settings["model_type"])
 
 
 class _Mlp(tuple[float, float, float]):

@@ -28,7 +28,7 @@ from autoconf.speed.roofline import Constants
 
 FOLDER = Path(__file__).parents[1] / "AutoGluonModels" / "throughput"
 # The released versions in order, each with the SHA-256 of its card, which `make throughput` prints.
-RELEASED = {"1.0.0": "600cd1f99db598f7b575a051c7c6c0855b676d80c609d742702c21e2618728af"}
+RELEASED = {"1.1.0": "3f85491f4a887ac503045f60a9fd1bb6b65993cd14ffc4b258514c1e4820e405"}
 DEFAULT = list(RELEASED)[-1]
 CARD, PREDICTOR, TABLE = "card.json", "predictor", "rows.parquet"
 LABEL, WEIGHT = "correction", "weight"

@@ -20,6 +20,7 @@ from autoconf.pipeline.throughput.rows import (
     share_of_peak,
     without_repeats,
 )
+from autoconf.speed.counts import counts_of
 from autoconf.speed.features import MONOTONE
 from autoconf.speed.version import DEFAULT, FOLDER, LABEL, TABLE, load
 
@@ -96,11 +97,23 @@ def test_stacks_are_those_of_the_rows():
 
 @pytest.mark.torch
 @pytest.mark.parametrize("model", ["smollm2-135m", "granite-3.1-1b-a400m", "granite-4.0-h-350m", "opt-125m"])
-def test_flops_of_experts_and_mamba_are_those_that_pytorch_counts(model):
+def test_flops_are_those_that_pytorch_counts_and_the_rest_is_near(model):
     pytest.importorskip("torch")
-    from autoconf.pipeline.throughput.counted import computed, counted
+    from autoconf.pipeline.throughput.counted import rows
 
-    assert computed(model).flops == pytest.approx(counted(model).flops, rel=0.002)
+    (found,) = rows([model])
+    assert float(found["FLOPs: closed form / counted"]) == pytest.approx(1, abs=0.002)
+    for what in ("bytes", "operations"):
+        assert float(found[f"{what}: with counts / counted"]) == pytest.approx(1, abs=0.4)
+
+
+@pytest.mark.torch
+def test_the_shipped_counts_are_what_is_counted():
+    pytest.importorskip("torch")
+    from autoconf.pipeline.throughput.counted import counts, families, setups
+
+    setup = setups(families()["opt"])[0]
+    assert counts_of("opt", setup.method, setup.stack) == pytest.approx(counts(setup), abs=0.001)
 
 
 def test_untouched_rows_are_read_from_tables_of_another_project(tmp_path):

@@ -76,7 +76,15 @@ def test_a_traced_model_is_supported_in_addition_to_the_others(place, monkeypatc
         own = recommend(Workload.parse(**JOB, model_name=name))
         released = recommend(Workload.parse(**{**JOB, "model_version": "2.0.0"}, model_name=like))
         assert own.can_recommend and own == released
+        own, released = (
+            throughput(Workload.parse(**{**JOB, "model_version": version}, model_name=model), 4)
+            for version, model in ((OWN, name), ("2.0.0", like))
+        )
+        assert own.tokens_per_second == pytest.approx(released.tokens_per_second)
     card = registry.card(OWN)
+    assert (
+        card.domain.models["my-model"].config["model_type"] == "mistral" and not card.domain.models["llama-7b"].config
+    )
     assert set(card.made_from) == {BASE, "my-model.traces.parquet"}
     assert card.evaluation["figures"] and card.evaluation["orderings"] and card.evaluation["by_family"]
     assert cards.verified_card(place / "models" / OWN, found["sha256"]) == card

@@ -111,7 +111,10 @@ def test_every_query_has_the_answer_of_the_trace(traced):
     each = {"batch_size": None, "per_device_train_batch_size": 16}
     mine, known = both(lambda job: autoconf.avoid_oom(job, 1), **each)
     assert mine == known
-    assert both(autoconf.cheapest_gpu, gpu_model=None)[0].can_recommend == 1  # the speed of a traced model is not known
+    assert both(autoconf.cheapest_gpu, gpu_model=None)[0].can_recommend == 1
+    speed, of_known = both(lambda job: autoconf.throughput(job, 8))
+    assert speed.tokens_per_second == pytest.approx(of_known.tokens_per_second) and speed.outcome == "ok"
+    assert any(note.startswith("not measured: ") for note in speed.notes)
     mine, known = both(autoconf.explain)
     assert mine.at == known.at
     assert "traced from its config" in mine.recommendation.notes[0]

@@ -11,7 +11,7 @@ from autoconf.pipeline.catalog import architectures
 from autoconf.speed.estimate import SpeedJob, speeds
 from autoconf.speed.features import MONOTONE
 from autoconf.speed.gpu_speed import GpuSpeed, gpu_speeds
-from autoconf.speed.roofline import times
+from autoconf.speed.roofline import loads, times
 from autoconf.speed.shapes import known_shapes
 from autoconf.speed.version import load
 from autoconf.speed.work import Layout, work_of
@@ -23,36 +23,46 @@ OFFLOADS = {
     "ddp": ["none"], "fsdp1": _FSDP, "fsdp2": _FSDP, "zero1": ["none", "optimizer"], "zero2": ["none", "optimizer"],
     "zero3": ["none", "optimizer", "parameters", "optimizer_and_parameters"],
 }  # fmt: skip
+DRAWN = [
+    "gradient_checkpointing", "loss", "optim", "mixed_precision", "torch_dtype", "gradient_sync", "lora_targets",
+    "adapter_dtype",
+]  # fmt: skip
 EXACT = 1 - 1e-9  # sums of floating-point numbers
 
 
 def random_job(chance: random.Random, gpu=None, **layout) -> SpeedJob:
     model = chance.choice(list(architectures()))
     method = chance.choice(["full", "lora", "qlora"])
-    sharding = chance.choice(choices("sharding"))
-    stack = Stack(
-        sharding=sharding,
-        offload=chance.choice(OFFLOADS[sharding]),
-        gradient_checkpointing=chance.choice(["none", "reentrant", "non-reentrant"]),
-        loss=chance.choice(["full", "chunked"]),
-        quantization="nf4" if method == "qlora" else "none",
-        optim=chance.choice(["adamw_torch", "adamw_torch_fused", "adafactor", "paged_adamw_8bit", "lion_8bit", "sgd"]),
-        mixed_precision=chance.choice(["no", "bf16"]),
-        torch_dtype=chance.choice(["bfloat16", "float32"]) if method != "qlora" else "bfloat16",
-        kernels=chance.choice([(), ("fast_rms_layernorm", "fast_rope_embeddings")]),
-    )
     sizes = {
         "samples": chance.choice([1, 2, 3, 8, 32, 500]),
         "tokens_per_sample": chance.choice([1, 64, 512, 2048, 8192, 100_000]),
         "gpus": chance.choice([1, 2, 3, 4, 8, 16]), "steps": chance.choice([1, 4, 64]),
     }  # fmt: skip
+    stack = random_stack(chance, method)
     return SpeedJob(
         model, known_shapes(model), method, stack, gpu or chance.choice(list(GPUS)), Layout(**sizes | layout)
     )
 
 
+def random_stack(chance: random.Random, method: str) -> Stack:
+    """A stack of settings that do not exclude each other."""
+    while True:
+        sharding = chance.choice(choices("sharding"))
+        drawn = {field: chance.choice(choices(field)) for field in DRAWN} | {
+            "sharding": sharding,
+            "offload": chance.choice(OFFLOADS[sharding]),
+            "quantization": chance.choice(choices("quantization")[1:]) if method == "qlora" else "none",
+            "objective": chance.choice(["sft", *choices("objective")]),
+            "kernels": chance.choice([(), ("fast_rms_layernorm", "fast_rope_embeddings"), ("fused_lora",)]),
+        }
+        try:
+            return Stack(**drawn)
+        except ValueError:
+            continue
+
+
 def figures(gpu: GpuSpeed) -> tuple[float, ...]:
-    return gpu.bfloat16, gpu.float32, gpu.memory, gpu.link_bytes(2), gpu.link_bytes(4), gpu.pcie
+    return gpu.bfloat16, gpu.flops("float16"), gpu.float32, gpu.memory, gpu.link_bytes(2), gpu.link_bytes(4), gpu.pcie
 
 
 FASTER = [
@@ -106,7 +116,7 @@ def test_more_gpus_cost_no_more_than_the_model_of_the_network_says():
 
     def physics(job):
         work = work_of(job.shapes, job.method, job.stack, job.layout)
-        return job.layout.gpus * work.tokens / times(work, GPUS[job.gpu_model], job.layout, constants).total
+        return job.layout.gpus * work.tokens / times(loads(work, GPUS[job.gpu_model], job.layout), constants).total
 
     few, many = rates([a for a, _ in jobs]), rates([b for _, b in jobs])
     for (a, b), slower, faster in zip(jobs, few, many, strict=True):
@@ -158,6 +168,58 @@ def test_small_models_and_experts_are_limited_by_launches():
 
     assert limit("qwen2.5-0.5b", 1) == limit("granite-3.1-3b-a800m-instruct", 1) == "kernel launches"
     assert limit("mistral-7b-v0.1", 64) == "compute"
+
+
+def speed_of(model, method, gpu, layout, **settings):
+    job = SpeedJob(model, known_shapes(model), method, Stack(**settings), gpu, layout)
+    return speeds(load(), [job])[0]
+
+
+@pytest.mark.parametrize(
+    ("limit", "model", "method", "gpu", "layout", "settings"),
+    [
+        ("compute", "mistral-7b-v0.1", "full", "NVIDIA-A100-SXM4-80GB", Layout(16, 2048, 1), {}),
+        ("memory", "llama3.1-70b", "full", "NVIDIA-H100-80GB-HBM3", Layout(1, 64, 1), {"optim": "adamw_torch"}),
+        ("network", "mistral-7b-v0.1", "full", "L40S", Layout(1, 512, 8), {"sharding": "fsdp1"}),
+        ("kernel launches", "qwen2.5-0.5b", "lora", "NVIDIA-H100-80GB-HBM3", Layout(1, 128, 1), {}),
+        (
+            "offload", "mistral-7b-v0.1", "full", "NVIDIA-A100-SXM4-80GB", Layout(1, 512, 4),
+            {"sharding": "zero3", "offload": "optimizer_and_parameters"},
+        ),
+    ],
+)  # fmt: skip
+def test_every_limit_is_reached(limit, model, method, gpu, layout, settings):
+    assert speed_of(model, method, gpu, layout, **settings).limit == limit
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"objective": "dpo"}, "objective dpo"),
+        ({"mixed_precision": "fp16", "torch_dtype": "float16"}, "mixed_precision fp16"),
+        ({"gradient_sync": "every"}, "gradient_sync every"),
+        ({"sharding": "zero2"}, "sharding zero2"),
+        ({"loss": "chunked_nll"}, "loss chunked_nll"),
+    ],
+)
+def test_settings_that_were_not_measured_are_named_and_widen_the_bounds(settings, said):
+    where = "mistral-7b-v0.1", "lora", "NVIDIA-A100-SXM4-80GB", Layout(4, 2048, 4, steps=4)
+    known, found = speed_of(*where), speed_of(*where, **settings)
+    assert known.notes == () and said in found.notes[0]
+    assert found.high / found.low > known.high / known.low
+
+
+def test_objectives_with_more_passes_are_slower():
+    where = "mistral-7b-v0.1", "full", "NVIDIA-A100-SXM4-80GB", Layout(4, 2048, 4)
+    rates = [speed_of(*where, objective=objective).tokens_per_second for objective in ("kto", "dpo", "orpo", "sft")]
+    assert rates == sorted(rates) and len({*rates[:3]}) == 3 and rates[2] == rates[3]
+    assert speed_of(*where, objective="reward").tokens_per_second > rates[3]
+
+
+def test_float16_has_its_own_peak_where_there_is_no_bfloat16():
+    where = "qwen2.5-3b", "lora", "Tesla-V100-SXM2-32GB", Layout(4, 1024, 1)
+    half = {"mixed_precision": "fp16", "torch_dtype": "float16", "adapter_dtype": "float32"}
+    assert speed_of(*where, **half).tokens_per_second > 2 * speed_of(*where).tokens_per_second
 
 
 @pytest.mark.parametrize(

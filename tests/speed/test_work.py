@@ -3,8 +3,10 @@
 import pytest
 
 from autoconf.jobs.stack import Stack
+from autoconf.pipeline.catalog import architectures
+from autoconf.speed.counts import CLOSED_FORM, counts_of
 from autoconf.speed.shapes import known_shapes, shapes_of
-from autoconf.speed.work import Layout, trained, work_of
+from autoconf.speed.work import SHARDED_WEIGHTS, Layout, dense_launches, traffic_of, trained, work_of
 
 LLAMA = known_shapes("llama-7b")
 LAYOUT = Layout(2, 1024, 1, steps=4)
@@ -99,3 +101,57 @@ def test_offload_moves_weights_gradients_and_the_step_to_the_host():
     assert both.offloaded == pytest.approx(weights.offloaded + trainable / 4)
     one = work(layout=Layout(2, 1024, 1), sharding="fsdp1", offload="optimizer_and_parameters")
     assert one.offloaded == one.host_bytes == 0  # FSDP1 shards nothing on one GPU
+
+
+def test_the_reference_model_is_one_more_forward_pass():
+    several = Layout(2, 1024, 4)
+    kept = {"layout": several, "gradient_checkpointing": "none"}
+    plain, dpo, kto = (work(objective=objective, **kept) for objective in ("sft", "dpo", "kto"))
+    forward = 2 * LAYOUT.tokens * (LLAMA.layers * LLAMA.layer_active + LLAMA.head)
+    assert dpo.flops - plain.flops == dpo.model_flops - plain.model_flops - (
+        dpo.attention_flops - plain.attention_flops
+    )
+    assert dpo.flops - plain.flops == pytest.approx(forward)
+    assert kto.flops - plain.flops == pytest.approx(3 * forward)
+    weights = 2 * (LLAMA.layers * LLAMA.layer_stored + LLAMA.head)
+    assert dpo.sent - plain.sent == pytest.approx(3 / 4 * weights)
+    assert plain.bytes < dpo.bytes < kto.bytes and plain.launches < dpo.launches < kto.launches
+
+
+def test_a_reward_model_has_one_score_instead_of_logits():
+    plain, reward = work(), work(objective="reward")
+    assert plain.flops - reward.flops == pytest.approx(3 * 2 * LAYOUT.tokens * LLAMA.hidden * (LLAMA.vocabulary - 1))
+    assert reward.bytes < plain.bytes
+
+
+@pytest.mark.parametrize(
+    ("sharding", "sync", "times"),
+    [
+        ("fsdp2", "last", 1 / 4),
+        ("fsdp2", "every", 1),
+        ("zero1", "last", 1 / 4),
+        ("zero2", "last", 1),
+        ("zero3", "last", 1),
+    ],
+)
+def test_gradients_are_reduced_as_often_as_the_stack_says(sharding, sync, times):
+    layout = {steps: Layout(2, 1024, 4, steps=steps) for steps in (1, 4)}
+    one, four = (work(layout=layout[steps], sharding=sharding, gradient_sync=sync).sent for steps in (1, 4))
+    gradients = 3 / 4 * 2 * trained(LLAMA, True, Stack()) * (1 if sharding in SHARDED_WEIGHTS else 2)
+    assert one - four == pytest.approx(gradients * (1 - times), abs=1)
+
+
+def test_counts_multiply_the_closed_form():
+    closed = work_of(LLAMA, "full", Stack(), LAYOUT, CLOSED_FORM)
+    twice = work_of(LLAMA, "full", Stack(), LAYOUT, CLOSED_FORM._replace(operations=2.0, weights=2.0))
+    assert twice.flops == closed.flops
+    assert twice.launches - closed.launches == pytest.approx(dense_launches(LLAMA, True, Stack()))
+    assert twice.bytes - closed.bytes == pytest.approx(traffic_of(LLAMA, True, Stack(), LAYOUT).weights)
+
+
+def test_every_model_and_way_of_training_has_counts():
+    for model in architectures():
+        for quantization in ("none", "nf4", "int8"):
+            stack = Stack(quantization=quantization, sharding="ddp")
+            found = counts_of(known_shapes(model).family, "lora", stack)
+            assert all(0 < figure < 20 for figure in found[:1] + found[2:]) and 0 <= found.outside < 200, model

@@ -23,7 +23,7 @@ from autoconf.pipeline.calibration.user_runs import Run, read_speed_runs
 from autoconf.planner.domain import JobColumns, workers
 from autoconf.planner.known_names import names_of
 from autoconf.planner.throughput import throughputs
-from autoconf.predictor.cluster_speed import Bounds, ClusterSpeed, Measured
+from autoconf.predictor.cluster_speed import Bounds, ClusterSpeed, Measured, settings_of
 from autoconf.predictor.predictor import Predictor
 
 LARGEST_SHARE = 0.7  # of the published peak, as for the public rows; more counts other tokens
@@ -268,11 +268,10 @@ def _measured(predictor: Predictor, columns: JobColumns, rows: _Rows) -> Measure
         gpus=of("gpu_model"),
         methods=of("method"),
         optimizers=sorted({stack.optim for stack, is_full in zip(stacks, full, strict=True) if is_full}),
-        dtypes=sorted({stack.torch_dtype for stack in stacks}),
         most_gpus=int(rows.gpus[nodes == 1].max(initial=0)),
         most_tokens_per_sample=max(columns["tokens_per_sample"]),
         shardings=sorted({stack.sharding for stack, is_one in zip(stacks, several, strict=True) if is_one}),
-        checkpointing=sorted({stack.gradient_checkpointing for stack in stacks}),
-        offloads=sorted({stack.offload for stack in stacks}),
+        gradient_syncs=sorted({stack.gradient_sync for stack in stacks}),
         most_nodes=int(nodes.max()),
+        **settings_of(stacks),
     )

@@ -140,7 +140,7 @@ def _more_models(base: Predictor, found: Sequence[Trace], paths: Sequence[str]) 
         for name in (trace.architecture.name, *model.aliases):
             if other := known.find(name):
                 raise BadInput(f"{path}: its model has the name {name!r}, as does {other}; trace it under another name")
-        models[trace.architecture.name] = model
+        models[trace.architecture.name] = model.model_copy(update={"config": trace.architecture.config})
     return {name: model for name, model in models.items() if name not in base.domain.models}
 
 

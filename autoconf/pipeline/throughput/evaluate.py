@@ -19,7 +19,9 @@ from autoconf.pipeline.throughput.physics import Measured, measured, rates
 from autoconf.pipeline.throughput.rows import RATE, all_rows, read_rows, read_stacks
 from autoconf.predictor.cluster_speed import Bounds
 from autoconf.speed.bounds import Near, bounds_key, waits
-from autoconf.speed.roofline import Constants, times
+from autoconf.speed.counts import Counts
+from autoconf.speed.roofline import Constants, loads, times
+from autoconf.speed.version import DEFAULT
 
 PAGE = PAGES / "throughput.md"
 COMMAND = "make evaluate-throughput"
@@ -59,10 +61,10 @@ class HeldOut(NamedTuple):
     waits: Booleans
 
 
-def rows() -> Rows:
-    """The measured rows that did not fall out."""
+def rows(counts: Counts | None = None) -> Rows:
+    """The measured rows that did not fall out; arguments as in ``work_of``."""
     table = read_rows()
-    return Rows(table, measured(table, read_stacks()), table[RATE].to_numpy(float))
+    return Rows(table, measured(table, read_stacks(), counts), table[RATE].to_numpy(float))
 
 
 def groups(all_of: Rows) -> dict[str, Any]:
@@ -83,12 +85,12 @@ def held_out(all_of: Rows, of_row: Any) -> HeldOut:
         full[out] = predicted(learned, judged.runs)
         physics[out] = rates(judged.runs, learned.constants)
         plain[out] = without_physics(known, judged.runs)
-        waiting[out] = _waiting(judged.runs, learned.constants)
+        waiting[out] = gpu_waits(judged.runs, learned.constants)
     return HeldOut(of_row, full, physics, plain, waiting)
 
 
-def _waiting(runs: list[Measured], constants: Constants) -> Booleans:
-    return np.array([waits(times(run.work, run.gpu, run.layout, constants)) for run in runs], bool)
+def gpu_waits(runs: list[Measured], constants: Constants) -> Booleans:
+    return np.array([waits(times(loads(run.work, run.gpu, run.layout), constants)) for run in runs], bool)
 
 
 def without_physics(known: Rows, judged: list[Measured]) -> Floats:
@@ -161,24 +163,26 @@ def coverage(found: HeldOut, measured_rates: Floats, key: Near) -> float:
 
 def figures(found: HeldOut, measured_rates: Floats, way: str) -> list[dict[str, Any]]:
     """The rows of the table for one way of holding out."""
-    table = []
-    for name, predictions in (
-        ("throughput 1.0.0", found.full),
-        ("physics alone", found.physics),
-        ("LightGBM without physics", found.lightgbm),
-    ):
-        errors = np.abs(predictions / measured_rates - 1)
-        table.append(
-            {
-                "held out": way,
-                "predictor": name,
-                "median %": f"{100 * np.median(errors):.1f}",
-                "mean %": f"{100 * errors.mean():.1f}",
-                "p90 %": f"{100 * np.quantile(errors, 0.9):.1f}",
-                "within bounds %": f"{100 * coverage(found, measured_rates, WAYS[way]):.0f}" if name[0] == "t" else "",
-            }
-        )
-    return table
+    return [
+        figures_of(found, found.full, measured_rates, way, f"throughput {DEFAULT}", WAYS[way]),
+        figures_of(found, found.physics, measured_rates, way, "physics alone"),
+        figures_of(found, found.lightgbm, measured_rates, way, "LightGBM without physics"),
+    ]
+
+
+def figures_of(
+    found: HeldOut, predictions: Floats, measured_rates: Floats, way: str, name: str, bounds: Near | None = None
+) -> dict[str, Any]:
+    """The errors of one predictor, and how many of ``found.full`` are within their ``bounds``."""
+    errors = np.abs(predictions / measured_rates - 1)
+    return {
+        "held out": way,
+        "predictor": name,
+        "median %": f"{100 * np.median(errors):.1f}",
+        "mean %": f"{100 * errors.mean():.1f}",
+        "p90 %": f"{100 * np.quantile(errors, 0.9):.1f}",
+        "within bounds %": "" if bounds is None else f"{100 * coverage(found, measured_rates, bounds):.0f}",
+    }
 
 
 def by_group(found: HeldOut, measured_rates: Floats, what: str) -> list[dict[str, Any]]:

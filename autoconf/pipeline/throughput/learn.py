@@ -54,11 +54,17 @@ def feature_table(runs: list[Measured]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(MONOTONE))
 
 
-def predicted(learned: Learned, runs: list[Measured]) -> Floats:
-    """Tokens per second of other rows with the learned correction, shape (runs,)."""
+def predicted(learned: Learned, runs: list[Measured], **settings: float) -> Floats:
+    """Tokens per second of other rows with the learned correction, shape (runs,).
+
+    Args:
+        learned: what was learned.
+        runs: the other rows.
+        **settings: as in ``autogluon.fit_regression``.
+    """
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / PREDICTOR
-        autogluon.fit_regression(learned.table, LABEL, WEIGHT, place, MONOTONE)
+        autogluon.fit_regression(learned.table, LABEL, WEIGHT, place, MONOTONE, **settings)
         tabular = autogluon.load_tabular(place, "throughput")
         correction = tabular.predict(feature_table(runs), as_pandas=False)
     found: Floats = rates(runs, learned.constants) * np.exp(np.asarray(correction, float))

@@ -10,8 +10,9 @@ import pandas as pd
 from autoconf.jobs.stack import Stack
 from autoconf.memory.units import Floats
 from autoconf.pipeline.throughput.rows import as_method
+from autoconf.speed.counts import Counts
 from autoconf.speed.gpu_speed import GpuSpeed, gpu_speeds
-from autoconf.speed.roofline import Constants, times
+from autoconf.speed.roofline import Constants, Loads, loads, times
 from autoconf.speed.shapes import Shapes, known_shapes
 from autoconf.speed.work import Layout, Work, work_of
 
@@ -38,8 +39,8 @@ class Measured(NamedTuple):
     work: Work
 
 
-def measured(rows: pd.DataFrame, stacks: dict[str, Stack]) -> list[Measured]:
-    """Compute the work of measured rows."""
+def measured(rows: pd.DataFrame, stacks: dict[str, Stack], counts: Counts | None = None) -> list[Measured]:
+    """Compute the work of measured rows; ``counts`` as in ``work_of``."""
     found = []
     for row in rows.to_dict("records"):
         shapes = known_shapes(row["model"])
@@ -48,7 +49,12 @@ def measured(rows: pd.DataFrame, stacks: dict[str, Stack]) -> list[Measured]:
         method, stack = as_method(row["method"]), stacks[row["stack"]]
         found.append(
             Measured(
-                shapes, method, stack, gpu_speeds()[row["gpu_model"]], layout, work_of(shapes, method, stack, layout)
+                shapes,
+                method,
+                stack,
+                gpu_speeds()[row["gpu_model"]],
+                layout,
+                work_of(shapes, method, stack, layout, counts),
             )
         )
     return found
@@ -56,9 +62,18 @@ def measured(rows: pd.DataFrame, stacks: dict[str, Stack]) -> list[Measured]:
 
 def rates(runs: list[Measured], constants: Constants) -> Floats:
     """Tokens per second of all GPUs by physics alone, shape (runs,)."""
-    return np.array(
-        [run.layout.gpus * run.work.tokens / times(run.work, run.gpu, run.layout, constants).total for run in runs]
-    )
+    return _rates(*_loads(runs), constants)
+
+
+def _loads(runs: list[Measured]) -> tuple[Loads, Floats]:
+    """The loads of several runs, and the tokens of a micro-batch on all GPUs, all of shape (runs,)."""
+    each = np.array([loads(run.work, run.gpu, run.layout) for run in runs], np.float64)
+    return Loads(*each.T), np.array([run.layout.gpus * run.work.tokens for run in runs])
+
+
+def _rates(load: Loads, tokens: Floats, constants: Constants) -> Floats:
+    found: Floats = tokens / np.asarray(times(load, constants).total, np.float64)
+    return found
 
 
 def fit_constants(runs: list[Measured], measured_rates: Floats, weights: Floats) -> Constants:
@@ -72,11 +87,12 @@ def fit_constants(runs: list[Measured], measured_rates: Floats, weights: Floats)
     from scipy.optimize import least_squares
 
     names = list(_BOUNDS)
+    load, tokens = _loads(runs)
     start = [getattr(Constants(), name) for name in names]
 
     def differences(logs: Floats) -> Floats:
         constants = Constants(**dict(zip(names, np.exp(logs).tolist(), strict=True)))
-        return np.sqrt(weights) * (np.log(rates(runs, constants)) - np.log(measured_rates))
+        return np.sqrt(weights) * (np.log(_rates(load, tokens, constants)) - np.log(measured_rates))
 
     bounds = np.log(list(zip(*_BOUNDS.values(), strict=True)))
     found = least_squares(differences, np.log(start), bounds=bounds, loss="soft_l1", f_scale=0.1, max_nfev=60)

@@ -11,7 +11,7 @@ from autoconf.pipeline.throughput.evaluate import WAYS, HeldOut, Rows, evaluated
 from autoconf.pipeline.throughput.learn import learn
 from autoconf.pipeline.throughput.rows import as_method
 from autoconf.predictor import autogluon, cards
-from autoconf.predictor.cluster_speed import Measured
+from autoconf.predictor.cluster_speed import Measured, settings_of
 from autoconf.speed.features import MONOTONE
 from autoconf.speed.version import CARD, DEFAULT, FOLDER, LABEL, PREDICTOR, TABLE, WEIGHT, SpeedCard
 
@@ -19,6 +19,8 @@ from autoconf.speed.version import CARD, DEFAULT, FOLDER, LABEL, PREDICTOR, TABL
 def measured_of(known: Rows) -> Measured:
     """What the rows have."""
     table, stacks = known.table, [run.stack for run in known.runs]
+    settings = settings_of(stacks)
+    settings["quantizations"] = sorted({*settings["quantizations"], "gptq"})  # read as nf4, as learned
     return Measured(
         models=sorted(set(table["model"])),
         gpus=sorted(set(table["gpu_model"])),
@@ -26,9 +28,9 @@ def measured_of(known: Rows) -> Measured:
         optimizers=sorted(
             {stack.optim for stack, method in zip(stacks, table["method"], strict=True) if method == "full"}
         ),
-        dtypes=sorted({stack.torch_dtype for stack in stacks}),
         most_gpus=int(table.loc[table["nodes"] == 1, "number_gpus"].max()),
         most_tokens_per_sample=int(table["tokens_per_sample"].max()),
+        **settings,
     )
 
 

@@ -23,7 +23,7 @@ from autoconf.pipeline.throughput.physics import Measured, rates
 from autoconf.speed.estimate import Speed, SpeedJob, speeds
 from autoconf.speed.gpu_speed import gpu_speeds
 from autoconf.speed.shapes import Shapes, shapes_of
-from autoconf.speed.version import load
+from autoconf.speed.version import DEFAULT, load
 from autoconf.speed.work import Layout, work_of
 
 COMMAND = "python -m autoconf.pipeline.throughput.untouched README.md"
@@ -100,7 +100,7 @@ def figures(table: pd.DataFrame) -> list[dict[str, Any]]:
     measured = table["Throughput (T/s)"].to_numpy(float)
     found = speeds(load(), jobs)
     predictions = {
-        "throughput 1.0.0": np.array([one.tokens_per_second for one in found]),
+        f"throughput {DEFAULT}": np.array([one.tokens_per_second for one in found]),
         "physics alone": rates(runs, load().card.constants),
         "LightGBM without physics": without_physics(rows(), runs),
     }
