@@ -27,7 +27,7 @@ from autoconf.jobs.queries import LARGEST_BATCH, LARGEST_SAMPLE, MIN_GPUS
 from autoconf.jobs.values import is_empty
 from autoconf.predictor.user_versions import ModelsFolder
 from autoconf.service.queries import QUERIES
-from autoconf.service.schemas import FILES_SCHEMA, answer_schema, job_schema
+from autoconf.service.schemas import FILES_SCHEMA, answer_schema, explanation_schema, files_answer_schema, job_schema
 from autoconf.service.sentences import in_words
 from autoconf.service.tasks import Reply, Task, reply_to
 
@@ -68,6 +68,11 @@ def _largest_schema() -> dict[str, Any]:
     return {**batch, "properties": {**sample["properties"], **batch["properties"]}, "required": required}
 
 
+def _largest_answer() -> dict[str, Any]:
+    batch, sample = (answer_schema(QUERIES[name]) for name in ("largest-batch", "largest-sample"))
+    return {**batch, "properties": {**sample["properties"], **batch["properties"]}}
+
+
 TOOLS = {
     "recommend": _of_query(
         "recommend",
@@ -81,14 +86,14 @@ TOOLS = {
         "Why a job needs its number of GPUs: the memory on that number and on the next smaller one, and the changes "
         "that would lead to fewer GPUs or to a recommendation.",
         job_schema(MIN_GPUS),
-        {"type": "object"},
+        explanation_schema(),
         partial(Task, "explain"),
     ),
     "largest": _AgentTool(
         "The largest batch that fits on number_gpus GPUs; for a job with a batch but without tokens_per_sample, the "
         "longest samples that fit.",
         _largest_schema(),
-        {"type": "object"},
+        _largest_answer(),
         _largest,
     ),
     "throughput": _of_query(
@@ -105,7 +110,7 @@ TOOLS = {
         "Read a job from the texts of its files (shell, Slurm, Python, Kubernetes, accelerate, TRL, axolotl, "
         "LLaMA-Factory), answer it, and return the file with its GPU counts changed. Pass texts, not paths.",
         FILES_SCHEMA,
-        {"type": "object"},
+        files_answer_schema(),
         partial(Task, "files"),
     ),
 }

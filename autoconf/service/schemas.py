@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from autoconf.jobs.job import Workload
-from autoconf.jobs.queries import ALL_ARGUMENTS, Query
-from autoconf.service.queries import ServiceQuery, example
+from autoconf.jobs.queries import ALL_ARGUMENTS, NUMBER_GPUS, Query
+from autoconf.planner.results import Estimate
+from autoconf.service.queries import QUERIES, ServiceQuery, example
 
 
 def job_schema(query: Query, bounds: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -60,6 +61,58 @@ def answer_schema(served: ServiceQuery) -> dict[str, Any]:
         after["ranking"] = {"type": "array", "items": {"type": "object", "properties": columns}}
         columns = {}
     return {"type": "object", "properties": {**columns, **after}}
+
+
+def explanation_schema() -> dict[str, Any]:
+    """The schema of an explanation, which also has the job's fields.
+
+    >>> explanation_schema()["properties"]["at"]["items"]["properties"]["fits"]["anyOf"]
+    [{'type': 'integer'}, {'type': 'null'}]
+    """
+    recommended = answer_schema(QUERIES["recommend"])["properties"]
+    held = {NUMBER_GPUS: {"type": "integer"}, **TypeAdapter(Estimate).json_schema()["properties"]}
+    change = {"sentence": {"type": "string"}, "field": {"type": "string"}}
+    change |= {"gpus": {"type": "integer"}, "workers": {"type": "integer"}}
+    return {
+        "type": "object",
+        "properties": {
+            **recommended,
+            "why": {"type": "string", "description": "The reason, without the changes"},
+            "at": {
+                "type": "array",
+                "description": "The memory on that number of GPUs and on the next smaller one",
+                "items": {"type": "object", "properties": held},
+            },
+            "changes": {
+                "type": "array",
+                "description": "Changes that would help, cheapest first",
+                "items": {"type": "object", "properties": change},
+            },
+            "threshold": {"type": ["number", "null"], "description": "The probability of fitting that is required"},
+        },
+    }
+
+
+def files_answer_schema() -> dict[str, Any]:
+    """The schema of an answer about job files.
+
+    >>> [*files_answer_schema()["properties"]]
+    ['read', 'answer', 'patched', 'not_patched']
+    """
+    lines = {"type": "array", "items": {"type": "string"}}
+    sources = {"type": "array", "items": {"type": "object"}}
+    read = {"job": {"type": "object"}, "read": sources, "assumed": lines, "unknown": lines}
+    read |= {"belongs_to": {"type": "string"}, "notes": lines}
+    patched = {"file": {"type": "string"}, "text": {"type": "string"}, "notes": lines}
+    return {
+        "type": "object",
+        "properties": {
+            "read": {"type": "object", "properties": read},
+            "answer": explanation_schema(),
+            "patched": {"type": ["object", "null"], "properties": patched},
+            "not_patched": {"type": "string", "description": "Why no file is patched; else empty"},
+        },
+    }
 
 
 FILES_SCHEMA: dict[str, Any] = {

@@ -23,7 +23,7 @@ from autoconf.service.metrics import App, Measured, Metrics, Receive, Scope, Sen
 from autoconf.service.pool import Overloaded, Pool, TooSlow
 from autoconf.service.queries import QUERIES
 from autoconf.service.replays import Replays
-from autoconf.service.schemas import FILES_SCHEMA, answer_schema, job_schema
+from autoconf.service.schemas import FILES_SCHEMA, answer_schema, explanation_schema, files_answer_schema, job_schema
 from autoconf.service.tasks import Reply, Task
 
 _STATUS = {"ok": 200, "bad_input": 422, "too_large": 413, "broken": 500}
@@ -238,7 +238,7 @@ def _add_queries(app: FastAPI, service: Service) -> None:
     summary = "The minimum number of GPUs, the memory by part, and the changes that would help"
     _post(
         app, "/explain", _one(service, "explain", ""), summary, _schema(job_schema(MIN_GPUS)),
-        _schema({"type": "object"}),
+        _schema(explanation_schema()),
     )  # fmt: skip
 
 
@@ -286,7 +286,7 @@ def _add_job_files(app: FastAPI, service: Service) -> None:
         return await service.respond(Task("files", content, html=True))
 
     summary = "What is read from a job file, the answer, and the file with the GPU counts changed"
-    _post(app, "/jobs", answer_files, summary, _schema(FILES_SCHEMA), _schema({"type": "object"}))
+    _post(app, "/jobs", answer_files, summary, _schema(FILES_SCHEMA), _schema(files_answer_schema()))
 
 
 def _add_state(app: FastAPI, service: Service) -> None:

@@ -55,6 +55,9 @@ def test_the_tools_have_schemas_and_give_the_answers_of_the_python_api(place):
         schema = tools["recommend"].input_schema
         assert {"model_name", "method", "gpu_model", "tokens_per_sample"} == {*schema["required"]}
         assert schema["properties"]["sharding"]["enum"][0] == "ddp"
+        outputs = {name: {*tool.output_schema["properties"]} for name, tool in tools.items()}
+        assert {"per_device_train_batch_size", "tokens_per_sample"} <= outputs["largest"]
+        assert {"gpus", "at", "changes"} <= outputs["explain"] and "patched" in outputs["read_job"]
         return [
             await client.call_tool(name, arguments)
             for name, arguments in (
@@ -65,7 +68,7 @@ def test_the_tools_have_schemas_and_give_the_answers_of_the_python_api(place):
             )
         ]  # fmt: skip
 
-    answers = with_client(place, talk)
+    answers = with_client(place, talk)  # the client validates each answer against the schema of its tool
     assert not any(answer.is_error for answer in answers)
     assert answers[0].structured_content["gpus"] == recommend(Workload(**JOB)).gpus
     texts = [answer.content[0].text for answer in answers]
