@@ -11,7 +11,7 @@ from rich.markup import escape
 from autoconf.cli.command import AS_CSV, Command, advising
 from autoconf.cli.options import ExitCode, with_options
 from autoconf.cli.spellings import advice, names
-from autoconf.jobs.job import BATCHES, IN_GIB, NAMES, NUMBERS, Workload, choices
+from autoconf.jobs.job import BATCHES, DROPOUT, IN_GIB, NAMES, NUMBERS, Workload, choices
 from autoconf.jobs.presets import SETTINGS
 from autoconf.jobs.queries import ALL_ARGUMENTS, Query
 from autoconf.predictor import registry
@@ -133,7 +133,7 @@ def _field_option(query: Query, field: str) -> Any:
 
 def _metavar(field: str) -> str:
     """The kind of value that the help shows for a field."""
-    if field in IN_GIB:
+    if field in (*IN_GIB, DROPOUT):
         return "NUMBER"
     return "CHOICE" if _choices(field) else "INTEGER" if field in (*NUMBERS, *ALL_ARGUMENTS) else "TEXT"
 

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import autoconf.experiments.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
 from autoconf.experiments.domains import property_domain
-from autoconf.jobs.job import BATCHES, GPU_MEMORY, IN_GIB, NUMBERS, REQUIRED, TRAINING_STACK, Workload, with_gpu
+from autoconf.jobs.job import (
+    BATCHES,
+    DROPOUT,
+    GPU_MEMORY,
+    IN_GIB,
+    NUMBERS,
+    REQUIRED,
+    TRAINING_STACK,
+    Workload,
+    with_gpu,
+)
 from autoconf.jobs.queries import ALL_ARGUMENTS, Query
 from autoconf.jobs.values import is_empty
 
@@ -113,7 +123,7 @@ def _signature(required: Iterable[str], optional: dict[str, int | str]) -> Signa
     def parameter(field: str, default: Any) -> Parameter:
         number = field in (*NUMBERS, *ALL_ARGUMENTS)
         annotation: Any = str if not number else int | str if default == "" else int
-        if field in IN_GIB:
+        if field in (*IN_GIB, DROPOUT):
             annotation = float | str
         return Parameter(field, Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
 

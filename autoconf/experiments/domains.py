@@ -9,7 +9,7 @@ from typing import Any
 
 import autoconf.experiments.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
 from autoconf.errors import AutoConfError
-from autoconf.jobs.job import GPU_MEMORY, HOST_LIMIT, NAMES, NUMBERS, choices
+from autoconf.jobs.job import DROPOUT, GPU_MEMORY, HOST_LIMIT, NAMES, NUMBERS, choices
 from autoconf.jobs.presets import SETTINGS
 from autoconf.jobs.queries import ARGUMENTS, RUN_LENGTH
 
@@ -22,6 +22,7 @@ _LARGEST = 2**20
 _LENGTHS = [10**exponent for exponent in range(10)]  # any whole number is valid
 _MEMORY = [8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192]  # usual sizes; any number from 1 to 1024 is valid
 _HOST_MEMORY = [2**exponent for exponent in range(6, 13)]  # usual sizes; any number from 1 to 65536 is valid
+_DROPOUTS = [0.0, 0.05, 0.1]  # usual ones; any number from 0 to less than 1 is valid
 _RANKS = [2**exponent for exponent in range(11)]  # usual ranks; any whole number is valid
 
 
@@ -47,6 +48,8 @@ def _values(field: str) -> list[Any]:
         return _names()[field]
     if field == "even_layouts":
         return [False, True]
+    if field == DROPOUT:
+        return ["", *_DROPOUTS]
     if field == "lora_r":
         return ["", *_RANKS]
     if field == GPU_MEMORY:

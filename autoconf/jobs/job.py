@@ -28,7 +28,7 @@ from autoconf.jobs.stack import (
     Stack,
     Upcast,
 )
-from autoconf.jobs.values import MOST_HOST_GIB, choice, flag, gibibytes, is_empty, name, whole_number
+from autoconf.jobs.values import MOST_HOST_GIB, choice, flag, gibibytes, is_empty, name, share, whole_number
 
 # Answers hold only for this training stack.
 TRAINING_STACK = (
@@ -44,6 +44,7 @@ TOGETHER = (*BATCHES, *STACK_FIELDS)  # fields that can exclude each other
 GPU_MEMORY = "gpu_memory_gib"  # describes a GPU that has no name
 HOST_LIMIT = "host_memory_limit_gib"  # of a worker; ``host_memory_gib`` is an output, what a job takes of it
 IN_GIB = (GPU_MEMORY, HOST_LIMIT)
+DROPOUT = "lora_dropout"
 TARGETS = "lora_targets"  # one of a few groups of modules, or names of modules
 UNNAMED = "unnamed"  # its ``gpu_model``
 
@@ -80,6 +81,8 @@ def read(field: str, value: Any, optional: Mapping[str, Any] | None = None) -> A
         return gibibytes(field, value, MOST_HOST_GIB)
     if field == TARGETS:
         return read_targets(field, value)
+    if field == DROPOUT:
+        return share(field, value)
     return whole_number(field, value) if field in NUMBERS else choice(field, value, choices(field))
 
 
@@ -213,7 +216,6 @@ class Job(BaseModel):
             Objective,
         ),
     )
-
     quantization: Quantization | None = Field(
         None,
         description=_describe(
@@ -222,7 +224,6 @@ class Job(BaseModel):
             Quantization,
         ),
     )
-
     gradient_sync: GradientSync | None = Field(
         None,
         description=_describe(
@@ -231,7 +232,6 @@ class Job(BaseModel):
             GradientSync,
         ),
     )
-
     attention: Attention | None = Field(
         None,
         description=_describe(
@@ -240,7 +240,6 @@ class Job(BaseModel):
             Attention,
         ),
     )
-
     loading: Loading | None = Field(
         None,
         description=_describe(
@@ -248,6 +247,9 @@ class Job(BaseModel):
             "4-bit weights always; known from version 3.0.0), or with the first process of a worker (rank0)",
             Loading,
         ),
+    )
+    lora_dropout: float | None = Field(
+        None, description="Dropout of LoRA adapters, from 0 to less than 1; by default the stack's"
     )
 
     @model_validator(mode="before")

@@ -21,7 +21,7 @@ STACKS = Path(__file__).with_name("stacks.yaml")
 SETTINGS = (
     "optim", "torch_dtype", "adapter_dtype", "mixed_precision", "gradient_checkpointing", "loss", "sharding", "lora_r",
     "lora_targets", "upcast_unquantized", "offload", "allocator", "objective", "quantization", "gradient_sync",
-    "attention", "loading",
+    "attention", "loading", "lora_dropout",
 )  # fmt: skip
 _OF_ADAPTERS = ("adapter_dtype", "lora_r", "lora_dropout", "lora_targets", "shard_adapters")
 _OF_QUANTIZED = ("upcast_unquantized", "quantization")

@@ -104,6 +104,24 @@ def positive_number(field: str, value: Any) -> float:
     return float(number)
 
 
+def share(field: str, value: Any) -> float:
+    """Read a number from 0 to less than 1, of any type that ``whole_number`` accepts.
+
+    Raises:
+        ValueError: the value is anything else.
+
+    >>> share("lora_dropout", "0.05")
+    0.05
+    >>> share("lora_dropout", 5)
+    Traceback (most recent call last):
+    ValueError: lora_dropout: must be a number >= 0 and < 1, got 5
+    """
+    number = _number(value)
+    if number is None or not 0 <= number < 1:
+        raise ValueError(f"{field}: must be a number >= 0 and < 1, got {_quoted(value)}")
+    return float(number)
+
+
 def gibibytes(field: str, value: Any, most: int = _MOST_GIB) -> float:
     """Read memory in GiB.
 

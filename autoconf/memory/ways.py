@@ -8,10 +8,12 @@ from autoconf.memory.sharding import Strategy
 from autoconf.memory.zero_job import ZERO
 
 # The rules by which memory is composed. A version keeps those with which it was made.
-# 2: loading counts under FSDP. 1: under FSDP1 and mixed precision, every adapter keeps
-# its own copy of its input. 0: version 2.0.0.
-RULES = LOADS = 2
+# 2: loading counts under FSDP; adapters with dropout that were not traced are counted as others. 1: under FSDP1 and
+# mixed precision, every adapter keeps its own copy of its input. 0: version 2.0.0.
+RULES = LOADS = DROPS = 2
 
+# Dropout was not traced with adapters in bfloat16 without autocast. Those in float32 hold more: a copy of their input.
+_NOT_TRACED_WITH_DROPOUT = ("bfloat16", "no", "bfloat16")
 # Values whose tensors have the sizes of others, which were traced. What torch/amp/grad_scaler.py adds to autocast are
 # two scalars, and the gradients are unscaled in place.
 _TRACED = {"float16": "bfloat16", "fp16": "bf16"}
@@ -43,14 +45,17 @@ def layer_way(stack: Stack, method: str, *, several: bool, rules: int = RULES) -
         adapter_dtype = dtype
     else:
         adapter_dtype = _TRACED.get(stack.adapter_dtype, stack.adapter_dtype)
+    # trl v1.9.0, trl/trainer/dpo_config.py and its like: disable_dropout is true.
+    dropout = not full and stack.lora_dropout > 0 and stack.objective == "sft"
+    if rules >= DROPS and dropout and (dtype, _autocast(stack, strategy), adapter_dtype) == _NOT_TRACED_WITH_DROPOUT:
+        adapter_dtype = "float32"
     return LayerWay(
         method=method,
         # Hidden states are float32 as soon as norms are.
         torch_dtype=dtype if upcast == "none" else "float32",
         mixed_precision=_autocast(stack, strategy),
         adapter_dtype=adapter_dtype,
-        # trl v1.9.0, trl/trainer/dpo_config.py and its like: disable_dropout is true.
-        dropout=not full and stack.lora_dropout > 0 and stack.objective == "sft",
+        dropout=dropout,
         gradient_checkpointing=stack.gradient_checkpointing,
         lora_targets=targets_of(stack, method),
     )

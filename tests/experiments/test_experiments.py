@@ -11,7 +11,7 @@ import yaml
 
 import autoconf
 from autoconf import cli, experiments
-from autoconf.jobs.job import GPU_MEMORY, IN_GIB, NAMES, NUMBERS, TRAINING_STACK, Workload, choices
+from autoconf.jobs.job import DROPOUT, GPU_MEMORY, IN_GIB, NAMES, NUMBERS, TRAINING_STACK, Workload, choices
 from autoconf.jobs.queries import ALL_ARGUMENTS, ARGUMENTS, RUN_LENGTH
 from autoconf.min_gpu_recommender import min_gpu_recommender
 from autoconf.predictor import registry
@@ -117,7 +117,7 @@ def test_ado_lists_categories_and_whole_numbers(name):
         else:
             assert domain.variableType.value == "OPEN_CATEGORICAL_VARIABLE_TYPE" and len(domain.values) > 1
             assert domain.valueInDomain("another") or field == "even_layouts"
-            if field not in NAMES and field not in ("lora_r", "even_layouts", *IN_GIB, *RUN_LENGTH):
+            if field not in NAMES and field not in ("lora_r", "even_layouts", DROPOUT, *IN_GIB, *RUN_LENGTH):
                 assert [*domain.values] == [*empty(field), *choices(field)]
     models = {model for version in registry.RELEASED for model in registry.card(version).domain.models}
     assert models == {*domains["model_name"].values}
@@ -135,7 +135,7 @@ def test_the_signature_is_that_of_the_properties(name):
         assert parameter.default == defaults.get(field, inspect.Parameter.empty)
         number = field in (*NUMBERS, *ALL_ARGUMENTS)
         whole = int | str if parameter.default == "" else int
-        assert parameter.annotation == (float | str if field in IN_GIB else whole if number else str)
+        assert parameter.annotation == (float | str if field in (*IN_GIB, DROPOUT) else whole if number else str)
 
 
 def test_the_published_signature_is_unchanged():

@@ -163,3 +163,14 @@ def _unsupported(table: OnDemand, method: str, stack: Stack) -> Unsupported:
     with pytest.raises(Unsupported) as caught:
         memory_model.gpu_memory(table, table.architecture.name, method, stack, several=True)
     return caught.value
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "non-reentrant"])
+def test_dropout_before_adapters_in_bfloat16_is_counted_as_before_those_in_float32(table, checkpointing):
+    job = small_job("lora", layers=LAYERS, vocabulary=8192, lora_dropout=0.1, gradient_checkpointing=checkpointing)
+    for tokens in (4096, 262_144):
+        whole = rank_trace.figures(job).peak_bytes(tokens, 1)
+        assert whole <= table.peak_bytes(job, tokens) * 1.001
+        assert table.peak_bytes(job, tokens) < 1.25 * whole
+    without = replace(job, stack=job.stack.model_copy(update={"lora_dropout": 0.0}))
+    assert table.peak_bytes(without, 262_144) <= table.peak_bytes(job, 262_144)
