@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -43,7 +42,7 @@ def serving(workers: int) -> Iterator[tuple[int, int]]:
         found = re.search(r":(\d+) with", line)
         if found is None:
             sys.exit(line + process.stderr.read())
-        threading.Thread(target=shutil.copyfileobj, args=(process.stderr, sys.stderr), daemon=True).start()
+        threading.Thread(target=sys.stderr.writelines, args=(process.stderr,), daemon=True).start()
         yield process.pid, int(found[1])
     finally:
         process.terminate()

@@ -113,15 +113,18 @@ class HostMemory:
     def _units(self, gpus: int) -> float:
         """FSDP1: _flat_param.py, init_flat_param_attributes: a block for a unit, and one for its gradients.
 
-        A frozen unit has both, too. Adapters are units of their own.
+        A frozen unit has both, too. Adapters are units of their own; if the largest layer has none, as in hybrids whose
+        attention alone has adapters, each layer is given the mean.
         """
         per, units, rank = self.job.bytes_per_parameter, self.job.units, self.job.rank or 1
-        layers = round((units.trainable - units.root_trainable) / units.layer_trainable)
+        counted = units if units.layer_trainable else self.full.units
+        layers = round((counted.trainable - counted.root_trainable) / counted.layer_trainable)
+        of_each = units.layer_trainable or (units.trainable - units.root_trainable) / layers
         frozen = [
             units.root_frozen * per.frozen,
             units.layer_frozen * per.frozen + units.layer_quantized * self.job.per_quantized,
         ]
-        trained = [float(count * rank * per.trainable) for count in (units.root_trainable, units.layer_trainable)]
+        trained = [float(count * rank * per.trainable) for count in (units.root_trainable, of_each)]
         root, layer = trained if self.job.rank is None else frozen
         of_root, of_layer = (0.0, 0.0) if self.job.rank is None else trained
         blocks = [root, of_root, *[layer, of_layer] * layers]

@@ -13,6 +13,7 @@ from autoconf import Job, Workload
 from autoconf.cli import app
 from autoconf.experiments import memory_estimator
 from autoconf.min_gpu_recommender import min_gpu_recommender
+from autoconf.predictor import registry
 
 JOB = {
     "model_name": "llama-7b", "method": "full", "gpu_model": "NVIDIA-A100-SXM4-80GB", "tokens_per_sample": 1024,
@@ -98,3 +99,20 @@ def test_the_command_prints_it():
     options = [f"--{name.replace('_', '-')}={value}" for name, value in OFFLOADED.items()]
     result = CliRunner().invoke(app, ["estimate", *options, "--number-gpus=8", "--json"])
     assert json.loads(result.stdout)["host_memory_gib"] > 100
+
+
+@pytest.mark.parametrize(("sharding", "method"), [
+    ("fsdp1", "full"), ("fsdp1", "lora"), ("fsdp2", "full"), ("fsdp2", "lora"), ("zero3", "full"),
+])  # fmt: skip
+def test_every_model_that_offloads_has_a_figure(sharding, method):
+    """Also hybrids whose largest layers have no adapters."""
+    models = [*registry.load("3.0.0").domain.models]
+    jobs = pd.DataFrame({"model_name": models, "method": method, "sharding": sharding})
+    jobs = jobs.assign(
+        gpu_model="NVIDIA-H200", tokens_per_sample=128, per_device_train_batch_size=1, max_gpus=64, stack="trl",
+        offload="optimizer_and_parameters", model_version="3.0.0", number_gpus=8,
+    )  # fmt: skip
+    found = autoconf.estimate(jobs)
+    answered = found["outcome"] != "outside_domain"
+    assert answered.sum() > 100
+    assert (found.loc[answered, "host_memory_gib"] > 0).all()
