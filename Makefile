@@ -66,6 +66,7 @@ evaluate-throughput: $(VENV)/build  ## judge throughput on held-out rows, next t
 
 ground-truth: $(VENV)/build  ## compare composed figures with traces of FSDP ranks, and these with real processes and full depth
 	$(BIN)/python -m autoconf.pipeline.validation.composition
+	$(BIN)/python -m autoconf.pipeline.validation.fsdp_strategies
 	$(BIN)/python -m autoconf.pipeline.validation.rank_truth --output autoconf/pipeline/validation/rank_truth.csv
 
 zero-ground-truth: $(VENV)/build  ## compare composed figures with tensors in real DeepSpeed processes

@@ -17,6 +17,7 @@ from autoconf.jobs.stack import (
     Checkpointing,
     Dtype,
     GradientSync,
+    JobSharding,
     Loading,
     Loss,
     MixedPrecision,
@@ -24,7 +25,6 @@ from autoconf.jobs.stack import (
     Offload,
     Optim,
     Quantization,
-    Sharding,
     Stack,
     Upcast,
 )
@@ -160,7 +160,7 @@ class Job(BaseModel):
             "Cross-entropy over all logits at once, or fused with the head over chunks of tokens", Loss
         ),
     )
-    sharding: Sharding | None = Field(None, description=_describe("Data parallelism over several GPUs", Sharding))
+    sharding: JobSharding | None = Field(None, description=_describe("Data parallelism over several GPUs", JobSharding))
     lora_r: int | None = Field(None, description="LoRA rank; a whole number >= 1; by default the stack's")
     lora_targets: str | None = Field(
         None,

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autoconf.jobs.lora_targets import as_setting
 from autoconf.jobs.names import key
-from autoconf.jobs.stack import Stack
+from autoconf.jobs.stack import Stack, sharding_parts
 
 STACKS = Path(__file__).with_name("stacks.yaml")
 # The settings that a job may override. The others of ``Stack`` follow from the preset, the method or accumulation.
@@ -56,6 +56,8 @@ class Preset(_Typed):
     def values(self, method: str, given: dict[str, Any]) -> dict[str, Any]:
         """The settings of the preset for a method, given the job's own settings."""
         values = {name: setting.value for name, setting in self.settings.items()}
+        if "sharding" in given:
+            given = {**given, "sharding": sharding_parts(given["sharding"])[0]}
         for case in self.cases:
             if case.when.items() <= {"method": method, **values, **given}.items():
                 values |= {name: setting.value for name, setting in case.settings.items()}

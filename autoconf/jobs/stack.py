@@ -7,7 +7,7 @@ training code holds.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -24,8 +24,18 @@ Quantization = Literal["none", "nf4", "nf4_single", "int8", "gptq", "awq"]
 # Which parameters of a quantized base that are not quantized become float32 before training.
 Upcast = Literal["none", "norms", "all"]
 Sharding = Literal["ddp", "fsdp1", "fsdp2", "zero1", "zero2", "zero3"]
+# What FSDP shards, by the names of FSDP1 (torch/distributed/fsdp/api.py, ShardingStrategy), and among which GPUs. The
+# strategies with zero2 and shard_grad_op keep parameters whole from the forward to the backward pass, as FSDP2 does
+# with reshard_after_forward=False.
+FsdpStrategy = Literal["full_shard", "shard_grad_op", "hybrid_shard", "hybrid_shard_zero2"]
+# How a job names both: a strategy of FSDP2, and with a prefix one of FSDP1.
+JobSharding = Literal[
+    Sharding, "shard_grad_op", "hybrid_shard", "hybrid_shard_zero2",
+    "fsdp1_shard_grad_op", "fsdp1_hybrid_shard", "fsdp1_hybrid_shard_zero2",
+]  # fmt: skip
 # What is on the host between its uses: the optimizer's states, with gradients and the step itself, or parameters.
 Offload = Literal["none", "optimizer", "parameters", "optimizer_and_parameters"]
+_FSDP = ("fsdp1", "fsdp2")
 _OTHER_16_BITS = (("bfloat16", "fp16"), ("float16", "bf16"))
 # Who can offload it. FSDP offloads all at once; deepspeed/runtime/zero/offload_config.py: parameters only under ZeRO-3.
 _OFFLOADING = {
@@ -49,6 +59,18 @@ Allocator = Literal["default", "expandable_segments"]
 LoraTargets = Literal["default", "attention", "all-linear"]
 # Fused Triton kernels for modules of decoder layers, named as in the plugin "fast_kernels" of fms-acceleration.
 Kernel = Literal["fast_loss", "fast_rms_layernorm", "fast_rope_embeddings", "fused_lora"]
+
+
+def sharding_parts(sharding: str) -> tuple[str, str]:
+    """Who shards, and FSDP's strategy, from what a job calls its sharding.
+
+    >>> sharding_parts("fsdp1"), sharding_parts("hybrid_shard"), sharding_parts("fsdp1_shard_grad_op")
+    (('fsdp1', 'full_shard'), ('fsdp2', 'hybrid_shard'), ('fsdp1', 'shard_grad_op'))
+    """
+    strategy = sharding.removeprefix("fsdp1_")
+    if strategy not in get_args(FsdpStrategy):
+        return sharding, "full_shard"
+    return ("fsdp2" if strategy == sharding else "fsdp1"), strategy
 
 
 class ZeroBuckets(BaseModel):
@@ -100,6 +122,13 @@ class Stack(BaseModel):
     )
     sharding: Sharding = Field(
         default="fsdp2", description="data parallelism over several GPUs: replicate or shard; zero1 to zero3: DeepSpeed"
+    )
+    fsdp_strategy: FsdpStrategy = Field(
+        default="full_shard",
+        description="what FSDP shards; a job gives it as its sharding: shard_grad_op, or fsdp1_shard_grad_op for FSDP1",
+    )
+    gpus_per_node: int = Field(
+        default=0, ge=0, description="GPUs of a worker, among which hybrid_shard shards; 0 for all GPUs of a job"
     )
     offload: Offload = Field(
         default="none",
@@ -157,6 +186,30 @@ class Stack(BaseModel):
         default=True, description="False: every GPU holds whole adapters and all-reduces their gradients"
     )
 
+    @property
+    def keeps_gathered(self) -> bool:
+        """Whether FSDP keeps parameters whole from the forward to the backward pass."""
+        return self.fsdp_strategy in ("shard_grad_op", "hybrid_shard_zero2")
+
+    @property
+    def is_hybrid(self) -> bool:
+        """Whether FSDP shards within a node, and every node holds everything."""
+        return self.fsdp_strategy in ("hybrid_shard", "hybrid_shard_zero2")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, settings: Any) -> Any:
+        """Read what a job calls its sharding: who shards, and what.
+
+        >>> stack = Stack(sharding="fsdp1_hybrid_shard")
+        >>> stack.sharding, stack.fsdp_strategy
+        ('fsdp1', 'hybrid_shard')
+        """
+        given = settings.get("sharding") if isinstance(settings, dict) else None
+        if not isinstance(given, str) or (parts := sharding_parts(given))[1] == "full_shard":
+            return settings
+        return {**settings, **dict(zip(("sharding", "fsdp_strategy"), parts, strict=True))}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for one, other, problem in (
@@ -188,6 +241,7 @@ class Stack(BaseModel):
             ("objective", "losses", self.losses != "trl" and self.objective in ("reward", "kto", "dpo_precomputed")),
             ("objective", "kernels", self.objective != "sft" and bool(self.kernels)),
             ("offload", "sharding", self.offload != "none" and self.sharding not in _OFFLOADING[self.offload]),
+            ("fsdp_strategy", "sharding", self.fsdp_strategy != "full_shard" and self.sharding not in _FSDP),
         ):
             if problem:
                 values = [repr(getattr(self, field)) for field in (one, other)]

@@ -20,6 +20,7 @@ class Gathered(NamedTuple):
     root_reduced: int = 0  # buffers as large as the root's gradients
     root_cast: int = 0  # the root's shards in the dtype of computation
     layer_cast: int = 0  # a layer's shards in the dtype of computation
+    kept: int = 0  # whole parameters of all decoder layers that were gathered and not released yet
 
 
 class Schedule:
@@ -104,6 +105,55 @@ FSDP2 = Schedule(
         Point.FIRST: (Gathered(root=1, layer=1, reduced=1),),
         Point.FIRST_LATE: (Gathered(root=1, layer=1, reduced=1),),
         Point.END: (Gathered(root=1, layer=1, reduced=1),),
+        Point.FIRST_END: (Gathered(root=1, reduced=1),),
+        Point.TAIL: (Gathered(root=1, reduced=1),),
+        Point.TAIL_END: (Gathered(root_reduced=1),),
+    }
+)
+# SHARD_GRAD_OP and its like, _runtime_utils.py, _post_forward_reshard: a layer is gathered in the forward pass and
+# released after its backward pass.
+FSDP1_KEEPS = Schedule(
+    {
+        **{point: (Gathered(root=1, kept=1),) for point in FSDP1.phases},
+        Point.EMBEDDING: (Gathered(root=1), Gathered(root=1, root_cast=1)),
+        Point.FIRST_GATHER: (Gathered(root=1, layer=1, layer_cast=1),),
+        Point.GATHER: (Gathered(root=1, kept=1, layer_cast=1),),
+        Point.END: (Gathered(root=1, kept=1, reduced=1),),
+        Point.FIRST_END: (Gathered(root=1, kept=1, reduced=1),),
+        Point.TAIL: (Gathered(root=1),),
+        Point.TAIL_END: (Gathered(root=1, root_reduced=1),),
+    }
+)
+# _should_free_in_backward: without gradients to reduce, nothing is released at all.
+FSDP1_HOLDS_ALL = Schedule(
+    {
+        **{point: (Gathered(root=1, kept=1),) for point in FSDP1.phases},
+        Point.END: (Gathered(root=1, kept=1, reduced=1),),
+        Point.FIRST_END: (Gathered(root=1, kept=1, reduced=1),),
+        Point.TAIL_END: (Gathered(root=1, kept=1, root_reduced=1),),
+    }
+)
+# _fully_shard/_fsdp_param_group.py, reshard: likewise; the buffer that a layer was copied out of lives as before.
+FSDP2_KEEPS = Schedule(
+    {
+        Point.EMBEDDING: (Gathered(root=2),),
+        Point.FIRST_GATHER: (Gathered(root=2, layer=2),),
+        Point.GATHER: (Gathered(root=1, kept=1, layer=2),),
+        Point.FORWARD: (Gathered(root=1, kept=1, layer=1),),
+        Point.HEAD: (Gathered(root=1, kept=1, layer=1),),
+        Point.HEAD_OVER: (Gathered(root=1, kept=1, layer=1),),
+        Point.TURN: (Gathered(root=1, kept=1),),
+        Point.LOSS: (Gathered(root=1, kept=1),),
+        Point.LAST_START: (Gathered(root=1, kept=1),),
+        Point.LAST: (Gathered(root=1, kept=1),),
+        Point.LAST_LATE: (Gathered(root=1, kept=1),),
+        Point.START: (Gathered(root=1, kept=1, reduced=1),),
+        Point.MIDDLE: (Gathered(root=1, kept=1, reduced=1),),
+        Point.MIDDLE_LATE: (Gathered(root=1, kept=1, reduced=1),),
+        Point.FIRST_START: (Gathered(root=1, kept=1, reduced=1),),
+        Point.FIRST: (Gathered(root=1, kept=1, reduced=1),),
+        Point.FIRST_LATE: (Gathered(root=1, kept=1, reduced=1),),
+        Point.END: (Gathered(root=1, kept=1, layer=-1, reduced=1),),
         Point.FIRST_END: (Gathered(root=1, reduced=1),),
         Point.TAIL: (Gathered(root=1, reduced=1),),
         Point.TAIL_END: (Gathered(root_reduced=1),),

@@ -88,6 +88,20 @@ class Resident:
     states_sharded: float = 0.0
 
 
+def sharing(gpus: Integers, per_node: int | Integers) -> Integers:
+    """How many GPUs share what is divided among GPUs.
+
+    Args:
+        gpus: numbers of GPUs, >= 1, which their nodes have evenly.
+        per_node: the most GPUs of a node, if those of a node share; 0 if all do.
+
+    >>> sharing(np.array([4, 8, 12, 16]), per_node=8).tolist()
+    [4, 8, 6, 8]
+    """
+    nodes = np.where(per_node, -(-gpus // np.maximum(per_node, 1)), 1)
+    return np.asarray(gpus // nodes)
+
+
 class GpuMemory:
     """Memory of one GPU of a job, for any number of GPUs and tokens.
 
@@ -96,6 +110,7 @@ class GpuMemory:
         resident: the minimum that training holds.
         unsharded_gradients: bytes of gradients that FSDP keeps whole on every GPU under gradient accumulation.
         curves: functions of the number of GPUs that the moments refer to.
+        per_node: GPUs of a node, if these alone share what is divided among GPUs; 0 for all GPUs.
 
     >>> moments = Moments(activations=np.array([[7.0, 30.0]]), weights_sharded=2100.0)
     >>> memory = GpuMemory([moments], Resident(whole=0, sharded=2100))
@@ -111,8 +126,9 @@ class GpuMemory:
         resident: Resident,
         unsharded_gradients: float = 0.0,
         curves: Curves | None = None,
+        per_node: int = 0,
     ) -> None:
-        self.resident, self.unsharded_gradients = resident, unsharded_gradients
+        self.resident, self.unsharded_gradients, self.per_node = resident, unsharded_gradients, per_node
         self._curves = curves
         parts = np.concatenate([some.terms() for some in moments], axis=1)
         total = parts.sum(axis=0)
@@ -207,7 +223,7 @@ class GpuMemory:
         """What the margin depends on, in GiB: fragmentation, or in versions without it the activations."""
         if self.fragmentation is None:
             return activations_gib
-        states = (self.resident.states + self.resident.states_sharded / gpus) / GIB
+        states = (self.resident.states + self.resident.states_sharded / sharing(gpus, self.per_node)) / GIB
         return self.fragmentation.at(activations_gib, states)
 
     def _kinks(self, gpus: Integers, reserve: Reserve) -> Floats:
@@ -221,7 +237,7 @@ class GpuMemory:
 
     def _variables(self, gpus: Integers, tokens: Floats | Integers) -> Floats:
         """The factors of the terms of a moment, shape (3 + curves, candidates)."""
-        linear = np.stack([np.ones(len(gpus)), tokens, 1 / gpus])
+        linear = np.stack([np.ones(len(gpus)), tokens, 1 / sharing(gpus, self.per_node)])
         return np.asarray(linear if self._curves is None else np.concatenate([linear, self._curves(gpus)]), np.float64)
 
 
@@ -247,6 +263,7 @@ class GpuJob:
         compose: makes the memory of the GPU.
         loading: what the GPU holds while the model is loaded.
         host_bytes: bytes of a worker's host, by the number of GPUs and those of the worker.
+        per_node: as in ``GpuMemory``.
     """
 
     def __init__(
@@ -256,15 +273,25 @@ class GpuJob:
         compose: Callable[[], GpuMemory],
         loading: Loads = Loads(),
         host_bytes: Callable[[int, int], float] = lambda gpus, on_worker: 0.0,
+        per_node: int = 0,
     ) -> None:
         self.resident, self.unsharded_gradients, self._compose = resident, unsharded_gradients, compose
-        self.loading, self.host_bytes = loading, host_bytes
+        self.loading, self.per_node, self._host_bytes = loading, per_node, host_bytes
         self._memory: GpuMemory | None = None
 
     def fragmented(self, surface: Surface) -> GpuJob:
         """The same job, whose margin depends on fragmentation."""
         memory = self.unsharded_gradients, lambda: self.memory.fragmented(surface)
-        return GpuJob(self.resident, *memory, self.loading, self.host_bytes)
+        return GpuJob(self.resident, *memory, self.loading, self._host_bytes, self.per_node)
+
+    def host_bytes(self, gpus: int, on_worker: int) -> float:
+        """Bytes of a worker's host.
+
+        Args:
+            gpus: number of GPUs, >= 1.
+            on_worker: those of the worker, >= 1.
+        """
+        return self._host_bytes(int(sharing(np.array(gpus), self.per_node)), on_worker)
 
     @property
     def memory(self) -> GpuMemory:

@@ -12,7 +12,7 @@ import numpy as np
 from autoconf.jobs.stack import Stack, Upcast
 from autoconf.memory.adapted import NamedModules
 from autoconf.memory.fragmentation import Fragmentation, OutsidePyTorch, kind_of
-from autoconf.memory.gpu_memory import GpuJob, GpuMemory, Loads
+from autoconf.memory.gpu_memory import GpuJob, GpuMemory, Loads, sharing
 from autoconf.memory.host_memory import HostMemory, check_offload
 from autoconf.memory.loading import fsdp_loading
 from autoconf.memory.objectives import Setup, joined, setup_of
@@ -129,7 +129,11 @@ class StackMemory:
         of = attrgetter("states", "states_sharded") if states else attrgetter("whole", "sharded")
         resident = np.array([[of(job.resident) for job in both] for both in jobs], float)
         whole, sharded = resident.reshape(-1, 2, 2)[places, (gpus > 1).astype(int)].T
-        return np.asarray(whole + sharded / gpus)
+        return np.asarray(whole + sharded / sharing(gpus, self._per_node(distinct)[places]))
+
+    def _per_node(self, rows: Integers) -> Integers:
+        """How many GPUs of a node share each of some rows on several GPUs; 0 for all GPUs."""
+        return np.array([self._jobs[row][True].per_node for row in rows.tolist()], np.int64)
 
     def gradient_bytes(self, rows: Integers) -> Floats:
         """Bytes of gradients that FSDP keeps whole on every GPU between micro-batches; 0 without accumulation."""
@@ -144,7 +148,8 @@ class StackMemory:
         for index, some in enumerate(moments):
             padded[index, : len(some)] = np.array(some, float).reshape(-1, 2)
         whole, sharded = np.moveaxis(padded[2 * places + (gpus > 1)], -1, 0)
-        return np.asarray((whole + sharded / np.asarray(gpus)[:, None]).max(axis=-1))
+        sharers = sharing(gpus, self._per_node(distinct)[places])
+        return np.asarray((whole + sharded / sharers[:, None]).max(axis=-1))
 
     def loading_texts(self, rows: Integers) -> list[str]:
         """What each of several GPUs holds while the model is loaded, in words."""
@@ -225,6 +230,7 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     _check_sharding(table, model, method, stack, strategy)
     check_offload(stack, strategy)
     _check_attention(stack)
+    _check_kept(stack)
     rank = None if method == "full" else stack.lora_r
     per_parameter = _bytes_per_parameter(stack, method, strategy)
     objective = setup_of(stack, method, full, head, per_parameter, strategy)
@@ -239,6 +245,7 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
         base.units(trainable.units), per_parameter, stack.gradient_accumulation, rank,
         _optimizer(stack, trainable, rank, per_parameter.trainable, strategy),
         upcast=_upcast_bytes(trainable.units, upcast_of(stack, strategy)),
+        keeps_gathered=stack.keeps_gathered, per_node=stack.gpus_per_node if stack.is_hybrid else 0,
         offload=stack.offload if strategy != "none" else "none",
         reference=objective.reference, per_quantized=base.per_weight, reduces_each=stack.gradient_sync == "every",
     )  # fmt: skip
@@ -246,7 +253,10 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     if strategy not in ZERO:
         resident, gradients = job.resident(strategy), job.unsharded_gradients(strategy)
         loading = _loads(job, strategy, stack, full or trainable) if rules >= LOADS else Loads()
-        return GpuJob(resident, gradients, lambda: sharded(moments(), job, strategy), loading, host.worker_bytes)
+        host_bytes = host.worker_bytes
+        return GpuJob(
+            resident, gradients, lambda: sharded(moments(), job, strategy), loading, host_bytes, per_node=job.per_node
+        )
     assert full is not None
     zero_job = ZeroJob.of(job, trainable, full, stack, several=several)
     on_host = host.under(zero_job).worker_bytes
@@ -357,6 +367,15 @@ def _check_attention(stack: Stack) -> None:
         raise Unsupported(
             ["attention 'eager'"],
             ": it holds scores of samples x heads x tokens x tokens, which are not counted; give flash or sdpa",
+        )
+
+
+def _check_kept(stack: Stack) -> None:
+    """Raise ``Unsupported`` if FSDP would keep the parameters of a reference model whole, too."""
+    if stack.keeps_gathered and stack.objective != "sft":
+        raise Unsupported(
+            [f"objective {stack.objective!r} with fsdp_strategy {stack.fsdp_strategy!r}"],
+            ": what several forward passes keep gathered is not counted; give sharding fsdp1 or fsdp2",
         )
 
 

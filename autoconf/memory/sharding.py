@@ -14,7 +14,16 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from autoconf.jobs.stack import Offload
-from autoconf.memory.fsdp_schedules import FSDP1, FSDP1_ADAPTERS, FSDP2, Gathered, Schedule
+from autoconf.memory.fsdp_schedules import (
+    FSDP1,
+    FSDP1_ADAPTERS,
+    FSDP1_HOLDS_ALL,
+    FSDP1_KEEPS,
+    FSDP2,
+    FSDP2_KEEPS,
+    Gathered,
+    Schedule,
+)
 from autoconf.memory.gpu_memory import GpuMemory, Moments, Resident
 from autoconf.memory.optimizers import OptimizerBytes
 from autoconf.memory.profile import Point, Units
@@ -54,6 +63,8 @@ class UnshardedJob:
         reference: bytes of the parameters of a reference model.
         per_quantized: bytes of a quantized weight.
         reduces_each: whether FSDP reduces the gradients of every micro-batch, not only of the last one.
+        keeps_gathered: whether FSDP keeps parameters whole from the forward to the backward pass.
+        per_node: GPUs of a node, if FSDP shards among these alone; 0 for all GPUs.
     """
 
     units: Units
@@ -66,6 +77,8 @@ class UnshardedJob:
     reference: float = 0.0
     per_quantized: float = 0.5
     reduces_each: bool = False
+    keeps_gathered: bool = False
+    per_node: int = 0
 
     @property
     def trainable(self) -> int:
@@ -170,7 +183,7 @@ def sharded(profile: Floats, job: UnshardedJob, strategy: Strategy) -> GpuMemory
         composed = _fsdp2(job, moments)
     else:
         composed = _replicated(job, moments, _buckets(job, strategy))
-    return GpuMemory(composed, job.resident(strategy), job.unsharded_gradients(strategy))
+    return GpuMemory(composed, job.resident(strategy), job.unsharded_gradients(strategy), per_node=job.per_node)
 
 
 def _buckets(job: UnshardedJob, strategy: Strategy) -> int:
@@ -196,6 +209,8 @@ def _fsdp1(job: UnshardedJob, moments: UnshardedMoments) -> list[Moments]:
     adapters = job.rank is not None
     # The memory that FSDP1 gathers for single adapters is negligible.
     schedule = FSDP1_ADAPTERS if adapters else FSDP1
+    if job.keeps_gathered:
+        schedule = FSDP1_HOLDS_ALL if job.keeps_whole_gradients else FSDP1_KEEPS
     # _flat_param.py, _use_low_precision_shard: a shard of the host is moved to the GPU as it is stored.
     held = _gathering(job, moments, schedule, trainable_of_layers=not adapters, moves_stored=job.offloads)
     if job.keeps_whole_gradients:
@@ -206,7 +221,7 @@ def _fsdp1(job: UnshardedJob, moments: UnshardedMoments) -> list[Moments]:
 
 
 def _fsdp2(job: UnshardedJob, moments: UnshardedMoments) -> list[Moments]:
-    held = _gathering(job, moments, FSDP2)
+    held = _gathering(job, moments, FSDP2_KEEPS if job.keeps_gathered else FSDP2)
     stored, newest = job.bytes_per_parameter.stored_per_computed, held.moments.newest_gradient
     finished = held.moments.finished_gradients
     if job.keeps_whole_gradients:
@@ -304,11 +319,14 @@ def _gathering(
     root, layer = _root_bytes(job), _layer_bytes(job, gathers_trainable=trainable_of_layers)
     if moves_stored:
         root, layer = (unit._replace(cast=unit.cast + unit.stored) for unit in (root, layer))
+    all_layers = _all_layers(job)
+    finished = moments.finished_gradients[index] / max(all_layers.gradients, 1)
+    kept = copies["kept"] * all_layers.gathered * (1.0 if schedule is FSDP1_HOLDS_ALL else 1 - finished)
     return _Gathering(
         moments.at(index),
         root,
         layer,
-        gathered=copies["root"] * root.gathered + copies["layer"] * layer.gathered,
+        gathered=copies["root"] * root.gathered + copies["layer"] * layer.gathered + kept,
         cast=copies["root_cast"] * root.cast + copies["layer_cast"] * layer.cast,
         reduced=copies["reduced"] * layer.gradients + copies["root_reduced"] * root.gradients,
     )
@@ -322,6 +340,13 @@ def _root_bytes(job: UnshardedJob) -> _UnitBytes:
 def _layer_bytes(job: UnshardedJob, *, gathers_trainable: bool) -> _UnitBytes:
     units = job.units
     return _unit_bytes(job, units.layer_frozen, units.layer_trainable, units.layer_quantized, gathers_trainable)
+
+
+def _all_layers(job: UnshardedJob) -> _UnitBytes:
+    """All decoder layers together."""
+    units = job.units
+    frozen, trainable = units.frozen - units.root_frozen, units.trainable - units.root_trainable
+    return _unit_bytes(job, frozen, trainable, units.quantized, gathers_trainable=True)
 
 
 def _unit_bytes(job: UnshardedJob, frozen: int, trainable: int, quantized: int, gathers_trainable: bool) -> _UnitBytes:

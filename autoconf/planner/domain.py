@@ -155,9 +155,12 @@ class _Lookup:
         }
 
         @lru_cache(maxsize=65_536)  # even a long table has few models and stacks
-        def row(model: str, method: str, *stack: Any) -> int | Problem:
+        def row(model: str, method: str, per_node: int, *stack: Any) -> int | Problem:
             try:
-                return predictor.row(model, method, training_stack(method, *stack))
+                settings = training_stack(method, *stack)
+                if settings.is_hybrid:
+                    settings = settings.model_copy(update={"gpus_per_node": per_node})
+                return predictor.row(model, method, settings)
             except Unsupported as error:
                 return outside(error.reason(self.version))
 
@@ -259,8 +262,10 @@ class _Lookup:
         """The row of each job in the memory model; 0 for a job with a problem."""
         steps, *stacks = columns_of(columns, ("gradient_accumulation_steps", "stack", *SETTINGS))
         accumulating = [count > 1 for count in steps]
+        nodes = zip(stacks[1 + SETTINGS.index("sharding")], column(columns, "gpus_per_worker"), strict=True)
+        per_node = [count if sharding is not None and "hybrid" in sharding else 0 for sharding, count in nodes]
         found = np.zeros(len(models), np.int64)
-        for index, key in enumerate(zip(models, methods, accumulating, *stacks, strict=True)):
+        for index, key in enumerate(zip(models, methods, per_node, accumulating, *stacks, strict=True)):
             if index not in problems:
                 row = self.row(*key)
                 if isinstance(row, Problem):

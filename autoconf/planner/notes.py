@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Container
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args
 
 from autoconf.jobs.job import GPU_MEMORY, STACK_FIELDS, TARGETS, stack_of
 from autoconf.jobs.lora_targets import GROUPS, as_setting
-from autoconf.jobs.stack import Stack
+from autoconf.jobs.stack import Sharding, Stack
 from autoconf.memory.units import Unsupported
 from autoconf.planner import hardware
 from autoconf.planner.domain import JobColumns, column
@@ -28,6 +28,11 @@ _NOT_MEASURED = {
         ("none", "nf4", "nf4_single"),
         "what layers over a base in int8, GPTQ or AWQ hold is bounded from the code of its library, outliers of int8 "
         "are not counted, and it was not compared with real runs",
+    ),
+    "sharding": (
+        get_args(Sharding),
+        "peaks under this sharding are compared with PyTorch's FSDP; what its allocator loses to fragmentation was not "
+        "replayed, and counts as that of full sharding",
     ),
     "objective": (("sft",), "losses of TRL 1.9 are counted from its code, and were not compared with real runs"),
 }

@@ -100,8 +100,11 @@ class Predictor:
             Unsupported: the version does not support the stack.
         """
         if isinstance(self.memory, StackMemory):
-            for setting, known in self.domain.settings.items():
-                if (value := getattr(stack, setting)) not in known:
+            asked = [(setting, getattr(stack, setting), known) for setting, known in self.domain.settings.items()]
+            if not self.knows_host:
+                asked.append(("sharding", stack.fsdp_strategy, ["full_shard"]))
+            for setting, value, known in asked:
+                if value not in known:
                     raise Unsupported(
                         [f"{setting} {value!r}"], f", which has {listed(known)}; it is known from version 3.0.0"
                     )

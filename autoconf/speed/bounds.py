@@ -31,6 +31,7 @@ def missing(measured: Measured, method: str, gpu_model: str, stack: Stack, layou
             layout.gpus > 1 and layout.steps > 1 and stack.gradient_sync not in measured.gradient_syncs
         ),
         f"sharding {stack.sharding}": layout.gpus > 1 and stack.sharding not in measured.shardings,
+        f"sharding {stack.fsdp_strategy}": layout.gpus > 1 and stack.fsdp_strategy != "full_shard",
         f"{layout.nodes} nodes": layout.nodes > measured.most_nodes,
         **{_words(name, stack): getattr(stack, name) not in getattr(measured, of) for name, of in SETTINGS.items()},
         **{f"more than {most} {what}": size > most for what, (size, most) in sizes.items()},

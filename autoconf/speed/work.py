@@ -313,7 +313,9 @@ def _sent(shapes: Shapes, full: bool, stack: Stack, layout: Layout) -> float:
         return 0.0
     others = (layout.gpus - 1) / layout.gpus
     size = 4.0 if stack.torch_dtype == "float32" and stack.mixed_precision == "no" else 2.0
-    gathered = (_stored_bytes(shapes, stack, size) + shapes.head * size) * (2 + _references(stack))
+    gathered = (_stored_bytes(shapes, stack, size) + shapes.head * size) * (
+        (1 if stack.keeps_gathered else 2) + _references(stack)
+    )
     gradients = trained(shapes, full, stack) * (size if full else 4.0) * _reductions(stack, layout)
     if stack.sharding in SHARDED_WEIGHTS:
         return others * (gathered + gradients)

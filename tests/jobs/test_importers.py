@@ -273,8 +273,10 @@ def test_the_launchers_settings_in_fms_hf_tunings_configuration_are_read(read_te
     text = (JOBS / "pytorchjob_configmap.yaml").read_text()
     launcher = '"accelerate_launch_args": {"use_fsdp": true, "fsdp_version": 2}, "max_seq_length"'
     assert read_text(text.replace('"max_seq_length"', launcher)).fields["sharding"] == "fsdp2"
-    with pytest.raises(BadInput, match=r"accelerate_launch_args\.fsdp_sharding_strategy: 2"):
-        read_text(text.replace('"max_seq_length"', launcher.replace("version", "sharding_strategy")))
+    kept = launcher.replace("version", "sharding_strategy")
+    assert read_text(text.replace('"max_seq_length"', kept)).fields["sharding"] == "fsdp1_shard_grad_op"
+    with pytest.raises(BadInput, match=r"accelerate_launch_args\.fsdp_sharding_strategy: 3"):
+        read_text(text.replace('"max_seq_length"', kept.replace('strategy": 2', 'strategy": 3')))
 
 
 def test_output_redirections_are_not_arguments(read_text) -> None:
@@ -390,6 +392,48 @@ def test_float16_is_read_from_launchers_and_deepspeeds_config(read_text, tmp_pat
     assert (deepspeed.fields["mixed_precision"], deepspeed.fields["sharding"]) == ("fp16", "zero2")
 
 
+@pytest.mark.parametrize(
+    ("config", "sharding"),
+    [
+        ({}, "fsdp1"), ({"fsdp_sharding_strategy": 1}, "fsdp1"),
+        ({"fsdp_sharding_strategy": "SHARD_GRAD_OP"}, "fsdp1_shard_grad_op"),
+        ({"fsdp_sharding_strategy": 2}, "fsdp1_shard_grad_op"),
+        ({"fsdp_sharding_strategy": "HYBRID_SHARD"}, "fsdp1_hybrid_shard"),
+        ({"fsdp_sharding_strategy": "5", "fsdp_version": 1}, "fsdp1_hybrid_shard_zero2"),
+        ({"fsdp_reshard_after_forward": "SHARD_GRAD_OP"}, "fsdp1_shard_grad_op"),
+        ({"fsdp_version": 2, "fsdp_reshard_after_forward": False}, "shard_grad_op"),
+        ({"fsdp_version": 2, "fsdp_reshard_after_forward": True}, "fsdp2"),
+        ({"fsdp_version": 2, "fsdp_sharding_strategy": "SHARD_GRAD_OP"}, "fsdp2"),  # accelerate does not read it then
+    ],
+)  # fmt: skip
+def test_the_strategy_of_fsdp_is_read_as_accelerate_reads_it(read_text, config, sharding) -> None:
+    assert read_text({"distributed_type": "FSDP", "fsdp_config": config}).fields["sharding"] == sharding
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "version", "sharding"),
+    [
+        ("shard_grad_op", 1, "fsdp1_shard_grad_op"), ("shard_grad_op auto_wrap", 2, "shard_grad_op"),
+        ("hybrid_shard", 1, "fsdp1_hybrid_shard"), ("auto_wrap hybrid_shard_zero2", 1, "fsdp1_hybrid_shard_zero2"),
+    ],
+)  # fmt: skip
+def test_the_strategy_of_the_trainers_argument_is_read(read_text, fsdp, version, sharding) -> None:
+    job = read_text({**TRL, "fsdp": fsdp, "fsdp_config": {"version": version}})
+    assert job.fields["sharding"] == sharding
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"fsdp": "hybrid_shard", "fsdp_config": {"version": 2}}, "--sharding fsdp1_hybrid_shard"),
+        ({"fsdp": True, "fsdp_config": {"version": 1, "reshard_after_forward": False}}, "accelerate refuses"),
+    ],
+)
+def test_a_strategy_that_the_version_of_fsdp_does_not_have_is_refused(read_text, files, said) -> None:
+    with pytest.raises(BadInput, match=said):
+        read_text({**TRL, **files})
+
+
 # --- what cannot be read ----------------------------------------------------------------------------------------------
 
 
@@ -398,7 +442,7 @@ def test_float16_is_read_from_launchers_and_deepspeeds_config(read_text, tmp_pat
     [
         ("optim", "adamw_torch_8bit"), ("deepspeed", "ds_config.json"),
         ("attn_implementation", "eager"), ("max_length", None), ("activation_offloading", True), ("dtype", "float64"),
-        ("fsdp", "shard_grad_op"), ("fsdp", "hybrid_shard auto_wrap"),
+        ("fsdp", "no_shard"), ("fsdp", "full_shard shard_grad_op"),
         ("parallelism_config", {"cp_size": 2}), ("lora_modules_to_save", ["lm_head"]), ("loss_type", "dft"),
         ("lora_target_modules", ".*_proj"), ("accelerate_config", "zero4"), ("torch_compile", True),
         ("bnb_4bit_quant_type", "fp4"), ("lora_dropout", "much"), ("per_device_train_batch_size", 0),
@@ -417,8 +461,8 @@ def test_an_argument_that_matters_and_is_not_covered_is_refused(read_text, tmp_p
         ("distributed_type", "XLA"),
         ("deepspeed_config", {"offload_param_device": "nvme"}),
         ("mixed_precision", "fp8"), ("fsdp_config", {"fsdp_activation_checkpointing_offload": True}), ("use_cpu", True),
-        ("fsdp_config", {"fsdp_sharding_strategy": "HYBRID_SHARD"}), ("fsdp_config", {"fsdp_sharding_strategy": 2}),
-        ("fsdp_config", {"fsdp_reshard_after_forward": False}), ("fsdp_config", {"fsdp_version": 3}),
+        ("fsdp_config", {"fsdp_sharding_strategy": "NO_SHARD"}), ("fsdp_config", {"fsdp_sharding_strategy": 3}),
+        ("fsdp_config", {"fsdp_reshard_after_forward": 4}), ("fsdp_config", {"fsdp_version": 3}),
         ("fsdp_config", {"fsdp_auto_wrap_policy": "NO_WRAP"}), ("dynamo_config", {"dynamo_backend": "INDUCTOR"}),
         ("parallelism_config", {"parallelism_config_tp_size": 2}),
         ("parallelism_config", {"parallelism_config_cp_size": 2}),

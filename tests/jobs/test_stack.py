@@ -6,7 +6,7 @@ import pytest
 
 from autoconf.jobs.job import OPTIONAL, Workload, choices, read
 from autoconf.jobs.presets import SETTINGS, presets, stack_name, training_stack
-from autoconf.jobs.stack import Optim, Sharding, Stack, ZeroBuckets
+from autoconf.jobs.stack import JobSharding, Optim, Stack, ZeroBuckets, sharding_parts
 from autoconf.memory.optimizers import Shape, optimizer_bytes
 from autoconf.pipeline.validation.rank_figures import RankFigures
 
@@ -19,6 +19,8 @@ def test_the_defaults_are_the_reference_workload():
         "gradient_checkpointing": "non-reentrant",
         "loss": "full",
         "sharding": "fsdp2",
+        "fsdp_strategy": "full_shard",
+        "gpus_per_node": 0,
         "offload": "none",
         "allocator": "default",
         "objective": "sft",
@@ -121,10 +123,11 @@ def test_a_preset_states_every_setting_with_its_source_and_makes_a_stack(name, m
     for settings in (preset.settings, *(case.settings for case in preset.cases)):
         assert all(setting.source.strip() for setting in settings.values())
     assert {*SETTINGS, "lora_dropout"} <= preset.settings.keys() <= Stack.model_fields.keys()
-    for sharding in (None, *get_args(Sharding)):
+    for sharding in (None, *get_args(JobSharding)):
         stack = stack_for(method, name, sharding=sharding)
         assert stack.quantization == ("nf4" if method == "qlora" else "none")
-        assert stack.sharding == (sharding or preset.settings["sharding"].value)
+        given = sharding or preset.settings["sharding"].value
+        assert (stack.sharding, stack.fsdp_strategy) == sharding_parts(given)
 
 
 def test_the_reference_is_the_stacks_defaults_for_every_method():
@@ -214,7 +217,8 @@ def test_choices_of_a_job_are_those_of_the_stack_and_distinct():
                 "mixed_precision": {"torch_dtype": "float32"},
                 "quantization": {"sharding": "ddp"},
             }.get(field, {})
-            assert getattr(Stack(**{field: value, **needed}), field) == value
+            stack = Stack(**{field: value, **needed})
+            assert getattr(stack, field) == (sharding_parts(value)[0] if field == "sharding" else value)
             read = {found for found in choices(field) if found.replace("-", "").lower() == value.replace("-", "")}
             assert read == {value}
 

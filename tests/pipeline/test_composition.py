@@ -27,7 +27,7 @@ from autoconf.pipeline.validation.composition import ComposedPeak
 
 def drawn(count: int, seed: int) -> list[TrainingSetup]:
     chance = composition.np.random.default_rng(seed)
-    jobs = (composition._draw(["llama-7b", "mistral-7b-v0.1"], chance) for _ in iter(int, 1))
+    jobs = (composition.draw(["llama-7b", "mistral-7b-v0.1"], chance) for _ in iter(int, 1))
     return list(islice((job for job in jobs if job is not None), count))
 
 

@@ -21,6 +21,9 @@ FACTS_OF = {
     "sharding": (
         "sharded",
         "fsdp_version",
+        "fsdp_strategy",
+        "trainer_strategy",
+        "reshards",
         "trainer_fsdp",
         "trainer_fsdp_version",
         "launched",

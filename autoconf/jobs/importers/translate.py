@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.evidence import Evidence
 from autoconf.jobs.importers.facts import FACTS_OF, Reading, Source, adapters_in_question, named, options_of
+from autoconf.jobs.importers.fsdp import sharding_of
 from autoconf.jobs.importers.gpus_of_job import Counted
 from autoconf.jobs.importers.key_table import Framework, Setting, job_keys
 from autoconf.jobs.importers.schedulers import Request
 from autoconf.jobs.job import BATCHES, OPTIONAL
 from autoconf.jobs.names import key
 from autoconf.jobs.presets import SETTINGS, Preset, presets
+from autoconf.jobs.stack import sharding_parts
 
 # Defaults of a framework that are also settings of a stack; a stack given as an option overrides them.
 _OF_STACK = ("checkpointing", "mixed_precision", "torch_dtype", "loss", "optim", "adapter_dtype", "lora_r", "dropout")
@@ -181,7 +183,7 @@ class _Translation:
 
     def _check_full(self, method: str | None, sharding: str | None) -> None:
         """Refuse to train all parameters without what the framework needs to hold them as its preset does."""
-        is_full = key(str(method)) == "full" and not str(sharding).startswith("fsdp")
+        is_full = key(str(method)) == "full" and not sharding_parts(str(sharding))[0].startswith("fsdp")
         if self.framework is None or not is_full or {"stack", "torch_dtype"} & set(self.options):
             return
         if missing := next((why for fact, why in self.framework.needs_of_full.items() if fact not in self.facts), ""):
@@ -270,17 +272,18 @@ class _Translation:
         if self.facts["sharded"] == "no":
             return "ddp"
         if "fsdp_version" in self.facts:
-            return f"fsdp{self.facts['fsdp_version']}"
+            return sharding_of(self.facts["fsdp_version"], self.facts, self.assumed)
         version = self._fact("trainer_fsdp_version") if "trainer_fsdp" in self.facts else None
         if version is None:
             self.assumed.append("sharding = fsdp1 (accelerate v1.14.0, utils/dataclasses.py: fsdp_version 1)")
-        return f"fsdp{version or 1}"
+        return sharding_of(version or 1, self.facts, self.assumed)
 
     def _offload(self, sharding: str) -> str | None:
         """What the host holds; FSDP offloads all at once, DeepSpeed parameters under ZeRO-3 alone."""
+        who, _ = sharding_parts(sharding)
         optimizer = sharding.startswith("zero") and self.facts.get("offload_optimizer") == "yes"
         parameters = sharding == "zero3" and self.facts.get("offload_parameters") == "yes"
-        if (optimizer and parameters) or (sharding.startswith("fsdp") and self.facts.get("fsdp_offload") == "yes"):
+        if (optimizer and parameters) or (who.startswith("fsdp") and self.facts.get("fsdp_offload") == "yes"):
             return "optimizer_and_parameters"
         given: str | None = self.facts.get("offload")
         return "optimizer" if optimizer else "parameters" if parameters else given

@@ -197,6 +197,7 @@ def promises_of_settings(checker: Checker) -> Iterator[_Promise]:
             "QLoRA on one GPU",
             _settings(checker, everything, norms, ["qlora"], (1,), least=0),
         )
+    yield from _promises_of_strategies(checker)
     yield from _promises_of_bases(checker)
     for sharding, before, offload, counts in _OFFLOADS if len(domain.offload) > 1 else ():
         more, less = (
@@ -208,6 +209,22 @@ def promises_of_settings(checker: Checker) -> Iterator[_Promise]:
             f"offload {before} than {offload}",
             f"{sharding} on {counts[0]} to {counts[-1]} GPUs{_LARGE if buffered else ''}",
             _settings(checker, more, less, domain.methods, counts, least=_SHARED_FROM if buffered else 0),
+        )
+
+
+def _promises_of_strategies(checker: Checker) -> Iterator[_Promise]:
+    """Orderings of FSDP's strategies; what is kept whole is never less than what is gathered for a moment."""
+    for version in ("fsdp1", "fsdp2") if checker.predictor.knows_host else ():
+        full, kept = (Stack(sharding=version, fsdp_strategy=strategy) for strategy in ("full_shard", "shard_grad_op"))
+        yield _Promise(
+            f"{version}'s SHARD_GRAD_OP than FULL_SHARD",
+            f"any number of GPUs{_LARGE}",
+            _settings(checker, kept, full, checker.predictor.domain.methods, _COUNTS[1:]),
+        )
+        yield _Promise(
+            f"ddp than {version}'s SHARD_GRAD_OP",
+            f"full fine-tuning with gradient accumulation{_LARGE}",
+            _settings(checker, Stack(sharding="ddp"), kept, ["full"], _COUNTS[1:]),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.kernels import triton as triton_kernels
 from autoconf.pipeline.tracing.model_setup import Rank, TrainingSetup, build_model, materialize
+
+# FSDP1 checks that a whole parameter is still there by its address, which is always 0 for fake tensors.
+_ALLOCATED = "torch.distributed.fsdp._flat_param._data_ptr_allocated"
 
 Load = Callable[[TrainingSetup, nn.Module, DeviceMesh | None], Rank]
 
@@ -55,6 +59,7 @@ def first_rank(
     with (
         rank_of(job) as mesh,
         nullcontext() if real else FakeTensorMode(allow_non_fake_inputs=load is not load_at_once),  # on meta
+        nullcontext() if real else mock.patch(_ALLOCATED, lambda tensor: tensor.untyped_storage().size() > 0),
         cuda_kernels.on_cuda(model, job.architecture.experts),
         triton_kernels.in_place_of_plain_ops(model, job.stack),
     ):
@@ -71,10 +76,17 @@ def rank_of(job: TrainingSetup) -> Iterator[DeviceMesh | None]:
     if job.gpus == 1:
         yield None
     elif dist.is_initialized():
-        yield init_device_mesh("cpu", (job.gpus,))
+        yield _mesh(job)
     else:
-        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=job.gpus)
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=job.gpus * job.nodes)
         try:
-            yield init_device_mesh("cpu", (job.gpus,))
+            yield _mesh(job)
         finally:
             dist.destroy_process_group()
+
+
+def _mesh(job: TrainingSetup) -> DeviceMesh:
+    """All GPUs of a job; if FSDP shards within nodes, nodes and the GPUs of each."""
+    if not job.stack.is_hybrid:
+        return init_device_mesh("cpu", (job.gpus,))
+    return init_device_mesh("cpu", (job.nodes, job.gpus), mesh_dim_names=("replicate", "shard"))

@@ -15,11 +15,33 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 
+from autoconf.jobs.stack import FsdpStrategy
+
+# accelerate/utils/constants.py, FSDP_SHARDING_STRATEGY, by their numbers.
+_STRATEGIES = {"full_shard": 1, "shard_grad_op": 2, "hybrid_shard": 4, "hybrid_shard_zero2": 5}
+
 
 def fsdp1(
-    model: nn.Module, layers: nn.ModuleList, mixed: torch.dtype | None, whole: list[nn.Parameter], sync: bool
+    model: nn.Module,
+    layers: nn.ModuleList,
+    mesh: DeviceMesh,
+    mixed: torch.dtype | None,
+    whole: list[nn.Parameter],
+    *,
+    strategy: FsdpStrategy,
+    sync: bool,
 ) -> nn.Module:
-    """Apply FULL_SHARD as accelerate does: one unit per decoder layer, the root, and one per adapter."""
+    """Apply FSDP1 as accelerate does: one unit per decoder layer, the root, and one per adapter.
+
+    Args:
+        model: the model.
+        layers: its decoder layers.
+        mesh: all GPUs; of a hybrid strategy nodes, and GPUs of a node.
+        mixed: dtype in which FSDP gathers and reduces, if another than that of parameters.
+        whole: parameters that it does not shard.
+        strategy: what it shards.
+        sync: whether it broadcasts each unit from the first GPU.
+    """
     layer = type(layers[0])
     # peft/utils/other.py, fsdp_auto_wrap_policy: trainable leaves are separate units
     leaves_apart = isinstance(model, peft.PeftModel) and not whole
@@ -30,7 +52,8 @@ def fsdp1(
     return FullyShardedDataParallel(
         model,
         auto_wrap_policy=policy,
-        sharding_strategy=ShardingStrategy.FULL_SHARD,
+        sharding_strategy=ShardingStrategy(_STRATEGIES[strategy]),
+        process_group=(mesh.get_group(1), mesh.get_group(0)) if mesh.ndim == 2 else None,
         backward_prefetch=BackwardPrefetch.BACKWARD_PRE,
         mixed_precision=MixedPrecision(param_dtype=mixed, reduce_dtype=mixed, buffer_dtype=mixed) if mixed else None,
         ignored_states=whole,
@@ -45,10 +68,11 @@ def _is_trainable_leaf(module: nn.Module) -> bool:
     return weight is not None and weight.requires_grad and not list(module.named_children())
 
 
-def fsdp2(model: nn.Module, layers: nn.ModuleList, mixed: torch.dtype | None, mesh: DeviceMesh) -> nn.Module:
-    """Apply ``fully_shard``: one unit per decoder layer, and the root."""
+def fsdp2(
+    model: nn.Module, layers: nn.ModuleList, mesh: DeviceMesh, mixed: torch.dtype | None, *, reshards: bool
+) -> nn.Module:
+    """Apply ``fully_shard``: one unit per decoder layer, and the root; ``reshards`` after the forward pass."""
     policy = MixedPrecisionPolicy(param_dtype=mixed, reduce_dtype=mixed)
-    for layer in layers:
-        fully_shard(layer, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
-    fully_shard(model, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+    for module in (*layers, model):
+        fully_shard(module, mesh=mesh, reshard_after_forward=reshards, mp_policy=policy)
     return model

@@ -42,7 +42,7 @@ ATTENTION = (
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """A model, its method and stack, and the number of GPUs.
+    """A model, its method and stack, and the number of GPUs; under a hybrid strategy of FSDP those of a node.
 
     Raises:
         ValueError: the method is qlora and the stack does not quantize, or the reverse; several GPUs run under
@@ -72,6 +72,11 @@ class TrainingSetup:
     def with_rank(self, rank: int) -> TrainingSetup:
         """The same job with adapters of another rank."""
         return replace(self, stack=self.stack.model_copy(update={"lora_r": rank}))
+
+    @property
+    def nodes(self) -> int:
+        """Nodes that run, each with ``gpus`` GPUs; a hybrid strategy needs two, and more hold as much."""
+        return 2 if self.stack.is_hybrid and self.gpus > 1 else 1
 
     @property
     def shards(self) -> bool:
@@ -312,9 +317,10 @@ class Rank:
                 if parameter.requires_grad and parameter.dtype != torch.float32:
                     parameter.data = parameter.data.float()
         if sharding == "fsdp2":
-            return fsdp2(model, self.layers, self._mixed, mesh)
+            return fsdp2(model, self.layers, mesh, self._mixed, reshards=not self.job.stack.keeps_gathered)
         whole = [] if self.job.stack.shard_adapters else [p for p in model.parameters() if p.requires_grad]
-        return fsdp1(model, self.layers, self._mixed, whole, self._sync_module_states)
+        strategy = self.job.stack.fsdp_strategy
+        return fsdp1(model, self.layers, mesh, self._mixed, whole, strategy=strategy, sync=self._sync_module_states)
 
     @property
     def trainable(self) -> list[nn.Parameter]:

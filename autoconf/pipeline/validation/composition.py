@@ -85,16 +85,17 @@ def sample(table: ModelsTable, per_family: int, seed: int = _SEED) -> Iterator[T
     for names in families.values():
         found = 0
         while found < per_family:
-            job = _draw(names, chance)
-            if job is not None and _is_supported(table, job):
+            job = draw(names, chance)
+            if job is not None and is_supported(table, job):
                 yield job
                 found += 1
 
 
-def _draw(names: Sequence[str], chance: np.random.Generator) -> TrainingSetup | None:
-    """A random job; ``None`` if its settings exclude each other."""
+def draw(names: Sequence[str], chance: np.random.Generator, **given: Any) -> TrainingSetup | None:
+    """A random job, with the ``given`` settings; ``None`` if its settings exclude each other."""
     method = cast(Method, str(chance.choice(["full", "lora", "qlora"])))
     settings = {name: choices[chance.integers(len(choices))] for name, choices in _SETTINGS.items()}
+    settings |= given
     if method == "full":
         settings = {name: value for name, value in settings.items() if name not in _OF_ADAPTERS}
     if method == "qlora":
@@ -107,7 +108,7 @@ def _draw(names: Sequence[str], chance: np.random.Generator) -> TrainingSetup | 
         return None
 
 
-def _is_supported(table: ModelsTable, job: TrainingSetup) -> bool:
+def is_supported(table: ModelsTable, job: TrainingSetup) -> bool:
     try:
         _composed(table, job)
     except Unsupported:
@@ -185,7 +186,7 @@ def summary(comparisons: Sequence[ComposedPeak]) -> list[dict[str, Any]]:
     for comparison in comparisons:
         job = comparison.job
         adapters = "full" if job.method == "full" else "LoRA and QLoRA"
-        groups[job.stack.sharding if job.gpus > 1 else "one GPU", adapters].append(comparison)
+        groups[sharding_of(job), adapters].append(comparison)
         groups["all", ""].append(comparison)
     return [
         {
@@ -197,6 +198,14 @@ def summary(comparisons: Sequence[ComposedPeak]) -> list[dict[str, Any]]:
         }
         for (sharding, method), found in sorted(groups.items(), key=lambda group: (group[0][0] == "all", group[0]))
     ]
+
+
+def sharding_of(job: TrainingSetup) -> str:
+    """What a job calls its sharding."""
+    stack = job.stack
+    if stack.fsdp_strategy == "full_shard":
+        return stack.sharding if job.gpus > 1 else "one GPU"
+    return f"fsdp1_{stack.fsdp_strategy}" if stack.sharding == "fsdp1" else stack.fsdp_strategy
 
 
 def _without_gpus(job: TrainingSetup) -> tuple[str, str, Stack]:
