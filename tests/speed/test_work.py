@@ -1,5 +1,7 @@
 """The work of a step in closed form, against PyTorch's FLOP counter and by what settings change."""
 
+import itertools
+
 import pytest
 
 from autoconf.jobs.stack import Stack
@@ -149,9 +151,15 @@ def test_counts_multiply_the_closed_form():
     assert twice.bytes - closed.bytes == pytest.approx(traffic_of(LLAMA, True, Stack(), LAYOUT).weights)
 
 
-def test_every_model_and_way_of_training_has_counts():
-    for model in architectures():
-        for quantization in ("none", "nf4", "int8"):
-            stack = Stack(quantization=quantization, sharding="ddp")
-            found = counts_of(known_shapes(model).family, "lora", stack)
-            assert all(0 < figure < 20 for figure in found[:1] + found[2:]) and 0 <= found.outside < 200, model
+def test_every_model_and_way_of_training_has_counts_that_only_add_work():
+    kernels = [(), ("fast_rms_layernorm",), ("fused_lora",), ("fast_rms_layernorm", "fused_lora")]
+    for model, quantization, checkpoints, fused in itertools.product(
+        architectures(), ("none", "nf4", "int8"), ("none", "reentrant"), kernels
+    ):
+        if "fused_lora" in fused and quantization == "none":
+            continue
+        stack = Stack(quantization=quantization, gradient_checkpointing=checkpoints, kernels=fused, sharding="ddp")
+        for method in ("full", "lora") if quantization == "none" else ("qlora",):
+            found = counts_of(known_shapes(model).family, method, stack)
+            assert 0 < found.operations < 20 and 0 <= found.outside < 200, model
+            assert all(0 <= figure < 20 for figure in found[2:]), model

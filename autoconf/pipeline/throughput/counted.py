@@ -136,7 +136,7 @@ def counts(setup: TrainingSetup) -> Counts:
         weights=(layers[0] + unpacked) / of_batch.weights,  # every expert has tokens
         activations=layers[1] / of_token.activations,
         head=others[0] / of_token.head,
-        loss=others[1] / of_token.loss,
+        loss=max(others[1], 0.0) / of_token.loss,  # adapters in the first layer have less of a backward pass
     )
 
 
