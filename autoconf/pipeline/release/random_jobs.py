@@ -23,6 +23,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "attention": get_args(Attention),
     "lora_r": (1, 2, 4, 8, 16, 32, 64, 128, 256),
     "lora_targets": ("default", "attention", "all-linear"),
+    "lora_dropout": (0.0,),  # not drawn, so that jobs stay those of earlier evaluations
 }
 _CHANGED = 0.25  # how often a job overrides a setting of its preset
 
