@@ -37,6 +37,7 @@ FACTS_OF = {
     "objective": ("preference", "without_reference", "precomputed"),
     "loss": ("liger",),
     "torch_dtype": ("cast_back",),
+    "lora_dropout": ("dropout",),
     "tokens_per_sample": ("packed",),
     **{batch: BATCHES for batch in BATCHES},
 }

@@ -19,7 +19,7 @@ from autoconf.jobs.stack import sharding_parts
 
 # Defaults of a framework that are also settings of a stack; a stack given as an option overrides them.
 _OF_STACK = ("checkpointing", "mixed_precision", "torch_dtype", "loss", "optim", "adapter_dtype", "lora_r", "dropout")
-_OF_ADAPTERS = ("adapter_dtype", "lora_r", "lora_targets", "dropout")
+_OF_ADAPTERS = ("adapter_dtype", "lora_r", "lora_targets", "dropout", "lora_dropout")
 _OF_QUANTIZED = ("upcast_unquantized", "quantization")
 _NO_ARGUMENTS = f"no file has training arguments: all other settings are those of the stack {OPTIONAL['stack']}"
 _UNCHANGED = (
@@ -357,9 +357,10 @@ class _Translation:
     def _choose_preset(self, method: str, own: Preset) -> None:
         """Choose the preset for LoRA dropout and the kind of chunked loss, which are not fields; set other fields."""
         given = {field: value for field, value in {**self.fields, **self.options}.items() if field in SETTINGS}
-        comes_with = {**own.values(method, given), **given}
-        dropout = None if method == "full" else self._fact("dropout")
-        drops = comes_with["lora_dropout"] > 0 if dropout is None else float(dropout) > 0
+        dropout = None if method == "full" or "lora_dropout" in given else self._fact("dropout")
+        of_files = {} if dropout is None else {"lora_dropout": float(dropout)}
+        comes_with = {**own.values(method, given), **of_files, **given}
+        drops = comes_with["lora_dropout"] > 0
         own_loss = self.facts.get("liger") != "yes" and self.framework is job_keys().frameworks.get("trl")
         chunked = own.chunked if own_loss else "chunked"
         fitting = (
@@ -382,8 +383,8 @@ class _Translation:
             self.assumed.append(
                 f"stack = {name}, which has the dropout or the loss of these files; all other settings are set"
             )
-        if left:
-            rest = ", ".join(f"{setting} = {comes_with[setting]}" for setting in left)
+        if by_default := [setting for setting in left if setting not in of_files]:
+            rest = ", ".join(f"{setting} = {comes_with[setting]}" for setting in by_default)
             self.assumed.append(f"{rest}: defaults of the stack {self._preset_name}")
 
     @property
