@@ -24,7 +24,7 @@ if __name__ == "__main__":
     # {'can_recommend': 1, 'tokens_per_sample': 11188, 'outcome': 'ok'}
     cheapest = gpu_model_recommender(**MODEL, tokens_per_sample=8192, batch_size=16, steps=1000)
     print({name: cheapest[name] for name in ("gpu_model", "gpus", "cost_per_hour")}, round(cheapest["cost"], 2))
-    # {'gpu_model': 'NVIDIA-GeForce-RTX-4090', 'gpus': 8, 'cost_per_hour': 2.72} 32.98
+    # {'gpu_model': 'NVIDIA-GeForce-RTX-4090', 'gpus': 8, 'cost_per_hour': 2.72} 29.14
     memory = memory_estimator(**MODEL, **GPU, tokens_per_sample=8192, batch_size=16, number_gpus=2)
     print({name: round(memory[name], 2) for name in ("fits", "peak_memory_gib", "headroom_gib")})
     # {'fits': 1, 'peak_memory_gib': 47.61, 'headroom_gib': 18.67}
