@@ -136,6 +136,10 @@ def replayed(
             user_model = f"{model or job.model_name} is a user model"
             raise BadInput(f"--replay: {user_model}; only models of released versions can be replayed")
         stack = job.training_stack()
+        if stack.is_hybrid:
+            raise BadInput(
+                f"--replay: sharding {job.sharding} is not replayed; fsdp2 on one worker's GPUs holds as much"
+            )
         samples = job.per_device_train_batch_size or (job.batch_size or gpus) // gpus
         batches = Batches(samples, job.tokens_per_sample, job.gradient_accumulation_steps)
         newer = gpu is not None and (compute_capability(gpu, domain.gpus[gpu]) or _capability(gpu)) >= 9
