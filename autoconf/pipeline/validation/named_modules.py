@@ -59,16 +59,18 @@ def peaks(table: ModelsTable, model: str, stack: Stack, tokens: int) -> tuple[fl
         units={**known.units, ("lora", named.group): named.trainable(known.units["lora", named.group])},
     )
     as_group = stack.model_copy(update={"lora_targets": named.group})
-    return _peak(table, model, stack, tokens), _peak(_table(traced), model, as_group, tokens)
+    return peak(table, model, stack, tokens), peak(table_of(traced), model, as_group, tokens)
 
 
-def _table(profile: object) -> ModelsTable:
+def table_of(profile: object) -> ModelsTable:
+    """A table of one model."""
     content = io.BytesIO()
     write_model(profile, content, {})  # type: ignore[arg-type]
     return ModelsTable(content.getvalue())
 
 
-def _peak(table: ModelsTable, model: str, stack: Stack, tokens: int) -> float:
+def peak(table: ModelsTable, model: str, stack: Stack, tokens: int) -> float:
+    """The composed peak of a job with LoRA on one GPU, in bytes."""
     memory = StackMemory(table)
     row = memory.row(model, "lora", stack)
     return float(memory.peak_bytes(np.array([row]), np.array([1]), np.array([tokens]))[0])
