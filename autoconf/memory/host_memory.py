@@ -16,7 +16,6 @@ import numpy as np
 from autoconf.jobs.stack import Stack
 from autoconf.memory.profile import Trainable
 from autoconf.memory.sharding import Strategy, UnshardedJob
-from autoconf.memory.units import Unsupported
 from autoconf.memory.zero_job import ZeroJob
 
 # Bytes of a weight on the host while it is loaded, by its dtype: checkpoints are in bfloat16.
@@ -196,11 +195,3 @@ def _parameters3(zero: ZeroJob, gpus: int) -> float:
     unit, limit = zero.job.bytes_per_parameter.frozen_computing, zero.buckets.stage3_param_persistence_threshold
     blocks = [unit * math.ceil(size / gpus) for size in zero.parameters.flat() if size > limit]
     return _pinned([*blocks, *(unit * size / gpus for size in zero.flat_sizes)])
-
-
-def check_offload(stack: Stack, strategy: Strategy) -> None:
-    """Raise ``Unsupported`` if an optimizer does not step over parameters that are on the host."""
-    # accelerate/accelerator.py, _prepare_deepspeed, replaces all optimizers by DeepSpeed's for the CPU.
-    if stack.offload != "none" and strategy in ("fsdp1", "fsdp2") and "bit" in stack.optim:
-        settings = f"optim {stack.optim!r} with offload {stack.offload!r} and sharding {strategy!r}"
-        raise Unsupported([settings], ": bitsandbytes steps over parameters on the GPU")

@@ -11,9 +11,10 @@ import numpy as np
 
 from autoconf.jobs.stack import Stack, Upcast
 from autoconf.memory.adapted import NamedModules
+from autoconf.memory.checks import check_settings
 from autoconf.memory.fragmentation import Fragmentation, OutsidePyTorch, kind_of
 from autoconf.memory.gpu_memory import GpuJob, GpuMemory, Loads, sharing
-from autoconf.memory.host_memory import HostMemory, check_offload
+from autoconf.memory.host_memory import HostMemory
 from autoconf.memory.loading import fsdp_loading
 from autoconf.memory.objectives import Setup, joined, setup_of
 from autoconf.memory.optimizers import OptimizerBytes, optimizer_bytes
@@ -31,7 +32,6 @@ from autoconf.memory.ways import (
     head_way,
     layer_way,
     strategy_of,
-    targets_of,
     upcast_of,
 )
 from autoconf.memory.zero import zero
@@ -220,17 +220,13 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     strategy, named = strategy_of(stack, several), named_modules(table, model, method, stack)
     if named is not None:
         stack = stack.model_copy(update={"lora_targets": named.group})
-    _check_upcast(stack, strategy)
+    check_settings(table, model, method, stack, strategy)
     layers, head = layer_way(stack, method, several=several, rules=rules), head_way(stack, method, several=several)
     trainable, full = table.trainable(model, method, layers.lora_targets), table.trainable(model, "full", "default")
     if trainable is None:
         raise _not_traced(table, model, method, stack, (method, layers.lora_targets))
     if full is None and (strategy in ZERO or stack.objective != "sft" or method == "qlora"):
         raise _not_traced(table, model, method, stack, ("full", "default"))
-    _check_sharding(table, model, method, stack, strategy)
-    check_offload(stack, strategy)
-    _check_attention(stack)
-    _check_kept(stack)
     rank = None if method == "full" else stack.lora_r
     per_parameter = _bytes_per_parameter(stack, method, strategy)
     objective = setup_of(stack, method, full, head, per_parameter, strategy)
@@ -335,48 +331,6 @@ def _not_traced(
         about.append(f"lora_dropout {stack.lora_dropout:g}")
     settings = f"method {method!r} of {model} with {', '.join(about)}"
     return Unsupported([settings], f": {table.problem(model, key) or 'it was not traced'}")
-
-
-def _check_upcast(stack: Stack, strategy: Strategy) -> None:
-    if upcast_of(stack, strategy) != "none" and stack.mixed_precision == "no":
-        settings = f"upcast_unquantized {stack.upcast_unquantized!r} with mixed_precision 'no'"
-        raise Unsupported([settings], ": it is known with mixed_precision 'bf16'")
-
-
-def _check_sharding(table: ModelsTable, model: str, method: str, stack: Stack, strategy: Strategy) -> None:
-    """Raise ``Unsupported`` if the settings of a job do not work together under a strategy."""
-    targets = targets_of(stack, method)
-    if problem := table.problem(model, (method, targets, strategy)):
-        raise Unsupported([f"sharding {strategy!r} with lora_targets {targets!r} of {model}"], f": {problem}")
-    if strategy in ZERO and stack.mixed_precision == "no" and stack.torch_dtype != "float32":
-        # deepspeed/runtime/engine.py, get_data_types: without bf16 or fp16 it takes the model for a float32 one.
-        needed = "bf16" if stack.torch_dtype == "bfloat16" else "fp16"
-        raise Unsupported(
-            [f"sharding {strategy!r} with torch_dtype {stack.torch_dtype!r} and mixed_precision 'no'"],
-            f": DeepSpeed trains in {stack.torch_dtype} with mixed_precision {needed!r}",
-        )
-    if stack.optim == "adafactor" and strategy == "fsdp2":
-        # transformers/optimization.py, Adafactor.step mixes its plain states with FSDP2's distributed tensors.
-        raise Unsupported(["optim 'adafactor' with sharding 'fsdp2'"], ": it does not step over distributed tensors")
-
-
-def _check_attention(stack: Stack) -> None:
-    """Raise ``Unsupported`` if attention holds its scores."""
-    if stack.attention == "eager":
-        # transformers/models/llama/modeling_llama.py, eager_attention_forward: scores, and float32 probabilities.
-        raise Unsupported(
-            ["attention 'eager'"],
-            ": it holds scores of samples x heads x tokens x tokens, which are not counted; give flash or sdpa",
-        )
-
-
-def _check_kept(stack: Stack) -> None:
-    """Raise ``Unsupported`` if FSDP would keep the parameters of a reference model whole, too."""
-    if stack.keeps_gathered and stack.objective != "sft":
-        raise Unsupported(
-            [f"objective {stack.objective!r} with fsdp_strategy {stack.fsdp_strategy!r}"],
-            ": what several forward passes keep gathered is not counted; give sharding fsdp1 or fsdp2",
-        )
 
 
 def _bytes_per_parameter(stack: Stack, method: str, strategy: Strategy) -> BytesPerParameter:

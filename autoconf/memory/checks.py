@@ -1,0 +1,80 @@
+"""Settings of a training stack that do not work together, or whose memory is not counted."""
+
+from __future__ import annotations
+
+from autoconf.jobs.stack import Stack
+from autoconf.memory.sharding import Strategy
+from autoconf.memory.store import ModelsTable
+from autoconf.memory.units import Unsupported
+from autoconf.memory.ways import targets_of, upcast_of
+from autoconf.memory.zero_job import ZERO
+
+
+def check_settings(table: ModelsTable, model: str, method: str, stack: Stack, strategy: Strategy) -> None:
+    """Check that the memory of a job can be composed.
+
+    Args:
+        table: the profiles of models.
+        model: a model of the table.
+        method: ``full``, ``lora`` or ``qlora``.
+        stack: the training stack.
+        strategy: how the GPUs share the job.
+
+    Raises:
+        Unsupported: settings do not work together, or are not counted; the message names them.
+    """
+    _check_upcast(stack, strategy)
+    _check_sharding(table, model, method, stack, strategy)
+    _check_offload(stack, strategy)
+    _check_attention(stack)
+    _check_kept(stack)
+
+
+def _check_upcast(stack: Stack, strategy: Strategy) -> None:
+    if upcast_of(stack, strategy) != "none" and stack.mixed_precision == "no":
+        settings = f"upcast_unquantized {stack.upcast_unquantized!r} with mixed_precision 'no'"
+        raise Unsupported([settings], ": it is known with mixed_precision 'bf16'")
+
+
+def _check_sharding(table: ModelsTable, model: str, method: str, stack: Stack, strategy: Strategy) -> None:
+    """Raise ``Unsupported`` if the settings of a job do not work together under a strategy."""
+    targets = targets_of(stack, method)
+    if problem := table.problem(model, (method, targets, strategy)):
+        raise Unsupported([f"sharding {strategy!r} with lora_targets {targets!r} of {model}"], f": {problem}")
+    if strategy in ZERO and stack.mixed_precision == "no" and stack.torch_dtype != "float32":
+        # deepspeed/runtime/engine.py, get_data_types: without bf16 or fp16 it takes the model for a float32 one.
+        needed = "bf16" if stack.torch_dtype == "bfloat16" else "fp16"
+        raise Unsupported(
+            [f"sharding {strategy!r} with torch_dtype {stack.torch_dtype!r} and mixed_precision 'no'"],
+            f": DeepSpeed trains in {stack.torch_dtype} with mixed_precision {needed!r}",
+        )
+    if stack.optim == "adafactor" and strategy == "fsdp2":
+        # transformers/optimization.py, Adafactor.step mixes its plain states with FSDP2's distributed tensors.
+        raise Unsupported(["optim 'adafactor' with sharding 'fsdp2'"], ": it does not step over distributed tensors")
+
+
+def _check_attention(stack: Stack) -> None:
+    """Raise ``Unsupported`` if attention holds its scores."""
+    if stack.attention == "eager":
+        # transformers/models/llama/modeling_llama.py, eager_attention_forward: scores, and float32 probabilities.
+        raise Unsupported(
+            ["attention 'eager'"],
+            ": it holds scores of samples x heads x tokens x tokens, which are not counted; give flash or sdpa",
+        )
+
+
+def _check_kept(stack: Stack) -> None:
+    """Raise ``Unsupported`` if FSDP would keep the parameters of a reference model whole, too."""
+    if stack.keeps_gathered and stack.objective != "sft":
+        raise Unsupported(
+            [f"objective {stack.objective!r} with fsdp_strategy {stack.fsdp_strategy!r}"],
+            ": what several forward passes keep gathered is not counted; give sharding fsdp1 or fsdp2",
+        )
+
+
+def _check_offload(stack: Stack, strategy: Strategy) -> None:
+    """Raise ``Unsupported`` if an optimizer does not step over parameters that are on the host."""
+    # accelerate/accelerator.py, _prepare_deepspeed, replaces all optimizers by DeepSpeed's for the CPU.
+    if stack.offload != "none" and strategy in ("fsdp1", "fsdp2") and "bit" in stack.optim:
+        settings = f"optim {stack.optim!r} with offload {stack.offload!r} and sharding {strategy!r}"
+        raise Unsupported([settings], ": bitsandbytes steps over parameters on the GPU")
