@@ -63,6 +63,7 @@ throughput: $(VENV)/build  ## rebuild the throughput predictor from the measured
 
 evaluate-throughput: $(VENV)/build  ## judge throughput on held-out rows, next to physics alone and to a LightGBM without physics
 	$(BIN)/python -m autoconf.pipeline.throughput.evaluate
+	$(BIN)/python -m autoconf.pipeline.throughput.nested
 
 ground-truth: $(VENV)/build  ## compare composed figures with traces of FSDP ranks, and these with real processes and full depth
 	$(BIN)/python -m autoconf.pipeline.validation.composition

@@ -20,7 +20,7 @@ from autoconf.pipeline.throughput.rows import (
     share_of_peak,
     without_repeats,
 )
-from autoconf.speed.counts import counts_of
+from autoconf.speed.counts import CLOSED_FORM, counts_of
 from autoconf.speed.features import MONOTONE
 from autoconf.speed.version import DEFAULT, FOLDER, LABEL, TABLE, load
 
@@ -114,6 +114,31 @@ def test_the_shipped_counts_are_what_is_counted():
 
     setup = setups(families()["opt"])[0]
     assert counts_of("opt", setup.method, setup.stack) == pytest.approx(counts(setup), abs=0.001)
+
+
+def test_choices_are_made_without_the_rows_that_are_judged(monkeypatch):
+    from autoconf.pipeline.throughput import nested
+
+    seen = []
+    some = np.arange(572) % 12 == 0
+    monkeypatch.setattr(nested, "CHOICES", [nested.Choice(True, None), nested.Choice(False, None)])
+    real = nested.predict
+
+    def predict(choice, known, out):
+        seen.append(({*known.table.index}, {*out.table.index}))
+        return real(choice, known, out)
+
+    monkeypatch.setattr(nested, "predict", predict)
+    variants = {True: rows().only(some), False: rows(CLOSED_FORM).only(some)}
+    index = variants[True].table.index
+    of_row = np.arange(len(index)) % 3
+    found, choices = nested.held_out(variants, of_row)
+    assert sum(choices.values()) == 3 and (found.full > 0).all()
+    for group in range(3):  # two choices on two folds each, then the prediction that is judged
+        *inner, last = seen[5 * group : 5 * group + 5]
+        outer = {*index[of_row == group]}
+        assert all(not outer & (known | out) for known, out in inner)
+        assert last == ({*index} - outer, outer)
 
 
 def test_untouched_rows_are_read_from_tables_of_another_project(tmp_path):
