@@ -237,7 +237,8 @@ class GpuMemory:
 
     def _variables(self, gpus: Integers, tokens: Floats | Integers) -> Floats:
         """The factors of the terms of a moment, shape (3 + curves, candidates)."""
-        linear = np.stack([np.ones(len(gpus)), tokens, 1 / sharing(gpus, self.per_node)])
+        sharers = sharing(gpus, self.per_node) if self.per_node else gpus
+        linear = np.stack([np.ones(len(gpus)), tokens, 1 / sharers])
         return np.asarray(linear if self._curves is None else np.concatenate([linear, self._curves(gpus)]), np.float64)
 
 

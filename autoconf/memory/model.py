@@ -129,11 +129,8 @@ class StackMemory:
         of = attrgetter("states", "states_sharded") if states else attrgetter("whole", "sharded")
         resident = np.array([[of(job.resident) for job in both] for both in jobs], float)
         whole, sharded = resident.reshape(-1, 2, 2)[places, (gpus > 1).astype(int)].T
-        return np.asarray(whole + sharded / sharing(gpus, self._per_node(distinct)[places]))
-
-    def _per_node(self, rows: Integers) -> Integers:
-        """How many GPUs of a node share each of some rows on several GPUs; 0 for all GPUs."""
-        return np.array([self._jobs[row][True].per_node for row in rows.tolist()], np.int64)
+        per_node = np.array([several.per_node for _, several in jobs], np.int64)
+        return np.asarray(whole + sharded / (sharing(gpus, per_node[places]) if per_node.any() else gpus))
 
     def gradient_bytes(self, rows: Integers) -> Floats:
         """Bytes of gradients that FSDP keeps whole on every GPU between micro-batches; 0 without accumulation."""
@@ -143,12 +140,14 @@ class StackMemory:
     def loading_bytes(self, rows: Integers, gpus: Integers) -> Floats:
         """The most bytes that each GPU holds while the model is loaded; 0 if training holds more in any case."""
         distinct, places = _distinct(rows)
-        moments = [job.loading.moments for row in distinct.tolist() for job in self._jobs[row]]
+        jobs = [self._jobs[row] for row in distinct.tolist()]
+        moments = [job.loading.moments for both in jobs for job in both]
         padded = np.zeros((len(moments), max(map(len, moments), default=0) or 1, 2))
         for index, some in enumerate(moments):
             padded[index, : len(some)] = np.array(some, float).reshape(-1, 2)
         whole, sharded = np.moveaxis(padded[2 * places + (gpus > 1)], -1, 0)
-        sharers = sharing(gpus, self._per_node(distinct)[places])
+        per_node = np.array([several.per_node for _, several in jobs], np.int64)
+        sharers = sharing(gpus, per_node[places])
         return np.asarray((whole + sharded / sharers[:, None]).max(axis=-1))
 
     def loading_texts(self, rows: Integers) -> list[str]:
