@@ -65,6 +65,7 @@ class UnshardedJob:
         reduces_each: whether FSDP reduces the gradients of every micro-batch, not only of the last one.
         keeps_gathered: whether FSDP keeps parameters whole from the forward to the backward pass.
         per_node: GPUs of a node, if FSDP shards among these alone; 0 for all GPUs.
+        keeps_reduced: whether FSDP2 keeps the buffers of an all-reduce between nodes through the backward pass.
     """
 
     units: Units
@@ -79,6 +80,7 @@ class UnshardedJob:
     reduces_each: bool = False
     keeps_gathered: bool = False
     per_node: int = 0
+    keeps_reduced: bool = False
 
     @property
     def trainable(self) -> int:
@@ -227,7 +229,9 @@ def _fsdp2(job: UnshardedJob, moments: UnshardedMoments) -> list[Moments]:
     if job.keeps_whole_gradients:
         # Only the last micro-batch reduces the gradients of finished layers.
         before_last = held.with_gradients(job, job.gradients + newest)
-        last = held.with_gradients(job, job.gradients + newest + held.reduced - finished, finished * stored)
+        last = held.with_gradients(
+            job, job.gradients + newest + held.reduced - finished, finished * stored + _kept(job, held)
+        )
         return [before_last, last, *_step_on_shards(job)]
     # After the root's gradients are copied for reduction, only the last one is still held. The result is held once, or
     # twice if it is stored in another dtype.
@@ -253,9 +257,19 @@ def _shards_of_gradients(job: UnshardedJob, held: _Gathering) -> Floats:
     """
     stored = job.bytes_per_parameter.stored_per_computed
     if not job.accumulating:
-        return held.moments.finished_gradients * stored
+        return held.moments.finished_gradients * stored + _kept(job, held)
     newest = np.where(held.moments.finished_gradients > 0, max(held.layer.gradients, held.root.gradients), 0.0)
-    return stored * (job.gradients + newest)
+    return stored * (job.gradients + newest) + _kept(job, held)
+
+
+def _kept(job: UnshardedJob, held: _Gathering) -> float | Floats:
+    """Buffers of the all-reduce between nodes; the first gradient of a parameter in the same dtype is a part of one.
+
+    _fully_shard/_fsdp_param_group.py, AllReduceState: each unit has its own until finalize_backward.
+    """
+    if not job.keeps_reduced or (job.bytes_per_parameter.stored_per_computed == 1 and not job.reduces_each):
+        return 0.0
+    return held.moments.finished_gradients
 
 
 def _step_on_shards(job: UnshardedJob) -> list[Moments]:
