@@ -218,13 +218,14 @@ def _promises_of_strategies(checker: Checker) -> Iterator[_Promise]:
         full, kept = (Stack(sharding=version, fsdp_strategy=strategy) for strategy in ("full_shard", "shard_grad_op"))
         yield _Promise(
             f"{version}'s SHARD_GRAD_OP than FULL_SHARD",
-            f"any number of GPUs{_LARGE}",
-            _settings(checker, kept, full, checker.predictor.domain.methods, _COUNTS[1:]),
+            f"any number of GPUs; models of at least {_SECOND_GPU_FROM:,} parameters",
+            # FSDP2 gathers embeddings again for the backward pass, unless it keeps them.
+            _settings(checker, kept, full, checker.predictor.domain.methods, _COUNTS[1:], _SECOND_GPU_FROM),
         )
         yield _Promise(
             f"ddp than {version}'s SHARD_GRAD_OP",
-            f"full fine-tuning with gradient accumulation{_LARGE}",
-            _settings(checker, Stack(sharding="ddp"), kept, ["full"], _COUNTS[1:]),
+            f"full fine-tuning with gradient accumulation; models of at least {_SECOND_GPU_FROM:,} parameters",
+            _settings(checker, Stack(sharding="ddp"), kept, ["full"], _COUNTS[1:], _SECOND_GPU_FROM),
         )
 
 
