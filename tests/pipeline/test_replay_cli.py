@@ -113,7 +113,7 @@ def test_expandable_segments_are_named_where_they_help(fitting: dict) -> None:
     [
         ([*JOB, "--alloc-conf", "expandable_segments:True"], "--alloc-conf and --overhead-gib: for --replay only"),
         ([*JOB, "--overhead-gib", "1"], "--alloc-conf and --overhead-gib: for --replay only"),
-        ([*JOB, "--replay", "--loading", "disk"], "'disk' is not one of 'cpu', 'gpu', 'rank0'"),
+        ([*JOB, "--replay", "--loading", "disk"], "loading: must be cpu, gpu or rank0, got 'disk'"),
         ([*JOB, "--replay", "--alloc-conf", "expandable:1"], "--alloc-conf: PYTORCH_CUDA_ALLOC_CONF: unknown key"),
         ([*JOB, "--replay", "--overhead-gib", "44.4"], "--overhead-gib: must be from 0 to less than the GPU's 44.4"),
         ([*JOB, "--replay", "--overhead-gib", "-1"], "--overhead-gib: must be from 0 to less than the GPU's 44.4"),

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from autoconf.jobs.job import choices
-from autoconf.jobs.stack import Stack
+from autoconf.jobs.stack import Stack, sharding_parts
 from autoconf.pipeline.catalog import architectures
 from autoconf.speed.estimate import SpeedJob, speeds
 from autoconf.speed.features import MONOTONE
@@ -50,7 +50,7 @@ def random_stack(chance: random.Random, method: str) -> Stack:
         sharding = chance.choice(choices("sharding"))
         drawn = {field: chance.choice(choices(field)) for field in DRAWN} | {
             "sharding": sharding,
-            "offload": chance.choice(OFFLOADS[sharding]),
+            "offload": chance.choice(OFFLOADS[sharding_parts(sharding)[0]]),
             "quantization": chance.choice(choices("quantization")[1:]) if method == "qlora" else "none",
             "objective": chance.choice(["sft", *choices("objective")]),
             "kernels": chance.choice([(), ("fast_rms_layernorm", "fast_rope_embeddings"), ("fused_lora",)]),
