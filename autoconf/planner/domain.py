@@ -251,9 +251,10 @@ class _Lookup:
 
     def _check_gpus(self, columns: JobColumns, gpus: list[str], models: list[str], problems: Problems) -> None:
         """Record a problem for jobs that their GPU type cannot run, regardless of memory."""
+        fields = {field: column(columns, field) for field in STACK_FIELDS} if self.refusing else {}
         for index, name in enumerate(gpus):
             if name in self.refusing and index not in problems:
-                stack = stack_of({field: column(columns, field)[index] for field in STACK_FIELDS})
+                stack = stack_of({field: values[index] for field, values in fields.items()})
                 if not hardware.runs_on_older(stack, models[index]):
                     said = hardware.refusal(name, self.refusing[name], stack, self.domain, models[index])
                     problems[index] = outside(said)
