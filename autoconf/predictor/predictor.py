@@ -124,7 +124,7 @@ class Predictor:
         return "" if named is None or named.is_group else named.group
 
     def _check_targets(self, model: str, method: str, stack: Stack) -> None:
-        """Raise ``Unsupported`` for a list of modules that is no group, in versions up to 2.0.0."""
+        """Raise ``Unsupported`` for a list of modules other than a group, in versions up to 2.0.0."""
         if self.bounded_by(model, method, stack) and not self.knows_host:
             raise Unsupported(
                 [f"lora_targets {','.join(stack.lora_targets)!r}"],

@@ -77,7 +77,7 @@ def peak(table: ModelsTable, model: str, stack: Stack, tokens: int) -> float:
 
 
 def drawn(table: ModelsTable, count: int, seed: int = 25) -> list[tuple[str, Stack, int]]:
-    """Random jobs: a model, a stack with a list of modules that is no group, and the tokens of a micro-batch."""
+    """Random jobs: a model, a stack with a list of modules other than a group, and the tokens of a micro-batch."""
     chance = random.Random(seed)
     jobs: list[tuple[str, Stack, int]] = []
     while len(jobs) < count:
