@@ -8,6 +8,7 @@ surfaces over activations and states that were learned from replays and from rea
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -115,10 +116,14 @@ class Fragmentation:
     states_gib: tuple[float, ...]
     surfaces: dict[str, tuple[tuple[float, ...], ...]]
 
+    @cached_property
+    def _arrays(self) -> dict[str, Surface]:
+        axes = np.array(self.activations_gib), np.array(self.states_gib)
+        return {kind: Surface(*axes, np.array(gib)) for kind, gib in self.surfaces.items()}
+
     def surface(self, kind: str) -> Surface:
         """The surface of a ``kind_of``; without one for expandable segments, that of the default allocator."""
-        gib = self.surfaces.get(kind) or self.surfaces[kind.removesuffix(EXPANDABLE)]
-        return Surface(*(np.array(of) for of in (self.activations_gib, self.states_gib, gib)))
+        return self._arrays.get(kind) or self._arrays[kind.removesuffix(EXPANDABLE)]
 
 
 @dataclass(frozen=True)

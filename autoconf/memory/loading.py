@@ -16,8 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autoconf.jobs.stack import Loading
-from autoconf.memory.optimizers import Shape
-from autoconf.memory.sharding import Strategy, UnshardedJob
+from autoconf.memory.sharding import Strategy
 from autoconf.memory.units import Floats, Integers
 
 LOADING = "loading"  # the moment of a recorded program before its first step
@@ -65,6 +64,16 @@ class Parameter(NamedTuple):
         """Bytes of the quantization state, which FSDP does not shard."""
         blocks = self.elements / _BLOCK
         return blocks + 4 * math.ceil(blocks / _NESTED_BLOCK) + _CODES if self.packed else 0.0
+
+    @property
+    def copy(self) -> float:
+        """Bytes beside it while it is loaded: what it is quantized from, with its absmax twice in float32, or merged.
+
+        bitsandbytes/functional.py, quantize_4bit.
+        """
+        if self.packed:
+            return self.elements * (self.loaded + 8 / _BLOCK)
+        return self.nbytes if self.merged else 0.0
 
 
 @dataclass(frozen=True)
@@ -121,11 +130,6 @@ class LoadingMemory:
         """
         return np.asarray(self._held(gpus).max(axis=-1))
 
-    def deciding(self, max_gpus: int = 1024) -> tuple[Held, ...]:
-        """The moments that are the peak on some number of GPUs up to ``max_gpus``."""
-        at = np.unique(self._held(np.arange(1, max_gpus + 1)).argmax(axis=-1))
-        return tuple(self.moments[index] for index in at.tolist())
-
     def _held(self, gpus: Integers) -> Floats:
         whole, sharded = np.array(self.moments, float).T
         return np.asarray(whole + sharded / np.asarray(gpus)[..., None])
@@ -157,10 +161,10 @@ def loading_memory(
         found += _received(model)
     else:
         found += _sharded(model, strategy, loading, shard_adapters)
-    return LoadingMemory(_undominated(found))
+    return LoadingMemory(undominated(found))
 
 
-def _undominated(moments: Iterable[Held]) -> tuple[Held, ...]:
+def undominated(moments: Iterable[Held]) -> tuple[Held, ...]:
     """Drop moments at which a GPU holds no more than at another one."""
     kept: list[Held] = []
     for moment in sorted(set(moments), reverse=True):
@@ -185,16 +189,13 @@ def _total(parameters: Iterable[Parameter]) -> float:
 
 
 def _on_gpu(model: LoadedModel, strategy: Strategy) -> list[Held]:
-    """Weights one by one; a 4-bit one from a copy, with its absmax twice in float32: bitsandbytes, quantize_4bit."""
+    """Weights one by one, each with a copy if it is made from one."""
     parameters = model.parameters()
     base = [parameters[index] for index in model.checkpoint] or [p for p in parameters if not p.adapter]
     held, moments = 0.0, []
     for parameter in base:
         held += parameter.nbytes + parameter.state
-        copy = parameter.nbytes if parameter.merged else 0.0
-        if parameter.packed:
-            copy = parameter.elements * (parameter.loaded + 8 / _BLOCK)
-        moments.append(Held(held + copy))
+        moments.append(Held(held + parameter.copy))
     plain = [p for p in base if not p.packed]
     held += model.buffers
     if strategy == "fsdp2":
@@ -290,90 +291,3 @@ def _received(model: LoadedModel) -> list[Held]:
         shards += received
         moments.append(Held(received, shards))
     return [*moments, Held(model.buffers, shards)]
-
-
-# --- from the sizes of a model's units --------------------------------------------------------------------------------
-
-
-def fsdp_loading(
-    job: UnshardedJob,
-    strategy: Strategy,
-    loading: Loading,
-    base: Sequence[tuple[Shape, int]],
-    loaded: int,
-    *,
-    shard_adapters: bool,
-) -> tuple[Held, ...]:
-    """Moments while a model is loaded that FSDP shards, one of which is the peak for each number of GPUs.
-
-    Decoder layers count as equal ones.
-
-    Args:
-        job: the sizes of the model's units.
-        strategy: ``fsdp1`` or ``fsdp2``.
-        loading: how the weights come to the GPU; 4-bit ones are always loaded on it.
-        base: shapes of the base model's parameters, each with the number of parameters of that shape.
-        loaded: bytes of a weight as loaded.
-        shard_adapters: whether FSDP1 shards adapters.
-    """
-    if loading == "rank0" and strategy == "fsdp2" and not job.units.quantized:
-        found = _received_units(job, base)
-    else:
-        found = loading_memory(_of_units(job, base, loaded), strategy, loading, shard_adapters=shard_adapters)
-    if job.offloads:  # shards are on the host
-        found = LoadingMemory(tuple(Held(moment.whole) for moment in found.moments))
-    return found.deciding()
-
-
-def _received_units(job: UnshardedJob, base: Sequence[tuple[Shape, int]]) -> LoadingMemory:
-    """As ``_received``: at the end the embeddings or the head, which is received again if tied; two matrices before."""
-    per = job.bytes_per_parameter.frozen if job.rank else job.bytes_per_parameter.trainable
-    root, tied = _embeddings(base)
-    count = _layers(job)
-    matrices = sorted(((shape.elements, number) for shape, number in base if number >= count), reverse=True)
-    (largest, number), (second, _) = matrices[0], matrices[min(1, len(matrices) - 1)]
-    pair = largest + (largest if number >= 2 * count else second)
-    whole, total = job.units.buffer_bytes, job.sharded_weights
-    at_end = Held(whole + per * root, total + per * root * tied)
-    return LoadingMemory((at_end, Held(whole + per * pair, total - per * root * (not tied))))
-
-
-def _embeddings(base: Sequence[tuple[Shape, int]]) -> tuple[int, bool]:
-    """Elements of the largest embedding, and whether the head is the same parameter."""
-    largest = max((shape for shape, _ in base if shape.embedding), key=lambda shape: shape.elements)
-    heads = [shape for shape, _ in base if not shape.embedding and shape.dimensions == largest.dimensions]
-    return largest.elements, not heads
-
-
-def _layers(job: UnshardedJob) -> int:
-    """The number of decoder layers, if these are equal."""
-    units = job.units
-    if job.rank is None:
-        return max(1, round((units.trainable - units.root_trainable) / units.layer_trainable))
-    in_layers = units.frozen + units.quantized - units.root_frozen
-    return max(1, round(in_layers / (units.layer_frozen + units.layer_quantized)))
-
-
-def _of_units(job: UnshardedJob, base: Sequence[tuple[Shape, int]], loaded: int) -> LoadedModel:
-    """A model of the same units, whose layers are equal."""
-    units, rank, per = job.units, job.rank or 0, job.bytes_per_parameter
-    trained = per.frozen if rank else per.trainable
-    count = _layers(job)
-    if rank:
-        in_layers, in_root = units.frozen + units.quantized - units.root_frozen, units.root_frozen
-    else:
-        in_layers, in_root = units.trainable - units.root_trainable, units.root_trainable
-    plain = (in_layers - units.quantized) // count
-    layer = [Parameter(plain, loaded, trained)]
-    if units.quantized:
-        matrix = max(shape.elements for shape, number in base if number >= count and len(shape.dimensions) > 1)
-        packed = units.quantized // count
-        pieces = max(1, round(packed / matrix))
-        layer += [Parameter(packed // pieces, loaded, loaded, packed=True)] * pieces
-    if rank:
-        adapters = (units.trainable - units.root_trainable) * rank // count
-        layer.append(Parameter(adapters, per.trainable, per.trainable, adapter=True))
-    embedding, _ = _embeddings(base)
-    before, after = Parameter(embedding, loaded, trained), Parameter(in_root - embedding, loaded, trained)
-    layers = (tuple(layer),) * count
-    return LoadedModel((before,), layers, (after,), buffers=units.buffer_bytes, trainable_base=not rank)

@@ -13,9 +13,9 @@ from autoconf.jobs.stack import Stack, Upcast
 from autoconf.memory.adapted import NamedModules
 from autoconf.memory.checks import check_settings
 from autoconf.memory.fragmentation import Fragmentation, OutsidePyTorch, kind_of
+from autoconf.memory.fsdp_loading import fsdp_loading
 from autoconf.memory.gpu_memory import GpuJob, GpuMemory, Loads, sharing
 from autoconf.memory.host_memory import HostMemory
-from autoconf.memory.loading import fsdp_loading
 from autoconf.memory.objectives import Setup, joined, setup_of
 from autoconf.memory.optimizers import OptimizerBytes, optimizer_bytes
 from autoconf.memory.profile import HeadWay, LayerWay, Trainable, Units, optimizer_shapes

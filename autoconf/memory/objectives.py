@@ -93,6 +93,8 @@ class Setup:
 
     def of_units(self, trainable: Trainable) -> Trainable:
         """The parameters of a job with this objective."""
+        if not self.whole and not self.head:
+            return trainable
         units = replace(trainable.units, buffer_bytes=trainable.units.buffer_bytes + self.whole)
         if not self.head:
             return trainable._replace(units=units)

@@ -46,7 +46,8 @@ class QuantizedBase(NamedTuple):
 
     def units(self, units: Units) -> Units:
         """The parameters of a model with the constants of this base."""
-        return replace(units, absmax_bytes=round(self.constants))
+        constants = round(self.constants)
+        return units if units.absmax_bytes == constants else replace(units, absmax_bytes=constants)
 
     def moments(self, profile: Callable[[], Floats], *, recomputes: bool) -> Floats:
         """A traced profile with what this base holds in addition; columns of ``StackMoment``, shape (moments, 9)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 
@@ -263,7 +264,8 @@ def _persistent(zero: ZeroJob) -> tuple[int, ModelSizes]:
 def _curves(zero: ZeroJob) -> Curves:
     sizes = zero.trainable
     roots = [*[True] * len(sizes.embeddings), *[False] * sum(map(len, sizes.layers)), *[True] * len(sizes.head)]
-    return _table_of(lambda: _partitions(np.array(sizes.flat()), np.array(roots), zero.buckets.reduce_bucket_size))
+    flat = tuple(sizes.flat()), tuple(roots), zero.buckets.reduce_bucket_size
+    return _table_of(lambda: _partitions(*flat))
 
 
 def _curves3(zero: ZeroJob) -> Curves:
@@ -292,14 +294,16 @@ def _table_of(table: Callable[[], Floats]) -> Curves:
     return curves
 
 
-def _partitions(sizes: Integers, roots: Integers, bucket: int) -> Floats:
+@lru_cache(maxsize=512)  # jobs of a table share models; a table takes 28 KB
+def _partitions(elements: tuple[int, ...], in_root: tuple[bool, ...], bucket: int) -> Floats:
     """The curves of flat parameters that are divided evenly, for 1 to ``_MOST_GPUS`` GPUs; each nonincreasing.
 
     Args:
-        sizes: elements of each parameter, in order.
-        roots: whether it belongs to embeddings and head.
+        elements: of each parameter, in order.
+        in_root: whether it belongs to embeddings and head.
         bucket: elements of a bucket, which is copied if it has parameters of several partitions.
     """
+    sizes, roots = np.array(elements), np.array(in_root)
     gpus = np.arange(1, _MOST_GPUS + 1)
     ends = np.cumsum(sizes)
     partition = -(-ends[-1] // gpus)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from autoconf.jobs.stack import ZeroBuckets
@@ -100,12 +101,13 @@ PARTS: dict[str, tuple[Point, ...]] = {
 
 
 class _Call(NamedTuple):
-    """A call of a module, forward or backward, with the parameters that it has itself."""
+    """A call of a module, forward or backward, with the index of the parameter that it has itself, if any."""
 
     part: str
-    parameters: tuple[int, ...]
+    parameter: int | None
 
 
+@lru_cache(maxsize=2048)  # jobs of a table share models and buckets
 def gathered_parameters(
     sizes: ModelSizes, buckets: BucketSizes, *, recomputes: bool, adapted: int = 0
 ) -> dict[Point, int]:
@@ -124,11 +126,13 @@ def gathered_parameters(
     numels, calls = _program(sizes, recomputes=recomputes, adapted=adapted)
     coordinator = _Coordinator(numels, calls, buckets)
     most, before = dict.fromkeys(PARTS, 0), calls[0].part
-    for step, call in enumerate(calls):
-        fetching, running = coordinator.call(step)
-        most[before] = max(most[before], fetching)  # the module itself has not begun
-        most[call.part] = max(most[call.part], running)
-        before = call.part
+    for step, (part, parameter) in enumerate(calls):
+        fetching, running = coordinator.call(step, parameter)
+        if fetching > most[before]:  # the module itself has not begun
+            most[before] = fetching
+        if running > most[part]:
+            most[part] = running
+        before = part
     return {point: most[part] for part, points in PARTS.items() for point in points}
 
 
@@ -136,22 +140,22 @@ def _program(sizes: ModelSizes, *, recomputes: bool, adapted: int) -> tuple[list
     """The size of each parameter, and all calls of a micro-batch."""
     numels = sizes.flat()
     ids = iter(range(len(numels)))
-    embeddings = [(next(ids),) for _ in sizes.embeddings]
+    embeddings = [next(ids) for _ in sizes.embeddings]
     layers = [list(_calls_of_layer([next(ids) for _ in layer], adapted)) for layer in sizes.layers]
-    head = [(next(ids),) for _ in sizes.head] or embeddings[:1]
+    head = [next(ids) for _ in sizes.head] or embeddings[:1]
     last = len(layers) - 1
-    calls = [_Call("forward", parameters) for parameters in ((), (), *embeddings)]
-    calls += [_Call("forward", parameters) for layer in layers for parameters in layer]
-    calls += [_Call("head", parameters) for parameters in (*head, *reversed(head))]
+    calls = [_Call("forward", parameter) for parameter in (None, None, *embeddings)]
+    calls += [_Call("forward", parameter) for layer in layers for parameter in layer]
+    calls += [_Call("head", parameter) for parameter in (*head, *reversed(head))]
     for index in range(last, -1, -1):
         part = "last" if index == last else "first" if index == 0 else "middle"
         again = layers[index] if recomputes else []
-        calls += [_Call(part, parameters) for parameters in (*again, *reversed(layers[index]))]
-    calls += [_Call("tail", parameters) for parameters in reversed(embeddings)]
+        calls += [_Call(part, parameter) for parameter in (*again, *reversed(layers[index]))]
+    calls += [_Call("tail", parameter) for parameter in reversed(embeddings)]
     return numels, calls
 
 
-def _calls_of_layer(parameters: list[int], adapted: int) -> Iterator[tuple[int, ...]]:
+def _calls_of_layer(parameters: list[int], adapted: int) -> Iterator[int | None]:
     """A decoder layer calls its modules, and those that only contain modules: itself, attention, MLP, activation.
 
     An adapter adds two of these: the module around its layer, and dropout.
@@ -159,10 +163,10 @@ def _calls_of_layer(parameters: list[int], adapted: int) -> Iterator[tuple[int, 
     half, every = len(parameters) // 2, max(1, len(parameters) // (2 * adapted)) if adapted else 0
     for index, parameter in enumerate(parameters):
         if index in (0, half):
-            yield from ((), ())
+            yield from (None, None)
         if every and index % every == 0:
-            yield ()
-        yield (parameter,)
+            yield None
+        yield parameter
 
 
 @dataclass
@@ -174,46 +178,56 @@ class _Group:
     copied: bool = False
 
 
-@dataclass
 class _Coordinator:
     """PartitionedParameterCoordinator with a complete trace."""
 
-    numels: list[int]
-    calls: list[_Call]
-    buckets: BucketSizes
-    available: int = 0  # its __n_available_params
-    held: int = 0  # elements, including flat buffers
-    gathered: set[int] = field(default_factory=set)
-    groups: dict[int, _Group] = field(default_factory=dict)  # by parameters in flight
-    fetched_for: dict[int, int] = field(default_factory=dict)  # its __most_recent_step_id_param_fetched_for
-
-    def __post_init__(self) -> None:
-        self.queue = [(parameter, step) for step, call in enumerate(self.calls) for parameter in call.parameters]
+    def __init__(self, numels: list[int], calls: list[_Call], buckets: BucketSizes) -> None:
+        self.numels, self.buckets = numels, buckets
+        self.available = 0  # its __n_available_params
+        self.held = 0  # elements, including flat buffers
+        self.gathered = [False] * len(numels)
+        self.groups: dict[int, _Group] = {}  # by parameters in flight
+        self.fetched_for = [-1] * len(numels)  # its __most_recent_step_id_param_fetched_for
+        self.queue = [(call.parameter, step) for step, call in enumerate(calls) if call.parameter is not None]
         self.position = 0
-        per_call = (sum(self.numels[p] for p in call.parameters) for call in self.calls)
-        self.traversed = [0, *itertools.accumulate(per_call)]
-        self.uses: dict[int, list[int]] = {}
-        for parameter, step in self.queue:
-            self.uses.setdefault(parameter, []).append(step)
+        self.used_soon = self._reuses(len(calls))
 
-    def call(self, step: int) -> tuple[int, int]:
+    def _reuses(self, calls: int) -> list[bool]:
+        """By call: whether its parameter is used again within ``stage3_max_reuse_distance`` elements."""
+        soon, later, after = [False] * calls, [-1] * len(self.numels), 0  # elements from a use, or a call, to the end
+        for parameter, step in reversed(self.queue):
+            if later[parameter] >= 0:
+                soon[step] = after - later[parameter] < self.buckets.stage3_max_reuse_distance
+            after += self.numels[parameter]
+            later[parameter] = after
+        return soon
+
+    def call(self, step: int, parameter: int | None) -> tuple[int, int]:
         """Fetch for a call, prefetch, and release after it; the elements that were held while it fetched and ran."""
-        parameters = self.calls[step].parameters
-        self._gather([p for p in parameters if p not in self.gathered])  # fetch_sub_module
-        fetching = max([self.held, *(self._wait(p) for p in parameters)])
-        fetched = sum(self.fetched_for.get(p, -1) < step for p in parameters)
-        for parameter, used in self.queue[self.position : self.position + fetched]:
-            self.fetched_for[parameter] = used
-        self.position += fetched
+        if parameter is None:
+            fetching = self.held
+            self._prefetch()
+            return fetching, self.held
+        if not self.gathered[parameter]:  # fetch_sub_module
+            self._gather([parameter], self.numels[parameter])
+        fetching = max(self.held, self._wait(parameter))
+        if self.fetched_for[parameter] < step:
+            following, used = self.queue[self.position]
+            self.fetched_for[following] = used
+            self.position += 1
         self._prefetch()
         running = self.held
-        self._release(parameters, step + 1)
+        # release_sub_module; __params_to_release keeps what was prefetched for later or is used again soon.
+        if self.fetched_for[parameter] <= step + 1 and not self.used_soon[step]:
+            self.gathered[parameter] = False
+            self.available -= self.numels[parameter]
+            self.held -= self.numels[parameter]
         return fetching, running
 
-    def _gather(self, parameters: Sequence[int]) -> None:
+    def _gather(self, parameters: Sequence[int], numel: int) -> None:
         """all_gather_coalesced of partition_parameters.py; a single parameter is a view of its buffer."""
-        numel = sum(self.numels[p] for p in parameters)
-        self.gathered.update(parameters)
+        for parameter in parameters:
+            self.gathered[parameter] = True
         self.available += numel
         self.held += numel
         if len(parameters) > 1:
@@ -235,28 +249,15 @@ class _Coordinator:
 
     def _prefetch(self) -> None:
         most = min(self.buckets.stage3_max_live_parameters - self.available, self.buckets.stage3_prefetch_bucket_size)
+        if most <= 0 or self.position == len(self.queue):
+            return
         chosen: list[int] = []
         numel = 0
         while self.position < len(self.queue) and numel < most:
             parameter, used = self.queue[self.position]
             self.position += 1
-            self.fetched_for[parameter] = max(self.fetched_for.get(parameter, -1), used)
-            if parameter not in self.gathered and parameter not in chosen:
+            self.fetched_for[parameter] = max(self.fetched_for[parameter], used)
+            if not self.gathered[parameter] and parameter not in chosen:
                 chosen.append(parameter)
                 numel += self.numels[parameter]
-        self._gather(chosen)
-
-    def _release(self, parameters: Sequence[int], step: int) -> None:
-        """release_sub_module; __params_to_release keeps what was prefetched for later or is used again soon."""
-        for parameter in parameters:
-            if self.fetched_for.get(parameter, -1) > step or self._is_used_soon(parameter, step):
-                continue
-            self.gathered.discard(parameter)
-            self.available -= self.numels[parameter]
-            self.held -= self.numels[parameter]
-
-    def _is_used_soon(self, parameter: int, step: int) -> bool:
-        later = next((use for use in self.uses[parameter] if use >= step), None)
-        if later is None:
-            return False
-        return self.traversed[later] - self.traversed[step] < self.buckets.stage3_max_reuse_distance
+        self._gather(chosen, numel)

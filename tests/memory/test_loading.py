@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autoconf.memory.loading import LoadedModel, Parameter, loading_memory
+from autoconf.memory.fsdp_loading import EqualUnits, unit_moments
+from autoconf.memory.loading import LoadedModel, LoadingMemory, Parameter, loading_memory, undominated
 
 GPUS = np.array([1, 2, 4, 8, 64])
 
@@ -47,3 +48,32 @@ def test_upcast_shards_of_fsdp1_are_there_in_both_dtypes() -> None:
 
 def test_a_4_bit_model_is_loaded_on_the_gpu_whatever_is_said() -> None:
     assert (peak("fsdp2", "cpu", model(packed=True)) == peak("fsdp2", "gpu", model(packed=True))).all()
+
+
+def equal_units(loaded: int, trained: int, matrices: int) -> EqualUnits:
+    return EqualUnits(
+        embedding=Parameter(100_000_000, loaded, trained),
+        rest=Parameter(90_000_000, loaded, trained),
+        plain=Parameter(40_000_000, loaded, trained),
+        packed=Parameter(8_000_000, loaded, loaded, packed=True),
+        matrices=matrices,
+        adapters=Parameter(3_000_000, 4, 4, adapter=True),
+        layers=20,
+        buffers=5_000_000,
+    )
+
+
+@pytest.mark.parametrize("strategy", ["fsdp1", "fsdp2"])
+@pytest.mark.parametrize("loading", ["cpu", "gpu"])
+@pytest.mark.parametrize(("loaded", "trained", "matrices"), [(2, 2, 0), (2, 4, 0), (4, 4, 0), (2, 2, 5), (2, 4, 5)])
+@pytest.mark.parametrize("shard_adapters", [True, False])
+def test_equal_layers_decide_at_the_first_or_the_last(
+    strategy: str, loading: str, loaded: int, trained: int, matrices: int, shard_adapters: bool
+) -> None:
+    units = equal_units(loaded, trained, matrices)
+    layer = (units.plain, *(units.packed,) * matrices, units.adapters)
+    every = LoadedModel((units.embedding,), (layer,) * units.layers, (units.rest,), buffers=units.buffers)
+    expected = loading_memory(every, strategy, loading, shard_adapters=shard_adapters).peak_bytes(GPUS)
+    waits = loading == "gpu" or matrices > 0
+    found = LoadingMemory(undominated(unit_moments(units, strategy, waits=waits, shard_adapters=shard_adapters)))
+    assert found.peak_bytes(GPUS) == pytest.approx(expected, rel=1e-12)
