@@ -66,6 +66,7 @@ class StackMemory:
         self.table, self.rules, self.fragmentation, self.outside = table, rules, fragmentation, outside
         self._rows: dict[tuple[str, str, Stack], int] = {}
         self._jobs: dict[int, tuple[GpuJob, GpuJob]] = {}  # on one GPU, and on each of several
+        self._of_any_allocator: dict[tuple[str, str, Stack, bool], GpuJob] = {}
         self._numbers = itertools.count()
 
     def __len__(self) -> int:
@@ -76,6 +77,7 @@ class StackMemory:
         """Drop all rows; their numbers are not used again. No other thread may use one."""
         self._rows.clear()
         self._jobs.clear()
+        self._of_any_allocator.clear()
 
     def row(self, model: str, method: str, stack: Stack) -> int:
         """The row of a job, made if needed.
@@ -98,9 +100,16 @@ class StackMemory:
 
     def gpu_job(self, model: str, method: str, stack: Stack, *, several: bool) -> GpuJob:
         """What the memory of a GPU of a job is composed of; arguments and errors as in ``gpu_job``."""
-        job = gpu_job(self.table, model, method, stack, several=several, rules=self.rules)
         if self.fragmentation is None:
-            return job
+            return gpu_job(self.table, model, method, stack, several=several, rules=self.rules)
+        # The allocator changes fragmentation alone, and is a change that is tried for every job that does not fit.
+        default = stack.allocator == "default"
+        plain = stack if default else stack.model_copy(update={"allocator": "default"})
+        key = model, method, plain, several
+        job = self._of_any_allocator.get(key)
+        if job is None:
+            job = gpu_job(self.table, model, method, plain, several=several, rules=self.rules)
+            self._of_any_allocator[key] = job
         return job.fragmented(self.fragmentation.surface(kind_of(stack, method, several=several)))
 
     def _on(self, row: int, gpus: int) -> GpuMemory:
