@@ -11,7 +11,7 @@ from typing import Any
 from autoconf.jobs.job import stack_of
 from autoconf.jobs.presets import SETTINGS
 from autoconf.planner.changes import ALL, FIRST_OF_TWO, Changes, Tried, changed, helping, larger_gpus
-from autoconf.planner.domain import JobColumns, column
+from autoconf.planner.domain import JobColumns, value_of
 from autoconf.planner.results import Change, Remedy
 from autoconf.predictor.predictor import Predictor
 
@@ -45,7 +45,7 @@ def _proposed(predictor: Predictor, columns: JobColumns, changes: Changes) -> li
 def _pairs(predictor: Predictor, columns: JobColumns) -> list[Remedy]:
     """Find pairs of changes that help one job: for each first change, the second changes that then help."""
     first = _proposed(predictor, columns, FIRST_OF_TWO)
-    if column(columns, "max_gpus")[0] < predictor.domain.max_gpus:
+    if value_of(columns, "max_gpus", 0) < predictor.domain.max_gpus:
         first.append((0, "max_gpus", predictor.domain.max_gpus))
     first += [(0, "gpu_model", name) for name in larger_gpus(predictor, columns)[0]]
     found: dict[frozenset[str], Remedy] = {}
@@ -69,5 +69,5 @@ def _cost(pair: Remedy) -> tuple[int, ...]:
 def _before(columns: JobColumns, index: int, field: str) -> Any:
     """A job's value of a field; for a setting that the job does not have, the value of its stack."""
     if field not in SETTINGS:
-        return column(columns, field)[index]
+        return value_of(columns, field, index)
     return getattr(stack_of({name: values[index] for name, values in columns.items()}), field)

@@ -120,6 +120,11 @@ def column(columns: JobColumns, field: str) -> list[Any]:
     return columns[field] if field in columns else [OPTIONAL[field]] * len(columns[REQUIRED[0]])
 
 
+def value_of(columns: JobColumns, field: str, index: int) -> Any:
+    """The value of a field of one job."""
+    return columns[field][index] if field in columns else OPTIONAL[field]
+
+
 def columns_of(columns: JobColumns, fields: Iterable[str]) -> list[list[Any]]:
     """The values of fields, for each field one for each job."""
     count = len(columns[REQUIRED[0]])
@@ -148,6 +153,7 @@ class _Lookup:
         self.knows_host = predictor.knows_host
         self.usable_gib = {name: gpu.usable_gib for name, gpu in self.domain.gpus.items()}
         self.refusing = {name: gpu for name, gpu in self.domain.gpus.items() if hardware.refuses(name, gpu)}
+        self.refusal = lru_cache(maxsize=16_384)(self._refusal)
         self.positions = {
             name: model.max_tokens_per_sample
             for name, model in self.domain.models.items()
@@ -251,13 +257,18 @@ class _Lookup:
 
     def _check_gpus(self, columns: JobColumns, gpus: list[str], models: list[str], problems: Problems) -> None:
         """Record a problem for jobs that their GPU type cannot run, regardless of memory."""
-        fields = {field: column(columns, field) for field in STACK_FIELDS} if self.refusing else {}
         for index, name in enumerate(gpus):
             if name in self.refusing and index not in problems:
-                stack = stack_of({field: values[index] for field, values in fields.items()})
-                if not hardware.runs_on_older(stack, models[index]):
-                    said = hardware.refusal(name, self.refusing[name], stack, self.domain, models[index])
+                stack = (value_of(columns, field, index) for field in STACK_FIELDS)
+                if said := self.refusal(name, models[index], *stack):
                     problems[index] = outside(said)
+
+    def _refusal(self, name: str, model: str, *settings: Any) -> str:
+        """The reason why a GPU type that is too old cannot run a job; empty text if it can."""
+        stack = stack_of(dict(zip(STACK_FIELDS, settings, strict=True)))
+        if hardware.runs_on_older(stack, model):
+            return ""
+        return hardware.refusal(name, self.refusing[name], stack, self.domain, model)
 
     def _rows(self, columns: JobColumns, models: list[str], methods: list[str], problems: Problems) -> Integers:
         """The row of each job in the memory model; 0 for a job with a problem."""

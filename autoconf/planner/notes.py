@@ -11,7 +11,7 @@ from autoconf.jobs.lora_targets import GROUPS, as_setting
 from autoconf.jobs.stack import Sharding, Stack
 from autoconf.memory.units import Unsupported
 from autoconf.planner import hardware
-from autoconf.planner.domain import JobColumns, column
+from autoconf.planner.domain import JobColumns, value_of
 from autoconf.planner.given_gpus import given_gpus
 from autoconf.planner.known_names import names_of
 from autoconf.predictor.predictor import Predictor
@@ -119,7 +119,7 @@ class _Writer:
     def _warnings(self, columns: JobColumns, index: int, doubtful: set[str]) -> Notes:
         if not doubtful or (name := columns["gpu_model"][index]) not in doubtful:
             return ()
-        return self.warnings(name, *(column(columns, field)[index] for field in STACK_FIELDS))
+        return self.warnings(name, *(value_of(columns, field, index) for field in STACK_FIELDS))
 
     def _warnings_on(self, written: str, *stack: Any) -> Notes:
         name = str(self.names["gpu_model"].find(written))

@@ -13,7 +13,7 @@ from autoconf.jobs.job import GPU_MEMORY, STACK_FIELDS, UNNAMED, Job, stack_of
 from autoconf.jobs.queries import NUMBER_GPUS, RUN_LENGTH, THROUGHPUT
 from autoconf.memory.objectives import OF_PAIRS
 from autoconf.memory.units import Integers
-from autoconf.planner.domain import JobColumns, Placed, column, on_counts, outside, workers
+from autoconf.planner.domain import JobColumns, Placed, on_counts, outside, value_of, workers
 from autoconf.planner.estimate import candidates_on
 from autoconf.planner.known_names import names_of
 from autoconf.planner.prices import Prices, of_domain, read_prices
@@ -165,7 +165,7 @@ def _speed_jobs(
         if shapes is None or gpu not in gpu_speeds():
             problems[index] = outside(_unknown(model, shapes is None, str(columns["gpu_model"][position])))
             continue
-        fields = {field: column(columns, field)[position] for field in STACK_FIELDS}
+        fields = {field: value_of(columns, field, position) for field in STACK_FIELDS}
         stack = stack_of(fields)
         each = int(placed.jobs.tokens_per_sample[index])
         steps = int(fields["gradient_accumulation_steps"])
