@@ -17,6 +17,8 @@ from autoconf.jobs.names import key
 from autoconf.jobs.stack import Stack, sharding_parts
 
 STACKS = Path(__file__).with_name("stacks.yaml")
+# The presets that there were when version 2.0.0 was released.
+UP_TO_2_0_0 = ("reference", "trl", "fms-hf-tuning", "llama-factory")
 # The settings that a job may override. The others of ``Stack`` follow from the preset, the method or accumulation.
 SETTINGS = (
     "optim", "torch_dtype", "adapter_dtype", "mixed_precision", "gradient_checkpointing", "loss", "sharding", "lora_r",
@@ -69,7 +71,7 @@ def presets() -> dict[str, Preset]:
     """The presets by name.
 
     >>> list(presets())
-    ['reference', 'trl', 'fms-hf-tuning', 'llama-factory']
+    ['reference', 'trl', 'fms-hf-tuning', 'llama-factory', 'axolotl', 'open-instruct']
     >>> presets()["trl"].settings["loss"].value
     'chunked'
     """

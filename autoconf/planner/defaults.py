@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from autoconf.jobs.job import OPTIONAL, STACK_FIELDS, stack_of
-from autoconf.jobs.presets import presets
+from autoconf.jobs.presets import UP_TO_2_0_0
 from autoconf.planner.domain import JobColumns
 from autoconf.predictor.predictor import Predictor
 
@@ -50,7 +50,7 @@ def _others(fields: dict[str, Any]) -> list[tuple[str, Any, Any]]:
         found.append(("gradient_accumulation_steps", OPTIONAL["gradient_accumulation_steps"], 1))
     if "stack" not in fields:
         default = OPTIONAL["stack"]
-        found += [("stack", default, name) for name in presets() if name != default]
+        found += [("stack", default, name) for name in UP_TO_2_0_0 if name != default]
     if "optim" not in fields:
         found.append(("optim", stack_of(fields).optim, _EIGHT_BITS))
     return found

@@ -112,7 +112,7 @@ def test_an_axolotl_config_is_read() -> None:
         "tokens_per_sample": 2048,
         "per_device_train_batch_size": 2,
     }.items() <= job.fields.items()
-    assert any("no preset is axolotl's own" in line for line in job.assumed)
+    assert job.fields["stack"] == "axolotl"
     assert not job.unknown
 
 
@@ -160,18 +160,13 @@ def test_ligers_loss_in_trl_keeps_trls_other_settings(read_text) -> None:
     assert liger == plain.model_copy(update={"loss": "chunked"})
 
 
+@pytest.mark.parametrize("loss", ["nll", "chunked_nll"])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_loras_dropout_chooses_the_preset(read_text, dropout: float) -> None:
-    job = read_text({**TRL, "lora_dropout": dropout, "loss_type": "nll"}).fields
+def test_loras_dropout_is_that_of_the_files(read_text, dropout: float, loss: str) -> None:
+    job = read_text({**TRL, "lora_dropout": dropout, "loss_type": loss}).fields
     stack = Workload.parse(**job, gpu_model="NVIDIA-A100-SXM4-80GB").training_stack()
-    assert (stack.lora_dropout > 0) == (dropout > 0)
-    assert (stack.optim, stack.adapter_dtype, stack.lora_r) == ("adamw_torch_fused", "float32", 32)
-
-
-def test_dropout_that_no_preset_combines_with_trls_loss_is_noted(read_text) -> None:
-    job = read_text({**TRL, "lora_dropout": 0})
-    assert (job.fields["stack"], "loss" in job.fields) == ("trl", False)
-    assert any("dropout is counted as in the stack trl" in line for line in job.assumed)
+    assert (stack.lora_dropout > 0, job["stack"]) == (dropout > 0, "trl")
+    assert stack.loss == {"nll": "full"}.get(loss, loss)
 
 
 def test_a_command_line_of_fms_hf_tuning_is_read_with_its_config() -> None:

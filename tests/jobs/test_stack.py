@@ -126,7 +126,7 @@ def test_a_preset_states_every_setting_with_its_source_and_makes_a_stack(name, m
     for sharding in (None, *get_args(JobSharding)):
         stack = stack_for(method, name, sharding=sharding)
         assert stack.quantization == ("nf4" if method == "qlora" else "none")
-        given = sharding or preset.settings["sharding"].value
+        given = sharding or preset.values(method, {})["sharding"]
         assert (stack.sharding, stack.fsdp_strategy) == sharding_parts(given)
 
 
@@ -142,6 +142,24 @@ def test_a_jobs_own_setting_wins_over_the_preset():
     assert stack_for(stack="llama-factory", sharding="fsdp2").gradient_checkpointing == "non-reentrant"
     own = stack_for(stack="llama-factory", sharding="fsdp2", gradient_checkpointing="reentrant")
     assert own.gradient_checkpointing == "reentrant"
+
+
+def test_axolotl_without_flash_attention_trains_float32_only_where_nothing_shards_and_without_adapters():
+    full = stack_for("full", "axolotl", attention="sdpa")
+    assert (full.torch_dtype, stack_for("full", "axolotl").torch_dtype) == ("float32", "bfloat16")
+    assert stack_for("full", "axolotl", attention="sdpa", sharding="fsdp2").torch_dtype == "bfloat16"
+    assert stack_for("lora", "axolotl", attention="sdpa").torch_dtype == "bfloat16"
+
+
+def test_axolotl_checkpoints_without_reentry_for_preferences():
+    assert stack_for(stack="axolotl").gradient_checkpointing == "reentrant"
+    assert stack_for(stack="axolotl", objective="dpo").gradient_checkpointing == "non-reentrant"
+
+
+def test_open_instruct_shards_by_deepspeed_but_not_a_quantized_base():
+    assert stack_for("full", "open-instruct").sharding == "zero3"
+    quantized = stack_for("qlora", "open-instruct")
+    assert (quantized.sharding, quantized.upcast_unquantized, quantized.optim) == ("ddp", "all", "paged_adamw_32bit")
 
 
 def test_a_presets_adapters_follow_the_dtype_that_the_job_loads():

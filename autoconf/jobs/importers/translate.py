@@ -355,35 +355,26 @@ class _Translation:
         return {**self.fields, **self.options}.get("mixed_precision") == "fp16"
 
     def _choose_preset(self, method: str, own: Preset) -> None:
-        """Choose the preset for LoRA dropout and the kind of chunked loss, which are not fields; set other fields."""
+        """Choose the preset for the kind of chunked loss, which is not a field; set other fields."""
         given = {field: value for field, value in {**self.fields, **self.options}.items() if field in SETTINGS}
         dropout = None if method == "full" or "lora_dropout" in given else self._fact("dropout")
-        of_files = {} if dropout is None else {"lora_dropout": float(dropout)}
-        comes_with = {**own.values(method, given), **of_files, **given}
-        drops = comes_with["lora_dropout"] > 0
+        if dropout is not None and (float(dropout) > 0) != (own.values(method, given)["lora_dropout"] > 0):
+            self.fields["lora_dropout"] = given["lora_dropout"] = float(dropout)
+        comes_with = {**own.values(method, given), **given}
         own_loss = self.facts.get("liger") != "yes" and self.framework is job_keys().frameworks.get("trl")
         chunked = own.chunked if own_loss else "chunked"
-        fitting = (
+        name = next(
             name
             for name, preset in {self._preset_name: own, **presets()}.items()
-            if (method == "full" or (preset.values(method, given)["lora_dropout"] > 0) == drops)
-            and (comes_with["loss"] != "chunked" or preset.chunked == chunked)
+            if comes_with["loss"] != "chunked" or preset.chunked == chunked
         )
-        name = next(fitting, "")
-        if not name:
-            name = self._preset_name
-            self.assumed.append(
-                f"LoRA dropout is counted as in the stack {name}, which holds more than without dropout"
-            )
         self.fields["stack"] = name
         excluded = (*(_OF_ADAPTERS if method == "full" else ()), *(_OF_QUANTIZED if method != "qlora" else ()))
         left = [setting for setting in SETTINGS if setting not in (*given, *excluded)]
         if name != self._preset_name:
             self.fields |= {setting: comes_with[setting] for setting in left}
-            self.assumed.append(
-                f"stack = {name}, which has the dropout or the loss of these files; all other settings are set"
-            )
-        if by_default := [setting for setting in left if setting not in of_files]:
+            self.assumed.append(f"stack = {name}, which has the loss of these files; all other settings are set")
+        if by_default := [setting for setting in left if dropout is None or setting != "lora_dropout"]:
             rest = ", ".join(f"{setting} = {comes_with[setting]}" for setting in by_default)
             self.assumed.append(f"{rest}: defaults of the stack {self._preset_name}")
 

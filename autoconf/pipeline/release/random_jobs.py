@@ -8,7 +8,7 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 
-from autoconf.jobs.presets import SETTINGS, presets, training_stack
+from autoconf.jobs.presets import SETTINGS, UP_TO_2_0_0, presets, training_stack
 from autoconf.jobs.stack import Attention, Checkpointing, Dtype, Loss, MixedPrecision, Optim
 from autoconf.predictor.predictor import Predictor
 
@@ -32,13 +32,14 @@ def random_stacks(predictor: Predictor, generator: np.random.Generator) -> Itera
     """Yield random models, methods and stacks of the domain without end; half of them are unchanged presets."""
     domain = predictor.domain
     names, methods = list(domain.models), domain.methods
+    stacks = UP_TO_2_0_0 if len(domain.allocator) == 1 else tuple(presets())
     choices = {**_CHOICES, **{name: tuple(known) for name, known in domain.settings.items()}}
     drawn = [name for name in SETTINGS if len(choices[name]) > 1]
     while True:
         job: dict[str, Any] = {
             "model_name": names[generator.integers(len(names))],
             "method": methods[generator.integers(len(methods))],
-            "stack": list(presets())[generator.integers(len(presets()))],
+            "stack": stacks[generator.integers(len(stacks))],
             "gradient_accumulation_steps": int(generator.choice([1, 4])),
         }
         changes = generator.random(len(drawn)) < _CHANGED * (generator.random() < 0.5)
