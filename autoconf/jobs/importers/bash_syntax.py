@@ -14,6 +14,8 @@ _LONGEST_SCRIPT = 1 << 17  # bytes
 # read beyond C's table: some texts crash the process. Bash gives these characters no meaning, so the grammar gets a
 # plain character of a word for each of their bytes.
 _ASCII = bytes(range(0x80)) + b"." * 0x80
+# A comment within a command, `# like this`, which bash replaces by nothing; the grammar does not know it.
+_COMMENT = re.compile(r"(?<=\s)`[ \t]*#[^`\n]*`")
 # A backslash at the end of a line that nothing follows: bash takes it, the grammar does not.
 _DANGLING = re.compile(r"(^|[^\\])\\[ \t]*(?=\n[ \t]*(?:\n|\Z)|\Z)")
 
@@ -35,7 +37,7 @@ def parsed(text: str, file: str, first_line: int) -> tuple[bytes, Any]:
         raise BadInput(f"{file}: not a job's script: larger than {_LONGEST_SCRIPT:,} bytes")
     root = _tree(source)
     if root.has_error:
-        source = _DANGLING.sub(r"\1 ", text).encode("utf-8", "replace")
+        source = _DANGLING.sub(r"\1 ", _COMMENT.sub("", text)).encode("utf-8", "replace")
         root = _tree(source)
     if root.descendant_count > _MOST_NODES:
         raise BadInput(f"{file}: not a job's script: more than {_MOST_NODES:,} parts")

@@ -32,7 +32,7 @@ FACTS_OF = {
         "deepspeed",
     ),
     "offload": ("offload_optimizer", "offload_parameters", "fsdp_offload"),
-    "optim": ("deepspeed_optim",),
+    "optim": ("deepspeed_optim", "torch_adam"),
     "mixed_precision": ("launch_precision", "fp16", "pure"),
     "objective": ("preference", "without_reference", "precomputed"),
     "loss": ("liger",),

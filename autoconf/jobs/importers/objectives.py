@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.key_table import Place, Setting
+from autoconf.jobs.importers.key_table import Place, Setting, text
 from autoconf.jobs.importers.other_files import is_off, keys_of_objectives, words_of
 from autoconf.jobs.importers.words import described
 
@@ -34,20 +34,26 @@ _PRECOMPUTES = "precompute_ref_log_probs"
 # Keys of losses of TRL that change no memory, and keys that other objectives have as well.
 _OF_LOSSES = ("loss_type", "loss_weights", "label_smoothing", "max_completion_length", "truncation_mode")
 _OWN_REFERENCE = ("ref_model", "ref_model_*")
+# Values of loss_type: trl v1.9.0, trl/trainer/dpo_trainer.py and kto_trainer.py; kto_pair and aot_pair are of releases
+# before 1.0. A script of one's own may have others, which hold other things.
+_LOSSES = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm", "kto", "apo_zero_unpaired", "kto_pair", "aot_pair",
+)  # fmt: skip
 
 
-def objective_in(text: str) -> str | None:
+def objective_in(name: str) -> str | None:
     """The kind of objective, other than supervised fine-tuning, in the name of a script, a module or a file.
 
     >>> objective_in("scripts/train_dpo.py"), objective_in("trl.scripts.sft"), objective_in("dpo_data_sft.yaml")
     ('preference optimization', None, None)
     """
-    word = _word_of(text)
+    word = _word_of(name)
     return None if word is None else _KINDS[word]
 
 
-def _word_of(text: str) -> str | None:
-    words = words_of(text)
+def _word_of(name: str) -> str | None:
+    words = words_of(name)
     return None if "sft" in words else next((word for word in words if word in _KINDS), None)
 
 
@@ -100,6 +106,7 @@ def with_objective(
         raise BadInput(f"{own.place}: a reference model of its own is not covered")
     stated = []
     if given is None:
+        _check_losses(rest)
         if len(words) != 1 or words[0] not in answered or framework not in _TRAINERS:
             ways = " or ".join(answered)
             raise BadInput(f"{place}: {kind}; which objective is not certain; give --objective {ways}")
@@ -108,6 +115,16 @@ def with_objective(
         stated = [Setting(hints[0].place, DIALECT, "objective", objective)]
     of_loss = {id(setting) for setting, _ in of_keys}
     return [*stated, *(s for s in rest if id(s) not in of_loss and not _matches(s, (*_OF_LOSSES, _PRECOMPUTES)))]
+
+
+def _check_losses(settings: Iterable[Setting]) -> None:
+    """Refuse a loss that is not one of TRL, because what it holds is not known."""
+    for setting in settings:
+        if _matches(setting, ("loss_type",)) and (own := sorted({*text(setting.value).split()} - {*_LOSSES})):
+            raise BadInput(
+                f"{setting.place}: {described(' '.join(own))} is no loss of TRL's trainers, so what it holds is not "
+                "known; give --objective for that of TRL"
+            )
 
 
 def check_given(found: Setting, options: Mapping[str, Any]) -> None:

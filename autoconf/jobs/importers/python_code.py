@@ -12,13 +12,11 @@ from autoconf.jobs.importers.key_table import Place, Setting, job_keys, settings
 from autoconf.jobs.importers.objectives import hint, objective_in
 from autoconf.jobs.importers.python_kubeflow import counts_of, submission_of
 from autoconf.jobs.importers.python_literals import Literals, argument_of, name_of, owner_of, parsed_code, shown
+from autoconf.jobs.importers.python_statements import CONFIGS, TRAINERS, certain_calls, until_trained
 from autoconf.jobs.importers.python_unsloth import OWNER, of_unsloth
 from autoconf.jobs.importers.schedulers import Request
 from autoconf.jobs.importers.words import unknown
 
-_OF_TRL = ("SFT", "DPO", "KTO", "ORPO", "Reward")
-_CONFIGS = (*(f"{name}Config" for name in _OF_TRL), "TrainingArguments")
-_TRAINERS = (*(f"{name}Trainer" for name in _OF_TRL), "Trainer")
 _REFERRING = ("DPOTrainer", "KTOTrainer")
 _ADAPTERS = "LoraConfig"
 _OF_TRAINER = (
@@ -43,6 +41,7 @@ _NOT_COVERED = {
     "add_adapter": "adapters that are added by hand are not covered",
     "PeftModel": "adapters that are loaded are not covered",
 }
+_PARSERS = ("HfArgumentParser", "TrlParser")  # make a config of the command's options
 _NO_FILE = "give the job by options instead of --job"
 
 
@@ -102,7 +101,7 @@ class _Script:
         self.functions: dict[str, ast.FunctionDef] = {}
         times: Counter[str] = Counter()
         self._alike: Counter[str] = Counter()  # how often a name is bound to the same literal, at least once
-        self.certain = [*_top_level_calls(tree)]
+        self.certain = certain_calls(tree)
         for node in (node for statement in until_trained(tree.body) for node in ast.walk(statement)):
             if isinstance(node, ast.Call):
                 self.calls.setdefault(name_of(node.func), []).append(node)
@@ -170,7 +169,7 @@ class _Script:
             code = self._of_older_client()
         elif any(setting.dialect == "arguments" for setting in submission.settings):
             code = Code([], "trl" if "SFTTrainer" in self.calls else "transformers")
-        elif any(name in self.calls for name in _CONFIGS):
+        elif any(name in self.calls for name in CONFIGS):
             code = self._training()
         else:
             code = Code([], None)
@@ -194,7 +193,7 @@ class _Script:
         return Code([*found, *self._of_lora(adapters or parameters)], "transformers")
 
     def _training(self) -> Code:
-        config, trainer = self._one(_CONFIGS), self._one(_TRAINERS)
+        config, trainer = self._one(CONFIGS), self._one(TRAINERS)
         names = name_of(config.func), name_of(trainer.func)
         found = [*self._arguments(config), *self._arguments(trainer, only=_OF_TRAINER), *self._enabled()]
         if loads := self.calls_of("from_pretrained", OWNER):
@@ -247,6 +246,12 @@ class _Script:
     def _one(self, names: Sequence[str]) -> ast.Call:
         found = [call for name in names for call in self.calls.get(name, ())]
         if len(found) != 1:
+            parser = next((name for name in _PARSERS if name in self.calls), None)
+            if parser is not None and not found and names is CONFIGS:
+                raise BadInput(
+                    f"{self.place(self.calls[parser][0], parser)}: the script takes its settings from a command or a "
+                    f"config; give the file that starts it by --job, or {_NO_FILE.removesuffix(' instead of --job')}"
+                )
             lines = f" (lines {', '.join(str(call.lineno) for call in found[:9])})" if found else ""
             raise BadInput(
                 f"{self.file}: looks like a Python script, of which one call of {' or '.join(names)} is read; "
@@ -301,13 +306,20 @@ class _Script:
         given = {keyword.arg for keyword in load.keywords}
         if None in given:
             yield from self.setting(load, "dtype", unknown("**", "may be anything"), "torch_dtype")
-        elif not given & {"dtype", "torch_dtype"}:  # the checkpoint's, or float32 before transformers 5
+        elif not given & {"dtype", "torch_dtype"} and not self._is_quantized(load):
+            # the checkpoint's, or float32 before transformers 5; of a quantized base never float32
             yield from self.setting(load, "dtype", unknown("dtype", "not given"), "torch_dtype")
         for keyword in load.keywords:
             if keyword.arg == "quantization_config":
                 yield from self._quantization(load, keyword.value)
             elif keyword.arg not in (None, "pretrained_model_name_or_path"):
                 yield from self.setting(load, str(keyword.arg), self.literals.value(keyword.value), str(keyword.arg))
+
+    def _is_quantized(self, load: ast.Call) -> bool:
+        """Whether the base certainly has 4 or 8 bits."""
+        config = self._call(argument_of(load, "quantization_config", None))
+        given = [argument_of(call, name, None) for call in (load, config) if call for name in _QUANTIZING[1:]]
+        return any(value is not None and self.literals.value(value) is True for value in given)
 
     def _quantization(self, load: ast.Call, node: ast.expr) -> Iterator[Setting]:
         call = self._call(node)
@@ -359,33 +371,3 @@ def adapter_key(argument: str) -> str:
     ('lora_r', 'lora_alpha', 'bias')
     """
     return argument if argument in _PLAIN or argument.startswith("lora_") else f"lora_{argument}"
-
-
-def until_trained(statements: Sequence[ast.stmt]) -> list[ast.stmt]:
-    """The statements up to the one that trains; later ones use the model, and load it or others.
-
-    >>> [ast.unparse(s) for s in until_trained(ast.parse("trainer = T()\\ntrainer.train()\\nPeftModel()").body)]
-    ['trainer = T()', 'trainer.train()']
-    """
-    for i, statement in enumerate(statements):
-        call = statement.value if isinstance(statement, ast.Expr | ast.Assign) else None
-        if not isinstance(call, ast.Call) or name_of(call.func) != "train":
-            continue
-        if "trainer" in name_of(owner_of(call)).casefold() and not any(map(_trains, statements[i + 1 :])):
-            return [*statements[: i + 1]]
-    return [*statements]
-
-
-def _trains(statement: ast.stmt) -> bool:
-    """Whether a statement has to do with another training."""
-    return any(isinstance(node, ast.Attribute) and node.attr == "train" for node in ast.walk(statement)) or any(
-        isinstance(node, ast.Call) and name_of(node.func) in (*_CONFIGS, *_TRAINERS) for node in ast.walk(statement)
-    )
-
-
-def _top_level_calls(tree: ast.Module) -> Iterator[ast.Call]:
-    """The calls that run whenever the script does."""
-    for statement in tree.body:
-        call = statement.value if isinstance(statement, ast.Expr | ast.Assign) else None
-        if isinstance(call, ast.Call):
-            yield call

@@ -88,6 +88,8 @@ class Literals:
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
                 numbers = [_number(self._literal(side, depth + 1)) for side in (left, right)]
                 return _computed(type(op), *numbers)
+            case ast.IfExp(test=test, body=body, orelse=other) if self._literal(test, depth + 1) in (True, False):
+                return self._literal(body if self._literal(test, depth + 1) else other, depth + 1)
             case ast.Call(func=function, args=[], keywords=[]) if name_of(function) in _BF16_SUPPORT:
                 return True  # on GPUs from Ampere on
         raise ValueError("not a literal")

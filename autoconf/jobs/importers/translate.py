@@ -305,6 +305,7 @@ class _Translation:
     def _optimizer(self) -> str | None:
         """The optimizer of DeepSpeed's config, or else of the arguments: transformers, deepspeed_optim_sched."""
         own: str | None = self.facts.get("deepspeed_optim")
+        own = "adamw_torch" if own and self.facts.get("torch_adam") == "yes" else own
         if own is None:
             named: str | None = self._fact("optim")
             return named
