@@ -59,6 +59,7 @@ _SHOWN_GIB = (0, 10, 20, 30, 40, 60, 80)
 _LEARNED_UP_TO_GIB = 100.0  # there are few replays and no real run beyond; a surface goes on as a share
 _ROUNDS, _MOST_GIB = 16, 120.0
 _QUANTILES = tuple((np.arange(40) + 0.5) / 40)  # at which the base without activations is read
+_PROBABILITIES = (0.5, THRESHOLD, 0.99, 0.999)  # at which margins are compared
 _NEAR_GIB = 15.0  # real runs that are further from the edge say nothing about fragmentation
 
 
@@ -89,6 +90,7 @@ class OfReplays:
     """
 
     def __init__(self, jobs: pd.DataFrame, runs: pd.DataFrame) -> None:
+        self.kinds = sorted({*jobs["kind"]}, key=KINDS.index)
         expandable = _is_expandable(jobs)
         near = as_jobs(runs[free_gib(runs).abs() < _NEAR_GIB])
         repeated = [near] * ((~expandable).sum() // max(len(near), 1))  # together they count as much as all replays
@@ -186,17 +188,26 @@ def learned_margin(jobs: pd.DataFrame, real: pd.DataFrame) -> Margin:
         jobs: replayed jobs as of ``read_jobs``.
         real: real rows as of ``real_rows.read_rows``.
     """
-    outside = by_class()
-    rows = for_pytorch(real, outside)
-    replays = OfReplays(jobs, rows)
-    one_gpu, several_gpus = (replays.surface(kind, THRESHOLD).gib[0, 0] for kind in ("none", "fsdp1"))
-    learned = beyond_fragmentation(one_gpu, max(one_gpu, several_gpus))
-    margin = learned.reserve(at=(0.0, _MOST_FRAGMENTATION_GIB))  # by fragmentation, GiB for GiB
-    of_4_bit = _of_4_bit_runs(replays, rows).reserve(at=_ACTIVATIONS_GIB).several_gpus_gib
+    rows = for_pytorch(real, by_class())
+    return margin_at(THRESHOLD, OfReplays(jobs, rows), rows)
+
+
+def margin_at(probability: float, replays: OfReplays, rows: pd.DataFrame) -> Margin:
+    """The margin with which jobs run with a probability.
+
+    Args:
+        probability: in (0, 1).
+        replays: what was learned.
+        rows: real rows as of ``for_pytorch``.
+    """
+    one_gpu, several_gpus = (replays.surface(kind, probability).gib[0, 0] for kind in ("none", "fsdp1"))
+    learned = beyond_fragmentation(one_gpu, max(one_gpu, several_gpus), probability)
+    margin = learned.reserve(probability, at=(0.0, _MOST_FRAGMENTATION_GIB))  # by fragmentation, GiB for GiB
+    of_4_bit = _of_4_bit_runs(replays, rows).reserve(probability, at=_ACTIVATIONS_GIB).several_gpus_gib
     surfaces: dict[str, Floats] = {}
-    for kind in sorted({*jobs["kind"]}, key=KINDS.index):
+    for kind in replays.kinds:
         base = (margin.one_gpu_gib if kind.startswith("none") else margin.several_gpus_gib)[0]
-        needed = replays.surface(kind, THRESHOLD).gib
+        needed = replays.surface(kind, probability).gib
         plain = kind.removesuffix(EXPANDABLE)
         if kind.endswith(OF_4_BIT):
             needed = np.maximum(needed, of_4_bit)
@@ -204,7 +215,7 @@ def learned_margin(jobs: pd.DataFrame, real: pd.DataFrame) -> Margin:
         # No real run is known to have expandable segments.
         surfaces[kind] = found if plain == kind else np.minimum(found, surfaces[plain])
     rounded = {kind: as_rows(gib) for kind, gib in surfaces.items()}
-    return Margin(rows, learned, Fragmentation(_ACTIVATIONS_GIB, _STATES_GIB, rounded), margin, outside)
+    return Margin(rows, learned, Fragmentation(_ACTIVATIONS_GIB, _STATES_GIB, rounded), margin, by_class())
 
 
 def _of_4_bit_runs(replays: OfReplays, rows: pd.DataFrame) -> Learned:
@@ -244,19 +255,42 @@ def held_out(jobs: pd.DataFrame, real: pd.DataFrame, folds: int = 5) -> pd.DataF
         For each kind and for all: replays that failed, those of them said to fit, and likewise those that ran and were
         refused.
     """
+    (fits,) = _held_out_fits(jobs, real, (THRESHOLD,), folds)
+    return pd.DataFrame([{"kind": kind} | _counts(jobs, fits, kind) for kind in (*KINDS, "all")])
+
+
+def by_probability(jobs: pd.DataFrame, real: pd.DataFrame, folds: int = 5) -> pd.DataFrame:
+    """What a margin at other probabilities says of replays of unseen models, and of the real runs it learned from."""
+    rows = for_pytorch(real, by_class())
+    replays = OfReplays(jobs, rows)
+    found = []
+    for probability, fits in zip(_PROBABILITIES, _held_out_fits(jobs, real, _PROBABILITIES, folds), strict=True):
+        (runs,) = of_real_runs(margin_at(probability, replays, rows))
+        of_runs = {f"real runs: {name}": runs[name] for name in ("failed, said to fit", "finished, refused")}
+        found.append({"probability": probability} | _counts(jobs, fits, "all") | of_runs)
+    return pd.DataFrame(found)
+
+
+def _held_out_fits(
+    jobs: pd.DataFrame, real: pd.DataFrame, probabilities: tuple[float, ...], folds: int
+) -> list[Booleans]:
+    """Whether each replay is said to fit at each probability, by what was learned from other models."""
     numbers = {model: index % folds for index, model in enumerate(sorted(jobs["model"].unique()))}
-    fold = jobs["model"].map(numbers).to_numpy()
-    fits = np.zeros(len(jobs), bool)
+    fold, rows = jobs["model"].map(numbers).to_numpy(), for_pytorch(real, by_class())
+    fits = [np.zeros(len(jobs), bool) for _ in probabilities]
     for index in range(folds):
         unseen = fold == index
-        fits[unseen] = said_to_fit(learned_margin(jobs[~unseen], real), jobs[unseen])
+        replays = OfReplays(jobs[~unseen], rows)
+        for probability, of in zip(probabilities, fits, strict=True):
+            of[unseen] = said_to_fit(margin_at(probability, replays, rows), jobs[unseen])
+    return fits
+
+
+def _counts(jobs: pd.DataFrame, fits: Booleans, kind: str) -> dict[str, int]:
     ran = jobs[LABEL].to_numpy() == 1
-    lines = []
-    for kind in (*KINDS, "all"):
-        some = (jobs["kind"] == kind).to_numpy() | (kind == "all")
-        counts = {"failed": ~ran, "said to fit": ~ran & fits, "ran": ran, "refused": ran & ~fits}
-        lines.append({"kind": kind} | {name: int((some & which).sum()) for name, which in counts.items()})
-    return pd.DataFrame(lines)
+    some = (jobs["kind"] == kind).to_numpy() | (kind == "all")
+    counts = {"failed": ~ran, "said to fit": ~ran & fits, "ran": ran, "refused": ran & ~fits}
+    return {name: int((some & which).sum()) for name, which in counts.items()}
 
 
 def real_probabilities(jobs: pd.DataFrame, real: pd.DataFrame, split: str) -> Floats:
@@ -318,7 +352,7 @@ def main() -> None:
     margin = learned_margin(jobs, real)
     typer.echo(markdown(by_activations(margin)) + "\n")
     typer.echo(markdown(of_real_runs(margin)) + "\n")
-    typer.echo(markdown(held_out(jobs, real).to_dict("records")))
+    typer.echo(markdown(by_probability(jobs, real).to_dict("records")))
 
 
 if __name__ == "__main__":
