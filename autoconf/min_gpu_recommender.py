@@ -50,7 +50,7 @@ def min_gpu_recommender(job: Job, models: ModelsFolder = None) -> Recommendation
         upcast_unquantized: ``none``, ``norms`` or ``all``: parameters of a 4-bit base that become float32.
         offload: ``none``, ``optimizer``, ``parameters`` or ``optimizer_and_parameters``, which the host's memory holds.
         allocator: ``default``, or ``expandable_segments`` of PyTorch's caching allocator.
-        objective: ``sft``, ``reward``, ``dpo``, ``dpo_precomputed``, ``orpo`` or ``kto``, by TRL.
+        objective: ``sft``, ``reward``, ``dpo``, ``dpo_precomputed``, ``orpo``, ``kto`` or ``grpo``, by TRL.
         quantization: ``nf4``, ``nf4_single``, ``int8``, ``gptq`` or ``awq``: how the base of ``qlora`` is quantized.
         gradient_sync: ``last`` or ``every``: the micro-batches at which FSDP reduces gradients.
         attention: ``flash`` or ``sdpa``; ``eager`` is refused, because its scores are not counted.

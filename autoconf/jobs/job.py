@@ -212,7 +212,8 @@ class Job(BaseModel):
         None,
         description=_describe(
             "What is trained: sft, or a loss of TRL, whose samples are pairs for reward, dpo and orpo; dpo_precomputed "
-            "is dpo with precompute_ref_log_probs (known from version 3.0.0)",
+            "is dpo with precompute_ref_log_probs, and grpo the training step without generation, whose samples are a "
+            "prompt with a completion (known from version 3.0.0)",
             Objective,
         ),
     )

@@ -44,8 +44,8 @@ _OFFLOADING = {
     "optimizer_and_parameters": ("zero3", "fsdp1", "fsdp2"),
 }
 # What a job trains, and how: supervised fine-tuning, or a loss of TRL. dpo_precomputed has the reference model's
-# log-probabilities before it trains.
-Objective = Literal["sft", "reward", "dpo", "dpo_precomputed", "orpo", "kto"]
+# log-probabilities before it trains; grpo is the training step alone, without generating completions.
+Objective = Literal["sft", "reward", "dpo", "dpo_precomputed", "orpo", "kto", "grpo"]
 # At which micro-batch of an optimizer step gradients are reduced, hence sharded.
 GradientSync = Literal["last", "every"]
 # FlashAttention-2, PyTorch's scaled_dot_product_attention (its kernels hold as much), or scores as a matrix.
@@ -238,7 +238,7 @@ class Stack(BaseModel):
             ("kernels", "quantization", "fused_lora" in self.kernels and self.quantization == "none"),
             ("shard_adapters", "sharding", not self.shard_adapters and self.sharding == "fsdp2"),
             ("objective", "loss", self.objective != "sft" and self.loss != "full"),
-            ("objective", "losses", self.losses != "trl" and self.objective in ("reward", "kto", "dpo_precomputed")),
+            ("objective", "losses", self.losses != "trl" and self.objective not in ("sft", "dpo", "orpo")),
             ("objective", "kernels", self.objective != "sft" and bool(self.kernels)),
             ("offload", "sharding", self.offload != "none" and self.sharding not in _OFFLOADING[self.offload]),
             ("fsdp_strategy", "sharding", self.fsdp_strategy != "full_shard" and self.sharding not in _FSDP),

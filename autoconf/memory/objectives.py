@@ -49,6 +49,9 @@ _LOSSES: dict[tuple[str, Objective, int], LossBytes] = {
     ("trl", "orpo", 4): LossBytes(own=0, over=8, turn=6, backward=14),
     ("trl", "kto", 2): LossBytes(own=4, over=10, turn=2, backward=8),  # trl/trainer/kto_trainer.py, _compute_loss
     ("trl", "kto", 4): LossBytes(own=4, over=16, turn=4, backward=16),
+    # trl/trainer/grpo_trainer.py, _get_per_token_logps_and_entropies, with beta 0
+    ("trl", "grpo", 2): LossBytes(own=0, over=7, turn=2, backward=8),
+    ("trl", "grpo", 4): LossBytes(own=0, over=9, turn=4, backward=16),
     # LLaMA-Factory v0.9.5, src/llamafactory/train/dpo/trainer.py, concatenated_forward: float32 logits, returned, and
     # trainer_utils.py, get_batch_logps: the log-softmax of a copy of them.
     ("llama-factory", "dpo", 4): LossBytes(own=8, over=20, turn=4, backward=12),

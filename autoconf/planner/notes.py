@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from autoconf.jobs.job import GPU_MEMORY, STACK_FIELDS, TARGETS, stack_of
 from autoconf.jobs.lora_targets import GROUPS, as_setting
-from autoconf.jobs.stack import Sharding, Stack
+from autoconf.jobs.stack import Objective, Sharding, Stack
 from autoconf.memory.units import Unsupported
 from autoconf.planner import hardware
 from autoconf.planner.domain import JobColumns, value_of
@@ -17,25 +17,34 @@ from autoconf.planner.known_names import names_of
 from autoconf.predictor.predictor import Predictor
 
 Notes = tuple[str, ...]
-# Settings whose memory was not held against real runs: values that need no note, and the note.
-_NOT_MEASURED = {
-    "offload": (
+# What settings leave open: the setting, values that need no note, and the note.
+_LEFT_OPEN = (
+    (
+        "offload",
         ("none",),
         "offload is counted from the code of DeepSpeed and FSDP, and was not compared with real runs",
     ),
-    "allocator": (("default",), "expandable segments are counted by replays of the allocator, not by real runs"),
-    "quantization": (
+    ("allocator", ("default",), "expandable segments are counted by replays of the allocator, not by real runs"),
+    (
+        "quantization",
         ("none", "nf4", "nf4_single"),
         "what layers over a base in int8, GPTQ or AWQ hold is bounded from the code of its library, outliers of int8 "
         "are not counted, and it was not compared with real runs",
     ),
-    "sharding": (
+    (
+        "sharding",
         get_args(Sharding),
         "peaks under this sharding are compared with PyTorch's FSDP; what its allocator loses to fragmentation was not "
         "replayed, and counts as that of full sharding",
     ),
-    "objective": (("sft",), "losses of TRL 1.9 are counted from its code, and were not compared with real runs"),
-}
+    ("objective", ("sft",), "losses of TRL 1.9 are counted from its code, and were not compared with real runs"),
+    (
+        "objective",
+        tuple(name for name in get_args(Objective) if name != "grpo"),
+        "grpo is the training step alone: completions are generated on other GPUs, or by a vLLM whose memory is not "
+        "part of gpu_memory_gib",
+    ),
+)
 
 
 def notes_on(predictor: Predictor, columns: JobColumns) -> list[Notes]:
@@ -134,7 +143,7 @@ class _Writer:
 def _of_settings(columns: JobColumns) -> dict[int, Notes]:
     """The notes on settings that were not held against real runs, by position."""
     found: dict[int, Notes] = {}
-    for field, (usual, said) in _NOT_MEASURED.items():
+    for field, usual, said in _LEFT_OPEN:
         for index, value in enumerate(columns.get(field, ())):
             if value is not None and value not in usual:
                 found[index] = (*found.get(index, ()), said)

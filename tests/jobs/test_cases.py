@@ -105,7 +105,7 @@ def test_a_case_is_read(name: str, fields: dict) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("grpo.yaml", ["grpo.yaml:", "not supervised fine-tuning"]),
+        ("grpo.yaml", ["grpo.yaml:", "GRPO is answered for its training step alone", "--objective grpo"]),
         ("dpo.sh", ["dpo.sh: not certain: method", "--method"]),
         ("qlora.sh", ["--bits", "--lora_r", "--method", "--tokens-per-sample"]),
         ("block.sh", ["--block_size", "32768", "--tokens-per-sample"]),

@@ -96,7 +96,7 @@ def test_a_reward_model_has_one_score_instead_of_a_head_of_its_own():
     assert peak("reward", "lora", model="granite-3.1-2b", **few) > tied
 
 
-@pytest.mark.parametrize("objective", ["dpo", "orpo", "kto", "reward"])
+@pytest.mark.parametrize("objective", ["dpo", "orpo", "kto", "reward", "grpo"])
 def test_losses_over_chunks_are_refused_by_name(objective):
     with pytest.raises(ValueError, match=f"objective '{objective}' and loss 'chunked' exclude each other"):
         Stack(objective=objective, loss="chunked")
@@ -111,3 +111,11 @@ def test_the_loss_of_llama_factory_holds_more_and_shards_no_reference_model():
     whole = TABLE.trainable("llama-7b", "full", "default").units.trainable * 4 / GIB
     few = {**settings, "tokens": 1, "torch_dtype": "float32", "sharding": "fsdp1", "losses": "llama-factory"}
     assert peak("dpo", **few) - peak("orpo", **few) == pytest.approx(whole, rel=0.02)
+
+
+def test_grpo_runs_on_one_sample_and_has_no_reference_model():
+    few, many = {"gpus": 8, "tokens": 1}, {"gpus": 8, "tokens": 8192}
+    assert peak("grpo", **few) == pytest.approx(peak("dpo_precomputed", **few), rel=0.01)
+    # trl v1.9.0, trl/trainer/grpo_trainer.py: logits are divided in place, and their gradients are copied once more.
+    assert peak("grpo", **many) < peak("dpo", **many)
+    assert peak("grpo", "lora", **many) > peak("sft", "lora", **many, loss="chunked")

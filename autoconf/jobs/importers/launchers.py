@@ -37,7 +37,7 @@ _FLAGS = (
     "no_local_rank", "no_ssh", "no_ssh_check", "force_multi", "save_pid", "bind_cores_to_rank", "elastic_training",
     "use_env",
 )  # fmt: skip
-_OF_TRL = ("dpo", "reward", "kto")  # commands of TRL that train with another loss
+_OF_TRL = ("dpo", "reward", "kto", "grpo")  # commands of TRL that train with another loss
 _LLAMA_FACTORY = ("llamafactory-cli", "lmf")
 _LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun", "deepspeed", "trl", "axolotl", *_LLAMA_FACTORY}
 _TELLING = ("model_name_or_path", "per_device_train_batch_size", "deepspeed")

@@ -15,7 +15,8 @@ from autoconf.jobs.importers.words import described
 DIALECT = "objective"  # of settings that say something about it
 _KINDS = {
     **dict.fromkeys(("dpo", "kto", "orpo", "cpo", "simpo", "ipo", "bco"), "preference optimization"),
-    **dict.fromkeys(("grpo", "ppo", "rloo", "rlhf", "reinforce", "gspo", "dapo"), "reinforcement learning"),
+    "grpo": "GRPO",
+    **dict.fromkeys(("ppo", "rloo", "rlhf", "reinforce", "gspo", "dapo"), "reinforcement learning"),
     **dict.fromkeys(("reward", "rm", "prm"), "reward modeling"),
     **dict.fromkeys(("distill", "distillation", "gkd", "kd", "minillm"), "distillation"),
     **dict.fromkeys(("pretrain", "pretraining", "mlm"), "pretraining"),
@@ -25,20 +26,25 @@ _ANSWERED = {
     "preference optimization": ("dpo", "dpo_precomputed", "orpo", "kto"),
     "KTO": ("kto",),
     "reward modeling": ("reward",),
+    "GRPO": ("grpo",),
+    "online reinforcement learning": ("grpo",),  # keys that GRPO has in common with other objectives
 }
 # Trainers whose losses are known, so that a name such as dpo is certain.
 _TRAINERS = ("trl", "trl before 1.0")
 # Trainers whose keys or commands say it, whatever the files are called.
 _SAYING = ("llama-factory", "axolotl", "ms-swift", "openrlhf")
+_GRPO = ("grpo",)
+_ADAPTS = ("use_peft", "lora_*", "adapter", "finetuning_type")
 _PRECOMPUTES = "precompute_ref_log_probs"
 # Keys of losses of TRL that change no memory, and keys that other objectives have as well.
 _OF_LOSSES = ("loss_type", "loss_weights", "label_smoothing", "max_completion_length", "truncation_mode")
 _OWN_REFERENCE = ("ref_model", "ref_model_*")
-# Values of loss_type: trl v1.9.0, trl/trainer/dpo_trainer.py and kto_trainer.py; kto_pair and aot_pair are of releases
-# before 1.0. A script of one's own may have others, which hold other things.
+# Values of loss_type: trl v1.9.0, trl/trainer/dpo_trainer.py, kto_trainer.py and grpo_trainer.py; kto_pair and aot_pair
+# are of releases before 1.0. A script of one's own may have others, which hold other things.
 _LOSSES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
     "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm", "kto", "apo_zero_unpaired", "kto_pair", "aot_pair",
+    "grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo",
 )  # fmt: skip
 
 
@@ -95,11 +101,14 @@ def with_objective(
     words = list(dict.fromkeys(found.key for found in hints))
     of_names = [(found.place, _KINDS[found.key]) for found in hints]
     kinds = [*of_names, *((found.place, kind) for found, kind in of_keys if not of_names or kind not in _ANSWERED)]
-    place, kind = next((found for found in kinds if found[1] not in _ANSWERED), kinds[0])
+    # What is not answered comes first, then GRPO, whose keys other objectives have as well.
+    place, kind = min(kinds, key=lambda found: {(): 0, _GRPO: 1}.get(_ANSWERED.get(found[1], ()), 2))
     if kind not in _ANSWERED:
         refuse_objective(place, kind)
     answered = _ANSWERED[kind]
     given = options.get("objective")
+    if answered == _GRPO:
+        _check_grpo(place, given, rest, options)
     if given is not None and given not in answered:
         raise BadInput(f"{place}: {kind}, and the option --objective is {given}; it may be {', '.join(answered)}")
     if own := next((s for s in rest if _matches(s, _OWN_REFERENCE) and not is_off(s.value)), None):
@@ -125,6 +134,24 @@ def _check_losses(settings: Iterable[Setting]) -> None:
                 f"{setting.place}: {described(' '.join(own))} is no loss of TRL's trainers, so what it holds is not "
                 "known; give --objective for that of TRL"
             )
+
+
+def _check_grpo(place: Place, given: str | None, settings: Sequence[Setting], options: Mapping[str, Any]) -> None:
+    """Check that an option asks for the training step of GRPO, and that no reference model is trained against."""
+    if given is None:
+        raise BadInput(
+            f"{place}: GRPO is answered for its training step alone, without the generation of completions; give "
+            "--objective grpo and --tokens-per-sample of a prompt with its completion, and if vLLM shares the GPUs, "
+            "--gpu-memory-gib of what it leaves"
+        )
+    beta = next((s for s in settings if _matches(s, ("beta",)) and str(s.value) not in ("0", "0.0")), None)
+    adapts = any(_matches(s, _ADAPTS) and not is_off(s.value) for s in settings)
+    adapts |= options.get("method", "full") != "full"
+    if beta is not None and not adapts:
+        raise BadInput(
+            f"{beta.place}: beta {beta.value} needs a reference model, which is not counted with objective grpo; with "
+            "adapters there is none (give --method lora or qlora)"
+        )
 
 
 def check_given(found: Setting, options: Mapping[str, Any]) -> None:

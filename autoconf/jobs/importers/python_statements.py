@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from autoconf.jobs.importers.python_literals import name_of, owner_of
 
-_OF_TRL = ("SFT", "DPO", "KTO", "ORPO", "Reward")
+_OF_TRL = ("SFT", "DPO", "KTO", "ORPO", "GRPO", "Reward")
 CONFIGS = (*(f"{name}Config" for name in _OF_TRL), "TrainingArguments")
 TRAINERS = (*(f"{name}Trainer" for name in _OF_TRL), "Trainer")
 _DEEPEST = 10  # functions that call functions

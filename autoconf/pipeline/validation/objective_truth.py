@@ -22,7 +22,9 @@ from autoconf.errors import BadInput
 
 MEASURED = Path(__file__).with_name("objective_truth.csv")
 _VOCABULARY, _TOKENS = 4096, 1024
-_LOSS, _OF_KL = "_compute_loss", "_compute_kl_logps"  # methods of TRL's trainers
+# Methods of TRL's trainers, and an attribute of one.
+_LOSS, _OF_KL, _LOGPS = "_compute_loss", "_compute_kl_logps", "_get_per_token_logps_and_entropies"
+_OFF = {"_entropy_bonus_enabled": False}
 _COLUMNS = ("objective", "logit", "pairs", "over", "turn", "backward", "on_cpu_alone")
 # aten/src/ATen/native/ReduceOps.cpp, mean: on the CPU alone it makes a float32 copy of bfloat16 logits.
 _CASTS = "mean of bfloat16 logits in float32"
@@ -31,12 +33,12 @@ _CASTS = "mean of bfloat16 logits in float32"
 class _Alone:
     """What the losses need of accelerate on one GPU."""
 
-    device = torch.device("cpu")
+    device, num_processes, is_main_process = torch.device("cpu"), 1, True
 
-    def gather_for_metrics(self, tensor: Any) -> Any:
+    def gather_for_metrics(self, tensor: Any, **_: Any) -> Any:
         return tensor
 
-    gather = unwrap_model = gather_for_metrics
+    gather = unwrap_model = reduce = gather_for_metrics
 
 
 def peak_and_end(run: Callable[[], Any]) -> tuple[int, int]:
@@ -128,6 +130,25 @@ def _orpo(logit: int, pairs: int) -> tuple[Callable[[], Any], int]:
     return loss, 2 * ids.numel()
 
 
+def _grpo(logit: int, samples: int) -> tuple[Callable[[], Any], int]:
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+    trainer = _trainer(
+        logit, model_kwarg_keys=("logits_to_keep",), temperature=1.0, top_entropy_quantile=1.0, loss_type="dapo",
+        importance_sampling_level="token", off_policy_mask_threshold=None, epsilon_low=0.2, epsilon_high=0.2,
+        use_vllm=False, current_gradient_accumulation_steps=1, vllm_importance_sampling_correction=False, **_OFF,
+    )  # fmt: skip
+    trainer.beta, trainer.args.delta, trainer.args.report_to = 0.0, None, []
+    setattr(trainer, _LOGPS, lambda *given, **named: getattr(GRPOTrainer, _LOGPS)(trainer, *given, **named))
+    prompt, completion = torch.zeros((samples, 1), dtype=torch.long), torch.randint(0, _VOCABULARY, (samples, _TOKENS))
+    inputs = {
+        "prompt_ids": prompt, "prompt_mask": torch.ones_like(prompt), "completion_ids": completion,
+        "completion_mask": torch.ones_like(completion), "advantages": torch.ones(samples),
+        "num_items_in_batch": torch.tensor(float(completion.numel())),
+    }  # fmt: skip
+    return lambda: getattr(GRPOTrainer, _LOSS)(trainer, trainer.model, inputs), completion.numel()
+
+
 def measured() -> Iterator[dict[str, Any]]:
     """Measure each loss with one and with two samples of the data, and keep the larger figures."""
     for logit in (2, 4):
@@ -136,10 +157,11 @@ def measured() -> Iterator[dict[str, Any]]:
             ("dpo_precomputed", lambda count, logit=logit: _dpo(logit, count, True)),
             ("orpo", lambda count, logit=logit: _orpo(logit, count)),
             ("kto", lambda count, logit=logit: _kto(logit, count)),
+            ("grpo", lambda count, logit=logit: _grpo(logit, count)),
         ):
             rows = [_measure(*make(count)) for count in (1, 2)]
             over, turn, backward = (round(max(column), 2) for column in zip(*rows, strict=True))
-            casts = _CASTS if logit == 2 else ""
+            casts = _CASTS if logit == 2 and objective != "grpo" else ""
             yield dict(zip(_COLUMNS, (objective, logit, "1 and 2", over, turn, backward, casts), strict=True))
 
 
