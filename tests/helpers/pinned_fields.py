@@ -2,8 +2,9 @@
 
 Usage: python tests/helpers/pinned_fields.py [FOLDER]
 
-The wheels come from FOLDER, or are downloaded with pip. Nothing in them is run: their classes are parsed. For a new
-release, change its version in RELEASES, and run this again; the diff of the file is that of the releases.
+The wheels come from FOLDER, or are downloaded with pip. Nothing in them is run: their classes, options and configs are
+parsed. For a new release, change its version in RELEASES, and run this again; the diff of the file is that of the
+releases.
 """
 
 import ast
@@ -13,10 +14,11 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
+_DATA = "{0.package}-{0.version}.data/purelib"  # where a wheel that is not pure has its modules
 FIELDS = Path(__file__).parents[1] / "data" / "pinned_fields.yaml"
 
 
@@ -62,6 +64,8 @@ RELEASES = (
             "axolotl/integrations/cut_cross_entropy/args.py": (),
         },
     ),
+    Release("openrlhf", "0.11.0", {"openrlhf/cli/train_sft.py": ()}),
+    Release("verl", "0.7.0", {"verl/trainer/config/sft_trainer.yaml": ()}),
     Release(
         "ms_swift",
         "4.5.2",
@@ -80,17 +84,43 @@ RELEASES = (
 
 
 def fields_of(source: str, classes: tuple[str, ...]) -> dict[str, list[str]]:
-    """The annotated names of the classes of a module.
+    """The annotated names of the classes of a module, or the options that it gives to argparse.
 
     >>> fields_of("class A:\\n    one: int = 1\\n    two = 2\\n", ())
     {'A': ['one']}
+    >>> fields_of("parser.add_argument('--ds.zero_stage', type=int)", ())
+    {'options': ['ds.zero_stage']}
     """
-    found = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
-    return {
-        node.name: [each.target.id for each in node.body if isinstance(each, ast.AnnAssign)]
-        for node in found
-        if not classes or node.name in classes
-    }
+    tree = ast.parse(source)
+    options = [
+        call.args[0].value.removeprefix("--")
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and ast.unparse(call.func).endswith(".add_argument")
+        if isinstance(call.args[0], ast.Constant)
+    ]
+    found = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    return (
+        {"options": options}
+        if options and not classes
+        else {
+            node.name: [each.target.id for each in node.body if isinstance(each, ast.AnnAssign)]
+            for node in found
+            if not classes or node.name in classes
+        }
+    )
+
+
+def keys_of(settings: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The keys of a config, nested ones with dots.
+
+    >>> [*keys_of({"a": {"b": 1, "c": {}}, "d": [2]})]
+    ['a.b', 'a.c', 'd']
+    """
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from keys_of(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def read(release: Release, folder: Path) -> Iterator[tuple[str, dict[str, list[str]]]]:
@@ -98,7 +128,12 @@ def read(release: Release, folder: Path) -> Iterator[tuple[str, dict[str, list[s
     wheel = next(folder.glob(f"{release.package}-{release.version}-*.whl"))
     with zipfile.ZipFile(wheel) as archive:
         for name, classes in release.files.items():
-            found = fields_of(archive.read(name).decode(), classes)
+            stored = next(each for each in archive.namelist() if each in (name, f"{_DATA.format(release)}/{name}"))
+            text = archive.read(stored).decode()
+            if name.endswith(".yaml"):
+                yield name, {"keys": [key for key in keys_of(yaml.safe_load(text)) if key != "defaults"]}
+                continue
+            found = fields_of(text, classes)
             missing = set(classes) - set(found)
             assert not missing, f"{name} has no {missing}"
             yield name, {kind: fields for kind, fields in found.items() if fields}

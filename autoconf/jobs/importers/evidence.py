@@ -24,6 +24,7 @@ _FOREIGN = 1  # unknown keys allowed in a file that provably belongs to a traine
 _BY_SIGNS = (
     ("deepspeed", 1, ""),
     ("torchtune", 1, ""),
+    ("verl", 1, ""),
     ("axolotl", _ENOUGH, "base_model"),
     ("accelerate", 1, ""),
     ("open-instruct", _ENOUGH, "model_name_or_path"),
@@ -65,10 +66,10 @@ def dialect_of(document: Mapping[str, Any], file: str) -> str:
     Raises:
         BadInput: It belongs to another tool, has sections, or most of its keys are unknown; the message says which.
     """
-    if tool := tool_of(document):
-        raise BadInput(f"{file}: looks like {tool}, which is not read; {nearest(tool)}")
     dialects = job_keys().dialects
     nested = {f"{key}.{inner}" for key, value in document.items() if isinstance(value, dict) for inner in value}
+    if not nested & {*dialects["verl"].signs} and (tool := tool_of(document)):
+        raise BadInput(f"{file}: looks like {tool}, which is not read; {nearest(tool)}")
     for name, required, model in _BY_SIGNS:
         found = [sign for sign in dialects[name].signs if sign in document or sign in nested]
         if len(found) >= required and (not model or model in document):

@@ -258,6 +258,8 @@ class _Translation:
             self.facts.setdefault("zero_stage", stage)
         if {"deepspeed", "zero_stage"} & set(self.facts):
             return self._zero()
+        if "sharded" not in self.facts and (sharded := self._fact("sharded")):
+            self.facts |= {"sharded": sharded, "fsdp_version": self._fact("fsdp_version")}
         if "sharded" not in self.facts:
             if "launched" not in self.facts:
                 return None
