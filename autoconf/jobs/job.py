@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from autoconf.jobs.batches import BATCHES as BATCHES
 from autoconf.jobs.batches import check_batch as check_batch
+from autoconf.jobs.field_errors import no_such, sentence
 from autoconf.jobs.lora_targets import GROUPS, read_targets
 from autoconf.jobs.presets import SETTINGS, presets, stack_name, training_stack
 from autoconf.jobs.stack import (
@@ -26,8 +27,10 @@ from autoconf.jobs.stack import (
     Optim,
     Quantization,
     Stack,
+    TrainedModules,
     Upcast,
 )
+from autoconf.jobs.trained_modules import read_trained
 from autoconf.jobs.values import MOST_HOST_GIB, choice, flag, gibibytes, is_empty, name, share, whole_number
 
 # Answers hold only for this training stack.
@@ -46,6 +49,7 @@ HOST_LIMIT = "host_memory_limit_gib"  # of a worker; ``host_memory_gib`` is an o
 IN_GIB = (GPU_MEMORY, HOST_LIMIT)
 DROPOUT = "lora_dropout"
 TARGETS = "lora_targets"  # one of a few groups of modules, or names of modules
+TRAINED = "trained_modules"  # one of a few values, or names of modules
 UNNAMED = "unnamed"  # its ``gpu_model``
 
 
@@ -83,6 +87,8 @@ def read(field: str, value: Any, optional: Mapping[str, Any] | None = None) -> A
         return read_targets(field, value)
     if field == DROPOUT:
         return share(field, value)
+    if field == TRAINED:
+        return read_trained(field, value)
     return whole_number(field, value) if field in NUMBERS else choice(field, value, choices(field))
 
 
@@ -103,7 +109,6 @@ def with_gpu(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _GPU_MODEL = "GPU type as the version's domain names it, such as NVIDIA-A100-80GB-PCIe; any name with gpu_memory_gib"
-_MOST_NAMED = 5  # unknown fields in a message
 _TOKENS = "Tokens that each sample is padded or truncated to; a whole number >= 1"
 
 
@@ -252,6 +257,9 @@ class Job(BaseModel):
     lora_dropout: float | None = Field(
         None, description="Dropout of LoRA adapters, from 0 to less than 1; by default the stack's"
     )
+    trained_modules: TrainedModules | None = Field(
+        None, description=_describe("Modules trained whole beside adapters, from version 3.0.0", TrainedModules)
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -281,11 +289,11 @@ class Job(BaseModel):
         """
         names = cls.model_fields
         unknown = [field for field in fields if field not in names]
-        problems = [_no_such(unknown)] if unknown else []
+        problems = [no_such(unknown, Workload.model_fields)] if unknown else []
         try:
             job = cls(**{field: value for field, value in fields.items() if field in names})
         except ValidationError as error:
-            problems = [*map(_sentence, error.errors()), *problems]
+            problems = [*(sentence(detail, Workload.model_fields) for detail in error.errors()), *problems]
         if problems:
             raise ValueError("; ".join(problems)) from None
         return job
@@ -370,29 +378,3 @@ def check_together(fields: Mapping[str, Any]) -> None:
     """
     check_batch(fields)
     stack_of(fields)
-
-
-def _no_such(unknown: Sequence[str]) -> str:
-    """A sentence on fields that do not exist.
-
-    >>> _no_such([f"x{number}" for number in range(2_000)])[:57]
-    'x0, x1, x2, x3, x4 and 1,995 others: no such field; the f'
-    """
-    more = len(unknown) - _MOST_NAMED
-    named = [ascii(field[:80])[1:-1] for field in unknown[:_MOST_NAMED]]
-    others = f" and {more:,} others" if more > 0 else ""
-    return f"{', '.join(named)}{others}: no such field; the fields are {', '.join(Workload.model_fields)}"
-
-
-def _sentence(detail: Any) -> str:
-    """One of pydantic's errors as a sentence; our own validators' messages already name the field."""
-    field = ".".join(map(str, detail["loc"]))
-    match detail["type"]:
-        case "missing":
-            return f"{field}: is required"
-        case "extra_forbidden":
-            return _no_such([field])
-        case "value_error":
-            return str(detail["ctx"]["error"])
-        case _:
-            return f"{field}: {detail['msg']}"

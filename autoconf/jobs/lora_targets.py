@@ -34,7 +34,7 @@ def read_targets(field: str, value: Any) -> str:
     Traceback (most recent call last):
     ValueError: lora_targets: must be default, attention, all-linear, or names of modules such as q_proj,v_proj, ...
     """
-    names = _names(value)
+    names = names_in(value)
     written = names[0] if len(names) == 1 else value
     for group in GROUPS if isinstance(written, str) and len(written) <= _LONGEST else ():
         if key(written) == key(group):
@@ -48,7 +48,8 @@ def read_targets(field: str, value: Any) -> str:
     return ",".join(sorted(set(names)))
 
 
-def _names(value: Any) -> list[str]:
+def names_in(value: Any) -> list[str]:
+    """The names of modules in a list, or in text with commas or spaces between them; none in any other value."""
     if isinstance(value, str) and len(value) <= _LONGEST:
         return re.sub(r"[\[\](){}'\",]", " ", value).split()
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | dict):

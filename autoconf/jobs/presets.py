@@ -23,10 +23,11 @@ UP_TO_2_0_0 = ("reference", "trl", "fms-hf-tuning", "llama-factory")
 SETTINGS = (
     "optim", "torch_dtype", "adapter_dtype", "mixed_precision", "gradient_checkpointing", "loss", "sharding", "lora_r",
     "lora_targets", "upcast_unquantized", "offload", "allocator", "objective", "quantization", "gradient_sync",
-    "attention", "loading", "lora_dropout",
+    "attention", "loading", "lora_dropout", "trained_modules",
 )  # fmt: skip
-_OF_ADAPTERS = ("adapter_dtype", "lora_r", "lora_dropout", "lora_targets", "shard_adapters")
+_OF_ADAPTERS = ("adapter_dtype", "lora_r", "lora_dropout", "lora_targets", "shard_adapters", "trained_modules")
 _OF_QUANTIZED = ("upcast_unquantized", "quantization")
+_NOTHING = (("quantization", "none"), ("trained_modules", "none"))  # they exclude no method
 
 
 class _Typed(BaseModel):
@@ -148,12 +149,8 @@ def _check_scaler(method: str, values: dict[str, Any]) -> None:
 def _check(method: str, given: dict[str, Any], values: dict[str, Any], stack: str) -> None:
     """Refuse contradictory settings of a job; where only the preset contradicts, the job's setting wins."""
     values = {**values, "method": method}
-    exclusions = [("method", field) for field in given if method == "full" and field in _OF_ADAPTERS]
-    exclusions += [
-        ("method", field)
-        for field in given
-        if method != "qlora" and field in _OF_QUANTIZED and (field, given[field]) != ("quantization", "none")
-    ]
+    excluded = (*(_OF_ADAPTERS if method == "full" else ()), *(_OF_QUANTIZED if method != "qlora" else ()))
+    exclusions = [("method", field) for field in excluded if field in given and (field, given[field]) not in _NOTHING]
     if method == "qlora" and given.get("quantization") == "none":
         exclusions.append(("method", "quantization"))
     if method == "qlora" and given.get("torch_dtype") == "float32":

@@ -57,6 +57,8 @@ Loading = Literal["cpu", "gpu", "rank0"]
 # PyTorch's caching allocator as it is, or with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.
 Allocator = Literal["default", "expandable_segments"]
 LoraTargets = Literal["default", "attention", "all-linear"]
+# Modules that are trained whole beside adapters: PEFT's modules_to_save with embed_tokens, lm_head, or both.
+TrainedModules = Literal["none", "embeddings", "head", "embeddings_and_head"]
 # Fused Triton kernels for modules of decoder layers, named as in the plugin "fast_kernels" of fms-acceleration.
 Kernel = Literal["fast_loss", "fast_rms_layernorm", "fast_rope_embeddings", "fused_lora"]
 
@@ -171,6 +173,11 @@ class Stack(BaseModel):
     lora_targets: tuple[str, ...] | LoraTargets = Field(
         default="default", description="modules with adapters: the architecture's default pair, a named group, or names"
     )
+    trained_modules: TrainedModules = Field(
+        default="none",
+        description="modules that are trained whole beside adapters, each a copy next to the frozen module: PEFT's "
+        "modules_to_save",
+    )
     quantization: Quantization = Field(
         default="none",
         description="quantized base model of qlora: bitsandbytes' nf4 with double quantization, nf4_single without it, "
@@ -185,6 +192,16 @@ class Stack(BaseModel):
     shard_adapters: bool = Field(
         default=True, description="False: every GPU holds whole adapters and all-reduces their gradients"
     )
+
+    @property
+    def trains_embeddings(self) -> bool:
+        """Whether embeddings are trained beside adapters."""
+        return self.trained_modules in ("embeddings", "embeddings_and_head")
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether the head is trained beside adapters."""
+        return self.trained_modules in ("head", "embeddings_and_head")
 
     @property
     def keeps_gathered(self) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 
 from autoconf.jobs.stack import LoraTargets
 from autoconf.memory.optimizers import Shape
-from autoconf.memory.profile import StackMoment, Trainable
+from autoconf.memory.profile import Point, StackMoment, Trainable
 from autoconf.memory.units import Floats, Unsupported
 
 # The modules of the models of version 3.0.0, whose own files do not have them.
@@ -136,8 +136,9 @@ class NamedModules:
         modules = self.of_model.modules.values()
         largest = max(side for of_kind in modules for path in self.paths for side in of_kind.get(path, ()))
         moments = of_group.copy()
+        of_layers = moments[:, 0] != Point.LOSS  # whose gradients are those of the head
         for column, most in ((_LAYER, max(map(self.parameters_of, self.of_model.layers))), (_NEWEST, largest)):
-            np.minimum(moments[:, column], most * itemsize, out=moments[:, column])
+            moments[of_layers, column] = np.minimum(moments[of_layers, column], most * itemsize)
         moments[:, _FINISHED] *= self._share(trainable)
         return moments
 

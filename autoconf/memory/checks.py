@@ -28,6 +28,7 @@ def check_settings(table: ModelsTable, model: str, method: str, stack: Stack, st
     _check_offload(stack, strategy)
     _check_attention(stack)
     _check_kept(stack)
+    _check_trained(stack, strategy)
 
 
 def _check_upcast(stack: Stack, strategy: Strategy) -> None:
@@ -78,3 +79,22 @@ def _check_offload(stack: Stack, strategy: Strategy) -> None:
     if stack.offload != "none" and strategy in ("fsdp1", "fsdp2") and "bit" in stack.optim:
         settings = f"optim {stack.optim!r} with offload {stack.offload!r} and sharding {strategy!r}"
         raise Unsupported([settings], ": bitsandbytes steps over parameters on the GPU")
+
+
+def _check_trained(stack: Stack, strategy: Strategy) -> None:
+    """Raise ``Unsupported`` if embeddings or a head are trained in a way that was not compared with PEFT."""
+    if stack.trained_modules == "none":
+        return
+    others = {
+        "sharding": strategy in ZERO,
+        "fsdp_strategy": strategy in ("fsdp1", "fsdp2") and stack.fsdp_strategy != "full_shard",
+        "offload": stack.offload != "none",
+        "objective": stack.objective != "sft",
+        "quantization": stack.quantization not in ("none", "nf4", "nf4_single"),
+    }
+    settings = [f"{name} {getattr(stack, name)!r}" for name, with_it in others.items() if with_it]
+    if settings:
+        raise Unsupported(
+            [f"trained_modules {stack.trained_modules!r} with {' and '.join(settings)}"],
+            ": copies of embeddings and head were compared with PEFT's on one GPU and under ddp, fsdp1 and fsdp2 only",
+        )

@@ -130,9 +130,11 @@ def equal_units(job: UnshardedJob, base: Sequence[tuple[Shape, int]], loaded: in
         packed = units.quantized // count // matrices
     adapters = (units.trainable - units.root_trainable) * rank // count
     embedding, _ = _embeddings(base)
+    copies = job.whole  # of embeddings and head: they belong to the root, and may become float32 like adapters
+    rest = in_root - embedding + copies.parameters
     return EqualUnits(
         embedding=Parameter(embedding, loaded, trained),
-        rest=Parameter(in_root - embedding, loaded, trained),
+        rest=Parameter(rest, loaded, max(trained, copies.stored) if copies.parameters else trained),
         plain=Parameter((in_layers - units.quantized) // count, loaded, trained),
         packed=Parameter(packed, loaded, loaded, packed=True),
         matrices=matrices,

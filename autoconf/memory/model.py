@@ -23,6 +23,7 @@ from autoconf.memory.quantized import quantized_base
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.sharding import BytesPerParameter, Strategy, UnshardedJob, sharded
 from autoconf.memory.store import ModelsTable
+from autoconf.memory.trained import FROZEN, TrainedWhole, kept_by_layer
 from autoconf.memory.units import GIB, Floats, Integers, Unsupported
 from autoconf.memory.ways import (
     LOADS,
@@ -233,7 +234,8 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     trainable, full = table.trainable(model, method, layers.lora_targets), table.trainable(model, "full", "default")
     if trainable is None:
         raise _not_traced(table, model, method, stack, (method, layers.lora_targets))
-    if full is None and (strategy in ZERO or stack.objective != "sft" or method == "qlora"):
+    needs_full = strategy in ZERO or stack.objective != "sft" or method == "qlora" or stack.trained_modules != "none"
+    if full is None and needs_full:
         raise _not_traced(table, model, method, stack, ("full", "default"))
     rank = None if method == "full" else stack.lora_r
     per_parameter = _bytes_per_parameter(stack, method, strategy)
@@ -243,16 +245,20 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
         profile = partial(_of_named, profile, named, trainable, _BYTES[layers.adapter_dtype])
         trainable = named.trainable(trainable)
     trainable = objective.of_units(trainable)
+    whole = _trained_whole(stack, method, full, strategy)
+    if rank is not None and whole.parameters:
+        profile = partial(whole.moments, profile, rank, kept_by_layer(table, model, stack, layers))
     base = quantized_base(stack.quantization, trainable.units, full, _BYTES[layers.torch_dtype])
     moments = partial(base.moments, profile, recomputes=stack.gradient_checkpointing != "none")
     job = UnshardedJob(
         base.units(trainable.units), per_parameter, stack.gradient_accumulation, rank,
-        _optimizer(stack, trainable, rank, per_parameter.trainable, strategy),
+        _optimizer(stack, trainable, rank, per_parameter.trainable, strategy, whole),
         upcast=_upcast_bytes(trainable.units, upcast_of(stack, strategy)),
         keeps_gathered=stack.keeps_gathered, per_node=stack.gpus_per_node if stack.is_hybrid else 0,
         keeps_reduced=stack.is_hybrid and strategy == "fsdp2",
         offload=stack.offload if strategy != "none" else "none",
         reference=objective.reference, per_quantized=base.per_weight, reduces_each=stack.gradient_sync == "every",
+        whole=whole,
     )  # fmt: skip
     host = HostMemory(job, strategy, stack, full or trainable, trainable)
     if strategy not in ZERO:
@@ -302,14 +308,27 @@ def _of_named(profile: Callable[[], Floats], named: NamedModules, of_group: Trai
     return named.moments(profile(), of_group, itemsize)
 
 
+def _trained_whole(stack: Stack, method: str, full: Trainable | None, strategy: Strategy) -> TrainedWhole:
+    """The embeddings and the head that are trained beside adapters."""
+    if stack.trained_modules == "none":
+        return FROZEN
+    assert full is not None
+    loaded = 4 if upcast_of(stack, strategy) == "all" else _BYTES[stack.torch_dtype]
+    stored = 4 if _becomes_float32(stack, method, strategy) else loaded
+    computing = 2 if computes_in_16_bits(stack, strategy) else stored
+    return TrainedWhole.of(stack, full, stored=stored, computing=computing)
+
+
 def _optimizer(
-    stack: Stack, trainable: Trainable, rank: int | None, itemsize: int, strategy: Strategy
+    stack: Stack, trainable: Trainable, rank: int | None, itemsize: int, strategy: Strategy, whole: TrainedWhole
 ) -> OptimizerBytes:
     """The bytes of the optimizer, summed over all GPUs."""
     if strategy in ZERO:
         return optimizer_bytes(stack.optim, flat_groups(trainable, rank))
-    shapes = optimizer_shapes(trainable, rank, itemsize, flat=strategy == "fsdp1")
-    return optimizer_bytes(stack.optim, shapes, [count for _, count in trainable.shapes])
+    flat = strategy == "fsdp1"
+    shapes, copies = optimizer_shapes(trainable, rank, itemsize, flat=flat), whole.shapes(flat=flat)
+    counts = [count for _, count in trainable.shapes] + [1] * len(copies)
+    return optimizer_bytes(stack.optim, [*shapes, *copies], counts)
 
 
 def _profile(
@@ -351,15 +370,19 @@ def _bytes_per_parameter(stack: Stack, method: str, strategy: Strategy) -> Bytes
     frozen = _BYTES[stack.torch_dtype]
     adapters = _BYTES[stack.adapter_dtype]
     stored = {"full": frozen, "lora": max(frozen, adapters), "qlora": adapters}[method]
-    # accelerate/accelerator.py, prepare_model, and utils/fsdp_utils.py, fsdp2_prepare_model: trainable parameters
-    # become float32, except for FSDP2 with 4-bit layers.
-    upcast = mixes and (strategy == "fsdp1" or method != "qlora")
     return BytesPerParameter(
         frozen=frozen,
-        trainable=4 if upcast else stored,
+        trainable=4 if _becomes_float32(stack, method, strategy) else stored,
         frozen_computing=_BYTES[computing_dtype(stack, strategy)],
         trainable_computing=2 if mixes else stored,
     )
+
+
+def _becomes_float32(stack: Stack, method: str, strategy: Strategy) -> bool:
+    """Whether trainable parameters become float32 that were loaded in another dtype."""
+    # accelerate/accelerator.py, prepare_model, and utils/fsdp_utils.py, fsdp2_prepare_model: not under FSDP2 with 4-bit
+    # layers.
+    return computes_in_16_bits(stack, strategy) and (strategy == "fsdp1" or (strategy == "fsdp2" and method != "qlora"))
 
 
 def _upcast_bytes(units: Units, upcast: Upcast) -> int:

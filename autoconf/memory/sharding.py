@@ -27,6 +27,7 @@ from autoconf.memory.fsdp_schedules import (
 from autoconf.memory.gpu_memory import GpuMemory, Moments, Resident
 from autoconf.memory.optimizers import OptimizerBytes
 from autoconf.memory.profile import Point, Units
+from autoconf.memory.trained import FROZEN, TrainedWhole
 from autoconf.memory.units import Floats, Integers
 
 # Data parallelism over several GPUs; ``none`` is a single GPU.
@@ -66,6 +67,7 @@ class UnshardedJob:
         keeps_gathered: whether FSDP keeps parameters whole from the forward to the backward pass.
         per_node: GPUs of a node, if FSDP shards among these alone; 0 for all GPUs.
         keeps_reduced: whether FSDP2 keeps the buffers of an all-reduce between nodes through the backward pass.
+        whole: embeddings and head that are trained beside adapters.
     """
 
     units: Units
@@ -81,23 +83,29 @@ class UnshardedJob:
     keeps_gathered: bool = False
     per_node: int = 0
     keeps_reduced: bool = False
+    whole: TrainedWhole = FROZEN
+
+    @property
+    def adapted(self) -> int:
+        """Number of trainable parameters of layers, or of the model if there are no adapters."""
+        return self.units.trainable * (self.rank or 1)
 
     @property
     def trainable(self) -> int:
         """Number of trainable parameters."""
-        return self.units.trainable * (self.rank or 1)
+        return self.adapted + self.whole.parameters
 
     @property
     def gradients(self) -> int:
         """Bytes of the gradients of all trainable parameters."""
-        return self.trainable * self.bytes_per_parameter.trainable_computing
+        return self.adapted * self.bytes_per_parameter.trainable_computing + self.whole.gradients
 
     @property
     def sharded_weights(self) -> float:
         """Bytes of the stored parameters that sharding divides."""
         per = self.bytes_per_parameter
-        frozen = self.units.frozen * per.frozen + self.upcast
-        return frozen + self.trainable * per.trainable + self.units.quantized * self.per_quantized + self.reference
+        frozen = self.units.frozen * per.frozen + self.upcast + self.units.quantized * self.per_quantized
+        return frozen + self.adapted * per.trainable + self.whole.weights + self.reference
 
     @property
     def offloads(self) -> bool:
@@ -347,8 +355,13 @@ def _gathering(
 
 
 def _root_bytes(job: UnshardedJob) -> _UnitBytes:
-    units = job.units
-    return _unit_bytes(job, units.root_frozen, units.root_trainable, quantized=0, gathers_trainable=True)
+    units, whole = job.units, job.whole
+    unit = _unit_bytes(job, units.root_frozen, units.root_trainable, quantized=0, gathers_trainable=True)
+    cast = whole.gradients if whole.stored != whole.computing else 0
+    return _UnitBytes(
+        unit.gathered + whole.gradients, unit.cast + cast, unit.gradients + whole.gradients,
+        unit.stored + (whole.weights if cast else 0),
+    )  # fmt: skip
 
 
 def _layer_bytes(job: UnshardedJob, *, gathers_trainable: bool) -> _UnitBytes:

@@ -67,9 +67,11 @@ def head_way(stack: Stack, method: str, *, several: bool) -> HeadWay:
     >>> head_way(Stack(loss="chunked"), "lora", several=False)
     HeadWay(trains=False, torch_dtype='bfloat16', mixed_precision='no', loss='chunked')
     """
-    strategy = strategy_of(stack, several)
-    dtype = {"none": computing_dtype(stack, strategy), "norms": UPCAST_NORMS, "all": "float32"}
-    return HeadWay(method == "full", dtype[upcast_of(stack, strategy)], _autocast(stack, strategy), stack.loss)
+    strategy, trains = strategy_of(stack, several), method == "full" or stack.trains_head
+    # A trained head behind float32 norms was not traced; one that is float32 itself holds more.
+    norms = "float32" if trains else UPCAST_NORMS
+    dtype = {"none": computing_dtype(stack, strategy), "norms": norms, "all": "float32"}
+    return HeadWay(trains, dtype[upcast_of(stack, strategy)], _autocast(stack, strategy), stack.loss)
 
 
 def upcast_of(stack: Stack, strategy: Strategy) -> Upcast:

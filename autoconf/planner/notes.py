@@ -37,6 +37,12 @@ _LEFT_OPEN = (
         "peaks under this sharding are compared with PyTorch's FSDP; what its allocator loses to fragmentation was not "
         "replayed, and counts as that of full sharding",
     ),
+    (
+        "trained_modules",
+        ("none",),
+        "embeddings and head that are trained beside adapters are copies, as PEFT makes them without "
+        "ensure_weight_tying; peaks are compared with PEFT's modules_to_save, not with real runs",
+    ),
     ("objective", ("sft",), "losses of TRL 1.9 are counted from its code, and were not compared with real runs"),
     (
         "objective",

@@ -67,6 +67,7 @@ _UP_TO_2_0_0 = {
     "quantization": ["none", "nf4", "nf4_single"],
     "gradient_sync": ["last"],
     "loading": ["cpu", "rank0"],  # as they assume; they do not count it
+    "trained_modules": ["none"],
 }
 
 
@@ -90,6 +91,7 @@ class Domain(_Typed):
     quantization: list[str] = _UP_TO_2_0_0["quantization"]
     gradient_sync: list[str] = _UP_TO_2_0_0["gradient_sync"]
     loading: list[str] = _UP_TO_2_0_0["loading"]
+    trained_modules: list[str] = _UP_TO_2_0_0["trained_modules"]
 
     @property
     def settings(self) -> dict[str, list[str]]:

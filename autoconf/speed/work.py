@@ -127,6 +127,7 @@ def work_of(shapes: Shapes, method: str, stack: Stack, layout: Layout, counts: C
     """
     counts = counts_of(shapes.family, method, stack) if counts is None else counts
     full, tokens, more, references = method == "full", layout.tokens, _more_passes(stack), _references(stack)
+    trains_head = full or stack.trains_head
     products = 2.0 * tokens
     layer = products * shapes.layers * shapes.layer_active
     head = products * (shapes.hidden if stack.objective == "reward" else shapes.head)  # one score for each token
@@ -134,9 +135,9 @@ def work_of(shapes: Shapes, method: str, stack: Stack, layout: Layout, counts: C
     scores = tokens * shapes.scores * layout.tokens_per_sample / 2 * shapes.layers
     head_again = 1 if stack.loss == "chunked_nll" else 0
     return Work(
-        flops=layer * (2 + more + full) + head * (2 + head_again + references + full),
+        flops=layer * (2 + more + full) + head * (2 + head_again + references + trains_head),
         attention_flops=scores * (1 + more + 2.5),  # FlashAttention computes scores again in its backward pass
-        model_flops=(layer + head) * (2 + references + full) + scores * (3 + references),
+        model_flops=layer * (2 + references + full) + head * (2 + references + trains_head) + scores * (3 + references),
         dtype=_computing(stack),
         bytes=_bytes(traffic_of(shapes, full, stack, layout), counts)
         + (0.0 if _on_host(stack, layout, "optimizer") else _update(shapes, full, stack, layout)),
@@ -156,7 +157,8 @@ def trained(shapes: Shapes, full: bool, stack: Stack) -> float:
     """Trainable parameters."""
     if full:
         return shapes.layers * shapes.layer_stored + shapes.head
-    return float(shapes.layers * _targets(stack) * stack.lora_r * 2 * shapes.hidden)
+    whole = (stack.trains_embeddings + stack.trains_head) * shapes.head
+    return float(shapes.layers * _targets(stack) * stack.lora_r * 2 * shapes.hidden + whole)
 
 
 def _references(stack: Stack) -> int:

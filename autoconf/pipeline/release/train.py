@@ -20,6 +20,7 @@ from autoconf.jobs.stack import (
     Optim,
     Quantization,
     Sharding,
+    TrainedModules,
     Upcast,
 )
 from autoconf.memory.store import MOMENTS, write_models
@@ -62,7 +63,7 @@ def all_settings() -> dict[str, list[str]]:
         "torch_dtype": Dtype, "mixed_precision": MixedPrecision,
         "optim": Optim, "sharding": Sharding, "upcast_unquantized": Upcast, "offload": Offload, "allocator": Allocator,
         "objective": Objective, "quantization": Quantization, "gradient_sync": GradientSync,
-        "loading": Loading,
+        "loading": Loading, "trained_modules": TrainedModules,
     }  # fmt: skip
     return {name: list(get_args(values)) for name, values in choices.items()}
 

@@ -128,6 +128,7 @@ def build_model(job: TrainingSetup, layers: int | Sequence[str] | None = None) -
         lora_alpha=stack.lora_r,
         lora_dropout=stack.lora_dropout,
         target_modules=lora_targets(job.architecture, stack),
+        modules_to_save=modules_to_save(model, stack) or None,
         task_type="CAUSAL_LM",
     )
     keeps_dtype = stack.adapter_dtype != "float32"
@@ -175,6 +176,13 @@ def lora_targets(architecture: Architecture, stack: Stack) -> list[str] | str:
     if stack.lora_targets == "attention":
         return ATTENTION
     return stack.lora_targets if isinstance(stack.lora_targets, str) else list(stack.lora_targets)
+
+
+def modules_to_save(model: PreTrainedModel, stack: Stack) -> list[str]:
+    """The value of PEFT's ``modules_to_save``: the names of the modules that a stack trains whole."""
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    trained = [embeddings] * stack.trains_embeddings + [head] * stack.trains_head
+    return [name for name, module in model.named_modules() if any(module is one for one in trained)]
 
 
 def _base_model(architecture: Architecture, dtype: torch.dtype, layers: int | Sequence[str] | None) -> PreTrainedModel:

@@ -147,11 +147,11 @@ def whole_peaks(job: TrainingSetup) -> dict[tuple[int, int], float]:
     try:
         figures = rank_trace.figures(job)
     except TraceError:
-        return {(job.gpus, t): _run(job, t).peak_bytes(t, job.gpus) for t in tokens[:2]}
+        return {(job.gpus, t): whole_run(job, t).peak_bytes(t, job.gpus) for t in tokens[:2]}
     return {(gpus, t): figures.peak_bytes(t, gpus) for gpus in (GPUS if job.gpus > 1 else (1,)) for t in tokens}
 
 
-def _run(job: TrainingSetup, tokens: int) -> RankFigures:
+def whole_run(job: TrainingSetup, tokens: int) -> RankFigures:
     """Trace a whole model with one number of tokens."""
     trace = rank_trace.run(job, layers=None, tokens=tokens // rank_trace.SAMPLES)
     optimizer = optimizer_bytes(job.stack.optim, trainable_shapes(job))
