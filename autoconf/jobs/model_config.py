@@ -28,6 +28,7 @@ _PARTS = re.compile(
     r"|visual|img_processor|audio_processor|embd_layer|\w*vision_tower"
 )
 _QUANTIZED = ("quantization_config", "compression_config", "quantization")
+_BITS, _GROUP = 4, 128  # of the quantized weights whose memory is known
 # Sizes of a model under the names that configs have for them, each with the least and the largest value. The first
 # three groups are in every config.
 _SIZES = (
@@ -241,6 +242,22 @@ def quantized(config: Mapping[str, Any]) -> str:
     ('quantization_config', '')
     """
     return next((key for key in _QUANTIZED if config.get(key) is not None), "")
+
+
+def quantization(config: Mapping[str, Any]) -> str:
+    """The ``quantization`` of a job that trains adapters over an already quantized checkpoint; empty if there is none.
+
+    >>> quantization({"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128}})
+    'awq'
+    >>> quantization({"quantization_config": {"quant_method": "fp8"}})
+    ''
+    """
+    said = config.get(quantized(config))
+    if not isinstance(said, Mapping):
+        return ""
+    method = str(said.get("quant_method", "")).casefold()
+    bits, group = (said.get(key, usual) for key, usual in (("bits", _BITS), ("group_size", _GROUP)))
+    return method if method in ("gptq", "awq") and (bits, group) == (_BITS, _GROUP) else ""
 
 
 def _bad_sizes(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

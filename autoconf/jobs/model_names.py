@@ -120,8 +120,8 @@ class ModelNames(Names):
         if quantized and not same:
             return _Recognized(
                 None,
-                f"{file}: {quantized}: the checkpoint is already quantized, and no version supports that; give the "
-                "config of the checkpoint that it was made from",
+                f"{file}: {quantized}: the checkpoint is already quantized; give the config of the one that it was "
+                f"made from{_adapters_over(config)}",
             )
         if not same:
             return _Recognized(None, f"{file}: {self._differs(config)}", file)
@@ -129,8 +129,8 @@ class ModelNames(Names):
         if quantized:
             return _Recognized(
                 None,
-                f"{file}: {quantized}: the checkpoint is already quantized, and no version supports that; its "
-                f"shapes are those of {model}: give --model-name {model} for the checkpoint that it was made from",
+                f"{file}: {quantized}: the checkpoint is already quantized; its shapes are those of {model}: give "
+                f"--model-name {model} for the one that it was made from{_adapters_over(config)}",
             )
         others = [other for other in same if other != model]
         also = f", which {listed(others)} {'has' if len(others) == 1 else 'have'} too" if others else ""
@@ -151,6 +151,13 @@ class ModelNames(Names):
         more = len(differences) - _MOST_DIFFERENCES
         named = [*map(str, differences[:_MOST_DIFFERENCES]), *([f"{more} more settings differ"] if more > 0 else [])]
         return f"no model of this version has its shapes ({model} comes nearest: {listed(named)}); {trace}"
+
+
+def _adapters_over(config: Mapping[str, Any]) -> str:
+    """How to ask for adapters over a quantized checkpoint as it is, if its memory is known."""
+    kind = model_config.quantization(config)
+    ways = f", and for adapters over it --method qlora and --quantization {kind} as well (from version 3.0.0)"
+    return ways if kind else ""
 
 
 def _within(part: list[str], whole: list[str]) -> bool:

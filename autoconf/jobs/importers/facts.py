@@ -207,7 +207,12 @@ def _facts(meaning: Key, value: Any) -> dict[str, Any]:
         known = f"; it may be {', '.join(meaning.values)}" if meaning.values else ""
         raise ValueError(f"{meaning.because}{known}")
     if meaning.field == "model_name" and (found := _QUANTIZED.search(str(value))):
-        raise ValueError(f"{found[0]} in the name means that the checkpoint is already quantized, which is not covered")
+        kind = found[0].casefold()
+        adapters = f", and for adapters over it --method qlora and --quantization {kind}" * (kind in ("gptq", "awq"))
+        raise ValueError(
+            f"{found[0]} in the name means that the checkpoint is already quantized; give --model-name for the one "
+            f"that it was made from{adapters}"
+        )
     if meaning.field in Workload.model_fields:
         return {meaning.field: read(meaning.field, value), **meaning.also}
     try:
