@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import copy
 import json
 import re
@@ -112,16 +113,17 @@ def read_bytes(path: str) -> bytes:
 
 
 def decode(data: bytes, file: str) -> str:
-    """Decode UTF-8, without a byte order mark.
-
-    Raises:
-        BadInput: The bytes are not UTF-8; the message names the line.
-    """
+    """Decode UTF-8, without a byte order mark and without null characters; the error names the line."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise BadInput(f"{file}: UTF-16 text; save it as UTF-8")
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise BadInput(f"{file}:{line}: not UTF-8 text: byte 0x{data[error.start]:02x}") from None
+    if "\0" in text:
+        raise BadInput(f"{file}:{text.partition(chr(0))[0].count(chr(10)) + 1}: not text: a null character")
+    return text
 
 
 def shortened(text: object, longest: int = 80) -> str:

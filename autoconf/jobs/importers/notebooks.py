@@ -8,7 +8,7 @@ from typing import Any
 
 # Magics of a cell that run its code as Python.
 _OF_PYTHON = ("%%capture", "%%time", "%%timeit", "%%prun", "%%memit")
-_COMMAND = re.compile(r"^(\s*)[!%?]")
+_COMMAND = re.compile(r"^(\s*)([!%?]|(pip|conda|mamba) install\b)")  # IPython takes the latter without a sign
 _OUTPUT_OF_COMMAND = re.compile(r"^(\s*[\w, ]+=\s*)[!%].*")
 
 
@@ -18,7 +18,8 @@ def code_of(notebook: Mapping[str, Any]) -> str:
     >>> code_of({"cells": [{"cell_type": "code", "source": ["!pip install trl\\n", "a = 1"]}, {"cell_type": "raw"}]})
     'pass\\na = 1\\n'
     """
-    cells = notebook["cells"] if isinstance(notebook["cells"], list) else []
+    found = notebook.get("cells")
+    cells = found if isinstance(found, list) else []
     sources = [c.get("source", "") for c in cells if isinstance(c, Mapping) and c.get("cell_type") == "code"]
     texts = ("".join(map(str, source)) if isinstance(source, list) else str(source) for source in sources)
     return "\n".join(_of_cell(text) for text in texts) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -41,6 +42,7 @@ _NOT_COVERED = {
     "add_adapter": "adapters that are added by hand are not covered",
     "PeftModel": "adapters that are loaded are not covered",
 }
+_PHI = re.compile(r"(?i)\bphi-[12]\b")  # peft/utils/constants.py, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 _PARSERS = ("HfArgumentParser", "TrlParser")  # make a config of the command's options
 _NO_FILE = "give the job by options instead of --job"
 
@@ -102,6 +104,7 @@ class _Script:
         times: Counter[str] = Counter()
         self._alike: Counter[str] = Counter()  # how often a name is bound to the same literal, at least once
         self.certain = certain_calls(tree)
+        self._constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant)]
         for node in (node for statement in until_trained(tree.body) for node in ast.walk(statement)):
             if isinstance(node, ast.Call):
                 self.calls.setdefault(name_of(node.func), []).append(node)
@@ -349,6 +352,10 @@ class _Script:
             yield from self.setting(trainer, "ref_model", shown(reference), "ref_model")
         yield from self._of_lora(call)
 
+    def _names_phi(self) -> bool:
+        """Whether the model may be one whose modules by PEFT's default are not in attention alone (peft 0.21.2)."""
+        return any(_PHI.search(str(constant.value)) for constant in self._constants)
+
     def _of_lora(self, call: ast.Call) -> Iterator[Setting]:
         """The adapters of a ``LoraConfig``, or of another call that makes one with its defaults."""
         yield from self.setting(call, "adapters", True, "use_peft")
@@ -360,8 +367,8 @@ class _Script:
                 place = self.place(call, f"{_ADAPTERS}: {argument} (default)")
                 yield Setting(place, "arguments", argument, default)
         if "target_modules" not in given:
-            value = unknown("target_modules", "not given")
-            yield from self.setting(call, "target_modules", value, "lora_target_modules")
+            value = unknown("target_modules", "not given") if self._names_phi() else "default"
+            yield from self.setting(call, "target_modules (default)", value, "lora_target_modules")
 
 
 def adapter_key(argument: str) -> str:

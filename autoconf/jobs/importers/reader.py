@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from autoconf.jobs.importers.words import cleaned
 from autoconf.jobs.job import read
 
 _SCRIPTS = (".sh", ".bash", ".sbatch", ".slurm", ".job", ".lsf")
+_TEMPLATE = re.compile(r"\{\{-?\s*[.$\w]")
 _LONGEST_LINE = 1_000  # characters of a message; names in files may be of any length
 
 
@@ -97,14 +99,24 @@ def _content(path: str, options: Mapping[str, Any]) -> _Content:
     return _content_of(read_text(path), path, options)
 
 
-def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
-    problem = "neither settings nor a command that starts a training"
+def _documents(text: str, path: str) -> tuple[list[Document], str]:
+    """The documents of a file, and what it lacks if it is no script either."""
+    problem, suffix = "neither settings nor a command that starts a training", Path(path).suffix
     try:
-        documents = load_documents(text, path)
+        return load_documents(text, path), problem
     except NotDocuments as error:
-        documents = []
-        if Path(path).suffix not in _SCRIPTS and not text.startswith("#!"):
-            problem = f"{problem} ({error})"
+        if suffix in (".ipynb", ".json"):
+            raise BadInput(f"{path}: must be JSON ({error})") from None
+        is_script = suffix in _SCRIPTS or text.startswith("#!")
+        return [], problem if is_script else f"{problem} ({error})"
+    except BadInput as error:
+        if _TEMPLATE.search(text) and str(error).endswith("a key must be text"):
+            raise BadInput(f"{error}; a template of Helm or Jinja has to be filled in first") from None
+        raise
+
+
+def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
+    documents, problem = _documents(text, path)
     if is_runtime(documents):
         return _Content([], objects=tuple(documents))
     if is_manifest(documents):
@@ -113,7 +125,7 @@ def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
         commands = tuple(Command(launch.framework, launch.script) for launch in manifest.launches)
         return _Content(settings, commands, objects=tuple(documents))
     if len(documents) == 1 and isinstance(documents[0].value, dict):
-        if {"cells", "nbformat"} <= set(documents[0].value):
+        if "nbformat" in documents[0].value:
             return _code(code_of(documents[0].value), path, options, of_notebook=True)
         if is_task(documents[0].value):
             task = read_task(documents[0], path)
@@ -144,6 +156,8 @@ def _of_launch(launch: Launch, requests: tuple[Request, ...]) -> _Content:
 
 
 def _code(text: str, path: str, options: Mapping[str, Any], of_notebook: bool = False) -> _Content:
+    if of_notebook and not text.strip():
+        raise BadInput(f"{path}: a notebook without cells of code; {NO_FILE}")
     code = read_code(text, path)
     if code.framework is None and (missing := missing_options(options)):
         raise BadInput(f"{path}: the code that it submits to Kubernetes is not read; give {', '.join(missing)}")

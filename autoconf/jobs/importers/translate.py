@@ -363,7 +363,8 @@ class _Translation:
         dropout = None if method == "full" or "lora_dropout" in given else self._fact("dropout")
         if dropout is not None and (float(dropout) > 0) != (own.values(method, given)["lora_dropout"] > 0):
             self.fields["lora_dropout"] = given["lora_dropout"] = float(dropout)
-        comes_with = {**own.values(method, given), **given}
+        of_files = {} if dropout is None else {"lora_dropout": float(dropout)}
+        comes_with = {**own.values(method, given), **of_files, **given}
         own_loss = self.facts.get("liger") != "yes" and self.framework is job_keys().frameworks.get("trl")
         chunked = own.chunked if own_loss else "chunked"
         name = next(
