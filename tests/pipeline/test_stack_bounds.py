@@ -40,6 +40,16 @@ def test_a_run_of_which_only_the_libraries_are_open_keeps_its_settings() -> None
     assert len(list(stack_bounds.choices(FOUR, [INSTALLED]))) == 8
 
 
+def test_the_job_of_s1_has_the_stack_of_its_repository_and_any_length() -> None:
+    run = next(run for run in RUNS if run.name.startswith("Qwen2.5-32B"))
+    (one,) = stack_bounds.choices(run, RELEASES)
+    assert RELEASES[one.release].transformers == "4.46.1"
+    stated = one.input(stack_bounds._with_tokens(run, 16000))
+    assert stated["stack"]["gradient_checkpointing"] == "reentrant" and not stated["prefetches"]
+    assert (stated["batches"], stated["compute_capability"]) == ((1, 16000, 1), 9)
+    assert one.release not in {choice.release for choice in stack_bounds.choices(FOUR, RELEASES)}
+
+
 def figures(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """77 GiB for foreach, 2 less for fused, 20 less for fast kernels, 1 more for concatenated samples."""
     return [
@@ -66,7 +76,7 @@ def test_the_table_has_bounds_over_collators_and_optimizers(
 
     monkeypatch.setattr(stack_bounds.environments, "run", run)
     # 79.00 GiB do not fit if 78.5 can be used.
-    gpu = SimpleNamespace(usable_gib=78.5)
+    gpu = SimpleNamespace(usable_gib=78.5, compute_capability=8.0)
     monkeypatch.setattr(stack_bounds, "gpu_types", lambda: {FOUR.gpu: gpu})
     monkeypatch.setattr(stack_bounds, "overhead_gib", lambda gpus, gpu: 1.0)
     stack_bounds.main("installed")

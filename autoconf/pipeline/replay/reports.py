@@ -1,8 +1,9 @@
 """Replay public out-of-memory reports, and compare with what PyTorch printed.
 
 ``python -m autoconf.pipeline.replay.reports`` replays the reports of ``reports.yaml`` one after another, about a minute
-for each stack; words select reports: ``... reports alpaca 13b``. A report rarely states its whole stack. It is replayed
-on all stacks that it allows, and the figures are the smallest and the largest over those that run out of memory.
+for each stack; words select reports: ``... reports alpaca 13b``. What is found is kept in ``report_replays.csv``, and
+``--show`` prints all of it without a replay. A report rarely states its whole stack. It is replayed on all stacks that
+it allows, and the figures are the smallest and the largest over those that run out of memory.
 
 The GPU of a replay has as much memory as PyTorch had at the failure: what it had reserved, and what CUDA had free.
 """
@@ -13,18 +14,16 @@ import itertools
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, redirect_stdout
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from importlib.resources import files
 from typing import Annotated, Any
 from unittest import mock
 
-import numpy as np
 import typer
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
-from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+from torch.distributed.fsdp import ShardingStrategy
 
 from autoconf.jobs.stack import Stack
 from autoconf.memory.allocator_settings import MIB
@@ -32,26 +31,11 @@ from autoconf.memory.replay import Program, Replayed, replay
 from autoconf.memory.units import GIB
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.replay import loading
+from autoconf.pipeline.replay.given import eager_attention, fsdp1_arguments, shifted_logits
 from autoconf.pipeline.replay.record import UPDATES, Batches, record
+from autoconf.pipeline.replay.report_table import Comparison, Found, Message, Outcome, keep, kept, summary
 from autoconf.pipeline.report import markdown, with_words
-from autoconf.pipeline.tracing import fsdp_units
 from autoconf.pipeline.tracing.model_setup import Method, TrainingSetup
-
-
-class Message(BaseModel):
-    """What PyTorch's error says. Older releases give what is reserved instead of "reserved but unallocated"."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    tried_mib: float
-    allocated_gib: float
-    unallocated_gib: float = Field(description="reserved by PyTorch but unallocated")
-    free_gib: float = Field(description="free memory of the GPU that CUDA reports")
-
-    @property
-    def capacity_gib(self) -> float:
-        """What PyTorch could reserve at most."""
-        return self.allocated_gib + self.unallocated_gib + self.free_gib
 
 
 class Job(BaseModel):
@@ -70,6 +54,9 @@ class Job(BaseModel):
     config: dict[str, Any] = Field(default={}, description="where the architecture differs from the model's")
     only_loaded: bool = Field(default=False, description="whether the job died before its first step")
     use_orig_params: bool = Field(default=True, description="FSDP1's argument; off in the Trainer of 2023")
+    prefetches: bool = Field(default=True, description="whether FSDP1's backward pass gathers the next unit early")
+    shifts_logits: bool = Field(default=False, description="the loss of transformers 4.46 to 4.48, which copies logits")
+    eager: bool = Field(default=False, description="attention that holds scores of all pairs of tokens")
 
 
 class Report(BaseModel):
@@ -83,16 +70,6 @@ class Report(BaseModel):
     job: Job | None = None
     assumed: str = ""
     reason: str = ""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The replay of one stack: figures at the failure, or no place if it runs to the end."""
-
-    tried_mib: float
-    allocated_gib: float
-    unallocated_gib: float
-    place: str
 
 
 def reports() -> list[Report]:
@@ -127,24 +104,39 @@ def replayed(report: Report) -> list[Outcome | None]:
     assert report.job is not None
     outcomes: list[Outcome | None] = []
     for job, batches in stacks(report):
-        with redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"), _fsdp1(report.job), _no_warmup():
-            program = record(job, batches, updates=0 if report.job.only_loaded else UPDATES)
-        found = replay(program, int(report.message.capacity_gib * GIB))
+        # A shorter program is the beginning of a longer one: most reports fail in the first update.
+        for updates in (0,) if report.job.only_loaded else (1, UPDATES):
+            with (
+                redirect_stdout(sys.stderr),
+                warnings.catch_warnings(action="ignore"),
+                as_given(report.job),
+                _no_warmup(),
+            ):
+                program = record(job, batches, updates=updates, loading=job.stack.loading)
+            found = replay(program, int(report.message.capacity_gib * GIB))
+            if found.failure is not None:
+                break
         outcomes.append(_outcome(program, found))
     return outcomes
 
 
-def _fsdp1(job: Job) -> AbstractContextManager[Any]:
-    """FSDP1 with the arguments of a job: without ``use_orig_params`` the optimizer has one parameter for each unit."""
+@contextmanager
+def as_given(job: Job) -> Iterator[None]:
+    """Record with the attention, the loss and the arguments of FSDP1 that a job has.
+
+    Without ``use_orig_params`` the optimizer has one parameter for each unit.
+    """
     given: dict[str, Any] = {"use_orig_params": job.use_orig_params}
+    if not job.prefetches:
+        given["backward_prefetch"] = None
     if job.gpus == 1:  # torch/distributed/fsdp/_init_utils.py: a single GPU switches to NO_SHARD
         given["sharding_strategy"] = ShardingStrategy.NO_SHARD
-
-    class Given(FullyShardedDataParallel):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, **given})
-
-    return mock.patch.object(fsdp_units, "FullyShardedDataParallel", Given)
+    with (
+        fsdp1_arguments(**given),
+        eager_attention() if job.eager else nullcontext(),
+        shifted_logits() if job.shifts_logits else nullcontext(),
+    ):
+        yield
 
 
 def _no_warmup() -> AbstractContextManager[Any]:
@@ -160,70 +152,6 @@ def _outcome(program: Program, found: Replayed) -> Outcome | None:
     place = program.place(found.failed_at)
     where = f"{place.when}, {place.part}, {place.op}"
     return Outcome(failure.tried / MIB, failure.allocated / GIB, unallocated / GIB, where)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A report next to its replays."""
-
-    report: Report
-    outcomes: Sequence[Outcome | None]
-
-    @property
-    def failures(self) -> list[Outcome]:
-        return [outcome for outcome in self.outcomes if outcome is not None]
-
-    def bounds(self, figure: str) -> tuple[float, float]:
-        """The smallest and the largest of a figure over the stacks that run out of memory."""
-        values = [getattr(outcome, figure) for outcome in self.failures]
-        return min(values), max(values)
-
-    def off(self, figure: str) -> float:
-        """By how much what PyTorch printed lies outside of the bounds, in their unit; 0 inside."""
-        low, high = self.bounds(figure)
-        printed = getattr(self.report.message, figure)
-        return max(low - printed, printed - high, 0.0)
-
-    def row(self) -> dict[str, Any]:
-        """A line of the table."""
-        message = self.report.message
-        cells = {"report": f"[{self.report.name}]({self.report.source})"}
-        for title, figure, digits in _FIGURES:
-            cells[f"{title}: printed"] = f"{getattr(message, figure):.{digits}f}"
-            cells["replayed" + " " * len(cells)] = self._range(figure, digits)
-        places = dict.fromkeys(outcome.place for outcome in self.failures)
-        return {
-            **cells,
-            "stacks that fail": f"{len(self.failures)} of {len(self.outcomes)}",
-            "where": "; ".join(places) or "-",
-        }
-
-    def _range(self, figure: str, digits: int) -> str:
-        if not self.failures:
-            return "-"
-        low, high = (f"{value:.{digits}f}" for value in self.bounds(figure))
-        return low if low == high else f"{low} to {high}"
-
-
-_FIGURES = (
-    ("tried, MiB", "tried_mib", 0),
-    ("allocated, GiB", "allocated_gib", 2),
-    ("unallocated, GiB", "unallocated_gib", 2),
-)
-
-
-def summary(compared: Sequence[Comparison]) -> str:
-    """How far the printed figures lie outside of the replayed bounds."""
-    failing = [one for one in compared if one.failures]
-    lines = [f"{len(failing)} of {len(compared)} reports run out of memory in a replay of some stack."]
-    for title, figure, digits in _FIGURES if failing else ():
-        off = [one.off(figure) for one in failing]
-        inside = sum(value < 10**-digits for value in off)
-        lines.append(
-            f"{title}: {inside} printed figures are within the bounds, the median is {np.median(off):.{digits}f} "
-            f"outside, the largest {max(off):.{digits}f}."
-        )
-    return "\n".join(lines)
 
 
 def not_replayed(listed: Sequence[Report]) -> list[dict[str, Any]]:
@@ -242,18 +170,27 @@ def not_replayed(listed: Sequence[Report]) -> list[dict[str, Any]]:
 
 def main(
     words: Annotated[list[str] | None, typer.Argument(help="Words that the names of reports have.")] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print what was found before, and replay nothing.")] = False,
 ) -> None:
-    """Replay reports and print the tables."""
+    """Replay reports, keep what is found, and print the tables."""
     chosen = with_words("report", reports(), words)
-    console = Console(stderr=True)
-    compared = []
-    for report in chosen:
-        if report.job is not None:
-            console.print(f"replaying {report.name}", soft_wrap=True)
-            compared.append(Comparison(report, replayed(report)))
+    found = kept()
+    if not show:
+        console = Console(stderr=True)
+        for report in chosen:
+            if report.job is not None:
+                console.print(f"replaying {report.name}", soft_wrap=True)
+                found[report.source] = Found.of(replayed(report))
+        keep({one.source: found[one.source] for one in reports() if one.source in found})
+    compared = {
+        one.source: Comparison(one.name, one.source, one.message, found[one.source]) for one in chosen if one.job
+    }
     if compared:
-        typer.echo(markdown([one.row() for one in compared]))
-        typer.echo(f"\n{summary(compared)}\n")
+        typer.echo(markdown([one.row() for one in compared.values()]))
+        typer.echo(f"\n{summary(compared.values())}\n")
+        stepped = [compared[one.source] for one in chosen if one.job and not one.job.only_loaded]
+        if 0 < len(stepped) < len(compared):
+            typer.echo(f"Of those that reached a step:\n{summary(stepped)}\n")
     listed = [one for one in chosen if one.job is None]
     if listed:
         typer.echo(markdown(not_replayed(listed)))

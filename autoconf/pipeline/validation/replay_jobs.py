@@ -13,6 +13,7 @@ from autoconf.jobs.stack import Stack
 from autoconf.memory.replay import least_capacity, replay
 from autoconf.memory.units import GIB
 from autoconf.pipeline.catalog import Architecture
+from autoconf.pipeline.replay.given import fsdp1_arguments
 from autoconf.pipeline.replay.record import Batches, record
 from autoconf.pipeline.tracing.model_setup import TrainingSetup
 from autoconf.pipeline.tracing.recorder import TraceError
@@ -22,15 +23,17 @@ def replayed(job: dict[str, Any]) -> dict[str, Any]:
     """Replay a job on a GPU of some capacity.
 
     Args:
-        job: architecture, method, stack, gpus, batches (samples, tokens of each, accumulation), capacity_gib, and
-            ``least`` where the smallest sufficient capacity is wanted, too.
+        job: architecture, method, stack, gpus, batches (samples, tokens of each, accumulation), capacity_gib, ``least``
+            where the smallest sufficient capacity is wanted, too, ``compute_capability`` if it is not 8, and
+            ``prefetches``, which is false where FSDP1's backward pass gathers no unit early.
 
     Returns:
         Peaks of allocated and reserved memory, in GiB, and whether it failed; or ``{"problem": text}``.
     """
     parsed = TrainingSetup(Architecture(**job["architecture"]), job["method"], Stack(**job["stack"]), job["gpus"])
     try:
-        program = record(parsed, Batches(*job["batches"]))
+        with fsdp1_arguments(**({} if job.get("prefetches", True) else {"backward_prefetch": None})):
+            program = record(parsed, Batches(*job["batches"]), compute_capability=job.get("compute_capability", 8))
     except (TraceError, ValueError, AttributeError, RuntimeError, TypeError) as error:
         return {"problem": f"{type(error).__name__}: {error}"}
     found = replay(program, int(job["capacity_gib"] * GIB))

@@ -3,7 +3,8 @@
 ``python -m autoconf.pipeline.validation.stack_bounds`` takes the llama3.2-3b jobs of ``replay.known_runs``. They ran on
 one A100 under fms-hf-tuning; its release, kernels, collator and optimizer are not recorded. About ten minutes for each
 release; a word selects releases: ``... stack_bounds 2.6``. ``--run "Llama-3-8B LoRA"`` takes another job, of which only
-the libraries are open, and which keeps the other settings.
+the libraries are open, and which keeps the other settings. ``--run Qwen2.5-32B`` takes the job of s1, whose repository
+states its stack; ``--tokens`` replaces the length of its samples, of which only the most is known.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import typer
@@ -23,6 +24,9 @@ from autoconf.pipeline.report import markdown
 from autoconf.pipeline.validation import environments
 from autoconf.pipeline.validation.environments import Libraries
 
+_OF_FMS = "llama3.2-3b"  # the runs of fms-hf-tuning
+_OF_S1 = "Qwen2.5-32B"
+_S1 = "s1, transformers 4.46.1"
 # Releases of fms-hf-tuning by the range of transformers in their pyproject.toml, each with a version in the range.
 RELEASES: dict[str, Libraries | None] = {
     "2.1 to 2.5, transformers 4.45": Libraries("4.45.2", "0.13.2", "1.0.1", "0.43.3"),
@@ -30,9 +34,14 @@ RELEASES: dict[str, Libraries | None] = {
     "2.7 and 2.8, transformers 4.49": Libraries("4.49.0", "0.13.2", "1.0.1", "0.43.3"),
     "3.1, transformers 4.55": Libraries("4.55.4", "0.18.0rc0", "1.11.0", "0.48.2"),
     "none, transformers 5 as installed": None,
+    # simplescaling/s1 at 0ad4b3d, requirements.txt; it has no PEFT and no bitsandbytes.
+    _S1: Libraries("4.46.1", "0.13.2", "1.0.1", "0.43.3"),
 }
+# simplescaling/s1, train/sft_multinode.sh: gradient_checkpointing without kwargs, which transformers 4.46.1 makes
+# reentrant (modeling_utils.py, gradient_checkpointing_enable). train/fsdp_config_qwen.json has no backward_prefetch,
+# which training_args.py reads as NO_PREFETCH. Loading by the first process (fsdp_config_qwen_cpu.json) holds as much.
+_SETTINGS_OF_S1 = {"gradient_checkpointing": "reentrant"}
 _KERNELS = ((), ("fast_loss", "fast_rms_layernorm", "fast_rope_embeddings"))
-_OF_FMS = "llama3.2-3b"  # the runs of fms-hf-tuning
 _OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
 
 
@@ -56,12 +65,15 @@ class Choice:
         if self.padding_free:
             samples, tokens = 1, samples * tokens
         chosen = {"kernels": self.kernels, "optim": self.optim, "gradient_accumulation": run.batches.accumulation > 1}
-        stack = {**run.settings, **chosen}
+        of_s1 = run.name.startswith(_OF_S1)
+        stack = {**run.settings, **(_SETTINGS_OF_S1 if of_s1 else {}), **chosen}
         return {
             "architecture": run.job.architecture.model_dump(),
             "method": run.method,
             "stack": stack,
             "gpus": run.gpus,
+            "prefetches": not of_s1,
+            "compute_capability": int(gpu_types()[run.gpu].compute_capability),
             # The second micro-batch finds the gradients of the first; a third one would find the same.
             "batches": (samples, tokens, min(run.batches.accumulation, 2)),
             "capacity_gib": _room_gib(run),
@@ -86,6 +98,7 @@ class Replay:
 
 def choices(run: KnownRun, releases: Iterable[str]) -> Iterator[Choice]:
     """Yield all stacks of some releases that the source of a run allows."""
+    releases = [release for release in releases if (release == _S1) == run.name.startswith(_OF_S1)]
     if not run.name.startswith(_OF_FMS):
         yield from (Choice.only_libraries(release, run) for release in releases)
         return
@@ -98,6 +111,8 @@ def replays(runs: Sequence[KnownRun], releases: Sequence[str]) -> list[Replay]:
     found = []
     for release in releases:
         pairs = [(run, choice) for run in runs for choice in choices(run, [release])]
+        if not pairs:
+            continue
         inputs = [choice.input(run) for run, choice in pairs]
         distinct = list({repr(one): one for one in inputs}.values())
         figures = environments.run(RELEASES[release], "autoconf.pipeline.validation.replay_jobs", distinct)
@@ -130,6 +145,13 @@ def rows(found: Sequence[Replay]) -> list[dict[str, Any]]:
     ]
 
 
+def _with_tokens(run: KnownRun, tokens: int) -> KnownRun:
+    if not tokens:
+        return run
+    name = f"{run.name}, replayed with {tokens:,} tokens"
+    return replace(run, name=name, batches=replace(run.batches, tokens_per_sample=tokens))
+
+
 def _bounds(found: Sequence[Replay], optim: str) -> str:
     needed = [one.needed_gib for one in found if one.choice.optim == optim]
     if not needed:
@@ -141,9 +163,10 @@ def _bounds(found: Sequence[Replay], optim: str) -> str:
 def main(
     word: Annotated[str, typer.Argument(help="A part of the names of releases.")] = "",
     run: Annotated[str, typer.Option(help="How the names of the runs begin.")] = _OF_FMS,
+    tokens: Annotated[int, typer.Option(help="Tokens of a sample; 0 for those of the run.")] = 0,
 ) -> None:
     """Replay and print the table."""
-    runs = [known for known in RUNS if known.name.startswith(run)]
+    runs = [_with_tokens(known, tokens) for known in RUNS if known.name.startswith(run)]
     releases = [release for release in RELEASES if word in release]
     if not runs:
         print(f"no run begins with {run!r}: {'; '.join(known.name for known in RUNS)}", file=sys.stderr)
