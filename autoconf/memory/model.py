@@ -16,7 +16,7 @@ from autoconf.memory.fragmentation import Fragmentation, OutsidePyTorch, kind_of
 from autoconf.memory.fsdp_loading import fsdp_loading
 from autoconf.memory.gpu_memory import GpuJob, GpuMemory, Loads, sharing
 from autoconf.memory.host_memory import HostMemory
-from autoconf.memory.objectives import Setup, joined, setup_of
+from autoconf.memory.objectives import Setup, joined, setup_of, with_gradient_of_forward
 from autoconf.memory.optimizers import OptimizerBytes, optimizer_bytes
 from autoconf.memory.profile import HeadWay, LayerWay, Trainable, Units, optimizer_shapes
 from autoconf.memory.quantized import quantized_base
@@ -26,6 +26,7 @@ from autoconf.memory.store import ModelsTable
 from autoconf.memory.trained import FROZEN, TrainedWhole, kept_by_layer
 from autoconf.memory.units import GIB, Floats, Integers, Unsupported
 from autoconf.memory.ways import (
+    CHUNKS,
     LOADS,
     RULES,
     computes_in_16_bits,
@@ -240,7 +241,7 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     rank = None if method == "full" else stack.lora_r
     per_parameter = _bytes_per_parameter(stack, method, strategy)
     objective = setup_of(stack, method, full, head, per_parameter, strategy)
-    profile = _profile(table, model, method, stack, layers, head, objective)
+    profile = _profile(table, model, method, stack, layers, head, objective, rules)
     if named is not None:
         profile = partial(_of_named, profile, named, trainable, _BYTES[layers.adapter_dtype])
         trainable = named.trainable(trainable)
@@ -332,7 +333,14 @@ def _optimizer(
 
 
 def _profile(
-    table: ModelsTable, model: str, method: str, stack: Stack, layers_as: LayerWay, head_as: HeadWay, objective: Setup
+    table: ModelsTable,
+    model: str,
+    method: str,
+    stack: Stack,
+    layers_as: LayerWay,
+    head_as: HeadWay,
+    objective: Setup,
+    rules: int,
 ) -> Callable[[], Floats]:
     """A function that makes the moments of layers and head together, shape (moments, 9)."""
     layers = table.moments(model, layers_as)
@@ -341,9 +349,10 @@ def _profile(
     head = table.moments(model, head_as)
     if head is None:
         raise _not_traced(table, model, method, stack, head_as)
-    # Without checkpointing a layer lacks a few small tensors that recomputation creates, so for some numbers of tokens
-    # checkpointing would seem to need more memory. The moments with checkpointing are therefore included as well, which
-    # adds less than a thousandth.
+    if rules >= CHUNKS and head_as.trains and head_as.loss == "chunked":
+        head = with_gradient_of_forward(head)
+    # Without checkpointing a layer lacks small tensors that recomputation creates, so checkpointing may seem
+    # to need more memory. Its moments are therefore included as well, which adds less than a thousandth.
     also = ("reentrant", "non-reentrant") if layers_as.gradient_checkpointing == "none" else ()
     others = [table.moments(model, layers_as._replace(gradient_checkpointing=one)) for one in also]
     return partial(joined, objective, layers, [other for other in others if other is not None], head)

@@ -157,6 +157,22 @@ def setup_of(
     )
 
 
+def with_gradient_of_forward(heads: Floats) -> Floats:
+    """Moments of a head with the gradient that its loss makes in the forward pass, if it does.
+
+    liger_kernel/ops/fused_linear_cross_entropy.py makes the head's gradient with the logits. The trace has it among
+    gradients, so moments before the backward pass lack it, and so do those in which it is not yet accumulated.
+    """
+    loss = heads[:, 0] == Point.LOSS
+    made = float((heads[loss, 5] - heads[loss, 6]).min(initial=np.inf))
+    if not 0 < made < np.inf:
+        return heads
+    found = heads.copy()
+    found[~loss, 1] += made
+    found[loss, 6] = np.maximum(found[loss, 6], made)
+    return found
+
+
 def joined(setup: Setup, layers: Floats, others: Sequence[Floats], heads: Floats) -> Floats:
     """All moments of a micro-batch, with the columns of ``StackMoment``; tokens are those of a sample of the data.
 

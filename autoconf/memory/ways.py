@@ -8,9 +8,12 @@ from autoconf.memory.sharding import Strategy
 from autoconf.memory.zero_job import ZERO
 
 # The rules by which memory is composed. A version keeps those with which it was made.
-# 2: loading counts under FSDP; adapters with dropout that were not traced are counted as others. 1: under FSDP1 and
-# mixed precision, every adapter keeps its own copy of its input. 0: version 2.0.0.
-RULES = LOADS = DROPS = 2
+# 3: a head whose loss makes its gradient in the forward pass holds it from then on; adapters that FSDP1 keeps whole
+# have the dtype of computation when a layer is recomputed. 2: loading counts under FSDP; adapters with dropout that
+# were not traced are counted as others. 1: under FSDP1 and mixed precision, every adapter keeps its own copy of its
+# input. 0: version 2.0.0.
+RULES = CHUNKS = 3
+LOADS = DROPS = 2
 
 # Dropout was not traced with adapters in bfloat16 without autocast. Those in float32 hold more: a copy of their input.
 _NOT_TRACED_WITH_DROPOUT = ("bfloat16", "no", "bfloat16")
@@ -37,7 +40,11 @@ def layer_way(stack: Stack, method: str, *, several: bool, rules: int = RULES) -
     dtype = computing_dtype(stack, strategy)
     upcast = upcast_of(stack, strategy)
     alone = strategy == "fsdp1" and not full and stack.shard_adapters  # each adapter is a unit of its own
-    if rules >= 1 and alone and computes_in_16_bits(stack, strategy):
+    # torch/distributed/fsdp/_runtime_utils.py, _post_forward_reshard: those that are kept are in 16 bits from then on.
+    # With dropout that was composed up to 1.8 % too low, so their float32 copies count there.
+    recomputes = stack.gradient_checkpointing != "none" and stack.lora_dropout == 0
+    kept = rules >= CHUNKS and stack.keeps_gathered and recomputes
+    if rules >= 1 and alone and not kept and computes_in_16_bits(stack, strategy):
         # peft/tuners/tuners_utils.py, _cast_input_dtype: an adapter casts its input to the dtype of its weights. FSDP1
         # wraps each adapter (peft/utils/other.py, fsdp_auto_wrap_policy), so they are still float32 then.
         adapter_dtype = "float32"

@@ -34,7 +34,7 @@ MODELS = Path(__file__).parents[1] / "AutoGluonModels"
 RELEASED = {
     "1.1.0": "fb5284ff47fd537dff28bfcf451caa97296218cbd17bb6bba695fc21c8cab84d",
     "2.0.0": "e0e1b55c71798c4d158e550b375210c21bf4a11c8abc8ea4b84be5f692d36060",
-    "3.0.0": "a13ab8d833ddf497ed172cbdb2dd71cef49d08215b9180cdd9b3cb2edffcf68f",
+    "3.0.0": "53095bfdaa72f1e337b22d9f7de79d0657a1d95b05879322dbeddb2b1c3b2e52",
 }
 DEFAULT = "3.0.0"
 _CHECKED = frozenset(RELEASED.values())  # checked with the libraries of their cards when they were made

@@ -12,6 +12,8 @@ from autoconf import Workload, recommend
 from autoconf.jobs.stack import JobSharding, Stack, sharding_parts
 from autoconf.memory.gpu_memory import sharing
 from autoconf.memory.model import StackMemory
+from autoconf.memory.objectives import with_gradient_of_forward
+from autoconf.memory.profile import HeadWay, Point
 from autoconf.memory.units import Unsupported
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.tracing.model_setup import TrainingSetup
@@ -109,3 +111,24 @@ def test_composed_memory_is_that_of_pytorchs_wrappers(predictor, sharding, accum
     job = TrainingSetup(architectures()[MODEL], "full", stack, gpus=8)
     (compared,) = fsdp_strategies.compare(predictor.memory.table, [job])
     assert all(abs(peak.difference_percent) < 0.5 for peak in compared)
+
+
+@pytest.mark.parametrize(("model", "method", "settings"), [
+    ("tinyllama-1.1b", "full", {"sharding": "fsdp1_shard_grad_op", "gradient_accumulation": False}),
+    ("tinyllama-1.1b", "full", {"sharding": "shard_grad_op", "gradient_accumulation": True}),
+    ("tinyllama-1.1b", "lora", {"sharding": "fsdp1_shard_grad_op", "mixed_precision": "bf16"}),
+])  # fmt: skip
+def test_a_loss_in_chunks_holds_what_it_holds_under_pytorchs_wrappers(predictor, model, method, settings):
+    targets = {} if method == "full" else {"lora_targets": "all-linear", "lora_r": 16}
+    job = TrainingSetup(architectures()[model], method, Stack(loss="chunked", **settings, **targets), gpus=8)
+    (compared,) = fsdp_strategies.compare(predictor.memory.table, [job])
+    assert all(abs(peak.difference_percent) < 0.5 for peak in compared)
+
+
+def test_a_gradient_of_the_forward_pass_counts_from_then_on(predictor):
+    heads = predictor.memory.table.moments("tinyllama-1.1b", HeadWay(True, "bfloat16", "no", "chunked"))
+    counted, head = with_gradient_of_forward(heads), 32_000 * 2_048 * 2
+    before = np.isin(heads[:, 0], [Point.HEAD, Point.HEAD_OVER, Point.TURN])
+    assert (counted[before, 1] - heads[before, 1] == head).all() and (counted[~before, 6] >= head).all()
+    whole = predictor.memory.table.moments("tinyllama-1.1b", HeadWay(True, "bfloat16", "no", "full"))
+    assert with_gradient_of_forward(whole) is whole  # its gradient is made in the backward pass
