@@ -132,7 +132,7 @@ def _of_any_release(settings: Sequence[Setting], commands: Iterable[Command]) ->
         raise BadInput(f"these files belong to {' and '.join(sorted(named))}; one job has one trainer")
     if named:
         (framework,) = named
-        proven = framework != "transformers"  # users write their own scripts for it
+        proven = not framework.startswith("transformers")  # users write their own scripts for it
         return Evidence(framework, proven, (f"the command or the kind of file of {framework}",))
     of_factory = {setting.key for setting in settings if setting.dialect == "llama-factory"}
     if signs := [sign for sign in job_keys().frameworks["llama-factory"].signs if sign in of_factory]:

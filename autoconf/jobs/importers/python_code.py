@@ -52,7 +52,7 @@ class Code(NamedTuple):
 
     Attributes:
         settings: The literal arguments of its configs, and those that are not literal as unknown values.
-        framework: ``trl``, ``transformers``, ``unsloth`` or ``torchtune``; ``None`` for code that is not read.
+        framework: A trainer of ``job_keys.yaml``; ``None`` for code that is not read.
         requests: The GPUs and nodes that it requests from Kubernetes.
     """
 
@@ -208,7 +208,8 @@ class _Script:
             raise BadInput(
                 f"{place}: under {names[1]} only {names[1].removesuffix('Trainer')}Config is read; {_NO_FILE}"
             )
-        return Code(found, "transformers" if names[0] == "TrainingArguments" else "trl")
+        before = " before 5" if names[1] == "SFTTrainer" else ""  # whose SFTTrainer took TrainingArguments
+        return Code(found, f"transformers{before}" if names[0] == "TrainingArguments" else "trl")
 
     def calls_of(self, method: str, owner: str) -> list[ast.Call]:
         return [call for call in self.calls.get(method, ()) if name_of(owner_of(call)) == owner]
@@ -217,7 +218,7 @@ class _Script:
         """What PEFT's prepare_model_for_kbit_training makes of a 4-bit base, called here or by an older SFTTrainer.
 
         Before TRL 0.13 SFTTrainer took TrainingArguments and the length itself, and computed the loss over all logits.
-        Up to 0.25 it prepared a quantized base, and with bf16 cast all but the norms back.
+        Up to 0.25 it prepared a quantized base, and with bf16 cast all but the norms back, unless it got adapters.
         """
         keywords = {keyword.arg for keyword in trainer.keywords}
         if is_old and not keywords & {"max_seq_length", "dataset_text_field"}:
@@ -234,7 +235,8 @@ class _Script:
         loads = self.calls.get("from_pretrained", ())
         quantizing = [load for load in loads for keyword in load.keywords if keyword.arg in _QUANTIZING]
         bf16 = argument_of(config, "bf16", None)
-        is_bf16 = bf16 is not None and self.literals.value(bf16) is True and "peft_config" in keywords
+        makes_adapters = "peft_config" in keywords and "get_peft_model" not in self.calls
+        is_bf16 = bf16 is not None and self.literals.value(bf16) is True and makes_adapters
         for load in quantizing[:1]:
             yield from self.setting(load, "prepared base", "norms" if is_bf16 else "all", "prepared_base")
 
