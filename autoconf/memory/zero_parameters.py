@@ -55,8 +55,9 @@ class ModelSizes(NamedTuple):
         return [*self.embeddings, *itertools.chain.from_iterable(self.layers), *self.head]
 
 
+@lru_cache(maxsize=1024)  # jobs of a table share models
 def model_sizes(
-    shapes: Sequence[tuple[Shape, int]], layers: int, rank: int = 1, *, adapters: int = 0, quantized: bool = False
+    shapes: tuple[tuple[Shape, int], ...], layers: int, rank: int = 1, *, adapters: int = 0, quantized: bool = False
 ) -> ModelSizes:
     """Order the parameters of a model: a shape that occurs less often than there are layers belongs to the head.
 
@@ -67,7 +68,7 @@ def model_sizes(
         adapters: rank of adapters that follow every matrix of a layer; 0 for none.
         quantized: whether matrices of layers (but not experts in one tensor) have 4 bits and are stored in bfloat16.
 
-    >>> model_sizes([(Shape((16, 4), 2, True), 1), (Shape((4, 4), 2), 6), (Shape((16, 4), 2), 1)], layers=3)
+    >>> model_sizes(((Shape((16, 4), 2, True), 1), (Shape((4, 4), 2), 6), (Shape((16, 4), 2), 1)), layers=3)
     ModelSizes(embeddings=(64,), layers=((16, 16), (16, 16), (16, 16)), head=(64,))
     """
     embeddings: list[int] = []
@@ -100,11 +101,8 @@ PARTS: dict[str, tuple[Point, ...]] = {
 }
 
 
-class _Call(NamedTuple):
-    """A call of a module, forward or backward, with the index of the parameter that it has itself, if any."""
-
-    part: str
-    parameter: int | None
+# A call of a module, forward or backward: its part, and the index of the parameter that it has itself, if any.
+_Call = tuple[str, int | None]
 
 
 @lru_cache(maxsize=2048)  # jobs of a table share models and buckets
@@ -125,7 +123,7 @@ def gathered_parameters(
     """
     numels, calls = _program(sizes, recomputes=recomputes, adapted=adapted)
     coordinator = _Coordinator(numels, calls, buckets)
-    most, before = dict.fromkeys(PARTS, 0), calls[0].part
+    most, before = dict.fromkeys(PARTS, 0), calls[0][0]
     for step, (part, parameter) in enumerate(calls):
         fetching, running = coordinator.call(step, parameter)
         if fetching > most[before]:  # the module itself has not begun
@@ -144,14 +142,14 @@ def _program(sizes: ModelSizes, *, recomputes: bool, adapted: int) -> tuple[list
     layers = [list(_calls_of_layer([next(ids) for _ in layer], adapted)) for layer in sizes.layers]
     head = [next(ids) for _ in sizes.head] or embeddings[:1]
     last = len(layers) - 1
-    calls = [_Call("forward", parameter) for parameter in (None, None, *embeddings)]
-    calls += [_Call("forward", parameter) for layer in layers for parameter in layer]
-    calls += [_Call("head", parameter) for parameter in (*head, *reversed(head))]
+    calls: list[_Call] = [("forward", parameter) for parameter in (None, None, *embeddings)]
+    calls += [("forward", parameter) for layer in layers for parameter in layer]
+    calls += [("head", parameter) for parameter in (*head, *reversed(head))]
     for index in range(last, -1, -1):
         part = "last" if index == last else "first" if index == 0 else "middle"
         again = layers[index] if recomputes else []
-        calls += [_Call(part, parameter) for parameter in (*again, *reversed(layers[index]))]
-    calls += [_Call("tail", parameter) for parameter in reversed(embeddings)]
+        calls += [(part, parameter) for parameter in (*again, *reversed(layers[index]))]
+    calls += [("tail", parameter) for parameter in reversed(embeddings)]
     return numels, calls
 
 
@@ -188,7 +186,7 @@ class _Coordinator:
         self.gathered = [False] * len(numels)
         self.groups: dict[int, _Group] = {}  # by parameters in flight
         self.fetched_for = [-1] * len(numels)  # its __most_recent_step_id_param_fetched_for
-        self.queue = [(call.parameter, step) for step, call in enumerate(calls) if call.parameter is not None]
+        self.queue = [(parameter, step) for step, (_, parameter) in enumerate(calls) if parameter is not None]
         self.position = 0
         self.used_soon = self._reuses(len(calls))
 

@@ -65,9 +65,10 @@ def _estimated(
     possible = passing(Candidates(memory, rows, gpus, np.zeros(len(rows)), usable_gib))
     found = np.zeros((len(rows), 2))
     steps = zip(predictor.step(True), predictor.step(False), strict=True)
-    for column, headroom in enumerate(reversed([np.where(gpus > 1, *both) for both in steps])):
-        gib = (predictor.for_pytorch_gib(usable_gib, gpus) - headroom)[possible]
-        found[possible, column] = memory.most_tokens(rows[possible], gpus[possible], gib, reserve)
+    above_and_below = np.stack([np.where(gpus > 1, *both) for both in steps])[::-1]
+    gib = (predictor.for_pytorch_gib(usable_gib, gpus) - above_and_below)[:, possible]
+    twice = np.tile(np.flatnonzero(possible), 2)
+    found[possible] = memory.most_tokens(rows[twice], gpus[twice], gib.ravel(), reserve).reshape(2, -1).T
     found[:, 1] = np.maximum(found[:, 0], found[:, 1]) + 1
     return np.clip(found, 1, at_most[:, None]).astype(np.int64)
 
