@@ -135,7 +135,7 @@ def rows(found: Sequence[Replay]) -> list[dict[str, Any]]:
     return [
         {
             "run": run,
-            "release of fms-hf-tuning, or its libraries": release,
+            "release, or libraries": release,
             "kernels": "fast" if fast else "plain",
             "needed, foreach": _bounds(ones, "adamw_torch"),
             "needed, fused": _bounds(ones, "adamw_torch_fused"),
