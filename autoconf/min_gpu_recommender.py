@@ -48,6 +48,7 @@ def min_gpu_recommender(job: Job, models: ModelsFolder = None) -> Recommendation
         lora_targets: ``default``, ``attention``, ``all-linear``, or names of modules such as ``q_proj,v_proj``.
         lora_dropout: dropout of adapters, from 0 to less than 1.
         trained_modules: ``none``, ``embeddings``, ``head`` or ``embeddings_and_head``, trained whole beside adapters.
+        use_dora: whether adapters are DoRA's.
         upcast_unquantized: ``none``, ``norms`` or ``all``: parameters of a 4-bit base that become float32.
         offload: ``none``, ``optimizer``, ``parameters`` or ``optimizer_and_parameters``, which the host's memory holds.
         allocator: ``default``, or ``expandable_segments`` of PyTorch's caching allocator.

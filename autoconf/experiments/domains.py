@@ -9,7 +9,7 @@ from typing import Any
 
 import autoconf.experiments.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
 from autoconf.errors import AutoConfError
-from autoconf.jobs.job import DROPOUT, GPU_MEMORY, HOST_LIMIT, NAMES, NUMBERS, choices
+from autoconf.jobs.job import DROPOUT, FLAGS, GPU_MEMORY, HOST_LIMIT, NAMES, NUMBERS, choices
 from autoconf.jobs.presets import SETTINGS
 from autoconf.jobs.queries import ARGUMENTS, RUN_LENGTH
 
@@ -46,8 +46,8 @@ def _values(field: str) -> list[Any]:
     """The values of a name or a setting; an empty setting takes the value of the stack."""
     if field in NAMES:
         return _names()[field]
-    if field == "even_layouts":
-        return [False, True]
+    if field in FLAGS:
+        return [*([""] if field in SETTINGS else []), False, True]
     if field == DROPOUT:
         return ["", *_DROPOUTS]
     if field == "lora_r":

@@ -257,6 +257,9 @@ class Job(BaseModel):
     lora_dropout: float | None = Field(
         None, description="Dropout of LoRA adapters, from 0 to less than 1; by default the stack's"
     )
+    use_dora: bool | None = Field(
+        None, description="Whether adapters are DoRA's, from version 3.0.0; true or false, by default the stack's"
+    )
     trained_modules: TrainedModules | None = Field(
         None, description=_describe("Modules trained whole beside adapters, from version 3.0.0", TrainedModules)
     )
@@ -337,7 +340,7 @@ class Workload(Job):
 REQUIRED_OF_JOB = tuple(field for field, info in Job.model_fields.items() if info.is_required())
 REQUIRED = tuple(field for field, info in Workload.model_fields.items() if info.is_required())
 OPTIONAL = {field: info.default for field, info in Workload.model_fields.items() if not info.is_required()}
-FLAGS = tuple(field for field, info in Workload.model_fields.items() if info.annotation is bool)
+FLAGS = tuple(field for field, info in Workload.model_fields.items() if info.annotation in (bool, bool | None))
 NUMBERS = tuple(
     field for field, info in Workload.model_fields.items() if int in (info.annotation, *get_args(info.annotation))
 )

@@ -23,11 +23,19 @@ UP_TO_2_0_0 = ("reference", "trl", "fms-hf-tuning", "llama-factory")
 SETTINGS = (
     "optim", "torch_dtype", "adapter_dtype", "mixed_precision", "gradient_checkpointing", "loss", "sharding", "lora_r",
     "lora_targets", "upcast_unquantized", "offload", "allocator", "objective", "quantization", "gradient_sync",
-    "attention", "loading", "lora_dropout", "trained_modules",
+    "attention", "loading", "lora_dropout", "trained_modules", "use_dora",
 )  # fmt: skip
-_OF_ADAPTERS = ("adapter_dtype", "lora_r", "lora_dropout", "lora_targets", "shard_adapters", "trained_modules")
+_OF_ADAPTERS = (
+    "adapter_dtype",
+    "lora_r",
+    "lora_dropout",
+    "lora_targets",
+    "shard_adapters",
+    "trained_modules",
+    "use_dora",
+)
 _OF_QUANTIZED = ("upcast_unquantized", "quantization")
-_NOTHING = (("quantization", "none"), ("trained_modules", "none"))  # they exclude no method
+_NOTHING = (("quantization", "none"), ("trained_modules", "none"), ("use_dora", False))  # they exclude no method
 
 
 class _Typed(BaseModel):

@@ -173,6 +173,7 @@ class Stack(BaseModel):
     lora_targets: tuple[str, ...] | LoraTargets = Field(
         default="default", description="modules with adapters: the architecture's default pair, a named group, or names"
     )
+    use_dora: bool = Field(default=False, description="whether adapters are DoRA's: PEFT's use_dora")
     trained_modules: TrainedModules = Field(
         default="none",
         description="modules that are trained whole beside adapters, each a copy next to the frozen module: PEFT's "

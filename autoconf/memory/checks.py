@@ -29,6 +29,7 @@ def check_settings(table: ModelsTable, model: str, method: str, stack: Stack, st
     _check_attention(stack)
     _check_kept(stack)
     _check_trained(stack, strategy)
+    _check_dora(stack, strategy)
 
 
 def _check_upcast(stack: Stack, strategy: Strategy) -> None:
@@ -97,4 +98,18 @@ def _check_trained(stack: Stack, strategy: Strategy) -> None:
         raise Unsupported(
             [f"trained_modules {stack.trained_modules!r} with {' and '.join(settings)}"],
             ": copies of embeddings and head were compared with PEFT's on one GPU and under ddp, fsdp1 and fsdp2 only",
+        )
+
+
+def _check_dora(stack: Stack, strategy: Strategy) -> None:
+    """Raise ``Unsupported`` if DoRA runs in a way that was not compared with PEFT."""
+    others = {
+        "sharding": strategy not in ("none", "ddp"),
+        "objective": stack.objective != "sft",
+        "quantization": stack.quantization not in ("none", "nf4", "nf4_single"),
+    }
+    settings = [f"{name} {getattr(stack, name)!r}" for name, with_it in others.items() if with_it]
+    if stack.use_dora and settings:
+        raise Unsupported(
+            [f"use_dora with {' and '.join(settings)}"], ": DoRA was compared with PEFT's on one GPU and under ddp only"
         )

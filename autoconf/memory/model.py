@@ -12,6 +12,7 @@ import numpy as np
 from autoconf.jobs.stack import Stack, Upcast
 from autoconf.memory.adapted import NamedModules
 from autoconf.memory.checks import check_settings
+from autoconf.memory.dora import dora
 from autoconf.memory.fragmentation import Fragmentation, OutsidePyTorch, kind_of
 from autoconf.memory.fsdp_loading import fsdp_loading
 from autoconf.memory.gpu_memory import GpuJob, GpuMemory, Loads, sharing
@@ -29,6 +30,7 @@ from autoconf.memory.ways import (
     CHUNKS,
     LOADS,
     RULES,
+    becomes_float32,
     computes_in_16_bits,
     computing_dtype,
     head_way,
@@ -238,13 +240,15 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     needs_full = strategy in ZERO or stack.objective != "sft" or method == "qlora" or stack.trained_modules != "none"
     if full is None and needs_full:
         raise _not_traced(table, model, method, stack, ("full", "default"))
-    rank = None if method == "full" else stack.lora_r
+    rank = None if method == "full" else stack.lora_r + stack.use_dora
     per_parameter = _bytes_per_parameter(stack, method, strategy)
     objective = setup_of(stack, method, full, head, per_parameter, strategy)
     profile = _profile(table, model, method, stack, layers, head, objective, rules)
     if named is not None:
         profile = partial(_of_named, profile, named, trainable, _BYTES[layers.adapter_dtype])
         trainable = named.trainable(trainable)
+    if stack.use_dora:
+        profile = partial(dora(table, model, stack, layers, named).moments, profile)
     trainable = objective.of_units(trainable)
     whole = _trained_whole(stack, method, full, strategy)
     if rank is not None and whole.parameters:
@@ -315,7 +319,7 @@ def _trained_whole(stack: Stack, method: str, full: Trainable | None, strategy: 
         return FROZEN
     assert full is not None
     loaded = 4 if upcast_of(stack, strategy) == "all" else _BYTES[stack.torch_dtype]
-    stored = 4 if _becomes_float32(stack, method, strategy) else loaded
+    stored = 4 if becomes_float32(stack, method, strategy) else loaded
     computing = 2 if computes_in_16_bits(stack, strategy) else stored
     return TrainedWhole.of(stack, full, stored=stored, computing=computing)
 
@@ -381,17 +385,10 @@ def _bytes_per_parameter(stack: Stack, method: str, strategy: Strategy) -> Bytes
     stored = {"full": frozen, "lora": max(frozen, adapters), "qlora": adapters}[method]
     return BytesPerParameter(
         frozen=frozen,
-        trainable=4 if _becomes_float32(stack, method, strategy) else stored,
+        trainable=4 if becomes_float32(stack, method, strategy) else stored,
         frozen_computing=_BYTES[computing_dtype(stack, strategy)],
         trainable_computing=2 if mixes else stored,
     )
-
-
-def _becomes_float32(stack: Stack, method: str, strategy: Strategy) -> bool:
-    """Whether trainable parameters become float32 that were loaded in another dtype."""
-    # accelerate/accelerator.py, prepare_model, and utils/fsdp_utils.py, fsdp2_prepare_model: not under FSDP2 with 4-bit
-    # layers.
-    return computes_in_16_bits(stack, strategy) and (strategy == "fsdp1" or (strategy == "fsdp2" and method != "qlora"))
 
 
 def _upcast_bytes(units: Units, upcast: Upcast) -> int:

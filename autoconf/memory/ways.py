@@ -38,7 +38,7 @@ def layer_way(stack: Stack, method: str, *, several: bool, rules: int = RULES) -
     """
     strategy, full = strategy_of(stack, several), method == "full"
     dtype = computing_dtype(stack, strategy)
-    upcast = upcast_of(stack, strategy)
+    upcast = _hidden_upcast(stack, method, strategy)
     alone = strategy == "fsdp1" and not full and stack.shard_adapters  # each adapter is a unit of its own
     # torch/distributed/fsdp/_runtime_utils.py, _post_forward_reshard: those that are kept are in 16 bits from then on.
     # With dropout that was composed up to 1.8 % too low, so their float32 copies count there.
@@ -78,7 +78,7 @@ def head_way(stack: Stack, method: str, *, several: bool) -> HeadWay:
     # A trained head behind float32 norms was not traced; one that is float32 itself holds more.
     norms = "float32" if trains else UPCAST_NORMS
     dtype = {"none": computing_dtype(stack, strategy), "norms": norms, "all": "float32"}
-    return HeadWay(trains, dtype[upcast_of(stack, strategy)], _autocast(stack, strategy), stack.loss)
+    return HeadWay(trains, dtype[_hidden_upcast(stack, method, strategy)], _autocast(stack, strategy), stack.loss)
 
 
 def upcast_of(stack: Stack, strategy: Strategy) -> Upcast:
@@ -86,6 +86,15 @@ def upcast_of(stack: Stack, strategy: Strategy) -> Upcast:
     # trl/models/utils.py, prepare_peft_model, and axolotl/loaders/model.py omit it if FSDP shards a 4-bit model.
     # deepspeed/runtime/engine.py, _cast_module_mixed_precision, makes all of them bfloat16 again.
     return stack.upcast_unquantized if strategy in ("none", "ddp") else "none"
+
+
+def _hidden_upcast(stack: Stack, method: str, strategy: Strategy) -> Upcast:
+    """As parameters of which kind are float32 hidden states are."""
+    upcast = upcast_of(stack, strategy)
+    # peft/tuners/lora/bnb.py, Linear4bit.forward: under autocast DoRA's float32 output is not cast back, and a 4-bit
+    # layer without adapters returns the dtype of its input.
+    dora = stack.use_dora and method == "qlora" and _autocast(stack, strategy) != "no"
+    return "norms" if dora and upcast == "none" else upcast
 
 
 def strategy_of(stack: Stack, several: bool) -> Strategy:
@@ -98,6 +107,13 @@ def strategy_of(stack: Stack, several: bool) -> Strategy:
 def computes_in_16_bits(stack: Stack, strategy: Strategy) -> bool:
     """Whether FSDP gathers parameters, or DeepSpeed casts them, to the dtype of mixed precision."""
     return strategy in ("fsdp1", "fsdp2", *ZERO) and stack.mixed_precision != "no"
+
+
+def becomes_float32(stack: Stack, method: str, strategy: Strategy) -> bool:
+    """Whether trainable parameters become float32 that were loaded in another dtype."""
+    # accelerate/accelerator.py, prepare_model, and utils/fsdp_utils.py, fsdp2_prepare_model: not under FSDP2 with 4-bit
+    # layers.
+    return computes_in_16_bits(stack, strategy) and (strategy == "fsdp1" or (strategy == "fsdp2" and method != "qlora"))
 
 
 def computing_dtype(stack: Stack, strategy: Strategy) -> str:

@@ -38,6 +38,11 @@ _LEFT_OPEN = (
         "replayed, and counts as that of full sharding",
     ),
     (
+        "use_dora",
+        (False,),
+        "what layers hold for DoRA is bounded from PEFT's code, an upper bound, and was not compared with real runs",
+    ),
+    (
         "trained_modules",
         ("none",),
         "embeddings and head that are trained beside adapters are copies, as PEFT makes them without "

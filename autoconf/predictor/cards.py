@@ -55,7 +55,7 @@ class Model(_Typed):
 
 
 # The values of settings in versions up to 2.0.0, whose cards do not have these fields.
-_UP_TO_2_0_0 = {
+_UP_TO_2_0_0: dict[str, list[Any]] = {
     "torch_dtype": ["bfloat16", "float32"],
     "mixed_precision": ["no", "bf16"],
     "optim": ["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor", "sgd"],
@@ -68,6 +68,7 @@ _UP_TO_2_0_0 = {
     "gradient_sync": ["last"],
     "loading": ["cpu", "rank0"],  # as they assume; they do not count it
     "trained_modules": ["none"],
+    "use_dora": [False],
 }
 
 
@@ -92,9 +93,10 @@ class Domain(_Typed):
     gradient_sync: list[str] = _UP_TO_2_0_0["gradient_sync"]
     loading: list[str] = _UP_TO_2_0_0["loading"]
     trained_modules: list[str] = _UP_TO_2_0_0["trained_modules"]
+    use_dora: list[bool] = _UP_TO_2_0_0["use_dora"]
 
     @property
-    def settings(self) -> dict[str, list[str]]:
+    def settings(self) -> dict[str, list[Any]]:
         """The settings of a stack of which versions know different values, each with the values of this version."""
         return {name: getattr(self, name) for name in _UP_TO_2_0_0}
 

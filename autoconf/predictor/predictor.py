@@ -106,7 +106,8 @@ class Predictor:
             for setting, value, known in asked:
                 if value not in known:
                     raise Unsupported(
-                        [f"{setting} {value!r}"], f", which has {listed(known)}; it is known from version 3.0.0"
+                        [f"{setting} {value!r}"],
+                        f", which has {listed(map(str, known))}; it is known from version 3.0.0",
                     )
             self._check_targets(model, method, stack)
         with PREDICTING:  # pyarrow reads profiles when they are first needed, and holds locks of its own meanwhile

@@ -11,7 +11,7 @@ import yaml
 
 import autoconf
 from autoconf import cli, experiments
-from autoconf.jobs.job import DROPOUT, GPU_MEMORY, IN_GIB, NAMES, NUMBERS, TRAINING_STACK, Workload, choices
+from autoconf.jobs.job import DROPOUT, FLAGS, GPU_MEMORY, IN_GIB, NAMES, NUMBERS, TRAINING_STACK, Workload, choices
 from autoconf.jobs.queries import ALL_ARGUMENTS, ARGUMENTS, RUN_LENGTH
 from autoconf.min_gpu_recommender import min_gpu_recommender
 from autoconf.predictor import registry
@@ -117,7 +117,7 @@ def test_ado_lists_categories_and_whole_numbers(name):
         else:
             assert domain.variableType.value == "OPEN_CATEGORICAL_VARIABLE_TYPE" and len(domain.values) > 1
             assert domain.valueInDomain("another") or field == "even_layouts"
-            if field not in NAMES and field not in ("lora_r", "even_layouts", DROPOUT, *IN_GIB, *RUN_LENGTH):
+            if field not in NAMES and field not in ("lora_r", *FLAGS, DROPOUT, *IN_GIB, *RUN_LENGTH):
                 assert [*domain.values] == [*empty(field), *choices(field)]
     models = {model for version in registry.RELEASED for model in registry.card(version).domain.models}
     assert models == {*domains["model_name"].values}

@@ -34,6 +34,7 @@ def test_the_defaults_are_the_reference_workload():
         "lora_r": 4,
         "lora_dropout": 0.0,
         "lora_targets": "default",
+        "use_dora": False,
         "trained_modules": "none",
         "quantization": "none",
         "upcast_unquantized": "none",

@@ -272,3 +272,17 @@ class Linear4bit(bitsandbytes.nn.Linear4bit):
         if self.bias is not None:
             out = out + self.bias.to(self.compute_dtype)
         return out.to(x.dtype)
+
+
+@contextmanager
+def unpacking_for_dora() -> Iterator[None]:
+    """Let PEFT's DoRA unpack 4-bit weights, of which it takes the norm, without bitsandbytes' CUDA code."""
+    from peft.tuners.lora import dora
+
+    plain = dora.dequantize_module_weight
+
+    def unpacked(layer: torch.nn.Module) -> Any:
+        return dequantized(layer.weight, layer.shape, layer.dtype) if isinstance(layer, Linear4bit) else plain(layer)
+
+    with mock.patch.object(dora, "dequantize_module_weight", unpacked):
+        yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import date
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import typer
@@ -57,7 +57,7 @@ def domain(names: list[str], version: str) -> Domain:
     )
 
 
-def all_settings() -> dict[str, list[str]]:
+def all_settings() -> dict[str, list[Any]]:
     """The values of settings that versions up to 2.0.0 do not know."""
     choices = {
         "torch_dtype": Dtype, "mixed_precision": MixedPrecision,
@@ -65,7 +65,7 @@ def all_settings() -> dict[str, list[str]]:
         "objective": Objective, "quantization": Quantization, "gradient_sync": GradientSync,
         "loading": Loading, "trained_modules": TrainedModules,
     }  # fmt: skip
-    return {name: list(get_args(values)) for name, values in choices.items()}
+    return {name: list(get_args(values)) for name, values in choices.items()} | {"use_dora": [False, True]}
 
 
 def train(version: str, folder: Path) -> str:

@@ -62,6 +62,7 @@ def first_rank(
         nullcontext() if real else mock.patch(_ALLOCATED, lambda tensor: tensor.untyped_storage().size() > 0),
         cuda_kernels.on_cuda(model, job.architecture.experts),
         triton_kernels.in_place_of_plain_ops(model, job.stack),
+        cuda_kernels.unpacking_for_dora() if job.stack.use_dora else nullcontext(),
     ):
         yield load(job, model, mesh)
 

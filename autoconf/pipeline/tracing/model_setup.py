@@ -127,12 +127,14 @@ def build_model(job: TrainingSetup, layers: int | Sequence[str] | None = None) -
         r=stack.lora_r,
         lora_alpha=stack.lora_r,
         lora_dropout=stack.lora_dropout,
+        use_dora=stack.use_dora,
         target_modules=lora_targets(job.architecture, stack),
         modules_to_save=modules_to_save(model, stack) or None,
         task_type="CAUSAL_LM",
     )
     keeps_dtype = stack.adapter_dtype != "float32"
-    with torch.device("meta"):  # PEFT before 0.14 has no argument for it
+    unpacking = cuda_kernels.unpacking_for_dora() if stack.use_dora else nullcontext()
+    with unpacking, torch.device("meta"):  # PEFT before 0.14 has no argument for it
         model = peft.get_peft_model(model, lora, autocast_adapter_dtype=not keeps_dtype)
     if keeps_dtype:
         # peft/tuners/tuners_utils.py, _move_adapter_to_device_of_base_layer: adapters get their base's dtype, but not
