@@ -35,6 +35,7 @@ from autoconf.memory.ways import (
     computing_dtype,
     head_way,
     layer_way,
+    moments_of_layers,
     strategy_of,
     upcast_of,
 )
@@ -267,9 +268,8 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     )  # fmt: skip
     host = HostMemory(job, strategy, stack, full or trainable, trainable)
     if strategy not in ZERO:
-        resident, gradients = job.resident(strategy), job.unsharded_gradients(strategy)
+        resident, gradients, host_bytes = job.resident(strategy), job.unsharded_gradients(strategy), host.worker_bytes
         loading = _loads(job, strategy, stack, full or trainable) if rules >= LOADS else Loads()
-        host_bytes = host.worker_bytes
         return GpuJob(
             resident, gradients, lambda: sharded(moments(), job, strategy), loading, host_bytes, per_node=job.per_node
         )
@@ -347,7 +347,7 @@ def _profile(
     rules: int,
 ) -> Callable[[], Floats]:
     """A function that makes the moments of layers and head together, shape (moments, 9)."""
-    layers = table.moments(model, layers_as)
+    layers = moments_of_layers(table, model, stack, layers_as, rules)
     if layers is None:
         raise _not_traced(table, model, method, stack, layers_as)
     head = table.moments(model, head_as)

@@ -111,6 +111,7 @@ class LayerWay(NamedTuple):
     lora_targets: str
 
 
+IN_ORDER = "-in-order"  # end of a way's lora_targets: layers before the first one with adapters keep nothing
 UPCAST_NORMS = "upcast-norms"  # torch_dtype of a way: a bfloat16 head behind norms that became float32
 
 

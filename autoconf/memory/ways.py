@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from autoconf.jobs.stack import Stack, Upcast
-from autoconf.memory.profile import UPCAST_NORMS, HeadWay, LayerWay
+from autoconf.memory.profile import IN_ORDER, UPCAST_NORMS, HeadWay, LayerWay
 from autoconf.memory.sharding import Strategy
+from autoconf.memory.units import Floats
 from autoconf.memory.zero_job import ZERO
 
+if TYPE_CHECKING:
+    from autoconf.memory.store import ModelsTable
+
 # The rules by which memory is composed. A version keeps those with which it was made.
-# 3: a head whose loss makes its gradient in the forward pass holds it from then on; adapters that FSDP1 keeps whole
-# have the dtype of computation when a layer is recomputed. 2: loading counts under FSDP; adapters with dropout that
-# were not traced are counted as others. 1: under FSDP1 and mixed precision, every adapter keeps its own copy of its
-# input. 0: version 2.0.0.
-RULES = CHUNKS = 3
+# 3: layers before the first one with adapters keep nothing for a backward pass; a head whose loss makes its gradient in
+# the forward pass holds it from then on; adapters that FSDP1 keeps whole have the dtype of computation when a layer is
+# recomputed. 2: loading counts under FSDP; adapters with dropout that were not traced are counted as others. 1: under
+# FSDP1 and mixed precision, every adapter keeps its own copy of its input. 0: version 2.0.0.
+RULES = CHUNKS = ORDERS = 3
 LOADS = DROPS = 2
 
 # Dropout was not traced with adapters in bfloat16 without autocast. Those in float32 hold more: a copy of their input.
@@ -66,6 +72,22 @@ def layer_way(stack: Stack, method: str, *, several: bool, rules: int = RULES) -
         gradient_checkpointing=stack.gradient_checkpointing,
         lora_targets=targets_of(stack, method),
     )
+
+
+def moments_of_layers(table: ModelsTable, model: str, stack: Stack, way: LayerWay, rules: int) -> Floats | None:
+    """The moments of a model's layers; if known, those in which layers before the first adapter keep nothing.
+
+    Args:
+        table: the profiles of models.
+        model: a model of the table.
+        stack: the training stack; beside modules that it trains whole, all layers are counted alike.
+        way: how the layers run.
+        rules: the rules by which memory is composed.
+    """
+    in_order = None
+    if rules >= ORDERS and stack.trained_modules == "none":
+        in_order = table.moments(model, way._replace(lora_targets=way.lora_targets + IN_ORDER))
+    return table.moments(model, way) if in_order is None else in_order
 
 
 def head_way(stack: Stack, method: str, *, several: bool) -> HeadWay:

@@ -15,14 +15,16 @@ from small_jobs import small_job
 
 from autoconf.jobs.stack import Stack
 from autoconf.memory import model as memory_model
-from autoconf.memory.profile import optimizer_shapes
+from autoconf.memory.profile import IN_ORDER, optimizer_shapes
 from autoconf.memory.units import Unsupported
+from autoconf.memory.ways import ORDERS, layer_way
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.tracing import (
     model_setup,
     trace_model,
 )
 from autoconf.pipeline.tracing.model_setup import TrainingSetup
+from autoconf.pipeline.tracing.recorder import TraceError
 from autoconf.pipeline.validation import composition, rank_trace
 
 LAYERS = 7
@@ -123,8 +125,26 @@ def test_whole_models_of_several_kinds_of_layers_are_composed(method):
         TrainingSetup(short, method, Stack(**AT_ONCE)),
         TrainingSetup(short, method, Stack(sharding="fsdp1", **AT_ONCE), gpus=2),
     ):
-        whole = composition._run(job, tokens).peak_bytes(tokens, job.gpus)
-        assert table.peak_bytes(job, tokens) == pytest.approx(whole, rel=0.01)
+        assert table.peak_bytes(job, tokens) == pytest.approx(
+            composition.whole_run(job, tokens).peak_bytes(tokens, job.gpus), rel=0.01
+        )
+
+
+def test_layers_before_the_first_adapter_keep_nothing_unless_inputs_have_gradients():
+    architecture = architectures()["granite-4.0-h-350m"]
+    kinds = ["mamba"] * 3 + ["attention"] + ["mamba"] * 3 + ["attention", "mamba"]
+    short = architecture.model_copy(update={"config": architecture.shortened(kinds)})
+    table, tokens = OnDemand(short), 4078
+    plain = {"lora_targets": "attention", "gradient_checkpointing": "none", "adapter_dtype": "float32", **AT_ONCE}
+    for gpus in (1, 2):
+        job = TrainingSetup(short, "lora", Stack(**plain), gpus)
+        whole = composition.whole_run(job, tokens).peak_bytes(tokens, job.gpus)
+        assert table.peak_bytes(job, tokens) == pytest.approx(whole, rel=0.005)
+        before = memory_model.gpu_memory(table, "", "lora", job.stack, several=gpus > 1, rules=ORDERS - 1)
+        assert before.peak_bytes(np.array([gpus]), np.array([tokens]))[0] > 1.1 * whole
+    with pytest.raises(TraceError, match="mamba layers before the first adapter have a backward pass"):
+        way = layer_way(Stack(**plain | {"gradient_checkpointing": "non-reentrant"}), "lora", several=False)
+        trace_model.traced_layers(short, way._replace(lora_targets=way.lora_targets + IN_ORDER), table.rank)
 
 
 def test_replicas_hold_one_more_set_of_gradients_on_any_number_of_gpus(table):

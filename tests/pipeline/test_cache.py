@@ -117,7 +117,7 @@ def traced(tmp_path, monkeypatch) -> list[str]:
         return figures(architecture.name, architecture.layers)
 
     monkeypatch.setattr(tracing, "traced", trace)
-    monkeypatch.setattr(trace_cache, "all_ways", lambda: [WAY, HEAD])
+    monkeypatch.setattr(trace_cache, "all_ways", lambda *_: [WAY, HEAD])
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda _: tmp_path / "cache")
     return names
 
@@ -174,7 +174,7 @@ def test_what_a_released_profile_lacks_is_traced_and_the_rest_is_taken_from_it(t
     old.problems[before._replace(torch_dtype="float32")] = "ValueError: no"
     write_models([replace(old, made_of=trace_cache.fingerprint(model))], tmp_path)
     for module in (trace_model, trace_cache):
-        monkeypatch.setattr(module, "all_ways", lambda: [before, before._replace(torch_dtype="float32"), new])
+        monkeypatch.setattr(module, "all_ways", lambda *_: [before, before._replace(torch_dtype="float32"), new])
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda _: tmp_path / "cache")
     (found,) = trace_cache.traces([model.name], tmp_path)
     assert set(found.layers) == {before, new} and not found.heads

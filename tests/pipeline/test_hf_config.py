@@ -292,6 +292,6 @@ def test_an_unsupported_combination_is_recorded_and_the_others_are_traced(own_mo
     from autoconf.pipeline.tracing import trace_model
 
     ways = [LayerWay("full", dtype, "no", dtype, False, "none", "default") for dtype in ("bfloat16", "float32")]
-    monkeypatch.setattr(trace_model, "all_ways", lambda: ways)
+    monkeypatch.setattr(trace_model, "all_ways", lambda *_: ways)
     figures = own_model.own_figures(own_model.own_architecture(written(GPT2), "mine"), iter)
     assert (list(figures.layers), figures.problems) == (ways[:1], {ways[1]: "StopIteration"})

@@ -9,14 +9,16 @@ for package in ("torch", "transformers", "peft", "bitsandbytes"):
     pytest.importorskip(package, reason="versions are traced with the extra [build], installed on Python 3.11")
 
 from autoconf.memory.model import head_way, layer_way
-from autoconf.memory.profile import HeadWay, LayerWay
+from autoconf.memory.profile import IN_ORDER, HeadWay, LayerWay
 from autoconf.memory.store import ModelsTable
-from autoconf.pipeline.catalog import architectures
+from autoconf.memory.ways import ORDERS
+from autoconf.pipeline.catalog import NEWEST, architectures
 from autoconf.pipeline.tracing.extrapolate import head_moments, layer_moments
 from autoconf.pipeline.tracing.ledger import rank_for, trace
 from autoconf.pipeline.tracing.scaling import sizes_of
 from autoconf.pipeline.tracing.trace_model import derived_layers, head_job, layer_job, short_stack
-from autoconf.pipeline.tracing.ways import head_ways, layer_ways
+from autoconf.pipeline.tracing.ways import head_ways, in_order_ways, layer_ways
+from autoconf.predictor import registry
 from autoconf.predictor.registry import MODELS
 
 LLAMA = architectures()["llama-7b"]
@@ -35,6 +37,22 @@ def test_a_job_that_is_traced_for_a_way_is_looked_up_by_that_way():
 def test_every_way_is_traced_once():
     for ways in (list(layer_ways()), list(head_ways())):
         assert len(ways) == len(set(ways))
+
+
+def test_layers_before_the_first_adapter_are_traced_for_models_that_begin_with_mamba():
+    assert not [*in_order_ways(("attention", "mamba", "attention"))]
+    ways = [*in_order_ways(architectures()["granite-4.0-h-1b"].kinds)]
+    assert len(ways) == len(set(ways)) == 44
+    assert not {"full", "reentrant", "non-reentrant", "all-linear" + IN_ORDER} & {
+        value for way in ways for value in way
+    }
+
+
+def test_a_version_that_counts_them_has_their_moments():
+    table, counts = ModelsTable.read(MODELS / NEWEST), registry.card(NEWEST).rules >= ORDERS
+    for name in table.models:
+        if ways := [*in_order_ways(architectures()[name].kinds)]:
+            assert (not table.figures(name).missing(ways)) == counts, name
 
 
 @pytest.mark.parametrize("name", ["mistral-7b-v0.1", "granite-4.0-h-350m"])  # layers of one kind, and of two

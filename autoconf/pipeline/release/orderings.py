@@ -22,7 +22,7 @@ from autoconf.jobs.stack import Optim, Stack
 from autoconf.memory.gpu_memory import GpuMemory
 from autoconf.memory.model import StackMemory
 from autoconf.memory.optimizers import optimizer_bytes
-from autoconf.memory.profile import HeadWay, LayerWay, Point, StackMoment
+from autoconf.memory.profile import IN_ORDER, HeadWay, LayerWay, Point, StackMoment
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.store import ModelsTable
 from autoconf.memory.units import GIB, Floats, Unsupported
@@ -351,9 +351,11 @@ def _checkpointing(checker: Checker) -> Violations:
     for model, ways in _all_ways(checker.table):
         for way in ways:
             if isinstance(way, LayerWay) and way.gradient_checkpointing != "none":
+                without = way._replace(gradient_checkpointing="none")
+                in_order = without._replace(lora_targets=way.lora_targets + IN_ORDER)
                 kept = [
                     [rows[rows[:, 0] == point][0, 1:5] for point in (Point.KEPT, Point.KEPT_OVER)]
-                    for of in (way, way._replace(gradient_checkpointing="none"))
+                    for of in (way, in_order if in_order in ways else without)
                     if (rows := checker.table.moments(model, of)) is not None
                 ]
                 if len(kept) == 2:

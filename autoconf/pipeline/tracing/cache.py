@@ -13,7 +13,7 @@ import platformdirs
 from rich.progress import track
 
 from autoconf.files import atomic_folder
-from autoconf.memory.profile import ModelProfile
+from autoconf.memory.profile import HeadWay, LayerWay, ModelProfile
 from autoconf.memory.store import read_models, write_models
 from autoconf.pipeline.catalog import Architecture, architectures
 from autoconf.pipeline.tracing.ways import all_ways
@@ -44,7 +44,7 @@ def traces(names: list[str], *released: Path) -> list[ModelProfile]:
         for figures in read_models(folder)
         if figures.made_of == wanted.get(figures.model_name)
     }
-    missing = [name for name in names if name not in known or known[name].missing(all_ways())]
+    missing = [name for name in names if name not in known or known[name].missing(_ways(name))]
     with ProcessPoolExecutor(max_workers=min(os.cpu_count() or 1, max(len(missing), 1))) as pool:
         found = pool.map(_cached, missing, map(known.get, missing))
         for figures in track(found, description="tracing", total=len(missing)):
@@ -52,11 +52,15 @@ def traces(names: list[str], *released: Path) -> list[ModelProfile]:
     return [known[name] for name in names]
 
 
+def _ways(name: str) -> list[LayerWay | HeadWay]:
+    return all_ways(architectures()[name].kinds)
+
+
 def _cached(name: str, known: ModelProfile | None = None) -> ModelProfile:
     """Trace what a known profile lacks, or read its cached trace; an interrupted run loses only the current model."""
     architecture = architectures()[name]
     # A release may trace more ways than an earlier one.
-    cached = f"{name}-{fingerprint(architecture)}-{len(all_ways())}"
+    cached = f"{name}-{fingerprint(architecture)}-{len(_ways(name))}"
     folder = platformdirs.user_cache_path("ado-autoconf") / "traces" / cached
     if not folder.exists():
         from autoconf.pipeline.tracing.trace_model import traced  # importing torch and transformers takes seconds

@@ -17,7 +17,7 @@ from torch import nn
 
 from autoconf.jobs.stack import LoraTargets, Stack
 from autoconf.memory.optimizers import Shape
-from autoconf.memory.profile import UPCAST_NORMS, HeadWay, LayerWay, ModelProfile, Trainable, Units
+from autoconf.memory.profile import IN_ORDER, UPCAST_NORMS, HeadWay, LayerWay, ModelProfile, Trainable, Units
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.tracing import scaling
@@ -52,7 +52,7 @@ def traced(
     short = short_stack(architecture)
     rank = rank_for(architecture, short)
     layers = derived_layers if _derives(architecture, rank) else partial(traced_layers, rank=rank)
-    for way in watched(found.missing(all_ways())):
+    for way in watched(found.missing(all_ways(architecture.kinds))):
         try:
             if isinstance(way, LayerWay):
                 found.layers[way] = layers(architecture, way)
@@ -75,8 +75,27 @@ def traced(
 
 def traced_layers(architecture: Architecture, way: LayerWay, rank: int) -> np.ndarray:
     """The moments of a model's layers in a way, traced."""
+    if way.lora_targets.endswith(IN_ORDER):
+        return _in_order(architecture, way, rank)
     short = short_stack(architecture)
     return np.array(layer_moments(trace(layer_job(architecture, way), short, rank), short, architecture.kinds))
+
+
+def _in_order(architecture: Architecture, way: LayerWay, rank: int) -> np.ndarray:
+    """The same if the first layers have no adapters: they, and the first layer with adapters, are kinds of their own.
+
+    Raises:
+        TraceError: these layers have a backward pass.
+    """
+    first, *_ = kinds = architecture.kinds
+    adapted = next(index for index, kind in enumerate(kinds) if kind != first)
+    places = ["before"] * adapted + ["first"] + ["after"] * (len(kinds) - adapted - 1)
+    whole = [*zip(places, kinds, strict=True)]
+    short = [whole[0], *dict.fromkeys(whole[1:-1]), whole[-1]]
+    storages = trace(layer_job(architecture, way), [kind for _, kind in short], rank)
+    if any(part.backward and part.layer == 0 for part in storages.parts):
+        raise TraceError(f"{first} layers before the first adapter have a backward pass")
+    return np.array(layer_moments(storages, *([" ".join(layer) for layer in of] for of in (short, whole))))
 
 
 def derived_layers(architecture: Architecture, way: LayerWay) -> np.ndarray:
@@ -137,7 +156,7 @@ def layer_job(architecture: Architecture, way: LayerWay) -> TrainingSetup:
         "adapter_dtype": way.adapter_dtype,
         "lora_dropout": _DROPOUT if way.dropout else 0.0,
         "gradient_checkpointing": way.gradient_checkpointing,
-        "lora_targets": way.lora_targets,
+        "lora_targets": way.lora_targets.removesuffix(IN_ORDER),
         "quantization": "nf4" if quantized else "none",
         "gradient_accumulation": False,
     }

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from autoconf.jobs.stack import LoraTargets
-from autoconf.memory.profile import UPCAST_NORMS, HeadWay, LayerWay
+from autoconf.memory.profile import IN_ORDER, UPCAST_NORMS, HeadWay, LayerWay
 
 Method = Literal["full", "lora", "qlora"]
 ADAPTING: tuple[Method, ...] = ("lora", "qlora")
@@ -43,6 +43,18 @@ def head_ways() -> Iterator[HeadWay]:
         yield HeadWay(False, UPCAST_NORMS, "bf16", loss)
 
 
-def all_ways() -> list[LayerWay | HeadWay]:
-    """All combinations of settings under which a model is traced."""
-    return [*layer_ways(), *head_ways()]
+def all_ways(kinds: Sequence[str] = ()) -> list[LayerWay | HeadWay]:
+    """All combinations of settings under which a model is traced, given the kinds of its layers in order."""
+    return [*layer_ways(), *head_ways(), *in_order_ways(kinds)]
+
+
+def in_order_ways(kinds: Sequence[str]) -> Iterator[LayerWay]:
+    """The ways in which a model's first layers run without gradients, because adapters are on attention alone.
+
+    Checkpoints give a model's inputs gradients (transformers 5.23, modeling_utils.py, enable_input_grads).
+    """
+    if "attention" not in kinds or kinds[0] != "mamba":
+        return
+    for way in layer_ways():
+        if way.method != "full" and way.lora_targets != "all-linear" and way.gradient_checkpointing == "none":
+            yield way._replace(lora_targets=way.lora_targets + IN_ORDER)
