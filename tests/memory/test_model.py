@@ -141,7 +141,7 @@ def test_layers_before_the_first_adapter_keep_nothing_unless_inputs_have_gradien
         whole = composition.whole_run(job, tokens).peak_bytes(tokens, job.gpus)
         assert table.peak_bytes(job, tokens) == pytest.approx(whole, rel=0.005)
         before = memory_model.gpu_memory(table, "", "lora", job.stack, several=gpus > 1, rules=ORDERS - 1)
-        assert before.peak_bytes(np.array([gpus]), np.array([tokens]))[0] > 1.1 * whole
+        assert before.peak_bytes(np.array([gpus]), np.array([tokens]))[0] > 1.03 * whole
     with pytest.raises(TraceError, match="mamba layers before the first adapter have a backward pass"):
         way = layer_way(Stack(**plain | {"gradient_checkpointing": "non-reentrant"}), "lora", several=False)
         trace_model.traced_layers(short, way._replace(lora_targets=way.lora_targets + IN_ORDER), table.rank)

@@ -1,7 +1,8 @@
-"""Compare composed memory of models whose first layers have no adapters with traces of the whole model.
+"""Compare composed memory of chosen jobs with traces of the whole model.
 
-Mamba layers before the first attention keep nothing for a backward pass if adapters are on attention alone and nothing
-gives the inputs gradients. Versions up to 2.0.0 count them as all others.
+- Mamba layers before the first attention keep nothing for a backward pass if adapters are on attention alone and
+  nothing gives the inputs gradients. Versions up to 2.0.0 count them as all others.
+- With few tokens FSDP2 holds most when it gathers the first layer after the root.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ from autoconf.pipeline.validation.composition import whole_run
 from autoconf.pipeline.validation.named_modules import table_of
 from autoconf.predictor.registry import MODELS
 
-OUTPUT = Path(__file__).with_name("first_adapter.csv")
+OUTPUT = Path(__file__).with_name("chosen_jobs.csv")
 LIMIT_PERCENT = 0.5
-_COMMAND, _WHAT = "python -m autoconf.pipeline.validation.first_adapter", "layers before the first adapter"
+_COMMAND = "python -m autoconf.pipeline.validation.chosen_jobs"
 _PLAIN: dict[str, Any] = {"gradient_checkpointing": "none", "lora_targets": "attention"}
-# Model, method, GPUs, tokens of a micro-batch on each GPU, and settings other than those of ``_PLAIN``.
-_JOBS: tuple[tuple[str, Method, int, int, dict[str, Any]], ...] = (
+_FEW: dict[str, Any] = {"sharding": "fsdp2", "gradient_accumulation": False}
+# Model, method, GPUs, tokens of a micro-batch on each GPU, and settings other than ``_PLAIN`` or ``_FEW``.
+_Row = tuple[str, Method, int, int, dict[str, Any]]
+_FIRST_ADAPTER: tuple[_Row, ...] = (
     ("granite-4.0-h-350m", "lora", 1, 1018, {"adapter_dtype": "float32"}),
     ("granite-4.0-h-350m", "lora", 8, 8198, {"lora_targets": "default"}),
     ("granite-4.0-h-350m", "qlora", 1, 8198, {"mixed_precision": "bf16", "adapter_dtype": "float32"}),
@@ -55,27 +58,39 @@ _JOBS: tuple[tuple[str, Method, int, int, dict[str, Any]], ...] = (
     ("granite-4.0-h-1b", "lora", 1, 1018, {"gradient_checkpointing": "non-reentrant"}),  # whose inputs have gradients
     ("granite-4.0-350m", "lora", 1, 8198, {}),  # without Mamba layers
 )
+_FIRST_GATHER: tuple[_Row, ...] = (
+    ("pythia-160m", "lora", 8, 74, {}),
+    ("pythia-160m", "lora", 2, 74, {"torch_dtype": "float32", "mixed_precision": "bf16"}),
+    ("pythia-160m", "lora", 8, 74, {"adapter_dtype": "float32", "lora_r": 64, "lora_targets": "all-linear"}),
+    ("pythia-160m", "qlora", 8, 74, {"mixed_precision": "bf16"}),
+    ("opt-125m", "full", 64, 74, {"torch_dtype": "float32", "mixed_precision": "bf16"}),
+    ("gemma-3-1b", "lora", 64, 34, {"gradient_accumulation": True}),
+    ("smollm2-135m", "lora", 64, 34, {"gradient_accumulation": True}),
+    ("granite-4.0-350m", "lora", 8, 74, {}),
+    ("granite-4.0-h-350m", "lora", 8, 74, {}),
+    ("deepseek-v2-lite", "lora", 8, 74, {}),  # whose first layer is small
+)
+SECTIONS = {"layers before the first adapter": (_FIRST_ADAPTER, _PLAIN), "few tokens": (_FIRST_GATHER, _FEW)}
 
 
-def jobs() -> Iterator[tuple[TrainingSetup, int]]:
-    """The jobs of the table, with the tokens of a micro-batch on each GPU."""
-    for model, method, gpus, tokens, settings in _JOBS:
+def jobs(section: str) -> Iterator[tuple[TrainingSetup, int]]:
+    """The jobs of a section, with the tokens of a micro-batch on each GPU."""
+    rows, same = SECTIONS[section]
+    for model, method, gpus, tokens, settings in rows:
         base = {"quantization": "nf4"} if method == "qlora" else {}
-        stack = Stack.model_validate({**_PLAIN, **settings, **base})
+        stack = Stack.model_validate({**same, **settings, **base})
         yield TrainingSetup(architectures()[model], method, stack, gpus), tokens
 
 
 def in_order(table: ModelsTable, job: TrainingSetup) -> ModelsTable:
     """A table with the way of a job in which its first layers keep nothing, traced now if a version lacks it."""
-    name, known = job.architecture.name, table.figures(job.architecture.name)
+    known = table.figures(job.architecture.name)
     way = layer_way(job.stack, job.method, several=job.gpus > 1)
     way = way._replace(lora_targets=way.lora_targets + IN_ORDER)
     if way in known.layers or way not in in_order_ways(job.architecture.kinds):
         return table
     rank = rank_for(job.architecture, short_stack(job.architecture))
-    return table_of(
-        replace(known, model_name=name, layers={**known.layers, way: traced_layers(job.architecture, way, rank)})
-    )
+    return table_of(replace(known, layers={**known.layers, way: traced_layers(job.architecture, way, rank)}))
 
 
 def compare(table: ModelsTable, job: TrainingSetup, tokens: int) -> dict[str, Any]:
@@ -108,14 +123,25 @@ def compare(table: ModelsTable, job: TrainingSetup, tokens: int) -> dict[str, An
 def main(
     figures: Annotated[Path, typer.Option(help="folder with the figures of a version")] = MODELS / NEWEST,
 ) -> None:
-    """Compare the jobs; write the table next to this file and the section of the documentation."""
+    """Compare the jobs; write the table next to this file and the sections of the documentation."""
     console = Console()
     table = ModelsTable.read(figures)
-    rows = [compare(table, *job) for job in track([*jobs()], "tracing", console=console)]
-    pd.DataFrame(rows).to_csv(OUTPUT, index=False, lineterminator="\n")
-    write_section(VALIDATION, _WHAT, _COMMAND, markdown(rows))
+    found = {
+        section: [compare(table, *job) for job in track([*jobs(section)], section, console=console)]
+        for section in SECTIONS
+    }
+    write(found)
+    rows = [row for some in found.values() for row in some]
     console.print(pd.DataFrame(rows).to_string(index=False), soft_wrap=True)
     sys.exit(int(any(abs(row["after_percent"]) > LIMIT_PERCENT for row in rows)))
+
+
+def write(found: dict[str, list[dict[str, Any]]]) -> None:
+    """Write the rows of each section."""
+    rows = [row for some in found.values() for row in some]
+    pd.DataFrame(rows).to_csv(OUTPUT, index=False, lineterminator="\n")
+    for section, some in found.items():
+        write_section(VALIDATION, section, _COMMAND, markdown(some))
 
 
 if __name__ == "__main__":
