@@ -1,6 +1,7 @@
 """The table of keys has every setting of the libraries that are installed: a new release is a diff of the table."""
 
 import dataclasses
+import re
 from argparse import ArgumentParser
 from collections.abc import Iterable
 
@@ -93,3 +94,13 @@ def test_every_fact_of_the_table_decides_a_field() -> None:
     known = {*Workload.model_fields, *(fact for facts in FACTS_OF.values() for fact in facts), "dropout"}
     facts = {fact for dialect in DIALECTS.values() for key in dialect.keys.values() for fact in key.facts()}
     assert facts - known == set()
+
+
+def test_an_option_that_a_refusal_names_replaces_the_key() -> None:
+    """Keys whose reason tells to take them out first are no matter of options."""
+    keys = [(name, key) for dialect in DIALECTS.values() for name, key in dialect.keys.items()]
+    named = {name: re.findall(r"(?<!out, and )(?:give|and) --([a-z-]+)", key.because) for name, key in keys}
+    facts = {name: key.facts() for name, key in keys}
+    assert named["model_component"] == ["model-name", "method"]
+    for name, options in named.items():
+        assert {option.replace("-", "_") for option in options} <= facts[name], name

@@ -57,6 +57,7 @@ class Key(_Typed):
     empty: str = ""
     assume: str = ""
     number: str = ""
+    instead: tuple[str, ...] = ()  # fields that options give instead of a key that states none
 
     @field_validator("values", mode="before")
     @classmethod
@@ -66,7 +67,7 @@ class Key(_Typed):
     def facts(self) -> set[str]:
         """The facts that the key can state."""
         of_values = {fact for facts in (*self.values.values(), self.also) for fact in facts}
-        return of_values | ({self.field} if self.field else set())
+        return of_values | {*self.instead} | ({self.field} if self.field else set())
 
 
 class Dialect(_Typed):
