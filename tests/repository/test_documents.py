@@ -60,8 +60,9 @@ def test_the_page_of_an_evaluation_has_the_cards_figures(version):
         assert f"| {row['model never seen']} | {row['jobs']} |" in page
     for row in (*evaluation.get("contradictions", []), *evaluation.get("orderings", [])):
         assert f"| {' | '.join(map(str, row.values()))} |" in page
-    for row in (*evaluation.get("by_stack", []), *evaluation.get("by_family", [])):
-        assert f"| {' | '.join(map(str, row.values()))} |" in page
+    for group in ("by_stack", "by_family", "by_setting"):
+        for row in evaluation.get(group, []):
+            assert f"| {' | '.join(map(str, row.values()))} |" in page
 
 
 def test_the_pages_of_the_newest_version_are_those_of_make_evaluate():
@@ -90,7 +91,7 @@ def test_required_figures_are_met(version):
         assert measured["doublings above a frontier said to fit"] == 0
     else:
         assert card["contradictions"] and not any(row["found"] for row in card["contradictions"])
-        groups = [*card["by_stack"], *card["by_family"]]
+        groups = [*card["by_stack"], *card["by_family"], *card.get("by_setting", [])]
         assert groups and all(row["same decision %"] >= 99.5 and row["impossible %"] == 0 for row in groups)
 
 

@@ -64,6 +64,7 @@ def evaluation_section(evaluation: dict[str, Any], version: str) -> str:
             markdown(evaluation["by_stack"]),
             "By family:",
             markdown(evaluation["by_family"]),
+            *(["By setting:", markdown(evaluation["by_setting"])] if "by_setting" in evaluation else []),
             "Decisions by distance from the edge, as a share of usable memory (positive: the job fits):",
             markdown(_in_words(evaluation["confusion"])),
             f"![What the predictor gets wrong, and where](evaluation-{version}.png)",
@@ -222,7 +223,7 @@ def main(version: Annotated[str, typer.Argument(help="version to evaluate")] = N
     for row in evaluation["contradictions"]:
         missed += [row["pairs where"]] if row["found"] else []
         console.print(f"{row['pairs where']:55} {row['found']} of {row['pairs']}", "MISSED" if row["found"] else "")
-    for row in (*evaluation["by_stack"], *evaluation["by_family"]):
+    for row in (*evaluation["by_stack"], *evaluation["by_family"], *evaluation["by_setting"]):
         missed += [str(row)] if row["same decision %"] < 99.5 or row["impossible %"] else []
         console.print(*row.values())
     console.print(f"written to {MODELS / version / CARD}")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from autoconf.jobs.job import STACK_FIELDS, stack_of
 from autoconf.jobs.presets import SETTINGS
 from autoconf.memory.candidates import Candidates
 from autoconf.memory.units import Booleans
@@ -27,6 +28,7 @@ NEAR = 0.10  # share of usable memory: half of the jobs are this close to the li
 HARMFUL = 0.02  # a false positive this far beyond the limit is not due to rounding
 _SEED = 7
 _JOBS_A_STACK = 20 / 3
+_COMPOSED = ("objective", "sharding", "offload", "quantization", "trained_modules", "use_dora")
 _SIZES = 100  # jobs drawn for each stack, to choose from
 _SLICES = 100  # on each side of the limit
 
@@ -200,6 +202,7 @@ def measured(
         "contradictions": contradictions(predictor, judged.jobs),
         "by_stack": by_group(judged, "stack", _stack_groups(judged.jobs)),
         "by_family": by_group(judged, "family", judged.jobs["model_name"].map(families)),
+        "by_setting": by_setting(judged),
         "confusion": confusion(judged),
     }
 
@@ -275,6 +278,18 @@ def by_group(judged: Judged, name: str, groups: pd.Series) -> list[dict[str, Any
                 "impossible %": percent(impossible),
             }
         )
+    return rows
+
+
+def by_setting(judged: Judged) -> list[dict[str, Any]]:
+    """Decisions by the settings whose memory is composed in ways of their own."""
+    fields = [field for field in STACK_FIELDS if field in judged.jobs]
+    drawn = judged.jobs[fields].astype(object).itertuples(index=False, name=None)
+    stacks = [stack_of(dict(zip(fields, job, strict=True))) for job in drawn]
+    rows: list[dict[str, Any]] = []
+    for setting in _COMPOSED:
+        values = pd.Series([f"{setting} {getattr(stack, setting)}" for stack in stacks], index=judged.jobs.index)
+        rows += by_group(judged, "setting", values)
     return rows
 
 
