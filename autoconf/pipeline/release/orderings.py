@@ -53,6 +53,8 @@ _OFFLOADS = (
     ("fsdp1", "none", "optimizer_and_parameters", _COUNTS[1:]),
     ("fsdp2", "none", "optimizer_and_parameters", _COUNTS[1:]),
 )
+_BOTH = "embeddings_and_head"
+_TRAINED = (("none", "embeddings"), ("none", "head"), ("embeddings", _BOTH), ("head", _BOTH))
 _BASES = (("nf4_single", "nf4"), ("int8", "nf4_single"), ("gptq", "nf4"), ("gptq", "awq"), ("awq", "nf4"))
 _TOLERANCE = 1e-6  # figures are stored with seven digits
 
@@ -199,6 +201,7 @@ def promises_of_settings(checker: Checker) -> Iterator[_Promise]:
         )
     yield from _promises_of_strategies(checker)
     yield from _promises_of_bases(checker)
+    yield from _promises_of_trained(checker)
     for sharding, before, offload, counts in _OFFLOADS if len(domain.offload) > 1 else ():
         more, less = (
             Stack(sharding=sharding, mixed_precision="bf16", offload=of)  # type: ignore[arg-type]
@@ -253,6 +256,14 @@ def _promises_of_bases(checker: Checker) -> Iterator[_Promise]:
         )
 
 
+def _promises_of_trained(checker: Checker) -> Iterator[_Promise]:
+    """Orderings of modules that are trained beside adapters."""
+    for less, more in _TRAINED if len(checker.predictor.domain.trained_modules) > 1 else ():
+        one, two = (Stack(trained_modules=which) for which in (more, less))  # type: ignore[arg-type]
+        pairs = _settings(checker, one, two, ["lora", "qlora"], _COUNTS[1:], least=0)
+        yield _Promise(f"trained_modules {more} than {less}", "LoRA and QLoRA under fsdp2", pairs)
+
+
 def _settings(
     checker: Checker,
     more: Stack,
@@ -267,15 +278,8 @@ def _settings(
         if full is None or full.units.trainable < least:
             continue
         of_method: dict[str, Any] = {"quantization": "nf4"} if method == "qlora" else {}
-        one, other = (
-            checker.memory(
-                model,
-                method,
-                stack if stack.quantization != "none" else stack.model_copy(update=of_method),
-                several=counts[0] > 1,
-            )
-            for stack in (less, more)
-        )
+        stacks = (s if s.quantization != "none" else s.model_copy(update=of_method) for s in (less, more))
+        one, other = (checker.memory(model, method, stack, several=counts[0] > 1) for stack in stacks)
         if one is not None and other is not None:
             yield f"{model}, {method}" if checker.exceeds(one, other, counts) else ""
 
