@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from autoconf.memory.store import ModelsTable
 
 # The rules by which memory is composed. A version keeps those with which it was made.
-# 3: layers before the first one with adapters keep nothing for a backward pass; a head whose loss makes its gradient in
-# the forward pass holds it from then on; adapters that FSDP1 keeps whole have the dtype of computation when a layer is
-# recomputed. 2: loading counts under FSDP; adapters with dropout that were not traced are counted as others. 1: under
-# FSDP1 and mixed precision, every adapter keeps its own copy of its input. 0: version 2.0.0.
-RULES = CHUNKS = ORDERS = 3
+# 4: layers before the first one with adapters keep nothing for a backward pass. 3: a head whose loss makes its gradient
+# in the forward pass holds it from then on; adapters that FSDP1 keeps whole have the dtype of computation when a layer
+# is recomputed. 2: loading counts under FSDP; adapters with dropout that were not traced are counted as others.
+# 1: under FSDP1 and mixed precision, every adapter keeps its own copy of its input. 0: version 2.0.0.
+RULES = ORDERS = 4
+CHUNKS = 3
 LOADS = DROPS = 2
 
 # Dropout was not traced with adapters in bfloat16 without autocast. Those in float32 hold more: a copy of their input.
