@@ -67,7 +67,7 @@ def test_others_are_predicted_at_every_number_of_tokens_and_gpus():
     peaks = composition.whole_peaks(job)
     assert list(peaks) == [(g, rank_trace.SAMPLES * t) for g in composition.GPUS for t in composition.TOKENS]
     tokens = rank_trace.SAMPLES * composition.TOKENS[0]
-    run = composition._run(replace(job, gpus=2), tokens)
+    run = composition.whole_run(replace(job, gpus=2), tokens)
     assert peaks[2, tokens] == pytest.approx(run.peak_bytes(tokens, 2), rel=1e-5)
 
 
