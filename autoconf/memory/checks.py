@@ -111,5 +111,6 @@ def _check_dora(stack: Stack, strategy: Strategy) -> None:
     settings = [f"{name} {getattr(stack, name)!r}" for name, with_it in others.items() if with_it]
     if stack.use_dora and settings:
         raise Unsupported(
-            [f"use_dora with {' and '.join(settings)}"], ": DoRA was compared with PEFT's on one GPU and under ddp only"
+            [f"use_dora with {' and '.join(settings)}"],
+            ": DoRA was compared with PEFT's on one GPU and under ddp only; give sharding ddp, on one GPU as well",
         )
