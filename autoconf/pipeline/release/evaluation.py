@@ -13,6 +13,7 @@ import pandas as pd
 
 from autoconf.jobs.job import STACK_FIELDS, stack_of
 from autoconf.jobs.presets import SETTINGS
+from autoconf.jobs.stack import Stack
 from autoconf.memory.candidates import Candidates
 from autoconf.memory.units import Booleans
 from autoconf.pipeline.release.random_jobs import GPUS_PER_WORKER, random_jobs
@@ -51,7 +52,9 @@ _PAIRS: dict[str, Callable[[pd.DataFrame], tuple[pd.DataFrame, pd.DataFrame]]] =
     "more batch turns no into yes": lambda j: (j, j.assign(batch_size=j["batch_size"] + j["number_gpus"])),
     "fewer GPUs, from two on, turn no into yes": lambda j: _fewer_gpus(j[j["number_gpus"] > 1]),
     "LoRA is refused where full is not (stack reference)": lambda j: _methods(j),
-    "checkpointing is refused where none is not": lambda j: _set(j, "gradient_checkpointing", "non-reentrant", "none"),
+    "checkpointing is refused where none is not": lambda j: _set(
+        _without_zero3(j), "gradient_checkpointing", "non-reentrant", "none"
+    ),
     "fused AdamW is refused where foreach is not": lambda j: _set(j, "optim", "adamw_torch_fused", "adamw_torch"),
     "8-bit states are refused where 32-bit ones are not": lambda j: _set(
         j.assign(torch_dtype="float32", adapter_dtype=None)[j["method"] != "qlora"],
@@ -61,7 +64,7 @@ _PAIRS: dict[str, Callable[[pd.DataFrame], tuple[pd.DataFrame, pd.DataFrame]]] =
     ),
     "a lower rank is refused where a higher is not": lambda j: _set(
         # ZeRO-3 keeps small parameters whole, such as adapters of a low rank.
-        j.assign(optim="adamw_torch")[(j["method"] != "full") & (j["sharding"] != "zero3")],
+        _without_zero3(j[j["method"] != "full"]).assign(optim="adamw_torch"),
         "lora_r",
         8,
         16,
@@ -72,6 +75,16 @@ _PAIRS: dict[str, Callable[[pd.DataFrame], tuple[pd.DataFrame, pd.DataFrame]]] =
 
 def _set(jobs: pd.DataFrame, field: str, less: Any, more: Any) -> tuple[pd.DataFrame, pd.DataFrame]:
     return jobs.assign(**{field: less}), jobs.assign(**{field: more})
+
+
+def _without_zero3(jobs: pd.DataFrame) -> pd.DataFrame:
+    return jobs[[stack.sharding != "zero3" for stack in _stacks(jobs)]]
+
+
+def _stacks(jobs: pd.DataFrame) -> list[Stack]:
+    fields = [field for field in STACK_FIELDS if field in jobs]
+    drawn = jobs[fields].astype(object).itertuples(index=False, name=None)
+    return [stack_of(dict(zip(fields, job, strict=True))) for job in drawn]
 
 
 def _fewer_gpus(jobs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -283,9 +296,7 @@ def by_group(judged: Judged, name: str, groups: pd.Series) -> list[dict[str, Any
 
 def by_setting(judged: Judged) -> list[dict[str, Any]]:
     """Decisions by the settings whose memory is composed in ways of their own."""
-    fields = [field for field in STACK_FIELDS if field in judged.jobs]
-    drawn = judged.jobs[fields].astype(object).itertuples(index=False, name=None)
-    stacks = [stack_of(dict(zip(fields, job, strict=True))) for job in drawn]
+    stacks = _stacks(judged.jobs)
     rows: list[dict[str, Any]] = []
     for setting in _COMPOSED:
         values = pd.Series([f"{setting} {getattr(stack, setting)}" for stack in stacks], index=judged.jobs.index)
