@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from autoconf.jobs.stack import Stack
 from autoconf.memory.optimizers import Shape
 from autoconf.memory.profile import LayerWay, Point, StackMoment, Trainable
-from autoconf.memory.store import ModelsTable
 from autoconf.memory.units import Floats, Unsupported
+
+if TYPE_CHECKING:
+    from autoconf.memory.store import ModelsTable
 
 _LAYER, _NEWEST, _ROOT = map(StackMoment._fields.index, ("layer_gradients", "newest_gradient", "root_gradients"))
 _ACTIVATIONS = slice(1, 5)

@@ -330,7 +330,7 @@ def test_every_default_price_is_of_a_type_of_the_newest_version_and_has_its_sour
         ("- L40S\n", "prices.yaml:1: must have lines such as 'H100: 2.5'"),
         ("", "prices.yaml:1: must have lines such as 'H100: 2.5'"),
         ("H100: 1\nL40S: {\n", "prices.yaml:3: not YAML"),
-        ("H100: 1\n\x00", "prices.yaml: not YAML"),
+        ("H100: 1\n\x00", "prices.yaml:2: not text: a null character"),
         ("H100: 1\n---\nL40S: 2\n", "prices.yaml:1: must have lines such as 'H100: 2.5'"),
         (
             "H100: 1\nA100: 2\n",

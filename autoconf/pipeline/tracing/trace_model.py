@@ -75,7 +75,7 @@ def traced(
 
 def traced_layers(architecture: Architecture, way: LayerWay, rank: int) -> np.ndarray:
     """The moments of a model's layers in a way, traced."""
-    if way.lora_targets.endswith(IN_ORDER):
+    if isinstance(way.lora_targets, str) and way.lora_targets.endswith(IN_ORDER):
         return _in_order(architecture, way, rank)
     short = short_stack(architecture)
     return np.array(layer_moments(trace(layer_job(architecture, way), short, rank), short, architecture.kinds))
@@ -148,7 +148,7 @@ def short_stack(architecture: Architecture) -> tuple[str, ...]:
 
 def layer_job(architecture: Architecture, way: LayerWay) -> TrainingSetup:
     """A job on one GPU whose layers run in a way: the inverse of ``autoconf.memory.ways.layer_way``."""
-    quantized = way.method == "qlora"
+    quantized, targets = way.method == "qlora", way.lora_targets
     settings = {
         "torch_dtype": "bfloat16" if quantized else way.torch_dtype,
         "upcast_unquantized": "all" if quantized and way.torch_dtype == "float32" else "none",
@@ -156,7 +156,7 @@ def layer_job(architecture: Architecture, way: LayerWay) -> TrainingSetup:
         "adapter_dtype": way.adapter_dtype,
         "lora_dropout": _DROPOUT if way.dropout else 0.0,
         "gradient_checkpointing": way.gradient_checkpointing,
-        "lora_targets": way.lora_targets.removesuffix(IN_ORDER),
+        "lora_targets": targets.removesuffix(IN_ORDER) if isinstance(targets, str) else targets,
         "quantization": "nf4" if quantized else "none",
         "gradient_accumulation": False,
     }
