@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from autoconf.jobs.stack import Stack
 from autoconf.memory.sharding import Strategy
 from autoconf.memory.store import ModelsTable
@@ -93,24 +95,25 @@ def _check_trained(stack: Stack, strategy: Strategy) -> None:
         "objective": stack.objective != "sft",
         "quantization": stack.quantization not in ("none", "nf4", "nf4_single"),
     }
-    settings = [f"{name} {getattr(stack, name)!r}" for name, with_it in others.items() if with_it]
-    if settings:
-        raise Unsupported(
-            [f"trained_modules {stack.trained_modules!r} with {' and '.join(settings)}"],
-            ": copies of embeddings and head were compared with PEFT's on one GPU and under ddp, fsdp1 and fsdp2 only",
-        )
+    why = ": copies of embeddings and head were compared with PEFT's on one GPU and under ddp, fsdp1 and fsdp2 only"
+    _refuse_with(stack, f"trained_modules {stack.trained_modules!r}", others, why)
 
 
 def _check_dora(stack: Stack, strategy: Strategy) -> None:
     """Raise ``Unsupported`` if DoRA runs in a way that was not compared with PEFT."""
+    if not stack.use_dora:
+        return
     others = {
         "sharding": strategy not in ("none", "ddp"),
         "objective": stack.objective != "sft",
         "quantization": stack.quantization not in ("none", "nf4", "nf4_single"),
     }
-    settings = [f"{name} {getattr(stack, name)!r}" for name, with_it in others.items() if with_it]
-    if stack.use_dora and settings:
-        raise Unsupported(
-            [f"use_dora with {' and '.join(settings)}"],
-            ": DoRA was compared with PEFT's on one GPU and under ddp only; give sharding ddp, on one GPU as well",
-        )
+    why = ": DoRA was compared with PEFT's on one GPU and under ddp only; give sharding ddp, on one GPU as well"
+    _refuse_with(stack, "use_dora", others, why)
+
+
+def _refuse_with(stack: Stack, setting: str, others: Mapping[str, bool], why: str) -> None:
+    """Raise ``Unsupported`` if a setting does not work with one of others; the message names their values."""
+    settings = [f"{name} {getattr(stack, name)!r}" for name, excluded in others.items() if excluded]
+    if settings:
+        raise Unsupported([f"{setting} with {' and '.join(settings)}"], why)

@@ -40,7 +40,7 @@ _PRECOMPUTES = "precompute_ref_log_probs"
 _OF_LOSSES = ("loss_type", "loss_weights", "label_smoothing", "max_completion_length", "truncation_mode")
 _OWN_REFERENCE = ("ref_model", "ref_model_*")
 # Values of loss_type: trl v1.9.0, trl/trainer/dpo_trainer.py, kto_trainer.py and grpo_trainer.py; kto_pair and aot_pair
-# are of releases before 1.0. A script of one's own may have others, which hold other things.
+# are of releases before 1.0. A user's script may have other losses, whose memory is not known.
 _LOSSES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
     "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm", "kto", "apo_zero_unpaired", "kto_pair", "aot_pair",
@@ -131,8 +131,8 @@ def _check_losses(settings: Iterable[Setting]) -> None:
     for setting in settings:
         if _matches(setting, ("loss_type",)) and (own := sorted({*text(setting.value).split()} - {*_LOSSES})):
             raise BadInput(
-                f"{setting.place}: {described(' '.join(own))} is no loss of TRL's trainers, so what it holds is not "
-                "known; give --objective for that of TRL"
+                f"{setting.place}: {described(' '.join(own))} is not a loss of TRL's trainers, so its memory is "
+                "not known; give --objective for that of TRL's loss"
             )
 
 

@@ -100,7 +100,7 @@ def _content(path: str, options: Mapping[str, Any]) -> _Content:
 
 
 def _documents(text: str, path: str) -> tuple[list[Document], str]:
-    """The documents of a file, and what it lacks if it is no script either."""
+    """The documents of a file, and the reason if it has none and is not a script."""
     problem, suffix = "neither settings nor a command that starts a training", Path(path).suffix
     try:
         return load_documents(text, path), problem

@@ -1,4 +1,4 @@
-"""Record jobs with what is no setting of a stack: arguments of scripts, and attention and loss of older libraries."""
+"""Record jobs with options that a stack does not have: arguments of scripts, attention and loss of older libraries."""
 
 from __future__ import annotations
 
