@@ -256,7 +256,13 @@ class Stack(BaseModel):
             ("kernels", "quantization", "fused_lora" in self.kernels and self.quantization == "none"),
             ("shard_adapters", "sharding", not self.shard_adapters and self.sharding == "fsdp2"),
             ("objective", "loss", self.objective != "sft" and self.loss != "full"),
-            ("objective", "losses", self.losses != "trl" and self.objective not in ("sft", "dpo", "orpo")),
+            ("objective", "losses", self.losses != "trl" and self.objective in ("dpo_precomputed", "grpo")),
+            # LLaMA-Factory's reward model returns the hidden states of all layers, which checkpoints keep anyway.
+            (
+                "objective",
+                "gradient_checkpointing",
+                (self.losses, self.objective, self.gradient_checkpointing) == ("llama-factory", "reward", "none"),
+            ),
             ("objective", "kernels", self.objective != "sft" and bool(self.kernels)),
             ("offload", "sharding", self.offload != "none" and self.sharding not in _OFFLOADING[self.offload]),
             ("fsdp_strategy", "sharding", self.fsdp_strategy != "full_shard" and self.sharding not in _FSDP),

@@ -1,4 +1,4 @@
-"""The moments of a micro-batch by its objective: the loss of supervised fine-tuning, or a loss of TRL.
+"""The moments of a micro-batch by its objective: the loss of supervised fine-tuning, of TRL or of LLaMA-Factory.
 
 TRL 1.9.0 runs the model on chosen and rejected samples together, and again, without gradients, as the reference model.
 Decoder layers hold what they hold for any loss. The losses hold copies of logits, of which a table gives the bytes;
@@ -56,6 +56,9 @@ _LOSSES: dict[tuple[str, Objective, int], LossBytes] = {
     # trainer_utils.py, get_batch_logps: the log-softmax of a copy of them.
     ("llama-factory", "dpo", 4): LossBytes(own=8, over=20, turn=4, backward=12),
     ("llama-factory", "orpo", 4): LossBytes(own=0, over=12, turn=4, backward=12),
+    # src/llamafactory/train/kto/trainer.py, concatenated_forward, for the model and for the reference model: copies of
+    # chosen and rejected logits stay, and so do logits while those of other completions are made for the KL term.
+    ("llama-factory", "kto", 4): LossBytes(own=12, over=24, turn=4, backward=12),
 }
 OF_PAIRS = ("reward", "dpo", "dpo_precomputed", "orpo")  # the model runs on both samples of a pair
 _REFERRING = ("dpo", "kto")
@@ -88,6 +91,14 @@ class Setup:
     gathered: float = 0.0
     whole: int = 0
     head: int = 0
+
+    @property
+    def scores_beside_words(self) -> bool:
+        """Whether a reward model keeps its head for words, whose logits are made and not used.
+
+        LLaMA-Factory v0.9.5, src/llamafactory/train/rm/workflow.py; trl v0.24.0, trl/models/modeling_value_head.py.
+        """
+        return self.objective == "reward" and self.losses == "llama-factory"
 
     @property
     def produced(self) -> int:
@@ -139,21 +150,20 @@ def setup_of(
     if stack.objective == "reward":
         # transformers/modeling_layers.py, GenericForSequenceClassification: one score instead of a head of its own.
         untied = any(s.dimensions == embedding.dimensions and not s.embedding for s, _ in full.shapes)
-        return replace(setup, head=embedding.elements if untied else 0)
+        return replace(setup, head=embedding.elements if untied and not setup.scores_beside_words else 0)
     if stack.objective not in _REFERRING or method != "full":
         return setup  # adapters are disabled instead (trl/trainer/dpo_trainer.py, ref_model)
     parameters, root = full.units.trainable, full.units.root_trainable
     frozen = per.frozen_computing if strategy.startswith("zero") else per.frozen
-    if stack.losses == "llama-factory" and strategy.startswith("fsdp"):
-        # src/llamafactory/train/dpo/trainer.py: prepare_model(evaluation_mode=True), which does not shard.
-        return replace(setup, whole=parameters * per.frozen)
+    # llamafactory/train/dpo/trainer.py and kto/trainer.py: FSDP2 has layers of the reference model as units, too.
+    in_units = strategy == "fsdp1" or (strategy == "fsdp2" and stack.losses == "llama-factory")
     return replace(
         setup,
         reference=parameters * frozen,
         # trl/models/utils.py, prepare_fsdp: FSDP2 gathers the reference model as one unit, into a buffer and out of it.
-        gathered=2 * parameters * per.frozen_computing if strategy == "fsdp2" else 0.0,
-        # torch/distributed/fsdp/_runtime_utils.py, _post_forward_reshard: FSDP1's root waits for a backward pass.
-        whole=root * per.frozen_computing if strategy == "fsdp1" else 0,
+        gathered=2 * parameters * per.frozen_computing if strategy == "fsdp2" and not in_units else 0.0,
+        # torch/distributed/fsdp/_runtime_utils.py, _post_forward_reshard: FSDP's root waits for a backward pass.
+        whole=root * per.frozen_computing if in_units else 0,
     )
 
 
@@ -192,7 +202,7 @@ def joined(setup: Setup, layers: Floats, others: Sequence[Floats], heads: Floats
         heads[~forward, 1:5] += over[1:5]
         return np.concatenate([of_layers, heads])
     if setup.objective == "reward":
-        found = np.concatenate([_without_gradient_of(setup, of_layers), _score(setup, kept, over)])
+        found = np.concatenate([_without_gradient_of(setup, of_layers), _score(setup, heads, kept, over)])
     else:
         found = np.concatenate([of_layers, _loss(setup, heads, kept, over)])
         if setup.objective in _REFERRING:
@@ -248,11 +258,15 @@ def _reference(setup: Setup, layers: Floats, over: Floats, heads: Floats) -> Flo
     return np.concatenate([forward, end[None]])
 
 
-def _score(setup: Setup, kept: Floats, over: Floats) -> Floats:
+def _score(setup: Setup, heads: Floats, kept: Floats, over: Floats) -> Floats:
     """The moments of a head that gives one score for each token, whose loss holds next to nothing."""
     held = 8 * setup.computing * setup.hidden
     points = ((Point.HEAD, kept), (Point.HEAD_OVER, over), (Point.TURN, over), (Point.LOSS, over))
-    return np.array([_row(point, base, 0.0, held) for point, base in points])
+    rows = [_row(point, base, 0.0, held) for point, base in points]
+    if setup.scores_beside_words:
+        constant = heads[heads[:, 0] == Point.HEAD][:, 1].max()  # a copy of the head in the dtype of computation
+        rows.append(_row(Point.HEAD, kept, constant, setup.produced * setup.vocabulary + held))
+    return np.array(rows)
 
 
 def _without_gradient_of(setup: Setup, layers: Floats) -> Floats:

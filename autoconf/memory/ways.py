@@ -59,8 +59,9 @@ def layer_way(stack: Stack, method: str, *, several: bool, rules: int = RULES) -
         adapter_dtype = dtype
     else:
         adapter_dtype = _TRACED.get(stack.adapter_dtype, stack.adapter_dtype)
-    # trl v1.9.0, trl/trainer/dpo_config.py and its like: disable_dropout is true.
-    dropout = not full and stack.lora_dropout > 0 and stack.objective == "sft"
+    # trl v1.9.0, trl/trainer/dpo_config.py and its like: disable_dropout is true; llamafactory/train/rm lacks it.
+    drops = stack.objective == "sft" or (stack.losses, stack.objective) == ("llama-factory", "reward")
+    dropout = not full and stack.lora_dropout > 0 and drops
     if rules >= DROPS and dropout and (dtype, _autocast(stack, strategy), adapter_dtype) == _NOT_TRACED_WITH_DROPOUT:
         adapter_dtype = "float32"
     return LayerWay(

@@ -48,7 +48,12 @@ _LEFT_OPEN = (
         "embeddings and head that are trained beside adapters are copies, as PEFT makes them without "
         "ensure_weight_tying; peaks are compared with PEFT's modules_to_save, not with real runs",
     ),
-    ("objective", ("sft",), "losses of TRL 1.9 are counted from its code, and were not compared with real runs"),
+    (
+        "objective",
+        ("sft",),
+        "losses of TRL 1.9, or of LLaMA-Factory 0.9.5 in its stack, are counted from their code, and were not compared "
+        "with real runs",
+    ),
     (
         "objective",
         tuple(name for name in get_args(Objective) if name != "grpo"),

@@ -9,11 +9,13 @@ from autoconf.jobs.stack import Stack
 from autoconf.memory.model import gpu_memory
 from autoconf.memory.objectives import _LOSSES
 from autoconf.memory.units import GIB
+from autoconf.memory.ways import RULES, layer_way
 from autoconf.pipeline.validation.objective_truth import MEASURED
 from autoconf.predictor import registry
 
 TABLE = registry.load("3.0.0").memory.table
 PAIRS = ("reward", "dpo", "dpo_precomputed", "orpo")
+_LOSING = ("llama-factory", "trl")
 MODELS = ("llama-7b", "granite-3.1-2b", "gemma-2-9b", "mixtral-8x7b-instruct-v0.1")
 MODELS = tuple(name for name in MODELS if name in TABLE.models)
 
@@ -24,10 +26,14 @@ def peak(objective, method="full", *, gpus=1, tokens=4096, model="llama-7b", **s
 
 
 @pytest.mark.parametrize(
-    "row", list(csv.DictReader(MEASURED.open())), ids=lambda row: f"{row['objective']} {row['logit']}"
+    "row", list(csv.DictReader(MEASURED.open())), ids=lambda row: f"{row['losses']} {row['objective']} {row['logit']}"
 )
 def test_the_losses_hold_what_their_own_code_held(row):
-    held = _LOSSES["trl", row["objective"], int(row["logit"])]
+    if row["objective"] == "reward":  # logits in the dtype of computation and in float32, which no loss keeps
+        assert float(row["over"]) == pytest.approx(6, abs=0.5) and float(row["backward"]) < 1
+        return
+    # LLaMA-Factory makes float32 logits of those in the dtype of computation.
+    held = _LOSSES[row["losses"], row["objective"], 4 if row["losses"] == "llama-factory" else int(row["logit"])]
     for moment in ("over", "turn", "backward"):
         measured = float(row[moment])
         # The measured bytes include those of layers, and the logits of 128 tokens at a time in float32.
@@ -102,15 +108,44 @@ def test_losses_over_chunks_are_refused_by_name(objective):
         Stack(objective=objective, loss="chunked")
 
 
-def test_the_loss_of_llama_factory_holds_more_and_shards_no_reference_model():
+def test_the_losses_of_llama_factory_hold_more():
     settings = {"mixed_precision": "bf16", "gpus": 8, "tokens": 4096}
     for sharding in ("ddp", "fsdp2"):
-        assert peak("dpo", "lora", sharding=sharding, losses="llama-factory", **settings) > peak(
-            "dpo", "lora", sharding=sharding, **settings
-        )
+        for objective in ("dpo", "kto"):
+            held = [peak(objective, "lora", sharding=sharding, losses=who, **settings) for who in _LOSING]
+            assert held[0] > held[1]
+
+
+def test_llama_factory_shards_a_reference_model_in_units():
+    """v0.9.5, src/llamafactory/train/dpo/trainer.py and kto/trainer.py: prepare_fsdp and fsdp2_prepare_model."""
+    few = {"mixed_precision": "bf16", "tokens": 1, "torch_dtype": "float32", "losses": "llama-factory"}
     whole = TABLE.trainable("llama-7b", "full", "default").units.trainable * 4 / GIB
-    few = {**settings, "tokens": 1, "torch_dtype": "float32", "sharding": "fsdp1", "losses": "llama-factory"}
-    assert peak("dpo", **few) - peak("orpo", **few) == pytest.approx(whole, rel=0.02)
+    for sharding in ("fsdp1", "fsdp2"):
+        for objective, without in (("dpo", "orpo"), ("kto", "sft")):
+            more = [
+                peak(objective, sharding=sharding, gpus=gpus, **few)
+                - peak(without, sharding=sharding, gpus=gpus, **few)
+                for gpus in (2, 8)
+            ]
+            assert more == pytest.approx([whole / 2, whole / 8], rel=0.2)
+
+
+def test_llama_factorys_reward_model_makes_logits_beside_its_score():
+    """v0.9.5, src/llamafactory/train/rm; trl v0.24.0, trl/models/modeling_value_head.py."""
+    settings = {"mixed_precision": "bf16", "method": "lora", "gradient_checkpointing": "non-reentrant"}
+    few, many = ({**settings, "tokens": tokens} for tokens in (4_096, 131_072))
+    more = [peak("reward", losses=who, **many) - peak("reward", losses=who, **few) for who in _LOSING]
+    # Two samples of a pair, each logit in bfloat16 and in float32, and then nothing of them.
+    assert more[0] - more[1] < 2 * (131_072 - 4_096) * 32_000 * 6 / GIB
+    assert more[0] > more[1]
+    drops = [
+        layer_way(Stack(objective=objective, losses=who, lora_dropout=0.1), "lora", several=False, rules=RULES).dropout
+        for objective in ("reward", "kto")
+        for who in _LOSING
+    ]
+    assert drops == [True, False, False, False]  # TRL disables dropout, and so does LLaMA-Factory's KTO
+    with pytest.raises(ValueError, match="objective 'reward' and gradient_checkpointing 'none' exclude each other"):
+        Stack(objective="reward", losses="llama-factory", gradient_checkpointing="none")
 
 
 def test_grpo_runs_on_one_sample_and_has_no_reference_model():

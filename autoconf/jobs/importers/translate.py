@@ -331,7 +331,9 @@ class _Translation:
     def _loss(self) -> str | None:
         objective = {"objective": "sft", **self.fields, **self.options}["objective"]
         if objective != "sft":
-            if self.facts.get("liger") == "yes":
+            # llamafactory/model/loader.py, apply_liger_kernel: with logits for any stage but sft, so without its loss.
+            own = self.framework is job_keys().frameworks["llama-factory"]
+            if self.facts.get("liger") == "yes" and not own:
                 raise BadInput(f"loss: Liger's fused loss is not covered with objective {objective}")
             return None if "stack" in self.options else "full"
         if self.facts.get("liger") != "yes":

@@ -1,7 +1,7 @@
-"""Measure what TRL's own losses hold for each logit, on the CPU, with PyTorch's profiler.
+"""Measure what the losses of TRL or of LLaMA-Factory hold for each logit, on the CPU, with PyTorch's profiler.
 
-The losses of TRL 1.9.0 run on a Llama of two narrow layers, so nearly all bytes are those of logits. TRL is not a
-dependency: ``pip install trl==1.9.0`` first.
+The losses run on a Llama of two narrow layers, so nearly all bytes are those of logits. Neither is a dependency:
+``pip install trl==1.9.0`` first, or in another environment ``pip install llamafactory==0.9.5``.
 """
 
 from __future__ import annotations
@@ -11,21 +11,23 @@ import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import typer
 
 from autoconf.errors import BadInput
+from autoconf.pipeline.validation import llama_factory_losses
 
 MEASURED = Path(__file__).with_name("objective_truth.csv")
 _VOCABULARY, _TOKENS = 4096, 1024
 # Methods of TRL's trainers, and an attribute of one.
 _LOSS, _OF_KL, _LOGPS = "_compute_loss", "_compute_kl_logps", "_get_per_token_logps_and_entropies"
 _OFF = {"_entropy_bonus_enabled": False}
-_COLUMNS = ("objective", "logit", "pairs", "over", "turn", "backward", "on_cpu_alone")
+_COLUMNS = ("losses", "objective", "logit", "pairs", "over", "turn", "backward", "on_cpu_alone")
 # aten/src/ATen/native/ReduceOps.cpp, mean: on the CPU alone it makes a float32 copy of bfloat16 logits.
 _CASTS = "mean of bfloat16 logits in float32"
 
@@ -149,20 +151,22 @@ def _grpo(logit: int, samples: int) -> tuple[Callable[[], Any], int]:
     return lambda: getattr(GRPOTrainer, _LOSS)(trainer, trainer.model, inputs), completion.numel()
 
 
-def measured() -> Iterator[dict[str, Any]]:
-    """Measure each loss with one and with two samples of the data, and keep the larger figures."""
+def measured(losses: str) -> Iterator[dict[str, Any]]:
+    """Measure each loss of a library with one and with two samples of the data, and keep the larger figures."""
+    of_trl: dict[str, llama_factory_losses.Make] = {
+        "dpo": partial(_dpo, precomputed=False),
+        "dpo_precomputed": partial(_dpo, precomputed=True),
+        "orpo": _orpo,
+        "kto": _kto,
+        "grpo": _grpo,
+    }
+    makes = of_trl if losses == "trl" else llama_factory_losses.losses(_trainer, _VOCABULARY)
     for logit in (2, 4):
-        for objective, make in (
-            ("dpo", lambda count, logit=logit: _dpo(logit, count, False)),
-            ("dpo_precomputed", lambda count, logit=logit: _dpo(logit, count, True)),
-            ("orpo", lambda count, logit=logit: _orpo(logit, count)),
-            ("kto", lambda count, logit=logit: _kto(logit, count)),
-            ("grpo", lambda count, logit=logit: _grpo(logit, count)),
-        ):
-            rows = [_measure(*make(count)) for count in (1, 2)]
+        for objective, make in makes.items():
+            rows = [_measure(*make(logit, count)) for count in (1, 2)]
             over, turn, backward = (round(max(column), 2) for column in zip(*rows, strict=True))
-            casts = _CASTS if logit == 2 and objective != "grpo" else ""
-            yield dict(zip(_COLUMNS, (objective, logit, "1 and 2", over, turn, backward, casts), strict=True))
+            casts = _CASTS if losses == "trl" and logit == 2 and objective != "grpo" else ""
+            yield dict(zip(_COLUMNS, (losses, objective, logit, "1 and 2", over, turn, backward, casts), strict=True))
 
 
 def _measure(loss: Callable[[], Any], tokens: int) -> tuple[float, float, float]:
@@ -174,12 +178,17 @@ def _measure(loss: Callable[[], Any], tokens: int) -> tuple[float, float, float]
     return over / logits, turn / logits, (turn + backward) / logits
 
 
-def main() -> None:
-    """Measure all losses, and write the table next to this file."""
+def main(
+    losses: Annotated[str, typer.Option(help="trl or llama-factory, which this environment has.")] = "trl",
+) -> None:
+    """Measure the losses of one library, and write them to the table next to this file."""
     try:
-        rows = list(measured())
+        rows = list(measured(losses))
     except ModuleNotFoundError as error:
-        raise BadInput(f"{error}; pip install trl==1.9.0") from None
+        raise BadInput(f"{error}; pip install trl==1.9.0, or llamafactory==0.9.5") from None
+    with MEASURED.open() as file:
+        rows = sorted([*(row for row in csv.DictReader(file) if row["losses"] != losses), *rows],
+                      key=lambda row: row["losses"] != "trl")  # fmt: skip
     with MEASURED.open("w", newline="") as file:
         writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
         writer.writeheader()
