@@ -2,19 +2,22 @@
 
 Usage: python tests/helpers/pinned_fields.py [FOLDER]
 
-The wheels come from FOLDER, or are downloaded with pip. Nothing in them is run: their classes, options and configs are
-parsed. For a new release, change its version in RELEASES, and run this again; the diff of the file is that of the
+The wheels come from FOLDER, or are downloaded with pip; PEFT's example is in no wheel, but in the archive of its
+repository (``git archive --prefix=peft-0.20.0/ v0.20.0``). Nothing in them is run: their classes, options and configs
+are parsed. For a new release, change its version in RELEASES, and run this again; the diff of the file is that of the
 releases.
 """
 
 import ast
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.request import urlretrieve
 
 import yaml
 
@@ -28,6 +31,7 @@ class Release(NamedTuple):
     package: str
     version: str
     files: dict[str, tuple[str, ...]]
+    repository: str = ""  # whose archive has the files, where the wheel has not
 
 
 RELEASES = (
@@ -64,6 +68,7 @@ RELEASES = (
             "axolotl/integrations/cut_cross_entropy/args.py": (),
         },
     ),
+    Release("peft", "0.20.0", {"examples/sft/train.py": ()}, repository="huggingface/peft"),
     Release("openrlhf", "0.11.0", {"openrlhf/cli/train_sft.py": ()}),
     Release("verl", "0.7.0", {"verl/trainer/config/sft_trainer.yaml": ()}),
     Release(
@@ -123,20 +128,32 @@ def keys_of(settings: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def read(release: Release, folder: Path) -> Iterator[tuple[str, dict[str, list[str]]]]:
-    """The fields of each file of a release, from its wheel in a folder."""
+def texts(release: Release, folder: Path) -> Iterator[tuple[str, str]]:
+    """The files of a release, from its wheel or the archive of its repository in a folder."""
+    if release.repository:
+        with tarfile.open(folder / f"{release.package}-{release.version}.tar.gz") as source:
+            for name in release.files:
+                member = source.extractfile(f"{release.package}-{release.version}/{name}")
+                assert member is not None, f"no {name}"
+                yield name, member.read().decode()
+        return
     wheel = next(folder.glob(f"{release.package}-{release.version}-*.whl"))
     with zipfile.ZipFile(wheel) as archive:
-        for name, classes in release.files.items():
+        for name in release.files:
             stored = next(each for each in archive.namelist() if each in (name, f"{_DATA.format(release)}/{name}"))
-            text = archive.read(stored).decode()
-            if name.endswith(".yaml"):
-                yield name, {"keys": [key for key in keys_of(yaml.safe_load(text)) if key != "defaults"]}
-                continue
-            found = fields_of(text, classes)
-            missing = set(classes) - set(found)
-            assert not missing, f"{name} has no {missing}"
-            yield name, {kind: fields for kind, fields in found.items() if fields}
+            yield name, archive.read(stored).decode()
+
+
+def read(release: Release, folder: Path) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    """The fields of each file of a release."""
+    for name, text in texts(release, folder):
+        if name.endswith(".yaml"):
+            yield name, {"keys": [key for key in keys_of(yaml.safe_load(text)) if key != "defaults"]}
+            continue
+        found = fields_of(text, release.files[name])
+        missing = set(release.files[name]) - set(found)
+        assert not missing, f"{name} has no {missing}"
+        yield name, {kind: fields for kind, fields in found.items() if fields}
 
 
 def main(folder: Path) -> None:
@@ -152,7 +169,11 @@ if __name__ == "__main__":
         main(Path(sys.argv[1]))
     else:
         with tempfile.TemporaryDirectory() as downloads:
-            wheels = [f"{release.package}=={release.version}" for release in RELEASES]
+            wheels = [f"{release.package}=={release.version}" for release in RELEASES if not release.repository]
+            for release in RELEASES:
+                if release.repository:
+                    url = f"https://github.com/{release.repository}/archive/refs/tags/v{release.version}.tar.gz"
+                    urlretrieve(url, Path(downloads) / f"{release.package}-{release.version}.tar.gz")
             subprocess.run(
                 [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", downloads, *wheels], check=True
             )

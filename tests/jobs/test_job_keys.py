@@ -66,6 +66,7 @@ def test_the_table_has_every_setting_of_the_launchers() -> None:
         ("llamafactory", ("llama-factory",)),
         ("axolotl", ("axolotl", "fsdp")),
         ("ms_swift", ("ms-swift",)),
+        ("peft", ("peft-sft",)),
         ("openrlhf", ("openrlhf",)),
         ("verl", ("verl",)),
     ],
@@ -80,7 +81,7 @@ def test_the_table_has_every_setting_of_the_pinned_releases(package: str, dialec
 def test_the_pinned_releases_are_those_whose_keys_are_read() -> None:
     """The sources that the table names are of the same versions."""
     pinned = yaml.safe_load(FIELDS.read_text())
-    own = {"trl": "arguments", "llamafactory": "llama-factory", "ms_swift": "ms-swift"}
+    own = {"trl": "arguments", "llamafactory": "llama-factory", "ms_swift": "ms-swift", "peft": "peft-sft"}
     dialects = {package: own.get(package, package) for package in pinned}
     for package, dialect in dialects.items():
         assert f"v{pinned[package]['version']}" in DIALECTS[dialect].source
