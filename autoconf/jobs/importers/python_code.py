@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ast
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.key_table import Place, Setting, job_keys, settings
+from autoconf.jobs.importers.key_table import Setting, settings
 from autoconf.jobs.importers.objectives import hint, objective_in
+from autoconf.jobs.importers.python_checks import check
 from autoconf.jobs.importers.python_kubeflow import counts_of, submission_of
-from autoconf.jobs.importers.python_literals import Literals, argument_of, name_of, owner_of, parsed_code, shown
-from autoconf.jobs.importers.python_statements import CONFIGS, TRAINERS, certain_calls, until_trained
+from autoconf.jobs.importers.python_literals import argument_of, name_of, owner_of, parsed_code, shown
+from autoconf.jobs.importers.python_names import Names
+from autoconf.jobs.importers.python_options import PARSERS, options_in
+from autoconf.jobs.importers.python_statements import CONFIGS, TRAINERS
 from autoconf.jobs.importers.python_unsloth import OWNER, of_unsloth
 from autoconf.jobs.importers.schedulers import Request
 from autoconf.jobs.importers.words import unknown
@@ -28,22 +30,13 @@ _OF_TRAINER = (
 )  # of SFTTrainer before TRL 0.13
 _PLAIN = ("bias", "task_type", "use_rslora", "use_dora", "inference_mode")  # keys of adapters without lora_ before them
 _OF_OLDER_CLIENT = "HuggingFaceTrainerParams"
-_OF_PARAMETER = 2
 _PREPARES = "prepare_model_for_kbit_training"
 _QUANTIZING = ("quantization_config", "load_in_4bit", "load_in_8bit")
 _LORA_DEFAULTS = {"lora_r": 8, "lora_dropout": 0.0}  # peft 0.21.2, src/peft/tuners/lora/config.py
-# What changes memory in ways that no key says.
-_NOT_COVERED = {
-    "resize_token_embeddings": "a vocabulary of another size is not covered",
-    "requires_grad_": "training a part of the model is not covered",
-    "FastModel": "models of unsloth that also read images or sound are not covered",
-    "FastVisionModel": "models that also read images are not covered",
-    "UnslothTrainer": "embeddings that are trained are not covered",
-    "add_adapter": "adapters that are added by hand are not covered",
-    "PeftModel": "adapters that are loaded are not covered",
-}
+_ADAPTS = re.compile(r"(?i)peft|lora|adapter")
+_SAVES = re.compile(r"(?i)state|save|print|merge|disable")
 _PHI = re.compile(r"(?i)\bphi-[12]\b")  # peft/utils/constants.py, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-_PARSERS = ("HfArgumentParser", "TrlParser")  # make a config of the command's options
+_MOST_NAMES = 10  # that are bound to names
 _NO_FILE = "give the job by options instead of --job"
 
 
@@ -54,11 +47,13 @@ class Code(NamedTuple):
         settings: The literal arguments of its configs, and those that are not literal as unknown values.
         framework: A trainer of ``job_keys.yaml``; ``None`` for code that is not read.
         requests: The GPUs and nodes that it requests from Kubernetes.
+        assumed: A sentence for each assumption about its options and its environment.
     """
 
     settings: list[Setting]
     framework: str | None
     requests: tuple[Request, ...] = ()
+    assumed: tuple[str, ...] = ()
 
 
 def read_code(text: str, file: str) -> Code:
@@ -84,6 +79,18 @@ def read_code(text: str, file: str) -> Code:
         raise BadInput(f"{file}: not a job's script: nested too deeply; {_NO_FILE}") from None
 
 
+def read_launched(text: str, file: str, given: Mapping[str, Any]) -> Code:
+    """Read a script that a command starts with some options.
+
+    Raises:
+        BadInput: As ``read_code``.
+    """
+    try:
+        return _Script(parsed_code(text, file), file, given).read()
+    except RecursionError:
+        raise BadInput(f"{file}: not a job's script: nested too deeply; {_NO_FILE}") from None
+
+
 def count_literals(text: str, file: str) -> dict[str, ast.expr]:
     """The expressions that count the nodes and GPUs of a job that a script submits with Kubeflow's SDK.
 
@@ -93,67 +100,33 @@ def count_literals(text: str, file: str) -> dict[str, ast.expr]:
     return counts_of(_Script(parsed_code(text, file), file))
 
 
-class _Script:
-    """The calls and names of a script."""
+class _Script(Names):
+    """What a script does with its calls and names."""
 
-    def __init__(self, tree: ast.Module, file: str) -> None:
-        self.file = file
-        self.bound: dict[str, ast.expr] = {}
-        self.calls: dict[str, list[ast.Call]] = {}
-        self.functions: dict[str, ast.FunctionDef] = {}
-        times: Counter[str] = Counter()
-        self._alike: Counter[str] = Counter()  # how often a name is bound to the same literal, at least once
-        self.certain = certain_calls(tree)
+    def __init__(self, tree: ast.Module, file: str, given: Mapping[str, Any] | None = None) -> None:
+        super().__init__(tree, file, options_in(tree, given or {}))
+        self._is_launched = given is not None
         self._constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant)]
-        for node in (node for statement in until_trained(tree.body) for node in ast.walk(statement)):
-            if isinstance(node, ast.Call):
-                self.calls.setdefault(name_of(node.func), []).append(node)
-                self._check_call(node)
-            elif isinstance(node, ast.Attribute):
-                self._check(node)
-            elif isinstance(node, ast.FunctionDef):
-                self.functions[node.name] = node
-            self._bind(node, times)
-        self.assigned = dict(self.bound)
-        self.bound = {name: value for name, value in self.bound.items() if times[name] == self._alike[name]}
-        self.times = times
-        self.literals = Literals(self.bound)
-
-    def _bind(self, node: ast.AST, times: Counter[str]) -> None:
-        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-            times[node.id] += 1
-        elif isinstance(node, ast.alias):
-            times[node.asname or node.name] += 1
-        elif isinstance(node, ast.arg):
-            times[node.arg] += _OF_PARAMETER  # it may be anything
-        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
-            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                if isinstance(target, ast.Name):
-                    before = self.bound.setdefault(target.id, node.value)
-                    same = isinstance(before, ast.Constant) and ast.dump(before) == ast.dump(node.value)
-                    self._alike[target.id] += 1 if before is node.value or same else 0
-
-    def _check_call(self, call: ast.Call) -> None:
-        """Refuse a call that changes memory as no key says."""
-        for name in (name_of(call.func), name_of(owner_of(call))):
-            if name in _NOT_COVERED:
-                raise BadInput(f"{self.place(call, name)}: {_NOT_COVERED[name]}; {_NO_FILE}")
-
-    def _check(self, node: ast.Attribute) -> None:
-        """Refuse an attribute that is set where it may decide."""
-        name = name_of(node)
-        if isinstance(node.ctx, ast.Load) or name_of(node.value) == "self":
-            return
-        if name == "requires_grad" or job_keys().dialects["arguments"].find(name) is not None:
-            raise BadInput(f"{self.place(node, name)}: is set outside of its config; {_NO_FILE}")
-
-    def place(self, node: ast.expr, key: str) -> Place:
-        return Place(self.file, node.lineno, key)
+        check(self)
 
     def read(self) -> Code:
         hints = [*self._hints()]
-        code = self._code()
-        return code._replace(settings=[*hints, *code.settings])
+        code = self._launched() if self._is_launched else self._code()
+        alone = {} if self._is_launched or not self.options.defaults else {"the script is run without options": None}
+        return code._replace(settings=[*hints, *code.settings], assumed=(*alone, *self.assumed))
+
+    def _launched(self) -> Code:
+        """What the script does besides making a config of the options of a command."""
+        if any(name in self.calls for name in CONFIGS):
+            return self._training()
+        config, trainer = self.options.config, self._one(TRAINERS)
+        if not config or (config == "TrainingArguments" and name_of(trainer.func) not in ("SFTTrainer", "Trainer")):
+            raise BadInput(f"{self.file}: makes no config of its options that is read; {_NO_FILE}")
+        found = [*self._arguments(trainer, only=_OF_TRAINER), *self._enabled(), *self._model(trainer)]
+        is_old = config == "TrainingArguments" and name_of(trainer.func) == "SFTTrainer"
+        found += [*self._prepared(is_old, None, trainer), *self._adapters(trainer)]
+        before = " before 5" if is_old else ""
+        return Code(found, f"transformers{before}" if config == "TrainingArguments" else "trl")
 
     def _hints(self) -> Iterator[Setting]:
         """What the names of configs and trainers say about the objective."""
@@ -214,7 +187,7 @@ class _Script:
     def calls_of(self, method: str, owner: str) -> list[ast.Call]:
         return [call for call in self.calls.get(method, ()) if name_of(owner_of(call)) == owner]
 
-    def _prepared(self, is_old: bool, config: ast.Call, trainer: ast.Call) -> Iterator[Setting]:
+    def _prepared(self, is_old: bool, config: ast.Call | None, trainer: ast.Call) -> Iterator[Setting]:
         """What PEFT's prepare_model_for_kbit_training makes of a 4-bit base, called here or by an older SFTTrainer.
 
         Before TRL 0.13 SFTTrainer took TrainingArguments and the length itself, and computed the loss over all logits.
@@ -222,36 +195,48 @@ class _Script:
         """
         keywords = {keyword.arg for keyword in trainer.keywords}
         if is_old and not keywords & {"max_seq_length", "dataset_text_field"}:
-            place = self.place(config, "TrainingArguments")
+            place = self.place(config or trainer, "TrainingArguments")
             raise BadInput(f"{place}: under an SFTTrainer without max_seq_length only SFTConfig is read; {_NO_FILE}")
         calls = self.calls.get(_PREPARES, [])
         for call in calls:
-            if call not in self.certain or len(call.args) != 1 or call.keywords or len(calls) > 1:
+            checkpoints = argument_of(call, "use_gradient_checkpointing", 1)
+            value = True if checkpoints is None else self.literals.value(checkpoints)
+            if call not in self.certain or len(call.args) + len(call.keywords) > 2 or len(calls) > 1:
                 raise BadInput(f"{self.place(call, _PREPARES)}: whether and how it runs is not certain; {_NO_FILE}")
-            yield from self.setting(call, "gradient checkpointing", True, "gradient_checkpointing")
+            if value is not False:
+                yield from self.setting(call, "gradient checkpointing", value, "gradient_checkpointing")
         if not is_old:
             yield from (setting for call in calls for setting in self.setting(call, "base", "all", "prepared_base"))
             return
         loads = self.calls.get("from_pretrained", ())
         quantizing = [load for load in loads for keyword in load.keywords if keyword.arg in _QUANTIZING]
-        bf16 = argument_of(config, "bf16", None)
+        if config is None and quantizing:
+            place = self.place(trainer, "SFTTrainer")
+            raise BadInput(f"{place}: with a quantized base only TrainingArguments in the script are read; {_NO_FILE}")
+        bf16 = None if config is None else argument_of(config, "bf16", None)
         makes_adapters = "peft_config" in keywords and "get_peft_model" not in self.calls
         is_bf16 = bf16 is not None and self.literals.value(bf16) is True and makes_adapters
         for load in quantizing[:1]:
             yield from self.setting(load, "prepared base", "norms" if is_bf16 else "all", "prepared_base")
 
     def _enabled(self) -> Iterator[Setting]:
-        """Checkpointing that the model's own method enables; only where it certainly runs."""
+        """Checkpointing that the model's own method enables."""
         for call in self.calls.get("gradient_checkpointing_enable", ()):
             place = self.place(call, "gradient_checkpointing_enable")
-            if call not in self.certain or call.args or call.keywords:
-                raise BadInput(f"{place}: say gradient_checkpointing in the arguments; {_NO_FILE}")
-            yield Setting(place, "arguments", "gradient_checkpointing", True)
+            of_config = [
+                argument_of(c, "gradient_checkpointing", None) for name in CONFIGS for c in self.calls.get(name, ())
+            ]
+            if any(node is not None and self.literals.value(node) is True for node in of_config):
+                continue  # the Trainer enables it in any case
+            is_certain = call in self.certain and not call.args
+            value = True if is_certain else unknown("gradient_checkpointing_enable", "whether it runs")
+            yield Setting(place, "arguments", "gradient_checkpointing", value)
+            yield from self._arguments(call)
 
     def _one(self, names: Sequence[str]) -> ast.Call:
         found = [call for name in names for call in self.calls.get(name, ())]
         if len(found) != 1:
-            parser = next((name for name in _PARSERS if name in self.calls), None)
+            parser = next((name for name in PARSERS if name in self.calls), None)
             if parser is not None and not found and names is CONFIGS:
                 raise BadInput(
                     f"{self.place(self.calls[parser][0], parser)}: the script takes its settings from a command or a "
@@ -280,11 +265,21 @@ class _Script:
         place = self.place(call, f"{name_of(call.func)}: {argument}")
         return settings("arguments", {key: value}, lambda dotted: place._replace(key=f"{name_of(call.func)}: {dotted}"))
 
+    def _resolved(self, node: ast.expr | None) -> ast.expr | None:
+        """What an expression certainly is: what its name is bound to, and the branch that its condition takes."""
+        for _ in range(_MOST_NAMES):
+            if isinstance(node, ast.Name) and node.id in self.bound:
+                node = self.bound[node.id]
+            elif isinstance(node, ast.IfExp) and (known := self.literals.truth(node.test)) is not None:
+                node = node.body if known else node.orelse
+            else:
+                break
+        return node
+
     def _call(self, node: ast.expr | None) -> ast.Call | None:
         """The call that an expression is, or that its name is bound to."""
-        if isinstance(node, ast.Name):
-            node = self.bound.get(node.id)
-        return node if isinstance(node, ast.Call) else None
+        found = self._resolved(node)
+        return found if isinstance(found, ast.Call) else None
 
     def _model(self, trainer: ast.Call) -> Iterator[Setting]:
         given = argument_of(trainer, "model", 0)
@@ -309,14 +304,16 @@ class _Script:
         value = unknown("model", "not given") if path is None else self.literals.value(path)
         yield from self.setting(load, "model", value, "model_name_or_path")
         given = {keyword.arg for keyword in load.keywords}
-        if None in given:
+        if None in given and not given & {"dtype", "torch_dtype"}:
             yield from self.setting(load, "dtype", unknown("**", "may be anything"), "torch_dtype")
-        elif not given & {"dtype", "torch_dtype"} and not self._is_quantized(load):
+        elif not (given & {"dtype", "torch_dtype"} or self._is_launched or self._is_quantized(load)):
             # the checkpoint's, or float32 before transformers 5; of a quantized base never float32
             yield from self.setting(load, "dtype", unknown("dtype", "not given"), "torch_dtype")
         for keyword in load.keywords:
             if keyword.arg == "quantization_config":
                 yield from self._quantization(load, keyword.value)
+            elif keyword.arg == "config" and _is_call(self._call(keyword.value), "from_pretrained"):
+                continue
             elif keyword.arg not in (None, "pretrained_model_name_or_path"):
                 yield from self.setting(load, str(keyword.arg), self.literals.value(keyword.value), str(keyword.arg))
 
@@ -328,6 +325,8 @@ class _Script:
 
     def _quantization(self, load: ast.Call, node: ast.expr) -> Iterator[Setting]:
         call = self._call(node)
+        if _is_none(self._resolved(node)):
+            return
         if call is None or name_of(call.func) != "BitsAndBytesConfig":
             value = unknown(shown(node), "not a literal BitsAndBytesConfig")
             yield from self.setting(load, "quantization_config", value, "load_in_4bit")
@@ -339,10 +338,11 @@ class _Script:
         wraps = self.calls.get("get_peft_model", [])
         node = argument_of(trainer, "peft_config", None)
         node = argument_of(wraps[0], "peft_config", 1) if len(wraps) == 1 and node is None else node
-        is_none = isinstance(node, ast.Constant) and node.value is None
-        if (node is None or is_none) and not wraps:
-            if name_of(trainer.func) != "Trainer":
+        if (node is None or _is_none(self._resolved(node))) and not wraps:
+            if name_of(trainer.func) != "Trainer" or not self._may_adapt():
                 yield from self.setting(trainer, "no peft_config", False, "use_peft")
+            return
+        if _is_call(self._call(node), "get_peft_config"):  # of the command's own options, as TRL names them
             return
         call = self._call(node)
         if call is None or name_of(call.func) != _ADAPTERS:
@@ -350,9 +350,13 @@ class _Script:
             yield from self.setting(trainer, "peft_config", value, "use_peft")
             return
         reference = argument_of(trainer, "ref_model", 1) if name_of(trainer.func) in _REFERRING else None
-        if reference is not None and not (isinstance(reference, ast.Constant) and reference.value is None):
+        if reference is not None and not _is_none(self._resolved(reference)):
             yield from self.setting(trainer, "ref_model", shown(reference), "ref_model")
         yield from self._of_lora(call)
+
+    def _may_adapt(self) -> bool:
+        """Whether anything that the script calls may make adapters."""
+        return any(_ADAPTS.search(name) and not _SAVES.search(name) for name in self.calls)
 
     def _names_phi(self) -> bool:
         """Whether the model may be one whose modules by PEFT's default are not in attention alone (peft 0.21.2)."""
@@ -371,6 +375,14 @@ class _Script:
         if "target_modules" not in given:
             value = unknown("target_modules", "not given") if self._names_phi() else "default"
             yield from self.setting(call, "target_modules (default)", value, "lora_target_modules")
+
+
+def _is_none(node: ast.expr | None) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
+
+
+def _is_call(call: ast.Call | None, name: str) -> bool:
+    return call is not None and name_of(call.func) == name
 
 
 def adapter_key(argument: str) -> str:

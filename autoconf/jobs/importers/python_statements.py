@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ast
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from autoconf.jobs.importers.python_literals import name_of, owner_of
 
 _OF_TRL = ("SFT", "DPO", "KTO", "ORPO", "GRPO", "Reward")
 CONFIGS = (*(f"{name}Config" for name in _OF_TRL), "TrainingArguments")
 TRAINERS = (*(f"{name}Trainer" for name in _OF_TRL), "Trainer")
+Truth = Callable[[ast.expr], bool | None]
 _DEEPEST = 10  # functions that call functions
 
 
@@ -36,8 +37,51 @@ def _trains(statement: ast.stmt) -> bool:
     )
 
 
-def certain_calls(tree: ast.Module) -> list[ast.Call]:
+def taken(statement: ast.stmt, truth: Truth) -> Iterator[ast.AST]:
+    """The nodes of a statement in the order of ``ast.walk``, without branches that are certainly not taken.
+
+    >>> statement = ast.parse("if True: f()\\nelse: g()").body[0]
+    >>> [ast.unparse(n) for n in taken(statement, lambda test: True) if isinstance(n, ast.Call)]
+    ['f()']
+    """
+    waiting: deque[ast.AST] = deque([statement])
+    while waiting:
+        node = waiting.popleft()
+        yield node
+        known = truth(node.test) if isinstance(node, ast.If | ast.IfExp) else None
+        if known is None or not isinstance(node, ast.If | ast.IfExp):
+            waiting.extend(ast.iter_child_nodes(node))
+        elif isinstance(node, ast.If):
+            waiting.extend(node.body if known else node.orelse)
+        else:
+            waiting.append(node.body if known else node.orelse)
+
+
+def straight(statements: Sequence[ast.stmt], truth: Truth) -> Iterator[ast.stmt]:
+    """The statements of a script and of its functions that no loop and no unknown condition leaves out.
+
+    >>> code = "a = None\\nif True: a = 1\\nif x: a = 2"
+    >>> [ast.unparse(s) for s in straight(ast.parse(code).body, lambda t: ast.unparse(t) == "True" or None)]
+    ['a = None', 'a = 1']
+    """
+    for statement in statements:
+        known = truth(statement.test) if isinstance(statement, ast.If) else None
+        if isinstance(statement, ast.If) and known is not None:
+            yield from straight(statement.body if known else statement.orelse, truth)
+        elif isinstance(statement, ast.FunctionDef) or (
+            isinstance(statement, ast.If) and ast.unparse(statement.test) == "__name__ == '__main__'"
+        ):
+            yield from straight(statement.body, truth)
+        elif not isinstance(statement, ast.If):
+            yield statement
+
+
+def certain_calls(tree: ast.Module, truth: Truth = lambda test: None) -> list[ast.Call]:
     """The calls that run whenever the script does: its own, and those of functions that it calls once.
+
+    Args:
+        tree: The script.
+        truth: Whether a condition holds; ``None`` if that is not certain.
 
     >>> code = "def main():\\n f(1)\\n if x: g()\\nif __name__ == '__main__':\\n main()"
     >>> [ast.unparse(call) for call in certain_calls(ast.parse(code))]
@@ -51,19 +95,23 @@ def certain_calls(tree: ast.Module) -> list[ast.Call]:
         if isinstance(node, ast.FunctionDef) and not node.decorator_list
         if used[node.name] == named[node.name] == 1
     }
-    return [*_calls(tree.body, functions, _DEEPEST)]
+    return [*_calls(tree.body, functions, truth, _DEEPEST)]
 
 
-def _calls(body: Sequence[ast.stmt], functions: Mapping[str, ast.FunctionDef], depth: int) -> Iterator[ast.Call]:
+def _calls(
+    body: Sequence[ast.stmt], functions: Mapping[str, ast.FunctionDef], truth: Truth, depth: int
+) -> Iterator[ast.Call]:
     for statement in body:
         value = statement.value if isinstance(statement, ast.Expr | ast.Assign | ast.Return) else None
         if isinstance(value, ast.Call):
             yield value
             function = functions.get(value.func.id) if isinstance(value.func, ast.Name) else None
             if function is not None and depth:
-                yield from _calls(function.body, functions, depth - 1)
+                yield from _calls(function.body, functions, truth, depth - 1)
         elif isinstance(statement, ast.If) and ast.unparse(statement.test) == "__name__ == '__main__'":
-            yield from _calls(statement.body, functions, depth)
+            yield from _calls(statement.body, functions, truth, depth)
+        elif isinstance(statement, ast.If) and (known := truth(statement.test)) is not None:
+            yield from _calls(statement.body if known else statement.orelse, functions, truth, depth)
         elif not isinstance(statement, ast.FunctionDef | ast.ClassDef) and _may_leave(statement):
             return
 

@@ -15,6 +15,7 @@ from autoconf.jobs.importers.gpus_of_job import Object, counted
 from autoconf.jobs.importers.key_table import Place, Setting, job_keys
 from autoconf.jobs.importers.key_table import settings as settings_of
 from autoconf.jobs.importers.kubernetes import is_manifest, is_runtime, missing_options, read_manifest
+from autoconf.jobs.importers.launched_scripts import with_script
 from autoconf.jobs.importers.launchers import NO_FILE, Launch, launch_in_script
 from autoconf.jobs.importers.named_files import Sources, places_in, with_named_files
 from autoconf.jobs.importers.notebooks import code_of
@@ -146,7 +147,7 @@ def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
     launch = launch_in_script(cleaned(text), partial(Place, path, None), environment(requests), 1)
     if launch is None:
         raise BadInput(f"{path}: {problem}; {NO_FILE}")
-    return _of_launch(launch, requests)
+    return _of_launch(with_script(launch, path), requests)
 
 
 def _of_launch(launch: Launch, requests: tuple[Request, ...]) -> _Content:
@@ -165,7 +166,7 @@ def _code(text: str, path: str, options: Mapping[str, Any], of_notebook: bool = 
     if of_notebook:
         settings = [s._replace(place=s.place._replace(line=None)) for s in settings]
         requests = tuple(request._replace(place=request.place._replace(line=None)) for request in requests)
-    return _Content(settings, (Command(code.framework, ""),), requested=requests)
+    return _Content(settings, (Command(code.framework, ""),), assumed=code.assumed, requested=requests)
 
 
 def _mapping(document: Document, path: str) -> _Content:

@@ -12,6 +12,7 @@ from autoconf.jobs.importers.bash_syntax import parsed
 from autoconf.jobs.importers.called_scripts import Call, called, script_next_to
 from autoconf.jobs.importers.documents import read_text, shortened
 from autoconf.jobs.importers.expansion import Value, assigned_in, merged
+from autoconf.jobs.importers.shell_tests import holds
 from autoconf.jobs.importers.shell_variables import Variables
 from autoconf.jobs.importers.words import cleaned, is_unknown, joined, limited, unknown
 
@@ -218,25 +219,29 @@ class _Shell(Variables):
         return not results
 
     def _if(self, node: Any) -> bool:
-        bodies: list[list[Any]] = [[]]
-        complete = in_body = False
-        for child in node.children:
-            if child.type == "then":
-                in_body = True
-            elif child.type in ("elif_clause", "else_clause"):
-                complete = complete or child.type == "else_clause"
-                bodies.append(list(child.children))
-            elif in_body:
-                bodies[0].append(child)
+        clauses: list[tuple[Any, list[Any]]] = [(node.children[1], [])]
+        for child in node.children[1:]:
+            if child.type in ("elif_clause", "else_clause"):
+                clauses.append((child.children[1] if child.type == "elif_clause" else None, list(child.children)))
+            elif clauses[0][1] or child.type == "then":
+                clauses[0][1].append(child)
             else:
                 self._run(child)
-        return self._branches(bodies, complete)
+        possible: list[list[Any]] = []
+        for test, body in clauses:
+            known = test is None or holds(test, self.words, " ".join(map(self.words.raw, body)))
+            possible += [] if known is False else [body]
+            if known:
+                return self._branches(possible, True)
+        return self._branches(possible, False)
 
     def _list(self, node: Any) -> bool:
         left, operator, right = node.children[0], node.children[1].type, node.children[-1]
         if self._run(left):
             return True
         words = self.words
+        if operator in ("&&", "||") and (known := holds(left, words, words.raw(right))) is not None:
+            return known is (operator == "&&") and self._run(right)
         name = left.child_by_field_name("name") if left.type == "command" else None
         is_test = left.type in ("test_command", "negated_command", "list") or (
             name is not None and words.raw(name) in _TESTS

@@ -1,0 +1,109 @@
+"""Read the Python script that a command starts: what it makes of its options, and their defaults."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from autoconf.errors import BadInput
+from autoconf.files import is_file
+from autoconf.jobs.importers.documents import read_text
+from autoconf.jobs.importers.key_table import Place, Setting, job_keys
+from autoconf.jobs.importers.launchers import NO_FILE, Launch
+from autoconf.jobs.importers.python_code import read_launched
+from autoconf.jobs.importers.python_literals import name_of, parsed_code
+from autoconf.jobs.importers.python_options import Options, options_in
+from autoconf.jobs.importers.words import is_unknown, unknown
+
+_ANCESTORS = 3  # folders above the file of the command in which the script's path may start
+_OF_LENGTH = {"tokens_per_sample", "packed"}
+
+
+def with_script(launch: Launch, file: str) -> Launch:
+    """A launch with what its script says, if that is a file here that parses options and is read completely.
+
+    Args:
+        launch: A command that starts a training.
+        file: The file that has the command.
+    """
+    launch = _with_precision(launch)
+    path = None if launch.framework else _found(launch.script, file)
+    if path is None:
+        return launch
+    given = {setting.key: setting.value for setting in launch.settings if _is_of_script(setting)}
+    try:
+        text = read_text(path)
+        tree = parsed_code(text, path)
+    except BadInput:  # as if it were not here
+        return launch
+    options = options_in(tree, given)
+    if not options.owners and not options.of_fire:
+        return launch
+    try:
+        code = read_launched(text, path, given)
+    except BadInput as error:
+        if _is_loop(tree):
+            raise BadInput(f"{path}: trains in a loop of its own, whose memory is not known; {NO_FILE}") from None
+        return launch._replace(assumed=(*launch.assumed, f"what {path} does is not read: {error}"))
+    settings = [*_left(launch.settings, options), *_defaults(options, path), *code.settings]
+    return launch._replace(framework=code.framework, settings=settings, assumed=(*launch.assumed, *code.assumed))
+
+
+def _is_of_script(setting: Setting) -> bool:
+    """Whether an option is one of the script, or may be: one that is without effect if it is the launcher's."""
+    launcher = job_keys().dialects["accelerate"]
+    return setting.dialect == "arguments" or (setting.dialect == "accelerate" and launcher.find(setting.key) is None)
+
+
+def _with_precision(launch: Launch) -> Launch:
+    """Ask for the precision of DeepSpeed-Chat, whose many copies set float16 in code (v0.15, utils/ds_utils.py)."""
+    stage = next((s for s in launch.settings if s.key == "zero_stage" and s.place.key.endswith("--zero_stage")), None)
+    keys = {setting.key for setting in launch.settings}
+    is_flag = any(setting.key == "deepspeed" and setting.value is True for setting in launch.settings)
+    if stage is None or not is_flag or keys & {"bf16", "fp16"}:
+        return launch
+    of_code = Setting(stage.place, "arguments", "bf16", unknown("the precision", "set in the code of the script"))
+    return launch._replace(settings=[*launch.settings, of_code])
+
+
+def _is_loop(tree: ast.Module) -> bool:
+    """Whether a script computes gradients itself, without a trainer."""
+    names = {name_of(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    return "backward" in names and not any(name.endswith("Trainer") for name in names)
+
+
+def _found(script: str, file: str) -> str | None:
+    """The path of a script; a relative one may start in the folder of the file, or above it."""
+    if is_unknown(script) or not script:
+        return None
+    name = script if script.endswith(".py") else f"{script.replace('.', '/')}.py"
+    folder = Path(file).parent
+    for start in (folder, *list(folder.absolute().parents)[:_ANCESTORS]):
+        try:
+            if not Path(name).is_absolute() and is_file(start / name):
+                return str(start / name)
+        except (OSError, ValueError):  # a name that is too long for a file
+            return None
+    return None
+
+
+def _left(settings: list[Setting], options: Options) -> list[Setting]:
+    """The settings of a command without those whose effect is what its script does with them."""
+    table = job_keys().dialects["arguments"]
+    own = {name for name in options.values if not options.config or not table.knows(name)} | {
+        *options.of_fire,
+        *options.written,
+    }
+    return [setting for setting in settings if setting.dialect != "arguments" or setting.key not in own]
+
+
+def _defaults(options: Options, path: str) -> Iterator[Setting]:
+    """The defaults of options that a command does not give: of the Trainer's own, and of the length of samples."""
+    table = job_keys().dialects["arguments"]
+    for name, default in options.defaults.items() if options.config else ():
+        known = table.find(name)
+        if known is None or is_unknown(default.value) or default.value is None:
+            continue
+        if default.of_trainer or known.facts() <= _OF_LENGTH:
+            yield Setting(Place(path, default.line, f"{name} (default)"), "arguments", name, default.value)

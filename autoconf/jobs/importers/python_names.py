@@ -1,0 +1,157 @@
+"""The calls and names of a Python script, along the branches that may be taken."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from autoconf.jobs.importers.key_table import Place
+from autoconf.jobs.importers.python_literals import SCOPE, Literals, argument_of, name_of
+from autoconf.jobs.importers.python_options import Options
+from autoconf.jobs.importers.python_statements import certain_calls, straight, taken, until_trained
+
+_OF_PARAMETER = _TWICE = 2
+_PASSES = 3  # a branch may decide a name that decides another branch
+
+
+class Names:
+    """The calls and names of a script.
+
+    Attributes:
+        nodes: Its parts, up to the training, without branches that are certainly not taken.
+        bound: The names that are bound once, or always to the same literal, with what they are bound to.
+        assigned: The same of all names, each with the first thing that it is bound to.
+        times: How often each name is bound; a parameter counts as two.
+        calls: The calls by the last part of the name of what they call.
+        functions: The functions.
+        certain: The calls that run whenever the script does.
+        literals: The values of expressions.
+        assumed: A sentence for each assumption.
+    """
+
+    def __init__(self, tree: ast.Module, file: str, options: Options) -> None:
+        self.file, self.options = file, options
+        self.bound: dict[str, ast.expr] = {}
+        self.calls: dict[str, list[ast.Call]] = {}
+        self.functions: dict[str, ast.FunctionDef] = {}
+        self.assigned: dict[str, ast.expr] = {}
+        self.assumed: dict[str, None] = {}
+        self.literals = self._literals()
+        for _ in range(_PASSES):
+            self.nodes = [n for statement in until_trained(tree.body) for n in taken(statement, self.literals.truth)]
+            self._collect(dict(self._arguments_of_functions()))
+            self._take_instead_of_none(tree)
+            self._write_out()
+            self.literals = self._literals()
+        self.certain = certain_calls(tree, self.literals.truth)
+
+    def _literals(self) -> Literals:
+        literals = Literals(self.bound, self.options.owners, self.options.values, self.options.of_fire)
+        literals.assumed = self.assumed
+        return literals
+
+    def place(self, node: ast.expr, key: str) -> Place:
+        return Place(self.file, node.lineno, key)
+
+    def _collect(self, passed: Mapping[int, ast.expr]) -> None:
+        """Collect the calls, the functions and the names, given what functions that are called once are passed."""
+        self.calls, self.functions, self.assigned = {}, {}, {}
+        self.times: Counter[str] = Counter()
+        of_classes = {id(each) for node in self.nodes if isinstance(node, ast.ClassDef) for each in _fields(node)}
+        alike: Counter[str] = Counter()  # how often a name is bound to the same literal, at least once
+        for node in self.nodes:
+            if id(node) in of_classes:  # a field, not a name
+                continue
+            if isinstance(node, ast.Call):
+                self.calls.setdefault(name_of(node.func), []).append(node)
+            elif isinstance(node, ast.FunctionDef):
+                self.functions[node.name] = node
+            elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+                self.times[node.id] += 1
+            elif isinstance(node, ast.alias):
+                self.times[node.asname or node.name] += 1
+            elif isinstance(node, ast.arg) and id(node) not in passed:
+                self.times[node.arg] += _OF_PARAMETER  # it may be anything
+            for name, value in _bindings(node, passed):
+                self.times[name] += isinstance(node, ast.arg)
+                before = self.assigned.setdefault(name, value)
+                same = isinstance(before, ast.Constant) and ast.dump(before) == ast.dump(value)
+                alike[name] += 1 if before is value or same else 0
+        self.bound = {name: value for name, value in self.assigned.items() if self.times[name] == alike[name]}
+
+    def _take_instead_of_none(self, tree: ast.Module) -> None:
+        """Bind a name that is first None and then something else, where the latter certainly runs."""
+        for statement in straight(tree.body, self.literals.truth):
+            name = name_of(statement.targets[0]) if isinstance(statement, ast.Assign) else ""
+            first = self.assigned.get(name)
+            if isinstance(first, ast.Constant) and first.value is None and self.times[name] == _TWICE:
+                self.bound |= {name: statement.value} if isinstance(statement, ast.Assign) else {}
+
+    def _write_out(self) -> None:
+        """Put the keywords that a call takes from a literal dict, as ``**kwargs``, in its own."""
+        for call in (call for calls in self.calls.values() for call in calls):
+            for keyword in [keyword for keyword in call.keywords if keyword.arg is None]:
+                named = self.bound.get(name_of(keyword.value), keyword.value)
+                keys = named.keys if isinstance(named, ast.Dict) else [None]
+                texts = [key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
+                if isinstance(named, ast.Dict) and len(texts) == len(keys) and not self._is_changed(keyword.value):
+                    call.keywords.remove(keyword)
+                    call.keywords += [ast.keyword(k, v) for k, v in zip(texts, named.values, strict=True)]
+
+    def _is_changed(self, node: ast.expr) -> bool:
+        """Whether a dict may get other keys: it has a method called, or one of its keys set."""
+        name = name_of(node)
+        return bool(name) and any(
+            (isinstance(each, ast.Subscript) and not isinstance(each.ctx, ast.Load) and name_of(each.value) == name)
+            or (isinstance(each, ast.Attribute) and name_of(each.value) == name and each.attr != "get")
+            for each in self.nodes
+        )
+
+    def _arguments_of_functions(self) -> Iterator[tuple[int, ast.expr]]:
+        """What each parameter of a function that is called once is certainly passed."""
+        for name, function in self.functions.items():
+            calls = self.calls.get(name, [])
+            places = function.args
+            if len(calls) != 1 or function.decorator_list or places.vararg or places.kwarg or places.posonlyargs:
+                continue
+            if any(keyword.arg is None for keyword in calls[0].keywords) or not isinstance(calls[0].func, ast.Name):
+                continue
+            defaults = [*[None] * (len(places.args) - len(places.defaults)), *places.defaults]
+            keyword_only = zip(places.kwonlyargs, [None] * len(places.kwonlyargs), places.kw_defaults, strict=True)
+            for parameter, place, default in [*zip(places.args, range(99), defaults, strict=False), *keyword_only]:
+                value = argument_of(calls[0], parameter.arg.partition(SCOPE)[0], place) or default
+                _rename(function, parameter)
+                if isinstance(value, ast.Name) and value.id in self.options.owners:
+                    self.options.owners.add(parameter.arg)
+                if value is not None:
+                    yield id(parameter), value
+
+
+def _rename(function: ast.FunctionDef, parameter: ast.arg) -> None:
+    """Give a parameter a name that no other function has."""
+    if SCOPE not in parameter.arg:
+        name, parameter.arg = parameter.arg, f"{parameter.arg}{SCOPE}{function.name}"
+        for node in (node for statement in function.body for node in ast.walk(statement)):
+            if isinstance(node, ast.Name) and node.id == name:
+                node.id = parameter.arg
+
+
+def _fields(node: ast.ClassDef) -> Iterator[ast.AST]:
+    """The fields of a class, and their names."""
+    for field in node.body:
+        if isinstance(field, ast.Assign | ast.AnnAssign):
+            yield field
+            yield from field.targets if isinstance(field, ast.Assign) else [field.target]
+
+
+def _bindings(node: ast.AST, passed: Mapping[int, ast.expr]) -> Iterator[tuple[str, ast.expr]]:
+    """The names that a node binds, with what it binds them to; a parameter that is passed its own name binds none."""
+    if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+        for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+            if isinstance(target, ast.Name):
+                yield target.id, node.value
+    elif isinstance(node, ast.arg) and id(node) in passed:
+        value = passed[id(node)]
+        if not isinstance(value, ast.Name) or value.id != node.arg:
+            yield node.arg, value
