@@ -81,6 +81,8 @@ def dialect_of(document: Mapping[str, Any], file: str) -> str:
 
 def _check_known(document: Mapping[str, Any], dialect: Dialect, file: str, name: str) -> None:
     keys = [key for key in document if not key.startswith("_")]
+    if not keys:
+        raise BadInput(f"{file}: has no settings; give the job by options instead of --job")
     known = [key for key in keys if known_key(dialect, key, document[key])]
     unknown = [key for key in keys if key not in known]
     sections = [key for key in unknown if isinstance(document[key], dict) and document[key]]

@@ -115,7 +115,7 @@ class Reading:
         if meaning.assume and text(value) != "false":
             self.assumed.append(f"{where}: {meaning.assume}")
         if meaning.number and text(value) not in meaning.values:
-            self.assumed.append(f"{where}: {float(value):,.0f} {meaning.number}")
+            self._assume(thing, f"{where}: {float(value):,.0f}", meaning.number)
         new = {fact: v for fact, v in facts.items() if fact not in self._said_otherwise}
         for fact, v in new.items():
             self._state(fact, v, where)
@@ -123,6 +123,15 @@ class Reading:
             self.sources.append(Source(thing, new, dialect.source))
         elif not new:
             self.ignored.append(f"{where}: {_quoted(value)}")
+
+    def _assume(self, setting: Setting, said: str, assumption: str) -> None:
+        """Add an assumption about a number; those of one file that are the same are one sentence."""
+        same = next((i for i, a in enumerate(self.assumed) if a.endswith(f" {assumption}")), None)
+        if same is None or not self.assumed[same].startswith(f"{setting.place.file}:"):
+            self.assumed.append(f"{said} {assumption}")
+        else:
+            places = self.assumed[same].removesuffix(f" {assumption}").removesuffix(": each")
+            self.assumed[same] = f"{places}, {said}: each {assumption}"
 
     def _refuse(self, setting: Setting, problem: str) -> None:
         """Add a problem; those of one file with the same reason are one sentence."""
@@ -204,7 +213,8 @@ def _facts(meaning: Key, value: Any) -> dict[str, Any]:
     if meaning.number and _NUMBER.fullmatch(text(value)):
         return {}
     if meaning.field is None:
-        known = f"; it may be {', '.join(meaning.values)}" if meaning.values else ""
+        values = [value for value in meaning.values if value]
+        known = f"; it may be {', '.join(values)}" if values else ""
         raise ValueError(f"{meaning.because}{known}")
     if meaning.field == "model_name" and (found := _QUANTIZED.search(str(value))):
         kind = found[0].casefold()

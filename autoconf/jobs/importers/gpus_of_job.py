@@ -17,6 +17,8 @@ _ALL = ("auto", "gpu")  # as many processes as a node has GPUs
 # Values of Kubeflow's variables, which follow from the manifest.
 _OF_KUBEFLOW = re.compile(r"\$[({]*PET_(NNODES|NPROC_PER_NODE)\b(?!.*[-+/])")
 _SPAWN_ALL = ("accelerate", "deepspeed", "trl", "axolotl", "llama-factory")  # a process for each GPU, by default
+# Options of deepspeed, in full and as a letter.
+_INCLUDES, _EXCLUDES, _HOSTFILES = ("include", "i"), ("exclude", "e"), ("hostfile", "H")
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 COUNTING = (
     "num_processes", "num_machines", "nproc_per_node", "nnodes", "num_gpus", "num_nodes", "NPROC_PER_NODE", "NNODES",
@@ -281,9 +283,7 @@ class _Launcher:
                 each = self._number("nproc_per_node") or default
                 return workers, each and workers and each * workers
             case "deepspeed":
-                workers = self._number("num_nodes") or nodes
-                each = self._number("num_gpus") or self._visible() or per_node
-                return workers, each and workers and each * workers
+                return self._of_deepspeed(nodes, per_node)
             case "llama-factory" | "ms-swift":
                 workers = self._number("NNODES") or nodes
                 each = self._number("NPROC_PER_NODE") or self._visible() or per_node
@@ -295,6 +295,34 @@ class _Launcher:
             case "python" if allocation.gpus == 1 or self._visible() == 1:
                 return 1, 1
         return (nodes, allocation.gpus) if on_kubernetes and self._program != "python" else (None, None)
+
+    def _of_deepspeed(self, nodes: int | None, per_node: int | None) -> tuple[int | None, int | None]:
+        """The nodes of a hostfile or, without one, this node alone (deepspeed 0.19.8, launcher/runner.py, main)."""
+        hosts = self._included()
+        if hosts and any(hosts):
+            return len(hosts), sum(hosts)
+        workers = len(hosts) or self._number("num_nodes") or nodes
+        if workers is None and (hostfile := next((self._found[n] for n in _HOSTFILES if n in self._found), None)):
+            raise _Uncertain(f"{hostfile.place}: the file of hosts is not read, so the number of nodes is not certain")
+        each = self._number("num_gpus") or self._visible() or per_node
+        return workers or 1, each and each * (workers or 1)
+
+    def _included(self) -> list[int]:
+        """The GPUs of each host that ``--include`` names, such as ``worker-0@worker-1:0,2``; 0 where it names none."""
+        if excluded := next((self._found[name] for name in _EXCLUDES if name in self._found), None):
+            raise _Uncertain(f"{excluded.place}: the GPUs that it leaves are not certain")
+        setting = next((self._found[name] for name in _INCLUDES if name in self._found), None)
+        hosts = "" if setting is None else described(str(setting.value))
+        if setting is None or not hosts:
+            return []
+        if not re.fullmatch(r"([\w.-]+(:\d+(,\d+)*)?(@|$))+", hosts):
+            raise _Uncertain(f"{setting.place}: {hosts} cannot be counted")
+        each = [
+            len(slots.split(",")) if slots else 0 for _, _, slots in (host.partition(":") for host in hosts.split("@"))
+        ]
+        if len(set(each)) > 1:
+            raise _Uncertain(f"{setting.place}: {hosts} has hosts with another number of GPUs")
+        return each
 
     def _of_accelerate(self, nodes: int | None, per_node: int | None) -> tuple[int | None, int | None]:
         workers, processes = self._number("num_machines"), self._number("num_processes")

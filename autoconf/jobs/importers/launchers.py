@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
+from autoconf.jobs.importers.axolotl_command import axolotl_command
 from autoconf.jobs.importers.called_scripts import RUNNERS, SHELLS
 from autoconf.jobs.importers.key_table import Place, Setting, job_keys
+from autoconf.jobs.importers.launch_environment import check_processes, environment_settings
 from autoconf.jobs.importers.launch_options import (
     ASSIGNMENT_OF_KEY,
     PlaceOf,
@@ -43,10 +45,7 @@ _LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun", "deepspeed", "trl",
 _TELLING = ("model_name_or_path", "per_device_train_batch_size", "deepspeed")
 _OF_PEFT = {"use_peft_lora", "use_4bit_quantization"}  # keys of PEFT's example, which many scripts are copies of
 NO_FILE = "give the job by options instead of --job"
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
-# pytorch v2.13.0, c10/core/AllocatorConfig.cpp; the second is the newer name. Pairs such as expandable_segments:True.
-_OF_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
 class Launch(NamedTuple):
@@ -255,13 +254,15 @@ def _launched(program: str, rest: list[str], place: PlaceOf, variables: Mapping[
         _refuse_tool(place(program), OTHER_TOOLS[program])
     if program in _LLAMA_FACTORY:
         program = "llama-factory"
+    if program == "axolotl" and rest[:1] == ["train"]:
+        program, rest = axolotl_command(rest)
     if program in ("trl", "axolotl", "llama-factory", "ms-swift"):
         launch = _framework_launch(program, rest, place, variables)
-        return launch and launch._replace(settings=[*launch.settings, *_environment(variables, place)])
+        return launch and launch._replace(settings=[*launch.settings, *environment_settings(variables, place)])
     if program not in ("accelerate-launch", "torchrun", "python", "deepspeed"):
         return None
     launch = _script_launch(program.removesuffix("-launch"), rest, place)
-    return launch and launch._replace(settings=[*launch.settings, *_environment(variables, place)])
+    return launch and launch._replace(settings=[*launch.settings, *environment_settings(variables, place)])
 
 
 def _refuse_tool(place: Place, tool: str) -> None:
@@ -288,28 +289,6 @@ def _tune(words: Sequence[str], place: PlaceOf) -> Launch | None:
     return Launch("torchtune", [*found, *option_settings(arguments.values(), "torchtune", place)], recipe)
 
 
-def _environment(variables: Mapping[str, str], place: PlaceOf) -> Iterator[Setting]:
-    table = job_keys().dialects["environment"]
-    for name, value in variables.items():
-        if name in _OF_ALLOCATOR:
-            pairs = dict(pair.strip().lower().split(":", 1) for pair in value.split(",") if ":" in pair)
-            if expandable := pairs.get("expandable_segments"):
-                yield Setting(place(name), "environment", "expandable_segments", expandable)
-        elif table.knows(name):
-            yield Setting(place(name), "environment", name, value)
-
-
-def _check_processes(variables: Mapping[str, str], place: PlaceOf) -> None:
-    """Refuse ms-swift with several GPUs in one process, over which it spreads layers (v4.5.2, swift/cli/main.py)."""
-    processes = variables.get("NPROC_PER_NODE", "1")
-    gpus = len(variables.get(VISIBLE, "").split(","))
-    if processes.isdecimal() and gpus > int(processes):
-        raise BadInput(
-            f"{place(VISIBLE)}: with {gpus} GPUs and NPROC_PER_NODE {processes} ms-swift spreads the layers of one "
-            f"model over several GPUs, which is not covered; set NPROC_PER_NODE={gpus}, or {NO_FILE}"
-        )
-
-
 def _framework_launch(
     program: str, words: Sequence[str], place: PlaceOf, variables: Mapping[str, str]
 ) -> Launch | None:
@@ -323,7 +302,7 @@ def _framework_launch(
     if program not in ("trl", "ms-swift") and command != "train":
         return None
     if program == "ms-swift":
-        _check_processes(variables, place)
+        check_processes(variables, place)
     dialect = "arguments" if program == "trl" else program
     found = [Setting(place(program), "launcher", "program", program)]
     found += [hint(place(f"trl {command}"), command)] if program == "trl" and command in _OF_TRL else []
@@ -367,6 +346,8 @@ def _script_launch(launcher: str, rest: Sequence[str], place: PlaceOf) -> Launch
     name = script.removesuffix(".py").replace(".", "/")
     known = job_keys().frameworks.items()
     framework = next((f for f, trainer in known if any(_same_script(script, own) for own in trainer.scripts)), None)
+    if name.endswith("scripts/finetune") and words[:1] and words[0].endswith((".yaml", ".yml")):
+        framework = "axolotl"  # its command before 0.6
     if framework == "llama-factory" and words[:1] == ["train"]:
         words = words[1:]
     arguments = list(options_of(words))

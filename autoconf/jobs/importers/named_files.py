@@ -181,6 +181,8 @@ def _settings(text: str, path: str, dialect: str, setting: Setting) -> list[Sett
     except NotDocuments as error:
         raise BadInput(f"{setting.place}: {error}") from None
     if len(documents) != 1 or not isinstance(documents[0].value, dict):
+        if is_unknown(text):
+            raise BadInput(f"{setting.place}: what is in {described(text)} is not certain; give the file by --job")
         raise BadInput(f"{setting.place}: {path}: must have settings, keys with values")
     document = documents[0]
     place = places_in(document, path)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
+from autoconf.jobs.importers.axolotl_keys import together
 from autoconf.jobs.importers.documents import Document, NotDocuments, load_documents, read_text, shortened
 from autoconf.jobs.importers.evidence import Command, dialect_of, evidence_of
 from autoconf.jobs.importers.gpus_of_job import Object, counted
@@ -24,7 +25,6 @@ from autoconf.jobs.importers.other_files import PYTHON, nearest, text_kind
 from autoconf.jobs.importers.python_code import read_code
 from autoconf.jobs.importers.schedulers import Request, environment, requested
 from autoconf.jobs.importers.skypilot import is_task, read_task
-from autoconf.jobs.importers.targets import with_union_of_targets
 from autoconf.jobs.importers.torchtune import recipe_settings
 from autoconf.jobs.importers.translate import JobFile, job_of
 from autoconf.jobs.importers.words import cleaned
@@ -82,14 +82,14 @@ def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
     ):  # its command has no settings; all are in the config
         commands = [command for command in commands if command.framework != "axolotl"]
     found = with_objective(found, paths, evidence_of(found, commands).framework, options)
-    found, unions = with_union_of_targets(found)
+    found, notes = together(found, options)
     job = job_of(found, evidence_of(found, commands), options)
     not_read = (f"{setting.place}: not read, because options describe the job" for setting in unread)
     of_scripts = (f"{path}: {line}" for path, content in zip(paths, contents, strict=True) for line in content.assumed)
     requests = tuple(request for content in contents for request in content.requested)
     objects = [Object(path, each) for path, content in zip(paths, contents, strict=True) for each in content.objects]
     return job._replace(
-        read=(*job.read, *unions, *map(str, requests)),
+        read=(*job.read, *notes, *map(str, requests)),
         requests=requests,
         assumed=(*job.assumed, *of_scripts, *not_read),
         counted=counted(found, requests, objects),

@@ -219,6 +219,7 @@ def environment(requests: Sequence[Request]) -> dict[str, str]:
     for option, name in (
         ("--gpus-per-node", "SLURM_GPUS_PER_NODE"),
         ("--gpus", "SLURM_GPUS"),
+        ("-G", "SLURM_GPUS"),
         ("--ntasks-per-node", "SLURM_NTASKS_PER_NODE"),
         ("--gpus-per-task", "SLURM_GPUS_PER_TASK"),
     ):

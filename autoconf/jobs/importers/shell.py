@@ -14,7 +14,7 @@ from autoconf.jobs.importers.documents import read_text, shortened
 from autoconf.jobs.importers.expansion import Value, assigned_in, merged
 from autoconf.jobs.importers.shell_tests import holds
 from autoconf.jobs.importers.shell_variables import Variables
-from autoconf.jobs.importers.words import cleaned, is_unknown, joined, limited, unknown
+from autoconf.jobs.importers.words import cleaned, echoed, is_unknown, joined, limited, unknown
 
 _MOST_COMMANDS = 4_000
 _DEEPEST = 40
@@ -187,7 +187,7 @@ class _Shell(Variables):
         if text is not None and first[:1] == ["tee"]:
             target = first[-1]
         if target is not None and first[:1] in (["cat"], ["tee"], ["echo"], ["printf"]):
-            written = text if text is not None else unknown(target, "written by a command")
+            written = text if text is not None else echoed(first) or unknown(target, "written by a command")
             self.files[target] = self.files.get(target, "") + written if appends else written
         elif text is not None and first[:1] == ["read"] and _reads_all(first):
             self.variables[first[-1]] = limited(first[-1], text.strip())

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from autoconf.errors import BadInput
 from autoconf.jobs.importers.documents import Document, Path
 from autoconf.jobs.importers.key_table import Place
 from autoconf.jobs.importers.launchers import Launch, launch_in_script
@@ -75,6 +76,8 @@ def _requests(document: Document, file: str) -> Iterator[Request]:
     items = [f"{kind}:{count}" for kind, count in value.items()] if isinstance(value, Mapping) else [value]
     if value is not None:
         found = re.fullmatch(r"([\w.-]+)(?::(\d+))?", str(items[0])) if len(items) == 1 else None
+        if found and found[1].casefold().startswith("tpu"):
+            raise BadInput(f"{place}: {found[1]}: TPUs are not covered")
         kind, number = (found[1], found[2] or "1") if found else ("", str(value))  # one of several is not certain
         yield Request(place, number, PER_NODE, kind, _SCHEDULER)
     nodes = document.value.get("num_nodes")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # An unknown part of a value is kept in the text, between two characters of Unicode's private use area. So splitting and
 # joining work as in bash, and the part can be described in a message if it matters.
@@ -82,3 +82,12 @@ def fields(pieces: Iterable[Piece]) -> list[str]:
             if part or (piece and not piece[1]):
                 current = (current or "") + part
     return words if current is None else [*words, current]
+
+
+def echoed(words: Sequence[str]) -> str:
+    """What ``echo`` writes, without options that change it; empty for another command.
+
+    >>> echoed(["echo", "{}"]), echoed(["echo", "-e", "a"]), echoed(["cat", "a.json"])
+    ('{}\\n', '', '')
+    """
+    return " ".join(words[1:]) + "\n" if words[:1] == ["echo"] and words[1:2] and not words[1].startswith("-") else ""
