@@ -41,7 +41,7 @@ def min_gpu_recommender(job: Job, models: ModelsFolder = None) -> Recommendation
         torch_dtype: ``bfloat16`` or ``float32``, the dtype of the loaded parameters.
         adapter_dtype: ``bfloat16`` or ``float32``, the dtype of the LoRA adapters.
         mixed_precision: ``no`` or ``bf16``.
-        gradient_checkpointing: ``none``, ``reentrant`` or ``non-reentrant``.
+        gradient_checkpointing: ``none``, ``reentrant``, ``non-reentrant`` or ``offloaded``, from version 3.0.0 on.
         loss: ``full`` or ``chunked``.
         sharding: ``ddp``, ``fsdp1`` or ``fsdp2``.
         lora_r: LoRA rank, >= 1.

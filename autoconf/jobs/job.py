@@ -157,7 +157,12 @@ class Job(BaseModel):
         None, description=_describe("Mixed precision (autocast), with fp16 from version 3.0.0", MixedPrecision)
     )
     gradient_checkpointing: Checkpointing | None = Field(
-        None, description=_describe("Gradient checkpointing of each decoder layer, by torch's variant", Checkpointing)
+        None,
+        description=_describe(
+            "Gradient checkpointing of each decoder layer, by torch's variant, or offloaded: with the inputs of the "
+            "layers in the host's memory, as by TRL's activation_offloading (known from version 3.0.0)",
+            Checkpointing,
+        ),
     )
     loss: Loss | None = Field(
         None,

@@ -16,7 +16,8 @@ Optim = Literal[
     "adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "adafactor", "sgd", "adamw_8bit",
     "paged_adamw_32bit", "lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit",
 ]  # fmt: skip
-Checkpointing = Literal["none", "reentrant", "non-reentrant"]
+# offloaded: recomputed as by non-reentrant, with the inputs of the layers in the memory of the host.
+Checkpointing = Literal["none", "reentrant", "non-reentrant", "offloaded"]
 MixedPrecision = Literal["no", "bf16", "fp16"]
 Loss = Literal["full", "chunked"]
 # How the frozen base of qlora is quantized; nf4_single without, nf4 with double quantization.
@@ -115,7 +116,8 @@ class Stack(BaseModel):
     mixed_precision: MixedPrecision = Field(default="no", description="the Trainer's flag bf16 or fp16")
     gradient_checkpointing: Checkpointing = Field(
         default="non-reentrant",
-        description="recompute each decoder layer in the backward pass, with this implementation of torch",
+        description="recompute each decoder layer in the backward pass, with this implementation of torch; offloaded: "
+        "with the inputs of the layers in the memory of the host, as by TRL's activation_offloading",
     )
     loss: Literal[Loss, "chunked_nll"] = Field(
         default="full",

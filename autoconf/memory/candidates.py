@@ -45,4 +45,4 @@ class Candidates:
         if not isinstance(self.memory, StackMemory):
             return np.zeros(len(self.rows))
         on_worker = self.gpus if self.on_worker is None else self.on_worker
-        return self.memory.host_bytes(self.rows, self.gpus, on_worker) / GIB
+        return self.memory.host_bytes(self.rows, self.gpus, on_worker, self.tokens_per_gpu) / GIB

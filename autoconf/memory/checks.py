@@ -32,6 +32,7 @@ def check_settings(table: ModelsTable, model: str, method: str, stack: Stack, st
     _check_kept(stack)
     _check_trained(stack, strategy)
     _check_dora(stack, strategy)
+    _check_offloaded(stack, strategy)
 
 
 def _check_upcast(stack: Stack, strategy: Strategy) -> None:
@@ -110,6 +111,15 @@ def _check_dora(stack: Stack, strategy: Strategy) -> None:
     }
     why = ": DoRA was compared with PEFT's on one GPU and under ddp only; give sharding ddp, on one GPU as well"
     _refuse_with(stack, "use_dora", others, why)
+
+
+def _check_offloaded(stack: Stack, strategy: Strategy) -> None:
+    """Raise ``Unsupported`` if inputs of layers are offloaded in a way that was not compared with traces."""
+    if stack.gradient_checkpointing != "offloaded":
+        return
+    others = {"sharding": strategy in ZERO, "objective": stack.objective != "sft"}
+    why = ": checkpoints on the host were compared on one GPU and under ddp, fsdp1 and fsdp2, with objective sft only"
+    _refuse_with(stack, "gradient_checkpointing 'offloaded'", others, why)
 
 
 def _refuse_with(stack: Stack, setting: str, others: Mapping[str, bool], why: str) -> None:

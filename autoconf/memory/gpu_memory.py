@@ -263,7 +263,7 @@ class GpuJob:
         unsharded_gradients: bytes of gradients that FSDP keeps whole on every GPU under gradient accumulation.
         compose: makes the memory of the GPU.
         loading: what the GPU holds while the model is loaded.
-        host_bytes: bytes of a worker's host, by the number of GPUs and those of the worker.
+        host_bytes: bytes of a worker's host, by the number of GPUs, those of the worker, and tokens of each.
         per_node: as in ``GpuMemory``.
     """
 
@@ -273,7 +273,7 @@ class GpuJob:
         unsharded_gradients: float,
         compose: Callable[[], GpuMemory],
         loading: Loads = Loads(),
-        host_bytes: Callable[[int, int], float] = lambda gpus, on_worker: 0.0,
+        host_bytes: Callable[[int, int, float], float] = lambda gpus, on_worker, tokens: 0.0,
         per_node: int = 0,
     ) -> None:
         self.resident, self.unsharded_gradients, self._compose = resident, unsharded_gradients, compose
@@ -285,14 +285,15 @@ class GpuJob:
         memory = self.unsharded_gradients, lambda: self.memory.fragmented(surface)
         return GpuJob(self.resident, *memory, self.loading, self._host_bytes, self.per_node)
 
-    def host_bytes(self, gpus: int, on_worker: int) -> float:
+    def host_bytes(self, gpus: int, on_worker: int, tokens: float = 0.0) -> float:
         """Bytes of a worker's host.
 
         Args:
             gpus: number of GPUs, >= 1.
             on_worker: those of the worker, >= 1.
+            tokens: tokens of a micro-batch on each GPU, >= 0.
         """
-        return self._host_bytes(int(sharing(np.array(gpus), self.per_node)), on_worker)
+        return self._host_bytes(int(sharing(np.array(gpus), self.per_node)), on_worker, tokens)
 
     @property
     def memory(self) -> GpuMemory:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from autoconf.jobs.stack import Stack
+from autoconf.memory.offloaded import SavedInputs
 from autoconf.memory.profile import Trainable
 from autoconf.memory.sharding import Strategy, UnshardedJob
 from autoconf.memory.zero_job import ZeroJob
@@ -48,6 +49,7 @@ class HostMemory:
         full: all parameters of the model, without adapters.
         trained: the trainable parameters.
         zero: the job under ZeRO, if that is the strategy.
+        inputs: what checkpoints keep there.
     """
 
     job: UnshardedJob
@@ -56,22 +58,31 @@ class HostMemory:
     full: Trainable
     trained: Trainable
     zero: ZeroJob | None = None
+    inputs: SavedInputs | None = None
     _known: dict[int, float] = field(default_factory=dict, repr=False, compare=False)
 
     def under(self, zero: ZeroJob) -> HostMemory:
         """The same job under ZeRO."""
         return replace(self, zero=zero, _known={})
 
-    def worker_bytes(self, gpus: int, on_worker: int) -> float:
+    def worker_bytes(self, gpus: int, on_worker: int, tokens: float = 0.0) -> float:
         """Bytes of the processes of a job on one worker, of which there is one for each GPU.
 
         Args:
             gpus: number of GPUs of the job, >= 1.
             on_worker: number of GPUs of the worker, >= 1.
+            tokens: tokens of a micro-batch on each GPU, >= 0.
         """
         if gpus not in self._known:
             self._known[gpus] = self._training(gpus)
-        return max(self._loading(on_worker), on_worker * self._known[gpus])
+        return max(self._loading(on_worker), on_worker * (self._known[gpus] + self._checkpoints(tokens)))
+
+    def _checkpoints(self, tokens: float) -> float:
+        """Inputs of layers, a page-locked block for each, and at most what the head keeps for the backward pass."""
+        if self.inputs is None:
+            return 0.0
+        blocks = [self.inputs.per_token * tokens] * self.inputs.layers
+        return _pinned([*blocks, self.inputs.beside * tokens])
 
     def _loading(self, processes: int) -> float:
         """Weights that processes convert while they load them.

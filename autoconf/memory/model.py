@@ -18,6 +18,7 @@ from autoconf.memory.fsdp_loading import fsdp_loading
 from autoconf.memory.gpu_memory import GpuJob, GpuMemory, Loads, sharing
 from autoconf.memory.host_memory import HostMemory
 from autoconf.memory.objectives import Setup, joined, setup_of, with_gradient_of_forward
+from autoconf.memory.offloaded import inputs_on_host
 from autoconf.memory.optimizers import OptimizerBytes, optimizer_bytes
 from autoconf.memory.profile import HeadWay, LayerWay, Trainable, Units, optimizer_shapes
 from autoconf.memory.quantized import quantized_base
@@ -168,10 +169,10 @@ class StackMemory:
         """What each of several GPUs holds while the model is loaded, in words."""
         return [self._jobs[row][True].loading.what for row in rows.tolist()]
 
-    def host_bytes(self, rows: Integers, gpus: Integers, on_worker: Integers) -> Floats:
+    def host_bytes(self, rows: Integers, gpus: Integers, on_worker: Integers, tokens: Floats) -> Floats:
         """Bytes of the host of a worker that has ``on_worker`` of the GPUs, shape (candidates,)."""
-        places = zip(rows.tolist(), gpus.tolist(), on_worker.tolist(), strict=True)
-        return np.array([self._jobs[row][count > 1].host_bytes(count, on) for row, count, on in places], float)
+        places = zip(*(of.tolist() for of in (rows, gpus, on_worker, tokens)), strict=True)
+        return np.array([self._jobs[row][n > 1].host_bytes(n, on, each) for row, n, on, each in places], float)
 
     def peak_bytes(self, rows: Integers, gpus: Integers, tokens: Floats | Integers) -> Floats:
         """Peak bytes per GPU without the safety margin, shape (candidates,)."""
@@ -266,7 +267,8 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
         reference=objective.reference, per_quantized=base.per_weight, reduces_each=stack.gradient_sync == "every",
         whole=whole,
     )  # fmt: skip
-    host = HostMemory(job, strategy, stack, full or trainable, trainable)
+    inputs = inputs_on_host(table, model, stack, layers, head)
+    host = HostMemory(job, strategy, stack, full or trainable, trainable, inputs=inputs)
     if strategy not in ZERO:
         resident, gradients, host_bytes = job.resident(strategy), job.unsharded_gradients(strategy), host.worker_bytes
         loading = _loads(job, strategy, stack, full or trainable) if rules >= LOADS else Loads()

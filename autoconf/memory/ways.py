@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from autoconf.jobs.stack import Stack, Upcast
+from autoconf.memory.offloaded import SavedInputs
 from autoconf.memory.profile import IN_ORDER, UPCAST_NORMS, HeadWay, LayerWay
 from autoconf.memory.sharding import Strategy
 from autoconf.memory.units import Floats
@@ -26,7 +27,7 @@ LOADS = DROPS = 2
 _NOT_TRACED_WITH_DROPOUT = ("bfloat16", "no", "bfloat16")
 # Values whose tensors have the sizes of others, which were traced. What torch/amp/grad_scaler.py adds to autocast are
 # two scalars, and the gradients are unscaled in place.
-_TRACED = {"float16": "bfloat16", "fp16": "bf16"}
+_TRACED = {"float16": "bfloat16", "fp16": "bf16", "offloaded": "non-reentrant"}
 
 
 def layer_way(stack: Stack, method: str, *, several: bool, rules: int = RULES) -> LayerWay:
@@ -71,13 +72,15 @@ def layer_way(stack: Stack, method: str, *, several: bool, rules: int = RULES) -
         mixed_precision=_autocast(stack, strategy),
         adapter_dtype=adapter_dtype,
         dropout=dropout,
-        gradient_checkpointing=stack.gradient_checkpointing,
+        gradient_checkpointing=_TRACED.get(stack.gradient_checkpointing, stack.gradient_checkpointing),
         lora_targets=targets_of(stack, method),
     )
 
 
 def moments_of_layers(table: ModelsTable, model: str, stack: Stack, way: LayerWay, rules: int) -> Floats | None:
-    """The moments of a model's layers; if known, those in which layers before the first adapter keep nothing.
+    """The moments of a model's layers, without inputs of layers that are on the host.
+
+    If known, they are those in which layers before the first adapter keep nothing.
 
     Args:
         table: the profiles of models.
@@ -89,7 +92,10 @@ def moments_of_layers(table: ModelsTable, model: str, stack: Stack, way: LayerWa
     in_order = None
     if rules >= ORDERS and stack.trained_modules == "none":
         in_order = table.moments(model, way._replace(lora_targets=way.lora_targets + IN_ORDER))
-    return table.moments(model, way) if in_order is None else in_order
+    found = table.moments(model, way) if in_order is None else in_order
+    if found is None or stack.gradient_checkpointing != "offloaded":
+        return found
+    return SavedInputs.of(table, model, found).on_host(found)
 
 
 def head_way(stack: Stack, method: str, *, several: bool) -> HeadWay:

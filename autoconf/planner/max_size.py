@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -89,7 +90,7 @@ def _batches(predictor: Predictor, columns: JobColumns) -> list[LargestBatch]:
     gpus = np.array(columns[NUMBER_GPUS], np.int64)
     placed = on_counts(predictor, one_each, gpus)
     jobs, gpus = placed.jobs, gpus[placed.positions]
-    tokens = np.where(_on_host(predictor, jobs, gpus), most_tokens(predictor, jobs.rows, jobs.usable_gib, gpus), 0)
+    tokens = _within_host(predictor, jobs, gpus, most_tokens(predictor, jobs.rows, jobs.usable_gib, gpus))
     batches = np.minimum(tokens // jobs.tokens_per_sample, predictor.domain.max_batch_size // gpus)
     causes = _causes(predictor, jobs, gpus, batches == 0)
     found = [
@@ -106,7 +107,7 @@ def _samples(predictor: Predictor, columns: JobColumns) -> list[LargestSample]:
     gpus = np.array(columns[NUMBER_GPUS], np.int64)
     placed = on_counts(predictor, one_token, gpus)
     jobs, gpus = placed.jobs, gpus[placed.positions]
-    tokens = np.where(_on_host(predictor, jobs, gpus), most_tokens(predictor, jobs.rows, jobs.usable_gib, gpus), 0)
+    tokens = _within_host(predictor, jobs, gpus, most_tokens(predictor, jobs.rows, jobs.usable_gib, gpus))
     samples = jobs.tokens_per_gpu(np.arange(len(gpus)), gpus).astype(np.int64)  # each sample has one token here
     longest = np.minimum(tokens // samples, jobs.max_tokens_per_sample)
     causes = _causes(predictor, jobs, gpus, longest == 0)
@@ -119,9 +120,21 @@ def _samples(predictor: Predictor, columns: JobColumns) -> list[LargestSample]:
     return placed.answers(found, LargestSample)
 
 
-def _on_host(predictor: Predictor, jobs: JobArrays, gpus: Integers) -> Booleans:
-    """Whether the hosts have the memory that the jobs take there, whatever their batch."""
-    return host_fits(jobs.candidates(predictor.memory, np.arange(len(gpus)), gpus))
+def _within_host(predictor: Predictor, jobs: JobArrays, gpus: Integers, tokens: Integers) -> Integers:
+    """The most tokens of a GPU, up to some, for which the hosts have memory; offloaded checkpoints grow with them."""
+    if jobs.host_limit_gib is None:
+        return tokens
+    candidates = jobs.candidates(predictor.memory, np.arange(len(gpus)), gpus)
+
+    def fits(each: Integers) -> Booleans:
+        return host_fits(replace(candidates, tokens_per_gpu=each.astype(float)))
+
+    low, high = np.where(fits(np.zeros_like(tokens)), 0, -1), tokens
+    while (open_ := low < high).any():
+        middle = np.where(open_, -((low + high) // -2), low)
+        fit = fits(middle)
+        low, high = np.where(open_ & fit, middle, low), np.where(open_ & ~fit, middle - 1, high)
+    return np.maximum(low, 0)
 
 
 def _causes(predictor: Predictor, jobs: JobArrays, gpus: Integers, refused: Booleans) -> Iterator[str]:

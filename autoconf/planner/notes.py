@@ -24,6 +24,12 @@ _LEFT_OPEN = (
         ("none",),
         "offload is counted from the code of DeepSpeed and FSDP, and was not compared with real runs",
     ),
+    (
+        "gradient_checkpointing",
+        ("none", "reentrant", "non-reentrant"),
+        "what stays on the GPU of checkpoints that are offloaded is an upper bound from the code of TRL, torchtune and "
+        "unsloth, compared with traces of TRL's rules, not with real runs",
+    ),
     ("allocator", ("default",), "expandable segments are counted by replays of the allocator, not by real runs"),
     (
         "quantization",

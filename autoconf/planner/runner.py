@@ -15,7 +15,7 @@ from autoconf.jobs.column_hints import hints
 from autoconf.jobs.job import GPU_MEMORY, REQUIRED_OF_JOB, Job, read, with_gpu
 from autoconf.jobs.queries import NOTES, Query
 from autoconf.planner.defaults import DECIDING, decisive_defaults
-from autoconf.planner.domain import JobColumns, Problems, pick
+from autoconf.planner.domain import JobColumns, Problems, columns_of, pick
 from autoconf.planner.notes import Notes, notes_on
 from autoconf.planner.predictors import Answering, answering
 from autoconf.planner.results import Problem, Recommendation
@@ -148,10 +148,10 @@ class LayoutSolver(Solver[Recommendation]):
 
     def answers(self, predictor: Predictor, columns: JobColumns) -> list[Recommendation]:
         found = super().answers(predictor, columns)
-        offloads = columns.get("offload", [None] * len(found))
+        offloads = zip(*columns_of(columns, ("offload", "gradient_checkpointing")), strict=True)
         return [
-            self.noted(one, (_on_host(one),)) if offload and one.host_memory_gib else one
-            for one, offload in zip(found, offloads, strict=True)
+            self.noted(one, (_on_host(one),)) if one.host_memory_gib and (offload or way == "offloaded") else one
+            for one, (offload, way) in zip(found, offloads, strict=True)
         ]
 
     def of_job(

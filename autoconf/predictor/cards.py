@@ -67,6 +67,7 @@ _UP_TO_2_0_0: dict[str, list[Any]] = {
     "quantization": ["none", "nf4", "nf4_single"],
     "gradient_sync": ["last"],
     "loading": ["cpu", "rank0"],  # as they assume; they do not count it
+    "gradient_checkpointing": ["none", "reentrant", "non-reentrant"],
     "trained_modules": ["none"],
     "use_dora": [False],
 }
@@ -92,6 +93,7 @@ class Domain(_Typed):
     quantization: list[str] = _UP_TO_2_0_0["quantization"]
     gradient_sync: list[str] = _UP_TO_2_0_0["gradient_sync"]
     loading: list[str] = _UP_TO_2_0_0["loading"]
+    gradient_checkpointing: list[str] = _UP_TO_2_0_0["gradient_checkpointing"]
     trained_modules: list[str] = _UP_TO_2_0_0["trained_modules"]
     use_dora: list[bool] = _UP_TO_2_0_0["use_dora"]
 

@@ -436,7 +436,7 @@ def test_a_strategy_that_the_version_of_fsdp_does_not_have_is_refused(read_text,
     ("key", "value"),
     [
         ("optim", "adamw_torch_8bit"), ("deepspeed", "ds_config.json"),
-        ("attn_implementation", "eager"), ("max_length", None), ("activation_offloading", True), ("dtype", "float64"),
+        ("attn_implementation", "eager"), ("max_length", None), ("dtype", "float64"),
         ("fsdp", "no_shard"), ("fsdp", "full_shard shard_grad_op"),
         ("parallelism_config", {"cp_size": 2}), ("lora_modules_to_save", ["norm"]), ("loss_type", "dft"),
         ("lora_target_modules", ".*_proj"), ("accelerate_config", "zero4"), ("torch_compile", True),
@@ -474,7 +474,8 @@ def test_a_setting_of_accelerate_that_is_not_covered_is_refused(read_text, tmp_p
     ("key", "value"),
     [
         ("plugins", ["axolotl.integrations.kd.KDPlugin"]),
-        ("deepspeed", "deepspeed_configs/zero9.json"), ("optimizer", "muon"), ("gradient_checkpointing", "offload"),
+        ("deepspeed", "deepspeed_configs/zero9.json"), ("optimizer", "muon"),
+        ("gradient_checkpointing", "offload_disk"), ("activation_offloading", "disk"),
         ("context_parallel_size", 2), ("eager_attention", True), ("lora_mlp_kernel", True), ("rl", "grpo"),
         ("adapter", "llama-adapter"), ("fp16", True),
         ("gptq", True), ("flash_attn_cross_entropy", True), ("peft", {"loftq_config": {"loftq_bits": 4}}),

@@ -283,6 +283,7 @@ _CALLED = {
     ("gradient_checkpointing", "none"): "no checkpointing",
     ("gradient_checkpointing", "reentrant"): "reentrant checkpointing",
     ("gradient_checkpointing", "non-reentrant"): "non-reentrant checkpointing",
+    ("gradient_checkpointing", "offloaded"): "offloaded checkpoints",
 }
 
 

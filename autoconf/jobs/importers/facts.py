@@ -17,7 +17,7 @@ from autoconf.jobs.job import BATCHES, Workload, read
 FACTS_OF = {
     "method": ("adapters", "quantized"),
     "quantization": ("nested",),
-    "gradient_checkpointing": ("checkpointing", "reentrant", "fsdp_checkpointing"),
+    "gradient_checkpointing": ("checkpointing", "reentrant", "fsdp_checkpointing", "inputs_on_host"),
     "sharding": (
         "sharded",
         "fsdp_version",

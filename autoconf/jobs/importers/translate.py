@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
+from autoconf.jobs.importers.checkpoints import checkpointing
 from autoconf.jobs.importers.evidence import Evidence
 from autoconf.jobs.importers.facts import FACTS_OF, Reading, Source, adapters_in_question, named, options_of
 from autoconf.jobs.importers.fsdp import sharding_of
@@ -152,7 +154,9 @@ class _Translation:
             self.assumed += [note for note in [self.framework.note if self.framework else _NO_ARGUMENTS] if note]
         method = self._put("method", self._method)
         self._put("objective", self._objective)
-        self._put("gradient_checkpointing", self._checkpointing)
+        trains_all = method is not None and key(str(method)) == "full"
+        checkpoints = partial(checkpointing, self.facts, self._fact, self.framework, trains_all=trains_all)
+        self._put("gradient_checkpointing", checkpoints)
         sharding = self._put("sharding", self._sharding)
         self._check_full(method, sharding)
         self._put("offload", lambda: self._offload(str(sharding)))
@@ -239,21 +243,6 @@ class _Translation:
         if adapters is None:
             return "qlora" if quantized else None
         return "full" if adapters == "no" else "qlora" if quantized else "lora"
-
-    def _checkpointing(self) -> str | None:
-        if self.facts.get("fsdp_checkpointing") == "yes":
-            if self.facts.get("checkpointing") == "yes":
-                raise BadInput(
-                    "gradient_checkpointing: given both to the Trainer and to FSDP, which the Trainer refuses"
-                )
-            return "non-reentrant"  # accelerate/utils/fsdp_utils.py: CheckpointImpl.NO_REENTRANT
-        checkpointing = self._fact("checkpointing")
-        if checkpointing != "yes":
-            return None if checkpointing is None else "none"
-        reentrant = self._fact("reentrant")
-        if reentrant is None and self.framework is not None and "reentrant" not in self.framework.defaults:
-            return None  # the value of the preset, which depends on sharding
-        return "reentrant" if reentrant == "yes" else "non-reentrant"
 
     def _sharding(self) -> str | None:
         if self.facts.get("launched") == "deepspeed" and (stage := self._fact("zero_stage")) is not None:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from autoconf.jobs.presets import SETTINGS, UP_TO_2_0_0, presets, training_stack
-from autoconf.jobs.stack import Attention, Checkpointing, Dtype, Loss, MixedPrecision, Optim
+from autoconf.jobs.stack import Attention, Dtype, Loss, MixedPrecision, Optim
 from autoconf.predictor.predictor import Predictor
 
 GPUS_PER_WORKER = 8
@@ -18,7 +18,6 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "torch_dtype": get_args(Dtype),
     "adapter_dtype": get_args(Dtype),
     "mixed_precision": get_args(MixedPrecision),
-    "gradient_checkpointing": get_args(Checkpointing),
     "loss": get_args(Loss),
     "attention": get_args(Attention),
     "lora_r": (1, 2, 4, 8, 16, 32, 64, 128, 256),

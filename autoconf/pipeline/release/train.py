@@ -11,6 +11,7 @@ import typer
 
 from autoconf.jobs.stack import (
     Allocator,
+    Checkpointing,
     Dtype,
     GradientSync,
     Loading,
@@ -63,7 +64,7 @@ def all_settings() -> dict[str, list[Any]]:
         "torch_dtype": Dtype, "mixed_precision": MixedPrecision,
         "optim": Optim, "sharding": Sharding, "upcast_unquantized": Upcast, "offload": Offload, "allocator": Allocator,
         "objective": Objective, "quantization": Quantization, "gradient_sync": GradientSync,
-        "loading": Loading, "trained_modules": TrainedModules,
+        "loading": Loading, "gradient_checkpointing": Checkpointing, "trained_modules": TrainedModules,
     }  # fmt: skip
     return {name: list(get_args(values)) for name, values in choices.items()} | {"use_dora": [False, True]}
 

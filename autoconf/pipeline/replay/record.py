@@ -107,6 +107,10 @@ def check_recordable(job: TrainingSetup) -> None:
     Raises:
         TraceError: it cannot.
     """
+    if job.stack.gradient_checkpointing == "offloaded":
+        raise TraceError(
+            "gradient_checkpointing 'offloaded' cannot be replayed: tensors return to the GPU in a second pool"
+        )
     if job.gpus > 1 and job.stack.sharding == "fsdp2" and job.stack.optim.endswith("bit"):
         # torch/distributed/tensor/_sharding_prop.py: the operator has no sharding strategy.
         raise TraceError(

@@ -28,6 +28,7 @@ from autoconf.memory.zero_job import ZERO
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.tracing.fsdp_units import fsdp1, fsdp2
+from autoconf.pipeline.tracing.offloading import offloading
 from autoconf.pipeline.tracing.ways import Method
 
 _TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
@@ -312,6 +313,7 @@ class Rank:
         self.job = job
         self._upcast, self._sync_module_states = upcast, sync_module_states
         self.layers = decoder_layers(model)
+        self._head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
         self._mixed = _MIXED[job.stack.mixed_precision]
         if self._mixed is not None:
             _run_under_autocast(model, self._mixed)
@@ -346,10 +348,16 @@ class Rank:
         input_ids = torch.zeros((samples, tokens_per_sample), dtype=torch.long)
         # The collator creates a mask, but no token is padded, so models with FlashAttention drop the mask.
         _attention_mask = torch.empty_like(input_ids)
-        with self.gradient_sync(reduce):
+        with self.gradient_sync(reduce), self._offloading():
             # The outputs go out of scope before backward, as in the Trainer; logits can be a third of the peak.
             loss = self.model(input_ids=input_ids, labels=torch.zeros_like(input_ids))["loss"]
             loss.backward()
+
+    def _offloading(self) -> Any:
+        """What moves saved tensors to the host, if the job's checkpoints are there."""
+        if self.job.stack.gradient_checkpointing != "offloaded":
+            return nullcontext()
+        return offloading(self._head)
 
     def gradient_sync(self, reduce: bool) -> Any:
         if isinstance(self.model, FullyShardedDataParallel) and not reduce:

@@ -1,0 +1,55 @@
+"""Gradient checkpointing that files state: by the Trainer or by FSDP, of which kind, and where inputs of layers are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from autoconf.errors import BadInput
+from autoconf.jobs.importers.key_table import Framework
+
+
+def checkpointing(
+    facts: Mapping[str, Any], fact: Callable[[str], Any], framework: Framework | None, *, trains_all: bool
+) -> str | None:
+    """The value of ``gradient_checkpointing``; ``None`` if the preset decides.
+
+    Args:
+        facts: The facts of the files.
+        fact: Gives a fact of the files, or else the framework's default.
+        framework: The framework of the files.
+        trains_all: Whether all parameters are trained.
+
+    Raises:
+        BadInput: The settings exclude each other, or inputs of layers are offloaded in a way that is not covered.
+    """
+    kind = _kind(facts, fact, framework)
+    where = facts.get("inputs_on_host")
+    if where is None:
+        return kind
+    if kind == "none":
+        # trl v1.9.0, trl/models/activation_offloading.py: all tensors of a layer move to the host then.
+        raise BadInput("gradient_checkpointing: offload of activations is covered with checkpoints only; turn them on")
+    if kind == "reentrant":
+        raise BadInput("gradient_checkpointing: offload of activations is not covered with reentrant checkpoints")
+    if where == "full" and not trains_all:
+        # axolotl v0.18.0, src/axolotl/loaders/model.py, _apply_activation_checkpointing.
+        raise BadInput(
+            "gradient_checkpointing: with adapters axolotl offloads all activations instead of recomputing them, which "
+            "is not covered; activation_offloading: hidden_states offloads checkpoints"
+        )
+    return "offloaded"
+
+
+def _kind(facts: Mapping[str, Any], fact: Callable[[str], Any], framework: Framework | None) -> str | None:
+    if facts.get("fsdp_checkpointing") == "yes":
+        if facts.get("checkpointing") == "yes":
+            raise BadInput("gradient_checkpointing: given both to the Trainer and to FSDP, which the Trainer refuses")
+        return "non-reentrant"  # accelerate/utils/fsdp_utils.py: CheckpointImpl.NO_REENTRANT
+    found = fact("checkpointing")
+    if found != "yes":
+        return None if found is None else "none"
+    reentrant = fact("reentrant")
+    if reentrant is None and framework is not None and "reentrant" not in framework.defaults:
+        return None  # the value of the preset, which depends on sharding
+    return "reentrant" if reentrant == "yes" else "non-reentrant"
