@@ -56,12 +56,14 @@ def _value(node: Any, words: Expander, is_pattern: bool) -> tuple[bool | None, b
         return (not text) is (operator == "-z"), assumed
     if node.type != "binary_expression" or len(node.children) != 3:
         return None, False
-    left, right = (_text(side, words) for side in (node.children[0], node.children[2]))
-    operator, assumed = words.raw(node.children[1]), left[1] or right[1]
+    first, sign, second = node.children
+    is_negated = first.type == "unary_expression" and first.children[0].type == "!"  # so the grammar reads ! $A = b
+    left, right = _text(first.children[-1] if is_negated else first, words), _text(second, words)
     if left[0] is None or right[0] is None:
         return None, False
-    is_quoted = node.children[2].type in ("string", "raw_string")
-    return _compared(left[0], operator, right[0], is_pattern and not is_quoted), assumed
+    is_quoted = second.type in ("string", "raw_string")
+    found = _compared(left[0], words.raw(sign), right[0], is_pattern and not is_quoted)
+    return (found if found is None or not is_negated else not found), left[1] or right[1]
 
 
 def _compared(left: str, operator: str, right: str, is_pattern: bool) -> bool | None:
@@ -74,8 +76,6 @@ def _compared(left: str, operator: str, right: str, is_pattern: bool) -> bool | 
 
 def _text(node: Any, words: Expander) -> tuple[str | None, bool]:
     """The text of a word; ``None`` if it is not known; and whether it is an argument that is not given."""
-    if node.type.endswith("_expression"):  # such as the ! of [[ ! $A = b ]], which the grammar gives to $A
-        return None, False
     pieces: Sequence[str] = [piece[0] if piece else " " for piece in words.pieces(node)]
     text = "".join(pieces)
     if not is_unknown(text):
