@@ -123,6 +123,7 @@ def _has(settings: Sequence[Setting], key: str) -> bool:
         setting.dialect in ("arguments", "fsdp")
         and setting.key in names
         and re.search(rf"(^|[\s-]){re.escape(key)}$", setting.place.key)
+        and not setting.place.key.startswith("from_pretrained: ")  # which takes torch_dtype in every release
         for setting in settings
     )
 

@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 import ast
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.key_table import Setting, settings
+from autoconf.jobs.importers.key_table import Setting
 from autoconf.jobs.importers.objectives import hint, objective_in
 from autoconf.jobs.importers.python_checks import check
 from autoconf.jobs.importers.python_kubeflow import counts_of, submission_of
 from autoconf.jobs.importers.python_literals import argument_of, name_of, owner_of, parsed_code, shown
-from autoconf.jobs.importers.python_names import Names
+from autoconf.jobs.importers.python_models import QUANTIZING, Models
 from autoconf.jobs.importers.python_options import PARSERS, options_in
 from autoconf.jobs.importers.python_statements import CONFIGS, TRAINERS
 from autoconf.jobs.importers.python_unsloth import OWNER, of_unsloth
 from autoconf.jobs.importers.schedulers import Request
 from autoconf.jobs.importers.words import unknown
 
-_REFERRING = ("DPOTrainer", "KTOTrainer")
-_ADAPTERS = "LoraConfig"
 _OF_TRAINER = (
     "max_seq_length",
     "packing",
     "neftune_noise_alpha",
     "dataset_text_field",
 )  # of SFTTrainer before TRL 0.13
-_PLAIN = ("bias", "task_type", "use_rslora", "use_dora", "inference_mode")  # keys of adapters without lora_ before them
 _OF_OLDER_CLIENT = "HuggingFaceTrainerParams"
 _PREPARES = "prepare_model_for_kbit_training"
-_QUANTIZING = ("quantization_config", "load_in_4bit", "load_in_8bit")
-_LORA_DEFAULTS = {"lora_r": 8, "lora_dropout": 0.0}  # peft 0.21.2, src/peft/tuners/lora/config.py
-_ADAPTS = re.compile(r"(?i)peft|lora|adapter")
-_SAVES = re.compile(r"(?i)state|save|print|merge|disable")
-_PHI = re.compile(r"(?i)\bphi-[12]\b")  # peft/utils/constants.py, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-_MOST_NAMES = 10  # that are bound to names
 _NO_FILE = "give the job by options instead of --job"
 
 
@@ -100,19 +90,18 @@ def count_literals(text: str, file: str) -> dict[str, ast.expr]:
     return counts_of(_Script(parsed_code(text, file), file))
 
 
-class _Script(Names):
+class _Script(Models):
     """What a script does with its calls and names."""
 
     def __init__(self, tree: ast.Module, file: str, given: Mapping[str, Any] | None = None) -> None:
         super().__init__(tree, file, options_in(tree, given or {}))
-        self._is_launched = given is not None
-        self._constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+        self.is_launched = given is not None
         check(self)
 
     def read(self) -> Code:
         hints = [*self._hints()]
-        code = self._launched() if self._is_launched else self._code()
-        alone = {} if self._is_launched or not self.options.defaults else {"the script is run without options": None}
+        code = self._launched() if self.is_launched else self._code()
+        alone = {} if self.is_launched or not self.options.defaults else {"the script is run without options": None}
         return code._replace(settings=[*hints, *code.settings], assumed=(*alone, *self.assumed))
 
     def _launched(self) -> Code:
@@ -122,9 +111,9 @@ class _Script(Names):
         config, trainer = self.options.config, self._one(TRAINERS)
         if not config or (config == "TrainingArguments" and name_of(trainer.func) not in ("SFTTrainer", "Trainer")):
             raise BadInput(f"{self.file}: makes no config of its options that is read; {_NO_FILE}")
-        found = [*self._arguments(trainer, only=_OF_TRAINER), *self._enabled(), *self._model(trainer)]
+        found = [*self.arguments(trainer, only=_OF_TRAINER), *self._enabled(), *self.model(trainer)]
         is_old = config == "TrainingArguments" and name_of(trainer.func) == "SFTTrainer"
-        found += [*self._prepared(is_old, None, trainer), *self._adapters(trainer)]
+        found += [*self._prepared(is_old, None, trainer), *self.adapters(trainer)]
         before = " before 5" if is_old else ""
         return Code(found, f"transformers{before}" if config == "TrainingArguments" else "trl")
 
@@ -162,20 +151,21 @@ class _Script(Names):
         if name_of(kind) != "AutoModelForCausalLM":
             raise BadInput(f"{self.place(model, 'transformer_type')}: {shown(kind)} is not a causal language model")
         name = unknown("model_uri", "not given") if uri is None else self.literals.value(uri)
-        found = [*self._arguments(config)]
+        found = [*self.arguments(config)]
         found += self.setting(model, "model_uri", str(name).removeprefix("hf://"), "model_name_or_path")
         found += self.setting(model, "dtype (default)", "float32", "torch_dtype")
-        adapters = self._call(argument_of(parameters, "lora_config", 1))
-        return Code([*found, *self._of_lora(adapters or parameters)], "transformers")
+        adapters = self.called(argument_of(parameters, "lora_config", 1))
+        return Code([*found, *self.of_lora(adapters or parameters)], "transformers")
 
     def _training(self) -> Code:
         config, trainer = self._one(CONFIGS), self._one(TRAINERS)
         names = name_of(config.func), name_of(trainer.func)
-        found = [*self._arguments(config), *self._arguments(trainer, only=_OF_TRAINER), *self._enabled()]
+        found = [*self.arguments(config), *self.arguments(trainer, only=_OF_TRAINER), *self._enabled()]
         if loads := self.calls_of("from_pretrained", OWNER):
             return Code([*found, *of_unsloth(self, loads)], "unsloth")
         found += self._prepared(names == ("TrainingArguments", "SFTTrainer"), config, trainer)
-        found += [*self._model(trainer), *self._adapters(trainer)]
+        found += [*self.model(trainer, config), *self.adapters(trainer)]
+        found += self.length() if names[1] == "Trainer" else ()
         if names[0] == "TrainingArguments" and names[1] not in ("SFTTrainer", "Trainer"):
             place = self.place(config, "TrainingArguments")
             raise BadInput(
@@ -209,7 +199,7 @@ class _Script(Names):
             yield from (setting for call in calls for setting in self.setting(call, "base", "all", "prepared_base"))
             return
         loads = self.calls.get("from_pretrained", ())
-        quantizing = [load for load in loads for keyword in load.keywords if keyword.arg in _QUANTIZING]
+        quantizing = [load for load in loads for keyword in load.keywords if keyword.arg in QUANTIZING]
         if config is None and quantizing:
             place = self.place(trainer, "SFTTrainer")
             raise BadInput(f"{place}: with a quantized base only TrainingArguments in the script are read; {_NO_FILE}")
@@ -231,7 +221,7 @@ class _Script(Names):
             is_certain = call in self.certain and not call.args
             value = True if is_certain else unknown("gradient_checkpointing_enable", "whether it runs")
             yield Setting(place, "arguments", "gradient_checkpointing", value)
-            yield from self._arguments(call)
+            yield from self.arguments(call)
 
     def _one(self, names: Sequence[str]) -> ast.Call:
         found = [call for name in names for call in self.calls.get(name, ())]
@@ -248,147 +238,3 @@ class _Script(Names):
                 f"it has {len(found)}{lines}; {_NO_FILE}"
             )
         return found[0]
-
-    def _arguments(
-        self, call: ast.Call, only: Sequence[str] | None = None, name: Callable[[str], str] = str
-    ) -> Iterator[Setting]:
-        """The settings that the keywords of a call give."""
-        for keyword in call.keywords:
-            if keyword.arg is None:
-                if only is None:
-                    place = self.place(keyword.value, f"{name_of(call.func)}: **{shown(keyword.value)}")
-                    raise BadInput(f"{place}: may set anything; write the arguments out, or {_NO_FILE}")
-            elif only is None or keyword.arg in only:
-                yield from self.setting(call, keyword.arg, self.literals.value(keyword.value), name(keyword.arg))
-
-    def setting(self, call: ast.Call, argument: str, value: Any, key: str) -> Iterator[Setting]:
-        place = self.place(call, f"{name_of(call.func)}: {argument}")
-        return settings("arguments", {key: value}, lambda dotted: place._replace(key=f"{name_of(call.func)}: {dotted}"))
-
-    def _resolved(self, node: ast.expr | None) -> ast.expr | None:
-        """What an expression certainly is: what its name is bound to, and the branch that its condition takes."""
-        for _ in range(_MOST_NAMES):
-            if isinstance(node, ast.Name) and node.id in self.bound:
-                node = self.bound[node.id]
-            elif isinstance(node, ast.IfExp) and (known := self.literals.truth(node.test)) is not None:
-                node = node.body if known else node.orelse
-            else:
-                break
-        return node
-
-    def _call(self, node: ast.expr | None) -> ast.Call | None:
-        """The call that an expression is, or that its name is bound to."""
-        found = self._resolved(node)
-        return found if isinstance(found, ast.Call) else None
-
-    def _model(self, trainer: ast.Call) -> Iterator[Setting]:
-        given = argument_of(trainer, "model", 0)
-        name = None if given is None else self.literals.value(given)
-        heads = (
-            "ForCausalLM",
-            "ForSequenceClassification" if name_of(trainer.func) == "RewardTrainer" else "ForCausalLM",
-        )
-        loads = [c for c in self.calls.get("from_pretrained", ()) if name_of(owner_of(c)).endswith(heads)]
-        bound = self._call(given)
-        loads = [bound] if bound in loads else loads
-        if isinstance(name, str) and name != unknown(shown(given), "not a literal"):
-            yield from self.setting(trainer, "model", name, "model_name_or_path")
-        elif len(loads) != 1:
-            at = f"{len(loads)} calls of from_pretrained load a model"
-            yield from self.setting(trainer, "model", unknown("model", at), "model_name_or_path")
-        else:
-            yield from self._loaded(loads[0])
-
-    def _loaded(self, load: ast.Call) -> Iterator[Setting]:
-        path = argument_of(load, "pretrained_model_name_or_path", 0)
-        value = unknown("model", "not given") if path is None else self.literals.value(path)
-        yield from self.setting(load, "model", value, "model_name_or_path")
-        given = {keyword.arg for keyword in load.keywords}
-        if None in given and not given & {"dtype", "torch_dtype"}:
-            yield from self.setting(load, "dtype", unknown("**", "may be anything"), "torch_dtype")
-        elif not (given & {"dtype", "torch_dtype"} or self._is_launched or self._is_quantized(load)):
-            # the checkpoint's, or float32 before transformers 5; of a quantized base never float32
-            yield from self.setting(load, "dtype", unknown("dtype", "not given"), "torch_dtype")
-        for keyword in load.keywords:
-            if keyword.arg == "quantization_config":
-                yield from self._quantization(load, keyword.value)
-            elif keyword.arg == "config" and _is_call(self._call(keyword.value), "from_pretrained"):
-                continue
-            elif keyword.arg not in (None, "pretrained_model_name_or_path"):
-                yield from self.setting(load, str(keyword.arg), self.literals.value(keyword.value), str(keyword.arg))
-
-    def _is_quantized(self, load: ast.Call) -> bool:
-        """Whether the base certainly has 4 or 8 bits."""
-        config = self._call(argument_of(load, "quantization_config", None))
-        given = [argument_of(call, name, None) for call in (load, config) if call for name in _QUANTIZING[1:]]
-        return any(value is not None and self.literals.value(value) is True for value in given)
-
-    def _quantization(self, load: ast.Call, node: ast.expr) -> Iterator[Setting]:
-        call = self._call(node)
-        if _is_none(self._resolved(node)):
-            return
-        if call is None or name_of(call.func) != "BitsAndBytesConfig":
-            value = unknown(shown(node), "not a literal BitsAndBytesConfig")
-            yield from self.setting(load, "quantization_config", value, "load_in_4bit")
-            return
-        nested = {"bnb_4bit_use_double_quant": "use_bnb_nested_quant", "bnb_4bit_compute_dtype": "bnb_compute"}
-        yield from self._arguments(call, name=lambda key: nested.get(key, key))
-
-    def _adapters(self, trainer: ast.Call) -> Iterator[Setting]:
-        wraps = self.calls.get("get_peft_model", [])
-        node = argument_of(trainer, "peft_config", None)
-        node = argument_of(wraps[0], "peft_config", 1) if len(wraps) == 1 and node is None else node
-        if (node is None or _is_none(self._resolved(node))) and not wraps:
-            if name_of(trainer.func) != "Trainer" or not self._may_adapt():
-                yield from self.setting(trainer, "no peft_config", False, "use_peft")
-            return
-        if _is_call(self._call(node), "get_peft_config"):  # of the command's own options, as TRL names them
-            return
-        call = self._call(node)
-        if call is None or name_of(call.func) != _ADAPTERS:
-            value = unknown(shown(node), f"not a literal {_ADAPTERS}")
-            yield from self.setting(trainer, "peft_config", value, "use_peft")
-            return
-        reference = argument_of(trainer, "ref_model", 1) if name_of(trainer.func) in _REFERRING else None
-        if reference is not None and not _is_none(self._resolved(reference)):
-            yield from self.setting(trainer, "ref_model", shown(reference), "ref_model")
-        yield from self._of_lora(call)
-
-    def _may_adapt(self) -> bool:
-        """Whether anything that the script calls may make adapters."""
-        return any(_ADAPTS.search(name) and not _SAVES.search(name) for name in self.calls)
-
-    def _names_phi(self) -> bool:
-        """Whether the model may be one whose modules by PEFT's default are not in attention alone (peft 0.21.2)."""
-        return any(_PHI.search(str(constant.value)) for constant in self._constants)
-
-    def _of_lora(self, call: ast.Call) -> Iterator[Setting]:
-        """The adapters of a ``LoraConfig``, or of another call that makes one with its defaults."""
-        yield from self.setting(call, "adapters", True, "use_peft")
-        if name_of(call.func) == _ADAPTERS:
-            yield from self._arguments(call, name=adapter_key)
-        given = {keyword.arg for keyword in call.keywords}
-        for argument, default in _LORA_DEFAULTS.items():
-            if not {argument, argument.removeprefix("lora_")} & given:
-                place = self.place(call, f"{_ADAPTERS}: {argument} (default)")
-                yield Setting(place, "arguments", argument, default)
-        if "target_modules" not in given:
-            value = unknown("target_modules", "not given") if self._names_phi() else "default"
-            yield from self.setting(call, "target_modules (default)", value, "lora_target_modules")
-
-
-def _is_none(node: ast.expr | None) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None
-
-
-def _is_call(call: ast.Call | None, name: str) -> bool:
-    return call is not None and name_of(call.func) == name
-
-
-def adapter_key(argument: str) -> str:
-    """The key of an argument of ``LoraConfig``.
-
-    >>> adapter_key("r"), adapter_key("lora_alpha"), adapter_key("bias")
-    ('lora_r', 'lora_alpha', 'bias')
-    """
-    return argument if argument in _PLAIN or argument.startswith("lora_") else f"lora_{argument}"

@@ -25,6 +25,7 @@ class Names:
         times: How often each name is bound; a parameter counts as two.
         calls: The calls by the last part of the name of what they call.
         functions: The functions.
+        constants: The literals anywhere in the script.
         certain: The calls that run whenever the script does.
         literals: The values of expressions.
         assumed: A sentence for each assumption.
@@ -44,6 +45,7 @@ class Names:
             self._take_instead_of_none(tree)
             self._write_out()
             self.literals = self._literals()
+        self.constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant)]
         self.certain = certain_calls(tree, self.literals.truth)
 
     def _literals(self) -> Literals:
@@ -111,11 +113,11 @@ class Names:
     def _arguments_of_functions(self) -> Iterator[tuple[int, ast.expr]]:
         """What each parameter of a function that is called once is certainly passed."""
         for name, function in self.functions.items():
-            calls = self.calls.get(name, [])
+            calls = [call for call in self.calls.get(name, ()) if isinstance(call.func, ast.Name)]
             places = function.args
             if len(calls) != 1 or function.decorator_list or places.vararg or places.kwarg or places.posonlyargs:
                 continue
-            if any(keyword.arg is None for keyword in calls[0].keywords) or not isinstance(calls[0].func, ast.Name):
+            if any(keyword.arg is None for keyword in calls[0].keywords):
                 continue
             defaults = [*[None] * (len(places.args) - len(places.defaults)), *places.defaults]
             keyword_only = zip(places.kwonlyargs, [None] * len(places.kwonlyargs), places.kw_defaults, strict=True)

@@ -21,13 +21,37 @@ def until_trained(statements: Sequence[ast.stmt]) -> list[ast.stmt]:
     >>> [ast.unparse(s) for s in until_trained(ast.parse("trainer = T()\\ntrainer.train()\\nPeftModel()").body)]
     ['trainer = T()', 'trainer.train()']
     """
+    training = {s.name for s in statements if isinstance(s, ast.FunctionDef) and any(map(_is_training, ast.walk(s)))}
     for i, statement in enumerate(statements):
         call = statement.value if isinstance(statement, ast.Expr | ast.Assign) else None
-        if not isinstance(call, ast.Call) or name_of(call.func) != "train":
-            continue
-        if "trainer" in name_of(owner_of(call)).casefold() and not any(map(_trains, statements[i + 1 :])):
-            return [*statements[: i + 1]]
+        calls_function = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in training
+        is_last = (_is_training(call) or calls_function) and not any(map(_trains, statements[i + 1 :]))
+        if is_last and not any(map(training.__contains__, map(name_of, _names(statements[i + 1 :])))):
+            return _used(statements[: i + 1])
     return [*statements]
+
+
+def _is_training(node: ast.AST | None) -> bool:
+    """Whether a part of a script calls a trainer's ``train``."""
+    is_call = isinstance(node, ast.Call) and name_of(node.func) == "train"
+    return is_call and isinstance(node, ast.Call) and "trainer" in name_of(owner_of(node)).casefold()
+
+
+def _used(statements: Sequence[ast.stmt]) -> list[ast.stmt]:
+    """The statements without functions that none of the others names."""
+    named = Counter(name.id for name in _names(statements))
+    own = {id(s): sum(n.id == s.name for n in _names([s])) for s in statements if isinstance(s, ast.FunctionDef)}
+    return [
+        statement
+        for statement in statements
+        if not isinstance(statement, ast.FunctionDef)
+        or statement.decorator_list
+        or named[statement.name] > own[id(statement)]
+    ]
+
+
+def _names(statements: Sequence[ast.stmt]) -> Iterator[ast.Name]:
+    return (node for statement in statements for node in ast.walk(statement) if isinstance(node, ast.Name))
 
 
 def _trains(statement: ast.stmt) -> bool:

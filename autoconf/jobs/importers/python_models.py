@@ -1,0 +1,204 @@
+"""The model, the length of samples and the adapters of a Python script."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from autoconf.errors import BadInput
+from autoconf.jobs.importers.key_table import Setting, job_keys, settings
+from autoconf.jobs.importers.python_literals import argument_of, name_of, owner_of, shown
+from autoconf.jobs.importers.python_names import Names
+from autoconf.jobs.importers.words import unknown
+
+_REFERRING = ("DPOTrainer", "KTOTrainer")
+_ADAPTERS = "LoraConfig"
+_PLAIN = ("bias", "task_type", "use_rslora", "use_dora", "inference_mode")  # keys of adapters without lora_ before them
+_LORA_DEFAULTS = {"lora_r": 8, "lora_dropout": 0.0}  # peft 0.21.2, src/peft/tuners/lora/config.py
+_PHI = re.compile(r"(?i)\bphi-[12]\b")  # peft/utils/constants.py, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+_ADAPTS = re.compile(r"(?i)peft|lora|adapter")
+_SAVES = re.compile(r"(?i)state|save|print|merge|disable")
+_MOST_NAMES = 10  # that are bound to names
+QUANTIZING = ("quantization_config", "load_in_4bit", "load_in_8bit")
+_NO_FILE = "give the job by options instead of --job"
+
+
+class Models(Names):
+    """The model of a script and what it makes of it.
+
+    Attributes:
+        is_launched: Whether a command starts the script with its options.
+    """
+
+    is_launched = False
+
+    def length(self) -> Iterator[Setting]:
+        """The length to which the script's one call of a tokenizer cuts samples, or its own slice does."""
+        found: list[tuple[ast.expr, ast.expr]] = []
+        for call in (call for calls in self.calls.values() for call in calls):
+            length, cuts = argument_of(call, "max_length", None), argument_of(call, "truncation", None)
+            if length is not None and cuts is not None and self.literals.value(cuts) is not False:
+                found.append((call, length))
+        for node in self.nodes:
+            match node:
+                case ast.Assign(
+                    targets=[ast.Name(id="input_ids")],
+                    value=ast.Subscript(value=ast.Name(id="input_ids"), slice=ast.Slice(upper=upper, lower=None)),
+                ) if upper is not None:
+                    found.append((node.value, upper))
+        if len(found) == 1:
+            (place, value), *_ = found
+            yield Setting(self.place(place, "max_length"), "arguments", "max_length", self.literals.value(value))
+
+    def arguments(
+        self, call: ast.Call, only: Sequence[str] | None = None, name: Callable[[str], str] = str
+    ) -> Iterator[Setting]:
+        """The settings that the keywords of a call give."""
+        for keyword in call.keywords:
+            if keyword.arg is None:
+                if only is None:
+                    place = self.place(keyword.value, f"{name_of(call.func)}: **{shown(keyword.value)}")
+                    raise BadInput(f"{place}: may set anything; write the arguments out, or {_NO_FILE}")
+            elif only is None or keyword.arg in only:
+                yield from self.setting(call, keyword.arg, self.literals.value(keyword.value), name(keyword.arg))
+
+    def setting(self, call: ast.Call, argument: str, value: Any, key: str) -> Iterator[Setting]:
+        place = self.place(call, f"{name_of(call.func)}: {argument}")
+        return settings("arguments", {key: value}, lambda dotted: place._replace(key=f"{name_of(call.func)}: {dotted}"))
+
+    def _resolved(self, node: ast.expr | None) -> ast.expr | None:
+        """What an expression certainly is: what its name is bound to, and the branch that its condition takes."""
+        for _ in range(_MOST_NAMES):
+            if isinstance(node, ast.Name) and node.id in self.bound:
+                node = self.bound[node.id]
+            elif isinstance(node, ast.IfExp) and (known := self.literals.truth(node.test)) is not None:
+                node = node.body if known else node.orelse
+            else:
+                break
+        return node
+
+    def called(self, node: ast.expr | None) -> ast.Call | None:
+        """The call that an expression is, or that its name is bound to."""
+        found = self._resolved(node)
+        return found if isinstance(found, ast.Call) else None
+
+    def model(self, trainer: ast.Call, config: ast.Call | None = None) -> Iterator[Setting]:
+        given = argument_of(trainer, "model", 0)
+        name = None if given is None else self.literals.value(given)
+        heads = (
+            "ForCausalLM",
+            "ForSequenceClassification" if name_of(trainer.func) == "RewardTrainer" else "ForCausalLM",
+        )
+        loads = [c for c in self.calls.get("from_pretrained", ()) if name_of(owner_of(c)).endswith(heads)]
+        bound = self.called(given)
+        loads = [bound] if bound in loads else loads
+        if isinstance(name, str) and name != unknown(shown(given), "not a literal"):
+            yield from self.setting(trainer, "model", name, "model_name_or_path")
+        elif len(loads) != 1:
+            at = f"{len(loads)} calls of from_pretrained load a model"
+            yield from self.setting(trainer, "model", unknown("model", at), "model_name_or_path")
+        else:
+            yield from self._loaded(loads[0], config)
+
+    def _loaded(self, load: ast.Call, config: ast.Call | None) -> Iterator[Setting]:
+        path = argument_of(load, "pretrained_model_name_or_path", 0)
+        value = unknown("model", "not given") if path is None else self.literals.value(path)
+        yield from self.setting(load, "model", value, "model_name_or_path")
+        given = {keyword.arg for keyword in load.keywords}
+        if None in given and not given & {"dtype", "torch_dtype"}:
+            yield from self.setting(load, "dtype", unknown("**", "may be anything"), "torch_dtype")
+        elif not (given & {"dtype", "torch_dtype"} or self._is_quantized(load) or self._says_release(config)):
+            # the checkpoint's, or float32 before transformers 5; of a quantized base never float32
+            yield from self.setting(load, "dtype", unknown("dtype", "not given"), "torch_dtype")
+        for keyword in load.keywords:
+            if keyword.arg == "quantization_config":
+                yield from self._quantization(load, keyword.value)
+            elif keyword.arg == "config" and is_call(self.called(keyword.value), "from_pretrained"):
+                continue
+            elif keyword.arg not in (None, "pretrained_model_name_or_path"):
+                yield from self.setting(load, str(keyword.arg), self.literals.value(keyword.value), str(keyword.arg))
+
+    def _says_release(self, config: ast.Call | None) -> bool:
+        """Whether the release is known as far as the dtype goes: that of a command's keys, or an older one's keys."""
+        if config is None:
+            return self.is_launched
+        name = "transformers before 5" if name_of(config.func) == "TrainingArguments" else "trl before 1.0"
+        return any(keyword.arg in job_keys().frameworks[name].older for keyword in config.keywords)
+
+    def _is_quantized(self, load: ast.Call) -> bool:
+        """Whether the base certainly has 4 or 8 bits."""
+        config = self.called(argument_of(load, "quantization_config", None))
+        given = [argument_of(call, name, None) for call in (load, config) if call for name in QUANTIZING[1:]]
+        return any(value is not None and self.literals.value(value) is True for value in given)
+
+    def _quantization(self, load: ast.Call, node: ast.expr) -> Iterator[Setting]:
+        call = self.called(node)
+        if _is_none(self._resolved(node)):
+            return
+        if call is None or name_of(call.func) != "BitsAndBytesConfig":
+            value = unknown(shown(node), "not a literal BitsAndBytesConfig")
+            yield from self.setting(load, "quantization_config", value, "load_in_4bit")
+            return
+        nested = {"bnb_4bit_use_double_quant": "use_bnb_nested_quant", "bnb_4bit_compute_dtype": "bnb_compute"}
+        yield from self.arguments(call, name=lambda key: nested.get(key, key))
+
+    def adapters(self, trainer: ast.Call) -> Iterator[Setting]:
+        wraps = self.calls.get("get_peft_model", [])
+        node = argument_of(trainer, "peft_config", None)
+        node = argument_of(wraps[0], "peft_config", 1) if len(wraps) == 1 and node is None else node
+        if (node is None or _is_none(self._resolved(node))) and not wraps:
+            if name_of(trainer.func) != "Trainer" or not self._may_adapt():
+                yield from self.setting(trainer, "no peft_config", False, "use_peft")
+            return
+        if is_call(self.called(node), "get_peft_config"):  # of the command's own options, as TRL names them
+            return
+        call = self.called(node)
+        if call is None or name_of(call.func) != _ADAPTERS:
+            value = unknown(shown(node), f"not a literal {_ADAPTERS}")
+            yield from self.setting(trainer, "peft_config", value, "use_peft")
+            return
+        reference = argument_of(trainer, "ref_model", 1) if name_of(trainer.func) in _REFERRING else None
+        if reference is not None and not _is_none(self._resolved(reference)):
+            yield from self.setting(trainer, "ref_model", shown(reference), "ref_model")
+        yield from self.of_lora(call)
+
+    def _may_adapt(self) -> bool:
+        """Whether anything that the script calls may make adapters."""
+        return any(_ADAPTS.search(name) and not _SAVES.search(name) for name in self.calls)
+
+    def _names_phi(self) -> bool:
+        """Whether the model may be one whose modules by PEFT's default are not in attention alone (peft 0.21.2)."""
+        return any(_PHI.search(str(constant.value)) for constant in self.constants)
+
+    def of_lora(self, call: ast.Call) -> Iterator[Setting]:
+        """The adapters of a ``LoraConfig``, or of another call that makes one with its defaults."""
+        yield from self.setting(call, "adapters", True, "use_peft")
+        if name_of(call.func) == _ADAPTERS:
+            yield from self.arguments(call, name=adapter_key)
+        given = {keyword.arg for keyword in call.keywords}
+        for argument, default in _LORA_DEFAULTS.items():
+            if not {argument, argument.removeprefix("lora_")} & given:
+                place = self.place(call, f"{_ADAPTERS}: {argument} (default)")
+                yield Setting(place, "arguments", argument, default)
+        if "target_modules" not in given:
+            value = unknown("target_modules", "not given") if self._names_phi() else "default"
+            yield from self.setting(call, "target_modules (default)", value, "lora_target_modules")
+
+
+def _is_none(node: ast.expr | None) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
+
+
+def is_call(call: ast.Call | None, name: str) -> bool:
+    return call is not None and name_of(call.func) == name
+
+
+def adapter_key(argument: str) -> str:
+    """The key of an argument of ``LoraConfig``.
+
+    >>> adapter_key("r"), adapter_key("lora_alpha"), adapter_key("bias")
+    ('lora_r', 'lora_alpha', 'bias')
+    """
+    return argument if argument in _PLAIN or argument.startswith("lora_") else f"lora_{argument}"
