@@ -9,7 +9,11 @@ from autoconf.errors import BadInput
 from autoconf.jobs.importers.documents import shortened
 from autoconf.jobs.importers.key_table import Setting, text
 
-_LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+# Modules that are linear layers in transformers 5.23.0: of models/llama, gpt_neox, falcon and phi3.
+_LINEAR = {
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "query_key_value", "dense",
+    "dense_h_to_4h", "dense_4h_to_h", "qkv_proj", "gate_up_proj",
+}  # fmt: skip
 
 
 def together(found: Sequence[Setting], options: Mapping[str, Any]) -> tuple[list[Setting], list[str]]:

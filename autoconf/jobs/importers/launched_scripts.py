@@ -16,16 +16,18 @@ from autoconf.jobs.importers.python_literals import name_of, parsed_code
 from autoconf.jobs.importers.python_options import Options, options_in
 from autoconf.jobs.importers.words import is_unknown, unknown
 
+_ENTRIES = ("train", "main")
 _ANCESTORS = 3  # folders above the file of the command in which the script's path may start
 _OF_LENGTH = {"tokens_per_sample", "packed"}
 
 
-def with_script(launch: Launch, file: str) -> Launch:
+def with_script(launch: Launch, file: str, follows: bool = True) -> Launch:
     """A launch with what its script says, if that is a file here that parses options and is read completely.
 
     Args:
         launch: A command that starts a training.
         file: The file that has the command.
+        follows: Whether to follow a script that only calls the function of another.
     """
     launch = _with_precision(launch)
     path = None if launch.framework else _found(launch.script, file)
@@ -39,7 +41,8 @@ def with_script(launch: Launch, file: str) -> Launch:
         return launch
     options = options_in(tree, given)
     if not options.owners and not options.of_fire:
-        return launch
+        module = _called_module(tree) if follows else ""
+        return with_script(launch._replace(script=module), file, follows=False) if module else launch
     try:
         code = read_launched(text, path, given)
     except BadInput as error:
@@ -65,6 +68,13 @@ def _with_precision(launch: Launch) -> Launch:
         return launch
     of_code = Setting(stage.place, "arguments", "bf16", unknown("the precision", "set in the code of the script"))
     return launch._replace(settings=[*launch.settings, of_code])
+
+
+def _called_module(tree: ast.Module) -> str:
+    """The module whose function a script calls to train, as FastChat's ``train_mem.py`` does; empty if none."""
+    called = {name_of(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    imports = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module)
+    return next((str(n.module) for n in imports if any(a.name in called & {*_ENTRIES} for a in n.names)), "")
 
 
 def _is_loop(tree: ast.Module) -> bool:

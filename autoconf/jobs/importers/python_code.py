@@ -166,6 +166,8 @@ class _Script(Models):
         found += self._prepared(names == ("TrainingArguments", "SFTTrainer"), config, trainer)
         found += [*self.model(trainer, config), *self.adapters(trainer)]
         found += self.length() if names[1] == "Trainer" else ()
+        if names == ("TrainingArguments", "DPOTrainer") and argument_of(trainer, "max_length", None) is not None:
+            return Code([*found, *self.arguments(trainer, only=("max_length",))], "trl before 1.0")  # before 0.9
         if names[0] == "TrainingArguments" and names[1] not in ("SFTTrainer", "Trainer"):
             place = self.place(config, "TrainingArguments")
             raise BadInput(

@@ -1,0 +1,8 @@
+torchrun --nproc_per_node 2 train_mem.py \
+    --model_name_or_path Qwen/Qwen2.5-7B-Instruct \
+    --bf16 True \
+    --per_device_train_batch_size 2 \
+    --gradient_accumulation_steps 4 \
+    --model_max_length 2048 \
+    --gradient_checkpointing \
+    --use_lora --lora_r 16
