@@ -165,7 +165,9 @@ class _Script(Models):
             return Code([*found, *of_unsloth(self, loads)], "unsloth")
         found += self._prepared(names == ("TrainingArguments", "SFTTrainer"), config, trainer)
         found += [*self.model(trainer, config), *self.adapters(trainer)]
-        found += self.length() if names[1] == "Trainer" else ()
+        found += (
+            self.length() if names[1] == "Trainer" else self.undecided_length(config) if names[0] == "SFTConfig" else ()
+        )
         if names == ("TrainingArguments", "DPOTrainer") and argument_of(trainer, "max_length", None) is not None:
             return Code([*found, *self.arguments(trainer, only=("max_length",))], "trl before 1.0")  # before 0.9
         if names[0] == "TrainingArguments" and names[1] not in ("SFTTrainer", "Trainer"):

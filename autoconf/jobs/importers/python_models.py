@@ -50,7 +50,23 @@ class Models(Names):
                     found.append((node.value, upper))
         if len(found) == 1:
             (place, value), *_ = found
+            value = self._of_tokenizer() or value if name_of(value) == "model_max_length" else value
             yield Setting(self.place(place, "max_length"), "arguments", "max_length", self.literals.value(value))
+
+    def undecided_length(self, config: ast.Call) -> Iterator[Setting]:
+        """An unknown length where TRL's default is not the only one that cuts samples."""
+        given = {keyword.arg for keyword in config.keywords}
+        if self._of_tokenizer() is not None and not given & {"max_length", "max_seq_length"}:
+            value = unknown("max_length", "not given, and the script sets the tokenizer's model_max_length")
+            yield from self.setting(config, "max_length", value, "max_length")
+
+    def _of_tokenizer(self) -> ast.expr | None:
+        """The length that the script gives its tokenizer; nothing if it gives several."""
+        loads = (argument_of(call, "model_max_length", None) for call in self.calls.get("from_pretrained", ()))
+        found = [length for length in loads if length is not None]
+        for node in (node for node in self.nodes if isinstance(node, ast.Assign)):
+            found += [node.value for target in node.targets if ast.unparse(target) == "tokenizer.model_max_length"]
+        return found[0] if len(found) == 1 else None
 
     def arguments(
         self, call: ast.Call, only: Sequence[str] | None = None, name: Callable[[str], str] = str

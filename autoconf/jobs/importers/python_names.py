@@ -10,6 +10,7 @@ from autoconf.jobs.importers.key_table import Place
 from autoconf.jobs.importers.python_literals import SCOPE, Literals, argument_of, name_of
 from autoconf.jobs.importers.python_options import Options
 from autoconf.jobs.importers.python_statements import certain_calls, straight, taken, until_trained
+from autoconf.jobs.importers.words import unknown
 
 _OF_PARAMETER = _TWICE = 2
 _PASSES = 3  # a branch may decide a name that decides another branch
@@ -38,6 +39,7 @@ class Names:
         self.functions: dict[str, ast.FunctionDef] = {}
         self.assigned: dict[str, ast.expr] = {}
         self.assumed: dict[str, None] = {}
+        self._forget_set_options(tree)
         self.literals = self._literals()
         for _ in range(_PASSES):
             self.nodes = [n for statement in until_trained(tree.body) for n in taken(statement, self.literals.truth)]
@@ -47,6 +49,13 @@ class Names:
             self.literals = self._literals()
         self.constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant)]
         self.certain = certain_calls(tree, self.literals.truth)
+
+    def _forget_set_options(self, tree: ast.Module) -> None:
+        """Leave open the options that the script sets itself, at whatever place."""
+        for node in ast.walk(tree):
+            is_set = isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load)
+            if is_set and isinstance(node, ast.Attribute) and name_of(node.value) in self.options.owners:
+                self.options.values[node.attr] = unknown(node.attr, "set in the script")
 
     def _literals(self) -> Literals:
         literals = Literals(self.bound, self.options.owners, self.options.values, self.options.of_fire)
