@@ -49,6 +49,7 @@ def min_gpu_recommender(job: Job, models: ModelsFolder = None) -> Recommendation
         lora_dropout: dropout of adapters, from 0 to less than 1.
         trained_modules: ``none``, ``embeddings``, ``head`` or ``embeddings_and_head``, trained whole beside adapters.
         use_dora: whether adapters are DoRA's.
+        lora_layers: ``all``, or numbers of the layers with adapters such as ``16-31``.
         upcast_unquantized: ``none``, ``norms`` or ``all``: parameters of a 4-bit base that become float32.
         offload: ``none``, ``optimizer``, ``parameters`` or ``optimizer_and_parameters``, which the host's memory holds.
         allocator: ``default``, or ``expandable_segments`` of PyTorch's caching allocator.

@@ -37,6 +37,7 @@ _OTHER_NAMES = {
     "sharding": ("--parallelism", "--strategy"),
     "lora_r": ("-r", "--rank", "--lora-rank"),
     "lora_targets": ("--target-modules", "--lora-target-modules", "--lora-target"),
+    "lora_layers": ("--layers-to-transform", "--lora-layers-to-transform"),
     "trained_modules": ("--modules-to-save", "--lora-modules-to-save"),
     "model_version": ("--predictor-version",),
     "epochs": ("--num-train-epochs", "--num-epochs"),

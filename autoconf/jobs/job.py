@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from autoconf.jobs.batches import BATCHES as BATCHES
 from autoconf.jobs.batches import check_batch as check_batch
 from autoconf.jobs.field_errors import no_such, sentence
+from autoconf.jobs.lora_layers import ALL, read_layers
 from autoconf.jobs.lora_targets import GROUPS, read_targets
 from autoconf.jobs.presets import SETTINGS, presets, stack_name, training_stack
 from autoconf.jobs.stack import (
@@ -49,6 +50,7 @@ HOST_LIMIT = "host_memory_limit_gib"  # of a worker; ``host_memory_gib`` is an o
 IN_GIB = (GPU_MEMORY, HOST_LIMIT)
 DROPOUT = "lora_dropout"
 TARGETS = "lora_targets"  # one of a few groups of modules, or names of modules
+LAYERS = "lora_layers"  # all, or numbers of layers
 TRAINED = "trained_modules"  # one of a few values, or names of modules
 UNNAMED = "unnamed"  # its ``gpu_model``
 
@@ -85,6 +87,8 @@ def read(field: str, value: Any, optional: Mapping[str, Any] | None = None) -> A
         return gibibytes(field, value, MOST_HOST_GIB)
     if field == TARGETS:
         return read_targets(field, value)
+    if field == LAYERS:
+        return read_layers(field, value)
     if field == DROPOUT:
         return share(field, value)
     if field == TRAINED:
@@ -269,6 +273,12 @@ class Job(BaseModel):
         None, description=_describe("Modules trained whole beside adapters, from version 3.0.0", TrainedModules)
     )
 
+    lora_layers: str | None = Field(
+        None,
+        description="Layers with LoRA adapters, PEFT's layers_to_transform: all, or numbers from 0 on, such as 16-31 "
+        "(known from version 3.0.0)",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _given(cls, fields: Any) -> Any:
@@ -359,8 +369,8 @@ def choices(field: str) -> tuple[str, ...]:
     """
     if field == "stack":
         return tuple(presets())
-    if field == TARGETS:
-        return GROUPS
+    if field in (TARGETS, LAYERS):
+        return GROUPS if field == TARGETS else (ALL,)
     return tuple(value for part in get_args(Workload.model_fields[field].annotation) for value in get_args(part))
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml  # at module level, because a process that is forked during an import would wait for it forever
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from autoconf.jobs.lora_layers import ALL, as_numbers
 from autoconf.jobs.lora_targets import as_setting
 from autoconf.jobs.names import key
 from autoconf.jobs.stack import Stack, sharding_parts
@@ -23,7 +24,7 @@ UP_TO_2_0_0 = ("reference", "trl", "fms-hf-tuning", "llama-factory")
 SETTINGS = (
     "optim", "torch_dtype", "adapter_dtype", "mixed_precision", "gradient_checkpointing", "loss", "sharding", "lora_r",
     "lora_targets", "upcast_unquantized", "offload", "allocator", "objective", "quantization", "gradient_sync",
-    "attention", "loading", "lora_dropout", "trained_modules", "use_dora",
+    "attention", "loading", "lora_dropout", "trained_modules", "use_dora", "lora_layers",
 )  # fmt: skip
 _OF_ADAPTERS = (
     "adapter_dtype",
@@ -33,9 +34,11 @@ _OF_ADAPTERS = (
     "shard_adapters",
     "trained_modules",
     "use_dora",
+    "lora_layers",
 )
 _OF_QUANTIZED = ("upcast_unquantized", "quantization")
-_NOTHING = (("quantization", "none"), ("trained_modules", "none"), ("use_dora", False))  # they exclude no method
+# They exclude no method.
+_NOTHING = (("quantization", "none"), ("trained_modules", "none"), ("use_dora", False), ("lora_layers", ALL))
 
 
 class _Typed(BaseModel):
@@ -120,6 +123,7 @@ def training_stack(method: str, accumulating: bool, stack: str, *settings: Any) 
         values["loss"] = presets()[stack].chunked
     if "lora_targets" in values:
         values["lora_targets"] = as_setting(values["lora_targets"])
+        values["lora_layers"] = as_numbers(values["lora_layers"])
     try:
         return Stack(**values, gradient_accumulation=accumulating)
     except ValidationError as error:

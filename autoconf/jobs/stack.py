@@ -175,6 +175,9 @@ class Stack(BaseModel):
     lora_targets: tuple[str, ...] | LoraTargets = Field(
         default="default", description="modules with adapters: the architecture's default pair, a named group, or names"
     )
+    lora_layers: tuple[int, ...] = Field(
+        default=(), description="numbers of the layers with adapters, PEFT's layers_to_transform; none for all layers"
+    )
     use_dora: bool = Field(default=False, description="whether adapters are DoRA's: PEFT's use_dora")
     trained_modules: TrainedModules = Field(
         default="none",

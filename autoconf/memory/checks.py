@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from autoconf.jobs.lora_layers import as_text
 from autoconf.jobs.stack import Stack
 from autoconf.memory.sharding import Strategy
 from autoconf.memory.store import ModelsTable
@@ -33,6 +34,7 @@ def check_settings(table: ModelsTable, model: str, method: str, stack: Stack, st
     _check_trained(stack, strategy)
     _check_dora(stack, strategy)
     _check_offloaded(stack, strategy)
+    _check_layers(stack, strategy)
 
 
 def _check_upcast(stack: Stack, strategy: Strategy) -> None:
@@ -120,6 +122,17 @@ def _check_offloaded(stack: Stack, strategy: Strategy) -> None:
     others = {"sharding": strategy in ZERO, "objective": stack.objective != "sft"}
     why = ": checkpoints on the host were compared on one GPU and under ddp, fsdp1 and fsdp2, with objective sft only"
     _refuse_with(stack, "gradient_checkpointing 'offloaded'", others, why)
+
+
+def _check_layers(stack: Stack, strategy: Strategy) -> None:
+    """Raise ``Unsupported`` if some of the layers have adapters in a way that is not counted."""
+    if stack.lora_layers:
+        others = {
+            "sharding": strategy in ZERO,
+            "fsdp_strategy": stack.keeps_gathered and strategy in ("fsdp1", "fsdp2"),
+        }
+        why = ": when layers before the first one with adapters are released is not known; give sharding fsdp1 or fsdp2"
+        _refuse_with(stack, f"lora_layers {as_text(stack.lora_layers)!r}", others, why)
 
 
 def _refuse_with(stack: Stack, setting: str, others: Mapping[str, bool], why: str) -> None:

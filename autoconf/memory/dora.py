@@ -16,6 +16,7 @@ import numpy as np
 from autoconf.jobs.stack import LoraTargets, Stack
 from autoconf.memory.adapted import AdaptedModules, NamedModules
 from autoconf.memory.profile import LayerWay, Point
+from autoconf.memory.some_layers import SomeLayers
 from autoconf.memory.store import ModelsTable
 from autoconf.memory.units import Floats, Unsupported
 
@@ -46,7 +47,9 @@ class Dora(NamedTuple):
         return found
 
 
-def dora(table: ModelsTable, model: str, stack: Stack, way: LayerWay, named: NamedModules | None) -> Dora:
+def dora(
+    table: ModelsTable, model: str, stack: Stack, way: LayerWay, named: NamedModules | None, some: SomeLayers | None
+) -> Dora:
     """What a job's layers hold for DoRA.
 
     Args:
@@ -55,6 +58,7 @@ def dora(table: ModelsTable, model: str, stack: Stack, way: LayerWay, named: Nam
         stack: the training stack.
         way: how its layers run.
         named: the modules with adapters that the job names, if it does.
+        some: the layers with adapters; ``None`` for all.
 
     Raises:
         Unsupported: it is not known which modules have adapters, or PEFT does not run DoRA on them.
@@ -85,7 +89,8 @@ def dora(table: ModelsTable, model: str, stack: Stack, way: LayerWay, named: Nam
     )
     if stack.gradient_checkpointing != "none":
         return Dora(running, (0.0, 0.0))
-    kept = [sum(modules.layers[kind] * of_layer[kind][column] for kind in of_layer) for column in (0, 1)]
+    share = 1.0 if some is None else some.share
+    kept = [share * sum(modules.layers[kind] * of_layer[kind][column] for kind in of_layer) for column in (0, 1)]
     return Dora(running, (kept[0], kept[1]))
 
 

@@ -10,25 +10,25 @@ from operator import attrgetter
 import numpy as np
 
 from autoconf.jobs.stack import Stack, Upcast
-from autoconf.memory.adapted import NamedModules
 from autoconf.memory.checks import check_settings
 from autoconf.memory.dora import dora
 from autoconf.memory.fragmentation import Fragmentation, OutsidePyTorch, kind_of
 from autoconf.memory.fsdp_loading import fsdp_loading
 from autoconf.memory.gpu_memory import GpuJob, GpuMemory, Loads, sharing
 from autoconf.memory.host_memory import HostMemory
-from autoconf.memory.objectives import Setup, joined, setup_of, with_gradient_of_forward
+from autoconf.memory.objectives import setup_of
 from autoconf.memory.offloaded import inputs_on_host
 from autoconf.memory.optimizers import OptimizerBytes, optimizer_bytes
-from autoconf.memory.profile import HeadWay, LayerWay, Trainable, Units, optimizer_shapes
+from autoconf.memory.profile import Trainable, Units, optimizer_shapes
+from autoconf.memory.profile_of_job import named_modules, not_traced, of_named, profile_of
 from autoconf.memory.quantized import quantized_base
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.sharding import BytesPerParameter, Strategy, UnshardedJob, sharded
+from autoconf.memory.some_layers import some_layers
 from autoconf.memory.store import ModelsTable
 from autoconf.memory.trained import FROZEN, TrainedWhole, kept_by_layer
-from autoconf.memory.units import GIB, Floats, Integers, Unsupported
+from autoconf.memory.units import GIB, Floats, Integers
 from autoconf.memory.ways import (
-    CHUNKS,
     LOADS,
     RULES,
     becomes_float32,
@@ -36,7 +36,6 @@ from autoconf.memory.ways import (
     computing_dtype,
     head_way,
     layer_way,
-    moments_of_layers,
     strategy_of,
     upcast_of,
 )
@@ -238,20 +237,21 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     layers, head = layer_way(stack, method, several=several, rules=rules), head_way(stack, method, several=several)
     trainable, full = table.trainable(model, method, layers.lora_targets), table.trainable(model, "full", "default")
     if trainable is None:
-        raise _not_traced(table, model, method, stack, (method, layers.lora_targets))
+        raise not_traced(table, model, method, stack, (method, layers.lora_targets))
     needs_full = strategy in ZERO or stack.objective != "sft" or method == "qlora" or stack.trained_modules != "none"
     if full is None and needs_full:
-        raise _not_traced(table, model, method, stack, ("full", "default"))
+        raise not_traced(table, model, method, stack, ("full", "default"))
     rank = None if method == "full" else stack.lora_r + stack.use_dora
     per_parameter = _bytes_per_parameter(stack, method, strategy)
     objective = setup_of(stack, method, full, head, per_parameter, strategy)
-    profile = _profile(table, model, method, stack, layers, head, objective, rules)
+    some = some_layers(table, model, stack, layers.lora_targets, named) if rank is not None else None
+    profile = profile_of(table, model, method, stack, layers, head, objective, rules, some)
     if named is not None:
-        profile = partial(_of_named, profile, named, trainable, _BYTES[layers.adapter_dtype])
+        profile = partial(of_named, profile, named, trainable, _BYTES[layers.adapter_dtype])
         trainable = named.trainable(trainable)
     if stack.use_dora:
-        profile = partial(dora(table, model, stack, layers, named).moments, profile)
-    trainable = objective.of_units(trainable)
+        profile = partial(dora(table, model, stack, layers, named, some).moments, profile)
+    trainable = objective.of_units(trainable if some is None else some.trainable(trainable))
     whole = _trained_whole(stack, method, full, strategy)
     if rank is not None and whole.parameters:
         profile = partial(whole.moments, profile, rank, kept_by_layer(table, model, stack, layers))
@@ -296,25 +296,6 @@ def _loads(job: UnshardedJob, strategy: Strategy, stack: Stack, base: Trainable)
     return Loads(what, moments)
 
 
-def named_modules(table: ModelsTable, model: str, method: str, stack: Stack) -> NamedModules | None:
-    """The modules with adapters that a job names; ``None`` for a group of modules, or without adapters.
-
-    Raises:
-        Unsupported: the model does not have them, or it is not known which modules it has.
-    """
-    if method == "full" or isinstance(stack.lora_targets, str):
-        return None
-    modules = table.modules(model)
-    if modules is None:
-        names = ",".join(stack.lora_targets)
-        raise Unsupported([f"lora_targets {names!r} of {model}"], ": its modules are not known; give a group of them")
-    return modules.named(model, stack.lora_targets)
-
-
-def _of_named(profile: Callable[[], Floats], named: NamedModules, of_group: Trainable, itemsize: int) -> Floats:
-    return named.moments(profile(), of_group, itemsize)
-
-
 def _trained_whole(stack: Stack, method: str, full: Trainable | None, strategy: Strategy) -> TrainedWhole:
     """The embeddings and the head that are trained beside adapters."""
     if stack.trained_modules == "none":
@@ -336,44 +317,6 @@ def _optimizer(
     shapes, copies = optimizer_shapes(trainable, rank, itemsize, flat=flat), whole.shapes(flat=flat)
     counts = [count for _, count in trainable.shapes] + [1] * len(copies)
     return optimizer_bytes(stack.optim, [*shapes, *copies], counts)
-
-
-def _profile(
-    table: ModelsTable,
-    model: str,
-    method: str,
-    stack: Stack,
-    layers_as: LayerWay,
-    head_as: HeadWay,
-    objective: Setup,
-    rules: int,
-) -> Callable[[], Floats]:
-    """A function that makes the moments of layers and head together, shape (moments, 9)."""
-    layers = moments_of_layers(table, model, stack, layers_as, rules)
-    if layers is None:
-        raise _not_traced(table, model, method, stack, layers_as)
-    head = table.moments(model, head_as)
-    if head is None:
-        raise _not_traced(table, model, method, stack, head_as)
-    if rules >= CHUNKS and head_as.trains and head_as.loss == "chunked":
-        head = with_gradient_of_forward(head)
-    # Without checkpointing a layer lacks small tensors that recomputation creates, so checkpointing may seem
-    # to need more memory. Its moments are therefore included as well, which adds less than a thousandth.
-    also = ("reentrant", "non-reentrant") if layers_as.gradient_checkpointing == "none" else ()
-    others = [table.moments(model, layers_as._replace(gradient_checkpointing=one)) for one in also]
-    return partial(joined, objective, layers, [other for other in others if other is not None], head)
-
-
-def _not_traced(
-    table: ModelsTable, model: str, method: str, stack: Stack, key: LayerWay | HeadWay | tuple[str, str]
-) -> Unsupported:
-    """The error that names the settings without a profile, and the reason."""
-    named = key._asdict() if isinstance(key, (LayerWay, HeadWay)) else {"lora_targets": key[1]}
-    about = [f"{name} {getattr(stack, name)!r}" for name in named if hasattr(stack, name)]
-    if named.get("dropout"):
-        about.append(f"lora_dropout {stack.lora_dropout:g}")
-    settings = f"method {method!r} of {model} with {', '.join(about)}"
-    return Unsupported([settings], f": {table.problem(model, key) or 'it was not traced'}")
 
 
 def _bytes_per_parameter(stack: Stack, method: str, strategy: Strategy) -> BytesPerParameter:

@@ -49,6 +49,12 @@ _LEFT_OPEN = (
         "what layers hold for DoRA is bounded from PEFT's code, an upper bound, and was not compared with real runs",
     ),
     (
+        "lora_layers",
+        ("all",),
+        "adapters are counted exactly; layers without them as layers with them, an upper bound, unless they are before "
+        "the first layer with adapters and nothing is recomputed",
+    ),
+    (
         "trained_modules",
         ("none",),
         "embeddings and head that are trained beside adapters are copies, as PEFT makes them without "

@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 
 from autoconf.errors import AutoConfError
+from autoconf.jobs.lora_layers import ALL, as_text
 from autoconf.jobs.names import listed
 from autoconf.jobs.stack import Stack
 from autoconf.memory import version_1
 from autoconf.memory.candidates import Candidates
-from autoconf.memory.model import StackMemory, named_modules
+from autoconf.memory.model import StackMemory
+from autoconf.memory.profile_of_job import named_modules
 from autoconf.memory.store import ModelsTable
 from autoconf.memory.units import Booleans, Floats, Integers, Unsupported
 from autoconf.memory.version_1 import MemoryTable
@@ -103,6 +105,7 @@ class Predictor:
             asked = [(setting, getattr(stack, setting), known) for setting, known in self.domain.settings.items()]
             if not self.knows_host:
                 asked.append(("sharding", stack.fsdp_strategy, ["full_shard"]))
+                asked.append(("lora_layers", as_text(stack.lora_layers), [ALL]))
             for setting, value, known in asked:
                 if value not in known:
                     raise Unsupported(

@@ -36,7 +36,7 @@ VALUES = {
     "even_layouts": "yes", "upcast_unquantized": "none", "offload": "none", "gpu_memory_gib": "40",
     "host_memory_limit_gib": "500",
     "allocator": "default", "objective": "sft", "quantization": "none", "gradient_sync": "every", "attention": "sdpa",
-    "loading": "gpu", "lora_dropout": "0.1", "trained_modules": "head", "use_dora": "yes",
+    "loading": "gpu", "lora_dropout": "0.1", "trained_modules": "head", "use_dora": "yes", "lora_layers": "0-3",
     "model_name": "llama-7b", "method": "lora", "gpu_model": "L40S", "tokens_per_sample": "2048", "batch_size": "8",
     "per_device_train_batch_size": "4", "model_version": "2.0.0", "gpus_per_worker": "8", "max_gpus": "8",
     "gradient_accumulation_steps": "2", "stack": "trl", "optim": "adamw_torch", "torch_dtype": "float32",

@@ -5,6 +5,7 @@ from typing import get_args
 import pytest
 
 from autoconf.jobs.job import OPTIONAL, Workload, choices, read
+from autoconf.jobs.lora_layers import as_numbers
 from autoconf.jobs.presets import SETTINGS, presets, stack_name, training_stack
 from autoconf.jobs.stack import JobSharding, Optim, Stack, ZeroBuckets, sharding_parts
 from autoconf.memory.optimizers import Shape, optimizer_bytes
@@ -34,6 +35,7 @@ def test_the_defaults_are_the_reference_workload():
         "lora_r": 4,
         "lora_dropout": 0.0,
         "lora_targets": "default",
+        "lora_layers": (),
         "use_dora": False,
         "trained_modules": "none",
         "quantization": "none",
@@ -237,8 +239,9 @@ def test_choices_of_a_job_are_those_of_the_stack_and_distinct():
                 "mixed_precision": {"torch_dtype": "float32"},
                 "quantization": {"sharding": "ddp"},
             }.get(field, {})
-            stack = Stack(**{field: value, **needed})
-            assert getattr(stack, field) == (sharding_parts(value)[0] if field == "sharding" else value)
+            setting = as_numbers(value) if field == "lora_layers" else value
+            stack = Stack(**{field: setting, **needed})
+            assert getattr(stack, field) == (sharding_parts(value)[0] if field == "sharding" else setting)
             read = {found for found in choices(field) if found.replace("-", "").lower() == value.replace("-", "")}
             assert read == {value}
 

@@ -186,6 +186,8 @@ class Literals:
                 return True  # on GPUs from Ampere on
             case ast.Call(func=ast.Name(id="int" | "float" | "str" | "bool" as kind), args=[inner], keywords=[]):
                 return _cast(kind, self._literal(inner, depth + 1))
+            case ast.Call(func=ast.Name(id="list" | "range" as kind), args=arguments, keywords=[]):
+                return _listed(kind, [self._literal(argument, depth + 1) for argument in arguments])
             case ast.Call(func=ast.Name(id="getattr"), args=[ast.Name(id="torch"), inner], keywords=[]):
                 return f"torch.{self._literal(inner, depth + 1)}"
             case ast.Call(func=ast.Attribute(value=inner, attr="lower"), args=[], keywords=[]):
@@ -200,6 +202,22 @@ def _cast(kind: str, value: Any) -> Any:
     if is_unknown(value) or not isinstance(value, str | int | float):
         raise ValueError("not a literal")
     return {"int": int, "float": float, "str": str, "bool": bool}[kind](value)
+
+
+def _listed(kind: str, arguments: list[Any]) -> list[Any]:
+    """The items of a list or a range.
+
+    >>> _listed("range", [2, 5])
+    [2, 3, 4]
+    """
+    if kind == "list" and len(arguments) == 1 and isinstance(arguments[0], list):
+        return arguments[0]
+    if kind == "list" or not 1 <= len(arguments) <= 3 or any(type(number) is not int for number in arguments):
+        raise ValueError("not a list")
+    numbers = range(*arguments)
+    if len(numbers) > _MOST_PARTS:
+        raise ValueError("too many parts")
+    return [*numbers]
 
 
 def _reads_environment(function: ast.Attribute) -> bool:

@@ -21,7 +21,8 @@ from autoconf.jobs.stack import sharding_parts
 
 # Defaults of a framework that are also settings of a stack; a stack given as an option overrides them.
 _OF_STACK = ("checkpointing", "mixed_precision", "torch_dtype", "loss", "optim", "adapter_dtype", "lora_r", "dropout")
-_OF_ADAPTERS = ("adapter_dtype", "lora_r", "lora_targets", "dropout", "lora_dropout", "trained_modules", "use_dora")
+_COPIED = ("adapter_dtype", "lora_r", "lora_targets", "trained_modules", "use_dora", "lora_layers")
+_OF_ADAPTERS = (*_COPIED, "dropout", "lora_dropout")  # dropout decides which preset
 _OF_QUANTIZED = ("upcast_unquantized", "quantization")
 _NO_ARGUMENTS = f"no file has training arguments: all other settings are those of the stack {OPTIONAL['stack']}"
 _UNCHANGED = (
@@ -172,9 +173,7 @@ class _Translation:
         for field in _OF_ADAPTERS if trains == "full" else ():
             if self.facts.pop(field, None) is not None:
                 self._reading.ignored.append(f"{field}: no adapters are trained")
-        for field in (
-            ("adapter_dtype", "lora_r", "lora_targets", "trained_modules", "use_dora") if trains != "full" else ()
-        ):
+        for field in _COPIED if trains != "full" else ():
             if field != "adapter_dtype" or field in self.facts or not self._scales():
                 self._put(field, lambda field=field: self._fact(field))
         if trains == "qlora":

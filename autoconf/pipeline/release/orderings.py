@@ -18,14 +18,19 @@ from rich.progress import track
 
 from autoconf.errors import AutoConfError
 from autoconf.jobs.presets import SETTINGS, presets, training_stack
-from autoconf.jobs.stack import Optim, Stack
+from autoconf.jobs.stack import Stack
 from autoconf.memory.gpu_memory import GpuMemory
 from autoconf.memory.model import StackMemory
-from autoconf.memory.optimizers import optimizer_bytes
-from autoconf.memory.profile import IN_ORDER, HeadWay, LayerWay, Point, StackMoment
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.store import ModelsTable
 from autoconf.memory.units import GIB, Floats, Unsupported
+from autoconf.pipeline.release.orderings_of_profiles import (
+    Violations,
+    checkpointing,
+    chunked,
+    never_negative,
+    optimizers,
+)
 from autoconf.predictor.predictor import Predictor
 
 _COUNTS = (1, 2, 3, 4, 8, 16, 64, 512)
@@ -56,9 +61,6 @@ _OFFLOADS = (
 _BOTH = "embeddings_and_head"
 _TRAINED = (("none", "embeddings"), ("none", "head"), ("embeddings", _BOTH), ("head", _BOTH))
 _BASES = (("nf4_single", "nf4"), ("int8", "nf4_single"), ("gptq", "nf4"), ("gptq", "awq"), ("awq", "nf4"))
-_TOLERANCE = 1e-6  # figures are stored with seven digits
-
-Violations = Iterator[str]  # empty text for an ordered pair
 
 
 class Checker:
@@ -139,12 +141,14 @@ def _promises(checker: Checker) -> Iterator[_Promise]:
     per_token = ("per_token", "per_token_per_rank")
     per_rank = ("constant_per_rank", "per_token_per_rank", "layer_gradients", "newest_gradient", "finished_gradients")
     yield _Promise(
-        "more tokens or a larger batch, at as many GPUs, than fewer", "every job", _never_negative(checker, per_token)
+        "more tokens or a larger batch, at as many GPUs, than fewer",
+        "every job",
+        never_negative(checker.table, per_token),
     )
     yield _Promise(
         "fewer GPUs, from two on, than more, at the same batch",
         "every job",
-        _never_negative(checker, (*per_token, "finished_gradients")),
+        never_negative(checker.table, (*per_token, "finished_gradients")),
     )
     yield _Promise(
         "one GPU than two, at the same batch",
@@ -152,24 +156,27 @@ def _promises(checker: Checker) -> Iterator[_Promise]:
         _second_gpu(checker),
     )
     yield _Promise("full fine-tuning than LoRA", "the stack reference", _lora(checker))
-    but = " but those under ZeRO-3" * ("zero3" in checker.predictor.domain.sharding)  # which uses a layer once more
-    yield _Promise("no gradient checkpointing than either way of it", "every job" + but, _checkpointing(checker))
-    yield _Promise("adamw_torch than adamw_torch_fused", "every job", _optimizers(checker, "adamw_torch_fused", (2, 4)))
+    # ZeRO-3 uses a layer once more. Checkpoints keep the inputs of layers before the first one with adapters.
+    but = " but those under ZeRO-3 and with lora_layers" * ("zero3" in checker.predictor.domain.sharding)
+    yield _Promise("no gradient checkpointing than either way of it", "every job" + but, checkpointing(checker.table))
+    yield _Promise(
+        "adamw_torch than adamw_torch_fused", "every job", optimizers(checker.table, "adamw_torch_fused", (2, 4))
+    )
     yield _Promise(
         "32-bit AdamW states than 8-bit ones",
         "trainable parameters in float32",
-        _optimizers(checker, "adamw_bnb_8bit", (4,)),
+        optimizers(checker.table, "adamw_bnb_8bit", (4,)),
     )
     yield _Promise(
         "a higher rank of adapters than a lower one",
         "optimizers other than 8-bit ones",
-        _never_negative(checker, per_rank),
+        never_negative(checker.table, per_rank),
     )
     for what, trains, loss, tokens in _CHUNKED_FROM:
         yield _Promise(
             f"all logits than chunks of them, from {tokens:,} tokens per GPU on",
             f"{what}; loss {loss}",
-            _chunked(checker, trains, loss, tokens),
+            chunked(checker.table, trains, loss, tokens),
         )
 
 
@@ -202,7 +209,7 @@ def promises_of_settings(checker: Checker) -> Iterator[_Promise]:
         )
     yield from _promises_of_strategies(checker)
     yield from _promises_of_bases(checker)
-    yield from _promises_of_trained(checker)
+    yield from _promises_of_adapters(checker)
     for sharding, before, offload, counts in _OFFLOADS if len(domain.offload) > 1 else ():
         more, less = (
             Stack(sharding=sharding, mixed_precision="bf16", offload=of)  # type: ignore[arg-type]
@@ -257,8 +264,15 @@ def _promises_of_bases(checker: Checker) -> Iterator[_Promise]:
         )
 
 
-def _promises_of_trained(checker: Checker) -> Iterator[_Promise]:
-    """Orderings of modules that are trained beside adapters."""
+def _promises_of_adapters(checker: Checker) -> Iterator[_Promise]:
+    """Orderings of layers with adapters, and of modules that are trained beside these."""
+    for of_layers in ("none", "non-reentrant") if checker.predictor.knows_host else ():
+        one, two = (Stack(gradient_checkpointing=of_layers, lora_layers=layers) for layers in ((), (1, 3)))
+        yield _Promise(
+            "adapters on all layers than on two of them",
+            f"LoRA and QLoRA under fsdp2; gradient_checkpointing {of_layers}",
+            _settings(checker, one, two, ["lora", "qlora"], _COUNTS[1:], least=0),
+        )
     for less, more in _TRAINED if len(checker.predictor.domain.trained_modules) > 1 else ():
         one, two = (Stack(trained_modules=which) for which in (more, less))  # type: ignore[arg-type]
         pairs = _settings(checker, one, two, ["lora", "qlora"], _COUNTS[1:], least=0)
@@ -292,20 +306,6 @@ def _check_step(predictor: Predictor) -> None:
         fits = predictor.answers(pd.DataFrame({"headroom_gib": headroom, "sharded": sharded}))
         if fits[0] or not fits[-1] or (np.diff(fits.astype(int)) < 0).any():
             raise AutoConfError(f"the predictor is not a step in headroom between -3 and 3 GiB (sharded: {sharded:g})")
-
-
-def _never_negative(checker: Checker, columns: tuple[str, ...]) -> Violations:
-    """Check that no term of any moment is negative, so that no sum falls as tokens, rank or 1 / GPUs grow."""
-    at = [StackMoment._fields.index(name) for name in columns]
-    for model, ways in _all_ways(checker.table):
-        for way in ways:
-            moments = checker.table.moments(model, way)
-            yield f"{model}, {way}" if moments is None or (moments[:, at] < 0).any() else ""
-
-
-def _all_ways(table: ModelsTable) -> Iterator[tuple[str, list[LayerWay | HeadWay]]]:
-    for model in table.models:
-        yield model, table.ways(model)
 
 
 def _presets(checker: Checker) -> Iterator[tuple[str, str, Stack]]:
@@ -349,52 +349,3 @@ def _lora(checker: Checker) -> Violations:
             )
             if lora is not None and full is not None:
                 yield model if checker.exceeds(lora, full, _COUNTS[1:] if several else (1,)) else ""
-
-
-def _checkpointing(checker: Checker) -> Violations:
-    """Moments with checkpointing are among those without; the tensors kept for the head must be smaller."""
-    for model, ways in _all_ways(checker.table):
-        for way in ways:
-            if isinstance(way, LayerWay) and way.gradient_checkpointing != "none":
-                without = way._replace(gradient_checkpointing="none")
-                in_order = without._replace(lora_targets=way.lora_targets + IN_ORDER)
-                kept = [
-                    [rows[rows[:, 0] == point][0, 1:5] for point in (Point.KEPT, Point.KEPT_OVER)]
-                    for of in (way, in_order if in_order in ways else without)
-                    if (rows := checker.table.moments(model, of)) is not None
-                ]
-                if len(kept) == 2:
-                    less = (np.array(kept[0]) <= np.array(kept[1]) * (1 + _TOLERANCE)).all()
-                    yield "" if less else f"{model}, {way}"
-
-
-def _optimizers(checker: Checker, better: Optim, itemsizes: tuple[int, ...]) -> Violations:
-    """Optimizers differ only in states and temporaries, which are added to all other memory."""
-    for model in checker.table.models:
-        for method, targets in checker.table.trainables(model):
-            trainable = checker.table.trainable(model, method, targets)
-            assert trainable is not None
-            for itemsize in itemsizes:
-                shapes = [shape._replace(itemsize=itemsize) for shape, count in trainable.shapes for _ in range(count)]
-                less, more = optimizer_bytes(better, shapes), optimizer_bytes("adamw_torch", shapes)
-                broken = less.states > more.states or less.step > more.step
-                yield f"{model}, {method}, {targets}, {itemsize} bytes" if broken else ""
-
-
-def _chunked(checker: Checker, trains: bool, loss: str, tokens: int) -> Violations:
-    """Compare at each point of the head, where gathered parameters are the same."""
-    for model, ways in _all_ways(checker.table):
-        for way in ways:
-            if isinstance(way, HeadWay) and (way.trains, way.loss) == (trains, loss):
-                heads = [checker.table.moments(model, of) for of in (way, way._replace(loss="full"))]
-                points = (Point.HEAD, Point.TURN, Point.LOSS)
-                yield f"{model}, {way}" if any(_exceeds_at(point, tokens, *heads) for point in points) else ""
-
-
-def _exceeds_at(point: Point, from_tokens: int, one: Any, other: Any) -> bool:
-    """Whether one head holds more than another at a point, from a number of tokens on."""
-    tokens = np.geomspace(from_tokens, 2**30, 60)
-    points = (point, Point.HEAD_OVER) if point == Point.HEAD else (point,)
-    held = [rows[np.isin(rows[:, 0], points)] for rows in (one, other)]
-    most = [(rows[:, 1:2] + rows[:, 5:6] + rows[:, 2:3] * tokens).max(axis=0) for rows in held]
-    return bool((most[0] > most[1] * (1 + _TOLERANCE)).any())

@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Trai
 from transformers.pytorch_utils import Conv1D
 
 from autoconf.jobs.stack import Stack
+from autoconf.memory.adapted import modules_of_released
 from autoconf.memory.optimizers import Shape
 from autoconf.memory.zero_job import ZERO
 from autoconf.pipeline.catalog import Architecture
@@ -129,6 +130,7 @@ def build_model(job: TrainingSetup, layers: int | Sequence[str] | None = None) -
         lora_alpha=stack.lora_r,
         lora_dropout=stack.lora_dropout,
         use_dora=stack.use_dora,
+        layers_to_transform=list(stack.lora_layers) or None,
         target_modules=lora_targets(job.architecture, stack),
         modules_to_save=modules_to_save(model, stack) or None,
         task_type="CAUSAL_LM",
@@ -174,6 +176,11 @@ def lora_targets(architecture: Architecture, stack: Stack) -> list[str] | str:
     >>> lora_targets(architectures()["mistral-7b-v0.1"], Stack(lora_targets=("q_proj", "up_proj")))
     ['q_proj', 'up_proj']
     """
+    if stack.lora_layers and isinstance(stack.lora_targets, str) and stack.lora_targets != "default":
+        # peft 0.21.2, tuners/lora/config.py: layers_to_transform needs a list.
+        modules = modules_of_released(architecture.name)
+        assert modules is not None
+        return list(modules.groups[stack.lora_targets])
     if stack.lora_targets == "default":
         return list(architecture.lora_targets)
     if stack.lora_targets == "attention":

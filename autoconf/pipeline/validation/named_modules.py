@@ -15,7 +15,8 @@ from dataclasses import replace
 import numpy as np
 
 from autoconf.jobs.stack import Stack
-from autoconf.memory.model import StackMemory, named_modules
+from autoconf.memory.model import StackMemory
+from autoconf.memory.profile_of_job import named_modules
 from autoconf.memory.store import ModelsTable, write_model
 from autoconf.memory.ways import layer_way
 from autoconf.pipeline.catalog import architectures
