@@ -55,10 +55,9 @@ def _check_target(script: Names, target: ast.expr, value: ast.expr | None) -> No
     if not isinstance(target, ast.Attribute) or name_of(target.value) == "self":
         return
     owner = name_of(target.value)
-    if (name == "model_max_length" and "tokenizer" in owner) or (
-        owner == "config" and isinstance(target.value, ast.Attribute)
-    ):
-        return  # what Models.length reads, and the model's own config, such as model.config.torch_dtype
+    is_of_model = owner == "config" and isinstance(target.value, ast.Attribute)  # such as model.config.torch_dtype
+    if is_of_model or script.is_record(owner) or (name == "model_max_length" and "tokenizer" in owner):
+        return
     if name == "requires_grad":
         if not (_adapts(script) and _is_false(script, value)):
             raise BadInput(f"{script.place(target, name)}: {_PART}; {_NO_FILE}")

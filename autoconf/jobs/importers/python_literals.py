@@ -60,8 +60,10 @@ class Literals:
         owners: Container[str] = (),
         options: Mapping[str, Any] = {},
         parameters: Mapping[str, Any] = {},
+        records: Mapping[str, Mapping[str, ast.expr]] = {},
     ) -> None:
-        """Take the names that are bound once, the names that hold options with their values, and known parameters."""
+        """Take what names hold: expressions, options with their values, known values, and records with their fields."""
+        self._records = records
         self._bound, self._owners, self._options, self._parameters = bound, owners, options, parameters
         self.assumed: dict[str, None] = {}
         self._left = 0
@@ -141,6 +143,8 @@ class Literals:
                 return self._parameters[name]
             case ast.Attribute(value=ast.Name(id=owner), attr=name) if owner in self._owners and name in self._options:
                 return self._options[name]
+            case ast.Attribute(value=ast.Name(id=owner), attr=name) if name in self._records.get(owner, {}):
+                return self._literal(self._records[owner][name], depth + 1)
             case ast.Name(id=name) if name in self._bound:
                 return self._literal(self._bound[name], depth + 1)
             case ast.List(elts=items) | ast.Tuple(elts=items) | ast.Set(elts=items):
@@ -192,6 +196,13 @@ class Literals:
                 return f"torch.{self._literal(inner, depth + 1)}"
             case ast.Call(func=ast.Attribute(value=inner, attr="lower"), args=[], keywords=[]):
                 return str(self._literal(inner, depth + 1)).lower()
+            case ast.Call(func=ast.Attribute(value=ast.Name() as owner, attr="get"), args=[key, *rest]) if (
+                owner.id in self._bound and len(rest) <= 1
+            ):
+                values = self._literal(owner, depth + 1)
+                if isinstance(values, dict):
+                    default = self._literal(rest[0], depth + 1) if rest else None
+                    return values.get(self._literal(key, depth + 1), default)
             case ast.Call(func=ast.Attribute(attr="get" | "getenv") as function) if _reads_environment(function):
                 return self._of_environment(node, depth)
         raise ValueError("not a literal")

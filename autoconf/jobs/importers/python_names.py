@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import TypeGuard
 
 from autoconf.jobs.importers.key_table import Place
 from autoconf.jobs.importers.python_literals import SCOPE, Literals, argument_of, name_of
@@ -13,6 +14,7 @@ from autoconf.jobs.importers.python_statements import certain_calls, straight, t
 from autoconf.jobs.importers.words import unknown
 
 _OF_PARAMETER = _TWICE = 2
+_CHANGING = ("update", "pop", "append", "extend", "setdefault", "clear", "insert", "remove")
 _PASSES = 3  # a branch may decide a name that decides another branch
 
 
@@ -39,6 +41,9 @@ class Names:
         self.functions: dict[str, ast.FunctionDef] = {}
         self.assigned: dict[str, ast.expr] = {}
         self.assumed: dict[str, None] = {}
+        self._classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+        attributes = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+        self._set = {node.attr for node in attributes if not isinstance(node.ctx, ast.Load)}
         self._forget_set_options(tree)
         self.literals = self._literals()
         for _ in range(_PASSES):
@@ -58,12 +63,29 @@ class Names:
                 self.options.values[node.attr] = unknown(node.attr, "set in the script")
 
     def _literals(self) -> Literals:
-        literals = Literals(self.bound, self.options.owners, self.options.values, self.options.of_fire)
+        records = {name: self._fields_of(value) for name, value in self.bound.items()}
+        records |= {name: self._fields_of(ast.Name(name)) for name in self._classes}
+        literals = Literals(self.bound, self.options.owners, self.options.values, self.options.of_fire, records)
         literals.assumed = self.assumed
         return literals
 
     def place(self, node: ast.expr, key: str) -> Place:
         return Place(self.file, node.lineno, key)
+
+    def _fields_of(self, value: ast.expr) -> Mapping[str, ast.expr]:
+        """The fields of a class of the script, or of what its call makes, which the script sets nowhere else."""
+        call = value if isinstance(value, ast.Call) and not value.args else None
+        node = self._classes.get(name_of(call.func if call else value))
+        if node is None or (call and any(keyword.arg is None for keyword in call.keywords)):
+            return {}
+        fields = {name: given for field in node.body for name, given in _field(field)}
+        fields |= {str(keyword.arg): keyword.value for keyword in (call.keywords if call else ())}
+        return {name: given for name, given in fields.items() if name not in self._set}
+
+    def is_record(self, name: str) -> bool:
+        """Whether a name holds an object of a class of the script."""
+        value = self.bound.get(name)
+        return isinstance(value, ast.Call) and name_of(value.func) in self._classes
 
     def _collect(self, passed: Mapping[int, ast.expr]) -> None:
         """Collect the calls, the functions and the names, given what functions that are called once are passed."""
@@ -89,7 +111,12 @@ class Names:
                 before = self.assigned.setdefault(name, value)
                 same = isinstance(before, ast.Constant) and ast.dump(before) == ast.dump(value)
                 alike[name] += 1 if before is value or same else 0
-        self.bound = {name: value for name, value in self.assigned.items() if self.times[name] == alike[name]}
+        changed = {name_of(node.value) for node in self.nodes if _is_changed(node)}
+        self.bound = {
+            name: value
+            for name, value in self.assigned.items()
+            if self.times[name] == alike[name] and not (name in changed and _is_mutable(value))
+        }
 
     def _take_instead_of_none(self, tree: ast.Module) -> None:
         """Bind a name that is first None and then something else, where the latter certainly runs."""
@@ -106,18 +133,9 @@ class Names:
                 named = self.bound.get(name_of(keyword.value), keyword.value)
                 keys = named.keys if isinstance(named, ast.Dict) else [None]
                 texts = [key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
-                if isinstance(named, ast.Dict) and len(texts) == len(keys) and not self._is_changed(keyword.value):
+                if isinstance(named, ast.Dict) and len(texts) == len(keys):
                     call.keywords.remove(keyword)
                     call.keywords += [ast.keyword(k, v) for k, v in zip(texts, named.values, strict=True)]
-
-    def _is_changed(self, node: ast.expr) -> bool:
-        """Whether a dict may get other keys: it has a method called, or one of its keys set."""
-        name = name_of(node)
-        return bool(name) and any(
-            (isinstance(each, ast.Subscript) and not isinstance(each.ctx, ast.Load) and name_of(each.value) == name)
-            or (isinstance(each, ast.Attribute) and name_of(each.value) == name and each.attr != "get")
-            for each in self.nodes
-        )
 
     def _arguments_of_functions(self) -> Iterator[tuple[int, ast.expr]]:
         """What each parameter of a function that is called once is certainly passed."""
@@ -137,6 +155,29 @@ class Names:
                     self.options.owners.add(parameter.arg)
                 if value is not None:
                     yield id(parameter), value
+
+
+def _field(statement: ast.stmt) -> Iterator[tuple[str, ast.expr]]:
+    """A field of a class with its default."""
+    if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
+        value: ast.expr | None = statement.value
+        if isinstance(value, ast.Call) and name_of(value.func) == "field":
+            factory = argument_of(value, "default_factory", None)
+            value = argument_of(value, "default", None) or (factory.body if isinstance(factory, ast.Lambda) else None)
+        for target in statement.targets if isinstance(statement, ast.Assign) else [statement.target]:
+            if isinstance(target, ast.Name) and value is not None:
+                yield target.id, value
+
+
+def _is_changed(node: ast.AST) -> TypeGuard[ast.Subscript | ast.Attribute]:
+    """Whether a part of a script sets an item or an attribute of a name, or calls a method that may."""
+    if isinstance(node, ast.Subscript):
+        return not isinstance(node.ctx, ast.Load)
+    return isinstance(node, ast.Attribute) and (not isinstance(node.ctx, ast.Load) or node.attr in _CHANGING)
+
+
+def _is_mutable(value: ast.expr) -> bool:
+    return isinstance(value, ast.Dict | ast.List) or (isinstance(value, ast.Call) and name_of(value.func) == "dict")
 
 
 def _rename(function: ast.FunctionDef, parameter: ast.arg) -> None:
@@ -162,6 +203,9 @@ def _bindings(node: ast.AST, passed: Mapping[int, ast.expr]) -> Iterator[tuple[s
         for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
             if isinstance(target, ast.Name):
                 yield target.id, node.value
+            elif isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                pairs = zip(target.elts, node.value.elts, strict=False)
+                yield from ((name.id, value) for name, value in pairs if isinstance(name, ast.Name))
     elif isinstance(node, ast.arg) and id(node) in passed:
         value = passed[id(node)]
         if not isinstance(value, ast.Name) or value.id != node.arg:
