@@ -352,13 +352,13 @@ def _script_launch(launcher: str, rest: Sequence[str], place: PlaceOf) -> Launch
         words = words[1:]
     arguments = list(options_of(words))
     names = [key_of(option) for option, _ in arguments]
-    if framework is None and any(option == "--config-name" for option, _ in arguments):
-        raise BadInput(f"{place('--config-name')}: names a config of Hydra, which is not read; {NO_FILE}")
     is_telling = framework is not None or any(key in names for key in _TELLING)
     trains = re.search(r"(^|[/_-])(train|training|finetune|fine_tune|finetuning|sft|dpo|grpo|ppo|kto|orpo)", name)
     if launcher == "python" and not is_telling and not (trains and words):
         return None
     hints = [hint(place(script), script)] if objective_in(script) else []
+    if framework is None and any(option == "--config-name" for option, _ in arguments):
+        raise BadInput(f"{place('--config-name')}: names a config of Hydra, which is not read; {NO_FILE}")
     for part, tool in OTHER_MODULES:
         if framework is None and part in name.split("/"):
             if hints:
