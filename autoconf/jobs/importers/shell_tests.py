@@ -21,15 +21,15 @@ _ENDS = re.compile(r"\b(exit|return|usage|shift)\b")
 def holds(test: Any, words: Expander, body: str) -> bool | None:
     """Whether a condition holds; ``None`` if that is not known before the script runs.
 
-    An argument that is not given is empty, as where a script has defaults for its arguments; but where the script ends
-    without it, as after a message about its usage, it is given.
+    An argument that is not given is empty, as where a script has defaults for its arguments. A script that trains does
+    not end before, so a condition that would end it, as after a message about its usage, is left open.
 
     Args:
         test: The node of the condition.
         words: The variables.
         body: The text of what runs if it holds.
     """
-    if test.type != "test_command" or re.search(r"&&|\|\|| -[ao] |\$[#@*]", words.raw(test)):
+    if test.type != "test_command" or re.search(r"&&|\|\|| -[ao] |\$[#@*]", words.raw(test)) or _ENDS.search(body):
         return None
     inside = [child for child in test.children if child.type not in ("[", "]", "[[", "]]")]
     if len(inside) != 1:
@@ -39,11 +39,9 @@ def holds(test: Any, words: Expander, body: str) -> bool | None:
     while node.type == "unary_expression" and node.children[0].type == "!":
         expected, node = not expected, node.children[-1]
     found, assumed = _value(node, words, is_pattern=test.children[0].type == "[[")
-    if found is None or (assumed and _ENDS.search(body)):
-        return None
-    if assumed:
+    if found is not None and assumed:
         words.assumed.setdefault(_WITHOUT_ARGUMENTS)
-    return found is expected
+    return None if found is None else found is expected
 
 
 def _value(node: Any, words: Expander, is_pattern: bool) -> tuple[bool | None, bool]:
