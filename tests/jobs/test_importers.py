@@ -477,7 +477,7 @@ def test_a_setting_of_accelerate_that_is_not_covered_is_refused(read_text, tmp_p
         ("deepspeed", "deepspeed_configs/zero9.json"), ("optimizer", "muon"),
         ("gradient_checkpointing", "offload_disk"), ("activation_offloading", "disk"),
         ("context_parallel_size", 2), ("eager_attention", True), ("lora_mlp_kernel", True), ("rl", "grpo"),
-        ("adapter", "llama-adapter"), ("fp16", True),
+        ("adapter", "llama-adapter"),
         ("gptq", True), ("flash_attn_cross_entropy", True), ("peft", {"loftq_config": {"loftq_bits": 4}}),
         ("chunked_cross_entropy", True),
     ],
