@@ -1,4 +1,4 @@
-"""Read the training job of a Kubernetes manifest: a ``PyTorchJob``, a ``TrainJob`` or a ``Job``."""
+"""Read the training job of a Kubernetes manifest."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from autoconf.jobs.importers.documents import Document, NotDocuments, Path, dott
 from autoconf.jobs.importers.key_table import Place, Setting, settings
 from autoconf.jobs.importers.launchers import Launch, launch_in_script, launch_of
 from autoconf.jobs.importers.objectives import check_given, hint, objective_in
-from autoconf.jobs.importers.pods import KINDS, RUNTIMES, at, containers_of, kind_of, mapping
+from autoconf.jobs.importers.pods import KINDS, RUNTIMES, at, containers_of, kind_of, mapping, resources_of
 from autoconf.jobs.job import BATCHES
 
 _PRODUCT = "nvidia.com/gpu.product"
+_PARTS_OF_GPUS = ("nvidia.com/mig-", "nvidia.com/gpu.shared")  # MIG's slices, and GPUs shared in time
 _CONFIG_PATH = "SFT_TRAINER_CONFIG_JSON_PATH"  # fms-hf-tuning v3.1.0, tuning/utils/config_utils.py
 _CONFIG_VARIABLE = "SFT_TRAINER_CONFIG_JSON_ENV_VAR"  # a pickle in base64
 
@@ -57,6 +58,7 @@ def read_manifest(documents: Sequence[Document], file: str, options: Mapping[str
     """
     found = _JobDocument(_training_job(documents, file), file)
     launches = []
+    found.check_whole_gpus(options)
     commands = []
     for path in containers_of(found.document.value):
         container = mapping(at(found.document.value, path))
@@ -181,6 +183,14 @@ class _JobDocument(NamedTuple):
             return self.place(path, option)._replace(line=line)
 
         return launch_of([word for _, _, word in words], place, variables)
+
+    def check_whole_gpus(self, options: Mapping[str, Any]) -> None:
+        """Refuse parts of GPUs, which have less memory than the type that a node selector names."""
+        paths = [resources_of(container) for container in containers_of(self.document.value)]
+        for path in [(*resources, part) for resources in paths for part in ("limits", "requests")]:
+            for name in mapping(at(self.document.value, path)):
+                if str(name).startswith(_PARTS_OF_GPUS) and "gpu_memory_gib" not in options:
+                    raise BadInput(f"{self.place((*path, name))}: a part of a GPU; give its memory by --gpu-memory-gib")
 
     def gpu_types(self, value: Any, path: Path) -> Iterator[Setting]:
         """The types of GPU that node selectors and affinities anywhere in a manifest name."""
