@@ -353,7 +353,9 @@ def _script_launch(launcher: str, rest: Sequence[str], place: PlaceOf) -> Launch
     arguments = list(options_of(words))
     names = [key_of(option) for option, _ in arguments]
     is_telling = framework is not None or any(key in names for key in _TELLING)
-    trains = re.search(r"(^|[/_-])(train|training|finetune|fine_tune|finetuning|sft|dpo|grpo|ppo|kto|orpo)", name)
+    trains = re.search(
+        r"(^|[/_-])(train|training|finetune|fine_tune|finetuning|sft|dpo|grpo|ppo|kto|orpo|mlx_lm/lora)", name
+    )
     if launcher == "python" and not is_telling and not (trains and words):
         return None
     hints = [hint(place(script), script)] if objective_in(script) else []

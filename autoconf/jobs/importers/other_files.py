@@ -17,11 +17,12 @@ OTHER_TOOLS = {
     "tune": "torchtune", "swift": "ms-swift", "megatron": "ms-swift", "xtuner": "XTuner", "litgpt": "LitGPT",
     "mlx_lm.lora": "MLX", "nemo": "NeMo", "torchtitan": "torchtitan", "autotrain": "AutoTrain", "ludwig": "Ludwig",
     "unsloth": "unsloth", "sky": "SkyPilot", "oumi": "Oumi",
+    "colossalai": "ColossalAI",
 }  # fmt: skip
 STARTS = {
     "tune": ("run",), "swift": ("sft", "rlhf", "pt"), "sky": ("launch", "jobs"), "nemo": ("llm",), "oumi": ("train",),
     "ludwig": ("train", "experiment"), "xtuner": ("train",), "unsloth": ("train",),
-    "megatron": ("sft", "rlhf", "pt"),
+    "megatron": ("sft", "rlhf", "pt"), "colossalai": ("run",),
 }  # fmt: skip
 OTHER_MODULES = (
     ("openrlhf", "OpenRLHF"), ("verl", "verl"), ("nemo", "NeMo"), ("mlx_lm", "MLX"), ("swift", "ms-swift"),

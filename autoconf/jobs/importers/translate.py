@@ -157,7 +157,12 @@ class _Translation:
         self._put("objective", self._objective)
         trains_all = method is not None and key(str(method)) == "full"
         checkpoints = partial(checkpointing, self.facts, self._fact, self.framework, trains_all=trains_all)
-        self._put("gradient_checkpointing", checkpoints)
+        recomputes = self._put("gradient_checkpointing", checkpoints)
+        if (self._own_losses(), self.fields.get("objective"), recomputes) == (True, "reward", "none"):
+            raise BadInput(
+                "gradient_checkpointing: without it LLaMA-Factory's reward model holds hidden states of all layers, "
+                "which are not counted; give --gradient-checkpointing"
+            )
         sharding = self._put("sharding", self._sharding)
         self._check_full(method, sharding)
         self._put("offload", lambda: self._offload(str(sharding)))
@@ -309,19 +314,21 @@ class _Translation:
     def _objective(self) -> str | None:
         """The objective, which LLaMA-Factory and axolotl give by several keys."""
         objective: str | None = self.facts.get("objective", self.facts.get("preference"))
-        if objective and self.framework and self.framework is not job_keys().frameworks["llama-factory"]:
+        if objective and self.framework and not self._own_losses():
             self.assumed.append(f"objective = {objective} (as TRL 1.9.0 computes its loss)")
         if objective == "dpo" and self.facts.get("without_reference") == "yes":
             self.assumed.append("objective = orpo (LLaMA-Factory's losses without a reference model hold the same)")
             return "orpo"
         return "dpo_precomputed" if objective == "dpo" and self.facts.get("precomputed") == "yes" else objective
 
+    def _own_losses(self) -> bool:
+        return self.framework is job_keys().frameworks["llama-factory"]
+
     def _loss(self) -> str | None:
         objective = {"objective": "sft", **self.fields, **self.options}["objective"]
         if objective != "sft":
             # llamafactory/model/loader.py, apply_liger_kernel: with logits for any stage but sft, so without its loss.
-            own = self.framework is job_keys().frameworks["llama-factory"]
-            if self.facts.get("liger") == "yes" and not own:
+            if self.facts.get("liger") == "yes" and not self._own_losses():
                 raise BadInput(f"loss: Liger's fused loss is not covered with objective {objective}")
             return None if "stack" in self.options else "full"
         if self.facts.get("liger") != "yes":

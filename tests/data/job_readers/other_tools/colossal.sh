@@ -1,0 +1,1 @@
+colossalai run --nproc_per_node 8 finetune.py

@@ -1,0 +1,1 @@
+python -m mlx_lm.lora --model m --train
