@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 
 from autoconf.jobs.importers.facts import FACTS_OF
 from autoconf.jobs.importers.key_table import job_keys
-from autoconf.jobs.importers.python_code import adapter_key
+from autoconf.jobs.importers.python_models import adapter_key
 from autoconf.jobs.job import Workload
 
 DIALECTS = job_keys().dialects
