@@ -14,6 +14,7 @@ from autoconf.jobs.importers.launchers import NO_FILE, Launch
 from autoconf.jobs.importers.python_code import read_launched
 from autoconf.jobs.importers.python_literals import name_of, parsed_code
 from autoconf.jobs.importers.python_options import Options, options_in
+from autoconf.jobs.importers.python_statements import CONFIGS
 from autoconf.jobs.importers.words import is_unknown, unknown
 
 _ENTRIES = ("train", "main")
@@ -22,7 +23,7 @@ _OF_LENGTH = {"tokens_per_sample", "packed"}
 
 
 def with_script(launch: Launch, file: str, follows: bool = True) -> Launch:
-    """A launch with what its script says, if that is a file here that parses options and is read completely.
+    """A launch with what its script says, if that is a file here that is read completely.
 
     Args:
         launch: A command that starts a training.
@@ -40,7 +41,7 @@ def with_script(launch: Launch, file: str, follows: bool = True) -> Launch:
     except BadInput:  # as if it were not here
         return launch
     options = options_in(tree, given)
-    if not options.owners and not options.of_fire:
+    if not (options.owners or options.of_fire or _calls(tree) & {*CONFIGS}):
         module = _called_module(tree) if follows else ""
         return with_script(launch._replace(script=module), file, follows=False) if module else launch
     try:
@@ -72,14 +73,19 @@ def _with_precision(launch: Launch) -> Launch:
 
 def _called_module(tree: ast.Module) -> str:
     """The module whose function a script calls to train, as FastChat's ``train_mem.py`` does; empty if none."""
-    called = {name_of(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    called = _calls(tree)
     imports = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module)
     return next((str(n.module) for n in imports if any(a.name in called & {*_ENTRIES} for a in n.names)), "")
 
 
+def _calls(tree: ast.Module) -> set[str]:
+    """The names of what a script calls."""
+    return {name_of(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+
+
 def _is_loop(tree: ast.Module) -> bool:
     """Whether a script computes gradients itself, without a trainer."""
-    names = {name_of(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    names = _calls(tree)
     return "backward" in names and not any(name.endswith("Trainer") for name in names)
 
 
