@@ -155,3 +155,10 @@ def test_a_manifest_that_is_not_yaml_is_no_script(tmp_path: Path) -> None:
     for read in (lambda: read_job([str(manifest)], {}), lambda: patch_files([str(manifest)], Layout(2, 1))):
         with pytest.raises(BadInput, match=r"job:\d+: not YAML: .*, as a manifest of Kubernetes has to be"):
             read()
+
+
+def test_one_of_several_trainings_is_read_but_not_patched(tmp_path: Path) -> None:
+    script = tmp_path / "run.sh"
+    script.write_text("torchrun --nproc_per_node 8 train.py --max_length 512\ntorchrun --nproc_per_node 4 train.py\n")
+    with pytest.raises(BadInput, match="run.sh:2: a script with several trainings is not patched"):
+        patch_files([f"{script}:2"], Layout(2, 1))

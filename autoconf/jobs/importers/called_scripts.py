@@ -85,6 +85,14 @@ def _behind(words: Sequence[str]) -> list[str]:
     return []
 
 
+def at_line(path: str) -> tuple[str, int | None]:
+    """A file, and the line of a command in it where that follows its name, as in ``run.sh:21``."""
+    found = re.fullmatch(r"(.+):(\d{1,6})", path)
+    if found is None or is_file(Path(path)) or not is_file(Path(found[1])):
+        return path, None
+    return found[1], int(found[2])
+
+
 def script_next_to(file: str, name: str) -> str | None:
     """The path of a script in the folder of another, or below it; ``None`` if it is elsewhere.
 

@@ -71,7 +71,7 @@ class Launch(NamedTuple):
 
 
 def launch_in_script(
-    script: str, place: PlaceOf, variables: Mapping[str, str], first_line: int | None = None
+    script: str, place: PlaceOf, variables: Mapping[str, str], first_line: int | None = None, only: int | None = None
 ) -> Launch | None:
     """The training that a shell script starts; ``None`` if it starts none.
 
@@ -80,6 +80,7 @@ def launch_in_script(
         place: The place of an option.
         variables: The environment; assignments in the script come on top.
         first_line: The line where the script starts, ``None`` if the lines of places do not follow from its own.
+        only: The line of the one command to read; ``None`` for the only one.
 
     Raises:
         BadInput: It starts more than one, or is not bash.
@@ -100,11 +101,17 @@ def launch_in_script(
         if launch := launch_of(command.words, where, command.variables):
             found.append(launch._replace(line=None if first_line is None else command.lines[0]))
     found = _different(found)
-    if len(found) > 1:
-        lines = f" (lines {', '.join(str(launch.line) for launch in found)})" if first_line is not None else ""
-        raise BadInput(
-            f"{place('')}: {len(found)} commands start a training{lines}; keep one in a separate file for --job"
+    chosen = [launch for launch in found if launch.line == only]
+    if len(found) > 1 and len(chosen) != 1:
+        lines = [str(launch.line) for launch in found]
+        at = f" (lines {', '.join(lines)})" if first_line is not None else ""
+        way = (
+            f"give the line of one, --job {place('').file}:{lines[-1]}"
+            if at
+            else "keep one in a separate file for --job"
         )
+        raise BadInput(f"{place('')}: {len(found)} commands start a training{at}; {way}")
+    found = chosen or found
     if not found:
         _check_called(followed, place("").file, first_line)
         return None

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from autoconf.errors import BadInput
+from autoconf.jobs.importers.called_scripts import at_line
 from autoconf.jobs.importers.documents import (
     Document,
     NotDocuments,
@@ -70,6 +71,8 @@ def patch_files(paths: Sequence[str], layout: Layout, nodes_only: bool = False) 
     Raises:
         BadInput: As ``patched``, or a file cannot be read.
     """
+    if chosen := next((path for path in paths if at_line(path)[1] is not None), None):
+        raise BadInput(f"{chosen}: a script with several trainings is not patched; keep this one in a file of its own")
     contents = {path: read_bytes(path) for path in paths}
     patch = patched([(path, decode(data, path)) for path, data in contents.items()], layout, nodes_only)
     mark = "\ufeff" if contents[patch.file].startswith(codecs.BOM_UTF8) else ""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.axolotl_keys import together
+from autoconf.jobs.importers.called_scripts import at_line
 from autoconf.jobs.importers.documents import Document, NotDocuments, load_documents, read_text, shortened
 from autoconf.jobs.importers.evidence import Command, dialect_of, evidence_of
 from autoconf.jobs.importers.gpus_of_job import Object, counted
@@ -68,7 +69,9 @@ def read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
 
 
 def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
-    contents = [_content(path, options) for path in paths]
+    located = [at_line(path) for path in paths]
+    contents = [_content_of(read_text(path), path, options, line) for path, line in located]
+    paths = [path for path, _ in located]
     found: list[Setting] = []
     unread: list[Setting] = []
     missing = missing_options(options)
@@ -96,10 +99,6 @@ def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
     )
 
 
-def _content(path: str, options: Mapping[str, Any]) -> _Content:
-    return _content_of(read_text(path), path, options)
-
-
 def _documents(text: str, path: str) -> tuple[list[Document], str]:
     """The documents of a file, and the reason if it has none and is not a script."""
     problem, suffix = "neither settings nor a command that starts a training", Path(path).suffix
@@ -116,7 +115,7 @@ def _documents(text: str, path: str) -> tuple[list[Document], str]:
         raise
 
 
-def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
+def _content_of(text: str, path: str, options: Mapping[str, Any], line: int | None = None) -> _Content:
     documents, problem = _documents(text, path)
     if is_runtime(documents):
         return _Content([], objects=tuple(documents))
@@ -144,7 +143,7 @@ def _content_of(text: str, path: str, options: Mapping[str, Any]) -> _Content:
     if any(isinstance(document.value, dict | list) for document in documents):
         raise BadInput(f"{path}: must have settings, keys with values, in one document; {NO_FILE}")
     requests = tuple(requested(text, path))
-    launch = launch_in_script(cleaned(text), partial(Place, path, None), environment(requests), 1)
+    launch = launch_in_script(cleaned(text), partial(Place, path, None), environment(requests), 1, line)
     if launch is None:
         raise BadInput(f"{path}: {problem}; {NO_FILE}")
     return _of_launch(with_script(launch, path), requests)
