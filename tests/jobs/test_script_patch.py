@@ -160,5 +160,5 @@ def test_a_manifest_that_is_not_yaml_is_no_script(tmp_path: Path) -> None:
 def test_one_of_several_trainings_is_read_but_not_patched(tmp_path: Path) -> None:
     script = tmp_path / "run.sh"
     script.write_text("torchrun --nproc_per_node 8 train.py --max_length 512\ntorchrun --nproc_per_node 4 train.py\n")
-    with pytest.raises(BadInput, match="run.sh:2: a script with several trainings is not patched"):
+    with pytest.raises(BadInput, match=r"run\.sh:2: a script with several trainings is not patched"):
         patch_files([f"{script}:2"], Layout(2, 1))
