@@ -63,6 +63,7 @@ class Preset(_Typed):
     """A named stack of ``stacks.yaml``."""
 
     description: str
+    approximate: str = ""  # how far answers are from figures that the project published, if its code is not counted
     settings: dict[str, PresetSetting]
     cases: tuple[Case, ...] = ()
     chunked: Literal["chunked", "chunked_nll"] = "chunked"  # which implementation ``loss="chunked"`` selects
@@ -83,7 +84,7 @@ def presets() -> dict[str, Preset]:
     """The presets by name.
 
     >>> list(presets())
-    ['reference', 'trl', 'fms-hf-tuning', 'llama-factory', 'axolotl', 'open-instruct']
+    ['reference', 'trl', 'fms-hf-tuning', 'llama-factory', 'axolotl', 'open-instruct', 'unsloth']
     >>> presets()["trl"].settings["loss"].value
     'chunked'
     """

@@ -119,7 +119,11 @@ def _check_offloaded(stack: Stack, strategy: Strategy) -> None:
     """Raise ``Unsupported`` if inputs of layers are offloaded in a way that was not compared with traces."""
     if stack.gradient_checkpointing != "offloaded":
         return
-    others = {"sharding": strategy in ZERO, "objective": stack.objective != "sft"}
+    others = {
+        "sharding": strategy in ZERO,
+        "objective": stack.objective != "sft",
+        "lora_layers": bool(stack.lora_layers),
+    }
     why = ": checkpoints on the host were compared on one GPU and under ddp, fsdp1 and fsdp2, with objective sft only"
     _refuse_with(stack, "gradient_checkpointing 'offloaded'", others, why)
 

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from autoconf.jobs.job import GPU_MEMORY, STACK_FIELDS, TARGETS, stack_of
 from autoconf.jobs.lora_targets import GROUPS, as_setting
+from autoconf.jobs.presets import presets
 from autoconf.jobs.stack import Objective, Sharding, Stack
 from autoconf.memory.units import Unsupported
 from autoconf.planner import hardware
@@ -169,12 +170,15 @@ class _Writer:
 
 
 def _of_settings(columns: JobColumns) -> dict[int, Notes]:
-    """The notes on settings that were not held against real runs, by position."""
+    """The notes on settings that were not held against real runs, and on approximate stacks, by position."""
     found: dict[int, Notes] = {}
     for field, usual, said in _LEFT_OPEN:
         for index, value in enumerate(columns.get(field, ())):
             if value is not None and value not in usual:
                 found[index] = (*found.get(index, ()), said)
+    for index, name in enumerate(columns.get("stack", ())):
+        if name is not None and (how := presets()[name].approximate):
+            found[index] = (*found.get(index, ()), f"approximate: {how}")
     return found
 
 

@@ -271,8 +271,8 @@ def test_stacks_are_listed_with_their_sources(run: Callable[..., Result]) -> Non
         (ONE_JOB[:-1], "batch_size: is required, or per_device_train_batch_size instead"),
         ([*ONE_JOB, "--per-device-train-batch-size=4"], "batch_size and per_device_train_batch_size exclude each "
          "other: give one of them"),
-        ([*ONE_JOB, "--stack=zero"], "stack: must be reference, trl, fms-hf-tuning, llama-factory, axolotl or "
-         "open-instruct, got 'zero'"),
+        ([*ONE_JOB, "--stack=zero"], "stack: must be reference, trl, fms-hf-tuning, llama-factory, axolotl, "
+         "open-instruct or unsloth, got 'zero'"),
         ([*ONE_JOB, "--stack=trl", "--adapter-dtype=bfloat16"], "adapter_dtype 'bfloat16' and torch_dtype 'float32' "
          "(of the stack trl) exclude each other"),
         (["--csv=no.csv"], "no.csv: cannot read it: No such file or directory"),

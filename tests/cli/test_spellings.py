@@ -159,7 +159,7 @@ def completed(command: str, *words: str) -> list[str]:
     ("option", "typed", "values"),
     [
         ("--sharding", "shard", ["shard_grad_op"]),
-        ("--stack", "", ["reference", "trl", "fms-hf-tuning", "llama-factory", "axolotl", "open-instruct"]),
+        ("--stack", "", ["reference", "trl", "fms-hf-tuning", "llama-factory", "axolotl", "open-instruct", "unsloth"]),
         ("--method", "q", ["qlora"]),
         ("--optimizer", "adaf", ["adafactor"]),
         ("--model-version", "1", ["1.1.0"]),

@@ -10,7 +10,13 @@ from autoconf.jobs.importers.key_table import Framework
 
 
 def checkpointing(
-    facts: Mapping[str, Any], fact: Callable[[str], Any], framework: Framework | None, *, trains_all: bool
+    facts: Mapping[str, Any],
+    fact: Callable[[str], Any],
+    framework: Framework | None,
+    assumed: list[str],
+    *,
+    trains_all: bool,
+    stack: str | None,
 ) -> str | None:
     """The value of ``gradient_checkpointing``; ``None`` if the preset decides.
 
@@ -18,13 +24,18 @@ def checkpointing(
         facts: The facts of the files.
         fact: Gives a fact of the files, or else the framework's default.
         framework: The framework of the files.
+        assumed: To which an assumption is added.
         trains_all: Whether all parameters are trained.
+        stack: The stack that an option names.
 
     Raises:
         BadInput: The settings exclude each other, or inputs of layers are offloaded in a way that is not covered.
     """
     kind = _kind(facts, fact, framework)
     where = facts.get("inputs_on_host")
+    if where == "unsloth" and stack not in (None, "unsloth"):
+        assumed.append("activations that unsloth keeps on the CPU are counted on the GPU")
+        return kind
     if where is None:
         return kind
     if kind == "none":

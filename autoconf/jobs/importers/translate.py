@@ -156,7 +156,8 @@ class _Translation:
         method = self._put("method", self._method)
         self._put("objective", self._objective)
         trains_all = method is not None and key(str(method)) == "full"
-        checkpoints = partial(checkpointing, self.facts, self._fact, self.framework, trains_all=trains_all)
+        of_files = self.facts, self._fact, self.framework, self.assumed
+        checkpoints = partial(checkpointing, *of_files, trains_all=trains_all, stack=self.options.get("stack"))
         recomputes = self._put("gradient_checkpointing", checkpoints)
         if (self._own_losses(), self.fields.get("objective"), recomputes) == (True, "reward", "none"):
             raise BadInput(

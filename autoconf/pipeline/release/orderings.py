@@ -265,13 +265,21 @@ def _promises_of_bases(checker: Checker) -> Iterator[_Promise]:
 
 
 def _promises_of_adapters(checker: Checker) -> Iterator[_Promise]:
-    """Orderings of layers with adapters, and of modules that are trained beside these."""
+    """Orderings of layers with adapters, of their checkpoints, and of modules that are trained beside these."""
     for of_layers in ("none", "non-reentrant") if checker.predictor.knows_host else ():
         one, two = (Stack(gradient_checkpointing=of_layers, lora_layers=layers) for layers in ((), (1, 3)))
         yield _Promise(
             "adapters on all layers than on two of them",
             f"LoRA and QLoRA under fsdp2; gradient_checkpointing {of_layers}",
             _settings(checker, one, two, ["lora", "qlora"], _COUNTS[1:], least=0),
+        )
+    offloads = "offloaded" in checker.predictor.domain.gradient_checkpointing
+    for several in (False, True) if offloads else ():
+        on_gpu, on_host = (Stack(gradient_checkpointing=where) for where in ("non-reentrant", "offloaded"))
+        yield _Promise(
+            "gradient_checkpointing non-reentrant than offloaded",
+            f"LoRA and QLoRA {'under fsdp2' if several else 'on one GPU'}; layers of one kind",
+            _settings(checker, on_gpu, on_host, ["lora", "qlora"], _COUNTS[1:] if several else (1,), least=0),
         )
     for less, more in _TRAINED if len(checker.predictor.domain.trained_modules) > 1 else ():
         one, two = (Stack(trained_modules=which) for which in (more, less))  # type: ignore[arg-type]
