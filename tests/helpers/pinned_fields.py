@@ -68,6 +68,15 @@ RELEASES = (
             "axolotl/integrations/cut_cross_entropy/args.py": (),
         },
     ),
+    Release(
+        "fms_hf_tuning",
+        "3.1.0",
+        {
+            "tuning/config/configs.py": (),
+            "tuning/config/peft_config.py": ("LoraConfig", "PromptTuningConfig", "Mxfp4Config"),
+            "tuning/config/acceleration_configs/acceleration_framework_config.py": ("AccelerationFrameworkConfig",),
+        },
+    ),
     Release("peft", "0.20.0", {"examples/sft/train.py": ()}, repository="huggingface/peft"),
     Release("openrlhf", "0.11.0", {"openrlhf/cli/train_sft.py": ()}),
     Release("verl", "0.7.0", {"verl/trainer/config/sft_trainer.yaml": ()}),

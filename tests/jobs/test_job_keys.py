@@ -66,6 +66,7 @@ def test_the_table_has_every_setting_of_the_launchers() -> None:
         ("llamafactory", ("llama-factory",)),
         ("axolotl", ("axolotl", "fsdp")),
         ("ms_swift", ("ms-swift",)),
+        ("fms_hf_tuning", ("arguments",)),
         ("peft", ("peft-sft",)),
         ("openrlhf", ("openrlhf",)),
         ("verl", ("verl",)),
@@ -83,8 +84,12 @@ def test_the_pinned_releases_are_those_whose_keys_are_read() -> None:
     pinned = yaml.safe_load(FIELDS.read_text())
     own = {"trl": "arguments", "llamafactory": "llama-factory", "ms_swift": "ms-swift", "peft": "peft-sft"}
     dialects = {package: own.get(package, package) for package in pinned}
+    of_tuning = job_keys().frameworks["fms-hf-tuning"].defaults["tokens_per_sample"].source
+    sources = {"fms_hf_tuning": of_tuning}  # whose keys are among those of the Trainer
     for package, dialect in dialects.items():
-        assert f"v{pinned[package]['version']}" in DIALECTS[dialect].source
+        assert f"v{pinned[package]['version']}" in (
+            sources[package] if package in sources else DIALECTS[dialect].source
+        )
 
 
 def test_a_setting_that_the_table_does_not_have_is_noticed() -> None:

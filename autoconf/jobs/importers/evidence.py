@@ -29,6 +29,7 @@ _BY_SIGNS = (
     ("accelerate", 1, ""),
     ("open-instruct", _ENOUGH, "model_name_or_path"),
     ("ms-swift", _SEVERAL, "model"),
+    ("peft-sft", 2, ""),
     ("llama-factory", 2, ""),
 )
 _DIALECTS = ("arguments", "llama-factory", "ms-swift")
@@ -120,7 +121,7 @@ def evidence_of(settings: Sequence[Setting], commands: Iterable[Command]) -> Evi
 def _has(settings: Sequence[Setting], key: str) -> bool:
     names = {key, key.removeprefix("fsdp_")} if key.startswith("fsdp_") else {key}
     return any(
-        setting.dialect in ("arguments", "fsdp")
+        setting.dialect in ("arguments", "fsdp", "peft-sft")
         and setting.key in names
         and re.search(rf"(^|[\s-]){re.escape(key)}$", setting.place.key)
         and not setting.place.key.startswith("from_pretrained: ")  # which takes torch_dtype in every release
@@ -137,6 +138,9 @@ def _of_any_release(settings: Sequence[Setting], commands: Iterable[Command]) ->
         (framework,) = named
         proven = not framework.startswith("transformers")  # users write their own scripts for it
         return Evidence(framework, proven, (f"the command or the kind of file of {framework}",))
+    of_peft = {setting.key for setting in settings if setting.dialect == "peft-sft"}
+    if signs := [sign for sign in job_keys().dialects["peft-sft"].signs if sign in of_peft]:
+        return Evidence("peft-sft", True, tuple(signs))
     of_factory = {setting.key for setting in settings if setting.dialect == "llama-factory"}
     if signs := [sign for sign in job_keys().frameworks["llama-factory"].signs if sign in of_factory]:
         return Evidence("llama-factory", len(signs) >= _SEVERAL and _mostly_known(settings), tuple(signs))

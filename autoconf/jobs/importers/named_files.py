@@ -191,6 +191,8 @@ def _settings(text: str, path: str, dialect: str, setting: Setting) -> list[Sett
     found = dialect if dialect == "axolotl" and "base_model" in document.value else dialect_of(document.value, path)
     if {found, dialect} == {"arguments", "llama-factory"}:  # under a script of unknown origin, or short
         found = dialect = "llama-factory"
+    elif (found, dialect) == ("peft-sft", "arguments"):
+        dialect = found
     elif (found, dialect) in (("arguments", "open-instruct"), ("arguments", "ms-swift")):  # short
         found = dialect
     if found != dialect:

@@ -365,7 +365,8 @@ class _Translation:
             self.fields["lora_dropout"] = given["lora_dropout"] = float(dropout)
         of_files = {} if dropout is None else {"lora_dropout": float(dropout)}
         comes_with = {**own.values(method, given), **of_files, **given}
-        own_loss = self.facts.get("liger") != "yes" and self.framework is job_keys().frameworks.get("trl")
+        # Trainers without a preset of their own have TRL's chunked loss, unless they have Liger's.
+        own_loss = self.facts.get("liger") != "yes" and self._preset_name == "trl"
         chunked = own.chunked if own_loss else "chunked"
         name = next(
             name
