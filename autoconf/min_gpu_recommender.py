@@ -58,6 +58,8 @@ def min_gpu_recommender(job: Job, models: ModelsFolder = None) -> Recommendation
         gradient_sync: ``last`` or ``every``: the micro-batches at which FSDP reduces gradients.
         attention: ``flash`` or ``sdpa``; ``eager`` is refused, because its scores are not counted.
         loading: ``cpu``, ``gpu`` or ``rank0``: where the weights are before FSDP shards them.
+        image_tokens: tokens of each sample that are images, >= 1, among ``tokens_per_sample``, for a model with a
+            vision tower, which is frozen.
         gpu_memory_gib: usable memory of each GPU, from 1 to 1024 GiB, for a type that the version does not have; the
             ``gpu_model`` may then be omitted in Python, and have any name in ado.
         host_memory_limit_gib: most memory that the job may take on the host of one worker, from 1 to 65536 GiB.

@@ -188,6 +188,10 @@ def show_models(card: Card, default: bool) -> None:
         typer.echo(name if limit is None else f"{name} (up to {limit:,} tokens per sample)")
         for alias in model.aliases:
             typer.echo(f"    {alias}")
+    for name, tower in card.domain.vision_language.items():
+        typer.echo(f"{name} (with a frozen vision tower, beside the shapes of {tower.language_model})")
+        for alias in tower.aliases:
+            typer.echo(f"    {alias}")
 
 
 def show_own_version(made: dict[str, Any]) -> None:

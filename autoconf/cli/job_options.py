@@ -14,6 +14,7 @@ from autoconf.cli.spellings import advice, names
 from autoconf.jobs.job import BATCHES, DROPOUT, IN_GIB, NAMES, NUMBERS, Workload, choices
 from autoconf.jobs.presets import SETTINGS
 from autoconf.jobs.queries import ALL_ARGUMENTS, Query
+from autoconf.planner.known_names import aliases_of
 from autoconf.predictor import registry
 
 OTHER_NAMES = (
@@ -168,5 +169,5 @@ def _values(field: str) -> list[str]:
     if field not in ("model_name", "gpu_model"):
         return [*_choices(field)]
     domain = registry.card(registry.DEFAULT).domain
-    named = domain.models if field == "model_name" else domain.gpus
-    return [name for own, more in named.items() for name in (own, *more.aliases)]
+    named = aliases_of(domain) if field == "model_name" else {name: gpu.aliases for name, gpu in domain.gpus.items()}
+    return [name for own, more in named.items() for name in (own, *more)]

@@ -9,7 +9,7 @@ from typing import Any
 
 import autoconf.experiments.ado_compat  # noqa: F401 - makes ``ado`` importable whichever ado is installed
 from autoconf.errors import AutoConfError
-from autoconf.jobs.job import DROPOUT, FLAGS, GPU_MEMORY, HOST_LIMIT, NAMES, NUMBERS, choices
+from autoconf.jobs.job import DROPOUT, FLAGS, GPU_MEMORY, HOST_LIMIT, IMAGES, NAMES, NUMBERS, choices
 from autoconf.jobs.presets import SETTINGS
 from autoconf.jobs.queries import ARGUMENTS, RUN_LENGTH
 
@@ -21,6 +21,7 @@ _VERSIONS = Path(__file__).parents[1] / "AutoGluonModels"
 _LARGEST = 2**20
 _LENGTHS = [10**exponent for exponent in range(10)]  # any whole number is valid
 _MEMORY = [8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192]  # usual sizes; any number from 1 to 1024 is valid
+_IMAGE_TOKENS = [2**exponent for exponent in range(6, 15)]  # any whole number is valid
 _HOST_MEMORY = [2**exponent for exponent in range(6, 13)]  # usual sizes; any number from 1 to 65536 is valid
 _DROPOUTS = [0.0, 0.05, 0.1]  # usual ones; any number from 0 to less than 1 is valid
 _RANKS = [2**exponent for exponent in range(11)]  # usual ranks; any whole number is valid
@@ -35,7 +36,7 @@ def property_domain(field: str) -> PropertyDomain:
     >>> property_domain("loss").values, property_domain("batch_size").interval
     (['', 'full', 'chunked'], 1)
     """
-    if field in (*NUMBERS, *ARGUMENTS) and field != "lora_r":
+    if field in (*NUMBERS, *ARGUMENTS) and field not in ("lora_r", IMAGES):
         return PropertyDomain(
             variableType=VariableTypeEnum.DISCRETE_VARIABLE_TYPE, interval=1, domainRange=[1, _LARGEST + 1]
         )
@@ -52,6 +53,8 @@ def _values(field: str) -> list[Any]:
         return ["", *_DROPOUTS]
     if field == "lora_r":
         return ["", *_RANKS]
+    if field == IMAGES:
+        return ["", *_IMAGE_TOKENS]
     if field == GPU_MEMORY:
         return ["", *_MEMORY]
     if field == HOST_LIMIT:

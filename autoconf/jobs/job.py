@@ -46,6 +46,7 @@ NAMES = ("model_name", "method", "gpu_model", "model_version")
 STACK_FIELDS = ("method", "gradient_accumulation_steps", "stack", *SETTINGS)
 TOGETHER = (*BATCHES, *STACK_FIELDS)  # fields that can exclude each other
 GPU_MEMORY = "gpu_memory_gib"  # describes a GPU that has no name
+IMAGES = "image_tokens"  # among ``tokens_per_sample``
 HOST_LIMIT = "host_memory_limit_gib"  # of a worker; ``host_memory_gib`` is an output, what a job takes of it
 IN_GIB = (GPU_MEMORY, HOST_LIMIT)
 DROPOUT = "lora_dropout"
@@ -214,6 +215,7 @@ class Job(BaseModel):
         "it loads; GiB from 1 to 65536, by default any; known from version 3.0.0. Named after its output, "
         "host_memory_gib",
     )
+    image_tokens: int | None = Field(None, description="Tokens of images among tokens_per_sample, for a vision tower")
     allocator: Allocator | None = Field(
         None,
         description=_describe(

@@ -10,6 +10,7 @@ from typing import Any
 from autoconf.jobs.job import (
     BATCHES,
     GPU_MEMORY,
+    IMAGES,
     OPTIONAL,
     REQUIRED,
     REQUIRED_OF_JOB,
@@ -86,6 +87,8 @@ class Query:
         without = {*answered, *BATCHES} - {*self.batches}
         if "gpu_model" in answered:
             without.add(GPU_MEMORY)
+        if "tokens_per_sample" in answered:
+            without.add(IMAGES)
         if "workers" not in self.answers:
             without |= {"max_gpus", "even_layouts"} | ({"gpus_per_worker"} if not self.has_nodes else set())
         all_fields = (*Workload.model_fields, *self.arguments, *self.optional_arguments)
@@ -163,15 +166,17 @@ class Query:
         for field in self.answered:
             if fields.get(field) is not None:
                 raise ValueError(f"{field}: is the output of this query; omit it")
+        if "tokens_per_sample" in self.answered and fields.get(IMAGES) is not None:
+            raise ValueError(f"{IMAGES}: is a part of tokens_per_sample, which is the output of this query; omit it")
         check_batch(fields, self.batches)
         if self.optional_arguments:
             check_run_length(fields)
 
     def contradictions(self, columns: Mapping[str, Sequence[Any]]) -> dict[int, str]:
         """Find rows whose fields, each valid by itself, exclude each other: the reason by the position of the row."""
-        together = (*TOGETHER, *self.answered, *self.optional_arguments, GPU_MEMORY)
+        together = (*TOGETHER, *self.answered, *self.optional_arguments, GPU_MEMORY, IMAGES)
         present = [field for field in dict.fromkeys(together) if field in columns]
-        only_whether = {*BATCHES, *self.answered, *self.optional_arguments, GPU_MEMORY}
+        only_whether = {*BATCHES, *self.answered, *self.optional_arguments, GPU_MEMORY, IMAGES}
 
         @lru_cache(maxsize=65_536)  # a table has few stacks; only the presence of batches and answered fields matters
         def problem(*values: Any) -> str:

@@ -199,6 +199,17 @@ class Stack(BaseModel):
         default=True, description="False: every GPU holds whole adapters and all-reduces their gradients"
     )
 
+    tower_apart: bool = Field(
+        default=False,
+        description="whether a frozen vision tower is left out of gradient checkpointing, and of modules with adapters",
+    )
+    image_share: float = Field(
+        default=0.0, ge=0, le=1, description="image tokens of each token, if the model has a vision tower"
+    )
+    micro_batches: int = Field(
+        default=1, ge=1, description="micro-batches of an optimizer step, if the model has a vision tower"
+    )
+
     @property
     def trains_embeddings(self) -> bool:
         """Whether embeddings are trained beside adapters."""

@@ -18,6 +18,7 @@ _LANGUAGE_MODELS = (
 )
 # Models of versions that are the language model of a checkpoint with a tower.
 _ALONE = {"gemma-3-4b": 0.42, "gemma-3-12b": 0.42, "gemma-3-27b": 0.42, "llama-4-scout": 0.87}
+_COUNTED = re.compile(r"qwen2(\.5)?-vl-\d+b")  # models of versions that have a tower
 _SEES = re.compile(
     r"(^|[-_.])(vl\d*|vlm\d*|vision|llava|pixtral|paligemma|internvl|idefics|smolvlm|molmo|multimodal|onevision|gemma-3n"
     r"|ministral-3(?!b)|mistral-small-3\.[12]|llama-4-(scout|maverick))(?![a-z])"
@@ -33,6 +34,11 @@ def note(model: str) -> str:
     >>> note("llama-7b")
     ''
     """
+    if _COUNTED.fullmatch(model):
+        return (
+            f"the vision tower of {model} counts as frozen, without video; with gradient checkpointing its blocks "
+            "keep their inputs for a backward pass, as in transformers 5 (not in release 4 and LLaMA-Factory)"
+        )
     if model not in _ALONE:
         return ""
     return f"{model} is the language model alone: a job that loads the vision tower too {_more(_ALONE[model])}"

@@ -8,6 +8,7 @@ from autoconf.jobs.lora_layers import as_text
 from autoconf.jobs.stack import Stack
 from autoconf.memory.sharding import Strategy
 from autoconf.memory.store import ModelsTable
+from autoconf.memory.towers import Tower
 from autoconf.memory.units import Unsupported
 from autoconf.memory.ways import targets_of, upcast_of
 from autoconf.memory.zero_job import ZERO
@@ -137,6 +138,34 @@ def _check_layers(stack: Stack, strategy: Strategy) -> None:
         }
         why = ": when layers before the first one with adapters are released is not known; give sharding fsdp1 or fsdp2"
         _refuse_with(stack, f"lora_layers {as_text(stack.lora_layers)!r}", others, why)
+
+
+def check_tower(tower: Tower, model: str, method: str, stack: Stack, strategy: Strategy) -> None:
+    """Check that the memory of a job with a vision tower can be composed; the rest is as in ``check_settings``."""
+    if strategy not in ("none", "ddp"):
+        raise Unsupported(
+            [f"sharding {strategy!r} of {model}"],
+            ": how a vision tower is sharded is not counted; give sharding ddp, on one GPU as well",
+        )
+    others = {
+        "objective": stack.objective != "sft",
+        "offload": stack.offload != "none",
+        "quantization": stack.quantization not in ("none", "nf4", "nf4_single"),
+        "trained_modules": stack.trained_modules != "none",
+        "use_dora": stack.use_dora,
+        "lora_layers": bool(stack.lora_layers),
+        "gradient_checkpointing": stack.gradient_checkpointing == "offloaded",
+        "kernels": bool(stack.kernels),
+    }
+    _refuse_with(stack, model, others, ": this was not compared with a traced vision-language model")
+    targets = [stack.lora_targets] if isinstance(stack.lora_targets, str) else stack.lora_targets
+    reach = [name for name in targets if name == "all-linear" or name.rpartition(".")[2] in tower.modules]
+    if method != "full" and reach and not stack.tower_apart:
+        raise Unsupported(
+            [f"lora_targets {','.join(targets)!r} of {model}"],
+            f": PEFT finds {','.join(reach)} in the vision tower too, and adapters there are not counted; give modules "
+            "that the language model alone has, such as q_proj,k_proj,v_proj,o_proj",
+        )
 
 
 def _refuse_with(stack: Stack, setting: str, others: Mapping[str, bool], why: str) -> None:

@@ -10,7 +10,7 @@ from operator import attrgetter
 import numpy as np
 
 from autoconf.jobs.stack import Stack, Upcast
-from autoconf.memory.checks import check_settings
+from autoconf.memory.checks import check_settings, check_tower
 from autoconf.memory.dora import dora
 from autoconf.memory.fragmentation import Fragmentation, OutsidePyTorch, kind_of
 from autoconf.memory.fsdp_loading import fsdp_loading
@@ -26,6 +26,7 @@ from autoconf.memory.reserve import Reserve
 from autoconf.memory.sharding import BytesPerParameter, Strategy, UnshardedJob, sharded
 from autoconf.memory.some_layers import some_layers
 from autoconf.memory.store import ModelsTable
+from autoconf.memory.towers import towers
 from autoconf.memory.trained import FROZEN, TrainedWhole, kept_by_layer
 from autoconf.memory.units import GIB, Floats, Integers
 from autoconf.memory.ways import (
@@ -230,6 +231,10 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     Raises:
         Unsupported: there is no profile for it.
     """
+    tower = towers().get(model)
+    if tower is not None:
+        check_tower(tower, model, method, stack, strategy_of(stack, several))
+        model = tower.language_model
     strategy, named = strategy_of(stack, several), named_modules(table, model, method, stack)
     if named is not None:
         stack = stack.model_copy(update={"lora_targets": named.group})
@@ -252,11 +257,16 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     if stack.use_dora:
         profile = partial(dora(table, model, stack, layers, named, some).moments, profile)
     trainable = objective.of_units(trainable if some is None else some.trainable(trainable))
+    loaded = full or trainable
+    if tower is not None:
+        trainable, loaded = tower.with_language_model(trainable, loaded, quantized=method == "qlora")
     whole = _trained_whole(stack, method, full, strategy)
     if rank is not None and whole.parameters:
         profile = partial(whole.moments, profile, rank, kept_by_layer(table, model, stack, layers))
     base = quantized_base(stack.quantization, trainable.units, full, _BYTES[layers.torch_dtype])
-    moments = partial(base.moments, profile, recomputes=stack.gradient_checkpointing != "none")
+    moments: Callable[[], Floats] = partial(base.moments, profile, recomputes=stack.gradient_checkpointing != "none")
+    if tower is not None:
+        moments = tower.with_images(moments, layers, stack)
     job = UnshardedJob(
         base.units(trainable.units), per_parameter, stack.gradient_accumulation, rank,
         _optimizer(stack, trainable, rank, per_parameter.trainable, strategy, whole),
@@ -266,12 +276,28 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
         offload=stack.offload if strategy != "none" else "none",
         reference=objective.reference, per_quantized=base.per_weight, reduces_each=stack.gradient_sync == "every",
         whole=whole,
+        inputs_per_token=tower.pixels(stack) if tower is not None else 0.0,
     )  # fmt: skip
-    inputs = inputs_on_host(table, model, stack, layers, head)
-    host = HostMemory(job, strategy, stack, full or trainable, trainable, inputs=inputs)
+    host = HostMemory(job, strategy, stack, loaded, trainable, inputs=inputs_on_host(table, model, stack, layers, head))
+    return _of_unsharded(job, moments, strategy, stack, trainable, full, host, loads=rules >= LOADS, several=several)
+
+
+def _of_unsharded(
+    job: UnshardedJob,
+    moments: Callable[[], Floats],
+    strategy: Strategy,
+    stack: Stack,
+    trainable: Trainable,
+    full: Trainable | None,
+    host: HostMemory,
+    *,
+    loads: bool,
+    several: bool,
+) -> GpuJob:
+    """What a GPU of a job holds, given its moments without sharding and its parameters."""
     if strategy not in ZERO:
         resident, gradients, host_bytes = job.resident(strategy), job.unsharded_gradients(strategy), host.worker_bytes
-        loading = _loads(job, strategy, stack, full or trainable) if rules >= LOADS else Loads()
+        loading = _loads(job, strategy, stack, full or trainable) if loads else Loads()
         return GpuJob(
             resident, gradients, lambda: sharded(moments(), job, strategy), loading, host_bytes, per_node=job.per_node
         )

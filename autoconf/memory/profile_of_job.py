@@ -11,6 +11,7 @@ from autoconf.memory.objectives import Setup, joined, with_gradient_of_forward
 from autoconf.memory.profile import HeadWay, LayerWay, Trainable
 from autoconf.memory.some_layers import SomeLayers
 from autoconf.memory.store import ModelsTable
+from autoconf.memory.towers import towers
 from autoconf.memory.units import Floats, Unsupported
 from autoconf.memory.ways import CHUNKS, moments_of_layers
 
@@ -23,7 +24,8 @@ def named_modules(table: ModelsTable, model: str, method: str, stack: Stack) -> 
     """
     if method == "full" or isinstance(stack.lora_targets, str):
         return None
-    modules = table.modules(model)
+    tower = towers().get(model)
+    modules = table.modules(model if tower is None else tower.language_model)
     if modules is None:
         names = ",".join(stack.lora_targets)
         raise Unsupported([f"lora_targets {names!r} of {model}"], ": its modules are not known; give a group of them")

@@ -68,6 +68,7 @@ class UnshardedJob:
         per_node: GPUs of a node, if FSDP shards among these alone; 0 for all GPUs.
         keeps_reduced: whether FSDP2 keeps the buffers of an all-reduce between nodes through the backward pass.
         whole: embeddings and head that are trained beside adapters.
+        inputs_per_token: bytes of inputs that are on the GPU during the optimizer's step, for each token.
     """
 
     units: Units
@@ -84,6 +85,7 @@ class UnshardedJob:
     per_node: int = 0
     keeps_reduced: bool = False
     whole: TrainedWhole = FROZEN
+    inputs_per_token: float = 0.0
 
     @property
     def adapted(self) -> int:
@@ -209,9 +211,8 @@ def _replicated(job: UnshardedJob, moments: UnshardedMoments, buckets: int) -> l
     else:
         gradients = moments.layer_gradients + moments.finished_gradients + moments.root_gradients
     micro_batch = Moments(moments.activations, weights=weights, gradients=gradients + buckets, optimizer=states)
-    step = Moments(
-        _NO_ACTIVATIONS, weights=weights, gradients=job.gradients + buckets, optimizer=states + job.optimizer.step
-    )
+    inputs = np.array([[0.0, job.inputs_per_token]])
+    step = Moments(inputs, weights=weights, gradients=job.gradients + buckets, optimizer=states + job.optimizer.step)
     return [micro_batch, step]
 
 

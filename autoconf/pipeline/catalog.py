@@ -90,6 +90,7 @@ class Architecture(BaseModel):
     aliases: list[str] = []
     later_aliases: list[str] = []
     learned_positions: int | None = None  # for a user model; models of the table have it in their configs
+    vision: dict[str, Any] = {}  # config of the frozen tower of a vision-language checkpoint, without its text_config
 
     @property
     def depth_key(self) -> str:

@@ -19,6 +19,7 @@ from autoconf.memory.units import Booleans, Floats, Integers, Unsupported
 from autoconf.memory.version_1 import MemoryTable
 from autoconf.planner import hardware
 from autoconf.planner.given_gpus import given_gpus
+from autoconf.planner.images import Images, images_of, with_images
 from autoconf.planner.known_names import model_names_of, names_of
 from autoconf.planner.results import Problem
 from autoconf.predictor.predictor import Predictor
@@ -161,9 +162,9 @@ class _Lookup:
         }
 
         @lru_cache(maxsize=65_536)  # even a long table has few models and stacks
-        def row(model: str, method: str, per_node: int, *stack: Any) -> int | Problem:
+        def row(model: str, method: str, per_node: int, images: Images, *stack: Any) -> int | Problem:
             try:
-                settings = training_stack(method, *stack)
+                settings = with_images(training_stack(method, *stack), images)
                 if settings.is_hybrid:
                     settings = settings.model_copy(update={"gpus_per_node": per_node})
                 return predictor.row(model, method, settings)
@@ -276,8 +277,9 @@ class _Lookup:
         accumulating = [count > 1 for count in steps]
         nodes = zip(stacks[1 + SETTINGS.index("sharding")], column(columns, "gpus_per_worker"), strict=True)
         per_node = [count if sharding is not None and "hybrid" in sharding else 0 for sharding, count in nodes]
+        images = images_of(columns, models, self.domain, problems)
         found = np.zeros(len(models), np.int64)
-        for index, key in enumerate(zip(models, methods, per_node, accumulating, *stacks, strict=True)):
+        for index, key in enumerate(zip(models, methods, per_node, images, accumulating, *stacks, strict=True)):
             if index not in problems:
                 row = self.row(*key)
                 if isinstance(row, Problem):

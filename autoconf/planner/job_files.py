@@ -15,11 +15,10 @@ from autoconf.jobs.importers.reader import read_job
 from autoconf.jobs.importers.translate import JobFile
 from autoconf.jobs.job import Workload, with_gpu
 from autoconf.jobs.model_config import config_file
-from autoconf.jobs.model_names import ModelNames
 from autoconf.jobs.names import listed
 from autoconf.jobs.queries import AVOID_OOM, MIN_GPUS, NUMBER_GPUS, Query
 from autoconf.planner.avoid_oom import avoid_oom
-from autoconf.planner.known_names import gpu_names
+from autoconf.planner.known_names import gpu_names, model_names_of
 from autoconf.planner.results import Recommendation
 from autoconf.predictor import registry
 from autoconf.predictor.cards import Domain
@@ -189,7 +188,7 @@ def _model(paths: Sequence[str], job: JobFile, fields: Mapping[str, Any]) -> str
     if not name.startswith(("/", "./", "../", "~")) and name.count("/") < 2:
         return name
     version = str(fields.get("model_version") or registry.DEFAULT)
-    names = ModelNames({known: model.aliases for known, model in _domain(fields).models.items()})
+    names = model_names_of(_domain(fields))
     if names.find(name) is not None:
         return name
     raise BadInput(f"{job.origin('model_name')}: {names.refusal(name, version)}; give --model-name")

@@ -26,7 +26,18 @@ def model_names_of(domain: Domain) -> ModelNames:
     >>> model_names_of(registry.card("2.0.0").domain).find("huggyllama/llama-7b")
     'llama-7b'
     """
-    return ModelNames({name: model.aliases for name, model in domain.models.items()})
+    return ModelNames(aliases_of(domain))
+
+
+def aliases_of(domain: Domain) -> dict[str, list[str]]:
+    """The models of a domain, and the checkpoints of these with a vision tower, each with its other names.
+
+    >>> from autoconf.predictor import registry
+    >>> ["qwen2.5-vl-7b" in aliases_of(registry.card(version).domain) for version in ("2.0.0", "3.0.0")]
+    [False, True]
+    """
+    models = {name: model.aliases for name, model in domain.models.items()}
+    return models | {name: [*tower.aliases] for name, tower in domain.vision_language.items()}
 
 
 def names_of(domain: Domain) -> dict[str, Names]:

@@ -150,7 +150,7 @@ class _Writer:
         model = self.names["model_name"].find(written)
         try:
             stack = Stack(lora_targets=as_setting(targets))
-            return self.predictor.bounded_by(model, method, stack) if model in self.domain.models else ""
+            return "" if model is None else self.predictor.bounded_by(model, method, stack)
         except Unsupported:
             return ""
 

@@ -12,6 +12,7 @@ import pandas as pd
 from autoconf.jobs.job import GPU_MEMORY, STACK_FIELDS, UNNAMED, Job, stack_of
 from autoconf.jobs.queries import NUMBER_GPUS, RUN_LENGTH, THROUGHPUT
 from autoconf.memory.objectives import OF_PAIRS
+from autoconf.memory.towers import towers
 from autoconf.memory.units import Integers
 from autoconf.planner.domain import JobColumns, Placed, on_counts, outside, value_of, workers
 from autoconf.planner.estimate import candidates_on
@@ -184,6 +185,8 @@ def _shapes(predictor: Predictor, model: str) -> Shapes | None:
 
 def _unknown(model: str, without_shapes: bool, gpu: str) -> str:
     """Why the speed of a job is not known: its model has no shapes here, or its GPU type no figures of speed."""
+    if without_shapes and model in towers():
+        return f"throughput is not known for {model}: the time of its vision tower is not counted"
     if without_shapes:
         return (
             f"throughput is not known for model {model}: its config is not one of a known type, or is not in the "

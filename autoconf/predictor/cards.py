@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, Valid
 from autoconf.errors import AutoConfError
 from autoconf.memory.fragmentation import Fragmentation, OutsidePyTorch
 from autoconf.memory.reserve import Reserve
+from autoconf.memory.towers import Tower, towers
 from autoconf.predictor.cluster_speed import ClusterSpeed
 from autoconf.predictor.integrity import digest as digest
 from autoconf.predictor.integrity import read_file, read_files, read_named
@@ -96,6 +97,13 @@ class Domain(_Typed):
     gradient_checkpointing: list[str] = _UP_TO_2_0_0["gradient_checkpointing"]
     trained_modules: list[str] = _UP_TO_2_0_0["trained_modules"]
     use_dora: list[bool] = _UP_TO_2_0_0["use_dora"]
+
+    @property
+    def vision_language(self) -> dict[str, Tower]:
+        """The checkpoints of these models with a frozen vision tower; versions up to 2.0.0 know none."""
+        if self.objective == _UP_TO_2_0_0["objective"]:
+            return {}
+        return {name: tower for name, tower in towers().items() if tower.language_model in self.models}
 
     @property
     def settings(self) -> dict[str, list[Any]]:

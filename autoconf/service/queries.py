@@ -32,6 +32,7 @@ from autoconf.planner.estimate import estimate
 from autoconf.planner.explanation import explain
 from autoconf.planner.gpu_choice import cheapest_gpu
 from autoconf.planner.html import explanation_html
+from autoconf.planner.known_names import aliases_of
 from autoconf.planner.max_size import largest_batch, largest_sample
 from autoconf.planner.min_gpus import recommend
 from autoconf.planner.plan import plan
@@ -254,7 +255,7 @@ def known_names(models: ModelsFolder = None) -> dict[str, Any]:
     named = [field for field in Workload.model_fields if field not in (*NAMES, *BATCHES)]
     return {
         "model_version": registry.known(models) if models is not None else [*registry.RELEASED],
-        "model_name": sorted({*domain.models, *(alias for model in domain.models.values() for alias in model.aliases)}),
+        "model_name": sorted({name for own, more in aliases_of(domain).items() for name in (own, *more)}),
         "method": [*domain.methods],
         "gpu_model": [*domain.gpus],
         **{field: [*found] for field in named if (found := choices(field))},

@@ -34,7 +34,7 @@ QUERIES = {
 }  # fmt: skip
 VALUES = {
     "even_layouts": "yes", "upcast_unquantized": "none", "offload": "none", "gpu_memory_gib": "40",
-    "host_memory_limit_gib": "500",
+    "host_memory_limit_gib": "500", "image_tokens": "256",
     "allocator": "default", "objective": "sft", "quantization": "none", "gradient_sync": "every", "attention": "sdpa",
     "loading": "gpu", "lora_dropout": "0.1", "trained_modules": "head", "use_dora": "yes", "lora_layers": "0-3",
     "model_name": "llama-7b", "method": "lora", "gpu_model": "L40S", "tokens_per_sample": "2048", "batch_size": "8",

@@ -207,10 +207,14 @@ def _loss_of(stack: Stack, causal_lm: Any) -> Callable[..., torch.Tensor]:
     return _FusedLinearCrossEntropy.apply if stack.kernels else _LigerLoss.apply
 
 
+_OF_IMAGES = ("pixel_values", "image_grid_thw", "mm_token_type_ids")  # inputs of vision-language checkpoints
+
+
 def _forward_with(
-    causal_lm: Any, loss: Callable[..., torch.Tensor], input_ids: torch.Tensor, labels: torch.Tensor, **_: Any
+    causal_lm: Any, loss: Callable[..., torch.Tensor], input_ids: torch.Tensor, labels: torch.Tensor, **options: Any
 ) -> dict[str, Any]:
-    hidden = causal_lm.base_model(input_ids=input_ids)[0]
+    images = {name: options[name] for name in _OF_IMAGES if name in options}
+    hidden = causal_lm.base_model(input_ids=input_ids, **images)[0]
     # The loss of a token predicts the next one: hidden states and labels are shifted and copied.
     hidden = hidden[..., :-1, :].contiguous()
     labels = labels[..., 1:].contiguous()

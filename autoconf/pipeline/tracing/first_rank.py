@@ -15,7 +15,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.kernels import triton as triton_kernels
+from autoconf.pipeline.tracing import vision
 from autoconf.pipeline.tracing.model_setup import Rank, TrainingSetup, build_model, materialize
+from autoconf.pipeline.tracing.recorder import SAMPLES
 
 # FSDP1 checks that a whole parameter is still there by its address, which is always 0 for fake tensors.
 _ALLOCATED = "torch.distributed.fsdp._flat_param._data_ptr_allocated"
@@ -63,6 +65,7 @@ def first_rank(
         cuda_kernels.on_cuda(model, job.architecture.experts),
         triton_kernels.in_place_of_plain_ops(model, job.stack),
         cuda_kernels.unpacking_for_dora() if job.stack.use_dora else nullcontext(),
+        vision.of_images(model, SAMPLES, job.image_tokens) if job.image_tokens else nullcontext(),
     ):
         yield load(job, model, mesh)
 

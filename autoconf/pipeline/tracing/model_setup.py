@@ -20,7 +20,6 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TrainingArguments
-from transformers.pytorch_utils import Conv1D
 
 from autoconf.jobs.stack import Stack
 from autoconf.memory.adapted import modules_of_released
@@ -28,8 +27,11 @@ from autoconf.memory.optimizers import Shape
 from autoconf.memory.zero_job import ZERO
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.kernels import cuda as cuda_kernels
+from autoconf.pipeline.tracing import vision
 from autoconf.pipeline.tracing.fsdp_units import fsdp1, fsdp2
 from autoconf.pipeline.tracing.offloading import offloading
+from autoconf.pipeline.tracing.quantizing import quantize, return_to_bfloat16
+from autoconf.pipeline.tracing.recorder import SAMPLES
 from autoconf.pipeline.tracing.ways import Method
 
 _TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
@@ -59,6 +61,8 @@ class TrainingSetup:
     method: Method
     stack: Stack
     gpus: int = 1
+    image_tokens: int = 0  # of each sample, if the model has a tower
+    micro_batches: int = 1  # of an optimizer step, whose inputs are on the GPU together
 
     def __post_init__(self) -> None:
         if (self.method == "qlora") != (self.stack.quantization == "nf4"):
@@ -118,7 +122,7 @@ def build_model(job: TrainingSetup, layers: int | Sequence[str] | None = None) -
     if job.method == "full":
         return model.train()
     if stack.quantization == "nf4":
-        _quantize(job, model)
+        quantize(model, DTYPES[stack.torch_dtype] if job.gpus > 1 else torch.uint8)
         if job.prepares:
             model = peft.prepare_model_for_kbit_training(
                 model, stack.gradient_checkpointing != "none", {"use_reentrant": reentrant}
@@ -146,7 +150,7 @@ def build_model(job: TrainingSetup, layers: int | Sequence[str] | None = None) -
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(DTYPES[stack.torch_dtype])
     if job.prepares and stack.upcast_unquantized == "norms":
-        _return_to_bfloat16(model)
+        return_to_bfloat16(model)
     return model.train()
 
 
@@ -220,6 +224,8 @@ def _base_model(architecture: Architecture, dtype: torch.dtype, layers: int | Se
         options = {"attn_implementation": "flash_attention_2"}
     options["dtype" if _TRANSFORMERS_5 else "torch_dtype"] = dtype
     with available, torch.device("meta"):
+        if architecture.vision:
+            return vision.build(architecture.vision, settings, config.use_cache, **options)
         return AutoModelForCausalLM.from_config(config, **options)
 
 
@@ -227,40 +233,6 @@ def _enable_flash_attention(cls: Any, config: Any, *_: Any, hard_check_only: boo
     if not hard_check_only:
         config._attn_implementation = "flash_attention_2"
     return config
-
-
-def _quantize(job: TrainingSetup, model: Any) -> None:
-    """Replace the linear layers of a model by 4-bit layers, as transformers' integration of bitsandbytes does.
-
-    The head, and layers whose weights a fused kernel reads, are excluded.
-    """
-    # https://huggingface.co/docs/bitsandbytes/fsdp_qlora: under FSDP the packed weights are stored in the dtype of the
-    # other weights.
-    storage = DTYPES[job.stack.torch_dtype] if job.gpus > 1 else torch.uint8
-    head = model.get_output_embeddings()
-    for parent in list(model.modules()):
-        # A Mamba layer passes the weight of its output projection to a kernel that does not accept 4-bit weights:
-        # https://github.com/axolotl-ai-cloud/axolotl/issues/3951.
-        whole = {head, parent.out_proj} if hasattr(parent, "conv1d") else {head}
-        for name, child in list(parent.named_children()):
-            if (type(child) is nn.Linear or isinstance(child, Conv1D)) and child not in whole:
-                setattr(parent, name, cuda_kernels.Linear4bit(_as_linear(child), storage))
-    model.is_loaded_in_4bit = True  # PEFT and TRL check it
-
-
-def _as_linear(layer: nn.Linear | Conv1D) -> nn.Linear:
-    # transformers/integrations/bitsandbytes.py: GPT-2's layers become linear ones.
-    if isinstance(layer, nn.Linear):
-        return layer
-    return nn.Linear(layer.nx, layer.nf, dtype=layer.weight.dtype, device="meta")
-
-
-def _return_to_bfloat16(model: Any) -> None:
-    # trl/trainer/utils.py, peft_module_casting_to_bf16, which SFTTrainer called up to release 0.25 for 4-bit models if
-    # precision is mixed. axolotl (monkeypatch/peft/utils.py) does not upcast embeddings and head in the first place.
-    for module in model.modules():
-        if isinstance(module, nn.Embedding) or module is model.get_output_embeddings():
-            module.to(torch.bfloat16)
 
 
 def materialize(model: nn.Module) -> None:
@@ -289,8 +261,8 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     Raises:
         ValueError: there is no such list.
     """
-    depth = model.config.num_hidden_layers
-    for module in model.modules():
+    depth = model.config.get_text_config().num_hidden_layers
+    for module in vision.language_model(model).modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module
     raise ValueError(f"{type(model).__name__}: no list of {depth} decoder layers")
@@ -326,6 +298,10 @@ class Rank:
             _run_under_autocast(model, self._mixed)
         self.model = model if mesh is None else self._sharded(model, mesh)
         self.buckets: list[torch.Tensor] = []  # of DDP
+        # transformers/trainer.py, get_batch_samples: the inputs of all micro-batches of a step are collected first.
+        self.pixels = [
+            vision.pixels(model, SAMPLES * job.image_tokens) for _ in range(job.micro_batches) if job.image_tokens
+        ]
 
     def _sharded(self, model: nn.Module, mesh: DeviceMesh) -> nn.Module:
         sharding = self.job.stack.sharding
@@ -348,7 +324,11 @@ class Rank:
     def resident(self) -> list[torch.Tensor]:
         """Tensors that exist before the first micro-batch."""
         absmax = [t for m in self.model.modules() if isinstance(m, cuda_kernels.Linear4bit) for t in m.absmax]
-        return [*self.model.parameters(), *self.model.buffers(), *absmax, *self.buckets]
+        return [*self.model.parameters(), *self.model.buffers(), *absmax, *self.buckets, *self.pixels]
+
+    def images(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What a micro-batch has besides text."""
+        return vision.inputs(self.pixels[0], input_ids) if self.pixels else {}
 
     def micro_batch(self, samples: int, tokens_per_sample: int, *, reduce: bool) -> None:
         """Run a forward and a backward pass; with ``reduce`` FSDP shards the gradients, as in the last micro-batch."""
@@ -357,7 +337,8 @@ class Rank:
         _attention_mask = torch.empty_like(input_ids)
         with self.gradient_sync(reduce), self._offloading():
             # The outputs go out of scope before backward, as in the Trainer; logits can be a third of the peak.
-            loss = self.model(input_ids=input_ids, labels=torch.zeros_like(input_ids))["loss"]
+            labels = torch.zeros_like(input_ids)
+            loss = self.model(input_ids=input_ids, labels=labels, **self.images(input_ids))["loss"]
             loss.backward()
 
     def _offloading(self) -> Any:

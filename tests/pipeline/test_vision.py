@@ -1,0 +1,115 @@
+"""Vision-language checkpoints with a frozen tower: what was traced is what the real models hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import peft
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from autoconf.jobs.stack import Stack
+from autoconf.memory.model import gpu_memory
+from autoconf.memory.store import ModelsTable
+from autoconf.memory.towers import TowerWay, towers
+from autoconf.pipeline.towers import checkpoints, with_tower
+from autoconf.pipeline.tracing.model_setup import TrainingSetup, build_model
+from autoconf.pipeline.tracing.towers import held, tower_ways
+from autoconf.pipeline.validation import vision as validation
+from autoconf.predictor.registry import DEFAULT, MODELS
+
+NAME = "qwen2.5-vl-7b"
+
+
+@pytest.fixture(scope="module")
+def table() -> ModelsTable:
+    return ModelsTable.read(MODELS / DEFAULT)
+
+
+@pytest.mark.parametrize("name", [*checkpoints()])
+def test_transformers_builds_the_checkpoint_with_the_published_number_of_parameters(name):
+    model = build_model(TrainingSetup(with_tower(name), "full", Stack()))
+    assert sum(parameter.numel() for parameter in model.parameters()) == checkpoints()[name].parameters
+    tower = [parameter for path, parameter in model.named_parameters() if "visual" in path]
+    assert sum(parameter.numel() for parameter in tower) == towers()[name].parameters
+    assert not any(parameter.requires_grad for parameter in tower)
+
+
+def test_the_table_has_every_checkpoint_in_every_way():
+    assert [*towers()] == [*checkpoints()]
+    for tower in towers().values():
+        assert [*tower.ways] == tower_ways()
+
+
+@pytest.mark.parametrize(("method", "checkpointing"), [("lora", "non-reentrant"), ("full", "none")])
+def test_the_table_has_the_traced_figures(method, checkpointing):
+    way = TowerWay(method, "bfloat16", "no", checkpointing)
+    assert np.allclose(held(with_tower(NAME), way), towers()[NAME].ways[way], rtol=1e-6)
+
+
+def _small_checkpoint() -> torch.nn.Module:
+    text = {
+        "model_type": "qwen2_5_vl_text", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 256,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6},
+    }  # fmt: skip
+    vision = {
+        "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64,
+        "fullatt_block_indexes": [1],
+    }  # fmt: skip
+    ids = {"image_token_id": 250, "video_token_id": 251, "vision_start_token_id": 252, "vision_end_token_id": 253}
+    config = AutoConfig.for_model("qwen2_5_vl", text_config=text, vision_config=vision, **ids)
+    model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
+    model.model.visual.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_real_tensors_pass_backward_through_a_frozen_tower_only_with_checkpoints(checkpointing):
+    model = _small_checkpoint()
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    model = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")).train()
+    runs = []
+    model.base_model.model.model.visual.blocks[0].register_forward_hook(
+        lambda module, args, output: output.requires_grad and output.register_hook(lambda _: runs.append(1))
+    )
+    image = torch.full((1, 4), 250)
+    input_ids = torch.cat([torch.zeros((1, 3), dtype=torch.long), image, torch.ones((1, 2), dtype=torch.long)], dim=1)
+    inputs = {"pixel_values": torch.randn(16, 1176), "image_grid_thw": torch.tensor([[1, 4, 4]])}
+    types = (input_ids == 250).int()
+    model(input_ids=input_ids, labels=input_ids, mm_token_type_ids=types, **inputs)["loss"].backward()
+    assert bool(runs) == checkpointing
+    assert all(parameter.grad is None for path, parameter in model.named_parameters() if "visual" in path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [1, 5])
+def test_composed_peaks_are_those_of_the_whole_model(table, index):
+    job, tokens = [*validation.jobs(NAME, index + 1)][index]
+    found = validation.compared(table, job, tokens)
+    assert -validation.BELOW_PERCENT <= found.difference_percent <= validation.ABOVE_PERCENT
+
+
+def _peak(table: ModelsTable, model: str, tokens: int = 8192, **settings: object) -> float:
+    stack = Stack.model_validate({"sharding": "ddp", **settings})
+    memory = gpu_memory(table, model, "lora", stack, several=False)
+    return float(memory.peak_bytes(np.array([1]), np.array([tokens]))[0])
+
+
+def test_more_images_never_need_less_and_a_tower_never_nothing(table):
+    peaks = [_peak(table, NAME, image_share=share) for share in (0.0, 0.01, 0.25, 0.5, 1.0)]
+    assert peaks == sorted(peaks) and len({*peaks}) == 5
+    weights = 2 * towers()[NAME].parameters
+    assert peaks[0] - _peak(table, "qwen2.5-7b") == pytest.approx(weights, rel=0.01)
+
+
+def test_pixels_of_all_micro_batches_of_a_step_are_counted(table):
+    one, four = (_peak(table, NAME, image_share=0.5, micro_batches=count) for count in (1, 4))
+    assert four - one == pytest.approx(3 * 4096 * towers()[NAME].pixel_bytes)
+    pixels = 3 * 2 * 14 * 14 * 4 * 4  # channels, frames, height and width of a patch; patches of a token; float32
+    assert towers()[NAME].pixel_bytes == pixels
+
+
+def test_a_tower_apart_from_checkpoints_keeps_less(table):
+    assert _peak(table, NAME, image_share=0.5, tower_apart=True) < _peak(table, NAME, image_share=0.5)
