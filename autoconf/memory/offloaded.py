@@ -65,8 +65,9 @@ class SavedInputs:
                 f": it is known for layers of one kind (here {kinds})",
             )
         layers = sum(modules.layers.values())
-        kept = moments[moments[:, 0] == Point.KEPT][0, _TOKENS]  # the outputs of all layers
-        return cls(layers, float(kept) / layers)
+        # These many more exist at the start of the backward pass of the last layer but one than of the second one.
+        starts = moments[moments[:, 0] == Point.START][:, _TOKENS]
+        return cls(layers, float(np.ptp(starts)) / max(layers - 3, 1))
 
     def on_host(self, moments: Floats) -> Floats:
         """The moments of layers that are recomputed, without the inputs that are on the host.
@@ -114,8 +115,10 @@ def inputs_on_host(table: ModelsTable, model: str, stack: Stack, layers: LayerWa
     Raises:
         Unsupported: as for ``SavedInputs.of``.
     """
+    if stack.gradient_checkpointing != "offloaded":
+        return None
     of_layers, of_head = table.moments(model, layers), table.moments(model, head)
-    if stack.gradient_checkpointing != "offloaded" or of_layers is None or of_head is None:
+    if of_layers is None or of_head is None:
         return None
     turn = of_head[of_head[:, 0] == Point.TURN][:, _TOKENS].max()
     return replace(SavedInputs.of(table, model, of_layers), beside=float(turn))

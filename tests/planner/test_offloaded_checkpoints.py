@@ -9,6 +9,8 @@ from autoconf import Job, Workload, estimate, largest_batch, recommend
 from autoconf.jobs.presets import presets
 from autoconf.jobs.stack import Stack
 from autoconf.memory.model import gpu_job
+from autoconf.memory.offloaded import SavedInputs
+from autoconf.memory.profile import LayerWay
 from autoconf.memory.store import ModelsTable
 from autoconf.memory.units import Unsupported
 from autoconf.predictor import registry
@@ -41,6 +43,15 @@ def saved(table: ModelsTable, tokens: int, **settings) -> float:
         peak(table, tokens, gradient_checkpointing=where, **settings) for where in ("offloaded", "non-reentrant")
     )
     return (more - less) / (2 * HIDDEN * tokens)
+
+
+@pytest.mark.parametrize("model", ["llama3.1-8b", "olmo-2-1b", "opt-125m", "gemma-3-1b", "qwen3-30b-a3b"])
+def test_the_input_of_a_layer_is_a_hidden_state_in_16_or_32_bits(table, model):
+    full = table.trainable(model, "full", "default")
+    hidden = next(shape.dimensions[-1] for shape, _ in full.shapes if shape.embedding)
+    ways = [way for way in table.ways(model) if isinstance(way, LayerWay) and way.gradient_checkpointing != "none"]
+    sizes = {SavedInputs.of(table, model, table.moments(model, way)).per_token / hidden for way in ways}
+    assert {round(size, 4) for size in sizes} == {2, 4}
 
 
 @pytest.mark.parametrize("settings", [{}, {"loss": "chunked"}, {"gpus": 8}, {"gpus": 8, "sharding": "ddp"}])
