@@ -92,6 +92,23 @@ def test_a_patched_script_has_exactly_the_layout_when_it_is_read(text: str, layo
 
 
 @pytest.mark.parametrize(
+    ("starts", "message"),
+    [
+        ("mpirun -np 2 --map-by ppr:1:node", "mpirun -np 2 would have to be 1; change it by hand"),
+        ("mpiexec -n 2 -ppn 1", "mpiexec -n 2 would have to be 1"),
+        ("jsrun -n 2 -r 1 -g 4", "jsrun -n 2 would have to be 1"),
+        ("jsrun -n 1 -g 4", "jsrun -g 4 would have to be 3"),
+    ],
+)
+def test_numbers_of_what_starts_the_launcher_are_not_left_behind(starts: str, message: str) -> None:
+    text = f"{starts} torchrun --nnodes 2 --nproc_per_node 4 sft.py --model_name_or_path m -n 7\n"
+    with pytest.raises(BadInput, match=message):
+        patched([("a.sh", text)], Layout(3, 1))
+    as_before = "mpirun -np 2 \\\n  torchrun --nnodes 2 --nproc_per_node 4 sft.py --model_name_or_path m -n 7\n"
+    assert "--nproc_per_node 3" in patched([("a.sh", as_before)], Layout(3, 2)).text
+
+
+@pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("#SBATCH --nodes=2", "#SBATCH --nodes=2-4", "cannot be read together"),

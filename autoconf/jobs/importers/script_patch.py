@@ -69,6 +69,11 @@ class Reading(NamedTuple):
     counted: Counted
 
 
+# The options of what starts a launcher on each node: of Open MPI, MPICH, and jsrun with its GPUs of each set.
+_STARTERS = re.compile(
+    r"\b(mpirun|mpiexec|jsrun)\b((?:\\\n|[^\n;|&])*?)(?=\b(?:torchrun|accelerate|deepspeed|python\d?)\b)"
+)
+_OF_STARTERS = re.compile(r"(?<=\s)-{1,2}(n|np|g)[ =]+(\d+)(?=\s|$)")
 Reader = Callable[[str, bool], Reading | None]
 
 
@@ -135,7 +140,20 @@ class _Script:
                 return ScriptPatch(text, self._old.gpus * self._old.workers)
         self._refuse(self._file, f"{problem}; --patch changes counts that are written as numbers")
 
+    def _check_starters(self) -> None:
+        """Refuse numbers of processes or GPUs of MPI's launchers and LSF's jsrun, which would have to change."""
+        for found in _STARTERS.finditer(self._text):
+            options = found[2].replace("\\\n", " ")
+            for option, number in _OF_STARTERS.findall(options):
+                kept = self._layout.gpus if option == "g" else self._layout.workers
+                if (option != "g" or found[1] == "jsrun") and int(number) != kept:
+                    self._refuse(
+                        self._file, f"{found[1]} -{option} {number} would have to be {kept}; change it by hand"
+                    )
+
     def _check_possible(self) -> None:
+        if self._spawns:
+            self._check_starters()
         if self._layout.workers > 1 and self._old.workers == 1:
             self._refuse(
                 self._file,
