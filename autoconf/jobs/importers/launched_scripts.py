@@ -40,7 +40,7 @@ def with_script(launch: Launch, file: str, follows: bool = True) -> Launch:
         tree = parsed_code(text, path)
     except BadInput:  # as if it were not here
         return launch
-    options = options_in(tree, given)
+    options = options_in([*ast.walk(tree)], given)
     if not (options.owners or options.of_fire or _calls(tree) & {*CONFIGS}):
         module = _called_module(tree) if follows else ""
         return with_script(launch._replace(script=module), file, follows=False) if module else launch

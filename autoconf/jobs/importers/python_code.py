@@ -13,7 +13,7 @@ from autoconf.jobs.importers.python_checks import check
 from autoconf.jobs.importers.python_kubeflow import counts_of, submission_of
 from autoconf.jobs.importers.python_literals import argument_of, name_of, owner_of, parsed_code, shown
 from autoconf.jobs.importers.python_models import QUANTIZING, Models
-from autoconf.jobs.importers.python_options import PARSERS, options_in
+from autoconf.jobs.importers.python_options import PARSERS
 from autoconf.jobs.importers.python_statements import CONFIGS, TRAINERS
 from autoconf.jobs.importers.python_unsloth import OWNER, of_unsloth
 from autoconf.jobs.importers.schedulers import Request
@@ -94,7 +94,7 @@ class _Script(Models):
     """What a script does with its calls and names."""
 
     def __init__(self, tree: ast.Module, file: str, given: Mapping[str, Any] | None = None) -> None:
-        super().__init__(tree, file, options_in(tree, given or {}))
+        super().__init__(tree, file, given or {})
         self.is_launched = given is not None
         check(self)
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import TypeGuard
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeGuard
 
 from autoconf.jobs.importers.key_table import Place
 from autoconf.jobs.importers.python_literals import SCOPE, Literals, argument_of, name_of
-from autoconf.jobs.importers.python_options import Options
+from autoconf.jobs.importers.python_options import options_in
 from autoconf.jobs.importers.python_statements import certain_calls, straight, taken, until_trained
 from autoconf.jobs.importers.words import unknown
 
 _OF_PARAMETER = _TWICE = 2
 _CHANGING = ("update", "pop", "append", "extend", "setdefault", "clear", "insert", "remove")
+_BINDING, _PARTS = (ast.Assign, ast.AnnAssign, ast.arg), (ast.Subscript, ast.Attribute)
 _PASSES = 3  # a branch may decide a name that decides another branch
 
 
@@ -34,30 +35,33 @@ class Names:
         assumed: A sentence for each assumption.
     """
 
-    def __init__(self, tree: ast.Module, file: str, options: Options) -> None:
+    def __init__(self, tree: ast.Module, file: str, given: Mapping[str, Any]) -> None:
+        everything = [*ast.walk(tree)]
+        options = options_in(everything, given)
         self.file, self.options = file, options
         self.bound: dict[str, ast.expr] = {}
         self.calls: dict[str, list[ast.Call]] = {}
         self.functions: dict[str, ast.FunctionDef] = {}
         self.assigned: dict[str, ast.expr] = {}
         self.assumed: dict[str, None] = {}
-        self._classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
-        attributes = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+        self._classes = {node.name: node for node in everything if isinstance(node, ast.ClassDef)}
+        attributes = (node for node in everything if isinstance(node, ast.Attribute))
         self._set = {node.attr for node in attributes if not isinstance(node.ctx, ast.Load)}
-        self._forget_set_options(tree)
+        self._forget_set_options(everything)
         self.literals = self._literals()
-        for _ in range(_PASSES):
+        decides = any(isinstance(node, ast.If | ast.IfExp | ast.FunctionDef) for node in everything)
+        for _ in range(_PASSES if decides else 1):
             self.nodes = [n for statement in until_trained(tree.body) for n in taken(statement, self.literals.truth)]
             self._collect(dict(self._arguments_of_functions()))
             self._take_instead_of_none(tree)
             self._write_out()
             self.literals = self._literals()
-        self.constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+        self.constants = [node for node in everything if isinstance(node, ast.Constant)]
         self.certain = certain_calls(tree, self.literals.truth)
 
-    def _forget_set_options(self, tree: ast.Module) -> None:
+    def _forget_set_options(self, nodes: Sequence[ast.AST]) -> None:
         """Leave open the options that the script sets itself, at whatever place."""
-        for node in ast.walk(tree):
+        for node in nodes:
             is_set = isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load)
             if is_set and isinstance(node, ast.Attribute) and name_of(node.value) in self.options.owners:
                 self.options.values[node.attr] = unknown(node.attr, "set in the script")
@@ -94,7 +98,7 @@ class Names:
         of_classes = {id(each) for node in self.nodes if isinstance(node, ast.ClassDef) for each in _fields(node)}
         alike: Counter[str] = Counter()  # how often a name is bound to the same literal, at least once
         for node in self.nodes:
-            if id(node) in of_classes:  # a field, not a name
+            if of_classes and id(node) in of_classes:  # a field, not a name
                 continue
             if isinstance(node, ast.Call):
                 self.calls.setdefault(name_of(node.func), []).append(node)
@@ -106,12 +110,12 @@ class Names:
                 self.times[node.asname or node.name] += 1
             elif isinstance(node, ast.arg) and id(node) not in passed:
                 self.times[node.arg] += _OF_PARAMETER  # it may be anything
-            for name, value in _bindings(node, passed):
+            for name, value in _bindings(node, passed) if isinstance(node, _BINDING) else ():
                 self.times[name] += isinstance(node, ast.arg)
                 before = self.assigned.setdefault(name, value)
                 same = isinstance(before, ast.Constant) and ast.dump(before) == ast.dump(value)
                 alike[name] += 1 if before is value or same else 0
-        changed = {name_of(node.value) for node in self.nodes if _is_changed(node)}
+        changed = {name_of(node.value) for node in self.nodes if isinstance(node, _PARTS) and _is_changed(node)}
         self.bound = {
             name: value
             for name, value in self.assigned.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from autoconf.jobs.importers.python_literals import Literals, argument_of, name_of
@@ -45,17 +45,21 @@ class Options(NamedTuple):
     written: frozenset[str] | set[str] = frozenset()
 
 
-def options_in(tree: ast.Module, given: Mapping[str, Any]) -> Options:
+def options_in(nodes: Sequence[ast.AST], given: Mapping[str, Any]) -> Options:
     """The options of a script that is started with some of them.
 
+    Args:
+        nodes: All parts of the script.
+        given: The options of the command.
+
     >>> code = "p = ArgumentParser()\\np.add_argument('--lora-r', default=8)\\nargs = p.parse_args()"
-    >>> found = options_in(ast.parse(code), {})
-    >>> found.owners, found.values, options_in(ast.parse(code), {"lora_r": "16"}).values
+    >>> nodes = [*ast.walk(ast.parse(code))]
+    >>> options_in(nodes, {}).owners, options_in(nodes, {}).values, options_in(nodes, {"lora_r": "16"}).values
     ({'args'}, {'lora_r': 8}, {'lora_r': 16})
     """
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
     parsers = [call for call in calls if name_of(call.func) in PARSERS]
-    classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
     defaults: dict[str, Default] = {}
     config = ""
     for parser in parsers[:1]:
@@ -77,7 +81,7 @@ def options_in(tree: ast.Module, given: Mapping[str, Any]) -> Options:
     values |= {name: _typed(value) for name, value in given.items() if name in values or config}
     values |= dict(_of_odd_types(calls, given)) if not parsers else {}
     left = {name: default for name, default in defaults.items() if name not in given}
-    return Options(_owners(tree), values, left, config, _of_fire(tree, calls, given), {*aliases})
+    return Options(_owners(nodes), values, left, config, _of_fire(nodes, calls, given), {*aliases})
 
 
 def _config_of(name: str, classes: Mapping[str, ast.ClassDef]) -> str:
@@ -139,11 +143,11 @@ def _of_odd_types(calls: list[ast.Call], given: Mapping[str, Any]) -> Iterator[t
             yield name, True if str(given[name]).casefold() == "true" else unknown(name, "bool of a word is true")
 
 
-def _owners(tree: ast.Module) -> set[str]:
+def _owners(nodes: Sequence[ast.AST]) -> set[str]:
     """The names that are bound to what a parser returns."""
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
     parse = {*_PARSES} | {f.name for f in functions if any(_is_call(node, _PARSES) for node in ast.walk(f))}
-    of_assigned = (node for node in ast.walk(tree) if isinstance(node, ast.Assign) and _is_call(node.value, parse))
+    of_assigned = (node for node in nodes if isinstance(node, ast.Assign) and _is_call(node.value, parse))
     targets = (target for node in of_assigned for target in node.targets)
     return {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
 
@@ -152,9 +156,9 @@ def _is_call(node: ast.AST, names: tuple[str, ...] | set[str]) -> bool:
     return isinstance(node, ast.Call) and name_of(node.func) in names
 
 
-def _of_fire(tree: ast.Module, calls: list[ast.Call], given: Mapping[str, Any]) -> dict[str, Any]:
+def _of_fire(nodes: Sequence[ast.AST], calls: list[ast.Call], given: Mapping[str, Any]) -> dict[str, Any]:
     called = {name_of(call.args[0]) for call in calls if name_of(call.func) == "Fire" and call.args}
-    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name in called]
+    functions = [n for n in nodes if isinstance(n, ast.FunctionDef) and n.name in called]
     found: dict[str, Any] = {}
     for function in functions[:1]:
         names = [argument.arg for argument in (*function.args.posonlyargs, *function.args.args)]

@@ -12,6 +12,7 @@ _OF_TRL = ("SFT", "DPO", "KTO", "ORPO", "GRPO", "Reward")
 CONFIGS = (*(f"{name}Config" for name in _OF_TRL), "TrainingArguments")
 TRAINERS = (*(f"{name}Trainer" for name in _OF_TRL), "Trainer")
 Truth = Callable[[ast.expr], bool | None]
+_PASSED_BY = (ast.FunctionDef, ast.ClassDef, ast.Assign, ast.Expr, ast.Import, ast.ImportFrom)  # never return
 _DEEPEST = 10  # functions that call functions
 
 
@@ -72,7 +73,7 @@ def taken(statement: ast.stmt, truth: Truth) -> Iterator[ast.AST]:
     while waiting:
         node = waiting.popleft()
         yield node
-        known = truth(node.test) if isinstance(node, ast.If | ast.IfExp) else None
+        known = truth(node.test) if isinstance(node, (ast.If, ast.IfExp)) else None
         if known is None or not isinstance(node, ast.If | ast.IfExp):
             waiting.extend(ast.iter_child_nodes(node))
         elif isinstance(node, ast.If):
@@ -111,14 +112,12 @@ def certain_calls(tree: ast.Module, truth: Truth = lambda test: None) -> list[as
     >>> [ast.unparse(call) for call in certain_calls(ast.parse(code))]
     ['main()', 'f(1)']
     """
-    used = Counter(node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
-    named = Counter(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
-    functions = {
-        node.name: node
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef) and not node.decorator_list
-        if used[node.name] == named[node.name] == 1
-    }
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef) and not node.decorator_list}
+    if functions:
+        nodes = [*ast.walk(tree)]
+        used = Counter(n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load))
+        named = Counter(node.name for node in nodes if isinstance(node, ast.FunctionDef))
+        functions = {name: node for name, node in functions.items() if used[name] == named[name] == 1}
     return [*_calls(tree.body, functions, truth, _DEEPEST)]
 
 
@@ -136,7 +135,11 @@ def _calls(
             yield from _calls(statement.body, functions, truth, depth)
         elif isinstance(statement, ast.If) and (known := truth(statement.test)) is not None:
             yield from _calls(statement.body if known else statement.orelse, functions, truth, depth)
-        elif not isinstance(statement, ast.FunctionDef | ast.ClassDef) and _may_leave(statement):
+        elif (
+            hasattr(statement, "body")
+            and not isinstance(statement, ast.FunctionDef | ast.ClassDef)
+            and _may_leave(statement)
+        ):
             return
 
 
