@@ -70,10 +70,13 @@ def test_real_tensors_pass_backward_through_a_frozen_tower_only_with_checkpoints
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     model = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")).train()
-    runs = []
-    model.base_model.model.model.visual.blocks[0].register_forward_hook(
-        lambda module, args, output: output.requires_grad and output.register_hook(lambda _: runs.append(1))
-    )
+    runs: list[int] = []
+
+    def watch(module: torch.nn.Module, args: object, output: torch.Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda _: runs.append(1))
+
+    model.base_model.model.model.visual.blocks[0].register_forward_hook(watch)
     image = torch.full((1, 4), 250)
     input_ids = torch.cat([torch.zeros((1, 3), dtype=torch.long), image, torch.ones((1, 2), dtype=torch.long)], dim=1)
     inputs = {"pixel_values": torch.randn(16, 1176), "image_grid_thw": torch.tensor([[1, 4, 4]])}
