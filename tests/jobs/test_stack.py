@@ -42,6 +42,9 @@ def test_the_defaults_are_the_reference_workload():
         "upcast_unquantized": "none",
         "kernels": (),
         "shard_adapters": True,
+        "tower_apart": False,
+        "image_share": 0.0,
+        "micro_batches": 1,
     }
 
 
