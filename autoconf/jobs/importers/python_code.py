@@ -134,7 +134,7 @@ class _Script(Models):
             code = self._of_older_client()
         elif any(setting.dialect == "arguments" for setting in submission.settings):
             code = Code([], "trl" if "SFTTrainer" in self.calls else "transformers")
-        elif any(name in self.calls for name in CONFIGS):
+        elif submission.function in ("", *self.functions) and any(name in self.calls for name in CONFIGS):
             code = self._training()
         else:
             code = Code([], None)
