@@ -93,7 +93,6 @@ def _check_trained(stack: Stack, strategy: Strategy) -> None:
     if stack.trained_modules == "none":
         return
     others = {
-        "sharding": strategy in ZERO,
         "fsdp_strategy": strategy in ("fsdp1", "fsdp2") and stack.fsdp_strategy != "full_shard",
         "offload": stack.offload != "none",
         "objective": stack.objective != "sft",
@@ -107,12 +106,17 @@ def _check_dora(stack: Stack, strategy: Strategy) -> None:
     """Raise ``Unsupported`` if DoRA runs in a way that was not compared with PEFT."""
     if not stack.use_dora:
         return
+    # peft 0.21.2, tuners/lora/dora.py, get_lora_weight: lora_A.weight.shape[1], outside of lora_A's own forward pass.
+    flat = "PEFT reads the shape of weights that FSDP1 holds flat (use_orig_params) and stops with an IndexError"
+    _refuse_with(stack, "use_dora", {"sharding": strategy == "fsdp1"}, f": {flat}; give sharding fsdp2")
     others = {
-        "sharding": strategy not in ("none", "ddp"),
+        "sharding": strategy in ZERO,
+        "fsdp_strategy": strategy == "fsdp2" and stack.fsdp_strategy != "full_shard",
+        "offload": stack.offload != "none",
         "objective": stack.objective != "sft",
         "quantization": stack.quantization not in ("none", "nf4", "nf4_single"),
     }
-    why = ": DoRA was compared with PEFT's on one GPU and under ddp only; give sharding ddp, on one GPU as well"
+    why = ": DoRA was compared with PEFT's on one GPU and under ddp and fsdp2 only; give sharding ddp or fsdp2"
     _refuse_with(stack, "use_dora", others, why)
 
 

@@ -16,9 +16,11 @@ import numpy as np
 from autoconf.jobs.stack import LoraTargets, Stack
 from autoconf.memory.adapted import AdaptedModules, NamedModules
 from autoconf.memory.profile import LayerWay, Point
+from autoconf.memory.sharding import Strategy
 from autoconf.memory.some_layers import SomeLayers
 from autoconf.memory.store import ModelsTable
 from autoconf.memory.units import Floats, Unsupported
+from autoconf.memory.ways import computes_in_16_bits
 
 _ACTIVATIONS = slice(1, 3)  # constant bytes, and bytes per token
 _OUTSIDE_LAYERS = (
@@ -48,7 +50,13 @@ class Dora(NamedTuple):
 
 
 def dora(
-    table: ModelsTable, model: str, stack: Stack, way: LayerWay, named: NamedModules | None, some: SomeLayers | None
+    table: ModelsTable,
+    model: str,
+    stack: Stack,
+    strategy: Strategy,
+    way: LayerWay,
+    named: NamedModules | None,
+    some: SomeLayers | None,
 ) -> Dora:
     """What a job's layers hold for DoRA.
 
@@ -56,6 +64,7 @@ def dora(
         table: the profiles of models.
         model: a model of the table.
         stack: the training stack.
+        strategy: how the GPUs share the job.
         way: how its layers run.
         named: the modules with adapters that the job names, if it does.
         some: the layers with adapters; ``None`` for all.
@@ -70,15 +79,20 @@ def dora(
         raise Unsupported(
             [f"use_dora of {model} with lora_targets {way.lora_targets!r}"], ": not all are linear layers"
         )
-    width = 4 if "float32" in (way.adapter_dtype, way.torch_dtype) or way.mixed_precision != "no" else 2
+    # What DoRA makes of parameters that FSDP gathers in 16 bits has 16 bits, but not over a base that is unpacked.
+    gathers_16_bits = way.method == "lora" and computes_in_16_bits(stack, strategy)
+    autocasts = way.mixed_precision != "no" and not gathers_16_bits
+    width = 4 if "float32" in (way.adapter_dtype, way.torch_dtype) or autocasts else 2
     sides = {kind: [of[path] for path in paths if path in of] for kind, of in modules.modules.items()}
     pairs = [pair for of_kind in sides.values() for pair in of_kind]
     weights = max(width * (_WEIGHTS * inputs * outputs + 2 * inputs * inputs) for inputs, outputs in pairs)
-    # With dropout, the module is applied again to the input after it, and keeps its unpacked or cast weight.
+    # With dropout, the module is applied again to the input after it, and keeps its unpacked or cast weight. A gathered
+    # weight in 16 bits is neither, and FSDP releases it.
     again = 1 if way.dropout else 0
+    copies = 0 if gathers_16_bits else again
     of_layer = {
         kind: (
-            float(again * width * sum(inputs * outputs for inputs, outputs in of_kind)),
+            float(copies * width * sum(inputs * outputs for inputs, outputs in of_kind)),
             float((2 + again) * width * sum(outputs for _, outputs in of_kind)),
         )
         for kind, of_kind in sides.items()

@@ -255,7 +255,7 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
         profile = partial(of_named, profile, named, trainable, _BYTES[layers.adapter_dtype])
         trainable = named.trainable(trainable)
     if stack.use_dora:
-        profile = partial(dora(table, model, stack, layers, named, some).moments, profile)
+        profile = partial(dora(table, model, stack, strategy, layers, named, some).moments, profile)
     trainable = objective.of_units(trainable if some is None else some.trainable(trainable))
     loaded = full or trainable
     if tower is not None:
@@ -330,6 +330,7 @@ def _trained_whole(stack: Stack, method: str, full: Trainable | None, strategy: 
     loaded = 4 if upcast_of(stack, strategy) == "all" else _BYTES[stack.torch_dtype]
     stored = 4 if becomes_float32(stack, method, strategy) else loaded
     computing = 2 if computes_in_16_bits(stack, strategy) else stored
+    stored = computing if strategy in ZERO else stored
     return TrainedWhole.of(stack, full, stored=stored, computing=computing)
 
 
@@ -338,7 +339,7 @@ def _optimizer(
 ) -> OptimizerBytes:
     """The bytes of the optimizer, summed over all GPUs."""
     if strategy in ZERO:
-        return optimizer_bytes(stack.optim, flat_groups(trainable, rank))
+        return optimizer_bytes(stack.optim, flat_groups(trainable, rank, whole.parameters))
     flat = strategy == "fsdp1"
     shapes, copies = optimizer_shapes(trainable, rank, itemsize, flat=flat), whole.shapes(flat=flat)
     counts = [count for _, count in trainable.shapes] + [1] * len(copies)

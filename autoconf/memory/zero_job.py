@@ -69,13 +69,19 @@ class ZeroJob:
             parameters = model_sizes(full.shapes, layers, adapters=everywhere, quantized=bool(job.units.quantized))
             if not everywhere:
                 parameters = parameters._replace(layers=tuple(map(_with_adapters, parameters.layers, trained.layers)))
+        # peft 0.21.2, utils/other.py, ModulesToSaveWrapper.forward: the frozen module is not called.
+        if job.whole.embeddings:
+            trained = trained._replace(embeddings=(job.whole.embeddings,))
+        if job.whole.head:
+            trained = trained._replace(head=(job.whole.head,))
+            parameters = parameters._replace(head=parameters.head or trained.head)
         return cls(
             job,
             trained,
             parameters,
             BucketSizes.of(stack.zero_buckets, hidden),
             recomputes=stack.gradient_checkpointing != "none",
-            flat_sizes=tuple(shape.elements for shape in flat_groups(trainable, job.rank)),
+            flat_sizes=tuple(shape.elements for shape in flat_groups(trainable, job.rank, job.whole.parameters)),
             linear_inputs=LinearInputs(0, 0) if job.rank is None else _inputs_of(full, layers, hidden, stack),
             several=several,
         )
@@ -137,10 +143,16 @@ def _with_adapters(base: tuple[int, ...], adapters: tuple[int, ...]) -> tuple[in
     return (*ordered, *adapters[2 * len(base) :])
 
 
-def flat_groups(trainable: Trainable, rank: int | None) -> list[Shape]:
-    """The optimizer's parameters under ZeRO: one flat float32 parameter with and one without weight decay."""
+def flat_groups(trainable: Trainable, rank: int | None, whole: int = 0) -> list[Shape]:
+    """The optimizer's parameters under ZeRO: one flat float32 parameter with and one without weight decay.
+
+    Args:
+        trainable: the trainable parameters.
+        rank: rank of the adapters, if there are any.
+        whole: parameters of embeddings and head that are trained beside adapters.
+    """
     # transformers/trainer.py, get_decay_parameter_names: not biases and norms.
-    elements = {True: 0, False: 0}
+    elements = {True: whole, False: 0}
     for shape, count in trainable.shapes:
         elements[len(shape.dimensions) > 1] += shape.elements * count * (rank or 1)
     return [Shape((size,), 4) for size in elements.values() if size]

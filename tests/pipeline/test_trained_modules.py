@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
 from autoconf.jobs.stack import Stack
 from autoconf.memory.store import ModelsTable
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.tracing.model_setup import TrainingSetup, build_model
+from autoconf.pipeline.validation import trained_zero
 from autoconf.pipeline.validation.trained_modules import compared, jobs
+from autoconf.pipeline.validation.zero_truth import Profiles
 from autoconf.predictor.registry import MODELS
 
 
@@ -41,3 +44,13 @@ def test_the_jobs_that_are_compared_have_every_value_in_every_place():
     for value in ("embeddings", "head", "embeddings_and_head"):
         of_value = [job for job in drawn if job.stack.trained_modules == value]
         assert {job.gpus > 1 and job.stack.sharding for job in of_value} == {False, "ddp", "fsdp1", "fsdp2"}
+
+
+def test_composed_figures_under_deepspeed_are_those_of_the_table():
+    table, profiles = pd.read_csv(trained_zero.OUTPUT), Profiles()
+    checks = [*trained_zero.checks()]
+    assert table["sharding"].tolist() == [check.stack.sharding for check in checks]
+    assert table["trained_modules"].tolist() == [check.stack.trained_modules for check in checks]
+    assert (table["composed_kib"] >= table["measured_kib"]).all()
+    for index in (3, 7, 11):  # each stage
+        assert profiles.peak_bytes(checks[index]) / 1024 == pytest.approx(table["composed_kib"][index], rel=1e-3)

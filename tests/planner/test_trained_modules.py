@@ -33,6 +33,18 @@ def test_more_trained_modules_never_need_less(method, sharding, stack, model):
         assert none < both
 
 
+@pytest.mark.parametrize("sharding", ["zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("model", ["qwen2.5-1.5b", "qwen2.5-7b"])
+def test_more_trained_modules_never_need_less_under_deepspeed(sharding, model):
+    for gpus, steps in ((2, 4), (8, 1)):
+        fields = {"sharding": sharding, "model_name": model, "mixed_precision": "bf16"}
+        none, embeddings, head, both = (
+            ask(gpus, **fields, gradient_accumulation_steps=steps, trained_modules=value).needed_memory_gib
+            for value in VALUES
+        )
+        assert none < embeddings < both and none < head < both
+
+
 def test_each_copy_has_weights_a_gradient_and_states():
     copy = 152_064 * 3584 * 2 / 2**30  # vocabulary x hidden size, in bfloat16
     none, both = (ask(trained_modules=value, optim="adamw_torch_fused") for value in ("none", "embeddings_and_head"))
@@ -77,7 +89,7 @@ def test_earlier_versions_refuse_them_by_name():
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"sharding": "zero2", "mixed_precision": "bf16"}, "sharding 'zero2'"),
+        ({"sharding": "zero2", "offload": "optimizer", "mixed_precision": "bf16"}, "offload 'optimizer'"),
         ({"sharding": "fsdp2", "offload": "optimizer_and_parameters"}, "offload 'optimizer_and_parameters'"),
         ({"sharding": "shard_grad_op"}, "fsdp_strategy 'shard_grad_op'"), ({"objective": "dpo"}, "objective 'dpo'"),
         ({"method": "qlora", "quantization": "int8", "sharding": "ddp"}, "quantization 'int8'"),

@@ -33,22 +33,26 @@ _REGIMES: tuple[dict[str, Any], ...] = (
 
 
 def jobs() -> Iterator[tuple[TrainingSetup, int]]:
-    """Jobs of each model and method with and without checkpoints, and the tokens of a micro-batch."""
+    """Jobs of each model and method with and without checkpoints, and the tokens of a micro-batch.
+
+    They run on one GPU or under DDP, and those of three models under FSDP2.
+    """
     chance = random.Random(_SEED)
-    for number, (model, method, checkpointing) in enumerate(
-        itertools.product(MODELS, ADAPTING, ("none", "non-reentrant"))
-    ):
-        settings = {
-            **_REGIMES[number % 3],
-            "use_dora": True,
-            "sharding": "ddp",
-            "lora_targets": chance.choice(("default", "attention", "all-linear")),
-            "gradient_checkpointing": checkpointing,
-            "lora_r": 16,
-            "quantization": "nf4" if method == "qlora" else "none",
-        }
-        job = TrainingSetup(architectures()[model], method, Stack.model_validate(settings), chance.choice((1, 8)))
-        yield job, chance.choice(TOKENS)
+    for sharding, places, models in (("ddp", (1, 8), MODELS), ("fsdp2", (8,), MODELS[:3])):
+        for number, (model, method, checkpointing) in enumerate(
+            itertools.product(models, ADAPTING, ("none", "non-reentrant"))
+        ):
+            settings = {
+                **_REGIMES[number % 3],
+                "use_dora": True,
+                "sharding": sharding,
+                "lora_targets": chance.choice(("default", "attention", "all-linear")),
+                "gradient_checkpointing": checkpointing,
+                "lora_r": 16,
+                "quantization": "nf4" if method == "qlora" else "none",
+            }
+            job = TrainingSetup(architectures()[model], method, Stack.model_validate(settings), chance.choice(places))
+            yield job, chance.choice(TOKENS)
 
 
 def main() -> None:
@@ -56,7 +60,7 @@ def main() -> None:
     table, found = ModelsTable.read(registry.MODELS / NEWEST), list[ComposedPeak]()
     for job, tokens in jobs():
         found.append(compared(table, job, tokens))
-        print(row(found[-1]))
+        print(row(found[-1]), flush=True)
     pd.DataFrame([row(c) for c in found]).to_csv(OUTPUT, index=False, lineterminator="\n")
     sys.exit(int(min(c.difference_percent for c in found) < 0))
 

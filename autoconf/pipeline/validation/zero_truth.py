@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 
 from autoconf.jobs.stack import LoraTargets, Stack
+from autoconf.memory.adapted import AdaptedModules
 from autoconf.memory.model import gpu_memory
 from autoconf.memory.profile import HeadWay, LayerWay, ModelProfile, Trainable
 from autoconf.memory.store import ModelsTable, write_model
@@ -27,6 +28,7 @@ from autoconf.memory.ways import head_way, layer_way
 from autoconf.memory.zero_parameters import BucketSizes
 from autoconf.pipeline.catalog import Architecture, architectures
 from autoconf.pipeline.report import VALIDATION, markdown, write_section
+from autoconf.pipeline.tracing.adapted import adapted_modules
 from autoconf.pipeline.tracing.extrapolate import head_moments, layer_moments
 from autoconf.pipeline.tracing.ledger import rank_for, trace
 from autoconf.pipeline.tracing.model_setup import Method
@@ -150,6 +152,7 @@ class Profiles:
     def __init__(self) -> None:
         self._moments: dict[tuple[str, LayerWay | HeadWay], Floats] = {}
         self._units: dict[tuple[str, str, str], Trainable] = {}
+        self._adapted: dict[str, AdaptedModules | None] = {}
 
     def peak_bytes(self, check: ZeroCheck) -> float:
         """The peak of a check as a version composes it."""
@@ -162,7 +165,7 @@ class Profiles:
         others = ("reentrant", "non-reentrant") if layers.gradient_checkpointing == "none" else ()
         ways = [layers, *(layers._replace(gradient_checkpointing=checkpointing) for checkpointing in others)]
         head = head_way(check.stack, check.method, several=True)
-        found = ModelProfile(check.architecture.name)
+        found = ModelProfile(check.architecture.name, modules=self._modules(check.architecture))
         found.layers.update((way, self._traced(check.architecture, way)) for way in ways)
         found.heads[head] = self._traced(check.architecture, head)
         for method, targets in (("full", "default"), (check.method, layers.lora_targets)):
@@ -182,6 +185,12 @@ class Profiles:
                 moments = head_moments(trace(head_job(architecture, way), short, rank), short, rank)
             self._moments[key] = np.array(moments)
         return self._moments[key]
+
+    def _modules(self, architecture: Architecture) -> AdaptedModules | None:
+        key = architecture.model_dump_json()
+        if key not in self._adapted:
+            self._adapted[key] = adapted_modules(architecture)
+        return self._adapted[key]
 
     def _counted(self, architecture: Architecture, method: str, targets: str) -> Trainable:
         key = architecture.model_dump_json(), method, targets
