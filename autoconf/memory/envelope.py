@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoconf.memory.units import Floats, Integers
+from autoconf.memory.units import Booleans, Floats, Integers
+
+_STRONGEST = 12  # rows that all others are compared with first
 
 
 def undominated(rows: Floats, *, decimals: int) -> Integers:
@@ -26,14 +28,18 @@ def undominated(rows: Floats, *, decimals: int) -> Integers:
     rounded = np.round(rows, decimals)
     order = np.lexsort(rounded.T[::-1])  # several times as fast as np.unique, with the same result
     new = (np.diff(rounded[order], axis=0) != 0).any(axis=1)
-    distinct = order[np.append(True, new)] if len(order) else order
-    values = rows[distinct]
-    # A row comes after every row that dominates it, so the first remaining row is never dominated; and none of the
-    # others has more in the first column. Few rows are kept.
-    left = np.lexsort(values.T[::-1])[::-1]
-    others, kept = values.T[1:, left], []
-    while len(left):
-        kept.append(left[0])
-        more = (others > others[:, :1]).any(axis=0)
-        left, others = left[more], others[:, more]
-    return np.asarray(distinct[np.sort(kept)], np.int64) if kept else np.zeros(0, np.int64)
+    left = order[np.append(True, new)] if len(order) else order
+    # Few rows dominate most of the others, which need not be compared with each other then.
+    scales = np.maximum(rows.max(axis=0, initial=0), 1)
+    for strongest in (np.argsort((rows[left] / scales).sum(axis=1))[-_STRONGEST:], slice(None)):
+        left = left[~_dominated(np.ascontiguousarray(rows[left].T), np.arange(len(left))[strongest])]
+    return np.asarray(left, np.int64)
+
+
+def _dominated(columns: Floats, by: Integers) -> Booleans:
+    """Whether each of several different rows is dominated by some of them; ``columns`` has shape (columns, rows)."""
+    as_large = np.ones((len(by), columns.shape[1]), bool)
+    for column in columns:
+        as_large &= column[by, None] >= column
+    as_large[np.arange(len(by)), by] = False
+    return np.asarray(as_large.any(axis=0))
