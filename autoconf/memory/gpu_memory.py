@@ -165,26 +165,27 @@ class GpuMemory:
         return np.asarray(self._needs(gpus, tokens, reserve).max(axis=0))
 
     def most_tokens(self, gpus: Integers, bytes_: Floats, reserve: Reserve) -> Floats:
-        """The tokens at which ``needed_bytes`` reaches a limit, up to rounding errors; shape (candidates,).
+        """The tokens at which ``needed_bytes`` reaches limits, up to rounding errors.
 
         Args:
             gpus: numbers of GPUs, all 1 or all larger.
-            bytes_: the limit of each candidate.
+            bytes_: limits of each candidate, shape (limits, candidates).
             reserve: the safety margin.
 
         Returns:
-            Tokens, 0 if none fit, or infinity if no number of tokens reaches the limit.
+            Tokens, shape (limits, candidates); 0 if none fit, or infinity if no number of tokens reaches the limit.
         """
         activations = self._kinks(gpus, reserve)
         margin = reserve.gib(self._decides_margin(activations, gpus), gpus)
         needed = GIB * ((1 + reserve.peak_share) * activations + margin)  # at each of these activations
         constant = self._total @ self._variables(gpus, np.zeros(len(gpus)))
-        room = bytes_ - (1 + reserve.peak_share) * constant  # of each moment, for activations and their margin
+        # Of each limit and moment, for activations and their margin.
+        room = bytes_[:, None] - (1 + reserve.peak_share) * constant
         beyond = np.maximum(room - needed[-1], 0) / (1 + reserve.peak_share)
-        found = GIB * inverse(room, activations, needed) + beyond
+        found = GIB * inverse(room.reshape(-1, len(gpus)), activations, needed).reshape(room.shape) + beyond
         with np.errstate(divide="ignore", invalid="ignore"):
             tokens = np.where(room < needed[0], 0.0, found / self._total[:, 1:2])
-        return np.asarray(np.nanmin(np.where(np.isnan(tokens), np.inf, tokens), axis=0))
+        return np.asarray(np.nanmin(np.where(np.isnan(tokens), np.inf, tokens), axis=1))
 
     def deciding_bytes(self, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
         """Bytes at the moment that decides ``needed_bytes``, and what the margin depends on.
@@ -223,8 +224,11 @@ class GpuMemory:
         """What the margin depends on, in GiB: fragmentation, or in versions without it the activations."""
         if self.fragmentation is None:
             return activations_gib
-        states = (self.resident.states + self.resident.states_sharded / sharing(gpus, self.per_node)) / GIB
-        return self.fragmentation.at(activations_gib, states)
+        return self.fragmentation.at(activations_gib, self._states_gib(gpus))
+
+    def _states_gib(self, gpus: Integers) -> Floats:
+        """Gradients and optimizer states of each GPU, in GiB, shape (candidates,)."""
+        return (self.resident.states + self.resident.states_sharded / sharing(gpus, self.per_node)) / GIB
 
     def _kinks(self, gpus: Integers, reserve: Reserve) -> Floats:
         """Activations between which the margin of each candidate is linear, ascending; shape (kinks, candidates)."""
@@ -232,7 +236,7 @@ class GpuMemory:
         if self.fragmentation is None:
             return margins
         activations = np.repeat(self.fragmentation.activations_gib[:, None], len(gpus), axis=1)
-        curves = self._decides_margin(activations, gpus)
+        curves = self.fragmentation.curves(self._states_gib(gpus))
         return np.sort(np.concatenate([activations, inverse(margins, activations, curves)]), axis=0)
 
     def _variables(self, gpus: Integers, tokens: Floats | Integers) -> Floats:

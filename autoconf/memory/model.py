@@ -23,18 +23,19 @@ from autoconf.memory.profile import Trainable, Units, optimizer_shapes
 from autoconf.memory.profile_of_job import named_modules, not_traced, of_named, profile_of
 from autoconf.memory.quantized import quantized_base
 from autoconf.memory.reserve import Reserve
-from autoconf.memory.sharding import BytesPerParameter, Strategy, UnshardedJob, sharded
+from autoconf.memory.sharding import Strategy, UnshardedJob, sharded
 from autoconf.memory.some_layers import some_layers
 from autoconf.memory.store import ModelsTable
 from autoconf.memory.towers import towers
 from autoconf.memory.trained import FROZEN, TrainedWhole, kept_by_layer
-from autoconf.memory.units import GIB, Floats, Integers
+from autoconf.memory.units import GIB, Booleans, Floats, Integers
 from autoconf.memory.ways import (
+    BYTES,
     LOADS,
     RULES,
     becomes_float32,
+    bytes_per_parameter,
     computes_in_16_bits,
-    computing_dtype,
     head_way,
     layer_way,
     strategy_of,
@@ -42,8 +43,6 @@ from autoconf.memory.ways import (
 )
 from autoconf.memory.zero import zero
 from autoconf.memory.zero_job import ZERO, ZeroJob, flat_groups
-
-_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 class StackMemory:
@@ -147,6 +146,17 @@ class StackMemory:
         per_node = np.array([several.per_node for _, several in jobs], np.int64)
         return np.asarray(whole + sharded / (sharing(gpus, per_node[places]) if per_node.any() else gpus))
 
+    def falls_with_gpus(self, rows: Integers) -> Booleans:
+        """Whether a job needs no more of each of several GPUs if there are more of them, by ``rules``, too.
+
+        The GPUs of a node share evenly, so 12 of them on two nodes need more than 8 on one. Gradients that every GPU
+        keeps whole weigh more if what they replace is not divided among the GPUs.
+        """
+        distinct, places = _distinct(rows)
+        jobs = [self._jobs[row][True] for row in distinct.tolist()]
+        falls = [not job.per_node and job.unsharded_gradients <= job.resident.sharded for job in jobs]
+        return np.array(falls, bool)[places]
+
     def gradient_bytes(self, rows: Integers) -> Floats:
         """Bytes of gradients that FSDP keeps whole on every GPU between micro-batches; 0 without accumulation."""
         distinct, places = _distinct(rows)
@@ -184,12 +194,16 @@ class StackMemory:
         return needed / GIB
 
     def most_tokens(self, rows: Integers, gpus: Integers, gib: Floats, reserve: Reserve) -> Floats:
-        """The tokens at which ``needed_gib`` reaches the GiB of each candidate, up to rounding errors.
+        """The tokens at which ``needed_gib`` reaches limits in GiB, shape (limits, candidates), up to rounding errors.
 
         Returns:
-            Tokens, 0 if none fit, or infinity if no number of tokens needs as much. Shape (candidates,).
+            Tokens, 0 if none fit, or infinity if no number of tokens needs as much. Shape (limits, candidates).
         """
-        return self._each(rows, gpus, lambda memory, which: memory.most_tokens(gpus[which], gib[which] * GIB, reserve))
+
+        def ask(memory: GpuMemory, which: Integers) -> Floats:
+            return memory.most_tokens(gpus[which], gib[:, which] * GIB, reserve).T
+
+        return self._each(rows, gpus, ask, len(gib)).T
 
     def deciding_gib(self, rows: Integers, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
         """GiB at the moment that decides ``needed_gib``, and what the margin depends on, shape (candidates, 2)."""
@@ -247,12 +261,12 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     if full is None and needs_full:
         raise not_traced(table, model, method, stack, ("full", "default"))
     rank = None if method == "full" else stack.lora_r + stack.use_dora
-    per_parameter = _bytes_per_parameter(stack, method, strategy)
+    per_parameter = bytes_per_parameter(stack, method, strategy)
     objective = setup_of(stack, method, full, head, per_parameter, strategy)
     some = some_layers(table, model, stack, layers.lora_targets, named) if rank is not None else None
     profile = profile_of(table, model, method, stack, layers, head, objective, rules, some)
     if named is not None:
-        profile = partial(of_named, profile, named, trainable, _BYTES[layers.adapter_dtype])
+        profile = partial(of_named, profile, named, trainable, BYTES[layers.adapter_dtype])
         trainable = named.trainable(trainable)
     if stack.use_dora:
         profile = partial(dora(table, model, stack, strategy, layers, named, some).moments, profile)
@@ -263,7 +277,7 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     whole = _trained_whole(stack, method, full, strategy)
     if rank is not None and whole.parameters:
         profile = partial(whole.moments, profile, rank, kept_by_layer(table, model, stack, layers))
-    base = quantized_base(stack.quantization, trainable.units, full, _BYTES[layers.torch_dtype])
+    base = quantized_base(stack.quantization, trainable.units, full, BYTES[layers.torch_dtype])
     moments: Callable[[], Floats] = partial(base.moments, profile, recomputes=stack.gradient_checkpointing != "none")
     if tower is not None:
         moments = tower.with_images(moments, layers, stack)
@@ -317,7 +331,7 @@ def _loads(job: UnshardedJob, strategy: Strategy, stack: Stack, base: Trainable)
         what = "all 4-bit weights before FSDP shards them"
     elif stack.loading == "gpu":
         what = "all weights before FSDP shards them"
-    loaded = _BYTES[stack.torch_dtype]
+    loaded = BYTES[stack.torch_dtype]
     moments = fsdp_loading(job, strategy, stack.loading, base.shapes, loaded, shard_adapters=stack.shard_adapters)
     return Loads(what, moments)
 
@@ -327,7 +341,7 @@ def _trained_whole(stack: Stack, method: str, full: Trainable | None, strategy: 
     if stack.trained_modules == "none":
         return FROZEN
     assert full is not None
-    loaded = 4 if upcast_of(stack, strategy) == "all" else _BYTES[stack.torch_dtype]
+    loaded = 4 if upcast_of(stack, strategy) == "all" else BYTES[stack.torch_dtype]
     stored = 4 if becomes_float32(stack, method, strategy) else loaded
     computing = 2 if computes_in_16_bits(stack, strategy) else stored
     stored = computing if strategy in ZERO else stored
@@ -346,24 +360,7 @@ def _optimizer(
     return optimizer_bytes(stack.optim, [*shapes, *copies], counts)
 
 
-def _bytes_per_parameter(stack: Stack, method: str, strategy: Strategy) -> BytesPerParameter:
-    mixes = computes_in_16_bits(stack, strategy)
-    if strategy in ZERO:
-        # deepspeed/runtime/engine.py, _cast_module_mixed_precision: all parameters.
-        itemsize = _BYTES[computing_dtype(stack, strategy)]
-        return BytesPerParameter(itemsize, itemsize, itemsize, itemsize)
-    frozen = _BYTES[stack.torch_dtype]
-    adapters = _BYTES[stack.adapter_dtype]
-    stored = {"full": frozen, "lora": max(frozen, adapters), "qlora": adapters}[method]
-    return BytesPerParameter(
-        frozen=frozen,
-        trainable=4 if becomes_float32(stack, method, strategy) else stored,
-        frozen_computing=_BYTES[computing_dtype(stack, strategy)],
-        trainable_computing=2 if mixes else stored,
-    )
-
-
 def _upcast_bytes(units: Units, upcast: Upcast) -> int:
     """Bytes that unquantized parameters take in addition when they become float32; the final norm's are negligible."""
     upcasts = {"none": 0, "norms": units.frozen - units.root_frozen, "all": units.frozen}[upcast]
-    return upcasts * (_BYTES["float32"] - _BYTES["bfloat16"])
+    return upcasts * (BYTES["float32"] - BYTES["bfloat16"])

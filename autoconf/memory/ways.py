@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 from autoconf.jobs.stack import Stack, Upcast
 from autoconf.memory.offloaded import SavedInputs
 from autoconf.memory.profile import IN_ORDER, UPCAST_NORMS, HeadWay, LayerWay
-from autoconf.memory.sharding import Strategy
+from autoconf.memory.sharding import BytesPerParameter, Strategy
 from autoconf.memory.units import Floats
 from autoconf.memory.zero_job import ZERO
 
 if TYPE_CHECKING:
     from autoconf.memory.store import ModelsTable
+
+BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}  # of an element
 
 # The rules by which memory is composed. A version keeps those with which it was made.
 # 4: layers before the first one with adapters keep nothing for a backward pass. 3: a head whose loss makes its gradient
@@ -149,6 +151,24 @@ def becomes_float32(stack: Stack, method: str, strategy: Strategy) -> bool:
 def computing_dtype(stack: Stack, strategy: Strategy) -> str:
     """The dtype of computation, as it was traced."""
     return "bfloat16" if computes_in_16_bits(stack, strategy) or stack.torch_dtype != "float32" else "float32"
+
+
+def bytes_per_parameter(stack: Stack, method: str, strategy: Strategy) -> BytesPerParameter:
+    """The bytes of a parameter as it is stored, and as it computes."""
+    mixes = computes_in_16_bits(stack, strategy)
+    if strategy in ZERO:
+        # deepspeed/runtime/engine.py, _cast_module_mixed_precision: all parameters.
+        itemsize = BYTES[computing_dtype(stack, strategy)]
+        return BytesPerParameter(itemsize, itemsize, itemsize, itemsize)
+    frozen = BYTES[stack.torch_dtype]
+    adapters = BYTES[stack.adapter_dtype]
+    stored = {"full": frozen, "lora": max(frozen, adapters), "qlora": adapters}[method]
+    return BytesPerParameter(
+        frozen=frozen,
+        trainable=4 if becomes_float32(stack, method, strategy) else stored,
+        frozen_computing=BYTES[computing_dtype(stack, strategy)],
+        trainable_computing=2 if mixes else stored,
+    )
 
 
 def _autocast(stack: Stack, strategy: Strategy) -> str:

@@ -48,7 +48,13 @@ class JobArrays:
     def can_split(self, counts: Integers, max_batch_size: int) -> Booleans:
         """Whether a job's batch can be split over each number of GPUs, shape (jobs, counts)."""
         batch_size = self.batch_size[:, None]
-        return np.where(self.per_device[:, None], batch_size * counts <= max_batch_size, batch_size % counts == 0)
+        return np.where(self.per_device[:, None], batch_size * counts <= max_batch_size, self.divisible(counts))
+
+    def divisible(self, counts: Integers) -> Booleans:
+        """Whether each number divides a job's batch size, shape (jobs, counts)."""
+        distinct, places = np.unique(self.batch_size, return_inverse=True)  # many jobs have the same
+        found: Booleans = (distinct[:, None] % counts == 0)[places]
+        return found
 
     def tokens_per_gpu(self, which: Integers, gpus: Integers) -> Floats:
         """Tokens of a micro-batch on each GPU, for some of the jobs, each on its number of GPUs; shape (which,)."""

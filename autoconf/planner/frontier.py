@@ -67,8 +67,7 @@ def _estimated(
     steps = zip(predictor.step(True), predictor.step(False), strict=True)
     above_and_below = np.stack([np.where(gpus > 1, *both) for both in steps])[::-1]
     gib = (predictor.for_pytorch_gib(usable_gib, gpus) - above_and_below)[:, possible]
-    twice = np.tile(np.flatnonzero(possible), 2)
-    found[possible] = memory.most_tokens(rows[twice], gpus[twice], gib.ravel(), reserve).reshape(2, -1).T
+    found[possible] = memory.most_tokens(rows[possible], gpus[possible], gib, reserve).T
     found[:, 1] = np.maximum(found[:, 0], found[:, 1]) + 1
     return np.clip(found, 1, at_most[:, None]).astype(np.int64)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from autoconf.memory.candidates import Candidates
+from autoconf.memory.model import StackMemory
 from autoconf.memory.units import GIB, Booleans, Integers
 from autoconf.planner import rules
 from autoconf.planner.domain import JobArrays, JobColumns, inside, workers
 from autoconf.planner.results import Recommendation
 from autoconf.predictor.predictor import Predictor
+
+_LONG = 1_000  # jobs from which on it is faster to ask twice
 
 
 def recommendations(predictor: Predictor, columns: JobColumns) -> list[Recommendation]:
@@ -55,15 +58,15 @@ def smallest(predictor: Predictor, jobs: JobArrays) -> list[Recommendation]:
     if not len(jobs.rows):
         return []
     counts, even = even_counts(predictor, jobs)
-    job, place = np.nonzero(even & jobs.can_split(counts, predictor.domain.max_batch_size))
+    allowed = even & jobs.can_split(counts, predictor.domain.max_batch_size)
+    job, place = np.nonzero(_worth_trying(predictor, jobs, counts, allowed))
     gpus = counts[place]
-    candidates = jobs.candidates(predictor.memory, job, gpus)
-    fits = decide(predictor, candidates)
+    fits = decide(predictor, jobs.candidates(predictor.memory, job, gpus))
     best = np.zeros(len(jobs.rows), np.int64)
     best[job[fits][::-1]] = gpus[fits][::-1]  # the smallest count is written last
     without = np.flatnonzero(best == 0)
-    last = np.searchsorted(job, without, side="right") - 1  # each job's largest candidate
-    reasons = iter(_why_not(predictor, candidates.subset(last), jobs, without))
+    largest = counts[_last(allowed[without])]
+    reasons = iter(_why_not(predictor, jobs.candidates(predictor.memory, without, largest), jobs, without))
     nodes = workers(best, jobs.gpus_per_worker).tolist()
     hosts = _host_gib(predictor, jobs, best) if predictor.knows_host else [0.0] * len(best)
     return [
@@ -72,6 +75,36 @@ def smallest(predictor: Predictor, jobs: JobArrays) -> list[Recommendation]:
         else Recommendation(reason=next(reasons), outcome="fits_nowhere")
         for total, on, host in zip(best.tolist(), nodes, hosts, strict=True)
     ]
+
+
+def _last(allowed: Booleans) -> Integers:
+    """The place of the largest number of GPUs that each job may use, shape (jobs,)."""
+    return np.asarray(allowed.shape[1] - 1 - allowed[:, ::-1].argmax(axis=1))
+
+
+def _worth_trying(predictor: Predictor, jobs: JobArrays, counts: Integers, allowed: Booleans) -> Booleans:
+    """The candidates of a long table, without jobs that fit neither on one GPU nor on the most that they may use.
+
+    Args:
+        predictor: the version.
+        jobs: the jobs.
+        counts: numbers of GPUs, shape (counts,).
+        allowed: whether each job may use each of them, shape (jobs, counts), at least one of them.
+
+    Returns:
+        Shape (jobs, counts).
+    """
+    memory = predictor.memory
+    if len(jobs.rows) < _LONG or not isinstance(memory, StackMemory) or jobs.host_limit_gib is not None:
+        return allowed
+    ends = allowed & (counts == 1)
+    ends[np.arange(len(ends)), _last(allowed)] = True
+    ends |= allowed & ~memory.falls_with_gpus(jobs.rows)[:, None]
+    job, place = np.nonzero(ends)
+    fits = decide(predictor, jobs.candidates(memory, job, counts[place]))
+    fitting = np.zeros(len(ends), bool)
+    fitting[job[fits]] = True
+    return allowed & fitting[:, None]
 
 
 def _host_gib(predictor: Predictor, jobs: JobArrays, gpus: Integers) -> list[float]:
@@ -90,7 +123,7 @@ def _why_not(predictor: Predictor, largest: Candidates, jobs: JobArrays, which: 
     refused, version = jobs.subset(which), predictor.card.version
     limits = _limits(predictor, refused)
     counts = np.arange(1, predictor.domain.max_gpus + 1)
-    divides = refused.per_device[:, None] | (refused.batch_size[:, None] % counts == 0)
+    divides = refused.per_device[:, None] | refused.divisible(counts)
     # The largest number that would be considered without the condition that it splits evenly over workers.
     divisors = np.where(divides & (counts <= limits[:, None]), counts, 0).max(axis=1)
     return [

@@ -57,7 +57,7 @@ def test_the_parts_add_up_and_name_fragmentation() -> None:
 def test_most_tokens_is_where_the_need_reaches_the_limit(gpus: list[int]) -> None:
     for gib in np.linspace(25, 90, 40):
         counts = np.array(gpus)
-        most = memory().most_tokens(counts, np.full(len(gpus), gib * GIB), RESERVE)
+        (most,) = memory().most_tokens(counts, np.full((1, len(gpus)), gib * GIB), RESERVE)
         one, little, more = (
             memory().needed_bytes(counts, tokens, RESERVE)
             for tokens in (np.ones(len(gpus)), most * (1 - 1e-6), most * (1 + 1e-6))

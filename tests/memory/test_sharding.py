@@ -138,7 +138,7 @@ def test_the_most_tokens_are_those_that_need_a_limit(strategy, gpus, peak_share)
     figures = composed(strategy, accumulating=True, optimizer=OptimizerBytes(states=4200, step=GIB))
     on = np.full(50, gpus)
     limits = np.append(np.linspace(0.5, 4, 25), np.geomspace(4, 1e4, 25)) * GIB  # to beyond the grid's last activations
-    tokens = figures.most_tokens(on, limits, reserve)
+    (tokens,) = figures.most_tokens(on, limits[None], reserve)
     fits = figures.needed_bytes(on, np.zeros(50), reserve) <= limits
     assert 0 < fits.sum() < 50 and (tokens[~fits] == 0).all()
     assert figures.needed_bytes(on, tokens, reserve)[fits] == pytest.approx(limits[fits])
@@ -146,8 +146,8 @@ def test_the_most_tokens_are_those_that_need_a_limit(strategy, gpus, peak_share)
 
 def test_any_number_of_tokens_fits_where_none_takes_memory():
     figures = composed("none", accumulating=True, moment=MIDDLE._replace(per_token=0))
-    found = figures.most_tokens(np.array([1, 1]), np.array([4.0, 1.0]) * GIB, Reserve((0, 100), (3, 11), (2, 42)))
-    assert found.tolist() == [np.inf, 0]
+    found = figures.most_tokens(np.array([1, 1]), np.array([[4.0, 1.0]]) * GIB, Reserve((0, 100), (3, 11), (2, 42)))
+    assert found.tolist() == [[np.inf, 0]]
 
 
 def test_a_share_of_the_peak_stays_free_on_top_and_counts_as_reserve():
