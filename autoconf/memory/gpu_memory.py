@@ -164,6 +164,20 @@ class GpuMemory:
         """
         return np.asarray(self._needs(gpus, tokens, reserve).max(axis=0))
 
+    def floors(self, gpus: Integers, tokens: Floats | Integers, kept: Floats) -> Floats:
+        """Bytes that some of the parts take at least, without a margin.
+
+        Args:
+            gpus: numbers of GPUs, >= 1; arrays of candidates have shape (candidates,).
+            tokens: tokens of a micro-batch on each GPU.
+            kept: 1 for the parts that count, 0 for the others, shape (floors, parts), in the order of ``PARTS``.
+
+        Returns:
+            The largest of the moments, shape (floors, candidates).
+        """
+        some = np.tensordot(kept, self._parts, axes=1)
+        return np.asarray((some @ self._variables(gpus, tokens)).max(axis=1))
+
     def most_tokens(self, gpus: Integers, bytes_: Floats, reserve: Reserve) -> Floats:
         """The tokens at which ``needed_bytes`` reaches limits, up to rounding errors.
 

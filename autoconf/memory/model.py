@@ -193,6 +193,14 @@ class StackMemory:
         needed = self._each(rows, gpus, lambda memory, which: memory.needed_bytes(gpus[which], tokens[which], reserve))
         return needed / GIB
 
+    def floors_gib(self, rows: Integers, gpus: Integers, tokens: Floats | Integers, kept: Floats) -> Floats:
+        """GiB that some of the parts take at least, as ``GpuMemory.floors``, shape (floors, candidates)."""
+
+        def ask(memory: GpuMemory, which: Integers) -> Floats:
+            return memory.floors(gpus[which], tokens[which], kept).T
+
+        return self._each(rows, gpus, ask, len(kept)).T / GIB
+
     def most_tokens(self, rows: Integers, gpus: Integers, gib: Floats, reserve: Reserve) -> Floats:
         """The tokens at which ``needed_gib`` reaches limits in GiB, shape (limits, candidates), up to rounding errors.
 

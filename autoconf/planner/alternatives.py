@@ -12,6 +12,7 @@ from autoconf.jobs.job import stack_of
 from autoconf.jobs.presets import SETTINGS
 from autoconf.planner.changes import ALL, FIRST_OF_TWO, Changes, Tried, changed, helping, larger_gpus
 from autoconf.planner.domain import JobColumns, value_of
+from autoconf.planner.hopeless import possible
 from autoconf.planner.results import Change, Remedy
 from autoconf.predictor.predictor import Predictor
 
@@ -21,7 +22,7 @@ _MOST_PAIRS = 5  # the most pairs that are suggested
 def remedies(predictor: Predictor, columns: JobColumns, changes: Changes) -> list[list[Remedy]]:
     """Find the single changes that help valid jobs without a recommendation, in the order of ``changes``."""
     found: list[list[Remedy]] = [[] for _ in columns["model_name"]]
-    tried = _proposed(predictor, columns, changes)
+    tried = possible(predictor, columns, _proposed(predictor, columns, changes))
     for (index, field, value), gpus, workers in helping(predictor, columns, tried):
         found[index].append(Remedy(field, _before(columns, index, field), value, gpus, workers))
     return found

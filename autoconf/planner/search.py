@@ -94,17 +94,21 @@ def _worth_trying(predictor: Predictor, jobs: JobArrays, counts: Integers, allow
     Returns:
         Shape (jobs, counts).
     """
-    memory = predictor.memory
-    if len(jobs.rows) < _LONG or not isinstance(memory, StackMemory) or jobs.host_limit_gib is not None:
+    if len(jobs.rows) < _LONG or not isinstance(predictor.memory, StackMemory) or jobs.host_limit_gib is not None:
         return allowed
-    ends = allowed & (counts == 1)
-    ends[np.arange(len(ends)), _last(allowed)] = True
-    ends |= allowed & ~memory.falls_with_gpus(jobs.rows)[:, None]
-    job, place = np.nonzero(ends)
-    fits = decide(predictor, jobs.candidates(memory, job, counts[place]))
-    fitting = np.zeros(len(ends), bool)
+    job, place = np.nonzero(ends(predictor.memory, jobs, counts, allowed))
+    fits = decide(predictor, jobs.candidates(predictor.memory, job, counts[place]))
+    fitting = np.zeros(len(allowed), bool)
     fitting[job[fits]] = True
     return allowed & fitting[:, None]
+
+
+def ends(memory: StackMemory, jobs: JobArrays, counts: Integers, allowed: Booleans) -> Booleans:
+    """The numbers of GPUs of which one needs the least of each GPU: one, and the largest; arguments as above."""
+    found: Booleans = allowed & (counts == 1)
+    found[np.arange(len(found)), _last(allowed)] = True
+    found |= allowed & ~memory.falls_with_gpus(jobs.rows)[:, None]
+    return found
 
 
 def _host_gib(predictor: Predictor, jobs: JobArrays, gpus: Integers) -> list[float]:
