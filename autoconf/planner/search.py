@@ -59,14 +59,14 @@ def smallest(predictor: Predictor, jobs: JobArrays) -> list[Recommendation]:
         return []
     counts, even = even_counts(predictor, jobs)
     allowed = even & jobs.can_split(counts, predictor.domain.max_batch_size)
-    job, place = np.nonzero(_worth_trying(predictor, jobs, counts, allowed))
+    tried = allowed if len(allowed) < _LONG else _worth_trying(predictor, jobs, counts, allowed)
+    job, place = np.nonzero(tried)
     gpus = counts[place]
     fits = decide(predictor, jobs.candidates(predictor.memory, job, gpus))
     best = np.zeros(len(jobs.rows), np.int64)
     best[job[fits][::-1]] = gpus[fits][::-1]  # the smallest count is written last
     without = np.flatnonzero(best == 0)
-    largest = counts[_last(allowed[without])]
-    reasons = iter(_why_not(predictor, jobs.candidates(predictor.memory, without, largest), jobs, without))
+    reasons = iter(_why_not(predictor, jobs, without, counts, allowed) if len(without) else ())
     nodes = workers(best, jobs.gpus_per_worker).tolist()
     hosts = _host_gib(predictor, jobs, best) if predictor.knows_host else [0.0] * len(best)
     return [
@@ -94,7 +94,7 @@ def _worth_trying(predictor: Predictor, jobs: JobArrays, counts: Integers, allow
     Returns:
         Shape (jobs, counts).
     """
-    if len(jobs.rows) < _LONG or not isinstance(predictor.memory, StackMemory) or jobs.host_limit_gib is not None:
+    if not isinstance(predictor.memory, StackMemory) or jobs.host_limit_gib is not None:
         return allowed
     job, place = np.nonzero(ends(predictor.memory, jobs, counts, allowed))
     fits = decide(predictor, jobs.candidates(predictor.memory, job, counts[place]))
@@ -120,10 +120,9 @@ def _host_gib(predictor: Predictor, jobs: JobArrays, gpus: Integers) -> list[flo
     return gib
 
 
-def _why_not(predictor: Predictor, largest: Candidates, jobs: JobArrays, which: Integers) -> list[str]:
+def _why_not(predictor: Predictor, jobs: JobArrays, which: Integers, counts: Integers, allowed: Booleans) -> list[str]:
     """The reasons why some of the jobs have no recommendation, for the largest number of GPUs that was considered."""
-    if not len(which):
-        return []
+    largest = jobs.candidates(predictor.memory, which, counts[_last(allowed[which])])
     refused, version = jobs.subset(which), predictor.card.version
     limits = _limits(predictor, refused)
     counts = np.arange(1, predictor.domain.max_gpus + 1)

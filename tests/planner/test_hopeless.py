@@ -1,0 +1,35 @@
+"""What a long table leaves out never changes an answer."""
+
+import numpy as np
+import pytest
+
+from autoconf import recommend
+from autoconf.pipeline.release.random_jobs import random_jobs
+from autoconf.planner import alternatives, search
+from autoconf.predictor.registry import DEFAULT, load
+
+
+@pytest.fixture(scope="module")
+def jobs():
+    drawn = random_jobs(load(DEFAULT), np.random.default_rng(8), 400, sizes=3).drop(columns=["number_gpus"])
+    return drawn.assign(model_version=DEFAULT, gpus_per_worker=8)
+
+
+def test_changes_that_are_left_out_and_layouts_between_the_ends_change_no_answer(jobs, monkeypatch):
+    assert len(jobs) >= search._LONG
+    kept = []
+    possible = alternatives.possible
+
+    def counted(predictor, columns, tried):
+        found = possible(predictor, columns, tried)
+        kept.append((len(tried), len(found)))
+        return found
+
+    monkeypatch.setattr(alternatives, "possible", counted)
+    answers = recommend(jobs)
+    (tried, left), *_ = kept
+    assert 0 < left < tried / 2  # most of them cannot help
+    monkeypatch.setattr(alternatives, "possible", lambda predictor, columns, tried: tried)
+    monkeypatch.setattr(search, "_LONG", len(jobs) + 1)
+    assert recommend(jobs).equals(answers)
+    assert answers["reason"].str.contains("optim=").any()
