@@ -8,6 +8,7 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 
+from autoconf.jobs.lora_layers import ALL
 from autoconf.jobs.presets import SETTINGS, UP_TO_2_0_0, presets, training_stack
 from autoconf.jobs.stack import Attention, Dtype, Loss, MixedPrecision, Optim
 from autoconf.predictor.predictor import Predictor
@@ -22,7 +23,8 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "attention": get_args(Attention),
     "lora_r": (1, 2, 4, 8, 16, 32, 64, 128, 256),
     "lora_targets": ("default", "attention", "all-linear"),
-    "lora_dropout": (0.0,),  # not drawn, so that jobs stay those of earlier evaluations
+    "lora_dropout": (0.0,),  # this and the next one are not drawn, so that jobs stay those of earlier evaluations
+    "lora_layers": (ALL,),
 }
 _CHANGED = 0.25  # how often a job overrides a setting of its preset
 
