@@ -19,7 +19,7 @@ def test_composed_peaks_are_never_below_those_of_peft(layers, checkpointing):
     settings = {"lora_layers": layers, "gradient_checkpointing": checkpointing, "lora_r": 64}
     job = TrainingSetup(architectures()["pythia-160m"], "lora", Stack(**settings, lora_targets="all-linear"))
     found = compared(ModelsTable.read(MODELS / "3.0.0"), job, 4098)
-    assert 0 <= found.difference_percent <= (10 if checkpointing == "none" else 0.5)
+    assert 0 <= found.difference_percent <= (15 if checkpointing == "none" else 0.5)
 
 
 def test_peft_makes_adapters_on_these_layers_alone():
