@@ -204,5 +204,5 @@ def _parameters3(zero: ZeroJob, gpus: int) -> float:
     group of the optimizer; PyTorch keeps the released ones.
     """
     unit, limit = zero.job.bytes_per_parameter.frozen_computing, zero.buckets.stage3_param_persistence_threshold
-    blocks = [unit * math.ceil(size / gpus) for size in zero.parameters.flat() if size > limit]
+    blocks = [unit * math.ceil(size / gpus) for size in zero.calls.sizes() if size > limit]
     return _pinned([*blocks, *(unit * size / gpus for size in zero.flat_sizes)])

@@ -16,8 +16,9 @@ from autoconf.memory.gpu_memory import Curves, GpuMemory, Moments
 from autoconf.memory.profile import Point
 from autoconf.memory.sharding import UnshardedMoments
 from autoconf.memory.units import Floats, Integers
+from autoconf.memory.zero_coordinator import PARTS, gathered_parameters
 from autoconf.memory.zero_job import ZeroJob, ZeroStage
-from autoconf.memory.zero_parameters import ModelSizes, gathered_parameters
+from autoconf.memory.zero_reduction import arrivals
 
 _MOST_GPUS = 512  # the memory on more GPUs is that on this many
 _NO_ACTIVATIONS = np.zeros((1, 2))
@@ -28,6 +29,10 @@ _BEFORE_LOSS = (
 )  # fmt: skip
 _LAST = (Point.LAST_START, Point.LAST, Point.LAST_LATE)
 _EMBEDDINGS = (Point.TAIL, Point.TAIL_END)
+# The parts of a backward pass in which gradients arrive.
+_REDUCING = {
+    "loss": (Point.LOSS,), "last": _LAST, "middle": PARTS["middle"], "first": PARTS["first"], "tail": _EMBEDDINGS,
+}  # fmt: skip
 
 
 class _Curve(IntEnum):
@@ -193,13 +198,15 @@ def _zero3(zero: ZeroJob, moments: UnshardedMoments) -> list[Moments]:
     job, buckets, states = zero.job, zero.buckets, zero.states3
     partition = 0 if job.offloads else job.gradients
     bucket = zero.itemsize * buckets.reduce_bucket_size
-    persistent, others = _persistent(zero)
-    gathered = gathered_parameters(others, buckets, recomputes=zero.recomputes, adapted=zero.adapted)
+    gathered = gathered_parameters(zero.calls, buckets, zero.checkpointing, accumulating=job.accumulating)
     # partition_parameters.py, NoGatherHandle: on one GPU, parameters are used in place if they are there.
     in_place = not zero.several and job.weights_on_gpu > 0
     unit = 0 if in_place else job.bytes_per_parameter.frozen_computing
     of_points = np.array([gathered[Point(point)] for point in moments.points.tolist()], float)
-    gathered_bytes = unit * (of_points + persistent)
+    at_loss = np.flatnonzero(moments.points == Point.LOSS)
+    if len(at_loss) > 1:  # the one with most logits is the loss, before the backward pass of the head
+        of_points[at_loss[moments.activations[at_loss, 1].argmax()]] = gathered[Point.TURN]
+    gathered_bytes = unit * (of_points + _persistent(zero))
     backward = ~np.isin(moments.points, _BEFORE_LOSS)
     gradients = bucket + np.where(backward, _pending(zero, moments) + _copies(zero, moments), 0)
     micro_batch = Moments(
@@ -225,10 +232,21 @@ def _zero3(zero: ZeroJob, moments: UnshardedMoments) -> list[Moments]:
 
 
 def _copies(zero: ZeroJob, moments: UnshardedMoments) -> Floats:
-    """Bytes of the copies of a full bucket (coalesced_collectives.py, reduce_scatter_coalesced)."""
-    bucket, largest = zero.itemsize * zero.buckets.reduce_bucket_size, zero.itemsize * _largest(zero)
-    so_far = moments.layer_gradients + moments.finished_gradients + moments.root_gradients
-    return np.where(so_far + largest > bucket, np.minimum(so_far, bucket), 0.0)
+    """Bytes of the copy of a full bucket that the newest gradient of a moment makes ZeRO-3 reduce."""
+    whole, adapters = zero.job.whole, zero.job.rank is not None
+    bucket = zero.buckets.reduce_bucket_size
+    found = arrivals(zero.calls, bucket, adapters=adapters, head=whole.head, embeddings=whole.embeddings)
+    copied = np.zeros(len(moments.points))
+    for part, points in _REDUCING.items():
+        at = np.isin(moments.points, points)
+        # At the embeddings, ``layer_gradients`` are zero: they have one gradient.
+        so_far = moments.newest_gradient if part == "tail" else moments.layer_gradients
+        gradients = so_far[at] / zero.itemsize
+        if len(gradients) and found[part]:
+            before, with_it, elements = np.array(found[part], float).T[:, :, None]
+            arrives = (before < gradients - 0.5) & (gradients - 0.5 < with_it)
+            copied[at] = np.where(arrives, elements, 0.0).max(axis=0)
+    return zero.itemsize * copied
 
 
 def _linear_inputs(zero: ZeroJob, points: Integers) -> Floats:
@@ -236,8 +254,8 @@ def _linear_inputs(zero: ZeroJob, points: Integers) -> Floats:
 
     Their backward pass reads input and weight even if the weight is frozen.
     """
-    layers, forward = len(zero.parameters.layers), (*_BEFORE_LOSS, Point.LOSS)
-    if zero.recomputes:
+    layers, forward = len(zero.calls.layers), (*_BEFORE_LOSS, Point.LOSS)
+    if zero.checkpointing != "none":
         of_layers = np.where(np.isin(points, (*forward, *_EMBEDDINGS)), 0.0, 1.0)
     else:
         # A layer releases its MLP's input early in its backward pass, in which most of its memory is used.
@@ -249,16 +267,10 @@ def _linear_inputs(zero: ZeroJob, points: Integers) -> Floats:
     return np.stack([np.zeros(len(points)), zero.job.bytes_per_parameter.frozen_computing * elements], axis=1)
 
 
-def _persistent(zero: ZeroJob) -> tuple[int, ModelSizes]:
-    """Elements of parameters that stay gathered (parameter_offload.py, mark_persistent_parameters), and the others."""
+def _persistent(zero: ZeroJob) -> int:
+    """Elements of parameters that stay gathered (parameter_offload.py, mark_persistent_parameters)."""
     limit = zero.buckets.stage3_param_persistence_threshold
-
-    def large(sizes: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(size for size in sizes if size > limit)
-
-    embeddings, layers, head = zero.parameters
-    others = ModelSizes(large(embeddings), tuple(map(large, layers)), large(head))
-    return sum(zero.parameters.flat()) - sum(others.flat()), others
+    return sum(size for size in zero.calls.sizes() if size <= limit)
 
 
 def _curves(zero: ZeroJob) -> Curves:

@@ -10,6 +10,7 @@ from autoconf.memory.gpu_memory import Resident
 from autoconf.memory.optimizers import Shape
 from autoconf.memory.profile import Trainable
 from autoconf.memory.sharding import UnshardedJob
+from autoconf.memory.zero_calls import ModelCalls, model_calls
 from autoconf.memory.zero_parameters import BucketSizes, ModelSizes, model_sizes
 
 ZeroStage = Literal["zero1", "zero2", "zero3"]
@@ -30,9 +31,9 @@ class ZeroJob:
     Attributes:
         job: the job on one GPU.
         trainable: its trainable parameters.
-        parameters: all its parameters.
+        calls: the modules of the model with all its parameters.
         buckets: DeepSpeed's settings.
-        recomputes: whether layers are checkpointed.
+        checkpointing: how layers are checkpointed.
         flat_sizes: elements of the parameter groups of the optimizer: parameters with and without weight decay.
         linear_inputs: inputs of frozen linear layers, which only ZeRO-3 keeps.
         several: whether several GPUs share the job.
@@ -40,9 +41,9 @@ class ZeroJob:
 
     job: UnshardedJob
     trainable: ModelSizes
-    parameters: ModelSizes
+    calls: ModelCalls
     buckets: BucketSizes
-    recomputes: bool
+    checkpointing: str
     flat_sizes: tuple[int, ...]
     linear_inputs: LinearInputs
     several: bool
@@ -62,25 +63,23 @@ class ZeroJob:
         """
         layers = max(1, round((full.units.trainable - full.units.root_trainable) / full.units.layer_trainable))
         hidden = next(shape.dimensions[-1] for shape, _ in full.shapes if shape.embedding)
-        parameters = trained = model_sizes(full.shapes, layers)
+        trained, calls = model_sizes(full.shapes, layers), model_calls(full.shapes, layers)
         if job.rank is not None:
             trained = model_sizes(trainable.shapes, layers, job.rank)
-            everywhere = job.rank if stack.lora_targets == "all-linear" else 0
-            parameters = model_sizes(full.shapes, layers, adapters=everywhere, quantized=bool(job.units.quantized))
-            if not everywhere:
-                parameters = parameters._replace(layers=tuple(map(_with_adapters, parameters.layers, trained.layers)))
+            quantized = bool(job.units.quantized)
+            calls = model_calls(full.shapes, layers, trainable.shapes, job.rank, quantized=quantized)
         # peft 0.21.2, utils/other.py, ModulesToSaveWrapper.forward: the frozen module is not called.
         if job.whole.embeddings:
             trained = trained._replace(embeddings=(job.whole.embeddings,))
         if job.whole.head:
             trained = trained._replace(head=(job.whole.head,))
-            parameters = parameters._replace(head=parameters.head or trained.head)
+            calls = calls._replace(head=calls.head or trained.head)
         return cls(
             job,
             trained,
-            parameters,
+            calls,
             BucketSizes.of(stack.zero_buckets, hidden),
-            recomputes=stack.gradient_checkpointing != "none",
+            checkpointing=stack.gradient_checkpointing,
             flat_sizes=tuple(shape.elements for shape in flat_groups(trainable, job.rank, job.whole.parameters)),
             linear_inputs=LinearInputs(0, 0) if job.rank is None else _inputs_of(full, layers, hidden, stack),
             several=several,
@@ -97,11 +96,6 @@ class ZeroJob:
         if stage == "zero2":
             return Resident(weights, states, states_sharded=states)
         return Resident(job.units.unsharded_bytes, job.weights_on_gpu + states, states_sharded=states)
-
-    @property
-    def adapted(self) -> int:
-        """Number of modules of a layer that have an adapter."""
-        return 0 if self.job.rank is None else len(self.trainable.layers[0]) // 2
 
     @property
     def states3(self) -> float:
@@ -129,18 +123,6 @@ def _inputs_of(full: Trainable, layers: int, hidden: int, stack: Stack) -> Linea
     of_layers = (shape for shape, count in full.shapes if count >= layers and not shape.embedding)
     of_layer = hidden + sum({s.dimensions[1] for s in of_layers if len(s.dimensions) == 2} - {hidden})
     return LinearInputs(0 if stack.lora_targets == "all-linear" else of_layer, hidden)
-
-
-def _with_adapters(base: tuple[int, ...], adapters: tuple[int, ...]) -> tuple[int, ...]:
-    """The parameters of a layer in the order of its calls: two matrices of an adapter follow the layer that they adapt.
-
-    >>> _with_adapters((100, 200, 300), (1, 2, 3, 4))
-    (100, 1, 2, 200, 3, 4, 300)
-    """
-    ordered: list[int] = []
-    for index, size in enumerate(base):
-        ordered += [size, *adapters[2 * index : 2 * index + 2]]
-    return (*ordered, *adapters[2 * len(base) :])
 
 
 def flat_groups(trainable: Trainable, rank: int | None, whole: int = 0) -> list[Shape]:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from autoconf.jobs.stack import Stack, ZeroBuckets
 from autoconf.memory.model import gpu_memory
+from autoconf.memory.optimizers import Shape
 from autoconf.memory.profile import Point
 from autoconf.memory.store import ModelsTable
 from autoconf.memory.units import Unsupported
+from autoconf.memory.zero_calls import Layer, ModelCalls, Module, model_calls, steps_of
+from autoconf.memory.zero_coordinator import Coordinator, gathered_parameters
 from autoconf.memory.zero_job import ZERO
-from autoconf.memory.zero_parameters import BucketSizes, ModelSizes, gathered_parameters
+from autoconf.memory.zero_parameters import BucketSizes
+from autoconf.memory.zero_reduction import arrivals
 from autoconf.predictor.registry import MODELS
 
 MODEL, TOKENS, GPUS = "smollm2-135m", 1024, np.array([2, 3, 8, 64, 512])
@@ -99,13 +106,62 @@ def test_larger_buckets_hold_more(table):
 
 
 def test_zero3_gathers_as_many_parameters_as_may_live():
-    sizes = ModelSizes((1000,), ((100,) * 8,) * 50, (1000,))
+    layer = Layer((Module((100,)),) * 4, (Module((100,)),) * 4)
+    model = ModelCalls((1000,), (layer,) * 50, (), (1000,))
     small, large = (
-        gathered_parameters(sizes, BucketSizes(100, 200, 0, limit, limit, 10**9, False), recomputes=True)
+        gathered_parameters(
+            model, BucketSizes(100, 200, 0, limit, limit, 10**9, False), "reentrant", accumulating=False
+        )
         for limit in (3000, 10**6)
     )
     assert large[Point.TURN] == 42_000  # all of them
     assert 3000 <= max(small.values()) <= 3000 + 1000 + 2 * 200  # a parameter too many, and a buffer of the prefetch
+
+
+def shapes_of(hidden: int, keys: int, inner: int, vocabulary: int, layers: int) -> tuple[tuple[Shape, int], ...]:
+    """Those of a small Mistral, in the order in which it has them."""
+    return (
+        (Shape((vocabulary, hidden), 2, True), 1), (Shape((hidden, hidden), 2), 2 * layers),
+        (Shape((keys, hidden), 2), 2 * layers), (Shape((inner, hidden), 2), 2 * layers),
+        (Shape((hidden, inner), 2), layers), (Shape((hidden,), 2), 2 * layers + 1),
+        (Shape((vocabulary, hidden), 2), 1),
+    )  # fmt: skip
+
+
+# (first and second matrix of the adapter of rank 1, how many there are in a layer)
+ADAPTERS = (((1, 128), 6), ((128, 1), 3), ((64, 1), 2), ((448, 1), 2), ((1, 448), 1))
+RECORDED = Path(__file__).parents[1] / "data" / "zero3_available.json"
+
+
+@pytest.mark.parametrize("case", ["adapters", "full"])
+def test_the_coordinator_has_as_many_parameters_at_each_call_as_that_of_real_processes(case):
+    """The number was recorded before each call of a module in the last micro-batch of two jobs of zero_truth.csv."""
+    if case == "adapters":
+        adapters = tuple((Shape(dimensions, 2), 4 * count) for dimensions, count in ADAPTERS)
+        model = model_calls(shapes_of(128, 64, 448, 1024, 4), 4, adapters, rank=4)
+        buckets, checkpointing = BucketSizes(16384, 14745, 1280, 819200, 819200, 10**9, True), "reentrant"
+    else:
+        model = model_calls(shapes_of(192, 96, 672, 4096, 6), 6)
+        buckets, checkpointing = BucketSizes(36864, 33177, 1920, 368640, 368640, 10**9, True), "non-reentrant"
+    sizes, steps = steps_of(model, checkpointing)
+    coordinator = Coordinator(sizes, steps, buckets)
+    available: list[int] = []
+    call = coordinator.call
+    coordinator.call = lambda step: (available.append(coordinator.available), call(step))[1]  # type: ignore[method-assign]
+    for fresh in (True, False):
+        available.clear()
+        coordinator.play(steps, fresh=fresh)
+    assert available == json.loads(RECORDED.read_text())[case]
+
+
+def test_a_bucket_is_copied_when_a_gradient_does_not_fit_unless_it_has_one():
+    model = ModelCalls((90,), (Layer((Module((30,)), Module((20,))), (Module((40,)),)),), (), (60,))
+    copied = {
+        part: [arrival.copied for arrival in found] for part, found in arrivals(model, 100, adapters=False).items()
+    }
+    # 60 + 40 fit; 20 does not; 20 + 30 fit; 90 does not.
+    assert copied == {"loss": [0], "last": [0, 100, 0], "middle": [], "first": [], "tail": [50]}
+    assert [arrival.copied for arrival in arrivals(model, 70, adapters=False)["last"]] == [0, 0, 60]
 
 
 def test_sub_groups_limit_what_zero3_steps_over_at_once(table):

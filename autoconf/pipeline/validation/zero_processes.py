@@ -12,14 +12,17 @@ import logging
 import os
 import sys
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
+from torch.distributed import distributed_c10d
 
 from autoconf.jobs.stack import Stack
 from autoconf.pipeline.catalog import Architecture
@@ -35,15 +38,32 @@ class _PeakRecorder(Recorder):
     """Records the largest number of bytes; tensors on the device ``meta`` have none."""
 
     peak = 0
+    paused = False
 
     def see(self, tensor: torch.Tensor, op: str = "resident") -> None:
-        if tensor.device.type != "meta":
+        if tensor.device.type != "meta" and not self.paused:
             super().see(tensor, op)
 
     def _resize(self, number: int, nbytes: int, op: str, itemsize: int = 1) -> None:
         super()._resize(number, nbytes, op, itemsize)
         self.changes.clear()
         self.peak = max(self.peak, self.live)
+
+    @contextmanager
+    def without_copies_of_gloo(self) -> Iterator[None]:
+        """Do not see the copy of its input that gloo's reduce-scatter makes, and NCCL's does not."""
+        # torch 2.13.0, csrc/distributed/c10d/ProcessGroupGloo.cpp, reduce_scatter_tensor_coalesced
+        reduce_scatter = distributed_c10d.reduce_scatter_single
+
+        def unseen(*args: Any, **kwargs: Any) -> Any:
+            self.paused = True
+            try:
+                return reduce_scatter(*args, **kwargs)
+            finally:
+                self.paused = False
+
+        with mock.patch.object(distributed_c10d, "reduce_scatter_single", unseen):
+            yield
 
 
 def peaks(job: dict[str, Any]) -> dict[str, int]:
@@ -58,6 +78,7 @@ def peaks(job: dict[str, Any]) -> dict[str, int]:
         stack.enter_context(cuda_kernels.on_cuda(model, setup.architecture.experts))
         stack.enter_context(recorder)
         stack.enter_context(recorder.resizes())
+        stack.enter_context(recorder.without_copies_of_gloo())
         _materialize(model)
         engine, *_ = deepspeed.initialize(
             model=model,

@@ -38,8 +38,7 @@ from autoconf.pipeline.validation.environments import Libraries, run
 
 OUTPUT = Path(__file__).with_name("zero_truth.csv")
 LIBRARIES = Libraries("5.23.0", "0.21.2", "1.15.0", "0.50.2", deepspeed="0.19.8")
-# One job of the sample, a model of 1.2 million parameters, is 5.2 % too low: DeepSpeed keeps two matrices more.
-MEDIAN_PERCENT, WORST_PERCENT = 0.5, 6.0
+MEDIAN_PERCENT, WORST_PERCENT = 0.5, 3.0
 JOBS = 45
 _SEED = 20261130
 # Models of the sample: architecture, hidden size, vocabulary, layers. The second one has a tied head.
