@@ -23,6 +23,9 @@ _SEES = re.compile(
     r"(^|[-_.])(vl\d*|vlm\d*|vision|llava|pixtral|paligemma|internvl|idefics|smolvlm|molmo|multimodal|onevision|gemma-3n"
     r"|ministral-3(?!b)|mistral-small-3\.[12]|llama-4-(scout|maverick))(?![a-z])"
 )
+# Trainers that train no tower unless a setting says so: LLaMA-Factory v0.9.5, freeze_vision_tower, and ms-swift v4.5.2,
+# freeze_vit.
+_FREEZE = ("llama-factory", "ms-swift")
 _BYTES = 2  # of a parameter in bfloat16
 
 
@@ -52,8 +55,7 @@ def refusal(name: str, models: Container[str]) -> str:
     >>> refusal("Qwen/Qwen2.5-7B-Instruct", ["qwen2.5-7b"])
     ''
     """
-    last = re.split(r"[/\\]", name.rstrip("/\\"))[-1].casefold().replace("_", "-")
-    why = "it is a vision-language model, and no version counts a vision tower"
+    last, why = _last(name), "it is a vision-language model, and no version counts a vision tower"
     for pattern, language_model, tower in _LANGUAGE_MODELS:
         found = re.search(pattern, last)
         if found and (model := found.expand(language_model)) in models:
@@ -61,6 +63,27 @@ def refusal(name: str, models: Container[str]) -> str:
     if not _SEES.search(last):
         return ""
     return f"{why}; no version has its language model: give the config.json of that part alone, with --model-config"
+
+
+def trained(name: str, method: str, trainer: str | None) -> str:
+    """Why a trainer also trains the tower of a model with full fine-tuning; empty text if it does not.
+
+    >>> trained("Qwen/Qwen2.5-VL-7B-Instruct", "full", "trl")
+    'trl trains the vision tower as well, which is not covered; without --job the tower counts as frozen'
+    >>> trained("Qwen/Qwen2.5-VL-7B-Instruct", "full", "llama-factory")
+    ''
+    """
+    if method != "full" or not _COUNTED.search(_last(name)) or trainer in _FREEZE:
+        return ""
+    return (
+        f"{trainer or 'the trainer'} trains the vision tower as well, which is not covered; without --job the tower "
+        "counts as frozen"
+    )
+
+
+def _last(name: str) -> str:
+    """The last part of a name or path, as it is compared."""
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1].casefold().replace("_", "-")
 
 
 def without_tower(model: str) -> str:

@@ -40,6 +40,8 @@ def possible(predictor: Predictor, columns: JobColumns, tried: Sequence[Tried]) 
     if not isinstance(predictor.memory, StackMemory) or not fields:
         return list(tried)
     placed = inside(predictor, columns)
+    if not len(placed.positions):
+        return list(tried)
     order = sorted(fields)
     leaves_room = _leaves_room(predictor, predictor.memory, placed.jobs, [_LOWERED[field] for field in order])
     hopeless = {

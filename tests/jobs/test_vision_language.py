@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from autoconf import recommend
+from autoconf.errors import BadInput
+from autoconf.jobs.importers.reader import read_job
 from autoconf.jobs.job import Workload
 from autoconf.jobs.model_names import ModelNames
 from autoconf.predictor import registry
@@ -93,3 +95,29 @@ def test_a_config_of_several_parts_is_refused_with_its_language_model(models, tm
 @pytest.mark.parametrize("name", ["gemma3", "qwen3_vl", "mllama", "llama4", "gemma3n"])
 def test_a_config_whose_language_model_is_unknown_is_refused_without_a_suggestion(models, name):
     assert models.refusal(str(CONFIGS / f"{name}.json"), "3.0.0").endswith("no part is left out")
+
+
+LLAMA_FACTORY = "stage: sft\ntemplate: qwen2_vl\ncutoff_len: 2048\n"
+TRL = "dataset_name: images\nmax_length: 2048\nlearning_rate: 1e-5\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"{LLAMA_FACTORY}finetuning_type: lora\nfreeze_vision_tower: false", "training a vision tower"),
+        (f"{LLAMA_FACTORY}finetuning_type: full\nfreeze_language_model: true", "training a part of the model"),
+        (f"{LLAMA_FACTORY}finetuning_type: full", ""),
+        (TRL, "trains the vision tower as well"),
+        (f"{TRL}use_peft: true\nlora_target_modules: [q_proj, v_proj]", ""),
+    ],
+)
+def test_files_that_train_a_tower_are_refused(tmp_path, text, said):
+    path = tmp_path / "job.yaml"
+    always = "model_name_or_path: Qwen/Qwen2.5-VL-7B-Instruct\nper_device_train_batch_size: 1\nbf16: true\n"
+    path.write_text(always + text)
+    options = {} if text.startswith(LLAMA_FACTORY) else {"stack": "trl"}
+    if said:
+        with pytest.raises(BadInput, match=said):
+            read_job([str(path)], options)
+    else:
+        assert read_job([str(path)], options).fields["model_name"] == "Qwen/Qwen2.5-VL-7B-Instruct"

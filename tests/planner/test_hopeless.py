@@ -1,6 +1,7 @@
 """What a long table leaves out never changes an answer."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from autoconf import recommend
@@ -33,3 +34,8 @@ def test_changes_that_are_left_out_and_layouts_between_the_ends_change_no_answer
     monkeypatch.setattr(search, "_LONG", len(jobs) + 1)
     assert recommend(jobs).equals(answers)
     assert answers["reason"].str.contains("optim=").any()
+
+
+def test_tables_of_unknown_models_are_refused():
+    job = {"model_name": "none", "method": "full", "gpu_model": "L40S", "tokens_per_sample": 8, "batch_size": 8}
+    assert recommend(pd.DataFrame([job] * 3))["outcome"].tolist() == ["outside_domain"] * 3

@@ -30,6 +30,7 @@ from autoconf.jobs.importers.torchtune import recipe_settings
 from autoconf.jobs.importers.translate import JobFile, job_of
 from autoconf.jobs.importers.words import cleaned
 from autoconf.jobs.job import read
+from autoconf.jobs.vision_language import trained
 
 _SCRIPTS = (".sh", ".bash", ".sbatch", ".slurm", ".job", ".lsf")
 _TEMPLATE = re.compile(r"\{\{-?\s*[.$\w]")
@@ -87,6 +88,7 @@ def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
     found = with_objective(found, paths, evidence_of(found, commands).framework, options)
     found, notes = together(found, options)
     job = job_of(found, evidence_of(found, commands), options)
+    _check_tower(job, options)
     not_read = (f"{setting.place}: not read, because options describe the job" for setting in unread)
     of_scripts = (f"{path}: {line}" for path, content in zip(paths, contents, strict=True) for line in content.assumed)
     requests = tuple(request for content in contents for request in content.requested)
@@ -97,6 +99,13 @@ def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
         assumed=(*job.assumed, *of_scripts, *not_read),
         counted=counted(found, requests, objects),
     )
+
+
+def _check_tower(job: JobFile, options: Mapping[str, Any]) -> None:
+    """Raise ``BadInput`` for files that train the vision tower of their model."""
+    model, method = (str(options.get(field) or job.fields.get(field, "")) for field in ("model_name", "method"))
+    if problem := trained(model, method, job.evidence.framework):
+        raise BadInput(f"model_name: {problem}")
 
 
 def _documents(text: str, path: str) -> tuple[list[Document], str]:
