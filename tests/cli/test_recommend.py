@@ -393,7 +393,8 @@ def test_one_version_tells_gpus_limits_and_figures(run: Callable[..., Result], c
 
 def test_models_and_their_other_names_are_on_separate_lines(run: Callable[..., Result], card: cards.Card) -> None:
     _, _, *lines = run("versions", card.version, "--models").stdout.splitlines()
-    names = [name for model, more in card.domain.models.items() for name in (model, *more.aliases)]
+    models = {**card.domain.models, **card.domain.vision_language}
+    names = [name for model, more in models.items() for name in (model, *more.aliases)]
     assert [line.split()[0] for line in lines] == names
 
 

@@ -172,7 +172,8 @@ def test_values_are_completed(option: str, typed: str, values: list[str]) -> Non
 
 def test_models_are_completed_by_all_of_their_names() -> None:
     domain = registry.card(registry.DEFAULT).domain
-    every = {name for model, more in domain.models.items() for name in (model, *more.aliases)}
+    models = {**domain.models, **domain.vision_language}
+    every = {name for model, more in models.items() for name in (model, *more.aliases)}
     assert {*filter(None, completed("estimate", "--model", "Qwen"))} == {
         name for name in every if name.startswith("Qwen")
     }

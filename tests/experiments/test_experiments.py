@@ -11,7 +11,18 @@ import yaml
 
 import autoconf
 from autoconf import cli, experiments
-from autoconf.jobs.job import DROPOUT, FLAGS, GPU_MEMORY, IN_GIB, NAMES, NUMBERS, TRAINING_STACK, Workload, choices
+from autoconf.jobs.job import (
+    DROPOUT,
+    FLAGS,
+    GPU_MEMORY,
+    IMAGES,
+    IN_GIB,
+    NAMES,
+    NUMBERS,
+    TRAINING_STACK,
+    Workload,
+    choices,
+)
 from autoconf.jobs.queries import ALL_ARGUMENTS, ARGUMENTS, RUN_LENGTH
 from autoconf.min_gpu_recommender import min_gpu_recommender
 from autoconf.predictor import registry
@@ -83,7 +94,8 @@ def entity_of(example: Path):
 def test_ado_lists_the_properties_and_outputs_of_an_experiment(name):
     required, more, outputs = DECLARED[name]
     listed = experiment(name)
-    left_out = {GPU_MEMORY} if name == "gpu_model_recommender" else set()  # it ranks the types that have a name
+    # One ranks the types that have a name; images are a part of the sample that the other looks for.
+    left_out = {"gpu_model_recommender": {GPU_MEMORY}, "largest_sample_recommender": {IMAGES}}.get(name, set())
     assert [one.identifier for one in listed.requiredProperties] == [*required, "model_version"]
     assert [one.identifier for one in listed.optionalProperties] == [
         *more,
@@ -110,14 +122,14 @@ def test_ado_lists_categories_and_whole_numbers(name):
     listed = experiment(name)
     domains = {one.identifier: one.propertyDomain for one in (*listed.requiredProperties, *listed.optionalProperties)}
     for field, domain in domains.items():
-        if field in (*NUMBERS, *ARGUMENTS) and field != "lora_r":
+        if field in (*NUMBERS, *ARGUMENTS) and field not in ("lora_r", IMAGES):
             assert (domain.variableType.value, domain.interval) == ("DISCRETE_VARIABLE_TYPE", 1)
             assert PropertyDomain(values=[1, 8, 4096]).isSubDomain(domain)
             assert domain.valueInDomain(8192.0) and not domain.valueInDomain(0) and not domain.valueInDomain(1.5)
         else:
             assert domain.variableType.value == "OPEN_CATEGORICAL_VARIABLE_TYPE" and len(domain.values) > 1
             assert domain.valueInDomain("another") or field == "even_layouts"
-            if field not in NAMES and field not in ("lora_r", *FLAGS, DROPOUT, *IN_GIB, *RUN_LENGTH):
+            if field not in NAMES and field not in ("lora_r", IMAGES, *FLAGS, DROPOUT, *IN_GIB, *RUN_LENGTH):
                 assert [*domain.values] == [*empty(field), *choices(field)]
     models = {model for version in registry.RELEASED for model in registry.card(version).domain.models}
     assert models == {*domains["model_name"].values}

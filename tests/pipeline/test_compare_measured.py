@@ -156,7 +156,12 @@ def test_the_campaign_may_leave_columns_out(table):
         (CAMPAIGN, "model_name", "granite-3.1-2", "names, such as granite-3.1-2b, "),
         (CAMPAIGN, "gpu_model", "H1", "gpu_model: must be one of "),
         (CAMPAIGN, "batch_size", "x", "batch_size: must be a whole number >= 1, got 'x'"),
-        (CAMPAIGN, "checkpointing", "on", "checkpointing: must be one of none, reentrant, non-reentrant; got 'on'"),
+        (
+            CAMPAIGN,
+            "checkpointing",
+            "on",
+            "checkpointing: must be one of none, reentrant, non-reentrant, offloaded; got ",
+        ),
         (CAMPAIGN, "fms_hf_tuning", "9.9", "fms_hf_tuning: must be one of 2.4.0, 2.7.1, "),
         (CAMPAIGN, "failed", "", "failed: must be one of 0, 1; got ''"),
     ],
