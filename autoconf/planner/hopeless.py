@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from autoconf.jobs.job import IMAGES
 from autoconf.memory.candidates import Candidates
 from autoconf.memory.gpu_memory import GpuMemory
 from autoconf.memory.model import StackMemory
@@ -37,8 +38,8 @@ def possible(predictor: Predictor, columns: JobColumns, tried: Sequence[Tried]) 
         tried: changes of these jobs.
     """
     fields = {field for _, field, _ in tried} & _LOWERED.keys()
-    if not isinstance(predictor.memory, StackMemory) or not fields:
-        return list(tried)
+    if not isinstance(predictor.memory, StackMemory) or not fields or any(columns.get(IMAGES, ())):
+        return list(tried)  # pixels of all micro-batches of a step count as activations
     placed = inside(predictor, columns)
     if not len(placed.positions):
         return list(tried)
