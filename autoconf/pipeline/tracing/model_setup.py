@@ -337,8 +337,8 @@ class Rank:
         _attention_mask = torch.empty_like(input_ids)
         with self.gradient_sync(reduce), self._offloading():
             # The outputs go out of scope before backward, as in the Trainer; logits can be a third of the peak.
-            labels = torch.zeros_like(input_ids)
-            loss = self.model(input_ids=input_ids, labels=labels, **self.images(input_ids))["loss"]
+            # So do the labels.
+            loss = self.model(input_ids=input_ids, labels=torch.zeros_like(input_ids), **self.images(input_ids))["loss"]
             loss.backward()
 
     def _offloading(self) -> Any:
