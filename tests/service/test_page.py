@@ -129,7 +129,7 @@ def test_a_replay_draws_memory_over_time_and_names_the_failure(page):
     page.get_by_label("GPUs", exact=True).fill("1")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    page.get_by_text("Replaying the job").wait_for()
+    page.get_by_text("Replaying the job").wait_for(timeout=120_000)
     picture = page.locator("svg.timeline")
     picture.wait_for(timeout=300_000)
     failure = page.locator("#failure").inner_text()
