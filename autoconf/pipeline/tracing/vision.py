@@ -13,8 +13,9 @@ from typing import Any
 from unittest import mock
 
 import torch
+import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 _TEXT = {"qwen2_5_vl": "qwen2_5_vl_text"}  # type of the language model's config, by the type of the checkpoint's
 _WINDOWS = 64  # patches of a window; windows are a few numbers
@@ -33,7 +34,8 @@ def build(vision: Mapping[str, Any], text: Mapping[str, Any], use_cache: bool, *
     settings["model_type"] = _TEXT[vision["model_type"]]
     config = AutoConfig.for_model(**vision, text_config=settings)
     config.text_config.use_cache = use_cache
-    model = AutoModelForImageTextToText.from_config(config, **options)
+    # Older releases, with which other models are traced, lack the class.
+    model = transformers.AutoModelForImageTextToText.from_config(config, **options)
     tower_of(model).requires_grad_(False)
     return model
 
