@@ -9,7 +9,7 @@ from autoconf.memory.store import ModelsTable
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.tracing.model_setup import TrainingSetup, build_model
 from autoconf.pipeline.validation.composition import whole_run
-from autoconf.pipeline.validation.trained_modules import compared
+from autoconf.pipeline.validation.whole_jobs import compared
 from autoconf.predictor.registry import MODELS
 
 

@@ -17,7 +17,7 @@ from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.tracing.model_setup import TrainingSetup
 from autoconf.pipeline.tracing.offloading import MAX_FWD_STASH_SIZE, OffloadActivations, OnHost, offloading
 from autoconf.pipeline.validation.offloaded import jobs
-from autoconf.pipeline.validation.trained_modules import compared
+from autoconf.pipeline.validation.whole_jobs import compared
 from autoconf.predictor.registry import MODELS
 
 BYTES = 4 * 32 * 32

@@ -10,7 +10,8 @@ from autoconf.memory.store import ModelsTable
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.tracing.model_setup import TrainingSetup, build_model
 from autoconf.pipeline.validation import trained_zero
-from autoconf.pipeline.validation.trained_modules import compared, jobs
+from autoconf.pipeline.validation.trained_modules import jobs
+from autoconf.pipeline.validation.whole_jobs import compared
 from autoconf.pipeline.validation.zero_truth import Profiles
 from autoconf.predictor.registry import MODELS
 

@@ -16,6 +16,7 @@ from autoconf.pipeline.towers import checkpoints, with_tower
 from autoconf.pipeline.tracing.model_setup import TrainingSetup, build_model
 from autoconf.pipeline.tracing.towers import held, tower_ways
 from autoconf.pipeline.validation import vision as validation
+from autoconf.pipeline.validation.whole_jobs import compared
 from autoconf.predictor.registry import DEFAULT, MODELS
 
 NAME = "qwen2.5-vl-7b"
@@ -90,7 +91,7 @@ def test_real_tensors_pass_backward_through_a_frozen_tower_only_with_checkpoints
 @pytest.mark.parametrize("index", [1, 5])
 def test_composed_peaks_are_those_of_the_whole_model(table, index):
     job, tokens = [*validation.jobs(NAME, index + 1)][index]
-    found = validation.compared(table, job, tokens)
+    found = compared(table, job, tokens)
     assert -validation.BELOW_PERCENT <= found.difference_percent <= validation.ABOVE_PERCENT
 
 

@@ -12,15 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from autoconf.jobs.stack import Stack
 from autoconf.memory.store import ModelsTable
 from autoconf.pipeline.catalog import NEWEST, architectures
 from autoconf.pipeline.tracing.model_setup import TrainingSetup
 from autoconf.pipeline.tracing.ways import ADAPTING
-from autoconf.pipeline.validation.composition import ComposedPeak, row
-from autoconf.pipeline.validation.trained_modules import MODELS, TOKENS, compared
+from autoconf.pipeline.validation.trained_modules import MODELS, TOKENS
+from autoconf.pipeline.validation.whole_jobs import compare_jobs
 from autoconf.predictor import registry
 
 OUTPUT = Path(__file__).with_name("dora.csv")
@@ -57,11 +55,7 @@ def jobs() -> Iterator[tuple[TrainingSetup, int]]:
 
 def main() -> None:
     """Run the comparisons, and write the table."""
-    table, found = ModelsTable.read(registry.MODELS / NEWEST), list[ComposedPeak]()
-    for job, tokens in jobs():
-        found.append(compared(table, job, tokens))
-        print(row(found[-1]), flush=True)
-    pd.DataFrame([row(c) for c in found]).to_csv(OUTPUT, index=False, lineterminator="\n")
+    found = compare_jobs(ModelsTable.read(registry.MODELS / NEWEST), jobs(), OUTPUT)
     sys.exit(int(min(c.difference_percent for c in found) < 0))
 
 

@@ -20,8 +20,9 @@ from autoconf.memory.store import ModelsTable
 from autoconf.pipeline.catalog import NEWEST, architectures
 from autoconf.pipeline.tracing.model_setup import TrainingSetup
 from autoconf.pipeline.tracing.ways import ADAPTING, TARGETS
-from autoconf.pipeline.validation.composition import ComposedPeak, row, summary
-from autoconf.pipeline.validation.trained_modules import MODELS, TOKENS, compared
+from autoconf.pipeline.validation.composition import summary
+from autoconf.pipeline.validation.trained_modules import MODELS, TOKENS
+from autoconf.pipeline.validation.whole_jobs import compare_jobs
 from autoconf.predictor import registry
 
 OUTPUT = Path(__file__).with_name("lora_layers.csv")
@@ -58,11 +59,8 @@ def jobs() -> Iterator[TrainingSetup]:
 
 def main() -> None:
     """Run the comparisons, and write the table."""
-    table, found = ModelsTable.read(registry.MODELS / NEWEST), list[ComposedPeak]()
-    for job, tokens in zip(jobs(), itertools.cycle(TOKENS), strict=False):
-        found.append(compared(table, job, tokens))
-        print(row(found[-1]), flush=True)
-    pd.DataFrame([row(c) for c in found]).to_csv(OUTPUT, index=False, lineterminator="\n")
+    every = zip(jobs(), itertools.cycle(TOKENS), strict=False)
+    found = compare_jobs(ModelsTable.read(registry.MODELS / NEWEST), every, OUTPUT)
     for checkpoints in (True, False):
         some = [c for c in found if (c.job.stack.gradient_checkpointing != "none") == checkpoints]
         print(f"with{'' if checkpoints else 'out'} checkpoints")

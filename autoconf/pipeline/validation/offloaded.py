@@ -21,8 +21,8 @@ from autoconf.jobs.stack import Stack
 from autoconf.memory.store import ModelsTable
 from autoconf.pipeline.catalog import NEWEST, architectures
 from autoconf.pipeline.tracing.model_setup import Method, TrainingSetup
-from autoconf.pipeline.validation.composition import ComposedPeak, row, summary, worst
-from autoconf.pipeline.validation.trained_modules import compared
+from autoconf.pipeline.validation.composition import summary, worst
+from autoconf.pipeline.validation.whole_jobs import compare_jobs
 from autoconf.predictor import registry
 
 OUTPUT = Path(__file__).with_name("offloaded.csv")
@@ -62,11 +62,7 @@ def main(
 ) -> None:
     """Run the comparisons, and write the table."""
     console, table = Console(), ModelsTable.read(figures)
-    found: list[ComposedPeak] = []
-    for job, tokens in zip(jobs(), itertools.cycle(TOKENS), strict=False):
-        found.append(compared(table, job, tokens))
-        console.print(row(found[-1]), soft_wrap=True)
-    pd.DataFrame([row(c) for c in found]).to_csv(OUTPUT, index=False, lineterminator="\n")
+    found = compare_jobs(table, zip(jobs(), itertools.cycle(TOKENS), strict=False), OUTPUT)
     console.print(pd.DataFrame(summary(found)).to_string(index=False), soft_wrap=True)
     console.print(pd.DataFrame(worst(found, 6)).to_string(index=False), soft_wrap=True)
     sys.exit(int(min(c.difference_percent for c in found) < -BELOW_PERCENT))

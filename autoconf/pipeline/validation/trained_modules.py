@@ -13,18 +13,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import numpy as np
 import pandas as pd
 import typer
 from rich.console import Console
 
 from autoconf.jobs.stack import Stack, TrainedModules
-from autoconf.memory.model import gpu_memory
 from autoconf.memory.store import ModelsTable
 from autoconf.pipeline.catalog import NEWEST, architectures
 from autoconf.pipeline.tracing.model_setup import TrainingSetup
 from autoconf.pipeline.tracing.ways import ADAPTING
-from autoconf.pipeline.validation.composition import ComposedPeak, row, summary, whole_run, worst
+from autoconf.pipeline.validation.composition import summary, worst
+from autoconf.pipeline.validation.whole_jobs import compare_jobs
 from autoconf.predictor import registry
 
 OUTPUT = Path(__file__).with_name("trained_modules.csv")
@@ -55,23 +54,12 @@ def jobs() -> Iterator[TrainingSetup]:
         yield TrainingSetup(architectures()[model], method, Stack.model_validate(settings), gpus)
 
 
-def compared(table: ModelsTable, job: TrainingSetup, tokens: int) -> ComposedPeak:
-    """The composed and the traced peak of a job with a number of tokens on each GPU."""
-    memory = gpu_memory(table, job.architecture.name, job.method, job.stack, several=job.gpus > 1)
-    composed = float(memory.peak_bytes(np.array([job.gpus]), np.array([tokens]))[0])
-    return ComposedPeak(job, tokens, composed, whole_run(job, tokens).peak_bytes(tokens, job.gpus))
-
-
 def main(
     figures: Annotated[Path, typer.Option(help="folder with the figures of a version")] = registry.MODELS / NEWEST,
 ) -> None:
     """Run the comparisons, and write the table."""
     console, table = Console(), ModelsTable.read(figures)
-    found: list[ComposedPeak] = []
-    for job, tokens in zip(jobs(), itertools.cycle(TOKENS), strict=False):
-        found.append(compared(table, job, tokens))
-        console.print(row(found[-1]), soft_wrap=True)
-    pd.DataFrame([row(c) for c in found]).to_csv(OUTPUT, index=False, lineterminator="\n")
+    found = compare_jobs(table, zip(jobs(), itertools.cycle(TOKENS), strict=False), OUTPUT)
     console.print(pd.DataFrame(summary(found)).to_string(index=False), soft_wrap=True)
     console.print(pd.DataFrame(worst(found, 6)).to_string(index=False), soft_wrap=True)
     sys.exit(int(min(c.difference_percent for c in found) < -BELOW_PERCENT))

@@ -13,13 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
-import numpy as np
 import pandas as pd
 import typer
 from rich.console import Console
 
 from autoconf.jobs.stack import Stack
-from autoconf.memory.model import gpu_memory
 from autoconf.memory.store import ModelsTable
 from autoconf.pipeline.catalog import NEWEST
 from autoconf.pipeline.report import VALIDATION, markdown, write_section
@@ -27,7 +25,8 @@ from autoconf.pipeline.towers import checkpoints, with_tower
 from autoconf.pipeline.tracing.model_setup import TrainingSetup
 from autoconf.pipeline.tracing.recorder import SAMPLES
 from autoconf.pipeline.tracing.ways import Method
-from autoconf.pipeline.validation.composition import ComposedPeak, row, summary, whole_run
+from autoconf.pipeline.validation.composition import ComposedPeak, row, summary
+from autoconf.pipeline.validation.whole_jobs import compare_jobs
 from autoconf.predictor import registry
 
 OUTPUT = Path(__file__).with_name("vision.csv")
@@ -68,26 +67,14 @@ def jobs(name: str, count: int) -> Iterator[tuple[TrainingSetup, int]]:
         yield TrainingSetup(with_tower(name), method, stack, gpus, images, stack.micro_batches), SAMPLES * tokens
 
 
-def compared(table: ModelsTable, job: TrainingSetup, tokens: int) -> ComposedPeak:
-    """The composed and the traced peak of a job with a number of tokens on each GPU."""
-    memory = gpu_memory(table, job.architecture.name, job.method, job.stack, several=job.gpus > 1)
-    composed = float(memory.peak_bytes(np.array([job.gpus]), np.array([tokens]))[0])
-    return ComposedPeak(job, tokens, composed, whole_run(job, tokens).peak_bytes(tokens, job.gpus))
-
-
 def main(
     figures: Annotated[Path, typer.Option(help="folder with the figures of a version")] = registry.MODELS / NEWEST,
     per_checkpoint: Annotated[int, typer.Option(help="jobs of each checkpoint", min=1)] = PER_CHECKPOINT,
 ) -> None:
     """Run the comparisons; write the table and the section of the documentation."""
     console, table = Console(), ModelsTable.read(figures)
-    found: list[ComposedPeak] = []
-    for name in checkpoints():
-        for job, tokens in jobs(name, per_checkpoint):
-            found.append(compared(table, job, tokens))
-            console.print(_row(found[-1]), soft_wrap=True)
-    rows = [_row(c) for c in found]
-    pd.DataFrame(rows).to_csv(OUTPUT, index=False, lineterminator="\n")
+    every = itertools.chain.from_iterable(jobs(name, per_checkpoint) for name in checkpoints())
+    found = compare_jobs(table, every, OUTPUT, _row)
     write_section(VALIDATION, _WHAT, _COMMAND, _section(found))
     missed = sum(not -BELOW_PERCENT <= c.difference_percent <= ABOVE_PERCENT for c in found)
     console.print(pd.DataFrame(summary(found)).to_string(index=False), soft_wrap=True)
