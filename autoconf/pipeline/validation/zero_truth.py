@@ -253,10 +253,11 @@ def summary(results: Sequence[ZeroResult]) -> list[dict[str, Any]]:
 def main(
     jobs: Annotated[int, typer.Option(help="number of random jobs", min=3)] = JOBS,
     output: Annotated[Path | None, typer.Option(help="write the comparisons to this CSV file")] = None,
+    seed: Annotated[int, typer.Option(help="of the random jobs")] = _SEED,
 ) -> None:
     """Run the comparisons; exit code 1 if a limit is exceeded."""
     console = Console()
-    results = compare(list(sample(jobs)))
+    results = compare(list(sample(jobs, seed)))
     rows = pd.DataFrame([row(result) for result in results])
     console.print(rows.to_string(index=False), soft_wrap=True)
     console.print(pd.DataFrame(summary(results)).to_string(index=False), soft_wrap=True)
