@@ -41,12 +41,12 @@ SCRIPTS = {
     "comments": "# an old run   \n" * 30 + "source env.sh\n",
     "many comments": "# a # b\n" * 120_000,
     "options of a script": "trl sft " + " ".join(f"--o{i} {i}" for i in range(9_000)),
-    "assignments of Python": "import trl\n" + "a = 1\n" * 43_000,
-    "calls of Python": "import trl\n" + "f(a=b)\n" * 37_000,
-    "parentheses of Python": "import trl\nx = " + "(" * 200_000,
-    "signs of Python": "import trl\nx = " + "-" * 200_000 + "1",
-    "attributes of Python": "import trl\nx = a" + ".b" * 100_000,
-    "sums of Python": "import trl\nx = " + "+".join("1" * 100_000) + "\nTrainer(SFTConfig(max_length=x))",
+    "assignments of Python": "import trl\n" + "a = 1\n" * 21_500,
+    "calls of Python": "import trl\n" + "f(a=b)\n" * 18_500,
+    "parentheses of Python": "import trl\nx = " + "(" * 130_000,
+    "signs of Python": "import trl\nx = " + "-" * 130_000 + "1",
+    "attributes of Python": "import trl\nx = a" + ".b" * 65_000,
+    "sums of Python": "import trl\nx = " + "+".join("1" * 65_000) + "\nTrainer(SFTConfig(max_length=x))",
     "nested shells": "bash -c " * 100_000 + "ls",
 }
 SETTINGS = {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
-from fnmatch import fnmatchcase
-from functools import cache
+from fnmatch import translate
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,8 +84,7 @@ class Dialect(_Typed):
         """The meaning of a key, by exact name first, then by pattern; ``None`` if the table does not have it."""
         if key in self.keys:
             return self.keys[key]
-        found = (pattern for pattern in self.keys if "*" in pattern and fnmatchcase(key, pattern))
-        return self.keys.get(next(found, ""))
+        return next((self.keys[name] for name, pattern in self._patterns if pattern.match(key)), None)
 
     def knows(self, key: str) -> bool:
         """Whether the table has a key, including keys that change no memory."""
@@ -92,7 +92,15 @@ class Dialect(_Typed):
 
     def ignores(self, key: str) -> bool:
         """Whether a key changes no memory."""
-        return key in self.ignored or any("*" in pattern and fnmatchcase(key, pattern) for pattern in self.ignored)
+        return key in self.ignored or self._ignored_pattern.match(key) is not None
+
+    @cached_property
+    def _patterns(self) -> list[tuple[str, re.Pattern[str]]]:
+        return [(name, re.compile(translate(name))) for name in self.keys if "*" in name]
+
+    @cached_property
+    def _ignored_pattern(self) -> re.Pattern[str]:
+        return any_of(tuple(name for name in self.ignored if "*" in name))
 
 
 class Default(_Typed):
@@ -130,6 +138,16 @@ class JobKeys(_Typed):
             keys = {**other.get("keys", {}), **own["keys"]}
             complete[name] = {**own, "keys": keys, "ignored": [*own.get("ignored", ()), *other.get("ignored", ())]}
         return complete
+
+
+@cache
+def any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """One regular expression that matches what any of the patterns of names matches.
+
+    >>> bool(any_of(("dpo_*", "beta")).match("dpo_loss")), any_of(("beta",)).match("beta2"), any_of(()).match("")
+    (True, None, None)
+    """
+    return re.compile("|".join(map(translate, patterns)) or r"(?!)")
 
 
 @cache

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NoReturn
 
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.key_table import Place, Setting, text
+from autoconf.jobs.importers.key_table import Place, Setting, any_of, text
 from autoconf.jobs.importers.other_files import is_off, keys_of_objectives, words_of
 from autoconf.jobs.importers.words import described
 
@@ -175,11 +174,10 @@ def _named(file: str) -> str | None:
     return None
 
 
-def _matches(setting: Setting, patterns: Sequence[str]) -> bool:
+def _matches(setting: Setting, patterns: tuple[str, ...]) -> bool:
     if setting.dialect not in ("arguments", "axolotl", "open-instruct"):
         return False
-    key = setting.key.rpartition(".")[2]
-    return any(fnmatchcase(key, pattern) for pattern in patterns)
+    return any_of(patterns).match(setting.key.rpartition(".")[2]) is not None
 
 
 def _kind_of_key(setting: Setting) -> str | None:

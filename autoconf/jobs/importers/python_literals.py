@@ -14,7 +14,7 @@ from autoconf.jobs.importers.documents import shortened
 from autoconf.jobs.importers.words import cleaned, is_unknown, unknown
 
 SCOPE = "\u00b7"  # between a parameter and its function
-_LARGEST = 1 << 18  # characters of a script
+_LARGEST = 1 << 17  # characters of a script
 _DEEPEST, _MOST_PARTS = 20, 10_000
 _BF16_SUPPORT = ("is_bfloat16_supported", "is_bf16_supported")
 _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
