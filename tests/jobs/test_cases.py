@@ -126,7 +126,7 @@ def test_a_case_is_read(name: str, fields: dict) -> None:
         ("more/reentrant.sh", ["--use_reentrant", "--gradient-checkpointing"]),
         ("more/hydra.sh", ["data.max_length", "--tokens-per-sample", "trainer.micro_batch_size"]),
         ("more/own_script.sh", ["--ctx: '4096'", "--tokens-per-sample"]),
-        ("more/factory_freeze.yaml", ["finetuning_type: 'freeze'", "--method"]),
+        ("more/factory_freeze.yaml", ["finetuning_type: freeze", "--method full for an upper bound"]),
         ("more/factory_gptq.yaml", ["GPTQ", "already quantized"]),
         ("more/factory_no_precision.yaml", ["bf16", "--mixed-precision"]),
         ("more/factory_old.sh", ["lora_r and lora_targets", "--lora-r", "--lora-targets"]),

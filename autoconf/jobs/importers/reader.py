@@ -13,6 +13,7 @@ from autoconf.jobs.importers.axolotl_keys import together
 from autoconf.jobs.importers.called_scripts import at_line
 from autoconf.jobs.importers.documents import Document, NotDocuments, load_documents, read_text, shortened
 from autoconf.jobs.importers.evidence import Command, dialect_of, evidence_of
+from autoconf.jobs.importers.freeze import with_freeze
 from autoconf.jobs.importers.gpus_of_job import Object, counted
 from autoconf.jobs.importers.key_table import Place, Setting, job_keys
 from autoconf.jobs.importers.key_table import settings as settings_of
@@ -86,6 +87,7 @@ def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
     ):  # its command has no settings; all are in the config
         commands = [command for command in commands if command.framework != "axolotl"]
     found = with_objective(found, paths, evidence_of(found, commands).framework, options)
+    found, bounds = with_freeze(found, options)
     found, notes = together(found, options)
     job = job_of(found, evidence_of(found, commands), options)
     _check_tower(job, options)
@@ -96,7 +98,7 @@ def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
     return job._replace(
         read=(*job.read, *notes, *map(str, requests)),
         requests=requests,
-        assumed=(*job.assumed, *of_scripts, *not_read),
+        assumed=(*job.assumed, *bounds, *of_scripts, *not_read),
         counted=counted(found, requests, objects),
     )
 
