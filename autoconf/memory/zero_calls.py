@@ -6,11 +6,11 @@ backward pass of every module. All sizes are numbers of elements.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import repeat
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from autoconf.memory.optimizers import Shape
 
@@ -104,7 +104,7 @@ def _layer(shapes: Sequence[Shape], adapters: Sequence[tuple[Shape, int]], rank:
         matrices.insert((len(matrices) + 1) // 2 - 1, matrices.pop(1))  # the output follows keys and values
     left = Counter({shape.dimensions: count for shape, count in adapters})
     modules = [_linear(shape, left, rank, quantized=quantized) for shape in matrices]
-    others = tuple(rank * shape.elements for shape in map(Shape, left.elements(), repeat(2)))  # adapters of experts
+    others = tuple(rank * Shape(dimensions, 2).elements for dimensions in left.elements())  # adapters of experts
     half = (len(modules) + 1) // 2
     norms = [Module((size,)) for size in vectors[:2]]
     if vectors[2:]:
@@ -129,20 +129,30 @@ class Step(NamedTuple):
     """A call of a module, or its end.
 
     Attributes:
-        part: the part of the micro-batch, a key of ``zero_coordinator.PARTS``.
         parameters: those that the call fetches, or that the end may release.
         ends: whether it is an end.
         releases: whether the end releases the parameters even if they are used again soon.
     """
 
-    part: str
     parameters: tuple[int, ...] = ()
     ends: bool = False
     releases: bool = False
 
 
-def steps_of(model: ModelCalls, checkpointing: str) -> tuple[list[int], list[Step]]:
-    """The size of each parameter that needs gathering, and the calls and ends of a micro-batch.
+class Segment(NamedTuple):
+    """Steps of a part of a micro-batch, a key of ``zero_coordinator.PARTS``; parameters are counted from ``first``."""
+
+    part: str
+    first: int
+    steps: tuple[Step, ...]
+
+
+# The modules of the two halves of a layer: the number of parameters of each, and whether it has an adapter.
+_Halves: TypeAlias = tuple[tuple[tuple[int, bool], ...], ...]
+
+
+def micro_batch(model: ModelCalls, checkpointing: str) -> list[Segment]:
+    """The calls and ends of a micro-batch, with parameters in the order of ``model.sizes()``.
 
     Args:
         model: the modules; if any has an adapter, their own parameters are frozen.
@@ -150,43 +160,55 @@ def steps_of(model: ModelCalls, checkpointing: str) -> tuple[list[int], list[Ste
             the first tensor of it.
 
     >>> model = ModelCalls((8,), (Layer((Module((4,)),), (Module((6,)),)),), norm=(), head=())
-    >>> sizes, steps = steps_of(model, "none")
-    >>> sizes, [step.parameters for step in steps if step.parameters and not step.ends]
-    ([8, 4, 6], [(0,), (1,), (2,), (0,), (0,), (2,), (1,), (0,)])
+    >>> calls = [(s.first, step) for s in micro_batch(model, "none") for step in s.steps if not step.ends]
+    >>> [first + number for first, step in calls for number in step.parameters]
+    [0, 1, 2, 0, 0, 2, 1, 0]
     """
-    program = _Program(checkpointing)
-    embeddings = [program.number(Module((size,))) for size in model.embeddings]
-    layers = [tuple([program.number(module) for module in half] for half in layer) for layer in model.layers]
-    norm = [program.number(Module((size,))) for size in model.norm]
-    head = [program.number(Module((size,))) for size in model.head] or embeddings[:1]
-    program.frozen = any(module.adapter for halves in layers for half in halves for module in half)
-    containers = 3 if program.frozen else 1  # the model in its causal language model; PEFT's two around them
-    program.containers(containers + 1)
-    for module in embeddings:
-        program.forward(module)
-    program.containers(1)  # rotary embeddings
-    for layer in layers:
-        program.containers(1)
-        program.forward_layer(layer)
-    for module in norm:
-        program.forward(module)
-    program.part = "head"
-    for module in head:
-        program.forward(module)
-    program.containers(containers)
-    program.part = "loss"
-    for module in reversed(head):
-        program.backward(module)
+    frozen = any(module.adapter for layer in model.layers for half in layer for module in half)
+    containers = 3 if frozen else 1  # the model in its causal language model; PEFT's two around them
+    embeddings = range(len(model.embeddings))
+    norm = range(embeddings.stop, embeddings.stop + len(model.norm))
+    head = range(norm.stop, norm.stop + len(model.head))
+    layers, first = [], head.stop
+    for layer in model.layers:
+        halves = tuple(tuple((len(own), adapter is not None) for own, adapter in half) for half in layer)
+        layers.append((first, halves))
+        first += sum(own + 2 * adapts for half in halves for own, adapts in half)
+    last = len(layers) - 1
+    parts = ["last" if index == last else "first" if index == 0 else "middle" for index in range(len(layers))]
+    return [
+        Segment("forward", 0, _root(embeddings, before=containers + 1, after=1)),  # rotary embeddings
+        *(Segment("forward", first, _forward_layer(halves)) for first, halves in layers),
+        Segment("forward", 0, _root(norm)),
+        Segment("head", 0, _root(head or embeddings[:1], after=containers)),
+        Segment("loss", 0, (*_root((head or embeddings[:1])[::-1], after=1), *_root(norm))),
+        *(
+            Segment(part, first, _backward_layer(halves, checkpointing, frozen=frozen))
+            for part, (first, halves) in zip(reversed(parts), reversed(layers), strict=True)
+        ),
+        Segment("tail", 0, _root(embeddings)),
+    ]
+
+
+def _root(parameters: Iterable[int], before: int = 0, after: int = 0) -> tuple[Step, ...]:
+    """Modules outside of layers, with a parameter each, between calls without parameters; alike in both passes."""
+    steps = (step for number in parameters for step in (Step((number,)), Step((number,), ends=True)))
+    return (*[Step()] * before, *steps, *[Step()] * after)
+
+
+@lru_cache(maxsize=256)  # most layers of a model, and those of many models, have the same modules
+def _forward_layer(halves: _Halves) -> tuple[Step, ...]:
+    program = _Program("none", frozen=False)
     program.containers(1)
-    for module in norm:
-        program.backward(module)
-    for index in range(len(layers) - 1, -1, -1):
-        program.part = "last" if index == len(layers) - 1 else "first" if index == 0 else "middle"
-        program.backward_layer(layers[index])
-    program.part = "tail"
-    for module in embeddings:
-        program.backward(module)
-    return program.sizes, program.steps
+    program.forward_layer(_numbered(halves))
+    return tuple(program.steps)
+
+
+@lru_cache(maxsize=1024)
+def _backward_layer(halves: _Halves, checkpointing: str, *, frozen: bool) -> tuple[Step, ...]:
+    program = _Program(checkpointing, frozen=frozen)
+    program.backward_layer(_numbered(halves))
+    return tuple(program.steps)
 
 
 class _Numbered(NamedTuple):
@@ -196,36 +218,37 @@ class _Numbered(NamedTuple):
     adapter: tuple[tuple[int], tuple[int]] | None
 
 
-class _Program:
-    """Collects the steps of a micro-batch."""
+def _numbered(halves: _Halves) -> list[list[_Numbered]]:
+    numbers = itertools.count()
 
-    def __init__(self, checkpointing: str) -> None:
-        self.checkpointing = checkpointing
-        self.sizes: list[int] = []
+    def module(own: int, adapts: bool) -> _Numbered:
+        of_own = tuple(itertools.islice(numbers, own))
+        return _Numbered(of_own, ((next(numbers),), (next(numbers),)) if adapts else None)
+
+    return [[module(*each) for each in half] for half in halves]
+
+
+class _Program:
+    """Collects the steps of a layer.
+
+    Args:
+        checkpointing: as in ``micro_batch``.
+        frozen: whether modules with and without adapters are frozen.
+    """
+
+    def __init__(self, checkpointing: str, *, frozen: bool) -> None:
+        self.checkpointing, self.frozen = checkpointing, frozen
         self.steps: list[Step] = []
-        self.part = "forward"
-        self.frozen = False  # whether modules with and without adapters are frozen
         self._held = False  # whether frozen parameters live to the end of a module of the backward pass
 
-    def number(self, module: Module) -> _Numbered:
-        def numbered(size: int) -> int:
-            self.sizes.append(size)
-            return len(self.sizes) - 1
-
-        own = tuple(map(numbered, module.own))
-        if module.adapter is None:
-            return _Numbered(own, None)
-        first, second = map(numbered, module.adapter)
-        return _Numbered(own, ((first,), (second,)))
-
     def containers(self, count: int) -> None:
-        self.steps += [Step(self.part)] * count
+        self.steps += [Step()] * count
 
     def _call(self, parameters: tuple[int, ...]) -> None:
-        self.steps.append(Step(self.part, parameters))
+        self.steps.append(Step(parameters))
 
     def _end(self, parameters: tuple[int, ...], *, releases: bool = False) -> None:
-        self.steps.append(Step(self.part, parameters, ends=True, releases=releases))
+        self.steps.append(Step(parameters, ends=True, releases=releases))
 
     def _end_own(self, module: _Numbered) -> None:
         if not self._held:

@@ -5,14 +5,13 @@ Source: DeepSpeed 0.19.8, runtime/zero/partitioned_param_coordinator.py. All siz
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 
 from autoconf.memory.profile import Point
-from autoconf.memory.zero_calls import ModelCalls, Step, steps_of
+from autoconf.memory.zero_calls import ModelCalls, Segment, micro_batch
 from autoconf.memory.zero_parameters import BucketSizes
 
 # The parts of a micro-batch whose gathered parameters are told apart, by the points of the memory profile.
@@ -47,16 +46,15 @@ def gathered_parameters(
     >>> gathered_parameters(model, buckets, "reentrant", accumulating=False)[Point.TURN]
     320
     """
-    sizes, steps = steps_of(model, checkpointing)
-    coordinator = Coordinator(sizes, steps, buckets)
+    coordinator = Coordinator([*model.sizes()], micro_batch(model, checkpointing), buckets)
     if accumulating:
         # Its first complete trace decides what later ones release. The optimizer has not gathered anything then.
-        coordinator.play(steps, fresh=True)
-    most = coordinator.play(steps, fresh=False)
+        coordinator.play(fresh=True)
+    most = coordinator.play(fresh=False)
     return {point: most[part] for part, points in PARTS.items() for point in points}
 
 
-@dataclass
+@dataclass(slots=True)
 class _Group:
     """Parameters that are gathered together, into one flat buffer, and copied out of it when they are needed."""
 
@@ -71,21 +69,24 @@ class Coordinator:
 
     Args:
         sizes: of the parameters.
-        steps: of a micro-batch.
+        segments: of a micro-batch.
         buckets: DeepSpeed's settings.
     """
 
-    def __init__(self, sizes: Sequence[int], steps: Sequence[Step], buckets: BucketSizes) -> None:
-        self.sizes, self.buckets = sizes, buckets
+    def __init__(self, sizes: Sequence[int], segments: Sequence[Segment], buckets: BucketSizes) -> None:
+        self.sizes, self.segments, self.buckets = sizes, segments, buckets
         self.persistent = [size <= buckets.stage3_param_persistence_threshold for size in sizes]
-        called = [step.parameters for step in steps if not step.ends]
-        self.queue = [(parameter, step) for step, of_step in enumerate(called) for parameter in of_step]
-        self._uses: list[list[int]] = [[] for _ in sizes]  # steps
-        for parameter, at in self.queue:
-            self._uses[parameter].append(at)
-        # Elements that are used before each step.
-        self._before = [0, *accumulate(sum(sizes[parameter] for parameter in of_step) for of_step in called)]
-        self._decided: dict[tuple[int, int], bool] = {}
+        called = [(segment.first, step.parameters) for segment in segments for step in segment.steps if not step.ends]
+        self.queue = [first + number for first, numbers in called for number in numbers]  # of uses
+        self._step_of = [step for step, (_, numbers) in enumerate(called) for _ in numbers]  # of a use
+        used = (sum([sizes[first + number] for number in numbers]) if numbers else 0 for first, numbers in called)
+        self._before = [0, *accumulate(used)]  # elements that are used before a step
+        self._following = [-1] * len(self.queue)  # the next use of the parameter of a use
+        latest = [-1] * len(sizes)
+        for use in range(len(self.queue) - 1, -1, -1):
+            self._following[use] = latest[self.queue[use]]
+            latest[self.queue[use]] = use
+        self._decided: list[bool] = []  # in the order of their questions, which is that of all micro-batches
         self._reset(fresh=False)
 
     def _reset(self, *, fresh: bool) -> None:
@@ -98,67 +99,88 @@ class Coordinator:
         self.groups: dict[int, _Group] = {}  # by parameters in flight
         self.fetched_for = [-1] * len(self.sizes)  # its __most_recent_step_id_param_fetched_for
         self.position = 0  # of the queue
+        self._decision = 0  # the next one
+        self._used = 0  # uses so far
+        self._latest = [-1] * len(self.sizes)  # its latest use
 
-    def play(self, steps: Sequence[Step], *, fresh: bool) -> dict[str, int]:
+    def play(self, *, fresh: bool) -> dict[str, int]:
         """A micro-batch; the most elements that were held in each part of it.
 
         Args:
-            steps: of the micro-batch.
             fresh: whether parameters that always stay gathered are not gathered yet.
         """
-        self._reset(fresh=fresh)
         most = dict.fromkeys(PARTS, 0)
-        for step in steps:
-            if step.ends:
-                self.end(step)
-                continue
-            fetching, running = self.call(step)
-            begun = "forward" if step.part == "head" else step.part  # there are no logits yet
-            most[begun] = max(most[begun], fetching)
-            most[step.part] = max(most[step.part], running)
+        for part, _, fetching, running in self.calls(fresh=fresh):
+            begun = "forward" if part == "head" else part  # there are no logits yet
+            if fetching > most[begun]:
+                most[begun] = fetching
+            if running > most[part]:
+                most[part] = running
         return most
 
-    def call(self, step: Step) -> tuple[int, int]:
-        """Fetch for a call, and prefetch; the most elements that were held meanwhile, and what is held after it."""
-        missing = [parameter for parameter in step.parameters if not self.gathered[parameter]]
+    def calls(self, *, fresh: bool) -> Iterator[tuple[str, int, int, int]]:
+        """Play the calls of a micro-batch; ``fresh`` as in ``play``.
+
+        Yields:
+            For each call its part, the elements that are gathered before it or on their way (__n_available_params), the
+            most elements that are held until it has its parameters, and those that are held after that.
+        """
+        self._reset(fresh=fresh)
+        uses = len(self.queue)
+        for part, first, steps in self.segments:
+            for numbers, ends, releases in steps:
+                if ends:
+                    self._end(first, numbers, releases=releases)
+                    continue
+                available = self.available
+                fetching = self._fetch(first, numbers) if numbers else self.held
+                if self.position < uses:
+                    self._prefetch()
+                self.step += 1
+                yield part, available, fetching, self.held
+
+    def _fetch(self, first: int, numbers: Sequence[int]) -> int:
+        """Gather and wait for the parameters of a call; the most elements that are held meanwhile."""
+        missing = [first + number for number in numbers if not self.gathered[first + number]]
         if missing:
             self._gather(missing)
         fetching = self.held
-        for parameter in step.parameters:
-            fetching = max(fetching, self._wait(parameter))
-        for parameter in step.parameters:  # they leave the queue, in which a prefetch may have passed them
-            if self.fetched_for[parameter] < self.step:
-                following, used = self.queue[self.position]
-                self.fetched_for[following] = used
+        for number in numbers:
+            if first + number in self.in_flight or first + number in self.groups:
+                fetching = max(fetching, self._wait(first + number))
+        for number in numbers:
+            if self.fetched_for[first + number] < self.step:  # it leaves the queue, in which a prefetch may be past it
+                self.fetched_for[self.queue[self.position]] = self._step_of[self.position]
                 self.position += 1
-        self._prefetch()
-        self.step += 1
-        return fetching, self.held
+            self._latest[first + number] = self._used
+            self._used += 1
+        return fetching
 
-    def end(self, step: Step) -> None:
+    def _end(self, first: int, numbers: Sequence[int], *, releases: bool) -> None:
         """release_sub_module."""
-        for parameter in step.parameters:
-            released = not self.persistent[parameter] and (step.releases or self._may_go(parameter))
-            if released and self.gathered[parameter] and parameter not in self.in_flight:
+        for parameter in numbers:
+            parameter += first
+            if self.persistent[parameter] or not (releases or self._may_go(parameter)):
+                continue
+            if self.gathered[parameter] and parameter not in self.in_flight:
                 self.gathered[parameter] = False
                 self.available -= self.sizes[parameter]
                 self.held -= self.sizes[parameter]
 
     def _may_go(self, parameter: int) -> bool:
         """__params_to_release, which is computed once for each module and step: what it was in the first trace."""
-        key = parameter, self.step
-        if key not in self._decided:
-            self._decided[key] = not self._stays(parameter)
-        return self._decided[key]
+        if self._decision == len(self._decided):
+            self._decided.append(not self._stays(parameter))
+        self._decision += 1
+        return self._decided[self._decision - 1]
 
     def _stays(self, parameter: int) -> bool:
         if self.fetched_for[parameter] > self.step:
             return True
-        uses = self._uses[parameter]
-        following = bisect_left(uses, self.step)
-        if following == len(uses):
+        following = self._following[self._latest[parameter]]
+        if following < 0:
             return False
-        between = self._before[uses[following]] - self._before[self.step]
+        between = self._before[self._step_of[following]] - self._before[self.step]
         return between < self.buckets.stage3_max_reuse_distance
 
     def _gather(self, parameters: Sequence[int]) -> None:
@@ -195,9 +217,9 @@ class Coordinator:
         chosen: dict[int, None] = {}
         elements = 0
         while self.position < len(self.queue) and elements < most:
-            parameter, used = self.queue[self.position]
+            parameter = self.queue[self.position]
+            self.fetched_for[parameter] = self._step_of[self.position]
             self.position += 1
-            self.fetched_for[parameter] = max(self.fetched_for[parameter], used)
             if not self.gathered[parameter] and parameter not in chosen:
                 chosen[parameter] = None
                 elements += self.sizes[parameter]

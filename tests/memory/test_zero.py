@@ -14,7 +14,7 @@ from autoconf.memory.optimizers import Shape
 from autoconf.memory.profile import Point
 from autoconf.memory.store import ModelsTable
 from autoconf.memory.units import Unsupported
-from autoconf.memory.zero_calls import Layer, ModelCalls, Module, model_calls, steps_of
+from autoconf.memory.zero_calls import Layer, ModelCalls, Module, micro_batch, model_calls
 from autoconf.memory.zero_coordinator import Coordinator, gathered_parameters
 from autoconf.memory.zero_job import ZERO
 from autoconf.memory.zero_parameters import BucketSizes
@@ -143,14 +143,9 @@ def test_the_coordinator_has_as_many_parameters_at_each_call_as_that_of_real_pro
     else:
         model = model_calls(shapes_of(192, 96, 672, 4096, 6), 6)
         buckets, checkpointing = BucketSizes(36864, 33177, 1920, 368640, 368640, 10**9, True), "non-reentrant"
-    sizes, steps = steps_of(model, checkpointing)
-    coordinator = Coordinator(sizes, steps, buckets)
-    available: list[int] = []
-    call = coordinator.call
-    coordinator.call = lambda step: (available.append(coordinator.available), call(step))[1]  # type: ignore[method-assign]
+    coordinator = Coordinator([*model.sizes()], micro_batch(model, checkpointing), buckets)
     for fresh in (True, False):
-        available.clear()
-        coordinator.play(steps, fresh=fresh)
+        available = [before for _, before, _, _ in coordinator.calls(fresh=fresh)]
     assert available == json.loads(RECORDED.read_text())[case]
 
 
