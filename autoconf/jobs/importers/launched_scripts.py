@@ -40,6 +40,8 @@ def with_script(launch: Launch, file: str, follows: bool = True) -> Launch:
         tree = parsed_code(text, path)
     except BadInput:  # as if it were not here
         return launch
+    if _is_loop(tree):
+        raise BadInput(f"{path}: trains in a loop of its own, whose memory is not known; {NO_FILE}")
     options = options_in([*ast.walk(tree)], given)
     if not (options.owners or options.of_fire or _calls(tree) & {*CONFIGS}):
         module = _called_module(tree) if follows else ""
@@ -47,8 +49,6 @@ def with_script(launch: Launch, file: str, follows: bool = True) -> Launch:
     try:
         code = read_launched(text, path, given)
     except BadInput as error:
-        if _is_loop(tree):
-            raise BadInput(f"{path}: trains in a loop of its own, whose memory is not known; {NO_FILE}") from None
         return launch._replace(assumed=(*launch.assumed, f"what {path} does is not read: {error}"))
     settings = [*_left(launch.settings, options), *_defaults(options, path), *code.settings]
     return launch._replace(framework=code.framework, settings=settings, assumed=(*launch.assumed, *code.assumed))

@@ -20,12 +20,7 @@ from autoconf.jobs.importers.launch_options import (
     options_of,
 )
 from autoconf.jobs.importers.objectives import hint, objective_in, refuse_objective
-from autoconf.jobs.importers.other_files import (
-    OTHER_MODULES,
-    OTHER_TOOLS,
-    STARTS,
-    nearest,
-)
+from autoconf.jobs.importers.other_files import OTHER_MODULES, OTHER_TOOLS, STARTS, is_other_step, nearest
 from autoconf.jobs.importers.shell import Command, Script, follow
 from autoconf.jobs.importers.torchtune import OF_COMPONENTS
 from autoconf.jobs.importers.words import described, is_unknown
@@ -359,11 +354,12 @@ def _script_launch(launcher: str, rest: Sequence[str], place: PlaceOf) -> Launch
         words = words[1:]
     arguments = list(options_of(words))
     names = [key_of(option) for option, _ in arguments]
+    is_other = framework is None and is_other_step(script) and "per_device_train_batch_size" not in names
     is_telling = framework is not None or any(key in names for key in _TELLING)
     trains = re.search(
         r"(^|[/_-])(train|training|finetune|fine_tune|finetuning|sft|dpo|grpo|ppo|kto|orpo|mlx_lm/lora)", name
     )
-    if launcher == "python" and not is_telling and not (trains and words):
+    if is_other or (launcher == "python" and not is_telling and not (trains and words)):
         return None
     hints = [hint(place(script), script)] if objective_in(script) else []
     if framework is None and any(option == "--config-name" for option, _ in arguments):

@@ -77,6 +77,16 @@ def hint(place: Place, name: str) -> Setting:
     return Setting(place, DIALECT, _word_of(name) or "", name)
 
 
+def uncertain_objectives(settings: Iterable[Setting]) -> tuple[str, ...]:
+    """The objectives that hints leave open where other settings, which are not known, decide between them.
+
+    >>> uncertain_objectives([hint(Place("train.py"), "DPO")])
+    ('dpo', 'dpo_precomputed')
+    """
+    words = {setting.key for setting in settings if setting.dialect == DIALECT}
+    return ("dpo", "dpo_precomputed") if words == {"dpo"} else ()
+
+
 def with_objective(
     settings: Sequence[Setting], files: Iterable[str], framework: str | None, options: Mapping[str, Any]
 ) -> list[Setting]:

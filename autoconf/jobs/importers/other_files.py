@@ -30,6 +30,12 @@ OTHER_MODULES = (
     ("xtuner", "XTuner"), ("lmflow", "LMFlow"),
 )  # fmt: skip
 PYTHON = "a Python script"
+# First words of names of scripts that come before or after a training.
+_OTHER_STEPS = {
+    "analyze", "annotate", "benchmark", "convert", "decode", "download", "eval", "evaluate", "evaluation", "export",
+    "generate", "generation", "infer", "inference", "merge", "plot", "predict", "preprocess", "push", "score",
+    "tokenize", "upload", "visualize",
+}  # fmt: skip
 OFF = ("", "none", "null", "false", "no", "off", "0", "{}", "[]")
 
 
@@ -119,6 +125,17 @@ def words_of(text: str) -> list[str]:
     ['scripts', 'run', 'dpo', 'v', 'py']
     """
     return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", text).casefold())
+
+
+def is_other_step(script: str) -> bool:
+    """Whether the name of a script or a module says that it does something else than train.
+
+    >>> is_other_step("tools/generate_model_card.py"), is_other_step("convert_and_train.py"), is_other_step("train.py")
+    (True, False, False)
+    """
+    name = script.removesuffix(".py").replace(".", "/").rpartition("/")[2]
+    words = words_of(name)
+    return script == "lm_eval" or (bool(words) and words[0] in _OTHER_STEPS and "and" not in words)
 
 
 def keys_of_objectives() -> Mapping[str, tuple[str, ...]]:

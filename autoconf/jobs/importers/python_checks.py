@@ -14,7 +14,10 @@ from autoconf.jobs.importers.words import is_unknown
 _NO_FILE = "give the job by options instead of --job"
 _NOT_COVERED = {
     "FastModel": "models of unsloth that also read images or sound are not covered",
-    "FastVisionModel": "models that also read images are not covered",
+    **dict.fromkeys(
+        ("FastVisionModel", "AutoModelForImageTextToText", "AutoModelForVision2Seq", "AutoModelForMultimodalLM"),
+        "models that also read images are not covered",
+    ),
     "UnslothTrainer": "embeddings that are trained are not covered",
     "add_adapter": "adapters that are added by hand are not covered",
     "PeftModel": "adapters that are loaded are not covered",

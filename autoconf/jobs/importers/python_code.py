@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.key_table import Setting
+from autoconf.jobs.importers.key_table import Place, Setting
 from autoconf.jobs.importers.objectives import hint, objective_in
 from autoconf.jobs.importers.python_checks import check
 from autoconf.jobs.importers.python_kubeflow import counts_of, submission_of
@@ -28,6 +28,7 @@ _OF_TRAINER = (
 _OF_OLDER_CLIENT = "HuggingFaceTrainerParams"
 _PREPARES = "prepare_model_for_kbit_training"
 _NO_FILE = "give the job by options instead of --job"
+_NO_OPTIONS = "the script gets no other options that matter than those given here"
 
 
 class Code(NamedTuple):
@@ -38,12 +39,14 @@ class Code(NamedTuple):
         framework: A trainer of ``job_keys.yaml``; ``None`` for code that is not read.
         requests: The GPUs and nodes that it requests from Kubernetes.
         assumed: A sentence for each assumption about its options and its environment.
+        parser: The call that takes options of a command that is not known.
     """
 
     settings: list[Setting]
     framework: str | None
     requests: tuple[Request, ...] = ()
     assumed: tuple[str, ...] = ()
+    parser: Place | None = None
 
 
 def read_code(text: str, file: str) -> Code:
@@ -94,7 +97,7 @@ class _Script(Models):
     """What a script does with its calls and names."""
 
     def __init__(self, tree: ast.Module, file: str, given: Mapping[str, Any] | None = None) -> None:
-        super().__init__(tree, file, given or {})
+        super().__init__(tree, file, given)
         self.is_launched = given is not None
         check(self)
 
@@ -117,6 +120,16 @@ class _Script(Models):
         before = " before 5" if is_old else ""
         return Code(found, f"transformers{before}" if config == "TrainingArguments" else "trl")
 
+    def _takes_options(self) -> bool:
+        """Whether the config is made of a command that is not known."""
+        return self.options.is_open and not any(name in self.calls for name in CONFIGS)
+
+    def _parsed(self) -> Code:
+        """What the script does whatever its options are."""
+        parser = next(name for name in PARSERS if name in self.calls)
+        self.assumed[_NO_OPTIONS] = None
+        return self._launched()._replace(parser=self.place(self.calls[parser][0], parser))
+
     def _hints(self) -> Iterator[Setting]:
         """What the names of configs and trainers say about the objective."""
         for name, calls in self.calls.items():
@@ -127,7 +140,7 @@ class _Script(Models):
     def _code(self) -> Code:
         submission = submission_of(self)
         if submission is None:
-            return self._training()
+            return self._parsed() if self._takes_options() else self._training()
         if submission.framework:
             return Code(submission.settings, submission.framework, submission.requests)
         if _OF_OLDER_CLIENT in self.calls:

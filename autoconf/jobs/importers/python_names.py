@@ -35,7 +35,7 @@ class Names:
         assumed: A sentence for each assumption.
     """
 
-    def __init__(self, tree: ast.Module, file: str, given: Mapping[str, Any]) -> None:
+    def __init__(self, tree: ast.Module, file: str, given: Mapping[str, Any] | None) -> None:
         everything = [*ast.walk(tree)]
         options = options_in(everything, given)
         self.file, self.options = file, options

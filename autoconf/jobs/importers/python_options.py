@@ -35,6 +35,7 @@ class Options(NamedTuple):
         config: The class of ``CONFIGS`` that the parser makes of the command; empty if it makes none.
         of_fire: The values of the parameters of the function that Fire calls.
         written: The names of argparse's options as commands write them.
+        is_open: Whether values are not known, because no command is, and the parser makes a config of its options.
     """
 
     owners: set[str]
@@ -43,14 +44,15 @@ class Options(NamedTuple):
     config: str = ""
     of_fire: Mapping[str, Any] = {}
     written: frozenset[str] | set[str] = frozenset()
+    is_open: bool = False
 
 
-def options_in(nodes: Sequence[ast.AST], given: Mapping[str, Any]) -> Options:
+def options_in(nodes: Sequence[ast.AST], command: Mapping[str, Any] | None) -> Options:
     """The options of a script that is started with some of them.
 
     Args:
         nodes: All parts of the script.
-        given: The options of the command.
+        command: The options of the command; ``None`` if no command is known.
 
     >>> code = "p = ArgumentParser()\\np.add_argument('--lora-r', default=8)\\nargs = p.parse_args()"
     >>> nodes = [*ast.walk(ast.parse(code))]
@@ -75,13 +77,16 @@ def options_in(nodes: Sequence[ast.AST], given: Mapping[str, Any]) -> Options:
         options = [(call, option) for call in calls if (option := _of_argparse(call)) is not None]
         aliases = {written: name for call, (name, _) in options for written in _written(call)}
         defaults |= dict(option for _, option in options)
-    given = {aliases.get(name, name): value for name, value in given.items()}
+    given = {aliases.get(name, name): value for name, value in (command or {}).items()}
     values: dict[str, Any] = {**_OF_TRAINER} if config else {}
     values |= {name: default.value for name, default in defaults.items()}
     values |= {name: _typed(value) for name, value in given.items() if name in values or config}
     values |= dict(_of_odd_types(calls, given)) if not parsers else {}
     left = {name: default for name, default in defaults.items() if name not in given}
-    return Options(_owners(nodes), values, left, config, _of_fire(nodes, calls, given), {*aliases})
+    is_open = command is None and bool(config)
+    if is_open:
+        values, left = {name: unknown(name, "an option of the command") for name in values}, {}
+    return Options(_owners(nodes), values, left, config, _of_fire(nodes, calls, given), {*aliases}, is_open)
 
 
 def _config_of(name: str, classes: Mapping[str, ast.ClassDef]) -> str:

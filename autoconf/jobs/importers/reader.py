@@ -24,6 +24,7 @@ from autoconf.jobs.importers.named_files import Sources, places_in, with_named_f
 from autoconf.jobs.importers.notebooks import code_of
 from autoconf.jobs.importers.objectives import with_objective
 from autoconf.jobs.importers.other_files import PYTHON, nearest, text_kind
+from autoconf.jobs.importers.python_asked import asked
 from autoconf.jobs.importers.python_code import read_code
 from autoconf.jobs.importers.schedulers import Request, environment, requested
 from autoconf.jobs.importers.skypilot import is_task, read_task
@@ -172,6 +173,11 @@ def _code(text: str, path: str, options: Mapping[str, Any], of_notebook: bool = 
     code = read_code(text, path)
     if code.framework is None and (missing := missing_options(options)):
         raise BadInput(f"{path}: the code that it submits to Kubernetes is not read; give {', '.join(missing)}")
+    if code.parser is not None and (wanted := asked(code.settings, options)):
+        raise BadInput(
+            f"{code.parser}: the script takes its settings from a command or a config; give the file that starts it by "
+            f"--job, or give {wanted}"
+        )
     settings, requests = code.settings, code.requests
     if of_notebook:
         settings = [s._replace(place=s.place._replace(line=None)) for s in settings]
