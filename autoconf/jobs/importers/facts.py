@@ -97,6 +97,9 @@ class Reading:
         if stated and stated <= self._said_otherwise:
             self.ignored.append(f"{where}: set by an option")
             return
+        if stated == {"upcast_unquantized"} and self._options.get("method") in ("full", "lora"):
+            self.ignored.append(f"{where}: no base is quantized")
+            return
         if value is None or value == {}:
             if meaning.empty:
                 self.problems.append(f"{where}: {meaning.empty}")

@@ -10,6 +10,7 @@ from autoconf.errors import BadInput
 from autoconf.files import is_file
 from autoconf.jobs.importers.documents import read_text
 from autoconf.jobs.importers.key_table import Place, Setting, job_keys
+from autoconf.jobs.importers.launch_options import key_of
 from autoconf.jobs.importers.launchers import NO_FILE, Launch
 from autoconf.jobs.importers.python_code import read_launched
 from autoconf.jobs.importers.python_literals import name_of, parsed_code
@@ -34,7 +35,8 @@ def with_script(launch: Launch, file: str, follows: bool = True) -> Launch:
     path = None if launch.framework else _found(launch.script, file)
     if path is None:
         return launch
-    given = {setting.key: setting.value for setting in launch.settings if _is_of_script(setting)}
+    of_script = [setting for setting in launch.settings if _is_of_script(setting)]
+    given = {key: setting.value for setting in of_script for key in (setting.key, _written(setting))}
     try:
         text = read_text(path)
         tree = parsed_code(text, path)
@@ -52,6 +54,11 @@ def with_script(launch: Launch, file: str, follows: bool = True) -> Launch:
         return launch._replace(assumed=(*launch.assumed, f"what {path} does is not read: {error}"))
     settings = [*_left(launch.settings, options), *_defaults(options, path), *code.settings]
     return launch._replace(framework=code.framework, settings=settings, assumed=(*launch.assumed, *code.assumed))
+
+
+def _written(setting: Setting) -> str:
+    """The key as the command has it, which may be shorter than that of the Trainer."""
+    return key_of(setting.place.key) if setting.place.key.startswith("--") else setting.key
 
 
 def _is_of_script(setting: Setting) -> bool:
@@ -111,7 +118,12 @@ def _left(settings: list[Setting], options: Options) -> list[Setting]:
         *options.of_fire,
         *options.written,
     }
-    return [setting for setting in settings if setting.dialect != "arguments" or setting.key not in own]
+    return [s for s in settings if s.dialect != "arguments" or not (s.key in own or _is_declared(s, options))]
+
+
+def _is_declared(setting: Setting, options: Options) -> bool:
+    """Whether the script has an option with the name in the command, which otherwise abbreviates the Trainer's."""
+    return _written(setting) != setting.key and _written(setting) in options.declared
 
 
 def _defaults(options: Options, path: str) -> Iterator[Setting]:

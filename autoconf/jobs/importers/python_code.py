@@ -26,7 +26,9 @@ _OF_TRAINER = (
     "dataset_text_field",
 )  # of SFTTrainer before TRL 0.13
 _OF_OLDER_CLIENT = "HuggingFaceTrainerParams"
-_PREPARES = "prepare_model_for_kbit_training"
+# The second is an older name of the first: peft v0.9.0, src/peft/utils/other.py.
+_PREPARES = ("prepare_model_for_kbit_training", "prepare_model_for_int8_training")
+_OF_PREPARING = 2  # arguments: the model, and whether checkpoints are enabled
 _NO_FILE = "give the job by options instead of --job"
 _NO_OPTIONS = "the script gets no other options that matter than those given here"
 
@@ -204,16 +206,9 @@ class _Script(Models):
         if is_old and not keywords & {"max_seq_length", "dataset_text_field"}:
             place = self.place(config or trainer, "TrainingArguments")
             raise BadInput(f"{place}: under an SFTTrainer without max_seq_length only SFTConfig is read; {_NO_FILE}")
-        calls = self.calls.get(_PREPARES, [])
-        for call in calls:
-            checkpoints = argument_of(call, "use_gradient_checkpointing", 1)
-            value = True if checkpoints is None else self.literals.value(checkpoints)
-            if call not in self.certain or len(call.args) + len(call.keywords) > 2 or len(calls) > 1:
-                raise BadInput(f"{self.place(call, _PREPARES)}: whether and how it runs is not certain; {_NO_FILE}")
-            if value is not False:
-                yield from self.setting(call, "gradient checkpointing", value, "gradient_checkpointing")
+        calls = [call for name in _PREPARES for call in self.calls.get(name, ())]
+        yield from (setting for call in calls for setting in self._of_preparing(call, len(calls) == 1))
         if not is_old:
-            yield from (setting for call in calls for setting in self.setting(call, "base", "all", "prepared_base"))
             return
         loads = self.calls.get("from_pretrained", ())
         quantizing = [load for load in loads for keyword in load.keywords if keyword.arg in QUANTIZING]
@@ -226,14 +221,36 @@ class _Script(Models):
         for load in quantizing[:1]:
             yield from self.setting(load, "prepared base", "norms" if is_bf16 else "all", "prepared_base")
 
+    def _of_preparing(self, call: ast.Call, is_only: bool) -> Iterator[Setting]:
+        """What one call prepares; of a base that is not quantized it only makes parameters float32 (peft 0.21.2)."""
+        is_certain = call in self.certain and len(call.args) + len(call.keywords) <= _OF_PREPARING and is_only
+        is_quantized = self.is_quantized()
+        checkpoints = argument_of(call, "use_gradient_checkpointing", 1)
+        value = True if checkpoints is None else self.literals.value(checkpoints)
+        name = name_of(call.func)
+        if not is_certain:
+            value = unknown(name, "whether and how it runs")
+        elif is_quantized is None and value is not False:
+            value = unknown(name, "whether the base is quantized")
+        if is_quantized is not True:
+            dtype = unknown(name, "makes a base that is not quantized float32")
+            yield from self.setting(call, "dtype", dtype, "torch_dtype")
+        if is_quantized is not False and value is not False and not self._checkpoints():
+            yield from self.setting(call, "gradient checkpointing", value, "gradient_checkpointing")
+        if is_quantized is not False:
+            base = "all" if is_certain else unknown(name, "whether and how it runs")
+            yield from self.setting(call, "base", base, "prepared_base")
+
+    def _checkpoints(self) -> bool:
+        """Whether a config enables checkpoints in any case."""
+        given = [argument_of(c, "gradient_checkpointing", None) for name in CONFIGS for c in self.calls.get(name, ())]
+        return any(node is not None and self.literals.value(node) is True for node in given)
+
     def _enabled(self) -> Iterator[Setting]:
         """Checkpointing that the model's own method enables."""
         for call in self.calls.get("gradient_checkpointing_enable", ()):
             place = self.place(call, "gradient_checkpointing_enable")
-            of_config = [
-                argument_of(c, "gradient_checkpointing", None) for name in CONFIGS for c in self.calls.get(name, ())
-            ]
-            if any(node is not None and self.literals.value(node) is True for node in of_config):
+            if self._checkpoints():
                 continue  # the Trainer enables it in any case
             is_certain = call in self.certain and not call.args
             value = True if is_certain else unknown("gradient_checkpointing_enable", "whether it runs")

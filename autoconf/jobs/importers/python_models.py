@@ -149,6 +149,14 @@ class Models(Names):
         given = [argument_of(call, name, None) for call in (load, config) if call for name in QUANTIZING[1:]]
         return any(value is not None and self.literals.value(value) is True for value in given)
 
+    def is_quantized(self) -> bool | None:
+        """Whether the base has 4 or 8 bits; ``None`` if that is not certain."""
+        loads = [c for c in self.calls.get("from_pretrained", ()) if name_of(owner_of(c)).endswith("ForCausalLM")]
+        if loads and all(map(self._is_quantized, loads)):
+            return True
+        given = {keyword.arg for load in loads for keyword in load.keywords}
+        return None if not loads or given & {None, *QUANTIZING} else False
+
     def _quantization(self, load: ast.Call, node: ast.expr) -> Iterator[Setting]:
         call = self.called(node)
         if _is_none(self._resolved(node)):

@@ -35,6 +35,7 @@ class Options(NamedTuple):
         config: The class of ``CONFIGS`` that the parser makes of the command; empty if it makes none.
         of_fire: The values of the parameters of the function that Fire calls.
         written: The names of argparse's options as commands write them.
+        declared: The names of all options that the script itself has.
         is_open: Whether values are not known, because no command is, and the parser makes a config of its options.
     """
 
@@ -44,6 +45,7 @@ class Options(NamedTuple):
     config: str = ""
     of_fire: Mapping[str, Any] = {}
     written: frozenset[str] | set[str] = frozenset()
+    declared: frozenset[str] | set[str] = frozenset()
     is_open: bool = False
 
 
@@ -86,7 +88,9 @@ def options_in(nodes: Sequence[ast.AST], command: Mapping[str, Any] | None) -> O
     is_open = command is None and bool(config)
     if is_open:
         values, left = {name: unknown(name, "an option of the command") for name in values}, {}
-    return Options(_owners(nodes), values, left, config, _of_fire(nodes, calls, given), {*aliases}, is_open)
+    return Options(
+        _owners(nodes), values, left, config, _of_fire(nodes, calls, given), {*aliases}, {*defaults}, is_open
+    )
 
 
 def _config_of(name: str, classes: Mapping[str, ast.ClassDef]) -> str:
@@ -152,12 +156,17 @@ def _owners(nodes: Sequence[ast.AST]) -> set[str]:
     """The names that are bound to what a parser returns."""
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
     parse = {*_PARSES} | {f.name for f in functions if any(_is_call(node, _PARSES) for node in ast.walk(f))}
-    of_assigned = (node for node in nodes if isinstance(node, ast.Assign) and _is_call(node.value, parse))
-    targets = (target for node in of_assigned for target in node.targets)
+    assigned = [node for node in nodes if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None]
+    targets = [
+        target
+        for node in assigned
+        if _is_call(node.value.value if isinstance(node.value, ast.Subscript) else node.value, parse)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+    ]
     return {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
 
 
-def _is_call(node: ast.AST, names: tuple[str, ...] | set[str]) -> bool:
+def _is_call(node: ast.AST | None, names: tuple[str, ...] | set[str]) -> bool:
     return isinstance(node, ast.Call) and name_of(node.func) in names
 
 
