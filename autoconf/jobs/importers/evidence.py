@@ -156,7 +156,7 @@ def _of_any_release(settings: Sequence[Setting], commands: Iterable[Command]) ->
         other = job_keys().frameworks["trl" if name == "fms-hf-tuning" else "fms-hf-tuning"]
         exclusive = [sign for sign in signs if sign not in other.signs]
         is_sure = any(sign not in _COMMON for sign in signs)
-        if len(signs) + len(own) >= _ENOUGH and exclusive and (is_sure or name == "trl"):
+        if len(signs) + len(own) >= _ENOUGH and exclusive and (is_sure or (name == "trl" and own)):
             proven = is_sure and (bool(own) or not scripts) and _mostly_known(settings)
             return Evidence(name, proven, (*own, *signs))
     dialect = job_keys().dialects["arguments"]

@@ -190,7 +190,8 @@ class _Script(Models):
             raise BadInput(
                 f"{place}: under {names[1]} only {names[1].removesuffix('Trainer')}Config is read; {_NO_FILE}"
             )
-        before = " before 5" if names[1] == "SFTTrainer" else ""  # whose SFTTrainer took TrainingArguments
+        # Only an older SFTTrainer takes TrainingArguments, and only an older PEFT has the second of these functions.
+        before = " before 5" if names[1] == "SFTTrainer" or _PREPARES[1] in self.calls else ""
         return Code(found, f"transformers{before}" if names[0] == "TrainingArguments" else "trl")
 
     def calls_of(self, method: str, owner: str) -> list[ast.Call]:

@@ -102,7 +102,7 @@ def straight(statements: Sequence[ast.stmt], truth: Truth) -> Iterator[ast.stmt]
 
 
 def certain_calls(tree: ast.Module, truth: Truth = lambda test: None) -> list[ast.Call]:
-    """The calls that run whenever the script does: its own, and those of functions that it calls once.
+    """The calls that run whenever the script does: its own, and those of functions that it, or Fire, calls once.
 
     Args:
         tree: The script.
@@ -128,7 +128,8 @@ def _calls(
         value = statement.value if isinstance(statement, ast.Expr | ast.Assign | ast.Return) else None
         if isinstance(value, ast.Call):
             yield value
-            function = functions.get(value.func.id) if isinstance(value.func, ast.Name) else None
+            runs = value.args[0] if name_of(value.func) == "Fire" and value.args else value.func
+            function = functions.get(runs.id) if isinstance(runs, ast.Name) else None
             if function is not None and depth:
                 yield from _calls(function.body, functions, truth, depth - 1)
         elif isinstance(statement, ast.If) and ast.unparse(statement.test) == "__name__ == '__main__'":
