@@ -221,6 +221,8 @@ class _Script(Models):
         is_bf16 = bf16 is not None and self.literals.value(bf16) is True and makes_adapters
         for load in quantizing[:1]:
             yield from self.setting(load, "prepared base", "norms" if is_bf16 else "all", "prepared_base")
+            if is_bf16:
+                yield from self.setting(load, "adapters", True, "cast_adapters")
 
     def _of_preparing(self, call: ast.Call, is_only: bool) -> Iterator[Setting]:
         """What one call prepares; of a base that is not quantized it only makes parameters float32 (peft 0.21.2)."""
