@@ -160,7 +160,8 @@ def _of_any_release(settings: Sequence[Setting], commands: Iterable[Command]) ->
             proven = is_sure and (bool(own) or not scripts) and _mostly_known(settings)
             return Evidence(name, proven, (*own, *signs))
     dialect = job_keys().dialects["arguments"]
-    known_keys = sorted(key for key in keys if dialect.knows(key))
+    # Patterns of keys that change no memory, such as save_*, are those of other programs as well.
+    known_keys = sorted(key for key in keys if dialect.find(key) or key in dialect.ignored)
     if len(known_keys) < _OF_THE_TRAINER:
         return Evidence(None, False, ())
     return Evidence("transformers", False, tuple(known_keys[:5]))

@@ -48,6 +48,7 @@ _QUANTIZED = re.compile(
 )
 
 
+_ADAPTER_FACTS = {"lora_r", "lora_targets", "dropout"}
 _NUMBER = re.compile(r"\d+(\.\d*)?(e\+?\d+)?")
 
 
@@ -99,6 +100,9 @@ class Reading:
             return
         if stated == {"upcast_unquantized"} and self._options.get("method") in ("full", "lora"):
             self.ignored.append(f"{where}: no base is quantized")
+            return
+        if self._options.get("method") == "full" and stated <= _ADAPTER_FACTS and stated and is_unknown(value):
+            self.ignored.append(f"{where}: no adapters are trained")
             return
         if value is None or value == {}:
             if meaning.empty:
@@ -181,7 +185,7 @@ class Reading:
 
 def adapters_in_question(reading: Reading, options: Mapping[str, Any]) -> list[str]:
     """Settings of adapters without a key that says whether adapters are trained."""
-    of_adapters = [s for s in reading.sources if {"lora_r", "lora_targets", "dropout"} & set(s.facts)]
+    of_adapters = [s for s in reading.sources if _ADAPTER_FACTS & set(s.facts)]
     if "method" in options or "adapters" in reading.facts or not of_adapters:
         return []
     places = ", ".join(str(source.setting.place) for source in of_adapters)

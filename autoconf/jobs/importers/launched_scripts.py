@@ -47,7 +47,11 @@ def with_script(launch: Launch, file: str, follows: bool = True) -> Launch:
     options = options_in([*ast.walk(tree)], given)
     if not (options.owners or options.of_fire or _calls(tree) & {*CONFIGS}):
         module = _called_module(tree) if follows else ""
-        return with_script(launch._replace(script=module), file, follows=False) if module else launch
+        if module:
+            return with_script(launch._replace(script=module), file, follows=False)
+        return launch._replace(
+            assumed=(*launch.assumed, f"what {path} does is not read: no parser of it is known here")
+        )
     try:
         code = read_launched(text, path, given)
     except BadInput as error:

@@ -12,7 +12,7 @@ from autoconf.jobs.importers.objectives import hint, objective_in
 from autoconf.jobs.importers.python_checks import check
 from autoconf.jobs.importers.python_kubeflow import counts_of, submission_of
 from autoconf.jobs.importers.python_literals import argument_of, name_of, owner_of, parsed_code, shown
-from autoconf.jobs.importers.python_models import QUANTIZING, Models
+from autoconf.jobs.importers.python_models import Models
 from autoconf.jobs.importers.python_options import PARSERS
 from autoconf.jobs.importers.python_statements import CONFIGS, TRAINERS
 from autoconf.jobs.importers.python_unsloth import OWNER, of_unsloth
@@ -31,6 +31,7 @@ _PREPARES = ("prepare_model_for_kbit_training", "prepare_model_for_int8_training
 _OF_PREPARING = 2  # arguments: the model, and whether checkpoints are enabled
 _NO_FILE = "give the job by options instead of --job"
 _NO_OPTIONS = "the script gets no other options that matter than those given here"
+_OLDER = {"transformers": "transformers before 5", "trl": "trl before 1.0"}
 
 
 class Code(NamedTuple):
@@ -116,11 +117,13 @@ class _Script(Models):
         config, trainer = self.options.config, self._one(TRAINERS)
         if not config or (config == "TrainingArguments" and name_of(trainer.func) not in ("SFTTrainer", "Trainer")):
             raise BadInput(f"{self.file}: makes no config of its options that is read; {_NO_FILE}")
-        found = [*self.arguments(trainer, only=_OF_TRAINER), *self._enabled(), *self.model(trainer)]
-        is_old = config == "TrainingArguments" and name_of(trainer.func) == "SFTTrainer"
-        found += [*self._prepared(is_old, None, trainer), *self.adapters(trainer)]
-        before = " before 5" if is_old else ""
-        return Code(found, f"transformers{before}" if config == "TrainingArguments" else "trl")
+        found = [*self.arguments(trainer, only=_OF_TRAINER), *self._enabled()]
+        if loads := self.calls_of("from_pretrained", OWNER):
+            return Code([*found, *of_unsloth(self, loads)], "unsloth")
+        found += self.model(trainer)
+        framework = self._framework(config, trainer)
+        found += [*self._prepared(framework, trainer), *self.adapters(trainer)]
+        return Code(found, framework)
 
     def _takes_options(self) -> bool:
         """Whether the config is made of a command that is not known."""
@@ -178,51 +181,50 @@ class _Script(Models):
         found = [*self.arguments(config), *self.arguments(trainer, only=_OF_TRAINER), *self._enabled()]
         if loads := self.calls_of("from_pretrained", OWNER):
             return Code([*found, *of_unsloth(self, loads)], "unsloth")
-        found += self._prepared(names == ("TrainingArguments", "SFTTrainer"), config, trainer)
+        framework = self._framework(names[0], trainer)
+        found += self._prepared(framework, trainer)
         found += [*self.model(trainer, config), *self.adapters(trainer)]
         found += (
             self.length() if names[1] == "Trainer" else self.undecided_length(config) if names[0] == "SFTConfig" else ()
         )
         if names == ("TrainingArguments", "DPOTrainer") and argument_of(trainer, "max_length", None) is not None:
-            return Code([*found, *self.arguments(trainer, only=("max_length",))], "trl before 1.0")  # before 0.9
+            return Code([*found, *self.arguments(trainer, only=("max_length",))], _OLDER["trl"])  # before 0.9
         if names[0] == "TrainingArguments" and names[1] not in ("SFTTrainer", "Trainer"):
             place = self.place(config, "TrainingArguments")
             raise BadInput(
                 f"{place}: under {names[1]} only {names[1].removesuffix('Trainer')}Config is read; {_NO_FILE}"
             )
-        # Only an older SFTTrainer takes TrainingArguments, and only an older PEFT has the second of these functions.
-        before = " before 5" if names[1] == "SFTTrainer" or _PREPARES[1] in self.calls else ""
-        return Code(found, f"transformers{before}" if names[0] == "TrainingArguments" else "trl")
+        return Code(found, framework)
+
+    def _framework(self, config: str, trainer: ast.Call) -> str:
+        """The trainer by the kind of its config, and by what only older releases take."""
+        if config != "TrainingArguments":
+            return _OLDER["trl"] if self.is_of_older_trl(trainer) else "trl"
+        is_old = name_of(trainer.func) == "SFTTrainer" or self.is_of_older_transformers(trainer)
+        return _OLDER["transformers"] if is_old else "transformers"
 
     def calls_of(self, method: str, owner: str) -> list[ast.Call]:
         return [call for call in self.calls.get(method, ()) if name_of(owner_of(call)) == owner]
 
-    def _prepared(self, is_old: bool, config: ast.Call | None, trainer: ast.Call) -> Iterator[Setting]:
-        """What PEFT's prepare_model_for_kbit_training makes of a 4-bit base, called here or by an older SFTTrainer.
+    def _prepared(self, framework: str, trainer: ast.Call) -> Iterator[Setting]:
+        """What PEFT's prepare_model_for_kbit_training makes of a quantized base, called here or by an older SFTTrainer.
 
         Before TRL 0.13 SFTTrainer took TrainingArguments and the length itself, and computed the loss over all logits.
-        Up to 0.25 it prepared a quantized base, and with bf16 cast all but the norms back, unless it got adapters.
+        Before 0.22 it prepared a quantized base, unless it got a model with adapters.
         """
         keywords = {keyword.arg for keyword in trainer.keywords}
-        if is_old and not keywords & {"max_seq_length", "dataset_text_field"}:
-            place = self.place(config or trainer, "TrainingArguments")
+        is_old = name_of(trainer.func) == "SFTTrainer" and framework in _OLDER.values()
+        if is_old and framework == _OLDER["transformers"] and not keywords & {"max_seq_length", "dataset_text_field"}:
+            place = self.place(self.calls.get("TrainingArguments", [trainer])[0], "TrainingArguments")
             raise BadInput(f"{place}: under an SFTTrainer without max_seq_length only SFTConfig is read; {_NO_FILE}")
         calls = [call for name in _PREPARES for call in self.calls.get(name, ())]
-        yield from (setting for call in calls for setting in self._of_preparing(call, len(calls) == 1))
-        if not is_old:
-            return
-        loads = self.calls.get("from_pretrained", ())
-        quantizing = [load for load in loads for keyword in load.keywords if keyword.arg in QUANTIZING]
-        if config is None and quantizing:
-            place = self.place(trainer, "SFTTrainer")
-            raise BadInput(f"{place}: with a quantized base only TrainingArguments in the script are read; {_NO_FILE}")
-        bf16 = None if config is None else argument_of(config, "bf16", None)
-        makes_adapters = "peft_config" in keywords and "get_peft_model" not in self.calls
-        is_bf16 = bf16 is not None and self.literals.value(bf16) is True and makes_adapters
-        for load in quantizing[:1]:
-            yield from self.setting(load, "prepared base", "norms" if is_bf16 else "all", "prepared_base")
-            if is_bf16:
-                yield from self.setting(load, "adapters", True, "cast_adapters")
+        makes_adapters = is_old and "peft_config" in keywords and "get_peft_model" not in self.calls
+        for setting in (s for call in calls for s in self._of_preparing(call, len(calls) == 1)):
+            if not makes_adapters or setting.key != "prepared_base":  # which SFTTrainer prepares again
+                yield setting
+        loads = [load for load in self.calls.get("from_pretrained", ()) if self.quantizes(load)]
+        for load in loads[:1] if makes_adapters or (is_old and not calls) else ():
+            yield from self.setting(load, "prepared base", "norms" if makes_adapters else "none", "prepared_base")
 
     def _of_preparing(self, call: ast.Call, is_only: bool) -> Iterator[Setting]:
         """What one call prepares; of a base that is not quantized it only makes parameters float32 (peft 0.21.2)."""

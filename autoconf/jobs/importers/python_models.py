@@ -21,7 +21,7 @@ _PHI = re.compile(r"(?i)\bphi-[12]\b")  # peft/utils/constants.py, TRANSFORMERS_
 _ADAPTS = re.compile(r"(?i)peft|lora|adapter")
 _SAVES = re.compile(r"(?i)state|save|print|merge|disable")
 _MOST_NAMES = 10  # that are bound to names
-QUANTIZING = ("quantization_config", "load_in_4bit", "load_in_8bit")
+_QUANTIZING = ("quantization_config", "load_in_4bit", "load_in_8bit")
 _NO_FILE = "give the job by options instead of --job"
 
 
@@ -115,17 +115,20 @@ class Models(Names):
         elif len(loads) != 1:
             at = f"{len(loads)} calls of from_pretrained load a model"
             yield from self.setting(trainer, "model", unknown("model", at), "model_name_or_path")
+            yield from self.setting(trainer, "dtype", unknown("dtype", at), "torch_dtype")
+            if self.calls.get("BitsAndBytesConfig") or any(map(self.quantizes, self.calls.get("from_pretrained", ()))):
+                yield from self.setting(trainer, "quantization", unknown("quantization", at), "load_in_4bit")
         else:
-            yield from self._loaded(loads[0], config)
+            yield from self._loaded(loads[0], trainer, config)
 
-    def _loaded(self, load: ast.Call, config: ast.Call | None) -> Iterator[Setting]:
+    def _loaded(self, load: ast.Call, trainer: ast.Call, config: ast.Call | None) -> Iterator[Setting]:
         path = argument_of(load, "pretrained_model_name_or_path", 0)
         value = unknown("model", "not given") if path is None else self.literals.value(path)
         yield from self.setting(load, "model", value, "model_name_or_path")
         given = {keyword.arg for keyword in load.keywords}
         if None in given and not given & {"dtype", "torch_dtype"}:
             yield from self.setting(load, "dtype", unknown("**", "may be anything"), "torch_dtype")
-        elif not (given & {"dtype", "torch_dtype"} or self._is_quantized(load) or self._says_release(config)):
+        elif not (given & {"dtype", "torch_dtype"} or self._is_quantized(load) or self._says_release(trainer, config)):
             # the checkpoint's, or float32 before transformers 5; of a quantized base never float32
             yield from self.setting(load, "dtype", unknown("dtype", "not given"), "torch_dtype")
         for keyword in load.keywords:
@@ -136,17 +139,37 @@ class Models(Names):
             elif keyword.arg not in (None, "pretrained_model_name_or_path"):
                 yield from self.setting(load, str(keyword.arg), self.literals.value(keyword.value), str(keyword.arg))
 
-    def _says_release(self, config: ast.Call | None) -> bool:
+    def _says_release(self, trainer: ast.Call, config: ast.Call | None) -> bool:
         """Whether the release is known as far as the dtype goes: that of a command's keys, or an older one's keys."""
         if config is None:
             return self.is_launched
-        name = "transformers before 5" if name_of(config.func) == "TrainingArguments" else "trl before 1.0"
-        return any(keyword.arg in job_keys().frameworks[name].older for keyword in config.keywords)
+        is_of_trl = name_of(config.func) != "TrainingArguments"
+        name = "trl before 1.0" if is_of_trl else "transformers before 5"
+        is_older = self.is_of_older_trl if is_of_trl else self.is_of_older_transformers
+        return is_older(trainer) or any(keyword.arg in job_keys().frameworks[name].older for keyword in config.keywords)
+
+    def quantizes(self, load: ast.Call) -> bool:
+        """Whether a call that loads a model says how its weights are quantized."""
+        return any(keyword.arg in _QUANTIZING for keyword in load.keywords)
+
+    def is_of_older_trl(self, trainer: ast.Call) -> bool:
+        """Whether a trainer of TRL has an argument that it had up to TRL 0.15 (trl v0.15.2, sft_trainer.py)."""
+        return any(keyword.arg == "tokenizer" for keyword in trainer.keywords)
+
+    def is_of_older_transformers(self, trainer: ast.Call) -> bool:
+        """Whether a call is one that transformers 5.23.0 refuses, or PEFT from 0.10 on."""
+        loads = [c for c in self.calls.get("from_pretrained", ()) if name_of(owner_of(c)).endswith("ForCausalLM")]
+        given = {keyword.arg for load in loads for keyword in load.keywords}
+        return (
+            self.is_of_older_trl(trainer)  # trainer.py, Trainer: no tokenizer either
+            or bool(given & {"use_flash_attention_2", *_QUANTIZING[1:]})  # modeling_utils.py, from_pretrained
+            or "prepare_model_for_int8_training" in self.calls
+        )
 
     def _is_quantized(self, load: ast.Call) -> bool:
         """Whether the base certainly has 4 or 8 bits."""
         config = self.called(argument_of(load, "quantization_config", None))
-        given = [argument_of(call, name, None) for call in (load, config) if call for name in QUANTIZING[1:]]
+        given = [argument_of(call, name, None) for call in (load, config) if call for name in _QUANTIZING[1:]]
         return any(value is not None and self.literals.value(value) is True for value in given)
 
     def is_quantized(self) -> bool | None:
@@ -155,7 +178,7 @@ class Models(Names):
         if loads and all(map(self._is_quantized, loads)):
             return True
         given = {keyword.arg for load in loads for keyword in load.keywords}
-        return None if not loads or given & {None, *QUANTIZING} else False
+        return None if not loads or given & {None, *_QUANTIZING} else False
 
     def _quantization(self, load: ast.Call, node: ast.expr) -> Iterator[Setting]:
         call = self.called(node)
@@ -173,20 +196,26 @@ class Models(Names):
         node = argument_of(trainer, "peft_config", None)
         node = argument_of(wraps[0], "peft_config", 1) if len(wraps) == 1 and node is None else node
         if (node is None or _is_none(self._resolved(node))) and not wraps:
-            if name_of(trainer.func) != "Trainer" or not self._may_adapt():
+            if not self._may_adapt():
                 yield from self.setting(trainer, "no peft_config", False, "use_peft")
+            elif name_of(trainer.func) != "Trainer":  # whose default would be none
+                yield from self._uncertain(trainer, unknown("peft_config", "not given, but a call may make adapters"))
             return
         if is_call(self.called(node), "get_peft_config"):  # of the command's own options, as TRL names them
             return
         call = self.called(node)
         if call is None or name_of(call.func) != _ADAPTERS:
-            value = unknown(shown(node), f"not a literal {_ADAPTERS}")
-            yield from self.setting(trainer, "peft_config", value, "use_peft")
+            yield from self._uncertain(trainer, unknown(shown(node), f"not a literal {_ADAPTERS}"))
             return
         reference = argument_of(trainer, "ref_model", 1) if name_of(trainer.func) in _REFERRING else None
         if reference is not None and not _is_none(self._resolved(reference)):
             yield from self.setting(trainer, "ref_model", shown(reference), "ref_model")
         yield from self.of_lora(call)
+
+    def _uncertain(self, trainer: ast.Call, value: str) -> Iterator[Setting]:
+        """Adapters that are not read, whose defaults are not those of a command."""
+        for key in ("use_peft", "lora_r", "lora_target_modules"):
+            yield from self.setting(trainer, "peft_config", value, key)
 
     def _may_adapt(self) -> bool:
         """Whether anything that the script calls may make adapters."""

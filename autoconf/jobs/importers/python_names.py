@@ -45,8 +45,7 @@ class Names:
         self.assigned: dict[str, ast.expr] = {}
         self.assumed: dict[str, None] = {}
         self._classes = {node.name: node for node in everything if isinstance(node, ast.ClassDef)}
-        attributes = (node for node in everything if isinstance(node, ast.Attribute))
-        self._set = {node.attr for node in attributes if not isinstance(node.ctx, ast.Load)}
+        self._set = {node.attr for node in everything if isinstance(node, ast.Attribute) and _is_set(node)}
         self._forget_set_options(everything)
         self.literals = self._literals()
         decides = any(isinstance(node, ast.If | ast.IfExp | ast.FunctionDef) for node in everything)
@@ -62,9 +61,13 @@ class Names:
     def _forget_set_options(self, nodes: Sequence[ast.AST]) -> None:
         """Leave open the options that the script sets itself, at whatever place."""
         for node in nodes:
-            is_set = isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load)
-            if is_set and isinstance(node, ast.Attribute) and name_of(node.value) in self.options.owners:
-                self.options.values[node.attr] = unknown(node.attr, "set in the script")
+            if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
+                own = {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute) and _is_set(each)}
+            elif isinstance(node, ast.Attribute) and _is_set(node) and name_of(node.value) in self.options.owners:
+                own = {node.attr}
+            else:
+                continue
+            self.options.values.update((option, unknown(option, "set in the script")) for option in own)
 
     def _literals(self) -> Literals:
         records = {name: self._fields_of(value) for name, value in self.bound.items()}
@@ -214,3 +217,8 @@ def _bindings(node: ast.AST, passed: Mapping[int, ast.expr]) -> Iterator[tuple[s
         value = passed[id(node)]
         if not isinstance(value, ast.Name) or value.id != node.arg:
             yield node.arg, value
+
+
+def _is_set(node: ast.Attribute) -> bool:
+    """Whether an attribute is given a value, or deleted."""
+    return not isinstance(node.ctx, ast.Load)

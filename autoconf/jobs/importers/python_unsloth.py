@@ -21,7 +21,7 @@ _OF_UNSLOTH_MODEL = {
     "load_in_8bit": "load_in_8bit", "dtype": "torch_dtype", "full_finetuning": "", "token": "", "device_map": "",
     "trust_remote_code": "", "use_gradient_checkpointing": "use_gradient_checkpointing", "random_state": "",
     "fast_inference": "use_vllm", "gpu_memory_utilization": "", "max_lora_rank": "", "rope_scaling": "",
-    "fix_tokenizer": "", "revision": "",
+    "fix_tokenizer": "", "revision": "", "unsloth_tiled_mlp": "unsloth_tiled_mlp",
 }  # fmt: skip
 _OF_UNSLOTH_ADAPTERS = {
     "r": "lora_r", "target_modules": "lora_target_modules", "lora_dropout": "lora_dropout", "lora_alpha": "",

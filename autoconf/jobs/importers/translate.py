@@ -13,6 +13,7 @@ from autoconf.jobs.importers.facts import FACTS_OF, Reading, Source, adapters_in
 from autoconf.jobs.importers.fsdp import sharding_of
 from autoconf.jobs.importers.gpus_of_job import Counted
 from autoconf.jobs.importers.key_table import Framework, Setting, job_keys
+from autoconf.jobs.importers.quantized_base import adapter_dtype, quantization, upcast
 from autoconf.jobs.importers.schedulers import Request
 from autoconf.jobs.job import BATCHES, OPTIONAL
 from autoconf.jobs.names import key
@@ -180,11 +181,13 @@ class _Translation:
             if self.facts.pop(field, None) is not None:
                 self._reading.ignored.append(f"{field}: no adapters are trained")
         for field in _COPIED if trains != "full" else ():
-            if field != "adapter_dtype" or field in self.facts or not self._scales():
+            if field == "adapter_dtype" and trains == "qlora" and "stack" not in self.options and not self._scales():
+                self._put(field, self._dtype_on_quantized)
+            elif field != "adapter_dtype" or field in self.facts or not self._scales():
                 self._put(field, lambda field=field: self._fact(field))
         if trains == "qlora":
-            self._put("quantization", self._quantization)
-            self._put("upcast_unquantized", self._upcast)
+            self._put("quantization", lambda: quantization(self.facts, self._fact))
+            self._put("upcast_unquantized", lambda: upcast(self.facts, self._fact, self._computes()))
         if method is not None and trains != "full" and self.framework is not None:
             self._ask_for_adapters()
         if self.framework is not None and self.framework.without_preset and "stack" not in self.options:
@@ -200,17 +203,9 @@ class _Translation:
         if missing := next((why for fact, why in self.framework.needs_of_full.items() if fact not in self.facts), ""):
             raise BadInput(missing)
 
-    def _upcast(self) -> str | None:
-        """Which parameters of a 4-bit base become float32; only autocast casts most of them back."""
-        upcast: str | None = self._fact("upcast_unquantized")
-        computes = {**self.fields, **self.options}.get("mixed_precision")
-        return "all" if upcast == "norms" and computes == "no" else upcast
-
-    def _quantization(self) -> str | None:
-        """How the base is quantized; without double quantization unless a file says so."""
-        kind: str | None = self.facts.get("quantization")
-        nested = None if kind else self._fact("nested")
-        return {"yes": "nf4", "no": "nf4_single"}.get(nested) if nested else kind
+    def _dtype_on_quantized(self) -> str | None:
+        of_base = {field: value for field, value in self.options.items() if field in _OF_QUANTIZED}
+        return adapter_dtype({**self.facts, **of_base}, self._fact, self.framework, self._computes())
 
     def _ask_for_adapters(self) -> None:
         """Refuse a job without settings of adapters, unless the files provably belong to the framework."""
@@ -355,7 +350,11 @@ class _Translation:
 
     def _scales(self) -> bool:
         """Whether gradients are scaled, which float16 needs."""
-        return {**self.fields, **self.options}.get("mixed_precision") == "fp16"
+        return self._computes() == "fp16"
+
+    def _computes(self) -> str | None:
+        found: str | None = {**self.fields, **self.options}.get("mixed_precision")
+        return found
 
     def _choose_preset(self, method: str, own: Preset) -> None:
         """Choose the preset for the kind of chunked loss, which is not a field; set other fields."""

@@ -86,7 +86,7 @@ def concern(key: str) -> Concern | None:
     if found & _PARTLY:
         return _METHOD
     harmless = _HARMLESS_OF_ADAPTERS if found & _ADAPTER_WORDS else _HARMLESS
-    if found <= _SAVING or found & _EVALUATION or found & harmless:
+    if (found <= _SAVING and found != {"checkpointing"}) or found & _EVALUATION or found & harmless:
         return None
     if "checkpoint" in found and found & {"activation", "activations", "gradient", "grad"}:
         return _CHECKPOINTING

@@ -1,0 +1,47 @@
+"""What trainers make of a quantized base and of adapters on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from autoconf.jobs.importers.key_table import Framework
+
+
+def quantization(facts: Mapping[str, Any], fact: Callable[[str], Any]) -> str | None:
+    """How the base is quantized; without double quantization unless a file says so."""
+    kind: str | None = facts.get("quantization")
+    nested = None if kind else fact("nested")
+    return {"yes": "nf4", "no": "nf4_single"}.get(nested) if nested else kind
+
+
+def upcast(facts: Mapping[str, Any], fact: Callable[[str], Any], computes: str | None) -> str | None:
+    """Which parameters of a quantized base become float32.
+
+    Args:
+        facts: What files say.
+        fact: The same, or the default of the trainer.
+        computes: The mixed precision.
+    """
+    found: str | None = fact("upcast_unquantized")
+    return "all" if found == "norms" and not _casts_back(facts, computes) else found
+
+
+def adapter_dtype(
+    facts: Mapping[str, Any], fact: Callable[[str], Any], framework: Framework | None, computes: str | None
+) -> str | None:
+    """The dtype of adapters on a quantized base: PEFT's float32, or the bfloat16 to which SFTTrainer casts them.
+
+    Before TRL 0.22 SFTTrainer cast only adapters that it made itself: trl v0.15.2, sft_trainer.py, _prepare_peft_model.
+    """
+    default = framework.defaults.get("upcast_unquantized") if framework else None
+    prepared = facts.get("upcast_unquantized", default.value if default else None)
+    if "adapter_dtype" in facts or (default is None and prepared != "norms"):
+        found: str | None = fact("adapter_dtype")
+        return found
+    return "bfloat16" if prepared == "norms" and _casts_back(facts, computes) else "float32"
+
+
+def _casts_back(facts: Mapping[str, Any], computes: str | None) -> bool:
+    """Whether SFTTrainer casts all but the norms back, adapters too: trl v0.15.2, peft_module_casting_to_bf16."""
+    return computes not in ("no", "fp16") and facts.get("quantization") != "int8"
