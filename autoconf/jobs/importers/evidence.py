@@ -106,8 +106,13 @@ def _check_known(document: Mapping[str, Any], dialect: Dialect, file: str, name:
         )
 
 
-def evidence_of(settings: Sequence[Setting], commands: Iterable[Command]) -> Evidence:
+def evidence_of(settings: Sequence[Setting], commands: Iterable[Command], installed: Sequence[str] = ()) -> Evidence:
     """The trainer of all files of a job together, before a release that refuses one of their keys.
+
+    Args:
+        settings: The settings of the files.
+        commands: What they run.
+        installed: The names of frameworks of older releases that they install.
 
     Raises:
         BadInput: The files belong to several trainers.
@@ -115,6 +120,7 @@ def evidence_of(settings: Sequence[Setting], commands: Iterable[Command]) -> Evi
     evidence = _of_any_release(settings, commands)
     older = next((name for name in job_keys().frameworks if name.startswith(f"{evidence.framework} before ")), None)
     keys = [key for key in job_keys().frameworks[older].older if _has(settings, key)] if older else []
+    keys += [f"{older} is installed"] if older in installed else []
     return evidence._replace(framework=older, because=(*evidence.because, *keys)) if keys else evidence
 
 

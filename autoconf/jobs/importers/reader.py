@@ -15,6 +15,7 @@ from autoconf.jobs.importers.documents import Document, NotDocuments, load_docum
 from autoconf.jobs.importers.evidence import Command, dialect_of, evidence_of
 from autoconf.jobs.importers.freeze import with_freeze
 from autoconf.jobs.importers.gpus_of_job import Object, counted
+from autoconf.jobs.importers.installed import loss_of_release, older_releases
 from autoconf.jobs.importers.key_table import Place, Setting, job_keys
 from autoconf.jobs.importers.key_table import settings as settings_of
 from autoconf.jobs.importers.kubernetes import is_manifest, is_runtime, missing_options, read_manifest
@@ -73,8 +74,9 @@ def read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
 
 def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
     located = [at_line(path) for path in paths]
-    contents = [_content_of(read_text(path), path, options, line) for path, line in located]
     paths = [path for path, _ in located]
+    texts = [read_text(path) for path in paths]
+    contents = [_content_of(text, path, options, line) for text, (path, line) in zip(texts, located, strict=True)]
     found: list[Setting] = []
     unread: list[Setting] = []
     missing = missing_options(options)
@@ -82,15 +84,18 @@ def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
         others = [setting for other in contents if other is not content for setting in other.settings]
         sources = Sources(path, content.files, others, missing, unread, "sharding" in options)
         found += with_named_files(content.settings, sources)
+    for text, path, content in zip(texts, paths, contents, strict=True):
+        found += loss_of_release(text, path, found, content.commands)
     commands = [command for content in contents for command in content.commands]
     if any(
         (setting.dialect, setting.key) == ("axolotl", "config") for setting in unread
     ):  # its command has no settings; all are in the config
         commands = [command for command in commands if command.framework != "axolotl"]
-    found = with_objective(found, paths, evidence_of(found, commands).framework, options)
+    older = [name for text in texts for name in older_releases(text)]
+    found = with_objective(found, paths, evidence_of(found, commands, older).framework, options)
     found, bounds = with_freeze(found, options)
     found, notes = together(found, options)
-    job = job_of(found, evidence_of(found, commands), options)
+    job = job_of(found, evidence_of(found, commands, older), options)
     _check_tower(job, options)
     not_read = (f"{setting.place}: not read, because options describe the job" for setting in unread)
     of_scripts = (f"{path}: {line}" for path, content in zip(paths, contents, strict=True) for line in content.assumed)

@@ -1,0 +1,55 @@
+"""The releases that a file installs, which decide defaults."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from autoconf.jobs.importers.evidence import Command
+from autoconf.jobs.importers.key_table import Place, Setting
+
+_COMMENT = re.compile(r'[\s",\[]*#')  # also in a cell of a notebook, which is JSON
+_PIN = re.compile(r"(?<![\w.-])(transformers|trl) ?== ?(\d+)\.(\d+)")
+_Release = tuple[int, int]
+_TRANSFORMERS_5: _Release = (5, 0)
+_KEEPS_LOGITS: tuple[_Release, _Release] = (
+    (0, 19),
+    (1, 6),
+)  # and has all other defaults of later releases from 0.22 on
+_LOSS = "loss_type"
+
+
+def older_releases(text: str) -> tuple[str, ...]:
+    """The frameworks of ``job_keys.yaml`` for the releases of transformers and TRL that a text installs.
+
+    trl v0.18.2, sft_config.py, has the defaults of v0.15.2; v0.19.0 computes in bfloat16.
+
+    >>> older_releases('!pip install "transformers==4.57.3" trl==0.12.1')
+    ('transformers before 5', 'trl before 1.0', 'peft-sft before 1.0')
+    >>> older_releases("# pip install trl==0.12.1"), older_releases("pip install trl==1.9.0")
+    ((), ())
+    """
+    found = []
+    if (releases := _installed(text, "transformers")) and max(releases) < _TRANSFORMERS_5:
+        found.append("transformers before 5")
+    if (releases := _installed(text, "trl")) and max(releases) < _KEEPS_LOGITS[0]:
+        found += ["trl before 1.0", "peft-sft before 1.0"]
+    return tuple(found)
+
+
+def loss_of_release(
+    text: str, path: str, settings: Sequence[Setting], commands: Sequence[Command]
+) -> Iterator[Setting]:
+    """The loss over all logits of an SFTTrainer from 0.19 to 1.5 (trl v1.5.1, sft_config.py, loss_type: nll)."""
+    releases = _installed(text, "trl")
+    is_given = any(setting.key in (_LOSS, "objective") for setting in settings)
+    trains = "SFTTrainer" in text and any(command.framework == "trl" for command in commands)
+    first, behind = _KEEPS_LOGITS
+    if releases and trains and not is_given and first <= min(releases) and max(releases) < behind:
+        yield Setting(Place(path, None, f"trl=={'.'.join(map(str, max(releases)))}"), "arguments", _LOSS, "nll")
+
+
+def _installed(text: str, package: str) -> list[_Release]:
+    lines = (line for line in text.split("\n") if package in line and not _COMMENT.match(line))
+    found = (pin for line in lines for pin in _PIN.findall(line) if pin[0] == package)
+    return [(int(major), int(minor)) for _, major, minor in found]
