@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 from autoconf.jobs.importers.documents import shortened
 from autoconf.jobs.importers.key_table import Dialect, Key, Setting, job_keys, text
 from autoconf.jobs.importers.other_files import is_off
-from autoconf.jobs.importers.unknown_keys import concern
+from autoconf.jobs.importers.unknown_keys import concern, names_sharding
 from autoconf.jobs.importers.words import described, is_unknown
 from autoconf.jobs.job import BATCHES, Workload, read
 
+_OF_ADAPTERS = {"lora_r", "lora_targets", "dropout", "lora_layers", "trained_modules"}
 # The facts that determine a field, in addition to the fact with its name.
 FACTS_OF = {
     "method": ("adapters", "quantized"),
@@ -86,6 +87,7 @@ class Reading:
         self.assumed: list[str] = []
         self.problems: list[str] = []
         self._alike: dict[tuple[str, str], int] = {}
+        self._shares: list[str] = []  # unknown keys whose values name how GPUs share the model
 
     def take(self, thing: Setting) -> None:
         where, value = str(thing.place), thing.value
@@ -95,11 +97,11 @@ class Reading:
             self._take_unknown(thing, dialect)
             return
         stated = meaning.facts()
-        if stated and stated <= self._said_otherwise:
-            self.ignored.append(f"{where}: set by an option")
+        if text(value) in meaning.never:
+            self.problems.append(f"{where}: {_quoted(value)}: is not answered, and no option replaces it")
             return
-        if stated == {"upcast_unquantized"} and self._options.get("method") in ("full", "lora"):
-            self.ignored.append(f"{where}: no base is quantized")
+        if why := self._without_effect(stated):
+            self.ignored.append(f"{where}: {why}")
             return
         if self._options.get("method") == "full" and stated <= _ADAPTER_FACTS and stated and is_unknown(value):
             self.ignored.append(f"{where}: no adapters are trained")
@@ -130,6 +132,21 @@ class Reading:
             self.sources.append(Source(thing, new, dialect.source))
         elif not new:
             self.ignored.append(f"{where}: {_quoted(value)}")
+
+    def _without_effect(self, stated: set[str]) -> str:
+        """Why options leave nothing to a key that states some facts; empty if they do not."""
+        method = self._options.get("method")
+        if stated and stated <= self._said_otherwise:
+            return "set by an option"
+        if stated and stated <= _OF_ADAPTERS and method == "full":
+            return "no adapters are trained"
+        return "no base is quantized" if stated == {"upcast_unquantized"} and method in ("full", "lora") else ""
+
+    def check_sharding(self) -> None:
+        """Refuse values that name how GPUs share the model, where no key that is known here says it."""
+        if {*FACTS_OF["sharding"], "sharding"} & {*self.facts} - {"launched"} or "sharding" in self._options:
+            return
+        self.problems += [f"{said}: may set how GPUs share the model; give --sharding" for said in self._shares]
 
     def _assume(self, setting: Setting, said: str, assumption: str) -> None:
         """Add an assumption about a number; those of one file that are the same are one sentence."""
@@ -162,6 +179,8 @@ class Reading:
             self.problems.append(f"{setting.place.file}: {described(setting.key)} may be any option; write it out")
             return
         about = concern(setting.key)
+        if about is None and names_sharding(setting.value):
+            self._shares.append(f"{where}: {_quoted(setting.value)}")
         if about is None or setting.value is None or (about.options != ("method",) and is_off(setting.value)):
             self.unknown.append(where)
         elif any(option in self._options for option in about.options):

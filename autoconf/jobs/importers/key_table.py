@@ -58,6 +58,7 @@ class Key(_Typed):
     empty: str = ""
     assume: str = ""
     number: str = ""
+    never: tuple[str, ...] = ()  # values that no option replaces
     instead: tuple[str, ...] = ()  # fields that options give instead of a key that states none
 
     @field_validator("values", mode="before")

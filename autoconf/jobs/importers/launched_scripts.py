@@ -101,7 +101,12 @@ def _is_loop(tree: ast.Module) -> bool:
 
 
 def _found(script: str, file: str) -> str | None:
-    """The path of a script; a relative one may start in the folder of the file, or above it."""
+    """The path of a script; a relative one may start in the folder of the file, or above it.
+
+    One whose folder is elsewhere or not certain is that of its name next to the file.
+    """
+    if script.endswith(".py") and (is_unknown(script) or Path(script).is_absolute()):
+        script = script.rpartition("/")[2]
     if is_unknown(script) or not script:
         return None
     name = script if script.endswith(".py") else f"{script.replace('.', '/')}.py"

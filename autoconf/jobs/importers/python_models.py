@@ -214,7 +214,7 @@ class Models(Names):
 
     def _uncertain(self, trainer: ast.Call, value: str) -> Iterator[Setting]:
         """Adapters that are not read, whose defaults are not those of a command."""
-        for key in ("use_peft", "lora_r", "lora_target_modules"):
+        for key in ("use_peft", "lora_r", "lora_target_modules", "lora_dropout"):
             yield from self.setting(trainer, "peft_config", value, key)
 
     def _may_adapt(self) -> bool:

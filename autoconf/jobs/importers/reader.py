@@ -12,6 +12,7 @@ from autoconf.errors import BadInput
 from autoconf.jobs.importers.axolotl_keys import together
 from autoconf.jobs.importers.called_scripts import at_line
 from autoconf.jobs.importers.documents import Document, NotDocuments, load_documents, read_text, shortened
+from autoconf.jobs.importers.evaluation import larger_evaluation
 from autoconf.jobs.importers.evidence import Command, dialect_of, evidence_of
 from autoconf.jobs.importers.freeze import with_freeze
 from autoconf.jobs.importers.gpus_of_job import Object, counted
@@ -104,7 +105,7 @@ def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
     return job._replace(
         read=(*job.read, *notes, *map(str, requests)),
         requests=requests,
-        assumed=(*job.assumed, *bounds, *of_scripts, *not_read),
+        assumed=(*job.assumed, *bounds, *larger_evaluation(found, {**job.fields, **options}), *of_scripts, *not_read),
         counted=counted(found, requests, objects),
     )
 

@@ -91,6 +91,7 @@ def job_of(found: Iterable[Setting], evidence: Evidence, options: Mapping[str, A
     reading = Reading(options)
     for setting in found:
         reading.take(setting)
+    reading.check_sharding()
     if reading.problems:
         reading.problems += adapters_in_question(reading, options)
         raise BadInput(_together(reading.problems))

@@ -74,6 +74,21 @@ _CONCERNS: tuple[tuple[Concern, set[str]], ...] = (
 )  # fmt: skip
 
 
+# Values that name how GPUs share the model, of a key of any name, such as strategy=deepspeed.
+_SHARDING = re.compile(
+    r"(deepspeed|fsdp2?|zero[-_ ]?[123]|(deepspeed|ds)[-_ ]?(stage|zero|z)[-_ ]?[123])([-_ ]offload)?"
+)
+
+
+def names_sharding(value: object) -> bool:
+    """Whether the value of an unknown key names how GPUs share the model.
+
+    >>> [names_sharding(value) for value in ("deepspeed", "deepspeed_stage_3", "run-deepspeed", 8)]
+    [True, True, False, False]
+    """
+    return isinstance(value, str) and _SHARDING.fullmatch(value.casefold()) is not None
+
+
 def concern(key: str) -> Concern | None:
     """The possible effect on memory of an unknown key, by the words of its name.
 
