@@ -22,6 +22,11 @@ _ADAPTS = re.compile(r"(?i)peft|lora|adapter")
 _SAVES = re.compile(r"(?i)state|save|print|merge|disable")
 _MOST_NAMES = 10  # that are bound to names
 _QUANTIZING = ("quantization_config", "load_in_4bit", "load_in_8bit")
+# Arguments of trainers up to trl v0.15.2 (tokenizer) and v0.12.2, sft_trainer.py and dpo_trainer.py.
+_OF_OLDER_TRL = (
+    "tokenizer", "max_seq_length", "dataset_text_field", "packing", "dataset_num_proc", "neftune_noise_alpha",
+    "model_init_kwargs", "dataset_kwargs", "beta", "max_length", "max_prompt_length", "loss_type",
+)  # fmt: skip
 _NO_FILE = "give the job by options instead of --job"
 
 
@@ -153,8 +158,8 @@ class Models(Names):
         return any(keyword.arg in _QUANTIZING for keyword in load.keywords)
 
     def is_of_older_trl(self, trainer: ast.Call) -> bool:
-        """Whether a trainer of TRL has an argument that it had up to TRL 0.15 (trl v0.15.2, sft_trainer.py)."""
-        return any(keyword.arg == "tokenizer" for keyword in trainer.keywords)
+        """Whether a trainer of TRL has an argument that it had only up to TRL 0.15."""
+        return any(keyword.arg in _OF_OLDER_TRL for keyword in trainer.keywords)
 
     def is_of_older_transformers(self, trainer: ast.Call) -> bool:
         """Whether a call is one that transformers 5.23.0 refuses, or PEFT from 0.10 on."""
