@@ -101,7 +101,7 @@ class Reading:
             self.problems.append(f"{where}: {_quoted(value)}: is not answered, and no option replaces it")
             return
         if why := self._without_effect(stated):
-            self.ignored.append(f"{where}: {why}")
+            self._ignore(thing, stated, why)
             return
         if self._options.get("method") == "full" and stated <= _ADAPTER_FACTS and stated and is_unknown(value):
             self.ignored.append(f"{where}: no adapters are trained")
@@ -132,6 +132,12 @@ class Reading:
             self.sources.append(Source(thing, new, dialect.source))
         elif not new:
             self.ignored.append(f"{where}: {_quoted(value)}")
+
+    def _ignore(self, thing: Setting, stated: set[str], why: str) -> None:
+        self.ignored.append(f"{thing.place}: {why}")
+        if "model_name" in stated and _QUANTIZED.search(str(thing.value)) and "quantization" not in self._options:
+            said = f"{thing.place}: {_quoted(thing.value)}"
+            self.assumed.append(f"{said} is counted as not quantized, which holds more")
 
     def _without_effect(self, stated: set[str]) -> str:
         """Why options leave nothing to a key that states some facts; empty if they do not."""

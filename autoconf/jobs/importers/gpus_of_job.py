@@ -146,6 +146,8 @@ def _of_object(job: Object, runtimes: Sequence[Object]) -> _Reserved:
     if len(each) > 1:
         raise _Uncertain(f"{job.file}: pods have {' and '.join(map(str, sorted(each)))} {GPU}")
     nodes = sum(group.number for group in groups)
+    if nodes > 1 and kind_of(job.value) == "Job" and at(job.value, ("spec", "completionMode")) != "Indexed":
+        raise _Uncertain(f"{job.file}: pods of a Job that is not Indexed do not know each other, so each trains alone")
     (per_node,) = each
     sources = tuple(source for group in groups for source in group.sources)
     because = ", ".join(dict.fromkeys(str(source.place) for source in sources))

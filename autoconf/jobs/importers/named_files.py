@@ -63,6 +63,7 @@ class Sources(NamedTuple):
         missing: The options that would describe the job without any file; if empty, a missing file is not an error.
         unread: Collects the settings that name a missing file.
         says_sharding: Whether an option gives the sharding.
+        says_offload: Whether an option gives what is offloaded.
         folders: The folders of the files that name the naming file.
     """
 
@@ -72,6 +73,7 @@ class Sources(NamedTuple):
     missing: Sequence[str]
     unread: list[Setting]
     says_sharding: bool = False
+    says_offload: bool = False
     folders: tuple[Path, ...] = ()
 
 
@@ -121,7 +123,7 @@ def _named(setting: Setting, dialect: str, sources: Sources) -> tuple[list[Setti
     alike = (dialect, "fsdp") if is_certain and dialect == "accelerate" else (dialect,)
     if any(other.dialect in alike for other in sources.others):
         return [], ""
-    missing = _missing(dialect, sources)
+    missing = _missing(dialect, sources, name)
     if not missing:
         sources.unread.append(setting)
         return [], ""
@@ -133,11 +135,12 @@ def _named(setting: Setting, dialect: str, sources: Sources) -> tuple[list[Setti
     raise BadInput(f"{setting.place}: {problem}; give it by --job, or give {', '.join(missing)}")
 
 
-def _missing(dialect: str, sources: Sources) -> list[str]:
-    """The options that replace a file."""
+def _missing(dialect: str, sources: Sources, name: str) -> list[str]:
+    """The options that replace a file; what it offloads is asked for if its name says that it does."""
     of_launcher = [] if sources.says_sharding else ["--sharding"]  # it decides how GPUs share a model
     if dialect == "deepspeed":
-        return of_launcher
+        offloads = "offload" in name.casefold() and "no_offload" not in name.casefold()
+        return [*of_launcher, *(["--offload"] if offloads and not sources.says_offload else [])]
     return [*sources.missing, *(of_launcher if dialect == "accelerate" else ())]
 
 

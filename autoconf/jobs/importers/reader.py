@@ -83,7 +83,7 @@ def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
     missing = missing_options(options)
     for path, content in zip(paths, contents, strict=True):
         others = [setting for other in contents if other is not content for setting in other.settings]
-        sources = Sources(path, content.files, others, missing, unread, "sharding" in options)
+        sources = Sources(path, content.files, others, missing, unread, "sharding" in options, "offload" in options)
         found += with_named_files(content.settings, sources)
     for text, path, content in zip(texts, paths, contents, strict=True):
         found += loss_of_release(text, path, found, content.commands)

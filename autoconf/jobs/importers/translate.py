@@ -330,7 +330,11 @@ class _Translation:
             return None if "stack" in self.options else "full"
         if self.facts.get("liger") != "yes":
             loss: str | None = self._fact("loss")
-            return loss
+            is_trl = self.framework is job_keys().frameworks["trl"] and "stack" not in self.options
+            if loss is not None or not is_trl or self._proven:
+                return loss
+            self.assumed.append("loss = full (which holds more than TRL's own over chunks; the trainer is not certain)")
+            return "full"
         if self.facts.get("loss") == "chunked":  # trl/trainer/sft_trainer.py refuses it
             raise BadInput("loss_type chunked_nll and Liger's kernel exclude each other")
         return "chunked"
