@@ -18,6 +18,7 @@ _ABBREVIATED = (
 )  # fmt: skip
 _SHORTEST = 8
 ASSIGNMENT_OF_KEY = re.compile(r"\+{0,2}[A-Za-z_][\w.]*=")
+CONFIG_SUFFIXES = (".yaml", ".yml", ".json")
 PlaceOf = Callable[[str], Place]
 
 
@@ -32,7 +33,7 @@ def options_of(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
         name, equals, value = words[i].partition("=")
         i += 1
         if not is_option(name) and not ASSIGNMENT_OF_KEY.match(words[i - 1]):
-            if is_unknown(name) and not equals:
+            if is_unknown(name) and not equals and not name.endswith(CONFIG_SUFFIXES):
                 found[f"{name} {i}"] = (name, True)
             continue  # a word that is not an option, such as a configuration's path
         values = [value] if equals else []

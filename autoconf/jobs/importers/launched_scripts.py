@@ -12,6 +12,7 @@ from autoconf.jobs.importers.documents import read_text
 from autoconf.jobs.importers.key_table import Place, Setting, job_keys
 from autoconf.jobs.importers.launch_options import key_of
 from autoconf.jobs.importers.launchers import NO_FILE, Launch
+from autoconf.jobs.importers.objectives import hint, objective_in
 from autoconf.jobs.importers.python_code import read_launched
 from autoconf.jobs.importers.python_literals import name_of, parsed_code
 from autoconf.jobs.importers.python_options import Options, options_in
@@ -55,7 +56,9 @@ def with_script(launch: Launch, file: str, follows: bool = True) -> Launch:
     try:
         code = read_launched(text, path, given)
     except BadInput as error:
-        return launch._replace(assumed=(*launch.assumed, f"what {path} does is not read: {error}"))
+        hints = (hint(Place(path), name) for name in _own_trainers(tree) if objective_in(name))
+        assumed = (*launch.assumed, f"what {path} does is not read: {error}")
+        return launch._replace(settings=[*launch.settings, *hints], assumed=assumed)
     settings = [*_left(launch.settings, options), *_defaults(options, path), *code.settings]
     return launch._replace(framework=code.framework, settings=settings, assumed=(*launch.assumed, *code.assumed))
 
@@ -92,6 +95,11 @@ def _called_module(tree: ast.Module) -> str:
 def _calls(tree: ast.Module) -> set[str]:
     """The names of what a script calls."""
     return {name_of(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+
+
+def _own_trainers(tree: ast.Module) -> list[str]:
+    """The names of trainers that a script calls, without that word."""
+    return sorted(name.removesuffix("Trainer") for name in _calls(tree) if name.endswith("Trainer"))
 
 
 def _is_loop(tree: ast.Module) -> bool:

@@ -13,6 +13,7 @@ from autoconf.jobs.importers.key_table import Place, Setting, job_keys
 from autoconf.jobs.importers.launch_environment import check_processes, environment_settings
 from autoconf.jobs.importers.launch_options import (
     ASSIGNMENT_OF_KEY,
+    CONFIG_SUFFIXES,
     PlaceOf,
     is_option,
     key_of,
@@ -192,6 +193,8 @@ def _with_variables(word: str, variables: Mapping[str, str]) -> str:
 
 def _behind(program: str, words: Sequence[str]) -> list[str]:
     """The command that another program runs: from the first word that is a program known here."""
+    if program == "command" and words[:1] and words[0] in ("-v", "-V"):  # says where a program is
+        return []
     for i, word in enumerate(words):
         name = word.rpartition("/")[2]
         is_program = name in RUNNERS | SHELLS | _LAUNCHERS | set(OTHER_TOOLS) or _is_python(name)
@@ -379,7 +382,7 @@ def _script_launch(launcher: str, rest: Sequence[str], place: PlaceOf) -> Launch
     if framework is None and set(names) >= _OF_PEFT:
         framework = dialect = "peft-sft"
     config = _config(words, dialect, place)
-    if dialect != "arguments" or (config and config[0].value.endswith((".yaml", ".yml", ".json"))):
+    if dialect != "arguments" or (config and config[0].value.endswith(CONFIG_SUFFIXES)):
         found += config
     return Launch(framework, [*found, *option_settings(arguments, dialect, place, framework == "trl")], script)
 

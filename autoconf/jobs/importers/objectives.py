@@ -13,7 +13,7 @@ from autoconf.jobs.importers.words import described
 
 DIALECT = "objective"  # of settings that say something about it
 _KINDS = {
-    **dict.fromkeys(("dpo", "kto", "orpo", "cpo", "simpo", "ipo", "bco"), "preference optimization"),
+    **dict.fromkeys(("dpo", "kto", "orpo", "cpo", "simpo", "ipo", "bco", "spin"), "preference optimization"),
     "grpo": "GRPO",
     **dict.fromkeys(("ppo", "rloo", "rlhf", "reinforce", "gspo", "dapo"), "reinforcement learning"),
     **dict.fromkeys(("reward", "rm", "prm"), "reward modeling"),
@@ -120,6 +120,7 @@ def with_objective(
         _check_grpo(place, given, rest, options)
     if given is not None and given not in answered:
         raise BadInput(f"{place}: {kind}, and the option --objective is {given}; it may be {', '.join(answered)}")
+    rest = _without_same_reference(rest, options)
     if own := next((s for s in rest if _matches(s, _OWN_REFERENCE) and not is_off(s.value)), None):
         raise BadInput(f"{own.place}: a reference model of its own is not covered")
     stated = []
@@ -133,6 +134,15 @@ def with_objective(
         stated = [Setting(hints[0].place, DIALECT, "objective", objective)]
     of_loss = {id(setting) for setting, _ in of_keys}
     return [*stated, *(s for s in rest if id(s) not in of_loss and not _matches(s, (*_OF_LOSSES, _PRECOMPUTES)))]
+
+
+def _without_same_reference(settings: Sequence[Setting], options: Mapping[str, Any]) -> list[Setting]:
+    """The settings without a reference that is the model itself, a copy of which TRL makes in any case."""
+    models = {str(s.value) for s in settings if _matches(s, ("model_name_or_path",))}
+    adapts = any(_matches(s, _ADAPTS) and not is_off(s.value) for s in settings)
+    if adapts or options.get("method", "full") != "full":
+        return list(settings)
+    return [s for s in settings if not (_matches(s, ("ref_model",)) and {str(s.value)} == models)]
 
 
 def _check_losses(settings: Iterable[Setting]) -> None:

@@ -6,10 +6,10 @@ import ast
 from collections.abc import Callable
 
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.key_table import job_keys
-from autoconf.jobs.importers.python_literals import argument_of, name_of, owner_of
+from autoconf.jobs.importers.key_table import Setting, job_keys
+from autoconf.jobs.importers.python_literals import argument_of, name_of, owner_of, shown
 from autoconf.jobs.importers.python_names import Names
-from autoconf.jobs.importers.words import is_unknown
+from autoconf.jobs.importers.words import is_unknown, unknown
 
 _NO_FILE = "give the job by options instead of --job"
 _NOT_COVERED = {
@@ -53,7 +53,7 @@ def check(script: Names) -> None:
 
 
 def _check_target(script: Names, target: ast.expr, value: ast.expr | None) -> None:
-    """Refuse an attribute that is set where it may decide."""
+    """Refuse an attribute that is set where it may decide, or leave it open if it is that of a config."""
     name = name_of(target)
     if not isinstance(target, ast.Attribute) or name_of(target.value) == "self":
         return
@@ -65,7 +65,8 @@ def _check_target(script: Names, target: ast.expr, value: ast.expr | None) -> No
         if not (_adapts(script) and _is_false(script, value)):
             raise BadInput(f"{script.place(target, name)}: {_PART}; {_NO_FILE}")
     elif job_keys().dialects["arguments"].find(name) is not None:
-        raise BadInput(f"{script.place(target, name)}: is set outside of its config; {_NO_FILE}")
+        value_there = unknown(shown(target), "set outside of its config")
+        script.outside.append(Setting(script.place(target, name), "arguments", name, value_there))
 
 
 def _adapts(script: Names) -> bool:

@@ -29,6 +29,7 @@ _OF_OLDER_CLIENT = "HuggingFaceTrainerParams"
 # The second is an older name of the first: peft v0.9.0, src/peft/utils/other.py.
 _PREPARES = ("prepare_model_for_kbit_training", "prepare_model_for_int8_training")
 _OF_PREPARING = 2  # arguments: the model, and whether checkpoints are enabled
+_ANY_RELEASE = unknown("the release of TRL", "TrainingArguments under an SFTTrainer without max_seq_length")
 _NO_FILE = "give the job by options instead of --job"
 _NO_OPTIONS = "the script gets no other options that matter than those given here"
 _OLDER = {"transformers": "transformers before 5", "trl": "trl before 1.0"}
@@ -108,7 +109,7 @@ class _Script(Models):
         hints = [*self._hints()]
         code = self._launched() if self.is_launched else self._code()
         alone = {} if self.is_launched or not self.options.defaults else {"the script is run without options": None}
-        return code._replace(settings=[*hints, *code.settings], assumed=(*alone, *self.assumed))
+        return code._replace(settings=[*hints, *code.settings, *self.outside], assumed=(*alone, *self.assumed))
 
     def _launched(self) -> Code:
         """What the script does besides making a config of the options of a command."""
@@ -214,9 +215,11 @@ class _Script(Models):
         """
         keywords = {keyword.arg for keyword in trainer.keywords}
         is_old = name_of(trainer.func) == "SFTTrainer" and framework in _OLDER.values()
-        if is_old and framework == _OLDER["transformers"] and not keywords & {"max_seq_length", "dataset_text_field"}:
-            place = self.place(self.calls.get("TrainingArguments", [trainer])[0], "TrainingArguments")
-            raise BadInput(f"{place}: under an SFTTrainer without max_seq_length only SFTConfig is read; {_NO_FILE}")
+        of_any = (
+            is_old and framework == _OLDER["transformers"] and not keywords & {"max_seq_length", "dataset_text_field"}
+        )
+        if of_any:
+            yield from self._of_any_release(self.calls.get("TrainingArguments", [trainer])[0])
         calls = [call for name in _PREPARES for call in self.calls.get(name, ())]
         makes_adapters = is_old and "peft_config" in keywords and "get_peft_model" not in self.calls
         for setting in (s for call in calls for s in self._of_preparing(call, len(calls) == 1)):
@@ -224,7 +227,20 @@ class _Script(Models):
                 yield setting
         loads = [load for load in self.calls.get("from_pretrained", ()) if self.quantizes(load)]
         for load in loads[:1] if makes_adapters or (is_old and not calls) else ():
-            yield from self.setting(load, "prepared base", "norms" if makes_adapters else "none", "prepared_base")
+            base = _ANY_RELEASE if of_any else "norms" if makes_adapters else "none"
+            yield from self.setting(load, "prepared base", base, "prepared_base")
+
+    def _of_any_release(self, call: ast.Call) -> Iterator[Setting]:
+        """What TrainingArguments leave open under an SFTTrainer without arguments that say its release.
+
+        Up to TRL 0.13 samples without a length were cut to that of the tokenizer, at most to 1,024 tokens, later to
+        1,024 (trl v0.13.0 and v0.15.2, trl/trainer/sft_trainer.py and sft_config.py); the rest is that of the release.
+        """
+        given = {keyword.arg for keyword in call.keywords}
+        keys = ["max_length", "use_liger_kernel", *(key for key in ("optim",) if key not in given)]
+        keys += ["gradient_checkpointing"] if "gradient_checkpointing_kwargs" not in given else []
+        for key in keys:
+            yield from self.setting(call, key, _ANY_RELEASE, key)
 
     def _of_preparing(self, call: ast.Call, is_only: bool) -> Iterator[Setting]:
         """What one call prepares; of a base that is not quantized it only makes parameters float32 (peft 0.21.2)."""

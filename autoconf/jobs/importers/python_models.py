@@ -201,7 +201,9 @@ class Models(Names):
         node = argument_of(trainer, "peft_config", None)
         node = argument_of(wraps[0], "peft_config", 1) if len(wraps) == 1 and node is None else node
         if (node is None or _is_none(self._resolved(node))) and not wraps:
-            if not self._may_adapt():
+            if name_of(trainer.func) != "Trainer" and any(keyword.arg is None for keyword in trainer.keywords):
+                yield from self._uncertain(trainer, unknown("**", "may have a peft_config"))
+            elif not self._may_adapt():
                 yield from self.setting(trainer, "no peft_config", False, "use_peft")
             elif name_of(trainer.func) != "Trainer":  # whose default would be none
                 yield from self._uncertain(trainer, unknown("peft_config", "not given, but a call may make adapters"))
@@ -218,9 +220,13 @@ class Models(Names):
         yield from self.of_lora(call)
 
     def _uncertain(self, trainer: ast.Call, value: str) -> Iterator[Setting]:
-        """Adapters that are not read, whose defaults are not those of a command."""
-        for key in ("use_peft", "lora_r", "lora_target_modules", "lora_dropout"):
+        """Adapters that may be the only ones that the script makes, and whose defaults are not those of a command."""
+        made = self.calls.get(_ADAPTERS, ())
+        keys = ("lora_r", "lora_target_modules", "lora_dropout", "lora_modules_to_save") if len(made) != 1 else ()
+        for key in ("use_peft", *keys):
             yield from self.setting(trainer, "peft_config", value, key)
+        for call in made if not keys else ():
+            yield from (setting for setting in self.of_lora(call) if setting.key != "use_peft")
 
     def _may_adapt(self) -> bool:
         """Whether anything that the script calls may make adapters."""

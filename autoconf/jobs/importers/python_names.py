@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
-from autoconf.jobs.importers.key_table import Place
+from autoconf.jobs.importers.key_table import Place, Setting
 from autoconf.jobs.importers.python_literals import SCOPE, Literals, argument_of, name_of
 from autoconf.jobs.importers.python_options import options_in
 from autoconf.jobs.importers.python_statements import certain_calls, straight, taken, until_trained
+from autoconf.jobs.importers.python_trainers import name_own_trainers
 from autoconf.jobs.importers.words import unknown
 
 _OF_PARAMETER = _TWICE = 2
@@ -33,10 +34,12 @@ class Names:
         certain: The calls that run whenever the script does.
         literals: The values of expressions.
         assumed: A sentence for each assumption.
+        outside: Settings that the script makes outside of its configs.
     """
 
     def __init__(self, tree: ast.Module, file: str, given: Mapping[str, Any] | None) -> None:
         everything = [*ast.walk(tree)]
+        name_own_trainers(everything)
         options = options_in(everything, given)
         self.file, self.options = file, options
         self.bound: dict[str, ast.expr] = {}
@@ -44,6 +47,7 @@ class Names:
         self.functions: dict[str, ast.FunctionDef] = {}
         self.assigned: dict[str, ast.expr] = {}
         self.assumed: dict[str, None] = {}
+        self.outside: list[Setting] = []
         self._classes = {node.name: node for node in everything if isinstance(node, ast.ClassDef)}
         self._set = {node.attr for node in everything if isinstance(node, ast.Attribute) and _is_set(node)}
         self._forget_set_options(everything)

@@ -25,7 +25,7 @@ def until_trained(statements: Sequence[ast.stmt]) -> list[ast.stmt]:
     training = {s.name for s in statements if isinstance(s, ast.FunctionDef) and any(map(_is_training, ast.walk(s)))}
     for i, statement in enumerate(statements):
         call = statement.value if isinstance(statement, ast.Expr | ast.Assign) else None
-        calls_function = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in training
+        calls_function = isinstance(call, ast.Call) and any(name.id in training for name in _names([statement]))
         is_last = (_is_training(call) or calls_function) and not any(map(_trains, statements[i + 1 :]))
         if is_last and not any(map(training.__contains__, map(name_of, _names(statements[i + 1 :])))):
             return _used(statements[: i + 1])
