@@ -350,6 +350,8 @@ class _Translation:
             return "bf16" if given == "bf16" else launched
         if given is None and self.facts.get("pure") == "yes":
             return "no"
+        if self.framework is job_keys().frameworks["open-instruct"] and "launched" not in self.facts:
+            return None  # a config without its launcher, whose precision and sharding are the preset's
         found: str | None = self._fact("mixed_precision")
         return found or launched
 
