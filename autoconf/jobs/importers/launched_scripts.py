@@ -35,14 +35,15 @@ def with_script(launch: Launch, file: str, follows: bool = True) -> Launch:
     launch = _with_precision(launch)
     path = None if launch.framework else _found(launch.script, file)
     if path is None:
-        return launch
+        is_named = not (launch.framework or is_unknown(launch.script)) and launch.script
+        return _unread(launch, f"{launch.script}, which is not here,") if is_named else launch
     of_script = [setting for setting in launch.settings if _is_of_script(setting)]
     given = {key: setting.value for setting in of_script for key in (setting.key, _written(setting))}
     try:
         text = read_text(path)
         tree = parsed_code(text, path)
-    except BadInput:  # as if it were not here
-        return launch
+    except BadInput as error:
+        return _unread(launch, path, error)
     if _is_loop(tree):
         raise BadInput(f"{path}: trains in a loop of its own, whose memory is not known; {NO_FILE}")
     options = options_in([*ast.walk(tree)], given)
@@ -50,17 +51,20 @@ def with_script(launch: Launch, file: str, follows: bool = True) -> Launch:
         module = _called_module(tree) if follows else ""
         if module:
             return with_script(launch._replace(script=module), file, follows=False)
-        return launch._replace(
-            assumed=(*launch.assumed, f"what {path} does is not read: no parser of it is known here")
-        )
+        return _unread(launch, path, "no parser of it is known here")
     try:
         code = read_launched(text, path, given)
     except BadInput as error:
-        hints = (hint(Place(path), name) for name in _own_trainers(tree) if objective_in(name))
-        assumed = (*launch.assumed, f"what {path} does is not read: {error}")
-        return launch._replace(settings=[*launch.settings, *hints], assumed=assumed)
+        hints = [hint(Place(path), name) for name in _own_trainers(tree) if objective_in(name)]
+        return _unread(launch._replace(settings=[*launch.settings, *hints]), path, error)
     settings = [*_left(launch.settings, options), *_defaults(options, path), *code.settings]
     return launch._replace(framework=code.framework, settings=settings, assumed=(*launch.assumed, *code.assumed))
+
+
+def _unread(launch: Launch, script: str, why: object = "") -> Launch:
+    """The launch with a sentence on a script that is not read."""
+    said = f"what {script} does is not read{why and f': {why}'}"
+    return launch._replace(assumed=(*launch.assumed, said))
 
 
 def _written(setting: Setting) -> str:
