@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from autoconf.jobs.importers.python_statements import CONFIGS
 from autoconf.jobs.importers.words import is_unknown, unknown
 
 _ENTRIES = ("train", "main")
+_TRAINS = re.compile(r"(?i)(?<!pre)(train|tun(e|ing)|fit|learn)")
 _ANCESTORS = 3  # folders above the file of the command in which the script's path may start
 _OF_LENGTH = {"tokens_per_sample", "packed"}
 
@@ -46,6 +48,8 @@ def with_script(launch: Launch, file: str, follows: bool = True) -> Launch:
         return _unread(launch, path, error)
     if _is_loop(tree):
         raise BadInput(f"{path}: trains in a loop of its own, whose memory is not known; {NO_FILE}")
+    if "from_pretrained" in _calls(tree) and not any(map(_TRAINS.search, _names(tree))):
+        raise BadInput(f"{path}: loads a model, and nothing in it trains one; {NO_FILE}")
     options = options_in([*ast.walk(tree)], given)
     if not (options.owners or options.of_fire or _calls(tree) & {*CONFIGS}):
         module = _called_module(tree) if follows else ""
@@ -99,6 +103,16 @@ def _called_module(tree: ast.Module) -> str:
 def _calls(tree: ast.Module) -> set[str]:
     """The names of what a script calls."""
     return {name_of(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+
+
+def _names(tree: ast.Module) -> Iterator[str]:
+    """The names that a script has and uses."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.alias(name=name):
+                yield name
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.ImportFrom(module=str() as name):
+                yield name
 
 
 def _own_trainers(tree: ast.Module) -> list[str]:

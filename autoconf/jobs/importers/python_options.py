@@ -157,13 +157,15 @@ def _owners(nodes: Sequence[ast.AST]) -> set[str]:
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
     parse = {*_PARSES} | {f.name for f in functions if any(_is_call(node, _PARSES) for node in ast.walk(f))}
     assigned = [node for node in nodes if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None]
-    targets = [
-        target
-        for node in assigned
-        if _is_call(node.value.value if isinstance(node.value, ast.Subscript) else node.value, parse)
-        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
-    ]
-    return {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    parsed: set[str] = set()
+    others: set[str] = set()
+    for node in assigned:
+        call = node.value.value if isinstance(node.value, ast.Subscript) else node.value
+        for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+            if not isinstance(target, ast.Attribute | ast.Subscript):
+                names = {name.id for name in ast.walk(target) if isinstance(name, ast.Name)}
+                parsed, others = (parsed | names, others) if _is_call(call, parse) else (parsed, others | names)
+    return parsed - others  # a name that is bound to what a function makes of options may have others
 
 
 def _is_call(node: ast.AST | None, names: tuple[str, ...] | set[str]) -> bool:
