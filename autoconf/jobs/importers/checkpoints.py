@@ -58,6 +58,8 @@ def _kind(facts: Mapping[str, Any], fact: Callable[[str], Any], framework: Frame
             raise BadInput("gradient_checkpointing: given both to the Trainer and to FSDP, which the Trainer refuses")
         return "non-reentrant"  # accelerate/utils/fsdp_utils.py: CheckpointImpl.NO_REENTRANT
     found = fact("checkpointing")
+    if found is None and framework is not None and facts.get("reentrant") == "no":
+        return "non-reentrant"  # of a preset with checkpoints: LLaMA-Factory's use_reentrant_gc
     if found != "yes":
         return None if found is None else "none"
     reentrant = fact("reentrant")

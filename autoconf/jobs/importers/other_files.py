@@ -28,6 +28,7 @@ OTHER_MODULES = (
     ("openrlhf", "OpenRLHF"), ("verl", "verl"), ("nemo", "NeMo"), ("mlx_lm", "MLX"), ("swift", "ms-swift"),
     ("megatron", "Megatron-LM"), ("pretrain_gpt", "Megatron-LM"), ("torchtitan", "torchtitan"), ("litgpt", "LitGPT"),
     ("xtuner", "XTuner"), ("lmflow", "LMFlow"),
+    ("Megatron-LM", "Megatron-LM"), ("Megatron-LLM", "Megatron-LLM"),
 )  # fmt: skip
 PYTHON = "a Python script"
 # First words of names of scripts that come before or after a training.

@@ -12,7 +12,7 @@ from autoconf.jobs.importers.objectives import hint, objective_in
 from autoconf.jobs.importers.python_checks import check
 from autoconf.jobs.importers.python_kubeflow import counts_of, submission_of
 from autoconf.jobs.importers.python_literals import argument_of, name_of, owner_of, parsed_code, shown
-from autoconf.jobs.importers.python_models import Models
+from autoconf.jobs.importers.python_models import Models, casts_back
 from autoconf.jobs.importers.python_options import PARSERS
 from autoconf.jobs.importers.python_statements import CONFIGS, TRAINERS
 from autoconf.jobs.importers.python_unsloth import OWNER, of_unsloth
@@ -260,7 +260,16 @@ class _Script(Models):
             yield from self.setting(call, "gradient checkpointing", value, "gradient_checkpointing")
         if is_quantized is not False:
             base = "all" if is_certain else unknown(name, "whether and how it runs")
+            casts = casts_back(self, self._is_bf16()) if is_certain else None
+            if casts is not None:
+                yield from self.setting(casts, "bfloat16", "bfloat16", "cast_adapters")
+                base = "norms"
             yield from self.setting(call, "base", base, "prepared_base")
+
+    def _is_bf16(self) -> bool:
+        """Whether a config certainly computes in bfloat16."""
+        given = [argument_of(c, "bf16", None) for name in CONFIGS for c in self.calls.get(name, ())]
+        return any(node is not None and self.literals.value(node) is True for node in given)
 
     def _checkpoints(self) -> bool:
         """Whether a config enables checkpoints in any case."""

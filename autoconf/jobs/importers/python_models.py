@@ -117,6 +117,8 @@ class Models(Names):
         loads = [bound] if bound in loads else loads
         if isinstance(name, str) and name != unknown(shown(given), "not a literal"):
             yield from self.setting(trainer, "model", name, "model_name_or_path")
+            quantization = argument_of(trainer, "quantization_config", None)  # of TRL's trainers, for a model by name
+            yield from () if quantization is None else self._quantization(trainer, quantization)
         elif len(loads) != 1:
             at = f"{len(loads)} calls of from_pretrained load a model"
             yield from self.setting(trainer, "model", unknown("model", at), "model_name_or_path")
@@ -210,7 +212,7 @@ class Models(Names):
             return
         if is_call(self.called(node), "get_peft_config"):  # of the command's own options, as TRL names them
             return
-        call = self.called(node)
+        call = self._returned(self.called(node))
         if call is None or name_of(call.func) != _ADAPTERS:
             yield from self._uncertain(trainer, unknown(shown(node), f"not a literal {_ADAPTERS}"))
             return
@@ -227,6 +229,13 @@ class Models(Names):
             yield from self.setting(trainer, "peft_config", value, key)
         for call in made if not keys else ():
             yield from (setting for setting in self.of_lora(call) if setting.key != "use_peft")
+
+    def _returned(self, call: ast.Call | None) -> ast.Call | None:
+        """A call, or the one of ``LoraConfig`` in the script's own function that it calls."""
+        function = None if call is None else self.functions.get(name_of(call.func))
+        made = self.calls.get(_ADAPTERS, [])
+        is_in_it = function is not None and len(made) == 1 and made[0] in ast.walk(function)
+        return made[0] if is_in_it else call
 
     def _may_adapt(self) -> bool:
         """Whether anything that the script calls may make adapters."""
@@ -249,6 +258,33 @@ class Models(Names):
         if "target_modules" not in given:
             value = unknown("target_modules", "not given") if self._names_phi() else "default"
             yield from self.setting(call, "target_modules (default)", value, "lora_target_modules")
+
+
+def casts_back(script: Names, is_bf16: bool) -> ast.Call | None:
+    """The cast of adapters to bfloat16 in a loop over modules that does the same with embeddings and head, as QLoRA's.
+
+    https://github.com/artidoro/qlora, qlora.py, get_accelerate_model, which many scripts copy.
+    """
+    adapters, others = None, False
+    for node in (node for node in script.nodes if isinstance(node, ast.If)):
+        tested = ast.unparse(node.test)
+        if "LoraLayer" in tested:
+            adapters = adapters or next(_casts_to_bf16(script, node.body, is_bf16), None)
+        elif "lm_head" in tested or "embed_tokens" in tested:
+            others = others or any(_casts_to_bf16(script, node.body, is_bf16))
+    return adapters if others else None
+
+
+def _casts_to_bf16(script: Names, statements: Sequence[ast.stmt], is_bf16: bool) -> Iterator[ast.Call]:
+    """Casts to bfloat16 that run, as far as the precision of the job decides."""
+    for statement in statements:
+        if isinstance(statement, ast.If):
+            tests = statement.test.values if isinstance(statement.test, ast.BoolOp) else [statement.test]
+            if all(is_bf16 or "bf16" not in ast.unparse(test) or script.literals.truth(test) for test in tests):
+                yield from _casts_to_bf16(script, statement.body, is_bf16)
+            continue
+        calls = (node for node in ast.walk(statement) if isinstance(node, ast.Call) and name_of(node.func) == "to")
+        yield from (call for call in calls if call.args and name_of(call.args[0]) == "bfloat16")
 
 
 def _is_none(node: ast.expr | None) -> bool:

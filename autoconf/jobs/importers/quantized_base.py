@@ -27,21 +27,20 @@ def upcast(facts: Mapping[str, Any], fact: Callable[[str], Any], computes: str |
     return "all" if found == "norms" and not _casts_back(facts, computes) else found
 
 
-def adapter_dtype(
-    facts: Mapping[str, Any], fact: Callable[[str], Any], framework: Framework | None, computes: str | None
-) -> str | None:
-    """The dtype of adapters on a quantized base: PEFT's float32, or the bfloat16 to which SFTTrainer casts them.
+def adapter_dtype(facts: Mapping[str, Any], fact: Callable[[str], Any], framework: Framework | None) -> str | None:
+    """The dtype of adapters on a quantized base: PEFT's float32 where an SFTTrainer before TRL 0.22 prepares the base.
 
-    Before TRL 0.22 SFTTrainer cast only adapters that it made itself: trl v0.15.2, sft_trainer.py, _prepare_peft_model.
+    With bf16 it cast embeddings and head back, and adapters only up to trl v0.8.6, no longer in v0.9.6
+    (trl/trainer/utils.py, peft_module_casting_to_bf16): float32 holds more.
     """
     default = framework.defaults.get("upcast_unquantized") if framework else None
     prepared = facts.get("upcast_unquantized", default.value if default else None)
     if "adapter_dtype" in facts or (default is None and prepared != "norms"):
         found: str | None = fact("adapter_dtype")
         return found
-    return "bfloat16" if prepared == "norms" and _casts_back(facts, computes) else "float32"
+    return "float32"
 
 
 def _casts_back(facts: Mapping[str, Any], computes: str | None) -> bool:
-    """Whether SFTTrainer casts all but the norms back, adapters too: trl v0.15.2, peft_module_casting_to_bf16."""
+    """Whether SFTTrainer casts all but the norms back: trl v0.15.2, peft_module_casting_to_bf16."""
     return computes not in ("no", "fp16") and facts.get("quantization") != "int8"

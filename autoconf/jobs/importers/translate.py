@@ -206,7 +206,7 @@ class _Translation:
 
     def _dtype_on_quantized(self) -> str | None:
         of_base = {field: value for field, value in self.options.items() if field in _OF_QUANTIZED}
-        return adapter_dtype({**self.facts, **of_base}, self._fact, self.framework, self._computes())
+        return adapter_dtype({**self.facts, **of_base}, self._fact, self.framework)
 
     def _ask_for_adapters(self) -> None:
         """Refuse a job without settings of adapters, unless the files provably belong to the framework."""
