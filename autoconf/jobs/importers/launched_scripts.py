@@ -21,6 +21,7 @@ from autoconf.jobs.importers.python_statements import CONFIGS
 from autoconf.jobs.importers.words import is_unknown, unknown
 
 _ENTRIES = ("train", "main")
+_LOOPS = ("backward", "train_one_epoch", "train_epoch", "train_loop", "training_loop", "train_step", "training_step")
 _TRAINS = re.compile(r"(?i)(?<!pre)(train|tun(e|ing)|fit|learn)")
 _ANCESTORS = 3  # folders above the file of the command in which the script's path may start
 _OF_LENGTH = {"tokens_per_sample", "packed"}
@@ -123,7 +124,7 @@ def _own_trainers(tree: ast.Module) -> list[str]:
 def _is_loop(tree: ast.Module) -> bool:
     """Whether a script computes gradients itself, without a trainer."""
     names = _calls(tree)
-    return "backward" in names and not any(name.endswith("Trainer") for name in names)
+    return bool(names & {*_LOOPS}) and not any(name.endswith("Trainer") for name in names)
 
 
 def _found(script: str, file: str) -> str | None:

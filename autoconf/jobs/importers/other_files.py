@@ -33,8 +33,8 @@ OTHER_MODULES = (
 PYTHON = "a Python script"
 # First words of names of scripts that come before or after a training.
 _OTHER_STEPS = {
-    "analyze", "annotate", "benchmark", "convert", "decode", "download", "eval", "evaluate", "evaluation", "export",
-    "generate", "generation", "infer", "inference", "merge", "plot", "predict", "preprocess", "push", "score",
+    "analyze", "annotate", "benchmark", "convert", "decode", "download", "embed", "eval", "evaluate", "evaluation",
+    "export", "generate", "generation", "infer", "inference", "merge", "plot", "predict", "preprocess", "push", "score",
     "tokenize", "upload", "visualize",
 }  # fmt: skip
 OFF = ("", "none", "null", "false", "no", "off", "0", "{}", "[]")
