@@ -12,11 +12,8 @@ _COMMENT = re.compile(r'[\s",\[]*#')  # also in a cell of a notebook, which is J
 _PIN = re.compile(r"(?<![\w.-])(transformers|trl) ?== ?(\d+)\.(\d+)")
 _Release = tuple[int, int]
 _TRANSFORMERS_5: _Release = (5, 0)
-_KEEPS_LOGITS: tuple[_Release, _Release] = (
-    (0, 19),
-    (1, 6),
-)  # and has all other defaults of later releases from 0.22 on
-_LOSS = "loss_type"
+_KEEPS_LOGITS: tuple[_Release, _Release] = ((0, 19), (1, 6))
+_CHECKPOINTS: _Release = (0, 22)
 
 
 def older_releases(text: str) -> tuple[str, ...]:
@@ -37,16 +34,24 @@ def older_releases(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def loss_of_release(
+def defaults_of_release(
     text: str, path: str, settings: Sequence[Setting], commands: Sequence[Command]
 ) -> Iterator[Setting]:
-    """The loss over all logits of an SFTTrainer from 0.19 to 1.5 (trl v1.5.1, sft_config.py, loss_type: nll)."""
+    """What an SFTTrainer from 0.19 to 1.5 that a text installs does otherwise than later ones.
+
+    trl v0.21.0 and v1.5.1, sft_config.py: no gradient_checkpointing before 0.22, loss_type nll before 1.6.
+    """
     releases = _installed(text, "trl")
-    is_given = any(setting.key in (_LOSS, "objective") for setting in settings)
     trains = "SFTTrainer" in text and any(command.framework == "trl" for command in commands)
     first, behind = _KEEPS_LOGITS
-    if releases and trains and not is_given and first <= min(releases) and max(releases) < behind:
-        yield Setting(Place(path, None, f"trl=={'.'.join(map(str, max(releases)))}"), "arguments", _LOSS, "nll")
+    if not (releases and trains and first <= min(releases) and max(releases) < behind):
+        return
+    given = {setting.key for setting in settings}
+    place = Place(path, None, f"trl=={'.'.join(map(str, max(releases)))}")
+    if "loss_type" not in given:
+        yield Setting(place, "arguments", "loss_type", "nll")
+    if "gradient_checkpointing" not in given and max(releases) < _CHECKPOINTS:
+        yield Setting(place, "arguments", "gradient_checkpointing", False)
 
 
 def _installed(text: str, package: str) -> list[_Release]:

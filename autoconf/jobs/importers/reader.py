@@ -16,7 +16,7 @@ from autoconf.jobs.importers.evaluation import larger_evaluation
 from autoconf.jobs.importers.evidence import Command, dialect_of, evidence_of
 from autoconf.jobs.importers.freeze import with_freeze
 from autoconf.jobs.importers.gpus_of_job import Object, counted
-from autoconf.jobs.importers.installed import loss_of_release, older_releases
+from autoconf.jobs.importers.installed import defaults_of_release, older_releases
 from autoconf.jobs.importers.key_table import Place, Setting, job_keys
 from autoconf.jobs.importers.key_table import settings as settings_of
 from autoconf.jobs.importers.kubernetes import is_manifest, is_runtime, missing_options, read_manifest
@@ -86,7 +86,7 @@ def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
         sources = Sources(path, content.files, others, missing, unread, "sharding" in options, "offload" in options)
         found += with_named_files(content.settings, sources)
     for text, path, content in zip(texts, paths, contents, strict=True):
-        found += loss_of_release(text, path, found, content.commands)
+        found += defaults_of_release(text, path, found, content.commands)
     commands = [command for content in contents for command in content.commands]
     if any(
         (setting.dialect, setting.key) == ("axolotl", "config") for setting in unread
