@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.key_table import Framework
+from autoconf.jobs.importers.key_table import Framework, job_keys
+from autoconf.jobs.names import key
 
 
 def checkpointing(
@@ -66,3 +67,18 @@ def _kind(facts: Mapping[str, Any], fact: Callable[[str], Any], framework: Frame
     if reentrant is None and framework is not None and "reentrant" not in framework.defaults:
         return None  # the value of the preset, which depends on sharding
     return "reentrant" if reentrant == "yes" else "non-reentrant"
+
+
+def of_adapters_under_zero3(
+    framework: Framework | None, method: str | None, sharding: str | None, fields: Mapping[str, Any], assumed: list[str]
+) -> dict[str, str]:
+    """The checkpoints that TRL's trainers make reentrant with adapters under ZeRO-3, whatever files say."""
+    table = job_keys().frameworks
+    is_trl = framework in (table["trl"], table["peft-sft"]) and sharding == "zero3"
+    is_changed = is_trl and fields.get("gradient_checkpointing") == "non-reentrant"
+    if not is_changed or key(str(method)) not in ("lora", "qlora"):
+        return {}
+    assumed.append(
+        "gradient_checkpointing = reentrant (trl v1.9.0, trl/trainer/sft_trainer.py: forced with adapters under ZeRO-3)"
+    )
+    return {"gradient_checkpointing": "reentrant"}

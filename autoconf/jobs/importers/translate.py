@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.checkpoints import checkpointing
+from autoconf.jobs.importers.checkpoints import checkpointing, of_adapters_under_zero3
 from autoconf.jobs.importers.evidence import Evidence
 from autoconf.jobs.importers.facts import FACTS_OF, Reading, Source, adapters_in_question, named, options_of
 from autoconf.jobs.importers.fsdp import sharding_of
@@ -167,6 +167,7 @@ class _Translation:
                 "which are not counted; give --gradient-checkpointing"
             )
         sharding = self._put("sharding", self._sharding)
+        self.fields |= of_adapters_under_zero3(self.framework, method, sharding, self.fields, self.assumed)
         self._check_full(method, sharding)
         self._put("offload", lambda: self._offload(str(sharding)))
         self._put("mixed_precision", self._mixed_precision)
