@@ -118,7 +118,7 @@ def equal_units(job: UnshardedJob, base: Sequence[tuple[Shape, int]], loaded: in
     """The parameters of a job's model, with its layers made equal; arguments as in ``fsdp_loading``."""
     units, rank, per = job.units, job.rank or 0, job.bytes_per_parameter
     trained = per.frozen if rank else per.trainable
-    count = _layers(job)
+    count = layers_of(job)
     if rank:
         in_layers, in_root = units.frozen + units.quantized - units.root_frozen, units.root_frozen
     else:
@@ -129,7 +129,7 @@ def equal_units(job: UnshardedJob, base: Sequence[tuple[Shape, int]], loaded: in
         matrices = max(1, round(units.quantized // count / matrix))
         packed = units.quantized // count // matrices
     adapters = (units.trainable - units.root_trainable) * rank // count
-    embedding, _ = _embeddings(base)
+    embedding, _ = embeddings_of(base)
     copies = job.whole  # of embeddings and head: they belong to the root, and may become float32 like adapters
     rest = in_root - embedding + copies.parameters
     return EqualUnits(
@@ -150,8 +150,8 @@ def _received(job: UnshardedJob, base: Sequence[tuple[Shape, int]]) -> list[Held
     At the end these are the embeddings or the head, which is received again if tied; two matrices before.
     """
     per = job.bytes_per_parameter.frozen if job.rank else job.bytes_per_parameter.trainable
-    root, tied = _embeddings(base)
-    count = _layers(job)
+    root, tied = embeddings_of(base)
+    count = layers_of(job)
     matrices = sorted(((shape.elements, number) for shape, number in base if number >= count), reverse=True)
     (largest, number), (second, _) = matrices[0], matrices[min(1, len(matrices) - 1)]
     pair = largest + (largest if number >= 2 * count else second)
@@ -160,14 +160,14 @@ def _received(job: UnshardedJob, base: Sequence[tuple[Shape, int]]) -> list[Held
     return [at_end, Held(whole + per * pair, total - per * root * (not tied))]
 
 
-def _embeddings(base: Sequence[tuple[Shape, int]]) -> tuple[int, bool]:
+def embeddings_of(base: Sequence[tuple[Shape, int]]) -> tuple[int, bool]:
     """Elements of the largest embedding, and whether the head is the same parameter."""
     largest = max((shape for shape, _ in base if shape.embedding), key=lambda shape: shape.elements)
     heads = [shape for shape, _ in base if not shape.embedding and shape.dimensions == largest.dimensions]
     return math.prod(largest.dimensions), not heads
 
 
-def _layers(job: UnshardedJob) -> int:
+def layers_of(job: UnshardedJob) -> int:
     """The number of decoder layers, if these are equal."""
     units = job.units
     if job.rank is None:

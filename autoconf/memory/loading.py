@@ -235,26 +235,38 @@ def _replicated(model: LoadedModel, strategy: Strategy) -> list[Held]:
     if strategy == "none":
         return [Held(total)]
     gradients = sum(p.trained_bytes for p in model.parameters() if model.trains(p))
-    return [Held(total + gradients), *(Held(total + nbytes) for nbytes in _broadcasts(model))]
+    # On several GPUs 4-bit weights are stored in the dtype of the others (bnb_4bit_quant_storage).
+    tensors = [(p.loaded if p.packed else p.trained, p.trained_bytes) for p in model.parameters()]
+    return [Held(total + gradients), *(Held(total + nbytes) for nbytes in broadcasts(tensors))]
 
 
-def _broadcasts(model: LoadedModel) -> list[float]:
-    """Bytes of two buffers of DDP's broadcast: torch/csrc/distributed/c10d/comm.cpp, broadcast_coalesced.
+def broadcasts(tensors: Iterable[tuple[int, float]]) -> list[float]:
+    """Bytes of each two buffers of DDP's broadcast: torch/csrc/distributed/c10d/comm.cpp, broadcast_coalesced.
 
     A buffer ends with the tensor that makes it as large as its limit. A buffer with a single tensor is not copied.
+
+    Args:
+        tensors: bytes of an element, and of each tensor, in their order.
+
+    >>> broadcasts([(2, 300 * 2**20), (2, 200 * 2**20), (4, 10.0), (2, 100 * 2**20), (2, 50.0), (2, 5.0)])
+    [0.0, 314572800.0, 314572800.0, 55.0]
     """
-    buffers: list[list[tuple[int, float]]] = []  # index and bytes of each tensor
-    filling: dict[int, list[tuple[int, float]]] = {}  # by bytes of an element
-    for index, parameter in enumerate(model.parameters()):
-        # On several GPUs 4-bit weights are stored in the dtype of the others (bnb_4bit_quant_storage).
-        width = parameter.loaded if parameter.packed else parameter.trained
-        buffer = filling.setdefault(width, [])
-        buffer.append((index, parameter.trained_bytes))
-        if sum(nbytes for _, nbytes in buffer) >= _BROADCAST:
+    buffers: list[_Buffer] = []
+    filling: dict[int, _Buffer] = {}  # by bytes of an element
+    for index, (width, nbytes) in enumerate(tensors):
+        buffer = filling.get(width) or _Buffer(index, 0, 0.0)
+        filling[width] = buffer = _Buffer(buffer.first, buffer.tensors + 1, buffer.nbytes + nbytes)
+        if buffer.nbytes >= _BROADCAST:
             buffers.append(filling.pop(width))
     in_order = sorted([*buffers, *filling.values()])
-    copies = [0.0, *(sum(nbytes for _, nbytes in buffer) if len(buffer) > 1 else 0.0 for buffer in in_order)]
+    copies = [0.0, *(buffer.nbytes if buffer.tensors > 1 else 0.0 for buffer in in_order)]
     return [one + other for one, other in pairwise(copies)]
+
+
+class _Buffer(NamedTuple):
+    first: int  # the index of its first tensor
+    tensors: int
+    nbytes: float
 
 
 def _sharded(model: LoadedModel, strategy: Strategy, loading: Loading, shard_adapters: bool) -> list[Held]:

@@ -29,6 +29,7 @@ from autoconf.memory.store import ModelsTable
 from autoconf.memory.towers import towers
 from autoconf.memory.trained import FROZEN, TrainedWhole, kept_by_layer
 from autoconf.memory.units import GIB, Booleans, Floats, Integers
+from autoconf.memory.unsharded_loading import Loaded, unsharded_loading
 from autoconf.memory.ways import (
     BYTES,
     LOADS,
@@ -175,9 +176,9 @@ class StackMemory:
         sharers = sharing(gpus, per_node[places])
         return np.asarray((whole + sharded / sharers[:, None]).max(axis=-1))
 
-    def loading_texts(self, rows: Integers) -> list[str]:
-        """What each of several GPUs holds while the model is loaded, in words."""
-        return [self._jobs[row][True].loading.what for row in rows.tolist()]
+    def loading_texts(self, rows: Integers, gpus: Integers) -> list[str]:
+        """What each GPU holds while the model is loaded, in words."""
+        return [self._jobs[row][n > 1].loading.what for row, n in zip(rows.tolist(), gpus.tolist(), strict=True)]
 
     def host_bytes(self, rows: Integers, gpus: Integers, on_worker: Integers, tokens: Floats) -> Floats:
         """Bytes of the host of a worker that has ``on_worker`` of the GPUs, shape (candidates,)."""
@@ -317,29 +318,32 @@ def _of_unsharded(
     several: bool,
 ) -> GpuJob:
     """What a GPU of a job holds, given its moments without sharding and its parameters."""
+    loading = _loads(job, strategy, stack, full) if loads else Loads()
     if strategy not in ZERO:
         resident, gradients, host_bytes = job.resident(strategy), job.unsharded_gradients(strategy), host.worker_bytes
-        loading = _loads(job, strategy, stack, full or trainable) if loads else Loads()
         return GpuJob(
             resident, gradients, lambda: sharded(moments(), job, strategy), loading, host_bytes, per_node=job.per_node
         )
     assert full is not None
     zero_job = ZeroJob.of(job, trainable, full, stack, several=several)
     on_host = host.under(zero_job).worker_bytes
-    return GpuJob(zero_job.resident(strategy), 0.0, lambda: zero(moments(), zero_job, strategy), Loads(), on_host)
+    return GpuJob(zero_job.resident(strategy), 0.0, lambda: zero(moments(), zero_job, strategy), loading, on_host)
 
 
-def _loads(job: UnshardedJob, strategy: Strategy, stack: Stack, base: Trainable) -> Loads:
-    """What a GPU holds while a model is loaded. Without FSDP, training holds as much."""
+def _loads(job: UnshardedJob, strategy: Strategy, stack: Stack, base: Trainable | None) -> Loads:
+    """What a GPU holds while a model is loaded. ``base``: all parameters of the model, if they are known."""
+    if base is None or (strategy == "none" and not job.units.quantized):
+        return Loads()  # training holds as much
+    loaded = BYTES[stack.torch_dtype]
     if strategy not in ("fsdp1", "fsdp2"):
-        return Loads()
+        model = Loaded(job, base.shapes, loaded, BYTES[stack.adapter_dtype])
+        return Loads(*unsharded_loading(model, stack, strategy))
     what = "its shards, and one unit of FSDP whole"
     if job.units.quantized:
         # transformers/quantizers/quantizer_bnb_4bit.py: a weight is quantized on the GPU.
         what = "all 4-bit weights before FSDP shards them"
     elif stack.loading == "gpu":
         what = "all weights before FSDP shards them"
-    loaded = BYTES[stack.torch_dtype]
     moments = fsdp_loading(job, strategy, stack.loading, base.shapes, loaded, shard_adapters=stack.shard_adapters)
     return Loads(what, moments)
 

@@ -32,7 +32,7 @@ def resident_state_fits(candidates: Candidates) -> Booleans:
 
 
 def loading_fits(candidates: Candidates) -> Booleans:
-    """Check what each GPU holds while a model is loaded that is sharded afterwards."""
+    """Check what each GPU holds while a model is loaded."""
     memory = candidates.memory
     if not isinstance(memory, StackMemory) or memory.rules < LOADS:
         return np.ones(len(candidates.rows), bool)
@@ -78,12 +78,11 @@ def _why_gradients(candidates: Candidates) -> list[str]:
 
 def _why_loading(candidates: Candidates) -> list[str]:
     assert isinstance(candidates.memory, StackMemory)
-    loading = candidates.memory.loading_bytes(candidates.rows, candidates.gpus) / GIB
+    place = candidates.rows, candidates.gpus
+    loading, texts = candidates.memory.loading_bytes(*place) / GIB, candidates.memory.loading_texts(*place)
     return [
         f"runs out of memory while loading: each GPU holds {what}, {needed:.1f} GiB, and one has {usable:g} GiB"
-        for what, needed, usable in zip(
-            candidates.memory.loading_texts(candidates.rows), loading, candidates.usable_gib, strict=True
-        )
+        for what, needed, usable in zip(texts, loading, candidates.usable_gib, strict=True)
     ]
 
 

@@ -201,6 +201,32 @@ def test_what_answers_count_is_the_closed_form_of_all_parameters(
     assert found == pytest.approx(exact.peak_bytes(gpus), rel=0.02)
 
 
+@pytest.mark.parametrize("model", ["smollm2-135m", "llama3.1-8b", "granite-4.0-h-tiny", "olmoe-1b-7b"])
+@pytest.mark.parametrize("gpus", [1, 4])
+@pytest.mark.parametrize("upcast", ["none", "norms", "all"])
+def test_answers_count_it_without_fsdp_as_well(model: str, gpus: int, upcast: str) -> None:
+    stack = Stack(sharding="ddp", mixed_precision="bf16", adapter_dtype="float32", upcast_unquantized=upcast, **NF4)
+    exact = loading_memory(loaded_model(TrainingSetup(architectures()[model], "qlora", stack, gpus)), _strategy(gpus))
+    assert _counted(model, "qlora", stack, gpus) == pytest.approx(exact.peak_bytes(np.array([gpus])), rel=0.02)
+
+
+@pytest.mark.parametrize("model", ["smollm2-135m", "llama3.1-8b", "granite-4.0-h-tiny"])
+def test_buffers_of_the_broadcast_are_those_of_all_parameters(model: str) -> None:
+    stack = Stack(sharding="ddp", adapter_dtype="float32")
+    exact = loading_memory(loaded_model(TrainingSetup(architectures()[model], "lora", stack, 4)), "ddp")
+    assert _counted(model, "lora", stack, 4) == pytest.approx(exact.peak_bytes(np.array([4])), rel=0.005)
+
+
+def _strategy(gpus: int) -> str:
+    return "ddp" if gpus > 1 else "none"
+
+
+def _counted(model: str, method: str, stack: Stack, gpus: int) -> np.ndarray:
+    memory = registry.load("3.0.0").memory
+    assert isinstance(memory, StackMemory)
+    return memory.loading_bytes(np.array([memory.row(model, method, stack)]), np.array([gpus]))
+
+
 def test_experts_are_merged_from_copies_on_the_gpu() -> None:
     """64 experts of gate and up projections, 1,024 x 2,048 each; their stacks are there when they are concatenated."""
     setup = TrainingSetup(architectures()["olmoe-1b-7b"], "full", Stack())
