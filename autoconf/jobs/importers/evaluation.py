@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from autoconf.jobs.importers.other_files import is_off
 _STRATEGIES = ("eval_strategy", "evaluation_strategy")
 _BATCHES = ("per_device_eval_batch_size", "eval_batch_size")  # the second of axolotl
 _OF_TRAINER = ("arguments", "llama-factory", "peft-sft")  # whose evaluation has transformers' own default
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _DEFAULT = 8  # transformers 5.23.0 and 4.55.4, training_args.py, per_device_eval_batch_size
 
 
@@ -27,7 +29,7 @@ def larger_evaluation(settings: Sequence[Setting], fields: Mapping[str, Any]) ->
     ['a:1 eval_strategy: evaluation takes 8 samples at once on each GPU (by default), training 2; it is not counted']
     """
     trained = fields.get("per_device_train_batch_size")
-    batch = next((s for s in settings if s.key in _BATCHES and str(s.value).isdigit()), None)
+    batch = next((s for s in settings if s.key in _BATCHES and _NUMBER.fullmatch(str(s.value))), None)
     strategy = next((s for s in settings if s.key in _STRATEGIES and isinstance(s.value, str)), None)
     evaluates = strategy is not None and not is_off(strategy.value)
     by_key = batch is not None and batch.key == _BATCHES[1]
