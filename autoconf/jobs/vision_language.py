@@ -1,4 +1,4 @@
-"""Vision-language models: no version counts a vision tower, so their names are refused, or answered with a note.
+"""Vision-language models: names of those whose tower no version counts are refused, others answered with a note.
 
 Sizes of towers are the parameters of a checkpoint (its safetensors index) without those of its language model.
 """
@@ -51,11 +51,13 @@ def refusal(name: str, models: Container[str]) -> str:
     """Why the name of a vision-language model is refused, and the nearest question; empty text for any other name.
 
     >>> refusal("Qwen/Qwen2.5-VL-7B-Instruct", ["qwen2.5-7b"])  # doctest: +ELLIPSIS
-    'it is a vision-language model, and no version counts a vision tower; its language model has the shapes of ...'
+    'it is a vision-language model whose vision tower is not counted; its language model has the shapes of ...'
     >>> refusal("Qwen/Qwen2.5-7B-Instruct", ["qwen2.5-7b"])
     ''
     """
-    last, why = _last(name), "it is a vision-language model, and no version counts a vision tower"
+    last, why = _last(name), "it is a vision-language model whose vision tower is not counted"
+    if (counted := _COUNTED.search(last)) and counted.group() in models:
+        return ""  # a name that resembles it, like any other
     for pattern, language_model, tower in _LANGUAGE_MODELS:
         found = re.search(pattern, last)
         if found and (model := found.expand(language_model)) in models:

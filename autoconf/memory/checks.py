@@ -146,12 +146,18 @@ def _check_layers(stack: Stack, strategy: Strategy) -> None:
 
 def check_tower(tower: Tower, model: str, method: str, stack: Stack, strategy: Strategy) -> None:
     """Check that the memory of a job with a vision tower can be composed; the rest is as in ``check_settings``."""
-    if strategy not in ("none", "ddp"):
+    if strategy in ZERO:
         raise Unsupported(
             [f"sharding {strategy!r} of {model}"],
-            ": how a vision tower is sharded is not counted; give sharding ddp, on one GPU as well",
+            ": what DeepSpeed holds of a vision tower is not counted; give sharding ddp, fsdp1 or fsdp2",
+        )
+    if strategy in ("fsdp1", "fsdp2") and method != "lora":
+        raise Unsupported(
+            [f"method {method!r} of {model} with sharding {strategy!r}"],
+            ": only LoRA was compared with a traced vision-language model under FSDP; give sharding ddp",
         )
     others = {
+        "fsdp_strategy": strategy in ("fsdp1", "fsdp2") and stack.fsdp_strategy != "full_shard",
         "objective": stack.objective != "sft",
         "offload": stack.offload != "none",
         "quantization": stack.quantization not in ("none", "nf4", "nf4_single"),

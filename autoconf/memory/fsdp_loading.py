@@ -122,7 +122,7 @@ def equal_units(job: UnshardedJob, base: Sequence[tuple[Shape, int]], loaded: in
     if rank:
         in_layers, in_root = units.frozen + units.quantized - units.root_frozen, units.root_frozen
     else:
-        in_layers, in_root = units.trainable - units.root_trainable, units.root_trainable
+        in_layers, in_root = units.trainable - units.root_trainable, units.root_trainable + units.frozen
     packed, matrices = 0, 0
     if units.quantized:
         matrix = max(shape.elements for shape, number in base if number >= count and len(shape.dimensions) > 1)

@@ -70,6 +70,8 @@ FSDP1 = Schedule(
         Point.FIRST_END: (Gathered(root=1, layer=1, reduced=1),),
         Point.TAIL: (Gathered(root=1),),
         Point.TAIL_END: (Gathered(root=1, root_reduced=1),),
+        Point.TOWER: (Gathered(root=1),),
+        Point.TOWER_OVER: (Gathered(root=1, layer=1, layer_cast=1),),
     }
 )
 # Adapters are separate units: the previous layer is gathered when the first adapter begins its backward pass.
@@ -108,6 +110,9 @@ FSDP2 = Schedule(
         Point.FIRST_END: (Gathered(root=1, reduced=1),),
         Point.TAIL: (Gathered(root=1, reduced=1),),
         Point.TAIL_END: (Gathered(root_reduced=1),),
+        # The first block of a tower releases the buffer that the root was copied out of.
+        Point.TOWER: (Gathered(root=1),),
+        Point.TOWER_OVER: (Gathered(root=1, layer=2),),
     }
 )
 # SHARD_GRAD_OP and its like, _runtime_utils.py, _post_forward_reshard: a layer is gathered in the forward pass and

@@ -19,7 +19,7 @@ from autoconf.memory.host_memory import HostMemory
 from autoconf.memory.objectives import setup_of
 from autoconf.memory.offloaded import inputs_on_host
 from autoconf.memory.optimizers import OptimizerBytes, optimizer_bytes
-from autoconf.memory.profile import Trainable, Units, optimizer_shapes
+from autoconf.memory.profile import NO_TOWER, Trainable, Units, optimizer_shapes
 from autoconf.memory.profile_of_job import named_modules, not_traced, of_named, profile_of
 from autoconf.memory.quantized import quantized_base
 from autoconf.memory.reserve import Reserve
@@ -289,7 +289,7 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     base = quantized_base(stack.quantization, trainable.units, full, BYTES[layers.torch_dtype])
     moments: Callable[[], Floats] = partial(base.moments, profile, recomputes=stack.gradient_checkpointing != "none")
     if tower is not None:
-        moments = tower.with_images(moments, layers, stack)
+        moments = tower.with_images(moments, layers, stack, (per_parameter.frozen_computing, base.per_weight), strategy)
     job = UnshardedJob(
         base.units(trainable.units), per_parameter, stack.gradient_accumulation, rank,
         _optimizer(stack, trainable, rank, per_parameter.trainable, strategy, whole),
@@ -299,7 +299,7 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
         offload=stack.offload if strategy != "none" else "none",
         reference=objective.reference, per_quantized=base.per_weight, reduces_each=stack.gradient_sync == "every",
         whole=whole,
-        inputs_per_token=tower.pixels(stack) if tower is not None else 0.0,
+        tower=NO_TOWER if tower is None else tower.units(stack, quantized=method == "qlora"),
     )  # fmt: skip
     host = HostMemory(job, strategy, stack, loaded, trainable, inputs=inputs_on_host(table, model, stack, layers, head))
     return _of_unsharded(job, moments, strategy, stack, trainable, full, host, loads=rules >= LOADS, several=several)

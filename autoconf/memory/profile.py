@@ -49,6 +49,8 @@ class Point(IntEnum):
     # pass.
     KEPT = 21
     KEPT_OVER = 22
+    TOWER = 23  # forward pass of a vision tower, before the first decoder layer
+    TOWER_OVER = 24  # ``FIRST_GATHER`` after a tower
 
     @property
     def late(self) -> Point:
@@ -97,6 +99,20 @@ class Units:
     def unsharded_bytes(self) -> int:
         """Bytes that no sharding divides."""
         return self.absmax_bytes + self.buffer_bytes
+
+
+class TowerUnits(NamedTuple):
+    """What a frozen vision tower beside a language model changes, apart from ``Units``.
+
+    Its blocks are units of FSDP, and everything else of it belongs to the root.
+    """
+
+    blocks: int = 0  # frozen parameters of blocks, which ``root_frozen`` includes
+    root_quantized: int = 0  # quantized parameters of the root
+    inputs_per_token: float = 0.0  # bytes of inputs that are on the GPU during the optimizer's step
+
+
+NO_TOWER = TowerUnits()
 
 
 class LayerWay(NamedTuple):

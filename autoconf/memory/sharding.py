@@ -26,7 +26,7 @@ from autoconf.memory.fsdp_schedules import (
 )
 from autoconf.memory.gpu_memory import GpuMemory, Moments, Resident
 from autoconf.memory.optimizers import OptimizerBytes
-from autoconf.memory.profile import Point, Units
+from autoconf.memory.profile import NO_TOWER, Point, TowerUnits, Units
 from autoconf.memory.trained import FROZEN, TrainedWhole
 from autoconf.memory.units import Floats, Integers
 
@@ -68,7 +68,7 @@ class UnshardedJob:
         per_node: GPUs of a node, if FSDP shards among these alone; 0 for all GPUs.
         keeps_reduced: whether FSDP2 keeps the buffers of an all-reduce between nodes through the backward pass.
         whole: embeddings and head that are trained beside adapters.
-        inputs_per_token: bytes of inputs that are on the GPU during the optimizer's step, for each token.
+        tower: what a vision tower has.
     """
 
     units: Units
@@ -85,7 +85,7 @@ class UnshardedJob:
     per_node: int = 0
     keeps_reduced: bool = False
     whole: TrainedWhole = FROZEN
-    inputs_per_token: float = 0.0
+    tower: TowerUnits = NO_TOWER
 
     @property
     def adapted(self) -> int:
@@ -211,7 +211,7 @@ def _replicated(job: UnshardedJob, moments: UnshardedMoments, buckets: int) -> l
     else:
         gradients = moments.layer_gradients + moments.finished_gradients + moments.root_gradients
     micro_batch = Moments(moments.activations, weights=weights, gradients=gradients + buckets, optimizer=states)
-    inputs = np.array([[0.0, job.inputs_per_token]])
+    inputs = np.array([[0.0, job.tower.inputs_per_token]])
     step = Moments(inputs, weights=weights, gradients=job.gradients + buckets, optimizer=states + job.optimizer.step)
     return [micro_batch, step]
 
@@ -286,8 +286,9 @@ def _step_on_shards(job: UnshardedJob) -> list[Moments]:
     if job.offloads:
         return []
     stored, states = job.bytes_per_parameter.stored_per_computed, job.optimizer.states
+    inputs = np.array([[0.0, job.tower.inputs_per_token]])
     step = Moments(
-        _NO_ACTIVATIONS, weights=job.units.unsharded_bytes, weights_sharded=job.sharded_weights,
+        inputs, weights=job.units.unsharded_bytes, weights_sharded=job.sharded_weights,
         gradients_sharded=job.gradients * stored, optimizer_sharded=states + job.optimizer.step,
     )  # fmt: skip
     return [step]
@@ -357,7 +358,8 @@ def _gathering(
 
 def _root_bytes(job: UnshardedJob) -> _UnitBytes:
     units, whole = job.units, job.whole
-    unit = _unit_bytes(job, units.root_frozen, units.root_trainable, quantized=0, gathers_trainable=True)
+    frozen, quantized = units.root_frozen - job.tower.blocks, job.tower.root_quantized
+    unit = _unit_bytes(job, frozen, units.root_trainable, quantized, gathers_trainable=True)
     cast = whole.gradients if whole.stored != whole.computing else 0
     return _UnitBytes(
         unit.gathered + whole.gradients, unit.cast + cast, unit.gradients + whole.gradients,
@@ -386,6 +388,3 @@ def _unit_bytes(job: UnshardedJob, frozen: int, trainable: int, quantized: int, 
     gathered = frozen_bytes + trainable_bytes + quantized * job.per_quantized
     stored = cast_frozen * per.frozen / per.frozen_computing + cast_trainable * per.stored_per_computed
     return _UnitBytes(gathered, gathered if job.offloads else cast_frozen + cast_trainable, gradients, stored)
-
-
-_NO_ACTIVATIONS = np.zeros((1, 2))

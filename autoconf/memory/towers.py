@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autoconf.jobs.stack import Stack
-from autoconf.memory.profile import LayerWay, Point, Trainable
+from autoconf.memory.profile import LayerWay, Point, TowerUnits, Trainable
 from autoconf.memory.units import Floats
 
 TABLE = Path(__file__).with_name("towers.json")
@@ -59,6 +59,9 @@ class Tower:
         language_model: the model whose shapes the checkpoint's language model has.
         aliases: names of the checkpoint.
         parameters: all parameters of the tower.
+        blocks: its blocks, which are equal.
+        block: parameters of a block.
+        block_linear: those that a 4-bit base quantizes.
         linear: those that a 4-bit base quantizes.
         absmax_bytes: constants of the quantized ones.
         buffer_bytes: buffers.
@@ -72,6 +75,9 @@ class Tower:
     language_model: str
     aliases: tuple[str, ...]
     parameters: int
+    blocks: int
+    block: int
+    block_linear: int
     linear: int
     absmax_bytes: int
     buffer_bytes: int
@@ -117,29 +123,57 @@ class Tower:
         of_loaded = replace(loaded.units, trainable=loaded.units.trainable + self.parameters)
         return trainable._replace(units=units), loaded._replace(units=of_loaded)
 
-    def with_images(self, profile: Callable[[], Floats], layers: LayerWay, stack: Stack) -> Callable[[], Floats]:
+    def units(self, stack: Stack, *, quantized: bool) -> TowerUnits:
+        """What the tower changes in a job."""
+        linear = self.blocks * self.block_linear if quantized else 0
+        outside = self.linear - linear if quantized else 0
+        return TowerUnits(self.blocks * self.block - linear, outside, self.pixels(stack))
+
+    def with_images(
+        self, profile: Callable[[], Floats], layers: LayerWay, stack: Stack, itemsizes: tuple[int, float], strategy: str
+    ) -> Callable[[], Floats]:
         """A function that makes the moments of a micro-batch with images, given one for the language model.
 
         Args:
             profile: makes moments with the columns of ``StackMoment``, shape (moments, 9).
             layers: how the layers of the language model run.
             stack: the training stack.
+            itemsizes: bytes of a frozen parameter in the dtype of computation, and of a quantized one.
+            strategy: how the GPUs share the job.
         """
-        return partial(self._moments, profile, TowerWay.of(layers, stack), stack) if stack.image_share else profile
+        packed = self.block_linear if stack.quantization != "none" else 0
+        block = (self.block - packed) * itemsizes[0] + packed * itemsizes[1]
+        way = TowerWay.of(layers, stack)
+        gathered = _BLOCKS.get(strategy, 0) * block
+        return partial(self._moments, profile, way, stack, gathered) if stack.image_share else profile
 
-    def _moments(self, profile: Callable[[], Floats], way: TowerWay, stack: Stack) -> Floats:
+    def _moments(self, profile: Callable[[], Floats], way: TowerWay, stack: Stack, gathered: float) -> Floats:
         found, share = profile().copy(), stack.image_share
         held = {point: [row for row in self.ways[way] if row.point == point] for point in Point}
-        rows = [self._rows(held[point], found[_like(found, point)], share) for point in _WHOLE if held[point]]
+        rows = [self._rows(held[point], point, found, share, gathered) for point in _WHOLE if held[point]]
         forward, over, end = (_activations(held[point][0], share) for point in _KEPT)
         points = found[:, 0]
         before, after = np.isin(points, _BEFORE_HEAD), points == Point.TAIL_END
         found[before, _ACTIVATIONS] += forward
         found[after, _ACTIVATIONS] += end
         found[~before & ~after, _ACTIVATIONS] += over
+        found[points == Point.FIRST_GATHER, 0] = Point.TOWER_OVER
         found = np.concatenate([found, *rows])
         found[:, 2] += self.pixels(stack)
         return found
+
+    @staticmethod
+    def _rows(held: Iterable[Held], point: Point, profile: Floats, share: float, gathered: float) -> Floats:
+        """The moments of a tower's passes, while no decoder layer has gradients that are not finished."""
+        like = profile[profile[:, 0] == (Point.TAIL_END if point == Point.TAIL else point), _GRADIENTS]
+        layer, newest, finished, root = like.max(axis=0, initial=0.0)
+        if point == Point.FIRST_END:
+            layer, newest, finished = 0.0, 0.0, finished + layer
+        rows = []
+        for one in held:
+            constant, per_token = _activations(one, share)
+            rows.append([_POINTS[point], constant + gathered, per_token, 0, 0, layer, newest, finished, root])
+        return np.array(rows)
 
     def pixels(self, stack: Stack) -> float:
         """Bytes of pixels for each token.
@@ -148,29 +182,16 @@ class Tower:
         """
         return self.pixel_bytes * stack.image_share * stack.micro_batches
 
-    @staticmethod
-    def _rows(held: Iterable[Held], like: Floats, share: float) -> Floats:
-        rows = np.zeros((0, like.shape[-1]))
-        for one in held:
-            row = np.zeros(like.shape[-1])
-            row[0], row[_ACTIVATIONS] = one.point, _activations(one, share)
-            row[_GRADIENTS] = like[:, _GRADIENTS].max(axis=0, initial=0.0)
-            rows = np.concatenate([rows, row[None]])
-        return rows
-
 
 _WHOLE = (Point.EMBEDDING, Point.FIRST_END, Point.TAIL)
 _KEPT = (Point.FORWARD, Point.LOSS, Point.TAIL_END)
+# Where a tower runs. Before its first block FSDP2 has the root twice, as at ``TURN``, when more is alive.
+_POINTS = {Point.EMBEDDING: Point.TOWER, Point.FIRST_END: Point.TAIL, Point.TAIL: Point.TAIL}
+_BLOCKS = {"fsdp1": 2, "fsdp2": 3}  # copies of a block
 
 
 def _activations(held: Held, share: float) -> Floats:
     return np.array([held.constant, held.per_token + share * held.per_image_token])
-
-
-def _like(profile: Floats, point: Point) -> Floats:
-    """The moments of a language model whose gradients exist at a point of the tower's passes."""
-    same = Point.TAIL_END if point == Point.TAIL else point
-    return np.asarray(profile[:, 0] == same)
 
 
 @cache

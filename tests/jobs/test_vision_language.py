@@ -54,7 +54,7 @@ def test_a_model_whose_language_model_is_known_is_refused_with_the_way_to_ask(mo
 )  # fmt: skip
 def test_other_vision_language_models_are_refused_by_name(models, name):
     assert models.find(name) is None
-    assert "it is a vision-language model, and no version counts a vision tower; no" in models.refusal(name, "3.0.0")
+    assert "it is a vision-language model whose vision tower is not counted; no" in models.refusal(name, "3.0.0")
 
 
 @pytest.mark.parametrize("name", ["acme/Ministral-3b", "acme/supervision-7b", "acme/marvl-8b"])

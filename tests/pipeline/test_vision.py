@@ -9,11 +9,12 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from autoconf.jobs.stack import Stack
-from autoconf.memory.model import gpu_memory
+from autoconf.memory.model import gpu_job, gpu_memory
 from autoconf.memory.store import ModelsTable
 from autoconf.memory.towers import TowerWay, towers
 from autoconf.pipeline.towers import checkpoints, with_tower
-from autoconf.pipeline.tracing.model_setup import TrainingSetup, build_model
+from autoconf.pipeline.tracing import vision
+from autoconf.pipeline.tracing.model_setup import TrainingSetup, build_model, decoder_layers
 from autoconf.pipeline.tracing.towers import held, tower_ways
 from autoconf.pipeline.validation import vision as validation
 from autoconf.pipeline.validation.whole_jobs import compared
@@ -34,6 +35,14 @@ def test_transformers_builds_the_checkpoint_with_the_published_number_of_paramet
     tower = [parameter for path, parameter in model.named_parameters() if "visual" in path]
     assert sum(parameter.numel() for parameter in tower) == towers()[name].parameters
     assert not any(parameter.requires_grad for parameter in tower)
+
+
+def test_the_blocks_of_a_tower_are_units_of_fsdp_as_those_that_accelerate_wraps():
+    model = build_model(TrainingSetup(with_tower(NAME), "full", Stack()))
+    blocks, tower = vision.blocks(model), towers()[NAME]
+    assert {type(part).__name__ for part in (*blocks, *decoder_layers(model))} == model._no_split_modules
+    assert {sum(parameter.numel() for parameter in block.parameters()) for block in blocks} == {tower.block}
+    assert len(blocks) == tower.blocks
 
 
 def test_the_table_has_every_checkpoint_in_every_way():
@@ -88,9 +97,9 @@ def test_real_tensors_pass_backward_through_a_frozen_tower_only_with_checkpoints
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("index", [1, 5])
-def test_composed_peaks_are_those_of_the_whole_model(table, index):
-    job, tokens = [*validation.jobs(NAME, index + 1)][index]
+@pytest.mark.parametrize(("shardings", "index"), [(("ddp",), 1), (("ddp",), 5), (("fsdp2", "fsdp1"), 4)])
+def test_composed_peaks_are_those_of_the_whole_model(table, shardings, index):
+    job, tokens = [*validation.jobs(NAME, index + 1, shardings)][index]
     found = compared(table, job, tokens)
     assert -validation.BELOW_PERCENT <= found.difference_percent <= validation.ABOVE_PERCENT
 
@@ -106,6 +115,16 @@ def test_more_images_never_need_less_and_a_tower_never_nothing(table):
     assert peaks == sorted(peaks) and len({*peaks}) == 5
     weights = 2 * towers()[NAME].parameters
     assert peaks[0] - _peak(table, "qwen2.5-7b") == pytest.approx(weights, rel=0.01)
+
+
+@pytest.mark.parametrize("sharding", ["fsdp1", "fsdp2"])
+def test_fsdp_divides_the_weights_of_a_tower_and_gathers_its_blocks(table, sharding):
+    stack = Stack.model_validate({"sharding": sharding, "image_share": 0.25})
+    both, alone = (gpu_job(table, name, "lora", stack, several=True) for name in (NAME, "qwen2.5-7b"))
+    assert both.resident.sharded - alone.resident.sharded == 2 * towers()[NAME].parameters
+    tokens = np.array([4096, 4096])
+    of_both, of_one = (job.memory.peak_bytes(np.array([2, 8]), tokens) for job in (both, alone))
+    assert of_both[0] > of_both[1] and (of_both > of_one).all()
 
 
 def test_pixels_of_all_micro_batches_of_a_step_are_counted(table):

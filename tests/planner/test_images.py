@@ -30,9 +30,15 @@ def test_a_job_with_images_is_answered_with_a_note_on_the_tower():
         ({}, "qwen2.5-vl-7b has a vision tower: give image_tokens, the tokens of each sample that are images"),
         ({"image_tokens": 4097}, "image_tokens 4097 is more than tokens_per_sample 4096, which includes images"),
         ({"image_tokens": 9, "model_name": "qwen2.5-7b"}, "but qwen2.5-7b is counted without a vision tower"),
-        ({"image_tokens": 9, "model_version": "2.0.0"}, "no version counts a vision tower"),
+        (
+            {"image_tokens": 9, "model_version": "2.0.0"},
+            "it is a vision-language model whose vision tower is not counted",
+        ),
         ({"image_tokens": 9, "lora_targets": "all-linear"}, "PEFT finds all-linear in the vision tower too"),
         ({"image_tokens": 9, "lora_targets": "q_proj,up_proj"}, "PEFT finds up_proj in the vision tower too"),
+        ({"image_tokens": 9, "sharding": "fsdp2", "method": "full"}, "only LoRA was compared with a traced"),
+        ({"image_tokens": 9, "sharding": "zero2"}, "what DeepSpeed holds of a vision tower is not counted"),
+        ({"image_tokens": 9, "sharding": "shard_grad_op"}, "this was not compared with a traced vision-language model"),
         ({"image_tokens": 9, "objective": "dpo"}, "this was not compared with a traced vision-language model"),
     ],
 )

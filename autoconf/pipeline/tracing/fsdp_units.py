@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import peft
 import torch
 from torch import nn
@@ -23,7 +25,7 @@ _STRATEGIES = {"full_shard": 1, "shard_grad_op": 2, "hybrid_shard": 4, "hybrid_s
 
 def fsdp1(
     model: nn.Module,
-    layers: nn.ModuleList,
+    layers: Sequence[nn.Module],
     mesh: DeviceMesh,
     mixed: torch.dtype | None,
     whole: list[nn.Parameter],
@@ -35,19 +37,19 @@ def fsdp1(
 
     Args:
         model: the model.
-        layers: its decoder layers.
+        layers: its decoder layers, and the blocks of its tower.
         mesh: all GPUs; of a hybrid strategy nodes, and GPUs of a node.
         mixed: dtype in which FSDP gathers and reduces, if another than that of parameters.
         whole: parameters that it does not shard.
         strategy: what it shards.
         sync: whether it broadcasts each unit from the first GPU.
     """
-    layer = type(layers[0])
+    kinds = tuple({type(layer) for layer in layers})
     # peft/utils/other.py, fsdp_auto_wrap_policy: trainable leaves are separate units
     leaves_apart = isinstance(model, peft.PeftModel) and not whole
 
     def policy(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
-        return recurse or isinstance(module, layer) or (leaves_apart and _is_trainable_leaf(module))
+        return recurse or isinstance(module, kinds) or (leaves_apart and _is_trainable_leaf(module))
 
     return FullyShardedDataParallel(
         model,
@@ -69,9 +71,12 @@ def _is_trainable_leaf(module: nn.Module) -> bool:
 
 
 def fsdp2(
-    model: nn.Module, layers: nn.ModuleList, mesh: DeviceMesh, mixed: torch.dtype | None, *, reshards: bool
+    model: nn.Module, layers: Sequence[nn.Module], mesh: DeviceMesh, mixed: torch.dtype | None, *, reshards: bool
 ) -> nn.Module:
-    """Apply ``fully_shard``: one unit per decoder layer, and the root; ``reshards`` after the forward pass."""
+    """Apply ``fully_shard``: one unit per decoder layer or block of a tower, and the root.
+
+    ``reshards`` after the forward pass.
+    """
     policy = MixedPrecisionPolicy(param_dtype=mixed, reduce_dtype=mixed)
     for module in (*layers, model):
         fully_shard(module, mesh=mesh, reshard_after_forward=reshards, mp_policy=policy)

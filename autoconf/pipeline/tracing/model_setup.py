@@ -304,7 +304,7 @@ class Rank:
         ]
 
     def _sharded(self, model: nn.Module, mesh: DeviceMesh) -> nn.Module:
-        sharding = self.job.stack.sharding
+        sharding, units = self.job.stack.sharding, [*vision.blocks(model), *self.layers]
         if sharding == "ddp":
             return model
         if self.job.upcasts and self._upcast:
@@ -312,10 +312,10 @@ class Rank:
                 if parameter.requires_grad and parameter.dtype != torch.float32:
                     parameter.data = parameter.data.float()
         if sharding == "fsdp2":
-            return fsdp2(model, self.layers, mesh, self._mixed, reshards=not self.job.stack.keeps_gathered)
+            return fsdp2(model, units, mesh, self._mixed, reshards=not self.job.stack.keeps_gathered)
         whole = [] if self.job.stack.shard_adapters else [p for p in model.parameters() if p.requires_grad]
         strategy = self.job.stack.fsdp_strategy
-        return fsdp1(model, self.layers, mesh, self._mixed, whole, strategy=strategy, sync=self._sync_module_states)
+        return fsdp1(model, units, mesh, self._mixed, whole, strategy=strategy, sync=self._sync_module_states)
 
     @property
     def trainable(self) -> list[nn.Parameter]:

@@ -156,13 +156,17 @@ def _check_sizes(model: nn.Module) -> None:
 def tower(name: str) -> Tower:
     """The figures of a checkpoint's tower."""
     checkpoint = with_tower(name)
-    part = vision.tower_of(build_model(TrainingSetup(checkpoint, "full", Stack())))
+    model = build_model(TrainingSetup(checkpoint, "full", Stack()))
+    part, blocks = vision.tower_of(model), vision.blocks(model)
     linear = {path: module for path, module in part.named_modules() if isinstance(module, nn.Linear)}
     shape = vision.patches(part, 1)
     return Tower(
         checkpoints()[name].language_model,
         tuple(checkpoint.aliases),
         sum(parameter.numel() for parameter in part.parameters()),
+        len(blocks),
+        sum(parameter.numel() for parameter in blocks[0].parameters()),
+        sum(module.weight.numel() for module in blocks[0].modules() if isinstance(module, nn.Linear)),
         sum(module.weight.numel() for module in linear.values()),
         sum(cuda_kernels.absmax_bytes((module.out_features, module.in_features)) for module in linear.values()),
         sum(buffer.nbytes for buffer in part.buffers()),

@@ -45,6 +45,15 @@ def tower_of(model: Any) -> Any:
     return _inner(model).visual
 
 
+def blocks(model: Any) -> list[nn.Module]:
+    """The blocks of a checkpoint's tower; none if the model has no tower.
+
+    accelerate 1.15.0, utils/dataclasses.py, set_auto_wrap_policy: they are units of FSDP, as all of _no_split_modules.
+    """
+    tower = getattr(_inner(model), "visual", None)
+    return [] if tower is None else [*tower.blocks]
+
+
 def language_model(model: Any) -> Any:
     """The language model of a checkpoint, without its head; the model itself if it has no tower."""
     inner = _inner(model)

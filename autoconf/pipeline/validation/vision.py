@@ -1,7 +1,7 @@
 """Compare jobs of vision-language checkpoints with traces of the whole model, images included.
 
 ``python -m autoconf.pipeline.validation.vision`` traces random jobs with a frozen tower at full depth (``rank_trace``)
-on one GPU and under DDP, and writes the table next to this file and its section of the documentation.
+on one GPU, under DDP and under FSDP, and writes the table next to this file and its section of the documentation.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -25,12 +25,12 @@ from autoconf.pipeline.towers import checkpoints, with_tower
 from autoconf.pipeline.tracing.model_setup import TrainingSetup
 from autoconf.pipeline.tracing.recorder import SAMPLES
 from autoconf.pipeline.tracing.ways import Method
-from autoconf.pipeline.validation.composition import ComposedPeak, row, summary
-from autoconf.pipeline.validation.whole_jobs import compare_jobs
+from autoconf.pipeline.validation.composition import ComposedPeak, row
+from autoconf.pipeline.validation.whole_jobs import compared
 from autoconf.predictor import registry
 
 OUTPUT = Path(__file__).with_name("vision.csv")
-PER_CHECKPOINT = 14
+PER_CHECKPOINT, SHARDED = 14, 6
 BELOW_PERCENT, ABOVE_PERCENT = 0.5, 3.0  # limits of the difference of a composed from a traced peak
 # Tokens and image tokens of each sample.
 _SIZES = ((509, 251), (2039, 509), (4099, 3671), (8209, 1009))
@@ -38,23 +38,25 @@ _REGIMES: tuple[dict[str, Any], ...] = (
     {}, {}, {"mixed_precision": "bf16"}, {"torch_dtype": "float32", "mixed_precision": "bf16"},
 )  # fmt: skip
 _CHECKPOINTING = ("non-reentrant", "none", "reentrant")
+_OF_JOB = ["model", "method", "settings", "gpus", "tokens_per_gpu"]
 _COMMAND, _WHAT = "python -m autoconf.pipeline.validation.vision", "vision towers"
 
 
-def jobs(name: str, count: int) -> Iterator[tuple[TrainingSetup, int]]:
+def jobs(name: str, count: int, shardings: Sequence[str] = ("ddp",)) -> Iterator[tuple[TrainingSetup, int]]:
     """Random jobs of a checkpoint, each with its tokens on a GPU: methods, places and sizes in turn."""
-    chance = random.Random(name)
+    replicated = tuple(shardings) == ("ddp",)
+    chance = random.Random(name if replicated else f"{name} {shardings}")
     methods = cast(tuple[Method, ...], get_args(Method))
     for index, (tokens, images) in zip(range(count), itertools.cycle(_SIZES), strict=False):
-        method = methods[index % len(methods)]
+        method = methods[index % len(methods)] if replicated else "lora"
         settings = {
             **chance.choice(_REGIMES if method != "qlora" else _REGIMES[:3]),
-            "sharding": "ddp",
+            "sharding": shardings[index % len(shardings)],
             "gradient_checkpointing": chance.choice(_CHECKPOINTING),
             "gradient_accumulation": chance.choice((False, True)),
             "loss": chance.choice(("full", "chunked")),
             "quantization": "nf4" if method == "qlora" else "none",
-            "upcast_unquantized": chance.choice(("none", "all")) if method == "qlora" else "none",
+            "upcast_unquantized": chance.choice(("none", "all")) if method == "qlora" and replicated else "none",
             "image_share": images / tokens,
         }
         if method != "full":
@@ -63,22 +65,29 @@ def jobs(name: str, count: int) -> Iterator[tuple[TrainingSetup, int]]:
         if settings["upcast_unquantized"] == "all":
             settings["mixed_precision"] = "bf16"
         stack = Stack.model_validate(settings)
-        gpus = (1, 8)[index // 2 % 2]
+        gpus = ((1, 8) if replicated else (2, 8))[index // 2 % 2]
         yield TrainingSetup(with_tower(name), method, stack, gpus, images, stack.micro_batches), SAMPLES * tokens
 
 
 def main(
+    names: Annotated[list[str] | None, typer.Argument(help="checkpoints; by default all")] = None,
     figures: Annotated[Path, typer.Option(help="folder with the figures of a version")] = registry.MODELS / NEWEST,
-    per_checkpoint: Annotated[int, typer.Option(help="jobs of each checkpoint", min=1)] = PER_CHECKPOINT,
+    per_checkpoint: Annotated[int, typer.Option(help="jobs of each checkpoint without sharding")] = PER_CHECKPOINT,
+    sharded: Annotated[int, typer.Option(help="jobs of each checkpoint under FSDP")] = SHARDED,
 ) -> None:
-    """Run the comparisons; write the table and the section of the documentation."""
-    console, table = Console(), ModelsTable.read(figures)
-    every = itertools.chain.from_iterable(jobs(name, per_checkpoint) for name in checkpoints())
-    found = compare_jobs(table, every, OUTPUT, _row)
-    write_section(VALIDATION, _WHAT, _COMMAND, _section(found))
-    missed = sum(not -BELOW_PERCENT <= c.difference_percent <= ABOVE_PERCENT for c in found)
-    console.print(pd.DataFrame(summary(found)).to_string(index=False), soft_wrap=True)
-    console.print(f"{len(found) - missed} of {len(found)} are within -{BELOW_PERCENT:g} to +{ABOVE_PERCENT:g} %")
+    """Run the comparisons; write the table and the section of the documentation. Rows of other jobs stay."""
+    table, missed = ModelsTable.read(figures), 0
+    kinds = ((per_checkpoint, ("ddp",)), (sharded, ("fsdp2", "fsdp1")))
+    every = (jobs(name, *kind) for name in names or checkpoints() for kind in kinds)
+    for job, tokens in itertools.chain.from_iterable(every):
+        found = compared(table, job, tokens)
+        missed += not -BELOW_PERCENT <= found.difference_percent <= ABOVE_PERCENT
+        Console().print(_row(found), soft_wrap=True)
+        rows = pd.concat([pd.read_csv(OUTPUT), pd.DataFrame([_row(found)])]).drop_duplicates(_OF_JOB, keep="last")
+        rows = rows.sort_values("model", key=lambda models: models.map([*checkpoints()].index), kind="stable")
+        rows.to_csv(OUTPUT, index=False, lineterminator="\n")
+        write_section(VALIDATION, _WHAT, _COMMAND, _section(rows))
+    Console().print(f"{missed} are outside of -{BELOW_PERCENT:g} to +{ABOVE_PERCENT:g} %")
     sys.exit(int(missed > 0))
 
 
@@ -89,11 +98,23 @@ def _row(comparison: ComposedPeak) -> dict[str, Any]:
     return {**found, "settings": ", ".join(kept), "image_tokens_per_gpu": images}
 
 
-def _section(found: list[ComposedPeak]) -> str:
+def _section(rows: pd.DataFrame) -> str:
+    sharding = rows["settings"].str.extract(r"\bsharding=([^,]*)")[0].fillna(Stack().sharding)
+    sharding = sharding.where(rows["gpus"] > 1, "one GPU")
+    summary = [
+        {
+            "model": model,
+            "GPUs": where,
+            "jobs": len(found),
+            "median": f"{found.abs().median():.3f} %",
+            "lowest": f"{found.min():+.2f} %",
+            "highest": f"{found.max():+.2f} %",
+        }
+        for (model, where), found in rows.groupby([rows["model"], sharding], sort=False)["difference_percent"]
+    ]
     return (
-        f"{len(found)} random jobs with a frozen tower, on one GPU and under DDP, against the whole model traced with "
-        f"images at full depth ([the table](../../autoconf/pipeline/validation/{OUTPUT.name})):\n\n"
-        f"{markdown(summary(found))}"
+        f"{len(rows)} random jobs with a frozen tower against the whole model traced with images at full depth "
+        f"([the table](../../autoconf/pipeline/validation/{OUTPUT.name})):\n\n{markdown(summary)}"
     )
 
 
