@@ -45,7 +45,7 @@ _LOSSES: dict[tuple[str, Objective, int], LossBytes] = {
     ("trl", "dpo", 4): LossBytes(own=4, over=12, turn=4, backward=12),
     ("trl", "dpo_precomputed", 2): LossBytes(own=0, over=6, turn=2, backward=5),
     ("trl", "dpo_precomputed", 4): LossBytes(own=0, over=8, turn=4, backward=12),
-    ("trl", "orpo", 2): LossBytes(own=0, over=7, turn=3, backward=6),  # trl/experimental/orpo/orpo_trainer.py
+    ("trl", "orpo", 2): LossBytes(own=0, over=5, turn=3, backward=6),  # trl/experimental/orpo/orpo_trainer.py
     ("trl", "orpo", 4): LossBytes(own=0, over=8, turn=6, backward=14),
     ("trl", "kto", 2): LossBytes(own=4, over=10, turn=2, backward=8),  # trl/trainer/kto_trainer.py, _compute_loss
     ("trl", "kto", 4): LossBytes(own=4, over=16, turn=4, backward=16),
@@ -60,8 +60,9 @@ _LOSSES: dict[tuple[str, Objective, int], LossBytes] = {
     # chosen and rejected logits stay, and so do logits while those of other completions are made for the KL term.
     ("llama-factory", "kto", 4): LossBytes(own=12, over=24, turn=4, backward=12),
 }
+_WITH_ENTROPY = {("trl", objective) for objective in ("dpo", "dpo_precomputed", "kto", "grpo")}
 OF_PAIRS = ("reward", "dpo", "dpo_precomputed", "orpo")  # the model runs on both samples of a pair
-_REFERRING = ("dpo", "kto")
+REFERRING = ("dpo", "kto")
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,14 @@ class Setup:
     def produced(self) -> int:
         """Bytes for each logit while logits are made; under autocast accelerate copies them to float32."""
         return self.logit + (self.computing if self.logit != self.computing else 0)
+
+    @property
+    def entropy(self) -> int:
+        """Bytes of the entropy of the logits of 128 tokens: their log-softmax, its exponential, and their product.
+
+        trl v1.9.0, trl/trainer/utils.py, entropy_from_logits.
+        """
+        return 3 * 128 * self.vocabulary * self.logit * ((self.losses, self.objective) in _WITH_ENTROPY)
 
     def of_units(self, trainable: Trainable) -> Trainable:
         """The parameters of a job with this objective."""
@@ -151,7 +160,7 @@ def setup_of(
         # transformers/modeling_layers.py, GenericForSequenceClassification: one score instead of a head of its own.
         untied = any(s.dimensions == embedding.dimensions and not s.embedding for s, _ in full.shapes)
         return replace(setup, head=embedding.elements if untied and not setup.scores_beside_words else 0)
-    if stack.objective not in _REFERRING or method != "full":
+    if stack.objective not in REFERRING or method != "full":
         return setup  # adapters are disabled instead (trl/trainer/dpo_trainer.py, ref_model)
     parameters, root = full.units.trainable, full.units.root_trainable
     frozen = per.frozen_computing if strategy.startswith("zero") else per.frozen
@@ -205,7 +214,7 @@ def joined(setup: Setup, layers: Floats, others: Sequence[Floats], heads: Floats
         found = np.concatenate([_without_gradient_of(setup, of_layers), _score(setup, heads, kept, over)])
     else:
         found = np.concatenate([of_layers, _loss(setup, heads, kept, over)])
-        if setup.objective in _REFERRING:
+        if setup.objective in REFERRING:
             found = np.concatenate([found, _reference(setup, others[0] if others else layers, over, heads)])
     if setup.objective in OF_PAIRS:
         found[:, [2, 4]] *= 2
@@ -230,12 +239,12 @@ def _loss(setup: Setup, heads: Floats, kept: Floats, over: Floats) -> Floats:
     bytes_, around = _LOSSES[setup.losses, setup.objective, setup.logit], _around(setup, heads)
     constant = heads[heads[:, 0] == Point.HEAD][:, 1].max()  # a copy of the head in the dtype of computation
     rows = [
-        _row(point, base, constant, each * setup.vocabulary + around)
-        for point, base, each in (
-            (Point.HEAD, kept, setup.produced),
-            (Point.HEAD_OVER, over, bytes_.over),
-            (Point.TURN, over, bytes_.turn),
-            (Point.LOSS, over, bytes_.backward),
+        _row(point, base, constant + more, each * setup.vocabulary + around)
+        for point, base, each, more in (
+            (Point.HEAD, kept, setup.produced, 0),
+            (Point.HEAD_OVER, over, bytes_.over, setup.entropy),
+            (Point.TURN, over, bytes_.turn, 0),
+            (Point.LOSS, over, bytes_.backward, 0),
         )
     ]
     backward = heads[(heads[:, 0] == Point.LOSS) & ((heads[:, 5] > 0) | (heads[:, 1] > _CASTS))].copy()

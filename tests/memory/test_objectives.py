@@ -7,7 +7,7 @@ import pytest
 
 from autoconf.jobs.stack import Stack
 from autoconf.memory.model import gpu_memory
-from autoconf.memory.objectives import _LOSSES
+from autoconf.memory.objectives import _LOSSES, Setup
 from autoconf.memory.units import GIB
 from autoconf.memory.ways import RULES, layer_way
 from autoconf.pipeline.validation.objective_truth import MEASURED
@@ -154,3 +154,12 @@ def test_grpo_runs_on_one_sample_and_has_no_reference_model():
     # trl v1.9.0, trl/trainer/grpo_trainer.py: logits are divided in place, and their gradients are copied once more.
     assert peak("grpo", **many) < peak("dpo", **many)
     assert peak("grpo", "lora", **many) > peak("sft", "lora", **many, loss="chunked")
+
+
+def test_losses_that_report_the_entropy_hold_it_for_128_tokens_at_a_time():
+    """trl v1.9.0, trl/trainer/utils.py, entropy_from_logits; ORPO and LLaMA-Factory do not call it."""
+    assert Setup("grpo", vocabulary=1000, logit=4).entropy == 3 * 128 * 1000 * 4
+    assert Setup("orpo", vocabulary=1000).entropy == Setup("dpo", "llama-factory", vocabulary=1000).entropy == 0
+    few = {"gpus": 1, "tokens": 1, "method": "lora", "optim": "sgd"}
+    more = (peak("dpo_precomputed", **few) - peak("orpo", **few)) * GIB
+    assert 0 < more <= 3 * 128 * 32_000 * 2 * 1.01
