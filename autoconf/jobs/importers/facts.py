@@ -49,6 +49,7 @@ _QUANTIZED = re.compile(
 )
 
 
+_NOT_QUANTIZED = "is counted as not quantized, which holds more"
 _ADAPTER_FACTS = {"lora_r", "lora_targets", "dropout"}
 _NUMBER = re.compile(r"\d+(\.\d*)?(e\+?\d+)?")
 
@@ -133,11 +134,16 @@ class Reading:
         elif not new:
             self.ignored.append(f"{where}: {_quoted(value)}")
 
+    def assumptions(self) -> list[str]:
+        """What is assumed, without that a base is not quantized where another setting says that it is."""
+        is_quantized = self.facts.get("quantized") == "yes"
+        return [line for line in self.assumed if not (is_quantized and line.endswith(_NOT_QUANTIZED))]
+
     def _ignore(self, thing: Setting, stated: set[str], why: str) -> None:
         self.ignored.append(f"{thing.place}: {why}")
         if "model_name" in stated and _QUANTIZED.search(str(thing.value)) and "quantization" not in self._options:
             said = f"{thing.place}: {_quoted(thing.value)}"
-            self.assumed.append(f"{said} is counted as not quantized, which holds more")
+            self.assumed.append(f"{said} {_NOT_QUANTIZED}")
 
     def _without_effect(self, stated: set[str]) -> str:
         """Why options leave nothing to a key that states some facts; empty if they do not."""

@@ -259,7 +259,8 @@ class _Script(Models):
         if is_quantized is not False and value is not False and not self._checkpoints():
             yield from self.setting(call, "gradient checkpointing", value, "gradient_checkpointing")
         if is_quantized is not False:
-            base = "all" if is_certain else unknown(name, "whether and how it runs")
+            made = "none" if "GPTQConfig" in self.calls else "all"  # peft 0.21.2, src/peft/utils/other.py
+            base = made if is_certain else unknown(name, "whether and how it runs")
             casts = casts_back(self, self._is_bf16()) if is_certain else None
             if casts is not None:
                 yield from self.setting(casts, "bfloat16", "bfloat16", "cast_adapters")

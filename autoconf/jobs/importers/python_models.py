@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.key_table import Setting, job_keys, settings
@@ -14,7 +14,7 @@ from autoconf.jobs.importers.python_names import Names
 from autoconf.jobs.importers.words import unknown
 
 _REFERRING = ("DPOTrainer", "KTOTrainer")
-_ADAPTERS = "LoraConfig"
+_ADAPTERS, _GPTQ = "LoraConfig", "GPTQConfig"
 _PLAIN = ("bias", "task_type", "use_rslora", "use_dora", "inference_mode")  # keys of adapters without lora_ before them
 _LORA_DEFAULTS = {"lora_r": 8, "lora_dropout": 0.0}  # peft 0.21.2, src/peft/tuners/lora/config.py
 _PHI = re.compile(r"(?i)\bphi-[12]\b")  # peft/utils/constants.py, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
@@ -177,7 +177,7 @@ class Models(Names):
         """Whether the base certainly has 4 or 8 bits."""
         config = self.called(argument_of(load, "quantization_config", None))
         given = [argument_of(call, name, None) for call in (load, config) if call for name in _QUANTIZING[1:]]
-        return any(value is not None and self.literals.value(value) is True for value in given)
+        return is_call(config, _GPTQ) or any(v is not None and self.literals.value(v) is True for v in given)
 
     def is_quantized(self) -> bool | None:
         """Whether the base has 4 or 8 bits; ``None`` if that is not certain."""
@@ -190,6 +190,9 @@ class Models(Names):
     def _quantization(self, load: ast.Call, node: ast.expr) -> Iterator[Setting]:
         call = self.called(node)
         if _is_none(self._resolved(node)):
+            return
+        if is_call(call, _GPTQ) and (bits := argument_of(call, "bits", 0)) is not None:
+            yield from self.setting(call, "bits", self.literals.value(bits), "gptq_bits")
             return
         if call is None or name_of(call.func) != "BitsAndBytesConfig":
             value = unknown(shown(node), "not a literal BitsAndBytesConfig")
@@ -291,7 +294,7 @@ def _is_none(node: ast.expr | None) -> bool:
     return isinstance(node, ast.Constant) and node.value is None
 
 
-def is_call(call: ast.Call | None, name: str) -> bool:
+def is_call(call: ast.Call | None, name: str) -> TypeGuard[ast.Call]:
     return call is not None and name_of(call.func) == name
 
 

@@ -130,7 +130,7 @@ class _Translation:
         self._reading = reading
         self.facts = reading.facts
         self.fields: dict[str, Any] = {}
-        self.assumed = list(reading.assumed)
+        self.assumed = reading.assumptions()
         self.options = options
         self.framework = framework
         if self.facts.pop("packed", None):
