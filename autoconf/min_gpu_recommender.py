@@ -54,7 +54,8 @@ def min_gpu_recommender(job: Job, models: ModelsFolder = None) -> Recommendation
         offload: ``none``, ``optimizer``, ``parameters`` or ``optimizer_and_parameters``, which the host's memory holds.
         allocator: ``default``, or ``expandable_segments`` of PyTorch's caching allocator.
         objective: ``sft``, ``reward``, ``dpo``, ``dpo_precomputed``, ``orpo``, ``kto`` or ``grpo``, by TRL.
-        quantization: ``nf4``, ``nf4_single``, ``int8``, ``gptq`` or ``awq``: how the base of ``qlora`` is quantized.
+        quantization: ``nf4``, ``nf4_single``, ``nf4_experts``, ``int8``, ``gptq`` or ``awq``: how the base of
+            ``qlora`` is quantized.
         gradient_sync: ``last`` or ``every``: the micro-batches at which FSDP reduces gradients.
         attention: ``flash`` or ``sdpa``; ``eager`` is refused, because its scores are not counted.
         loading: ``cpu``, ``gpu`` or ``rank0``: where the weights are before FSDP shards them.

@@ -236,8 +236,8 @@ class Job(BaseModel):
     quantization: Quantization | None = Field(
         None,
         description=_describe(
-            "How the base of qlora is quantized: bitsandbytes' nf4 with or (nf4_single) without double quantization, "
-            "its int8, or 4 bits in groups of 128 (int8, gptq and awq are known from version 3.0.0)",
+            "How the base of qlora is quantized: bitsandbytes' nf4 with or (nf4_single) without double quantization; "
+            "from version 3.0.0 on also with experts (transformers 4), int8, or 4 bits in groups of 128 (gptq, awq)",
             Quantization,
         ),
     )

@@ -20,8 +20,8 @@ Optim = Literal[
 Checkpointing = Literal["none", "reentrant", "non-reentrant", "offloaded"]
 MixedPrecision = Literal["no", "bf16", "fp16"]
 Loss = Literal["full", "chunked"]
-# How the frozen base of qlora is quantized; nf4_single without, nf4 with double quantization.
-Quantization = Literal["none", "nf4", "nf4_single", "int8", "gptq", "awq"]
+# How the frozen base of qlora is quantized; nf4_single without, nf4 with double quantization, nf4_experts with experts.
+Quantization = Literal["none", "nf4", "nf4_single", "nf4_experts", "int8", "gptq", "awq"]
 # Which parameters of a quantized base that are not quantized become float32 before training.
 Upcast = Literal["none", "norms", "all"]
 Sharding = Literal["ddp", "fsdp1", "fsdp2", "zero1", "zero2", "zero3"]
@@ -187,7 +187,8 @@ class Stack(BaseModel):
     quantization: Quantization = Field(
         default="none",
         description="quantized base model of qlora: bitsandbytes' nf4 with double quantization, nf4_single without it, "
-        "int8 (LLM.int8); gptq and awq with 4 bits in groups of 128",
+        "nf4_experts with experts, as transformers 4 loads them, int8 (LLM.int8); gptq and awq with 4 bits in groups "
+        "of 128",
     )
     upcast_unquantized: Upcast = Field(
         default="none",

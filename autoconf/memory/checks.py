@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from autoconf.jobs.lora_layers import as_text
+from autoconf.jobs.names import listed
 from autoconf.jobs.stack import Stack
 from autoconf.memory.sharding import Strategy
 from autoconf.memory.store import ModelsTable
@@ -12,6 +13,9 @@ from autoconf.memory.towers import Tower
 from autoconf.memory.units import Unsupported
 from autoconf.memory.ways import targets_of, upcast_of
 from autoconf.memory.zero_job import ZERO
+
+# Models whose experts are linear layers in transformers 4.50.3, and which were compared with it.
+LINEAR_EXPERTS = ("mixtral-8x22b-v0.1", "mixtral-8x7b-instruct-v0.1", "olmoe-1b-7b")
 
 
 def check_settings(table: ModelsTable, model: str, method: str, stack: Stack, strategy: Strategy) -> None:
@@ -36,6 +40,7 @@ def check_settings(table: ModelsTable, model: str, method: str, stack: Stack, st
     _check_dora(stack, strategy)
     _check_offloaded(stack, strategy)
     _check_layers(stack, strategy)
+    _check_experts(model, stack, strategy)
 
 
 def _check_upcast(stack: Stack, strategy: Strategy) -> None:
@@ -131,6 +136,29 @@ def _check_offloaded(stack: Stack, strategy: Strategy) -> None:
     }
     why = ": checkpoints on the host were compared on one GPU and under ddp, fsdp1 and fsdp2, with objective sft only"
     _refuse_with(stack, "gradient_checkpointing 'offloaded'", others, why)
+
+
+def _check_experts(model: str, stack: Stack, strategy: Strategy) -> None:
+    """Raise ``Unsupported`` if experts are quantized in a way that was not compared with transformers 4."""
+    if stack.quantization != "nf4_experts":
+        return
+    if model not in LINEAR_EXPERTS:
+        raise Unsupported(
+            [f"quantization 'nf4_experts' of {model}"],
+            f": experts quantized one by one were compared for {listed(LINEAR_EXPERTS)} only; give quantization nf4",
+        )
+    others = {
+        "sharding": strategy not in ("none", "ddp", "fsdp2"),
+        "gradient_checkpointing": stack.gradient_checkpointing not in ("reentrant", "non-reentrant"),
+        "lora_targets": stack.lora_targets not in ("default", "attention"),
+        "objective": stack.objective != "sft",
+        "offload": stack.offload != "none",
+    }
+    why = (
+        ": experts quantized one by one were compared with gradient checkpointing and adapters on attention, on one "
+        "GPU and under ddp and fsdp2 only"
+    )
+    _refuse_with(stack, "quantization 'nf4_experts'", others, why)
 
 
 def _check_layers(stack: Stack, strategy: Strategy) -> None:

@@ -293,7 +293,7 @@ def gpu_job(table: ModelsTable, model: str, method: str, stack: Stack, *, severa
     job = UnshardedJob(
         base.units(trainable.units), per_parameter, stack.gradient_accumulation, rank,
         _optimizer(stack, trainable, rank, per_parameter.trainable, strategy, whole),
-        upcast=_upcast_bytes(trainable.units, upcast_of(stack, strategy)),
+        upcast=_upcast_bytes(base.units(trainable.units), upcast_of(stack, strategy)),
         keeps_gathered=stack.keeps_gathered, per_node=stack.gpus_per_node if stack.is_hybrid else 0,
         keeps_reduced=stack.is_hybrid and strategy == "fsdp2",
         offload=stack.offload if strategy != "none" else "none",

@@ -146,6 +146,12 @@ class Trainable(NamedTuple):
     units: Units
     shapes: tuple[tuple[Shape, int], ...]  # each with the number of parameters of that shape
 
+    @property
+    def experts(self) -> tuple[tuple[Shape, int], ...]:
+        """The shapes of tensors that hold all experts of a layer, each with the number of layers."""
+        # Convolutions of Mamba layers have a dimension of 1.
+        return tuple(each for each in self.shapes if len(each[0].dimensions) == 3 and 1 not in each[0].dimensions)
+
 
 @dataclass(frozen=True)
 class ModelProfile:

@@ -35,6 +35,8 @@ class QuantizedBase(NamedTuple):
         layer_per_token: the same for each token.
         kept: that all layers keep for the backward pass in addition, if they are not recomputed.
         kept_per_token: the same for each token.
+        experts: quantized parameters of experts in all layers, of which a model that transformers 5 loads has none.
+        layer_experts: those in a layer.
     """
 
     per_weight: float
@@ -43,15 +45,26 @@ class QuantizedBase(NamedTuple):
     layer_per_token: float = 0.0
     kept: float = 0.0
     kept_per_token: float = 0.0
+    experts: int = 0
+    layer_experts: int = 0
 
     def units(self, units: Units) -> Units:
-        """The parameters of a model with the constants of this base."""
+        """The parameters of a model with the constants and the experts of this base."""
         constants = round(self.constants)
-        return units if units.absmax_bytes == constants else replace(units, absmax_bytes=constants)
+        if units.absmax_bytes == constants and not self.experts:
+            return units
+        return replace(
+            units,
+            absmax_bytes=constants,
+            frozen=units.frozen - self.experts,
+            quantized=units.quantized + self.experts,
+            layer_frozen=units.layer_frozen - self.layer_experts,
+            layer_quantized=units.layer_quantized + self.layer_experts,
+        )
 
     def moments(self, profile: Callable[[], Floats], *, recomputes: bool) -> Floats:
         """A traced profile with what this base holds in addition; columns of ``StackMoment``, shape (moments, 9)."""
-        if not any(self[2:]):
+        if not any((self.layer, self.layer_per_token, self.kept, self.kept_per_token)):
             return profile()
         found = profile().copy()
         inside = ~np.isin(found[:, 0], _OUTSIDE_LAYERS)
@@ -108,6 +121,19 @@ def _nf4_single(units: Units, *_: object) -> QuantizedBase:
     return QuantizedBase(0.5, 4 * units.quantized / _BLOCK)
 
 
+def _nf4_experts(units: Units, full: Trainable, _: int) -> QuantizedBase:
+    """nf4 of experts as well, which transformers 4 has as linear layers, and transformers 5 as one tensor of a layer.
+
+    transformers 4.50.3, models/mixtral/modeling_mixtral.py, MixtralSparseMoeBlock, runs one expert after the other, so
+    one dequantized matrix is held at a time; traced layers run all experts at once.
+    """
+    of_layer = sum(shape.elements for shape, _ in full.experts)
+    experts = sum(shape.elements * layers for shape, layers in full.experts)
+    matrix = min(shape.elements // shape.dimensions[0] for shape, _ in full.experts)  # the other tensor has two in one
+    constants = units.absmax_bytes * (units.quantized + experts) / units.quantized
+    return QuantizedBase(0.5, constants, layer=2.0 * matrix, experts=experts, layer_experts=of_layer)
+
+
 def _int8(units: Units, full: Trainable, hidden_bytes: int) -> QuantizedBase:
     """LLM.int8: bitsandbytes/nn/modules.py, Int8Params; autograd/_functions.py, MatMul8bitLt.
 
@@ -149,6 +175,7 @@ _BASES: dict[str, Callable[[Units, Trainable, int], QuantizedBase]] = {
     "none": _nf4,  # without quantized weights
     "nf4": _nf4,
     "nf4_single": _nf4_single,
+    "nf4_experts": _nf4_experts,
     "int8": _int8,
     "gptq": _packed(indices=True),
     "awq": _packed(indices=False),

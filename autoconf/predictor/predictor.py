@@ -16,7 +16,7 @@ from autoconf.memory.candidates import Candidates
 from autoconf.memory.model import StackMemory
 from autoconf.memory.profile_of_job import named_modules
 from autoconf.memory.store import ModelsTable
-from autoconf.memory.units import Booleans, Floats, Integers, Unsupported
+from autoconf.memory.units import GIB, Booleans, Floats, Integers, Unsupported
 from autoconf.memory.version_1 import MemoryTable
 from autoconf.predictor.autogluon import installed_libraries
 from autoconf.predictor.cards import Card, Domain, Model
@@ -126,6 +126,11 @@ class Predictor:
             return ""
         named = named_modules(self.memory.table, model, method, stack)
         return "" if named is None or named.is_group else named.group
+
+    def experts_gib(self, model: str) -> float:
+        """The experts of a model in 16 bits, which transformers 5 holds in tensors that nothing quantizes; else 0."""
+        full = self.memory.table.trainable(model, "full", "default") if isinstance(self.memory, StackMemory) else None
+        return 2 * sum(shape.elements * layers for shape, layers in full.experts) / GIB if full is not None else 0.0
 
     def _check_targets(self, model: str, method: str, stack: Stack) -> None:
         """Raise ``Unsupported`` for a list of modules other than a group, in versions up to 2.0.0."""
