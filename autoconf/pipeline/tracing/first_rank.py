@@ -25,10 +25,10 @@ _ALLOCATED = "torch.distributed.fsdp._flat_param._data_ptr_allocated"
 Load = Callable[[TrainingSetup, nn.Module, DeviceMesh | None], Rank]
 
 
-def load_at_once(job: TrainingSetup, model: nn.Module, mesh: DeviceMesh | None) -> Rank:
-    """Make a model's tensors, and shard it."""
+def load_at_once(job: TrainingSetup, model: nn.Module, mesh: DeviceMesh | None, kind: type[Rank] = Rank) -> Rank:
+    """Make a model's tensors, and shard it, as a kind of rank."""
     materialize(model)
-    rank = Rank(job, model, mesh)
+    rank = kind(job, model, mesh)
     if job.gpus > 1 and not job.shards:
         # torch/csrc/distributed/c10d/reducer.cpp: DDP copies gradients into buckets that it flattened at the start,
         # unless they are views of these (gradient_as_bucket_view), which accelerate's DistributedDataParallelKwargs and

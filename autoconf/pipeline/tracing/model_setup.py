@@ -19,7 +19,13 @@ import transformers
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    TrainingArguments,
+)
 
 from autoconf.jobs.stack import Stack
 from autoconf.memory.adapted import modules_of_released
@@ -69,8 +75,6 @@ class TrainingSetup:
             raise ValueError(f"method {self.method!r} and quantization {self.stack.quantization!r} exclude each other")
         if self.gpus > 1 and self.stack.sharding in ZERO:
             raise ValueError(f"sharding {self.stack.sharding!r} on several GPUs is composed, not traced")
-        if self.stack.objective != "sft":
-            raise ValueError(f"objective {self.stack.objective!r} is composed, not traced")
         if self.gpus > 1 and self.stack.optim == "adafactor" and self.stack.sharding == "fsdp2":
             # transformers/optimization.py, Adafactor.step mixes its plain states with FSDP2's distributed tensors.
             raise ValueError("optim 'adafactor' and sharding 'fsdp2' exclude each other")
@@ -115,7 +119,7 @@ def build_model(job: TrainingSetup, layers: int | Sequence[str] | None = None) -
         ValueError: the architecture's config cannot express these layers.
     """
     stack = job.stack
-    model: Any = _base_model(job.architecture, DTYPES[stack.torch_dtype], layers)
+    model: Any = _base_model(job.architecture, DTYPES[stack.torch_dtype], layers, scores=stack.objective == "reward")
     reentrant = stack.gradient_checkpointing == "reentrant"
     if stack.gradient_checkpointing != "none":
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})
@@ -137,7 +141,7 @@ def build_model(job: TrainingSetup, layers: int | Sequence[str] | None = None) -
         layers_to_transform=list(stack.lora_layers) or None,
         target_modules=lora_targets(job.architecture, stack),
         modules_to_save=modules_to_save(model, stack) or None,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if stack.objective == "reward" else "CAUSAL_LM",
     )
     keeps_dtype = stack.adapter_dtype != "float32"
     unpacking = cuda_kernels.unpacking_for_dora() if stack.use_dora else nullcontext()
@@ -199,7 +203,10 @@ def modules_to_save(model: PreTrainedModel, stack: Stack) -> list[str]:
     return [name for name, module in model.named_modules() if any(module is one for one in trained)]
 
 
-def _base_model(architecture: Architecture, dtype: torch.dtype, layers: int | Sequence[str] | None) -> PreTrainedModel:
+def _base_model(
+    architecture: Architecture, dtype: torch.dtype, layers: int | Sequence[str] | None, *, scores: bool = False
+) -> PreTrainedModel:
+    """A model for words, or one that gives one score for each sample."""
     if isinstance(layers, int):
         layers = list(itertools.islice(itertools.cycle(architecture.kinds), layers))
     settings = architecture.config if layers is None else architecture.shortened(layers)
@@ -226,6 +233,9 @@ def _base_model(architecture: Architecture, dtype: torch.dtype, layers: int | Se
     with available, torch.device("meta"):
         if architecture.vision:
             return vision.build(architecture.vision, settings, config.use_cache, **options)
+        if scores:
+            config.num_labels, config.pad_token_id = 1, 0
+            return AutoModelForSequenceClassification.from_config(config, **options)
         return AutoModelForCausalLM.from_config(config, **options)
 
 
@@ -295,7 +305,7 @@ class Rank:
         self._head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
         self._mixed = _MIXED[job.stack.mixed_precision]
         if self._mixed is not None:
-            _run_under_autocast(model, self._mixed)
+            run_under_autocast(model, self._mixed)
         self.model = model if mesh is None else self._sharded(model, mesh)
         self.buckets: list[torch.Tensor] = []  # of DDP
         # transformers/trainer.py, get_batch_samples: the inputs of all micro-batches of a step are collected first.
@@ -331,7 +341,13 @@ class Rank:
         return vision.inputs(self.pixels[0], input_ids) if self.pixels else {}
 
     def micro_batch(self, samples: int, tokens_per_sample: int, *, reduce: bool) -> None:
-        """Run a forward and a backward pass; with ``reduce`` FSDP shards the gradients, as in the last micro-batch."""
+        """Run a forward and a backward pass; with ``reduce`` FSDP shards the gradients, as in the last micro-batch.
+
+        Raises:
+            ValueError: the objective has a loss of its own (``pipeline.validation.objective_rank``).
+        """
+        if self.job.stack.objective != "sft":
+            raise ValueError(f"objective {self.job.stack.objective!r} has a loss of its own")
         input_ids = torch.zeros((samples, tokens_per_sample), dtype=torch.long)
         # The collator creates a mask, but no token is padded, so models with FlashAttention drop the mask.
         _attention_mask = torch.empty_like(input_ids)
@@ -355,7 +371,7 @@ class Rank:
         return nullcontext()
 
 
-def _run_under_autocast(model: nn.Module, dtype: torch.dtype) -> None:
+def run_under_autocast(model: nn.Module, dtype: torch.dtype) -> None:
     """Do the same as accelerate's ``prepare_model`` for mixed precision."""
     from accelerate.utils.operations import convert_to_fp32
 

@@ -31,6 +31,7 @@ from autoconf.memory.store import ModelsTable
 from autoconf.memory.units import GIB, Unsupported
 from autoconf.pipeline.catalog import NEWEST, architectures
 from autoconf.pipeline.report import VALIDATION, markdown, write_section
+from autoconf.pipeline.tracing.first_rank import Load, load_at_once
 from autoconf.pipeline.tracing.model_setup import Method, TrainingSetup, trainable_shapes
 from autoconf.pipeline.tracing.recorder import TraceError
 from autoconf.pipeline.validation import rank_trace
@@ -151,9 +152,9 @@ def whole_peaks(job: TrainingSetup) -> dict[tuple[int, int], float]:
     return {(gpus, t): figures.peak_bytes(t, gpus) for gpus in (GPUS if job.gpus > 1 else (1,)) for t in tokens}
 
 
-def whole_run(job: TrainingSetup, tokens: int) -> RankFigures:
+def whole_run(job: TrainingSetup, tokens: int, load: Load = load_at_once) -> RankFigures:
     """Trace a whole model with one number of tokens."""
-    trace = rank_trace.run(job, layers=None, tokens=tokens // rank_trace.SAMPLES)
+    trace = rank_trace.run(job, layers=None, tokens=tokens // rank_trace.SAMPLES, load=load)
     optimizer = optimizer_bytes(job.stack.optim, trainable_shapes(job))
     return RankFigures(
         moments=((trace.peak_bytes, 0, 0),),

@@ -20,7 +20,7 @@ import torch
 
 from autoconf.memory.envelope import undominated
 from autoconf.memory.optimizers import optimizer_bytes
-from autoconf.pipeline.tracing.first_rank import first_rank
+from autoconf.pipeline.tracing.first_rank import Load, first_rank, load_at_once
 from autoconf.pipeline.tracing.model_setup import TrainingSetup, trainable_shapes
 from autoconf.pipeline.tracing.recorder import EMBEDDING, SAMPLES, Part, Recorder, TraceError, parts
 from autoconf.pipeline.validation.rank_figures import RankFigures
@@ -51,7 +51,9 @@ def _segment(part: Part) -> int:
     return part.layer if part.segment == "layer" else TAIL if part.segment == "tail" else HEAD
 
 
-def run(job: TrainingSetup, *, layers: int | None, tokens: int, real: bool = False) -> LiveBytes:
+def run(
+    job: TrainingSetup, *, layers: int | None, tokens: int, real: bool = False, load: Load = load_at_once
+) -> LiveBytes:
     """Trace one micro-batch of ``SAMPLES`` samples; with accumulation, a middle and the last one of an update.
 
     A first, unrecorded update creates the memory that a job on several GPUs keeps between updates.
@@ -62,10 +64,11 @@ def run(job: TrainingSetup, *, layers: int | None, tokens: int, real: bool = Fal
         tokens: tokens of each sample.
         real: use real tensors on the CPU, to check fake ones; a job on several GPUs then needs a process group that
             the caller's process has joined.
+        load: makes the tensors of a model, and shards it.
     """
     accumulating = job.stack.gradient_accumulation
     whole = accumulating and job.stack.gradient_sync == "last"  # gradients, until the last micro-batch
-    with first_rank(job, layers, real=real) as rank:
+    with first_rank(job, layers, real=real, load=load) as rank:
         recorder = Recorder(tokens)
         for tensor in rank.resident():
             recorder.see(tensor)
