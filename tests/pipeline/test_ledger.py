@@ -68,6 +68,12 @@ def test_a_size_says_which_dimensions_a_storage_has(elements, size):
     assert ledger._size(2 * elements, 2, RANK) == size
 
 
+@pytest.mark.parametrize("part", [1, 2])
+def test_a_storage_of_half_the_tokens_is_known_if_a_sample_has_twice_as_many(part):
+    tokens = 2 * TOKENS
+    assert ledger._size(2 * SAMPLES * tokens // part * 128, 2, RANK, tokens) == Size(per_token=256 / part)
+
+
 def test_a_rank_divides_no_dimension_of_the_model():
     job = small_job("lora")
     assert ledger.rank_for(job.architecture, ["layer"] * 2) == 29

@@ -52,10 +52,10 @@ class Storages:
     ops: list[str]
 
 
-def _size(nbytes: int, itemsize: int, rank: int) -> Size:
+def _size(nbytes: int, itemsize: int, rank: int, tokens_per_sample: int = TOKENS) -> Size:
     """Derive the dimensions of a storage from the prime factors of its number of elements."""
     elements = nbytes // itemsize
-    tokens = SAMPLES * TOKENS
+    tokens = SAMPLES * tokens_per_sample
     if elements % TOKENS == 0:
         constant, per_token = 0.0, nbytes / tokens
     elif elements % _SHIFTED == 0:  # one token less in each sample
@@ -84,25 +84,26 @@ def rank_for(architecture: Architecture, layers: Sequence[str]) -> int:
     raise TraceError(f"each of the ranks {_RANKS} divides a dimension of the model")
 
 
-def trace(job: TrainingSetup, layers: Sequence[str], rank: int) -> Storages:
+def trace(job: TrainingSetup, layers: Sequence[str], rank: int, tokens: int = TOKENS) -> Storages:
     """Trace one micro-batch of a short stack on one GPU; only gradients remain at its end.
 
     Args:
         job: the training setup, on one GPU. Accumulation does not matter.
         layers: kinds of the decoder layers of the short stack.
         rank: rank of adapters, from ``rank_for``.
+        tokens: tokens of a sample: ``TOKENS``, or a multiple of them if only the layers matter.
 
     Raises:
         TraceError: there is a tensor of tokens x tokens.
     """
     job = job.with_rank(rank)
     with first_rank(job, layers) as gpu:
-        recorder = Recorder(TOKENS)
+        recorder = Recorder(tokens)
         for tensor in gpu.resident():
             recorder.see(tensor)
         recorder.changes.clear()
         with recorder, parts(gpu.layers, recorder):
-            input_ids = torch.zeros((SAMPLES, TOKENS), dtype=torch.long)
+            input_ids = torch.zeros((SAMPLES, tokens), dtype=torch.long)
             _attention_mask = torch.empty_like(input_ids)
             labels = torch.zeros_like(
                 input_ids
@@ -113,16 +114,17 @@ def trace(job: TrainingSetup, layers: Sequence[str], rank: int) -> Storages:
             owner = {p: index for index, layer in enumerate(gpu.layers) for p in layer.parameters()}
             gradients = {recorder.number(p.grad): owner.get(p, -1) for p in gpu.trainable if p.grad is not None}
             changes = list(recorder.changes)
-    return _storages(changes, gradients, rank)
+    return _storages(changes, gradients, rank, tokens)
 
 
-def _storages(changes: Sequence[SizeChange], gradients: dict[int, int], rank: int) -> Storages:
+def _storages(changes: Sequence[SizeChange], gradients: dict[int, int], rank: int, tokens: int = TOKENS) -> Storages:
     """Convert a log of changes to storages.
 
     Args:
         changes: log of a micro-batch.
         gradients: the layer (-1: the rest of the model) of each storage that is a parameter's gradient.
         rank: rank of adapters.
+        tokens: tokens of a sample.
     """
     created: dict[int, SizeChange] = {}  # in order: the index of a storage is the moment at which it was created
     dead: dict[int, int] = {}
@@ -137,7 +139,7 @@ def _storages(changes: Sequence[SizeChange], gradients: dict[int, int], rank: in
     return Storages(
         born=np.arange(count),
         dead=np.array([dead.get(storage, count) for storage in created]),
-        sizes=np.array([_size(change.nbytes, change.itemsize, rank) for change in created.values()], float),
+        sizes=np.array([_size(change.nbytes, change.itemsize, rank, tokens) for change in created.values()], float),
         gradient_of=np.array([gradients.get(storage, -2) for storage in created]),
         parts=[change.part for change in created.values()],
         ops=[change.op for change in created.values()],
