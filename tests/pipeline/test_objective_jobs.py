@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from autoconf.jobs.stack import Stack
+from autoconf.memory.model import gpu_memory
+from autoconf.memory.store import ModelsTable
+from autoconf.memory.units import GIB
 from autoconf.pipeline.catalog import architectures
 from autoconf.pipeline.tracing.first_rank import first_rank
 from autoconf.pipeline.tracing.model_setup import TrainingSetup, build_model
 from autoconf.pipeline.validation import objective_jobs
 from autoconf.pipeline.validation.objective_rank import AllCount
+from autoconf.predictor.registry import MODELS
+
+
+def test_composed_peaks_are_those_of_the_table_and_of_whole_jobs():
+    table, figures = pd.read_csv(objective_jobs.OUTPUT), ModelsTable.read(MODELS / "3.0.0")
+    jobs = [*objective_jobs.jobs()]
+    assert table["model"].tolist() == [job.architecture.name for job, _ in jobs]
+    for row, (job, tokens) in zip(table.itertuples(), jobs, strict=True):
+        memory = gpu_memory(figures, row.model, job.method, job.stack, several=job.gpus > 1)
+        composed = float(memory.peak_bytes(np.array([job.gpus]), np.array([tokens]))[0]) / GIB
+        assert composed == pytest.approx(row.composed_gib, abs=2e-3)
+        assert row.whole_gib * (1 - objective_jobs.BELOW_PERCENT / 100) <= composed
 
 
 def test_the_compared_jobs_are_of_each_objective_and_method_with_and_without_checkpoints():
