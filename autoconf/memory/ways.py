@@ -130,9 +130,9 @@ def _hidden_upcast(stack: Stack, method: str, strategy: Strategy) -> Upcast:
 
 
 def strategy_of(stack: Stack, several: bool) -> Strategy:
-    """How a GPU trains. A single GPU has nothing to share, but DeepSpeed and FSDP2 offload from it as well."""
+    """How a GPU trains. A single GPU has nothing to share, but DeepSpeed runs, and FSDP2 offloads, on it as well."""
     # torch/distributed/fsdp/_init_utils.py, _init_process_group_state: FSDP1 does not shard on a single GPU.
-    alone = stack.offload != "none" and stack.sharding in ("fsdp2", *ZERO)
+    alone = stack.sharding in ZERO or (stack.offload != "none" and stack.sharding == "fsdp2")
     return stack.sharding if several or alone else "none"
 
 

@@ -118,6 +118,15 @@ def test_zero3_gathers_as_many_parameters_as_may_live():
     assert 3000 <= max(small.values()) <= 3000 + 1000 + 2 * 200  # a parameter too many, and a buffer of the prefetch
 
 
+@pytest.mark.parametrize("sharding", ZERO)
+def test_one_gpu_under_deepspeed_holds_float32_copies_and_no_less_than_each_of_two(table, sharding):
+    stack = Stack(sharding=sharding, mixed_precision="bf16")
+    alone = gpu_memory(table, MODEL, "full", stack, several=False).peak_bytes(np.array([1]), np.array([TOKENS]))[0]
+    parameters = table.trainable(MODEL, "full", "default").units.trainable
+    assert alone > (2 + 4 + 8) * parameters  # bfloat16, float32, two states
+    assert alone >= peaks(table, sharding)[0]
+
+
 def shapes_of(hidden: int, keys: int, inner: int, vocabulary: int, layers: int) -> tuple[tuple[Shape, int], ...]:
     """Those of a small Mistral, in the order in which it has them."""
     return (

@@ -295,8 +295,6 @@ class _Translation:
             self.assumed.append("sharding = zero2 (accelerate v1.14.0, utils/dataclasses.py: zero_stage 2)")
         if stage == 0:
             self.assumed.append("sharding = ddp (stage 0 of DeepSpeed, whose own optimizer for bf16 is not counted)")
-        elif "yes" not in (self.facts.get("offload_optimizer"), self.facts.get("offload_parameters")):
-            self.assumed.append("on one GPU it counts as a job without DeepSpeed, whose float32 copies hold more")
         return f"zero{stage}" if stage else "ddp"
 
     def _optimizer(self) -> str | None:

@@ -90,8 +90,8 @@ class ZeroResult:
         return 100 * (self.composed / self.peak - 1)
 
 
-def sample(count: int, seed: int = _SEED) -> Iterator[ZeroCheck]:
-    """Draw random jobs; each setting independently, the stages in turn."""
+def sample(count: int, seed: int = _SEED, gpus: int | None = None) -> Iterator[ZeroCheck]:
+    """Draw random jobs, each setting independently, the stages in turn; with ``gpus``, all on this number."""
     chance = np.random.default_rng(seed)
     for index in range(count):
         method = cast(Method, str(chance.choice(["full", "full", "lora"])))
@@ -106,8 +106,8 @@ def sample(count: int, seed: int = _SEED) -> Iterator[ZeroCheck]:
             settings |= {"lora_r": _one_of(chance, (4, 16)), "lora_targets": _one_of(chance, ("default", "all-linear"))}
         architecture = small(*_one_of(chance, _MODELS))
         settings["zero_buckets"] = _buckets(chance, architecture)
-        gpus, tokens = int(chance.choice([2, 2, 4])), int(chance.choice(_TOKENS))
-        yield ZeroCheck(architecture, method, Stack.model_validate(settings), gpus, tokens)
+        drawn, tokens = int(chance.choice([2, 2, 4])), int(chance.choice(_TOKENS))
+        yield ZeroCheck(architecture, method, Stack.model_validate(settings), gpus or drawn, tokens)
 
 
 def _one_of(chance: np.random.Generator, values: tuple[Any, ...]) -> Any:
@@ -155,15 +155,17 @@ class Profiles:
 
     def peak_bytes(self, check: ZeroCheck) -> float:
         """The peak of a check as a version composes it."""
-        memory = gpu_memory(self.table(check), check.architecture.name, check.method, check.stack, several=True)
+        memory = gpu_memory(
+            self.table(check), check.architecture.name, check.method, check.stack, several=check.gpus > 1
+        )
         return float(memory.peak_bytes(np.array([check.gpus]), np.array([SAMPLES * check.tokens]))[0])
 
     def table(self, check: ZeroCheck) -> ModelsTable:
         """A table with the profiles that a check needs."""
-        layers = layer_way(check.stack, check.method, several=True)
+        layers = layer_way(check.stack, check.method, several=check.gpus > 1)
         others = ("reentrant", "non-reentrant") if layers.gradient_checkpointing == "none" else ()
         ways = [layers, *(layers._replace(gradient_checkpointing=checkpointing) for checkpointing in others)]
-        head = head_way(check.stack, check.method, several=True)
+        head = head_way(check.stack, check.method, several=check.gpus > 1)
         found = ModelProfile(check.architecture.name, modules=self._modules(check.architecture))
         found.layers.update((way, self._traced(check.architecture, way)) for way in ways)
         found.heads[head] = self._traced(check.architecture, head)
@@ -254,10 +256,11 @@ def main(
     jobs: Annotated[int, typer.Option(help="number of random jobs", min=3)] = JOBS,
     output: Annotated[Path | None, typer.Option(help="write the comparisons to this CSV file")] = None,
     seed: Annotated[int, typer.Option(help="of the random jobs")] = _SEED,
+    gpus: Annotated[int | None, typer.Option(help="of each job; by default 2 or 4", min=1, max=4)] = None,
 ) -> None:
     """Run the comparisons; exit code 1 if a limit is exceeded."""
     console = Console()
-    results = compare(list(sample(jobs, seed)))
+    results = compare(list(sample(jobs, seed, gpus)))
     rows = pd.DataFrame([row(result) for result in results])
     console.print(rows.to_string(index=False), soft_wrap=True)
     console.print(pd.DataFrame(summary(results)).to_string(index=False), soft_wrap=True)
