@@ -258,6 +258,8 @@ class _Script(Models):
             yield from self.setting(call, "dtype", dtype, "torch_dtype")
         if is_quantized is not False and value is not False and not self._checkpoints():
             yield from self.setting(call, "gradient checkpointing", value, "gradient_checkpointing")
+            if value is True:
+                yield from self._kind_prepared(call)
         if is_quantized is not False:
             made = "none" if "GPTQConfig" in self.calls else "all"  # peft 0.21.2, src/peft/utils/other.py
             base = made if is_certain else unknown(name, "whether and how it runs")
@@ -266,6 +268,31 @@ class _Script(Models):
                 yield from self.setting(casts, "bfloat16", "bfloat16", "cast_adapters")
                 base = "norms"
             yield from self.setting(call, "base", base, "prepared_base")
+
+    def _kind_prepared(self, call: ast.Call) -> Iterator[Setting]:
+        """The kind of the checkpoints that PEFT enables, unless the model or the Trainer enables them once more.
+
+        PEFT passes what it is given, or nothing (peft 0.21.2, utils/other.py), and transformers chooses a kind only
+        without any argument (5.23.0, modeling_utils.py), so that PyTorch's default holds (2.13.0, utils/checkpoint.py).
+        """
+        if not self._is_left_off() or any(
+            later.lineno > call.lineno for later in self.calls.get("gradient_checkpointing_enable", ())
+        ):
+            return
+        passed = argument_of(call, "gradient_checkpointing_kwargs", 2)
+        value = {} if passed is None else self.literals.value(passed)
+        kind = {"use_reentrant": True, **value} if isinstance(value, dict) else value
+        yield from self.setting(call, "gradient_checkpointing_kwargs", kind, "gradient_checkpointing_kwargs")
+
+    def _is_left_off(self) -> bool:
+        """Whether the Trainer certainly enables no checkpoints, as TrainingArguments alone do not by default."""
+        plain = "TrainingArguments"
+        given = [(c, argument_of(c, "gradient_checkpointing", None)) for n in CONFIGS for c in self.calls.get(n, ())]
+        if not given:
+            return self.options.config == plain and self.options.values["gradient_checkpointing"] is False
+        return all(
+            name_of(call.func) == plain if node is None else self.literals.value(node) is False for call, node in given
+        )
 
     def _is_bf16(self) -> bool:
         """Whether a config certainly computes in bfloat16."""
