@@ -39,6 +39,7 @@ FACTS_OF = {
     "loss": ("liger",),
     "torch_dtype": ("cast_back",),
     "lora_dropout": ("dropout",),
+    "adapter_dtype": ("casts_adapters",),
     "tokens_per_sample": ("packed",),
     **{batch: BATCHES for batch in BATCHES},
 }

@@ -207,7 +207,8 @@ class _Translation:
 
     def _dtype_on_quantized(self) -> str | None:
         of_base = {field: value for field, value in self.options.items() if field in _OF_QUANTIZED}
-        return adapter_dtype({**self.facts, **of_base}, self._fact, self.framework)
+        facts = {**self.facts, **of_base}
+        return adapter_dtype(facts, self._fact, self.framework, self._computes(), self.assumed)
 
     def _ask_for_adapters(self) -> None:
         """Refuse a job without settings of adapters, unless the files provably belong to the framework."""
