@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ _PRODUCT = "nvidia.com/gpu.product"
 _PARTS_OF_GPUS = ("nvidia.com/mig-", "nvidia.com/gpu.shared")  # MIG's slices, and GPUs shared in time
 _CONFIG_PATH = "SFT_TRAINER_CONFIG_JSON_PATH"  # fms-hf-tuning v3.1.0, tuning/utils/config_utils.py
 _CONFIG_VARIABLE = "SFT_TRAINER_CONFIG_JSON_ENV_VAR"  # a pickle in base64
+_SERVES = re.compile(r"\bvllm(\.entrypoints\.\S+| serve\b)|\bsglang\.launch_server\b|\btext-generation-launcher\b")
+_TRAINS = re.compile(r"(?i)train|tun(e|ing)\b|\.py\b")  # or may train
 
 
 class Manifest(NamedTuple):
@@ -105,10 +108,19 @@ def _check_described(commands: Sequence[tuple[Place, list[str]]], options: Mappi
         programs = [word for before, word in zip(["", *split], split, strict=False) if _names_program(before, word)]
         if other := next(filter(objective_in, programs), None):
             check_given(hint(place, other), options)
+    _check_not_served([(place, " ".join(words)) for place, words in commands])
     if missing := missing_options(options):
         place, words = commands[0] if commands else (spec, [])
         command = f"the command {shortened(' '.join(words))!r} is not read" if words else "it has no command"
         raise BadInput(f"{place}: {command}; give {', '.join(missing)}")
+
+
+def _check_not_served(commands: Sequence[tuple[Place, str]]) -> None:
+    """Refuse a job that serves a model, whatever options describe."""
+    served = [(place, found[0]) for place, text in commands if (found := _SERVES.search(text))]
+    if served and not any(_TRAINS.search(text) for _, text in commands):
+        place, server = served[0]
+        raise BadInput(f"{place}: {server}: serves a model, and no command here trains one")
 
 
 def missing_options(options: Mapping[str, Any]) -> list[str]:

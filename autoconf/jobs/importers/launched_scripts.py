@@ -14,6 +14,7 @@ from autoconf.jobs.importers.key_table import Place, Setting, job_keys
 from autoconf.jobs.importers.launch_options import key_of
 from autoconf.jobs.importers.launchers import NO_FILE, Launch
 from autoconf.jobs.importers.objectives import hint, objective_in
+from autoconf.jobs.importers.python_checks import is_other_model
 from autoconf.jobs.importers.python_code import read_launched
 from autoconf.jobs.importers.python_literals import name_of, parsed_code
 from autoconf.jobs.importers.python_options import Options, options_in
@@ -51,6 +52,7 @@ def with_script(launch: Launch, file: str, follows: bool = True) -> Launch:
         raise BadInput(f"{path}: trains in a loop of its own, whose memory is not known; {NO_FILE}")
     if "from_pretrained" in _calls(tree) and not any(map(_TRAINS.search, _names(tree))):
         raise BadInput(f"{path}: loads a model, and nothing in it trains one; {NO_FILE}")
+    _check_model(tree, path)
     options = options_in([*ast.walk(tree)], given)
     if not (options.owners or options.of_fire or _calls(tree) & {*CONFIGS}):
         module = _called_module(tree) if follows else ""
@@ -114,6 +116,14 @@ def _names(tree: ast.Module) -> Iterator[str]:
                 yield name
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.ImportFrom(module=str() as name):
                 yield name
+
+
+def _check_model(tree: ast.Module, path: str) -> None:
+    """Refuse a script that loads only models with an encoder, whatever else of it is read."""
+    names = {*_names(tree)}
+    other = min(filter(is_other_model, names), default="")
+    if other and not any(name.endswith("ForCausalLM") for name in names):
+        raise BadInput(f"{path}: {other}: models with an encoder, of images or of text, are not covered; {NO_FILE}")
 
 
 def _own_trainers(tree: ast.Module) -> list[str]:

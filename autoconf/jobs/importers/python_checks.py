@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.key_table import Setting, job_keys
 from autoconf.jobs.importers.python_literals import argument_of, name_of, owner_of, shown
 from autoconf.jobs.importers.python_names import Names
+from autoconf.jobs.importers.python_statements import TRAINERS
 from autoconf.jobs.importers.words import is_unknown, unknown
 
 _NO_FILE = "give the job by options instead of --job"
@@ -22,6 +24,8 @@ _NOT_COVERED = {
     "add_adapter": "adapters that are added by hand are not covered",
     "PeftModel": "adapters that are loaded are not covered",
 }
+_OTHER_MODELS = re.compile(r"For(ConditionalGeneration|Seq2SeqLM|ImageTextToText|Vision2Seq|MultimodalLM)$")
+_LIBRARIES = ("transformers", "modelscope", "peft")  # whose classes are those of transformers
 _PART, _VOCABULARY = "training a part of the model is not covered", "a vocabulary of another size is not covered"
 _ADAPTS = ("get_peft_model", "LoraConfig")
 _OF_OUTPUT = ("output", "outputs")  # what a hook of PEFT's own kind makes differentiable, not parameters
@@ -37,8 +41,9 @@ def check(script: Names) -> None:
         BadInput: One of them changes memory.
     """
     checked: dict[str, Callable[[Names, ast.Call], str]] = {
-        "resize_token_embeddings": _of_resizing, "requires_grad_": _of_freezing,
+        "resize_token_embeddings": _of_resizing, "requires_grad_": _of_freezing, "from_pretrained": _of_loading,
     }  # fmt: skip
+    _assume_one_training(script)
     for node in script.nodes:
         if isinstance(node, ast.Call):
             for name in (name_of(node.func), name_of(owner_of(node))):
@@ -79,6 +84,47 @@ def _adapts(script: Names) -> bool:
 
 def _is_false(script: Names, value: ast.expr | None) -> bool:
     return value is not None and script.literals.value(value) is False
+
+
+def is_other_model(name: str) -> bool:
+    """Whether the name of a class says that its models have an encoder, of images or of text.
+
+    >>> is_other_model("Qwen2_5_VLForConditionalGeneration"), is_other_model("AutoModelForCausalLM")
+    (True, False)
+    """
+    return _OTHER_MODELS.search(name) is not None
+
+
+def _assume_one_training(script: Names) -> None:
+    """Say that one training is counted of those in a loop, whose settings are read if they are always the same."""
+    functions = [f.name for f in script.functions.values() if any(_calls(node, TRAINERS) for node in ast.walk(f))]
+    for node in script.nodes:
+        if isinstance(node, ast.For | ast.While) and any(_calls(n, (*TRAINERS, *functions)) for n in ast.walk(node)):
+            place = f"{script.file}:{node.lineno}"
+            script.assumed[f"{place}: each turn of a loop trains, and only one training is counted"] = None
+
+
+def _calls(node: ast.AST, names: Sequence[str]) -> bool:
+    return isinstance(node, ast.Call) and name_of(node.func) in names
+
+
+def _of_loading(script: Names, call: ast.Call) -> str:
+    """The problem of a model of another kind; a class that is not read is assumed to be like that of transformers."""
+    owner = name_of(owner_of(call))
+    if is_other_model(owner) and owner not in _NOT_COVERED:
+        return f"{owner}: models with an encoder, of images or of text, are not covered"
+    module = next((found for node in script.nodes if (found := _module_of(node, owner))), "transformers")
+    if owner.endswith("ForCausalLM") and module.partition(".")[0] not in _LIBRARIES:
+        place = script.place(call, owner)
+        script.assumed[f"{place}: {module}, which has this class, is not read: counted as transformers' own"] = None
+    return ""
+
+
+def _module_of(node: ast.AST, name: str) -> str:
+    """The module from which a statement imports a name, or the script that has its class."""
+    if isinstance(node, ast.ImportFrom) and any(name == (alias.asname or alias.name) for alias in node.names):
+        return "." * node.level + (node.module or "")
+    return "the script" if isinstance(node, ast.ClassDef) and node.name == name else ""
 
 
 def _of_freezing(script: Names, call: ast.Call) -> str:
