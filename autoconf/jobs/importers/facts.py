@@ -198,7 +198,7 @@ class Reading:
             self.unknown.append(where)
         elif any(option in self._options for option in about.options):
             self.ignored.append(f"{where}: set by an option")
-        elif self._options.get("method") == "full" and about.options[0] in ("lora_r", "lora_targets"):
+        elif self._options.get("method") == "full" and about.options[0] in ("lora_r", "lora_targets", "lora_dropout"):
             self.ignored.append(f"{where}: no adapters are trained")
         else:
             self.problems.append(

@@ -19,7 +19,7 @@ _EVALUATION = {
     "new",
 }  # max_new_tokens
 _HARMLESS = {"dir", "path", "file", "name", "id", "url", "column", "col", "seed", "split", "special", "pad"}
-_HARMLESS_OF_ADAPTERS = {"alpha", "dropout", "bias"}
+_HARMLESS_OF_ADAPTERS = {"alpha", "bias"}
 
 _SAVING = {
     "checkpointing",
@@ -46,6 +46,7 @@ _STEPS = Concern("the accumulation of gradients", ("gradient_accumulation_steps"
 _METHOD = Concern("the trained parameters", ("method",))
 _RANK = Concern("LoRA's rank", ("lora_r",))
 _TARGETS = Concern("LoRA's modules", ("lora_targets",))
+_DROPOUT = Concern("LoRA's dropout", ("lora_dropout",))
 _BITS = Concern("the quantization of the base", ("method",))
 _PRECISION = Concern("the precision", ("torch_dtype", "mixed_precision"))
 _PARALLEL = Concern("how GPUs share the model", ("sharding",))
@@ -109,6 +110,8 @@ def concern(key: str) -> Concern | None:
         return _CHECKPOINTING
     if {"load", "in"} <= found:
         return _BITS
+    if found & _ADAPTER_WORDS and "dropout" in found:
+        return _DROPOUT
     if found & _ADAPTER_WORDS and found & {"r", "rank", "dim"}:
         return _RANK
     if found & _ADAPTER_WORDS and found & {"target", "targets", "modules", "layers"}:
