@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.key_table import Setting, job_keys
+from autoconf.jobs.importers.python_casts import note_casts
 from autoconf.jobs.importers.python_literals import argument_of, name_of, owner_of, shown
 from autoconf.jobs.importers.python_names import Names
 from autoconf.jobs.importers.python_statements import TRAINERS
@@ -44,6 +45,7 @@ def check(script: Names) -> None:
         "resize_token_embeddings": _of_resizing, "requires_grad_": _of_freezing, "from_pretrained": _of_loading,
     }  # fmt: skip
     _assume_one_training(script)
+    note_casts(script, _adapts(script))
     for node in script.nodes:
         if isinstance(node, ast.Call):
             for name in (name_of(node.func), name_of(owner_of(node))):
