@@ -14,7 +14,7 @@ from autoconf.jobs.importers.key_table import Place, Setting, job_keys
 from autoconf.jobs.importers.launch_options import key_of
 from autoconf.jobs.importers.launchers import NO_FILE, Launch
 from autoconf.jobs.importers.objectives import hint, objective_in
-from autoconf.jobs.importers.python_checks import is_other_model
+from autoconf.jobs.importers.python_checks import WITH_ENCODER, is_other_model
 from autoconf.jobs.importers.python_code import read_launched
 from autoconf.jobs.importers.python_literals import name_of, parsed_code
 from autoconf.jobs.importers.python_options import Options, options_in
@@ -123,7 +123,7 @@ def _check_model(tree: ast.Module, path: str) -> None:
     names = {*_names(tree)}
     other = min(filter(is_other_model, names), default="")
     if other and not any(name.endswith("ForCausalLM") for name in names):
-        raise BadInput(f"{path}: {other}: models with an encoder, of images or of text, are not covered; {NO_FILE}")
+        raise BadInput(f"{path}: {other}: {WITH_ENCODER}; {NO_FILE}")
 
 
 def _own_trainers(tree: ast.Module) -> list[str]:

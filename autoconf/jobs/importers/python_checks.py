@@ -26,6 +26,7 @@ _NOT_COVERED = {
     "PeftModel": "adapters that are loaded are not covered",
 }
 _OTHER_MODELS = re.compile(r"For(ConditionalGeneration|Seq2SeqLM|ImageTextToText|Vision2Seq|MultimodalLM)$")
+WITH_ENCODER = "models with an encoder, of images or of text, are not read from scripts"
 _LIBRARIES = ("transformers", "modelscope", "peft")  # whose classes are those of transformers
 _PART, _VOCABULARY = "training a part of the model is not covered", "a vocabulary of another size is not covered"
 _ADAPTS = ("get_peft_model", "LoraConfig")
@@ -114,7 +115,7 @@ def _of_loading(script: Names, call: ast.Call) -> str:
     """The problem of a model of another kind; a class that is not read is assumed to be like that of transformers."""
     owner = name_of(owner_of(call))
     if is_other_model(owner) and owner not in _NOT_COVERED:
-        return f"{owner}: models with an encoder, of images or of text, are not covered"
+        return f"{owner}: {WITH_ENCODER}"
     module = next((found for node in script.nodes if (found := _module_of(node, owner))), "transformers")
     if owner.endswith("ForCausalLM") and module.partition(".")[0] not in _LIBRARIES:
         place = script.place(call, owner)
