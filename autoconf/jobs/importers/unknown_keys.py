@@ -53,6 +53,7 @@ _PARALLEL = Concern("how GPUs share the model", ("sharding",))
 _OFFLOAD = Concern("offloading", ("offload",))
 _CHECKPOINTING = Concern("activation checkpointing", ("gradient_checkpointing",))
 _OPTIMIZER = Concern("the optimizer", ("optim",))
+_IMAGES = Concern("a vision tower", ("image_tokens",))
 
 _ADAPTER_WORDS = {
     "lora", "qlora", "peft", "adapter", "adapters", "dora", "ia3", "freeze", "frozen", "unfreeze", "trainable", "tuner",
@@ -72,6 +73,7 @@ _CONCERNS: tuple[tuple[Concern, set[str]], ...] = (
     (_PRECISION, {"precision", "dtype", "fp16", "bf16", "fp32", "fp8", "float16", "bfloat16", "float32", "half",
                   "amp"}),
     (_OPTIMIZER, {"optim", "optimizer"}),
+    (_IMAGES, {"vision", "visual", "mm"}),  # of LLaVA and those that follow it: vision_tower, mm_projector_type
 )  # fmt: skip
 
 
