@@ -36,7 +36,7 @@ _LEFT_OPEN = (
     (
         "quantization",
         ("none", "nf4", "nf4_single", "int8", "gptq", "awq"),
-        "experts are quantized as transformers 4 does, whose releases before 4.49 hold up to 5 % more; "
+        "experts are quantized as transformers 4 does, whose releases before 4.49 hold some percent more; "
         "compared with traces of release 4.50.3, not with real runs",
     ),
     ("allocator", ("default",), "expandable segments are counted by replays of the allocator, not by real runs"),
