@@ -29,6 +29,9 @@ _OTHER_MODELS = re.compile(r"For(ConditionalGeneration|Seq2SeqLM|ImageTextToText
 WITH_ENCODER = "models with an encoder, of images or of text, are not read from scripts"
 _LIBRARIES = ("transformers", "modelscope", "peft")  # whose classes are those of transformers
 _PART, _VOCABULARY = "training a part of the model is not covered", "a vocabulary of another size is not covered"
+_LAYERS = ("layers", "num_hidden_layers")
+_ATTENTION = ("attn_implementation", "_attn_implementation")
+_LIGER = re.compile(r"apply_liger_kernel_to_|AutoLigerKernel")  # https://github.com/linkedin/Liger-Kernel
 _ADAPTS = ("get_peft_model", "LoraConfig")
 _OF_OUTPUT = ("output", "outputs")  # what a hook of PEFT's own kind makes differentiable, not parameters
 _LOADERS = ("AutoTokenizer", "LlamaTokenizer", "LlamaTokenizerFast", "AutoProcessor")
@@ -50,6 +53,9 @@ def check(script: Names) -> None:
     for node in script.nodes:
         if isinstance(node, ast.Call):
             for name in (name_of(node.func), name_of(owner_of(node))):
+                if _LIGER.match(name):
+                    kernels = unknown(name, "which of Liger's kernels it takes")
+                    script.outside.append(Setting(script.place(node, name), "arguments", "use_liger_kernel", kernels))
                 problem = checked[name](script, node) if name in checked else _NOT_COVERED.get(name, "")
                 if problem:
                     raise BadInput(f"{script.place(node, name)}: {problem}; {_NO_FILE}")
@@ -66,6 +72,12 @@ def _check_target(script: Names, target: ast.expr, value: ast.expr | None) -> No
     if not isinstance(target, ast.Attribute) or name_of(target.value) == "self":
         return
     owner = name_of(target.value)
+    if name in _LAYERS:
+        raise BadInput(f"{script.place(target, name)}: a model with other layers is not covered; {_NO_FILE}")
+    if name in _ATTENTION:
+        kind = unknown(shown(target), "set outside of the load")
+        script.outside.append(Setting(script.place(target, name), "arguments", "attn_implementation", kind))
+        return
     is_of_model = owner == "config" and isinstance(target.value, ast.Attribute)  # such as model.config.torch_dtype
     if is_of_model or script.is_record(owner) or (name == "model_max_length" and "tokenizer" in owner):
         return
