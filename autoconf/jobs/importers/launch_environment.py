@@ -10,14 +10,14 @@ from autoconf.jobs.importers.launch_options import PlaceOf
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 # pytorch v2.13.0, c10/core/AllocatorConfig.cpp; the second is the newer name. Pairs such as expandable_segments:True.
-_OF_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+OF_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
 def environment_settings(variables: Mapping[str, str], place: PlaceOf) -> Iterator[Setting]:
     """The variables of a command that change memory or count GPUs."""
     table = job_keys().dialects["environment"]
     for name, value in variables.items():
-        if name in _OF_ALLOCATOR:
+        if name in OF_ALLOCATOR:
             pairs = dict(pair.strip().lower().split(":", 1) for pair in value.split(",") if ":" in pair)
             if expandable := pairs.get("expandable_segments"):
                 yield Setting(place(name), "environment", "expandable_segments", expandable)

@@ -10,6 +10,7 @@ from autoconf.errors import BadInput
 from autoconf.jobs.importers.key_table import Place, Setting
 from autoconf.jobs.importers.objectives import hint, objective_in
 from autoconf.jobs.importers.python_checks import check
+from autoconf.jobs.importers.python_environment import allocator_set
 from autoconf.jobs.importers.python_kubeflow import counts_of, submission_of
 from autoconf.jobs.importers.python_literals import argument_of, name_of, owner_of, parsed_code, shown
 from autoconf.jobs.importers.python_models import Models, casts_back
@@ -103,10 +104,12 @@ class _Script(Models):
     def __init__(self, tree: ast.Module, file: str, given: Mapping[str, Any] | None = None) -> None:
         super().__init__(tree, file, given)
         self.is_launched = given is not None
+        self._statements = tree.body
         check(self)
 
     def read(self) -> Code:
         hints = [*self._hints()]
+        self.outside += allocator_set(self, self._statements) if self.is_launched else ()
         code = self._launched() if self.is_launched else self._code()
         alone = {} if self.is_launched or not self.options.defaults else {"the script is run without options": None}
         return code._replace(settings=[*hints, *code.settings, *self.outside], assumed=(*alone, *self.assumed))
@@ -146,6 +149,7 @@ class _Script(Models):
     def _code(self) -> Code:
         submission = submission_of(self)
         if submission is None:
+            self.outside += allocator_set(self, self._statements)
             return self._parsed() if self._takes_options() else self._training()
         if submission.framework:
             return Code(submission.settings, submission.framework, submission.requests)
