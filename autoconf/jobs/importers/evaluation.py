@@ -29,13 +29,17 @@ def larger_evaluation(settings: Sequence[Setting], fields: Mapping[str, Any]) ->
     ['a:1 eval_strategy: evaluation takes 8 samples at once on each GPU (by default), training 2; it is not counted']
     """
     trained = fields.get("per_device_train_batch_size")
-    batch = next((s for s in settings if s.key in _BATCHES and _NUMBER.fullmatch(str(s.value))), None)
+    given = [setting for setting in settings if setting.key in _BATCHES and setting.value is not None]
+    batch = next((setting for setting in given if _NUMBER.fullmatch(str(setting.value))), None)
     strategy = next((s for s in settings if s.key in _STRATEGIES and isinstance(s.value, str)), None)
     evaluates = strategy is not None and not is_off(strategy.value)
     by_key = batch is not None and batch.key == _BATCHES[1]
     if trained is None or not (evaluates or by_key):
         return
     if batch is None and (strategy is None or strategy.dialect not in _OF_TRAINER):
+        return
+    if batch is None and given:
+        yield f"{given[0].place}: how many samples evaluation takes at once is not known; it is not counted"
         return
     number = _DEFAULT if batch is None else int(batch.value)
     if number > int(trained):

@@ -26,6 +26,7 @@ _LOOPS = ("backward", "train_one_epoch", "train_epoch", "train_loop", "training_
 _TRAINS = re.compile(r"(?i)(?<!pre)(train|tun(e|ing)|fit|learn)")
 _ANCESTORS = 3  # folders above the file of the command in which the script's path may start
 _OF_LENGTH = {"tokens_per_sample", "packed"}
+_PATCHES = re.compile(r"replace_\w+_attn_with_flash_attn")  # FastChat 0.2.36, llama2_flash_attn_monkey_patch.py
 
 
 def with_script(launch: Launch, file: str, follows: bool = True) -> Launch:
@@ -57,14 +58,15 @@ def with_script(launch: Launch, file: str, follows: bool = True) -> Launch:
     if not (options.owners or options.of_fire or _calls(tree) & {*CONFIGS}):
         module = _called_module(tree) if follows else ""
         if module:
-            return with_script(launch._replace(script=module), file, follows=False)
+            followed = with_script(launch._replace(script=module), file, follows=False)
+            return followed._replace(settings=[*followed.settings, *_patched(tree, path)])
         return _unread(launch, path, "no parser of it is known here")
     try:
         code = read_launched(text, path, given)
     except BadInput as error:
         hints = [hint(Place(path), name) for name in _own_trainers(tree) if objective_in(name)]
         return _unread(launch._replace(settings=[*launch.settings, *hints]), path, error)
-    settings = [*_left(launch.settings, options), *_defaults(options, path), *code.settings]
+    settings = [*_left(launch.settings, options), *_defaults(options, path), *code.settings, *_patched(tree, path)]
     return launch._replace(framework=code.framework, settings=settings, assumed=(*launch.assumed, *code.assumed))
 
 
@@ -101,6 +103,15 @@ def _called_module(tree: ast.Module) -> str:
     called = _calls(tree)
     imports = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module)
     return next((str(n.module) for n in imports if any(a.name in called & {*_ENTRIES} for a in n.names)), "")
+
+
+def _patched(tree: ast.Module, path: str) -> Iterator[Setting]:
+    """The attention that a script puts into the models' classes before anything else."""
+    for node in tree.body:
+        match node:
+            case ast.Expr(value=ast.Call(func=function, args=[], keywords=[])) if _PATCHES.fullmatch(name_of(function)):
+                place = Place(path, node.lineno, name_of(function))
+                yield Setting(place, "arguments", "attn_implementation", "flash_attention_2")
 
 
 def _calls(tree: ast.Module) -> set[str]:

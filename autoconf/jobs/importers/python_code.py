@@ -16,7 +16,7 @@ from autoconf.jobs.importers.python_literals import argument_of, name_of, owner_
 from autoconf.jobs.importers.python_models import Models, casts_back
 from autoconf.jobs.importers.python_options import PARSERS
 from autoconf.jobs.importers.python_statements import CONFIGS, TRAINERS
-from autoconf.jobs.importers.python_unsloth import OWNER, of_unsloth
+from autoconf.jobs.importers.python_unsloth import OWNER, of_plain_arguments, of_unsloth
 from autoconf.jobs.importers.schedulers import Request
 from autoconf.jobs.importers.words import unknown
 
@@ -123,6 +123,8 @@ class _Script(Models):
             raise BadInput(f"{self.file}: makes no config of its options that is read; {_NO_FILE}")
         found = [*self.arguments(trainer, only=_OF_TRAINER), *self._enabled()]
         if loads := self.calls_of("from_pretrained", OWNER):
+            if config == "TrainingArguments" and "optim" not in self.options.values and not self.options.is_open:
+                found += of_plain_arguments(self, trainer, self.outside)
             return Code([*found, *of_unsloth(self, loads)], "unsloth")
         found += self.model(trainer)
         framework = self._framework(config, trainer)
@@ -185,6 +187,8 @@ class _Script(Models):
         names = name_of(config.func), name_of(trainer.func)
         found = [*self.arguments(config), *self.arguments(trainer, only=_OF_TRAINER), *self._enabled()]
         if loads := self.calls_of("from_pretrained", OWNER):
+            if names[0] == "TrainingArguments":
+                found += of_plain_arguments(self, config, [*found, *self.outside])
             return Code([*found, *of_unsloth(self, loads)], "unsloth")
         framework = self._framework(names[0], trainer)
         found += self._prepared(framework, trainer)

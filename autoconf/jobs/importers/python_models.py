@@ -20,6 +20,7 @@ _LORA_DEFAULTS = {"lora_r": 8, "lora_dropout": 0.0}  # peft 0.21.2, src/peft/tun
 _PHI = re.compile(r"(?i)\bphi-[12]\b")  # peft/utils/constants.py, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 _ADAPTS = re.compile(r"(?i)peft|lora|adapter")
 _SAVES = re.compile(r"(?i)state|save|print|merge|disable")
+_ONE_LESS = re.compile(r".+\['input_ids'\]\[:-1\]")
 _MOST_NAMES = 10  # that are bound to names
 _QUANTIZING = ("quantization_config", "load_in_4bit", "load_in_8bit")
 # Arguments of trainers up to trl v0.15.2 (tokenizer) and v0.12.2, sft_trainer.py and dpo_trainer.py.
@@ -56,7 +57,18 @@ class Models(Names):
         if len(found) == 1:
             (place, value), *_ = found
             value = self._of_tokenizer() or value if name_of(value) == "model_max_length" else value
-            yield Setting(self.place(place, "max_length"), "arguments", "max_length", self.literals.value(value))
+            tokens = self.literals.value(value)
+            tokens = tokens - 1 if isinstance(tokens, int) and self._drops_a_token() else tokens
+            yield Setting(self.place(place, "max_length"), "arguments", "max_length", tokens)
+
+    def _drops_a_token(self) -> bool:
+        """Whether the script trains what its tokenizer returns without the last token."""
+        return any(
+            isinstance(key, ast.Constant) and key.value == "input_ids" and _ONE_LESS.fullmatch(ast.unparse(value))
+            for node in self.nodes
+            if isinstance(node, ast.Dict)
+            for key, value in zip(node.keys, node.values, strict=True)
+        )
 
     def undecided_length(self, config: ast.Call) -> Iterator[Setting]:
         """An unknown length where TRL's default is not the only one that cuts samples."""

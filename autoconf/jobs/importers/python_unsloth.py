@@ -78,6 +78,16 @@ def of_unsloth(script: Script, loads: Sequence[ast.Call]) -> Iterator[Setting]:
             yield from script.setting(wrap, f"{argument} (default)", _UNSLOTH_DEFAULTS[argument], key)
 
 
+def of_plain_arguments(script: Script, call: ast.Call, found: Sequence[Setting]) -> Iterator[Setting]:
+    """The optimizer of transformers' own TrainingArguments, which have another default than unsloth's config.
+
+    Its trainer takes the values that they have (unsloth/trainer.py at 0024bb0, _backwards_compatible_trainer).
+    """
+    if all(setting.key != "optim" for setting in found):
+        # transformers 4.55.4, training_args.py, default_optim
+        yield from script.setting(call, "optim (default)", "adamw_torch", "optim")
+
+
 def _named(script: Script, call: ast.Call, keys: Mapping[str, str]) -> Iterator[Setting]:
     """The settings of a call whose keywords have other names than the arguments."""
     if len(call.args) > 1 or any(keyword.arg is None for keyword in call.keywords):
