@@ -155,6 +155,8 @@ class _Translation:
     def combine(self) -> None:
         if "stack" not in self.options:
             self.assumed += [note for note in [self.framework.note if self.framework else _NO_ARGUMENTS] if note]
+        elif self.framework not in (None, job_keys().frameworks.get(self.options["stack"])):
+            self.assumed.append(f"settings left out are of the stack {self.options['stack']}, not the trainer's own")
         method = self._put("method", self._method)
         self._put("objective", self._objective)
         trains_all = method is not None and key(str(method)) == "full"
