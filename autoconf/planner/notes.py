@@ -122,7 +122,8 @@ class _Writer:
             if (name if name in self.domain.gpus else gpus.find(name)) in self.doubtful
         }
         given = self._of_given_gpus(columns)
-        of_settings = _of_settings(columns), self._of_targets(columns), self._of_experts(columns)
+        of_experts = self._of_experts(columns) if "qlora" in columns["method"] else {}
+        of_settings = _of_settings(columns), self._of_targets(columns), of_experts
         for index, notes_of_settings in (item for some in of_settings for item in some.items()):
             given[index] = given.get(index, ()) + notes_of_settings
         if not doubtful and not given and not any(any(of_field.values()) for of_field in notes):
