@@ -103,7 +103,7 @@ class SavedInputs:
 
 
 def inputs_on_host(table: ModelsTable, model: str, stack: Stack, layers: LayerWay, head: HeadWay) -> SavedInputs | None:
-    """The inputs that a job's checkpoints keep on the host; ``None`` if they stay on the GPU, or there is no profile.
+    """The inputs that a job's checkpoints keep on the host; ``None`` if they stay on the GPU or have no profile.
 
     Args:
         table: the profiles of models.

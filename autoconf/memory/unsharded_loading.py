@@ -100,7 +100,9 @@ def _beside(stack: Stack, loaded: int) -> float:
     (bitsandbytes/nn/modules.py, Int8Params._quantize). Bnb4bitQuantize: the weight, and its absmax twice in float32
     (bitsandbytes/functional.py, quantize_4bit). Checkpoints of GPTQ and AWQ are quantized already.
     """
-    return {"nf4": loaded + 8 / 64, "nf4_single": loaded + 4 / 64, "int8": loaded + 2.0}.get(stack.quantization, 0.0)
+    nf4 = loaded + 8 / 64
+    of_bitsandbytes = {"nf4": nf4, "nf4_experts": nf4, "nf4_single": loaded + 4 / 64, "int8": loaded + 2.0}
+    return of_bitsandbytes.get(stack.quantization, 0.0)
 
 
 def ddp_moment(model: Loaded, stack: Stack) -> Held:

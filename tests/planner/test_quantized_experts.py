@@ -45,6 +45,7 @@ def test_composed_peaks_agree_with_the_published_table(table):
             assert row.model == model and row.gpus == gpus
             peak = memory.peak_bytes(np.array([gpus]), np.array([row.tokens]))[0] / GIB
             assert peak == pytest.approx(row.composed_gib, abs=0.002)
+            assert -0.005 < peak / row.traced_gib - 1 < 0.1
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The losses of TRL 1.9.0 without its trainers, on any model and any tokens.
 
-TRL is no dependency: ``pip install trl==1.9.0`` first.
+TRL is not a dependency of this package: install it first, with ``pip install trl==1.9.0``.
 """
 
 from __future__ import annotations
