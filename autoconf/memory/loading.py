@@ -251,22 +251,17 @@ def broadcasts(tensors: Iterable[tuple[int, float]]) -> list[float]:
     >>> broadcasts([(2, 300 * 2**20), (2, 200 * 2**20), (4, 10.0), (2, 100 * 2**20), (2, 50.0), (2, 5.0)])
     [0.0, 314572800.0, 314572800.0, 55.0]
     """
-    buffers: list[_Buffer] = []
-    filling: dict[int, _Buffer] = {}  # by bytes of an element
+    filled: list[tuple[int, float]] = []  # the first tensor of each buffer, and the bytes to copy
+    filling: dict[int, tuple[int, int, float]] = {}  # by bytes of an element: the first tensor, their number and bytes
     for index, (width, nbytes) in enumerate(tensors):
-        buffer = filling.get(width) or _Buffer(index, 0, 0.0)
-        filling[width] = buffer = _Buffer(buffer.first, buffer.tensors + 1, buffer.nbytes + nbytes)
-        if buffer.nbytes >= _BROADCAST:
-            buffers.append(filling.pop(width))
-    in_order = sorted([*buffers, *filling.values()])
-    copies = [0.0, *(buffer.nbytes if buffer.tensors > 1 else 0.0 for buffer in in_order)]
-    return [one + other for one, other in pairwise(copies)]
-
-
-class _Buffer(NamedTuple):
-    first: int  # the index of its first tensor
-    tensors: int
-    nbytes: float
+        first, number, before = filling.get(width, (index, 0, 0.0))
+        if before + nbytes < _BROADCAST:
+            filling[width] = first, number + 1, before + nbytes
+        else:
+            filled.append((first, before + nbytes if number else 0.0))
+            filling.pop(width, None)
+    rest = [(first, nbytes if number > 1 else 0.0) for first, number, nbytes in filling.values()]
+    return [one + other for (_, one), (_, other) in pairwise([(-1, 0.0), *sorted(filled + rest)])]
 
 
 def _sharded(model: LoadedModel, strategy: Strategy, loading: Loading, shard_adapters: bool) -> list[Held]:

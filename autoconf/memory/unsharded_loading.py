@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple
 
 from autoconf.jobs.stack import Stack
@@ -139,20 +140,28 @@ def _most_broadcast(
 ) -> float:
     """Bytes of two buffers; ``quantized`` are weights of a layer, ``adapters`` all elements of its adapters."""
     sizes = model_sizes(shapes, layers)
-    tensors = [(widths.root, float(widths.root * size)) for size in sizes.embeddings]
-    for layer in sizes.layers:
-        left = quantized
-        for size in sorted(layer, reverse=True) if quantized else layer:
-            packed = size <= left
-            left -= size if packed else 0
-            if packed:
-                tensors.append((widths.quantized, size * widths.per_quantized))
-            else:
-                tensors.append((widths.layer, float(widths.layer * size)))
-        if adapters:
-            tensors.append((widths.adapter, float(widths.adapter * adapters)))
-    tensors += [(widths.root, float(widths.root * size)) for size in sizes.head]
-    return max(broadcasts(tensors))
+    of_layers = {layer: _tensors(layer, widths, quantized, adapters) for layer in {*sizes.layers}}
+    return max(
+        broadcasts(
+            [
+                *((widths.root, float(widths.root * size)) for size in sizes.embeddings),
+                *chain.from_iterable(of_layers[layer] for layer in sizes.layers),
+                *((widths.root, float(widths.root * size)) for size in sizes.head),
+            ]
+        )
+    )
+
+
+def _tensors(layer: tuple[int, ...], widths: _Widths, quantized: int, adapters: int) -> list[tuple[int, float]]:
+    """Bytes of an element, and of each tensor of a layer, the largest of which have 4 bits."""
+    tensors = []
+    for size in sorted(layer, reverse=True) if quantized else layer:
+        packed = size <= quantized
+        quantized -= size if packed else 0
+        tensors.append(
+            (widths.quantized, size * widths.per_quantized) if packed else (widths.layer, float(widths.layer * size))
+        )
+    return [*tensors, (widths.adapter, float(widths.adapter * adapters))] if adapters else tensors
 
 
 def zero_moments(model: Loaded, stack: Stack, strategy: Strategy) -> tuple[str, list[Held]]:
