@@ -72,6 +72,7 @@ ground-truth: $(VENV)/build  ## compare composed figures with traces of FSDP ran
 
 zero-ground-truth: $(VENV)/build  ## compare composed figures with tensors in real DeepSpeed processes
 	$(BIN)/python -m autoconf.pipeline.validation.zero_truth --output autoconf/pipeline/validation/zero_truth.csv
+	$(BIN)/python -m autoconf.pipeline.validation.zero_truth --offload --output autoconf/pipeline/validation/zero_offload_truth.csv
 
 replay: $(VENV)/build  ## replay PyTorch's allocator for real runs near the limit of memory, and print the table
 	$(BIN)/python -m autoconf.pipeline.replay.known_runs

@@ -74,41 +74,70 @@ def _zero1_or_2(zero: ZeroJob, moments: UnshardedMoments, *, partitions_gradient
     """stage_1_and_2.py: whole parameters in flat buffers; float32 parameters and states of one partition of these."""
     job = zero.job
     weights = job.sharded_weights + job.units.unsharded_bytes
-    held = _partitioned(zero, moments) if partitions_gradients else _replicated(zero, moments)
     if job.offloads:
-        gradients, curves = _offloaded(zero, moments, held[0], partitions_gradients=partitions_gradients)
+        (gradients, curves), end = _offloaded(zero, moments, partitions_gradients=partitions_gradients)
+        after: list[tuple[float, dict[str, float]]] = [(end, {"normed": _BYTES_OF_A_NORM})]
     else:
-        gradients, curves = held
+        gradients, curves = (_partitioned if partitions_gradients else _replicated)(zero, moments)
+        after = [*_end(zero, partitions_gradients), *_steps(zero)]
     micro_batch = Moments(
         moments.activations, weights=weights, gradients=gradients, gradients_curves=curves,
         optimizer_sharded=zero.states,
     )  # fmt: skip
-    if job.offloads:
-        return [micro_batch]
-    steps = [
-        Moments(
-            _NO_ACTIVATIONS, weights=weights, gradients=whole, gradients_curves=_coefficients(**elements),
-            optimizer_sharded=zero.states,
-        )
-        for whole, elements in [*_end(zero, partitions_gradients), *_steps(zero)]
+    return [
+        micro_batch,
+        *(
+            Moments(
+                _NO_ACTIVATIONS, weights=weights, gradients=whole, gradients_curves=_coefficients(**elements),
+                optimizer_sharded=zero.states,
+            )
+            for whole, elements in after
+        ),
     ]  # fmt: skip
-    return [micro_batch, *steps]
 
 
 def _offloaded(
-    zero: ZeroJob, moments: UnshardedMoments, gradients: Floats, *, partitions_gradients: bool
-) -> tuple[Floats, Floats]:
-    """Gradients of a partition that move to the host after their reduction, through a buffer for the largest one.
+    zero: ZeroJob, moments: UnshardedMoments, *, partitions_gradients: bool
+) -> tuple[tuple[Floats, Floats], float]:
+    """Gradients that move to the host after their reduction, in a micro-batch and at its end.
 
-    copy_grads_in_partition: the norm of a piece is computed in float64. Before the last micro-batch of a step, ZeRO-2
-    leaves gradients that are larger than the bucket on the GPU until the backward pass is over.
+    copy_grads_in_partition: the norm of a piece is computed in float64 when the next gradient does not fit into the
+    bucket. Before the last micro-batch of a step, ZeRO-2 leaves gradients that are larger than the bucket on the GPU
+    until the backward pass is over; without that, ZeRO-1 moves all after the backward pass if communication does not
+    overlap.
     """
-    large = zero.itemsize if partitions_gradients and zero.job.accumulating else 0.0
-    curves = np.zeros((len(gradients), len(_Curve)))
-    # The first gradients arrive where the loss is over.
-    curves[(gradients > 0) & (moments.points != Point.LOSS)] = _coefficients(normed=_BYTES_OF_A_NORM, owned_large=large)
-    # temp_grad_buffer_for_gpu_offload
-    return gradients + zero.itemsize * max(zero.trainable.flat()), curves
+    job, bucket = zero.job, zero.itemsize * zero.buckets.reduce_bucket_size
+    # temp_grad_buffer_for_gpu_offload, and the copy of a gradient that is larger than the bucket
+    buffer = zero.itemsize * max(zero.trainable.flat())
+    newest = moments.newest_gradient
+    curves = np.zeros((len(newest), len(_Curve)))
+    reduced = np.where(newest > 0, _at_arrivals(zero, moments, "largest"), 0.0)
+    alive = _so_far(moments) > 0
+    if partitions_gradients:
+        # A head that is larger than the bucket is reduced when the gradient of the last norm arrives.
+        at_head = np.where(moments.points == Point.LOSS, moments.layer_gradients - newest, 0.0)
+        large_head = max(zero.trainable.head, default=0) > zero.buckets.reduce_bucket_size
+        held, end = np.maximum(_pending(zero, moments), newest + at_head * large_head), 0.0 + buffer
+        if job.accumulating:
+            curves[moments.points != Point.LOSS] = _coefficients(owned_large=zero.itemsize)
+    elif job.accumulating:
+        held, end, alive = job.gradients + newest, job.gradients, np.full(len(newest), True)
+    else:
+        held, end = _so_far(moments), job.gradients
+        if zero.buckets.overlap_comm and _largest(zero) <= zero.buckets.reduce_bucket_size:
+            # Gradients of layers are views of the bucket then.
+            at_head = np.where(moments.points == Point.LOSS, moments.layer_gradients, 0.0)
+            held = np.minimum(held, newest + moments.root_gradients + at_head)
+            end = min(end, zero.itemsize * sum(zero.trainable.embeddings + zero.trainable.head))
+    if not (partitions_gradients or zero.buckets.overlap_comm):
+        reduced = np.zeros(len(newest))
+    copied = np.maximum(_BYTES_OF_A_NORM * reduced, np.where(newest > bucket, newest, 0.0))
+    gradients = np.where(alive, held + copied + _buckets(zero), 0.0)
+    return (gradients + buffer, curves), end + buffer + _buckets(zero)
+
+
+def _so_far(moments: UnshardedMoments) -> Floats:
+    return moments.layer_gradients + moments.finished_gradients + moments.root_gradients
 
 
 def _buckets(zero: ZeroJob) -> float:
@@ -121,7 +150,7 @@ def _replicated(zero: ZeroJob, moments: UnshardedMoments) -> tuple[Floats, Float
 
     The bucket exists from the first gradient on.
     """
-    so_far = moments.layer_gradients + moments.finished_gradients + moments.root_gradients
+    so_far = _so_far(moments)
     if zero.job.accumulating:
         gradients = zero.job.gradients + moments.newest_gradient + _buckets(zero)
     else:
@@ -202,10 +231,10 @@ def _zero3(zero: ZeroJob, moments: UnshardedMoments) -> list[Moments]:
     # partition_parameters.py, NoGatherHandle: on one GPU, parameters are used in place if they are there.
     in_place = not zero.several and job.weights_on_gpu > 0
     unit = 0 if in_place else job.bytes_per_parameter.frozen_computing
-    of_points = np.array([gathered[Point(point)] for point in moments.points.tolist()], float)
+    of_points, moving = np.array([gathered[Point(point)] for point in moments.points.tolist()], float).T
     at_loss = np.flatnonzero(moments.points == Point.LOSS)
     if len(at_loss) > 1:  # the one with most logits is the loss, before the backward pass of the head
-        of_points[at_loss[moments.activations[at_loss, 1].argmax()]] = gathered[Point.TURN]
+        of_points[at_loss[moments.activations[at_loss, 1].argmax()]] = gathered[Point.TURN].whole
     gathered_bytes = unit * (of_points + _persistent(zero))
     backward = ~np.isin(moments.points, _BEFORE_LOSS)
     gradients = bucket + np.where(backward, _pending(zero, moments) + _copies(zero, moments), 0)
@@ -213,7 +242,8 @@ def _zero3(zero: ZeroJob, moments: UnshardedMoments) -> list[Moments]:
         moments.activations + _linear_inputs(zero, moments.points),
         weights=job.units.unsharded_bytes, weights_sharded=job.weights_on_gpu,
         gradients=gradients, gradients_sharded=partition, optimizer_sharded=states,
-        gathered=gathered_bytes, gradients_curves=_coefficients(normed=zero.itemsize + 4 if job.offloads else 0.0),
+        gathered=gathered_bytes, gathered_sharded=0.0 if job.weights_on_gpu else unit * moving,
+        gradients_curves=_shares_of_reduced(zero, moments) if job.offloads else _coefficients(),
     )  # fmt: skip
     if job.offloads:
         return [micro_batch]
@@ -231,22 +261,35 @@ def _zero3(zero: ZeroJob, moments: UnshardedMoments) -> list[Moments]:
     return [micro_batch, *steps]
 
 
+def _shares_of_reduced(zero: ZeroJob, moments: UnshardedMoments) -> Floats:
+    """Curves of a GPU's share of the largest reduced gradient, which is cast to float32 on its way to the host."""
+    shares = _at_arrivals(zero, moments, "largest") / max(zero.trainable.flat())
+    return (zero.itemsize + 4) * np.where(moments.newest_gradient > 0, shares, 0.0)[:, None] * _coefficients(normed=1)
+
+
 def _copies(zero: ZeroJob, moments: UnshardedMoments) -> Floats:
     """Bytes of the copy of a full bucket that the newest gradient of a moment makes ZeRO-3 reduce."""
+    return zero.itemsize * _at_arrivals(zero, moments, "copied")
+
+
+def _at_arrivals(zero: ZeroJob, moments: UnshardedMoments, field: str) -> Floats:
+    """A field of ``Arrival`` for the newest gradient of each moment; 0 if there is none."""
     whole, adapters = zero.job.whole, zero.job.rank is not None
     bucket = zero.buckets.reduce_bucket_size
     found = arrivals(zero.calls, bucket, adapters=adapters, head=whole.head, embeddings=whole.embeddings)
-    copied = np.zeros(len(moments.points))
+    values = np.zeros(len(moments.points))
     for part, points in _REDUCING.items():
         at = np.isin(moments.points, points)
         # At the embeddings, ``layer_gradients`` are zero: they have one gradient.
         so_far = moments.newest_gradient if part == "tail" else moments.layer_gradients
         gradients = so_far[at] / zero.itemsize
         if len(gradients) and found[part]:
-            before, with_it, elements = np.array(found[part], float).T[:, :, None]
+            arrived = found[part]
+            before, with_it = np.array([(arrival.before, arrival.with_it) for arrival in arrived], float).T[:, :, None]
+            value = np.array([getattr(arrival, field) for arrival in arrived], float)[:, None]
             arrives = (before < gradients - 0.5) & (gradients - 0.5 < with_it)
-            copied[at] = np.where(arrives, elements, 0.0).max(axis=0)
-    return zero.itemsize * copied
+            values[at] = np.where(arrives, value, 0.0).max(axis=0)
+    return values
 
 
 def _linear_inputs(zero: ZeroJob, points: Integers) -> Floats:

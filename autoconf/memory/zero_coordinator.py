@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
+from typing import NamedTuple
 
 from autoconf.memory.profile import Point
 from autoconf.memory.zero_calls import ModelCalls, Segment, micro_batch
@@ -26,11 +27,25 @@ PARTS: dict[str, tuple[Point, ...]] = {
 }
 
 
+class Gathered(NamedTuple):
+    """The most elements of gathered parameters.
+
+    Attributes:
+        whole: on a GPU.
+        moving: those of them that are on their way alone, not coalesced with others: if parameters are on the host, the
+            GPU has a copy of its own share of these until they have arrived (partition_parameters.py,
+            _all_gather_sequential).
+    """
+
+    whole: int
+    moving: int
+
+
 @lru_cache(maxsize=2048)  # jobs of a table share models and buckets
 def gathered_parameters(
     model: ModelCalls, buckets: BucketSizes, checkpointing: str, *, accumulating: bool
-) -> dict[Point, int]:
-    """The most parameters, in elements, that a GPU has gathered at each point of a micro-batch.
+) -> dict[Point, Gathered]:
+    """The most parameters that a GPU has gathered at each point of a micro-batch.
 
     Args:
         model: the modules.
@@ -44,7 +59,7 @@ def gathered_parameters(
     >>> layer = Layer((Module((16,)), Module((16,))), (Module((16,)), Module((16,))))
     >>> model, buckets = ModelCalls((64,), (layer,) * 3, (), (64,)), BucketSizes.of(ZeroBuckets(), 1)
     >>> gathered_parameters(model, buckets, "reentrant", accumulating=False)[Point.TURN]
-    320
+    Gathered(whole=320, moving=0)
     """
     coordinator = Coordinator([*model.sizes()], micro_batch(model, checkpointing), buckets)
     if accumulating:
@@ -94,6 +109,7 @@ class Coordinator:
         self.step = 0  # its __step_id: calls so far
         self.available = 0  # its __n_available_params
         self.held = 0  # elements, including flat buffers, without those that were persistent from the beginning on
+        self.moving = 0  # elements of parameters in flight that are not in a group
         self.gathered = [False] * len(self.sizes) if fresh else self.persistent.copy()
         self.in_flight: set[int] = set()
         self.groups: dict[int, _Group] = {}  # by parameters in flight
@@ -103,27 +119,29 @@ class Coordinator:
         self._used = 0  # uses so far
         self._latest = [-1] * len(self.sizes)  # its latest use
 
-    def play(self, *, fresh: bool) -> dict[str, int]:
-        """A micro-batch; the most elements that were held in each part of it.
+    def play(self, *, fresh: bool) -> dict[str, Gathered]:
+        """A micro-batch; the most elements that were held, and moving, in each part of it.
 
         Args:
             fresh: whether parameters that always stay gathered are not gathered yet.
         """
-        most = dict.fromkeys(PARTS, 0)
-        for part, _, fetching, running in self.calls(fresh=fresh):
+        most, moving = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
+        for part, _, fetching, running, on_their_way in self.calls(fresh=fresh):
             begun = "forward" if part == "head" else part  # there are no logits yet
             if fetching > most[begun]:
                 most[begun] = fetching
             if running > most[part]:
                 most[part] = running
-        return most
+            if on_their_way > moving[part]:
+                moving[part] = on_their_way
+        return {part: Gathered(most[part], moving[part]) for part in PARTS}
 
-    def calls(self, *, fresh: bool) -> Iterator[tuple[str, int, int, int]]:
+    def calls(self, *, fresh: bool) -> Iterator[tuple[str, int, int, int, int]]:
         """Play the calls of a micro-batch; ``fresh`` as in ``play``.
 
         Yields:
             For each call its part, the elements that are gathered before it or on their way (__n_available_params), the
-            most elements that are held until it has its parameters, and those that are held after that.
+            most elements that are held until it has its parameters, and those that are held, and moving, after that.
         """
         self._reset(fresh=fresh)
         uses = len(self.queue)
@@ -137,7 +155,7 @@ class Coordinator:
                 if self.position < uses:
                     self._prefetch()
                 self.step += 1
-                yield part, available, fetching, self.held
+                yield part, available, fetching, self.held, self.moving
 
     def _fetch(self, first: int, numbers: Sequence[int]) -> int:
         """Gather and wait for the parameters of a call; the most elements that are held meanwhile."""
@@ -191,7 +209,9 @@ class Coordinator:
             self.in_flight.add(parameter)
         self.available += elements
         self.held += elements
-        if len(parameters) > 1:
+        if len(parameters) == 1:
+            self.moving += elements
+        else:
             self.groups |= dict.fromkeys(parameters, _Group(parameters, len(parameters), elements))
 
     def _wait(self, parameter: int) -> int:
@@ -199,6 +219,7 @@ class Coordinator:
         self.in_flight.discard(parameter)
         group = self.groups.pop(parameter, None)
         if group is None:
+            self.moving -= self.sizes[parameter]
             return self.held
         if not group.copied:
             group.copied = True

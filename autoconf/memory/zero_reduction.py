@@ -14,17 +14,19 @@ from autoconf.memory.zero_calls import Layer, ModelCalls, Module
 
 
 class Arrival(NamedTuple):
-    """A gradient, and the copy of the bucket that it does not fit into; all but ``copied`` are of its layer.
+    """A gradient, and the bucket that it does not fit into; ``before`` and ``with_it`` are of its layer.
 
     Attributes:
         before: gradients before it.
         with_it: the same with it.
-        copied: elements of the copy; 0 if it fits, or if the bucket has one gradient.
+        copied: elements of the bucket's copy; 0 if the gradient fits, or if the bucket has one gradient.
+        largest: elements of the largest gradient that is reduced before it; 0 if it fits.
     """
 
     before: int
     with_it: int
     copied: int
+    largest: int = 0
 
 
 @lru_cache(maxsize=1024)  # jobs of a table share models and buckets
@@ -43,21 +45,21 @@ def arrivals(
     >>> model = ModelCalls((), (Layer((Module((2,)),), (Module((3,)), Module((4,)))),), norm=(), head=())
     >>> for arrival in arrivals(model, bucket=8, adapters=False)["last"]:
     ...     print(arrival)
-    Arrival(before=0, with_it=4, copied=0)
-    Arrival(before=4, with_it=7, copied=0)
-    Arrival(before=7, with_it=9, copied=7)
+    Arrival(before=0, with_it=4, copied=0, largest=0)
+    Arrival(before=4, with_it=7, copied=0, largest=0)
+    Arrival(before=7, with_it=9, copied=7, largest=4)
     """
     found: dict[str, dict[Arrival, None]] = {part: {} for part in ("loss", "last", "middle", "first", "tail")}
-    filled = count = 0
+    filled = count = most = 0
     for part, gradients in _parts(model, adapters=adapters, beside=(head, embeddings)):
         before = 0
         for gradient in gradients:
-            copied = 0
+            copied = largest = 0
             if filled + gradient > bucket:
-                copied = filled if count > 1 else 0
-                filled = count = 0
-            found[part][Arrival(before, before + gradient, copied)] = None
-            before, filled, count = before + gradient, filled + gradient, count + 1
+                copied, largest = filled if count > 1 else 0, most
+                filled = count = most = 0
+            found[part][Arrival(before, before + gradient, copied, largest)] = None
+            before, filled, count, most = before + gradient, filled + gradient, count + 1, max(most, gradient)
     return {part: tuple(of_part) for part, of_part in found.items()}
 
 

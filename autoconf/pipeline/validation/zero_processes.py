@@ -12,58 +12,30 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
-from torch.distributed import distributed_c10d
 
 from autoconf.jobs.stack import Stack
 from autoconf.pipeline.catalog import Architecture
 from autoconf.pipeline.kernels import cuda as cuda_kernels
 from autoconf.pipeline.tracing.model_setup import TrainingSetup, build_model, materialize
-from autoconf.pipeline.tracing.recorder import SAMPLES, Recorder
+from autoconf.pipeline.tracing.recorder import SAMPLES
+from autoconf.pipeline.validation.zero_devices import GPU, PeakRecorder, two_devices
 
 _STEPS = 2  # in the first one there are no states yet, and ZeRO-3 does not prefetch
 _MICRO_BATCHES = {False: 1, True: 3}  # by whether gradients accumulate
-
-
-class _PeakRecorder(Recorder):
-    """Records the largest number of bytes; tensors on the device ``meta`` have none."""
-
-    peak = 0
-    paused = False
-
-    def see(self, tensor: torch.Tensor, op: str = "resident") -> None:
-        if tensor.device.type != "meta" and not self.paused:
-            super().see(tensor, op)
-
-    def _resize(self, number: int, nbytes: int, op: str, itemsize: int = 1) -> None:
-        super()._resize(number, nbytes, op, itemsize)
-        self.changes.clear()
-        self.peak = max(self.peak, self.live)
-
-    @contextmanager
-    def without_copies_of_gloo(self) -> Iterator[None]:
-        """Do not see the copy of its input that gloo's reduce-scatter makes, and NCCL's does not."""
-        # torch 2.13.0, csrc/distributed/c10d/ProcessGroupGloo.cpp, reduce_scatter_tensor_coalesced
-        reduce_scatter = distributed_c10d.reduce_scatter_single
-
-        def unseen(*args: Any, **kwargs: Any) -> Any:
-            self.paused = True
-            try:
-                return reduce_scatter(*args, **kwargs)
-            finally:
-                self.paused = False
-
-        with mock.patch.object(distributed_c10d, "reduce_scatter_single", unseen):
-            yield
+_OFFLOADED = {
+    "none": (),
+    "optimizer": ("offload_optimizer",),
+    "parameters": ("offload_param",),
+    "optimizer_and_parameters": ("offload_optimizer", "offload_param"),
+}
 
 
 def peaks(job: dict[str, Any]) -> dict[str, int]:
@@ -72,14 +44,17 @@ def peaks(job: dict[str, Any]) -> dict[str, int]:
 
     setup = TrainingSetup(Architecture(**job["architecture"]), job["method"], Stack(**job["stack"]))
     accumulating = _MICRO_BATCHES[setup.stack.gradient_accumulation]
-    model, recorder = build_model(setup), _PeakRecorder()
+    model, recorder = build_model(setup), PeakRecorder()
     found = {"micro_batch": 0, "step": 0}
     with ExitStack() as stack:
         stack.enter_context(cuda_kernels.on_cuda(model, setup.architecture.experts))
         stack.enter_context(recorder)
         stack.enter_context(recorder.resizes())
         stack.enter_context(recorder.without_copies_of_gloo())
-        _materialize(model)
+        if setup.stack.offload != "none":
+            stack.enter_context(two_devices(recorder))
+        with recorder.placing(host=False):
+            _materialize(model)
         engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=torch.optim.AdamW(_groups(model), foreach=True),
@@ -126,12 +101,17 @@ def _config(stack: Stack, buckets: dict[str, Any], accumulating: int) -> dict[st
         "gradient_clipping": 1.0,
         "bf16": {"enabled": stack.mixed_precision == "bf16"},
         "zero_allow_untested_optimizer": True,  # as transformers sets it
-        "zero_optimization": {"stage": int(stack.sharding.removeprefix("zero")), **buckets},
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {
+            "stage": int(stack.sharding.removeprefix("zero")),
+            **buckets,
+            **{name: {"device": "cpu", "pin_memory": True} for name in _OFFLOADED[stack.offload]},
+        },
     }
 
 
 def _micro_batch(engine: Any, tokens: int, *, last: bool) -> None:
-    input_ids = torch.zeros((SAMPLES, tokens), dtype=torch.long)
+    input_ids = torch.zeros((SAMPLES, tokens), dtype=torch.long, device=GPU)
     _attention_mask = torch.empty_like(input_ids)
     engine.set_gradient_accumulation_boundary(last)
     loss = engine(input_ids=input_ids, labels=torch.zeros_like(input_ids))["loss"]
