@@ -46,10 +46,11 @@ def test_every_spelling_refers_to_one_name_of_the_version(version, field):
         by_key.setdefault(key(alias), set()).add(name)
         by_key.setdefault(key(alias.rpartition("/")[2]), set()).add(name)
     assert {spelled: found for spelled, found in by_key.items() if len(found) > 1} == {}
+    looked_up = names(version, field)
     for alias, name in known.items():
         for spell in SPELLINGS:
-            assert names(version, field).find(spell(alias)) == name
-            assert names(version, field).find(spell(alias.rpartition("/")[2])) == name
+            assert looked_up.find(spell(alias)) == name
+            assert looked_up.find(spell(alias.rpartition("/")[2])) == name
 
 
 def test_two_similar_names_are_distinguished_only_by_exact_spelling():
