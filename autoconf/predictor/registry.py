@@ -34,7 +34,7 @@ MODELS = Path(__file__).parents[1] / "AutoGluonModels"
 RELEASED = {
     "1.1.0": "fb5284ff47fd537dff28bfcf451caa97296218cbd17bb6bba695fc21c8cab84d",
     "2.0.0": "e0e1b55c71798c4d158e550b375210c21bf4a11c8abc8ea4b84be5f692d36060",
-    "3.0.0": "fd0f692c77a85508ec8b14661edae5c5dbf711d5cf4890537ed3f917a266883e",
+    "3.0.0": "0054011e6adefb83cf02984fc3b0a41f5f2ce89dd053a04a25ed508fd592ea28",
 }
 DEFAULT = "3.0.0"
 _CHECKED = frozenset(RELEASED.values())  # checked with the libraries of their cards when they were made
