@@ -108,7 +108,7 @@ def _offloaded(
     """
     job, bucket = zero.job, zero.itemsize * zero.buckets.reduce_bucket_size
     # temp_grad_buffer_for_gpu_offload, and the copy of a gradient that is larger than the bucket
-    buffer = zero.itemsize * max(zero.trainable.flat())
+    buffer = float(zero.itemsize * max(zero.trainable.flat()))
     newest = moments.newest_gradient
     curves = np.zeros((len(newest), len(_Curve)))
     reduced = np.where(newest > 0, _at_arrivals(zero, moments, "largest"), 0.0)
@@ -117,7 +117,7 @@ def _offloaded(
         # A head that is larger than the bucket is reduced when the gradient of the last norm arrives.
         at_head = np.where(moments.points == Point.LOSS, moments.layer_gradients - newest, 0.0)
         large_head = max(zero.trainable.head, default=0) > zero.buckets.reduce_bucket_size
-        held, end = np.maximum(_pending(zero, moments), newest + at_head * large_head), 0.0 + buffer
+        held, end = np.maximum(_pending(zero, moments), newest + at_head * large_head), buffer
         if job.accumulating:
             curves[moments.points != Point.LOSS] = _coefficients(owned_large=zero.itemsize)
     elif job.accumulating:
@@ -168,7 +168,7 @@ def _partitioned(zero: ZeroJob, moments: UnshardedMoments) -> tuple[Floats, Floa
     Parameters that are larger than the bucket are reduced by themselves when the next gradient arrives. The gradients
     of earlier micro-batches are in a buffer of their own (independent_gradient_partition_epilogue).
     """
-    before = moments.layer_gradients + moments.finished_gradients + moments.root_gradients == 0
+    before = _so_far(moments) == 0
     gradients = np.where(before, 0.0, _pending(zero, moments) + _buckets(zero))
     curves = np.zeros((len(before), len(_Curve)))
     if zero.job.accumulating:
