@@ -24,12 +24,13 @@ _NOT_COVERED = {
     "UnslothTrainer": "embeddings that are trained are not covered",
     "add_adapter": "adapters that are added by hand are not covered",
     "PeftModel": "adapters that are loaded are not covered",
+    "DataParallel": "one process for all GPUs, whose first one holds more, is not covered",
 }
 _OTHER_MODELS = re.compile(r"For(ConditionalGeneration|Seq2SeqLM|ImageTextToText|Vision2Seq|MultimodalLM)$")
 WITH_ENCODER = "models with an encoder, of images or of text, are not read from scripts"
 _LIBRARIES = ("transformers", "modelscope", "peft")  # whose classes are those of transformers
 _PART, _VOCABULARY = "training a part of the model is not covered", "a vocabulary of another size is not covered"
-_LAYERS = ("layers", "num_hidden_layers")
+_LAYERS, _HEAD = ("layers", "num_hidden_layers"), "lm_head"
 _ATTENTION = ("attn_implementation", "_attn_implementation")
 _LIGER = re.compile(r"apply_liger_kernel_to_|AutoLigerKernel")  # https://github.com/linkedin/Liger-Kernel
 _ADAPTS = ("get_peft_model", "LoraConfig")
@@ -64,6 +65,10 @@ def check(script: Names) -> None:
                 _check_target(script, target, node.value)
         elif isinstance(node, ast.AnnAssign | ast.AugAssign):
             _check_target(script, node.target, node.value)
+        elif isinstance(node, ast.Delete):
+            for target in node.targets:
+                if isinstance(target, ast.Subscript) and name_of(target.value) in _LAYERS:
+                    _check_target(script, target.value, None)
 
 
 def _check_target(script: Names, target: ast.expr, value: ast.expr | None) -> None:
@@ -74,6 +79,9 @@ def _check_target(script: Names, target: ast.expr, value: ast.expr | None) -> No
     owner = name_of(target.value)
     if name in _LAYERS:
         raise BadInput(f"{script.place(target, name)}: a model with other layers is not covered; {_NO_FILE}")
+    if name == _HEAD:
+        _check_head(script, target, value)
+        return
     if name in _ATTENTION:
         kind = unknown(shown(target), "set outside of the load")
         script.outside.append(Setting(script.place(target, name), "arguments", "attn_implementation", kind))
@@ -87,6 +95,14 @@ def _check_target(script: Names, target: ast.expr, value: ast.expr | None) -> No
     elif job_keys().dialects["arguments"].find(name) is not None:
         value_there = unknown(shown(target), "set outside of its config")
         script.outside.append(Setting(script.place(target, name), "arguments", name, value_there))
+
+
+def _check_head(script: Names, target: ast.expr, value: ast.expr | None) -> None:
+    """Refuse another head; one that wraps the model's own, such as to cast its output, is counted as that."""
+    place = script.place(target, _HEAD)
+    if not (isinstance(value, ast.Call) and any(ast.unparse(given) == ast.unparse(target) for given in value.args)):
+        raise BadInput(f"{place}: a model with another head is not covered; {_NO_FILE}")
+    script.assumed[f"{place}: what {name_of(value.func)} does is not read: counted as the model's own head"] = None
 
 
 def _adapts(script: Names) -> bool:
