@@ -69,7 +69,7 @@ def test_composed_figures_are_those_of_whole_traces(table, method, gpus, setting
             assert composed == pytest.approx(whole.peak_bytes(tokens, count), rel=allowed), (count, tokens)
 
 
-@pytest.mark.parametrize("settings", [{}, {"lora_dropout": 0.1}])  # other targets: validation.composition
+@pytest.mark.parametrize("settings", [{}, {"lora_targets": "all-linear"}, {"lora_dropout": 0.1}])
 def test_adapters_that_fsdp1_wraps_one_by_one_keep_an_input_each_under_mixed_precision(table, settings):
     """They are in float32 when PEFT casts their input, so queries and values do not share a copy of it."""
     settings = {"sharding": "fsdp1", "mixed_precision": "bf16", "gradient_checkpointing": "none", **settings}

@@ -115,9 +115,19 @@ def test_zero3_gathers_as_many_parameters_as_may_live():
         for limit in (3000, 10**6)
     )
     assert large[Point.TURN].whole == 42_000  # all of them
-    assert (
-        3000 <= max(found.whole for found in small.values()) <= 3000 + 1000 + 2 * 200
-    )  # a parameter too many, and a buffer of the prefetch
+    most = max(found.whole for found in small.values())
+    assert 3000 <= most <= 3000 + 1000 + 2 * 200  # a parameter too many, and a buffer of the prefetch
+
+
+@pytest.mark.parametrize(("prefetched", "moving"), [(100, 8300), (200, 0)])
+def test_parameters_that_are_prefetched_alone_are_on_their_way_alone(prefetched, moving):
+    layer = Layer((Module((100,)),) * 4, (Module((100,)),) * 4)
+    model, buckets = (
+        ModelCalls((100,), (layer,) * 20, (), (100,)),
+        BucketSizes(100, prefetched, 0, 10**6, 0, 10**9, False),
+    )
+    # Calls of modules without parameters prefetch as well, so more and more are on their way; two make a group.
+    assert gathered_parameters(model, buckets, "none", accumulating=False)[Point.FORWARD].moving == moving
 
 
 @pytest.mark.parametrize("sharding", ZERO)

@@ -31,7 +31,6 @@ class ProgramRecorder(Recorder):
         self._blocks: dict[int, int] = {}  # the current block of a storage
         self._blocks_made = 0
         self._paused = False
-        self._host: set[int] = set()  # storages in the CPU's memory
         self._streams: dict[int, int] = {}
         self._marks: dict[int, int] = {}  # of events
         self._mark_count = 0
@@ -79,11 +78,6 @@ class ProgramRecorder(Recorder):
             yield
         finally:
             self._paused = before
-
-    def is_in_host_memory(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor was taken as one in the CPU's memory."""
-        storage = getattr(tensor, "_local_tensor", tensor).untyped_storage()
-        return self._numbers.get(storage, -1) in self._host
 
     @contextmanager
     def inside(self, part: str, module: str = "") -> Iterator[None]:

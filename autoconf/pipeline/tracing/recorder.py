@@ -67,6 +67,7 @@ class Recorder(TorchDispatchMode):
         self.live = 0
         self._numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._sizes: list[int] = []
+        self._host: set[int] = set()  # storages in the host's memory, which count nothing
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -100,6 +101,10 @@ class Recorder(TorchDispatchMode):
     def number(self, tensor: torch.Tensor) -> int:
         """The number of the storage of a tensor that has been logged."""
         return self._numbers[tensor.untyped_storage()]
+
+    def is_in_host_memory(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor was taken as one in the host's memory."""
+        return self._numbers.get(getattr(tensor, "_local_tensor", tensor).untyped_storage(), -1) in self._host
 
     def _resize(self, number: int, nbytes: int, op: str, itemsize: int = 1) -> None:
         grown = nbytes - self._sizes[number]

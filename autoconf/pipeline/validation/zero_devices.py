@@ -33,14 +33,13 @@ class PeakRecorder(Recorder):
 
     def __init__(self) -> None:
         super().__init__()
-        self._on_host: set[int] = set()  # storages
         self._placed: bool | None = None  # whether new tensors are on the host
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._placed is not None:
             return super().__torch_dispatch__(func, types, args, kwargs)
         inputs = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, torch.Tensor) and not leaf.is_meta]
-        with self.placing(all(map(self.is_on_host, inputs)) if inputs else self.has_host):
+        with self.placing(all(map(self.is_in_host_memory, inputs)) if inputs else self.has_host):
             return super().__torch_dispatch__(func, types, args, kwargs)
 
     @contextmanager
@@ -52,17 +51,14 @@ class PeakRecorder(Recorder):
         finally:
             self._placed = before
 
-    def is_on_host(self, tensor: torch.Tensor) -> bool:
-        return self._numbers.get(tensor.untyped_storage(), -1) in self._on_host
-
     def see(self, tensor: torch.Tensor, op: str = "resident") -> None:
         if not tensor.is_meta and not self.paused:
             super().see(tensor, op)
 
     def _resize(self, number: int, nbytes: int, op: str, itemsize: int = 1) -> None:
         if self._placed and number == len(self._sizes) - 1 and not self._sizes[number]:  # a new one
-            self._on_host.add(number)
-        if number in self._on_host:
+            self._host.add(number)
+        if number in self._host:
             return
         super()._resize(number, nbytes, op, itemsize)
         self.changes.clear()
@@ -85,7 +81,7 @@ class PeakRecorder(Recorder):
             yield
 
 
-class _TwoDevices(TorchFunctionMode):
+class TwoDevices(TorchFunctionMode):
     """Makes each tensor on the device that a program names, and copies it when it moves to the other one."""
 
     def __init__(self, recorder: PeakRecorder) -> None:
@@ -113,7 +109,7 @@ class _TwoDevices(TorchFunctionMode):
     def _device(self, tensor: torch.Tensor) -> torch.device:
         if tensor.is_meta:
             return torch.device("meta")
-        return HOST if self._recorder.is_on_host(tensor) else GPU
+        return HOST if self._recorder.is_in_host_memory(tensor) else GPU
 
     def _moved(self, tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None) -> torch.Tensor:
         with self._recorder.placing(device == HOST):
@@ -126,7 +122,7 @@ def two_devices(recorder: PeakRecorder) -> Iterator[None]:
     from deepspeed.accelerator import get_accelerator
 
     accelerator: Any = get_accelerator()
-    mode = _TwoDevices(recorder)
+    mode = TwoDevices(recorder)
 
     def with_mode(*args: Any, **kwargs: Any) -> Any:  # a mode handles a backward pass, and is off inside of it
         with mode:
@@ -135,7 +131,7 @@ def two_devices(recorder: PeakRecorder) -> Iterator[None]:
     patches: list[Any] = [
         mock.patch.object(accelerator, "current_device_name", lambda: str(GPU)),
         mock.patch.object(accelerator, "device_name", lambda index=None: str(HOST if index is None else GPU)),
-        mock.patch.object(accelerator, "on_accelerator", lambda tensor: not recorder.is_on_host(tensor)),
+        mock.patch.object(accelerator, "on_accelerator", lambda tensor: not recorder.is_in_host_memory(tensor)),
         mock.patch.object(recorder, "has_host", True),
         mock.patch("torch.autograd._engine_run_backward", with_mode),
         # Recomputed tensors are compared with the first ones, device included, while the mode is off.

@@ -40,9 +40,7 @@ OUTPUT = Path(__file__).with_name("zero_truth.csv")
 OFFLOAD_OUTPUT = Path(__file__).with_name("zero_offload_truth.csv")
 LIBRARIES = Libraries("5.23.0", "0.21.2", "1.15.0", "0.50.2", deepspeed="0.19.8")
 MEDIAN_PERCENT, WORST_PERCENT = 0.5, 3.0
-OFFLOAD_HIGHEST_PERCENT = (
-    20.0  # with offload a few figures are too large: they count more gradients than are there at once
-)
+OFFLOAD_HIGHEST_PERCENT = 20.0  # a few figures count more gradients than are there at once
 JOBS = 45
 _SEED = 20261130
 # Models of the sample: architecture, hidden size, vocabulary, layers. The second one has a tied head.
