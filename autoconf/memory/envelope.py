@@ -6,7 +6,7 @@ import numpy as np
 
 from autoconf.memory.units import Booleans, Floats, Integers
 
-_STRONGEST = 12  # rows that all others are compared with first
+_AT_ONCE = 12  # rows that all others are compared with at once
 
 
 def undominated(rows: Floats, *, decimals: int) -> Integers:
@@ -25,15 +25,37 @@ def undominated(rows: Floats, *, decimals: int) -> Integers:
     >>> undominated(np.array([[3.0, 1.0], [1.0, 2.0], [2.0, 1.0], [1.0, 2.0]]), decimals=0).tolist()
     [1, 0]
     """
+    if len(rows) < 2:
+        return np.arange(len(rows))
     rounded = np.round(rows, decimals)
-    order = np.lexsort(rounded.T[::-1])  # several times as fast as np.unique, with the same result
-    new = (np.diff(rounded[order], axis=0) != 0).any(axis=1)
-    left = order[np.append(True, new)] if len(order) else order
-    # Few rows dominate most of the others, which need not be compared with each other then.
-    scales = np.maximum(rows.max(axis=0, initial=0), 1)
-    for strongest in (np.argsort((rows[left] / scales).sum(axis=1))[-_STRONGEST:], slice(None)):
-        left = left[~_dominated(np.ascontiguousarray(rows[left].T), np.arange(len(left))[strongest])]
-    return np.asarray(left, np.int64)
+    varying = np.flatnonzero((rows != rows[0]).any(axis=0))
+    keys = rounded[:, varying]
+    order = np.lexsort(keys.T[::-1]) if len(varying) else np.arange(1)  # several times as fast as np.unique
+    new = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
+    left = order[np.append(True, new)]
+    columns = np.ascontiguousarray(rows[:, varying].T)
+    if len(varying) == 2:
+        return np.asarray(left[~_dominated_in_two(*columns.take(left, axis=1))], np.int64)
+    scales = np.maximum(columns.max(axis=1, initial=0), 1)
+    columns = columns.take(left, axis=1)
+    strength = np.argsort(-(columns / scales[:, None]).sum(axis=0))
+    left, columns = left[strength], columns.take(strength, axis=1)
+    first = 0
+    while first < len(left):  # few rows dominate most of the others, which need not be compared with each other then
+        others = ~_dominated(columns, np.arange(first, min(first + _AT_ONCE, len(left))))
+        first = int(others[: first + _AT_ONCE].sum())
+        left, columns = left[others], columns.compress(others, axis=1)
+    kept = np.zeros(len(rows), bool)
+    kept[left] = True
+    return np.asarray(order[kept[order]], np.int64)
+
+
+def _dominated_in_two(first: Floats, second: Floats) -> Booleans:
+    """Whether each of several different rows is dominated by another; the rows have two columns."""
+    order = np.lexsort((second, first))[::-1]
+    found = np.zeros(len(first), bool)
+    found[order[1:]] = second[order[1:]] <= np.maximum.accumulate(second[order])[:-1]
+    return found
 
 
 def _dominated(columns: Floats, by: Integers) -> Booleans:
