@@ -169,7 +169,7 @@ def test_a_saved_job_is_what_run_experiment_takes(script: Path, tmp_path: Path) 
     result = run("recommend", "--job", script, H100, "--save-job", saved, "--json")
     assert result.exit_code == 0 and f"{saved}: the job for run_experiment" in result.stderr
     command = [Path(sys.executable).with_name("run_experiment"), saved]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     printed = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if len(line.split()) >= 2}
     assert (printed["valid"], float(printed["can_recommend"])) == ("True", 1)

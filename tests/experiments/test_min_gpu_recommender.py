@@ -19,7 +19,7 @@ EXAMPLES = ROOT / "examples"
 
 def run(*command: str | Path) -> str:
     """Run a command as a user does, and return what it printed."""
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=180, cwd=ROOT)
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -92,7 +92,7 @@ def test_a_broken_installation_is_an_invalid_measurement_with_its_reason(tmp_pat
         file.write(b"x")
     done = subprocess.run(
         [tool("run_experiment"), EXAMPLES / "simple.yaml"],
-        capture_output=True, text=True, timeout=180, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, timeout=600, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
     assert values(done.stdout)["valid"] == "False"
     assert "predictor/learner.pkl was altered" in " ".join(done.stdout.split())

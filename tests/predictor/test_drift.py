@@ -129,7 +129,7 @@ except AutoConfError as error:
     print(error)
 """
     arguments = [str(registry.MODELS), registry.RELEASED[VERSION]]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=600)
     assert f"cannot rebuild it in {drifted}: OSError: [Errno 27] File too large: '{drifted}" in done.stdout, done
     assert [p for p in drifted.iterdir() if p.is_dir()] == []
 
@@ -182,7 +182,7 @@ def test_threads_and_processes_from_a_cold_start_while_a_rebuild_is_needed(drift
         )
         for _ in range(8)
     ]
-    outputs = [process.communicate(timeout=300) for process in processes]
+    outputs = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0] * 8, outputs
     results = [json.loads(out) for out, _ in outputs]
     jobs = [JOB.model_copy(update={"tokens_per_sample": 2048 * (1 + i % 8)}) for i in range(32)]

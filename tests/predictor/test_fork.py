@@ -63,7 +63,7 @@ os._exit(0)
 @pytest.mark.parametrize("version", ["1.1.0", "2.0.0"])
 def test_processes_forked_while_four_threads_call_answer(version):
     command = [sys.executable, "-W", "ignore", "-c", _FORK_WHILE_THREADS_ASK, version]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.stdout.strip() == str([0] * 12), done.stderr[-2000:]
 
 
@@ -87,7 +87,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 @pytest.mark.parametrize("warm", [False, True])
 def test_a_child_forked_after_an_answer_can_load_other_versions(warm):
     code = f"WARM = {warm}\n{_FORK_AFTER_AN_ANSWER}"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=600)
     assert done.stdout == "0\n", done.stderr[-2000:]
 
 
@@ -175,7 +175,7 @@ os._exit(0)
 @pytest.mark.parametrize("road", ["ado", "python"])
 def test_children_forked_wherever_a_thread_is_before_its_first_answer_answer(road):
     command = [sys.executable, "-W", "ignore", "-c", _FORK_WHEREVER_A_THREAD_IS, road]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert re.fullmatch(r"\{0: [3-9]\d\}\n", done.stdout), done.stdout + done.stderr[-2000:]
 
 

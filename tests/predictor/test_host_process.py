@@ -20,7 +20,7 @@ def run(code: str, **environment: str) -> str:
     # Variables that scikit-learn set in this process must not hide those set in a fresh one.
     clean = {name: value for name, value in os.environ.items() if not name.startswith("KMP_")}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**clean, **environment}
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, env={**clean, **environment}
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -78,7 +78,7 @@ logging.basicConfig(stream=sys.stdout, level=logging.INFO)
 load_tabular(sys.argv[1], "1.1.0")
 """
     command = [sys.executable, "-c", load, str(tmp_path / "predictor")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -127,7 +127,7 @@ def test_threads_and_processes_at_once_from_a_cold_start():
         subprocess.Popen([sys.executable, "-c", MANY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(8)
     ]
-    outputs = [process.communicate(timeout=300) for process in processes]
+    outputs = [process.communicate(timeout=600) for process in processes]
     results = [json.loads(out) for out, _ in outputs]
     assert all(same and loads == 1 for same, loads, _ in results)
     assert len({json.dumps(answers) for _, _, answers in results}) == 1

@@ -302,7 +302,7 @@ except AutoConfError as error:
 """
     environment = {**os.environ, "XDG_DATA_HOME": str(tmp_path / "data")}
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), OWN], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, str(tmp_path), OWN], env=environment, capture_output=True, text=True, timeout=600
     )
     assert f"cannot keep its digest in {folder / 'versions.json'}: File too large" in done.stdout, done
     assert (folder / "versions.json").read_text() == before

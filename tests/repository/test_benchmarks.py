@@ -18,7 +18,7 @@ def measured_text(tmp_path_factory: pytest.TempPathFactory) -> str:
     # In a worker of pytest-xdist pytest-benchmark measures nothing.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     subprocess.run(
-        [sys.executable, *command], cwd=ROOT, check=True, timeout=120, stdout=subprocess.DEVNULL, env=environment
+        [sys.executable, *command], cwd=ROOT, check=True, timeout=600, stdout=subprocess.DEVNULL, env=environment
     )
     return file.read_text()
 
@@ -33,7 +33,7 @@ def line_of(figure: str, measured: dict, folder: Path) -> list[str]:
     """The cells of a figure's line in the report."""
     source, report = folder / "measured.json", folder / "report.md"
     source.write_text(json.dumps(measured))
-    subprocess.run([sys.executable, ROOT / "benchmarks" / "report.py", source, report], check=True, timeout=60)
+    subprocess.run([sys.executable, ROOT / "benchmarks" / "report.py", source, report], check=True, timeout=600)
     (line,) = [line for line in report.read_text().splitlines() if line.startswith(f"| {figure} |")]
     return [cell.strip() for cell in line.strip("|").split("|")]
 

@@ -290,7 +290,7 @@ def check(command: str, context: AdoContext) -> None:
             assert result.exit_code == 0 and Path(arguments[-1]).exists(), f"{command}: {result.output}"
         case "make" | "pip":
             words = ["make", "-n", *arguments] if program == "make" else [sys.executable, "-m", "pip", *arguments, "-h"]
-            done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+            done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600)
             assert done.returncode == 0, f"{command}: {done.stderr}"
         case "python":
             named = [word for word in arguments if ("/" in word and "://" not in word) or word.startswith("autoconf.")]
@@ -300,7 +300,7 @@ def check(command: str, context: AdoContext) -> None:
         case "ray" | "serve":  # tests/experiments/test_cluster.py starts them
             own = arguments[: arguments.index("--")] if "--" in arguments else arguments
             path = Path(sys.executable).with_name(program)
-            told = subprocess.run([path, *own, "--help"], capture_output=True, text=True, timeout=60)
+            told = subprocess.run([path, *own, "--help"], capture_output=True, text=True, timeout=600)
             assert told.returncode == 0 and all(word in told.stdout for word in own if word.startswith("--")), command
         case _:
             raise AssertionError(f"{command}: no check is known for {program}")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 def make_run(environment: Path) -> subprocess.CompletedProcess[str]:
     command = ["make", "--no-print-directory", "run", f"VENV={environment}"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 def test_the_last_line_is_the_answer():

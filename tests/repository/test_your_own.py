@@ -40,7 +40,7 @@ def followed(tmp_path_factory):
             if program == "pip":
                 arguments.append("--help")  # it would download gigabytes
             command = [str(Path(sys.executable).with_name(program)), *arguments]
-            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=540)
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
             assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
             printed[f"{program} {arguments[0]}"] = done.stdout
     (script,) = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)

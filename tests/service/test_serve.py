@@ -589,7 +589,7 @@ def test_a_fault_of_the_service_is_an_error_in_json(monkeypatch):
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, "serve", *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run([*COMMAND, "serve", *arguments], capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize(("arguments", "named"), [
