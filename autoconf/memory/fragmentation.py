@@ -64,23 +64,29 @@ class Surface(NamedTuple):
 
     def curves(self, states_gib: Floats) -> Floats:
         """Fragmentation at each of ``activations_gib`` and each candidate's states, shape (activations, candidates)."""
-        place = np.interp(states_gib, self.states_gib, np.arange(len(self.states_gib)))
-        low = place.astype(int)
-        high, weight = np.minimum(low + 1, len(self.gib) - 1), (place - low)[:, None]
-        return np.asarray((self.gib[low] * (1 - weight) + self.gib[high] * weight).T)
+        weight, low, high = _places(states_gib, self.states_gib)
+        return np.asarray(self.gib[low].T * (1 - weight) + self.gib[high].T * weight)
 
     def at(self, activations_gib: Floats, states_gib: Floats) -> Floats:
         """Fragmentation of candidates.
 
         Args:
-            activations_gib: shape (moments, candidates).
+            activations_gib: shape (candidates,) or (moments, candidates).
             states_gib: shape (candidates,).
         """
-        curves = self.curves(states_gib)
-        place = np.interp(activations_gib, self.activations_gib, np.arange(len(curves)))
-        low, columns = place.astype(int), np.arange(curves.shape[1])
-        high, weight = np.minimum(low + 1, len(curves) - 1), place - low
-        return np.asarray(curves[low, columns] * (1 - weight) + curves[high, columns] * weight)
+        of_states, low_states, high_states = _places(states_gib, self.states_gib)
+        of_activations, low, high = _places(activations_gib, self.activations_gib)
+        at_low, at_high = (
+            self.gib[low_states, on] * (1 - of_states) + self.gib[high_states, on] * of_states for on in (low, high)
+        )
+        return np.asarray(at_low * (1 - of_activations) + at_high * of_activations)
+
+
+def _places(values: Floats, grid: Floats) -> tuple[Floats, Integers, Integers]:
+    """For values between points of a grid: how near the upper one is, from 0 to 1, and the points."""
+    place = np.interp(values, grid, np.arange(len(grid)))
+    low = place.astype(int)
+    return place - low, low, np.minimum(low + 1, len(grid) - 1)
 
 
 def inverse(y: Floats, xs: Floats, ys: Floats) -> Floats:

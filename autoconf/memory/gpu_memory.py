@@ -15,12 +15,10 @@ from typing import Self
 import numpy as np
 
 from autoconf.memory.envelope import undominated
-from autoconf.memory.fragmentation import Surface, inverse
+from autoconf.memory.fragmentation import Surface
+from autoconf.memory.needs import Curves, Resident, most_tokens, needed_bytes, sharing
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.units import GIB, Floats, Integers
-
-# Functions of the number of GPUs, each nonincreasing: from numbers of GPUs to values, shape (curves, candidates).
-Curves = Callable[[Integers], Floats]
 
 
 @dataclass(frozen=True)
@@ -69,39 +67,6 @@ class Moments:
         return terms
 
 
-@dataclass(frozen=True)
-class Resident:
-    """Bytes that training holds at least: weights, and states, which are gradients and optimizer states.
-
-    States are first allocated after activations, and lie between the segments of these.
-
-    Attributes:
-        whole: on every GPU.
-        sharded: divided among GPUs.
-        states: the states among ``whole``.
-        states_sharded: the states among ``sharded``.
-    """
-
-    whole: float
-    sharded: float
-    states: float = 0.0
-    states_sharded: float = 0.0
-
-
-def sharing(gpus: Integers, per_node: int | Integers) -> Integers:
-    """How many GPUs share what is divided among GPUs.
-
-    Args:
-        gpus: numbers of GPUs, >= 1, which their nodes have evenly.
-        per_node: the most GPUs of a node, if those of a node share; 0 if all do.
-
-    >>> sharing(np.array([4, 8, 12, 16]), per_node=8).tolist()
-    [4, 8, 6, 8]
-    """
-    nodes = np.where(per_node, -(-gpus // np.maximum(per_node, 1)), 1)
-    return np.asarray(gpus // nodes)
-
-
 class GpuMemory:
     """Memory of one GPU of a job, for any number of GPUs and tokens.
 
@@ -129,12 +94,12 @@ class GpuMemory:
         per_node: int = 0,
     ) -> None:
         self.resident, self.unsharded_gradients, self.per_node = resident, unsharded_gradients, per_node
-        self._curves = curves
+        self.curves = curves
         parts = np.concatenate([some.terms() for some in moments], axis=1)
         total = parts.sum(axis=0)
         kept = undominated(total, decimals=0)
         self._parts = parts[:, kept]  # shape (parts, moments, variables)
-        self._total = total[kept]  # shape (moments, variables)
+        self.total = total[kept]  # shape (moments, variables)
         self.fragmentation: Surface | None = None
 
     def fragmented(self, surface: Surface | None) -> Self:
@@ -154,7 +119,7 @@ class GpuMemory:
             gpus: numbers of GPUs, >= 1; all arrays have shape (candidates,).
             tokens: tokens of a micro-batch on each GPU.
         """
-        return np.asarray((self._total @ self._variables(gpus, tokens)).max(axis=0))
+        return np.asarray((self.total @ self._variables(gpus, tokens)).max(axis=0))
 
     def needed_bytes(self, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
         """Bytes of the largest moment with its safety margin, shape (candidates,); arguments as in ``peak_bytes``.
@@ -162,7 +127,7 @@ class GpuMemory:
         The margin depends on the activations, so the deciding moment may differ from the peak. The result never falls
         with more tokens and never rises with more GPUs.
         """
-        return np.asarray(self._needs(gpus, tokens, reserve).max(axis=0))
+        return needed_bytes([self], np.zeros(len(gpus), np.int64), gpus, tokens, reserve)
 
     def floors(self, gpus: Integers, tokens: Floats | Integers, kept: Floats) -> Floats:
         """Bytes that some of the parts take at least, without a margin.
@@ -189,17 +154,7 @@ class GpuMemory:
         Returns:
             Tokens, shape (limits, candidates); 0 if none fit, or infinity if no number of tokens reaches the limit.
         """
-        activations = self._kinks(gpus, reserve)
-        margin = reserve.gib(self._decides_margin(activations, gpus), gpus)
-        needed = GIB * ((1 + reserve.peak_share) * activations + margin)  # at each of these activations
-        constant = self._total @ self._variables(gpus, np.zeros(len(gpus)))
-        # Of each limit and moment, for activations and their margin.
-        room = bytes_[:, None] - (1 + reserve.peak_share) * constant
-        beyond = np.maximum(room - needed[-1], 0) / (1 + reserve.peak_share)
-        found = GIB * inverse(room.reshape(-1, len(gpus)), activations, needed).reshape(room.shape) + beyond
-        with np.errstate(divide="ignore", invalid="ignore"):
-            tokens = np.where(room < needed[0], 0.0, found / self._total[:, 1:2])
-        return np.asarray(np.nanmin(np.where(np.isnan(tokens), np.inf, tokens), axis=1))
+        return most_tokens([self], np.zeros(len(gpus), np.int64), gpus, bytes_, reserve)
 
     def deciding_bytes(self, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
         """Bytes at the moment that decides ``needed_bytes``, and what the margin depends on.
@@ -208,8 +163,8 @@ class GpuMemory:
         shape (candidates, 2).
         """
         at = self._needs(gpus, tokens, reserve).argmax(axis=0)
-        bytes_ = (self._total[at] * self._variables(gpus, tokens).T).sum(axis=1)
-        activations = (self._total[at, 1] * tokens / GIB)[None]
+        bytes_ = (self.total[at] * self._variables(gpus, tokens).T).sum(axis=1)
+        activations = (self.total[at, 1] * tokens / GIB)[None]
         return np.stack([bytes_, GIB * self._decides_margin(activations, gpus)[0]], axis=1)
 
     def parts(self, gpus: int, tokens: float, reserve: Reserve) -> dict[str, float]:
@@ -221,16 +176,16 @@ class GpuMemory:
         at = int(self._needs(one, those, reserve).argmax())
         variables = self._variables(one, those)[:, 0]
         found = {name: float(part[at] @ variables) for name, part in zip(self.PARTS, self._parts, strict=True)}
-        activations = np.array([[self._total[at, 1] * tokens / GIB]])
+        activations = np.array([[self.total[at, 1] * tokens / GIB]])
         margin = float(reserve.gib(self._decides_margin(activations, one), one)[0, 0]) * GIB
         without = margin if self.fragmentation is None else float(reserve.gib(np.zeros(1), one)[0]) * GIB
-        on_top = reserve.peak_share * float(self._total[at] @ variables)
+        on_top = reserve.peak_share * float(self.total[at] @ variables)
         return {**found, "fragmentation": margin - without, "reserve": without + on_top}
 
     def _needs(self, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
         """Bytes of each moment with its margin, shape (moments, candidates)."""
-        activations = np.outer(self._total[:, 1], tokens) / GIB
-        peaks = self._total @ self._variables(gpus, tokens)
+        activations = np.outer(self.total[:, 1], tokens) / GIB
+        peaks = self.total @ self._variables(gpus, tokens)
         decides = activations if self.fragmentation is None else self._decides_margin(activations, gpus)
         return np.asarray((1 + reserve.peak_share) * peaks + GIB * reserve.gib(decides, gpus))
 
@@ -244,20 +199,11 @@ class GpuMemory:
         """Gradients and optimizer states of each GPU, in GiB, shape (candidates,)."""
         return (self.resident.states + self.resident.states_sharded / sharing(gpus, self.per_node)) / GIB
 
-    def _kinks(self, gpus: Integers, reserve: Reserve) -> Floats:
-        """Activations between which the margin of each candidate is linear, ascending; shape (kinks, candidates)."""
-        margins = np.repeat(np.array(reserve.activations_gib)[:, None], len(gpus), axis=1)
-        if self.fragmentation is None:
-            return margins
-        activations = np.repeat(self.fragmentation.activations_gib[:, None], len(gpus), axis=1)
-        curves = self.fragmentation.curves(self._states_gib(gpus))
-        return np.sort(np.concatenate([activations, inverse(margins, activations, curves)]), axis=0)
-
     def _variables(self, gpus: Integers, tokens: Floats | Integers) -> Floats:
         """The factors of the terms of a moment, shape (3 + curves, candidates)."""
         sharers = sharing(gpus, self.per_node) if self.per_node else gpus
         linear = np.stack([np.ones(len(gpus)), tokens, 1 / sharers])
-        return np.asarray(linear if self._curves is None else np.concatenate([linear, self._curves(gpus)]), np.float64)
+        return np.asarray(linear if self.curves is None else np.concatenate([linear, self.curves(gpus)]), np.float64)
 
 
 @dataclass(frozen=True)

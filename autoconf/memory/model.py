@@ -14,8 +14,9 @@ from autoconf.memory.checks import check_settings, check_tower
 from autoconf.memory.dora import dora
 from autoconf.memory.fragmentation import Fragmentation, OutsidePyTorch, kind_of
 from autoconf.memory.fsdp_loading import fsdp_loading
-from autoconf.memory.gpu_memory import GpuJob, GpuMemory, Loads, sharing
+from autoconf.memory.gpu_memory import GpuJob, GpuMemory, Loads
 from autoconf.memory.host_memory import HostMemory
+from autoconf.memory.needs import most_tokens, needed_bytes, sharing
 from autoconf.memory.objectives import setup_of
 from autoconf.memory.offloaded import inputs_on_host
 from autoconf.memory.optimizers import OptimizerBytes, optimizer_bytes
@@ -121,6 +122,11 @@ class StackMemory:
     def _on(self, row: int, gpus: int) -> GpuMemory:
         return self._jobs[row][gpus > 1].memory
 
+    def _memories(self, rows: Integers, gpus: Integers) -> tuple[list[GpuMemory], Integers]:
+        """The memories of candidates, and the one of each candidate by position."""
+        used, of = _distinct(2 * rows + (gpus > 1))
+        return [self._jobs[row // 2][row % 2].memory for row in used.tolist()], of
+
     def _each(
         self, rows: Integers, gpus: Integers, ask: Callable[[GpuMemory, Integers], Floats], *shape: int
     ) -> Floats:
@@ -191,8 +197,7 @@ class StackMemory:
 
     def needed_gib(self, rows: Integers, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
         """GiB that a GPU must have, including the safety margin, shape (candidates,)."""
-        needed = self._each(rows, gpus, lambda memory, which: memory.needed_bytes(gpus[which], tokens[which], reserve))
-        return needed / GIB
+        return needed_bytes(*self._memories(rows, gpus), gpus, tokens, reserve) / GIB
 
     def floors_gib(self, rows: Integers, gpus: Integers, tokens: Floats | Integers, kept: Floats) -> Floats:
         """GiB that some of the parts take at least, as ``GpuMemory.floors``, shape (floors, candidates)."""
@@ -208,11 +213,7 @@ class StackMemory:
         Returns:
             Tokens, 0 if none fit, or infinity if no number of tokens needs as much. Shape (limits, candidates).
         """
-
-        def ask(memory: GpuMemory, which: Integers) -> Floats:
-            return memory.most_tokens(gpus[which], gib[:, which] * GIB, reserve).T
-
-        return self._each(rows, gpus, ask, len(gib)).T
+        return most_tokens(*self._memories(rows, gpus), gpus, gib * GIB, reserve)
 
     def deciding_gib(self, rows: Integers, gpus: Integers, tokens: Floats | Integers, reserve: Reserve) -> Floats:
         """GiB at the moment that decides ``needed_gib``, and what the margin depends on, shape (candidates, 2)."""

@@ -24,7 +24,8 @@ from autoconf.memory.fsdp_schedules import (
     Gathered,
     Schedule,
 )
-from autoconf.memory.gpu_memory import GpuMemory, Moments, Resident
+from autoconf.memory.gpu_memory import GpuMemory, Moments
+from autoconf.memory.needs import Resident
 from autoconf.memory.optimizers import OptimizerBytes
 from autoconf.memory.profile import NO_TOWER, Point, TowerUnits, Units
 from autoconf.memory.trained import FROZEN, TrainedWhole

@@ -12,7 +12,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from autoconf.memory.gpu_memory import Curves, GpuMemory, Moments
+from autoconf.memory.gpu_memory import GpuMemory, Moments
+from autoconf.memory.needs import Curves
 from autoconf.memory.profile import Point
 from autoconf.memory.sharding import UnshardedMoments
 from autoconf.memory.units import Floats, Integers

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 from autoconf.jobs.stack import Stack
-from autoconf.memory.gpu_memory import Resident
+from autoconf.memory.needs import Resident
 from autoconf.memory.optimizers import Shape
 from autoconf.memory.profile import Trainable
 from autoconf.memory.sharding import UnshardedJob

@@ -7,7 +7,8 @@ import pytest
 
 from autoconf.jobs.stack import Stack
 from autoconf.memory.fragmentation import Fragmentation, OutsidePyTorch, Surface, inverse, kind_of
-from autoconf.memory.gpu_memory import GpuMemory, Moments, Resident
+from autoconf.memory.gpu_memory import GpuMemory, Moments
+from autoconf.memory.needs import Resident
 from autoconf.memory.reserve import Reserve
 from autoconf.memory.units import GIB
 

@@ -10,8 +10,8 @@ import pytest
 
 from autoconf import Workload, recommend
 from autoconf.jobs.stack import JobSharding, Stack, sharding_parts
-from autoconf.memory.gpu_memory import sharing
 from autoconf.memory.model import StackMemory
+from autoconf.memory.needs import sharing
 from autoconf.memory.objectives import with_gradient_of_forward
 from autoconf.memory.profile import HeadWay, Point
 from autoconf.memory.units import Unsupported
