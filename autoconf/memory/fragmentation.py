@@ -89,20 +89,24 @@ def _places(values: Floats, grid: Floats) -> tuple[Floats, Integers, Integers]:
     return place - low, low, np.minimum(low + 1, len(grid) - 1)
 
 
-def inverse(y: Floats, xs: Floats, ys: Floats) -> Floats:
+def inverse(y: Floats, xs: Floats, ys: Floats, columns: Integers | None = None) -> Floats:
     """Where the function of each column, linear between its points, reaches a value; within ``xs``.
 
     Args:
         y: shape (rows, columns).
         xs: never falling along each column, shape (points, columns).
         ys: rising along each column, likewise.
+        columns: the column of ``xs`` and ``ys`` of each column of ``y``; by default the same one.
 
     >>> points = np.array([[0.0, 0.0], [2.0, 2.0]])
     >>> inverse(np.array([[5.0, 99.0]]), points, np.array([[0.0, 0.0], [10.0, 20.0]])).tolist()
     [[1.0, 2.0]]
     """
-    above = (ys[:, None, :] <= y).sum(axis=0)
-    low, columns = np.clip(above - 1, 0, len(ys) - 2), np.arange(y.shape[1])
+    columns = np.arange(y.shape[1]) if columns is None else columns
+    low = np.zeros(y.shape, np.int64)
+    for step in 2 ** np.arange(len(ys).bit_length() - 1, -1, -1):  # the last of all points but one that is not above
+        higher = np.minimum(low + step, len(ys) - 2)
+        low = np.where(ys[higher, columns] <= y, higher, low)
     start, rise = ys[low, columns], ys[low + 1, columns] - ys[low, columns]
     weight = np.clip((y - start) / np.where(rise > 0, rise, 1), 0, 1)
     return np.asarray(xs[low, columns] * (1 - weight) + xs[low + 1, columns] * weight)

@@ -143,7 +143,7 @@ class _Candidates:
         # Of each limit and pair, for activations and their margin.
         room = bytes_[:, self.candidates] - (1 + reserve.peak_share) * self._peaks(np.zeros(len(self.of)))
         beyond = np.maximum(room - needed[-1, self.candidates], 0) / (1 + reserve.peak_share)
-        found = GIB * inverse(room, activations[:, self.candidates], needed[:, self.candidates]) + beyond
+        found = GIB * inverse(room, activations, needed, self.candidates) + beyond
         with np.errstate(divide="ignore", invalid="ignore"):
             tokens = np.where(room < needed[0, self.candidates], 0.0, found / self.terms[:, 1])
         return np.asarray(np.minimum.reduceat(np.where(np.isnan(tokens), np.inf, tokens), self.first, axis=1))
