@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,7 +67,7 @@ def needed_bytes(
     """``GpuMemory.needed_bytes`` of candidates of several memories, shape (candidates,).
 
     Args:
-        memories: the memories.
+        memories: the memories, all with fragmentation or all without.
         of: the memory of each candidate, by position; all arrays have shape (candidates,).
         gpus: numbers of GPUs, >= 1.
         tokens: tokens of a micro-batch on each GPU.
@@ -84,9 +84,9 @@ def most_tokens(memories: Sequence[Memory], of: Integers, gpus: Integers, bytes_
     """``GpuMemory.most_tokens`` of candidates of several memories, shape (limits, candidates).
 
     Args:
-        memories: the memories, all with fragmentation or all without.
-        of: as in ``needed_bytes``, as are the others.
-        gpus: numbers of GPUs, >= 1.
+        memories: this and others as in ``needed_bytes``.
+        of: the memory of each candidate.
+        gpus: numbers of GPUs.
         bytes_: limits of each candidate, shape (limits, candidates).
         reserve: the safety margin.
     """
@@ -96,11 +96,12 @@ def most_tokens(memories: Sequence[Memory], of: Integers, gpus: Integers, bytes_
     return found
 
 
-def _parts(memories: Sequence[Memory], of: Integers) -> Iterator[Integers]:
+def _parts(memories: Sequence[Memory], of: Integers) -> list[Integers]:
     """Candidates, so many at a time that they have ``_AT_ONCE`` pairs or so."""
-    if len(of):
-        ends = np.cumsum(np.array([len(memory.total) for memory in memories])[of])
-        yield from np.split(np.arange(len(of)), np.flatnonzero(np.diff(ends // _AT_ONCE)) + 1)
+    if not len(of):
+        return []
+    ends = np.cumsum(np.array([len(memory.total) for memory in memories])[of])
+    return np.split(np.arange(len(of)), np.flatnonzero(np.diff(ends // _AT_ONCE)) + 1)
 
 
 class _Candidates:
@@ -114,19 +115,15 @@ class _Candidates:
         residents = [(memory.resident.states, memory.resident.states_sharded) for memory in self.memories]
         whole, sharded = np.array(residents, float)[self.of].T
         self.states_gib = (whole + sharded / self.sharers) / GIB
-        self.terms, self.candidates, self.first = self._pairs()
-
-    def _pairs(self) -> tuple[Floats, Integers, Integers]:
-        """The terms and the candidate of each pair, and the first pair of each candidate."""
         moments = np.array([len(memory.total) for memory in self.memories])
         before = np.cumsum(moments) - moments
         terms = np.zeros((moments.sum(), max(memory.total.shape[1] for memory in self.memories)))
         for memory, start in zip(self.memories, before.tolist(), strict=True):
             terms[start : start + len(memory.total), : memory.total.shape[1]] = memory.total
         pairs = moments[self.of]
-        first = np.cumsum(pairs) - pairs
-        of_pairs = np.arange(pairs.sum()) + np.repeat(before[self.of] - first, pairs)
-        return terms[of_pairs], np.repeat(np.arange(len(pairs)), pairs), first
+        self.first = np.cumsum(pairs) - pairs  # pair of each candidate
+        self.candidates = np.repeat(np.arange(len(pairs)), pairs)  # of each pair, as the terms
+        self.terms = terms[np.arange(pairs.sum()) + np.repeat(before[self.of] - self.first, pairs)]
 
     def needed_bytes(self, tokens: Floats, reserve: Reserve) -> Floats:
         """Shape (candidates,)."""
@@ -182,8 +179,13 @@ class _Candidates:
             together[:, its] = kinks
         return together
 
-    def _surfaces(self, candidates: Integers) -> Iterator[tuple[Surface, Integers]]:
+    def _surfaces(self, candidates: Integers) -> list[tuple[Surface, Integers]]:
         """The surfaces of fragmentation, if memories have any, and which of these candidates have each of them."""
+        if self.memories[0].fragmentation is None:
+            return []
         surfaces = [memory.fragmentation for memory in self.memories]
-        for surface in {id(surface): surface for surface in surfaces if surface is not None}.values():
-            yield surface, np.flatnonzero(np.array([one is surface for one in surfaces])[self.of[candidates]])
+        distinct = {id(surface): surface for surface in surfaces if surface is not None}.values()
+        return [
+            (surface, np.flatnonzero(np.array([one is surface for one in surfaces])[self.of[candidates]]))
+            for surface in distinct
+        ]
