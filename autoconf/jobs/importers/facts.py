@@ -113,7 +113,9 @@ class Reading:
                 self.problems.append(f"{where}: {meaning.empty}")
             return
         if unknown_parts := [part for part in (value if isinstance(value, list) else [value]) if is_unknown(part)]:
-            self.problems.append(f"{where}: {described(unknown_parts[0])} is not certain{_way_out(meaning)}")
+            covers = meaning.values or meaning.field or meaning.number
+            why = " is not certain" if covers else f": {meaning.because}"
+            self.problems.append(f"{where}: {described(unknown_parts[0])}{why}{_way_out(meaning)}")
             return
         if isinstance(value, str) and "$" in value:
             self.problems.append(f"{where}: {_quoted(value)}: the variable is not set in the file{_way_out(meaning)}")
