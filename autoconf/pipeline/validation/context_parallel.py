@@ -44,7 +44,7 @@ from autoconf.predictor import registry
 
 OUTPUT = Path(__file__).with_name("context_parallel.csv")
 GPUS = 8
-LIMIT_PERCENT = 0.5
+LIMIT_PERCENT = 0.5  # that sharing samples adds to the difference of the same job without
 _PROCESSES = 2
 TOKENS_OF_A_GPU = 8192  # in its parts of two samples
 _PLAIN: dict[str, Any] = {"loss": "chunked", "gradient_accumulation": False, "sharding": "fsdp2", "attention": "sdpa"}
@@ -53,6 +53,12 @@ _JOBS: tuple[tuple[str, Method, int, dict[str, Any]], ...] = (
     ("pythia-160m", "full", 2, {}),
     ("pythia-160m", "full", 8, {}),
     ("pythia-160m", "lora", 4, {"gradient_accumulation": True}),
+    # Heads that share keys and values. Of these jobs only the first peaks while it has gathered copies of them.
+    ("smollm2-135m", "full", 32, {}),
+    ("tinyllama-1.1b", "full", 8, {}),
+    ("granite-3.1-2b", "full", 8, {}),
+    ("llama3.2-1b", "full", 2, {}),
+    ("llama3.2-1b", "lora", 4, {"gradient_accumulation": True}),
 )
 
 
@@ -67,7 +73,7 @@ def jobs() -> Iterator[Shared]:
     """The jobs of the table."""
     for model, method, size, settings in _JOBS:
         stack = Stack.model_validate({**_PLAIN, **settings})
-        yield Shared(TrainingSetup(architectures()[model], method, stack, GPUS), size)
+        yield Shared(TrainingSetup(architectures()[model], method, stack, max(GPUS, size)), size)
 
 
 @contextmanager
@@ -114,6 +120,9 @@ def row(table: ModelsTable, shared: Shared) -> dict[str, Any]:
     largest = max(peaks, key=lambda rank: peaks[rank])
     with _rank(largest, job.gpus), sharing(job.gpus, shared.size):
         whole = whole_run(job, TOKENS_OF_A_GPU).peak_bytes(TOKENS_OF_A_GPU, job.gpus)
+    with _rank(0, job.gpus):
+        unshared = whole_run(job, TOKENS_OF_A_GPU).peak_bytes(TOKENS_OF_A_GPU, job.gpus)
+    plain = _peak(table, job)
     settings = {name: value for name, value in job.stack if value != {**dict(Stack()), **_PLAIN}[name]}
     return {
         "model": job.architecture.name,
@@ -126,7 +135,8 @@ def row(table: ModelsTable, shared: Shared) -> dict[str, Any]:
         "composed_gib": round(peaks[largest] / GIB, 3),
         "whole_gib": round(whole / GIB, 3),
         "difference_percent": round(100 * (peaks[largest] / whole - 1), 3),
-        "without_ring_percent": round(100 * (_peak(table, job) / whole - 1), 3),
+        "without_ring_percent": round(100 * (plain / whole - 1), 3),
+        "unshared_difference_percent": round(100 * (plain / unshared - 1), 3),
     }
 
 
@@ -167,7 +177,7 @@ def main() -> None:
         rows.append(row(table, shared))
         print(rows[-1], flush=True)
     pd.DataFrame(rows).to_csv(OUTPUT, index=False, lineterminator="\n")
-    differences += [each["difference_percent"] for each in rows]
+    differences += [each["difference_percent"] - each["unshared_difference_percent"] for each in rows]
     sys.exit(int(max(map(abs, differences)) > LIMIT_PERCENT))
 
 
