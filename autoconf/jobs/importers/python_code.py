@@ -189,6 +189,7 @@ class _Script(Models):
         if loads := self.calls_of("from_pretrained", OWNER):
             if names[0] == "TrainingArguments":
                 found += of_plain_arguments(self, config, [*found, *self.outside])
+            self._assume_unsloth(loads[0])
             return Code([*found, *of_unsloth(self, loads)], "unsloth")
         framework = self._framework(names[0], trainer)
         found += self._prepared(framework, trainer)
@@ -204,6 +205,13 @@ class _Script(Models):
                 f"{place}: under {names[1]} only {names[1].removesuffix('Trainer')}Config is read; {_NO_FILE}"
             )
         return Code(found, framework)
+
+    def _assume_unsloth(self, load: ast.Call) -> None:
+        """Say so if unsloth loads the model under a condition, and transformers does without it."""
+        others = [c for c in self.calls["from_pretrained"] if name_of(owner_of(c)).endswith("ForCausalLM")]
+        if others and load not in self.certain:
+            place = self.place(load, "from_pretrained")
+            self.assumed[f"{place}: counted as loaded by unsloth, not as in line {others[0].lineno}"] = None
 
     def _framework(self, config: str, trainer: ast.Call) -> str:
         """The trainer by the kind of its config, and by what only older releases take."""

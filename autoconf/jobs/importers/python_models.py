@@ -117,17 +117,29 @@ class Models(Names):
         found = self._resolved(node)
         return found if isinstance(found, ast.Call) else None
 
-    def model(self, trainer: ast.Call, config: ast.Call | None = None) -> Iterator[Setting]:
-        given = argument_of(trainer, "model", 0)
-        name = None if given is None else self.literals.value(given)
+    def _loads(self, trainer: ast.Call) -> list[ast.Call]:
+        """The calls that may load the model of a trainer."""
         heads = (
             "ForCausalLM",
             "ForSequenceClassification" if name_of(trainer.func) == "RewardTrainer" else "ForCausalLM",
         )
         loads = [c for c in self.calls.get("from_pretrained", ()) if name_of(owner_of(c)).endswith(heads)]
-        bound = self.called(given)
-        loads = [bound] if bound in loads else loads
-        if isinstance(name, str) and name != unknown(shown(given), "not a literal"):
+        bound = self.called(argument_of(trainer, "model", 0))
+        return [bound] if bound in loads else loads
+
+    def _named(self, trainer: ast.Call) -> str | None:
+        """The model of a trainer that loads it by its name."""
+        given = argument_of(trainer, "model", 0)
+        name = None if given is None else self.literals.value(given)
+        return name if isinstance(name, str) and name != unknown(shown(given), "not a literal") else None
+
+    def is_made_elsewhere(self, trainer: ast.Call) -> bool:
+        """Whether the model of a trainer is made by code that is not read, which may add adapters or quantize it."""
+        return self._named(trainer) is None and not self._loads(trainer)
+
+    def model(self, trainer: ast.Call, config: ast.Call | None = None) -> Iterator[Setting]:
+        name, loads = self._named(trainer), self._loads(trainer)
+        if name is not None:
             yield from self.setting(trainer, "model", name, "model_name_or_path")
             quantization = argument_of(trainer, "quantization_config", None)  # of TRL's trainers, for a model by name
             yield from () if quantization is None else self._quantization(trainer, quantization)
@@ -135,10 +147,25 @@ class Models(Names):
             at = f"{len(loads)} calls of from_pretrained load a model"
             yield from self.setting(trainer, "model", unknown("model", at), "model_name_or_path")
             yield from self.setting(trainer, "dtype", unknown("dtype", at), "torch_dtype")
-            if self.calls.get("BitsAndBytesConfig") or any(map(self.quantizes, self.calls.get("from_pretrained", ()))):
+            if not loads:
+                yield from self._made_elsewhere(trainer, config)
+            elif self.calls.get("BitsAndBytesConfig") or any(
+                map(self.quantizes, self.calls.get("from_pretrained", ()))
+            ):
                 yield from self.setting(trainer, "quantization", unknown("quantization", at), "load_in_4bit")
         else:
             yield from self._loaded(loads[0], trainer, config)
+
+    def _made_elsewhere(self, trainer: ast.Call, config: ast.Call | None) -> Iterator[Setting]:
+        """What a model may have that is made by code that is not read."""
+        why = unknown("model", "it is made by code that is not read")
+        self.assumed[f"{self.place(trainer, 'model')}: made by code that is not read; counted as transformers' own"] = (
+            None
+        )
+        yield from self.setting(trainer, "quantization", why, "load_in_4bit")
+        checkpoints = None if config is None else argument_of(config, "gradient_checkpointing", None)
+        if checkpoints is None or self.literals.value(checkpoints) is not True:
+            yield from self.setting(trainer, "gradient_checkpointing", why, "gradient_checkpointing")
 
     def _loaded(self, load: ast.Call, trainer: ast.Call, config: ast.Call | None) -> Iterator[Setting]:
         path = argument_of(load, "pretrained_model_name_or_path", 0)
@@ -220,7 +247,7 @@ class Models(Names):
         if (node is None or _is_none(self._resolved(node))) and not wraps:
             if name_of(trainer.func) != "Trainer" and any(keyword.arg is None for keyword in trainer.keywords):
                 yield from self._uncertain(trainer, unknown("**", "may have a peft_config"))
-            elif not self._may_adapt():
+            elif not (self._may_adapt() or self.is_made_elsewhere(trainer)):
                 yield from self.setting(trainer, "no peft_config", False, "use_peft")
             elif name_of(trainer.func) != "Trainer":  # whose default would be none
                 yield from self._uncertain(trainer, unknown("peft_config", "not given, but a call may make adapters"))
