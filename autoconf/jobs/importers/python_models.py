@@ -11,7 +11,8 @@ from autoconf.errors import BadInput
 from autoconf.jobs.importers.key_table import Setting, job_keys, settings
 from autoconf.jobs.importers.python_literals import argument_of, name_of, owner_of, shown
 from autoconf.jobs.importers.python_names import Names
-from autoconf.jobs.importers.words import unknown
+from autoconf.jobs.importers.python_statements import TRAINERS
+from autoconf.jobs.importers.words import is_unknown, unknown
 
 _REFERRING = ("DPOTrainer", "KTOTrainer")
 _ADAPTERS, _GPTQ = "LoraConfig", "GPTQConfig"
@@ -94,8 +95,39 @@ class Models(Names):
                 if only is None:
                     place = self.place(keyword.value, f"{name_of(call.func)}: **{shown(keyword.value)}")
                     raise BadInput(f"{place}: may set anything; write the arguments out, or {_NO_FILE}")
+            elif only is None and keyword.arg == "model_init_kwargs" and self._loads_by_name():
+                yield from self._of_loading(call, keyword.value)
             elif only is None or keyword.arg in only:
                 yield from self.setting(call, keyword.arg, self.literals.value(keyword.value), name(keyword.arg))
+
+    def _loads_by_name(self) -> bool:
+        """Whether a trainer gets the name of its model; with a model it ignores how to load one (trl v1.9.0)."""
+        given = (argument_of(call, "model", 0) for name in TRAINERS for call in self.calls.get(name, ()))
+        values = [(node, self.literals.value(node)) for node in given if node is not None]
+        return any(isinstance(v, str) and v != unknown(shown(node), "not a literal") for node, v in values)
+
+    def _of_loading(self, call: ast.Call, node: ast.expr) -> Iterator[Setting]:
+        """The arguments with which TRL loads a model by name (trl v1.9.0, trl/trainer/sft_trainer.py)."""
+        found, key = self._resolved(node), "model_init_kwargs"
+        given: dict[Any, ast.expr] = {}
+        if isinstance(found, ast.Dict):
+            names = (self.literals.value(name) if name is not None else None for name in found.keys)
+            given = dict(zip(names, found.values, strict=True))
+        elif isinstance(found, ast.Call) and is_call(found, "dict") and not found.args:
+            given = {keyword.arg: keyword.value for keyword in found.keywords}
+        elif not _is_none(found):
+            given = {None: node}
+        for name, value in given.items():
+            if name == "quantization_config":
+                yield from self._quantization(call, value)
+            elif name in _QUANTIZING:
+                yield from self.setting(call, f"{key}.{name}", self.literals.value(value), name)
+            elif name is None or is_unknown(name):
+                open_keys = ("load_in_4bit", f"{key}.dtype", f"{key}.attn_implementation")
+                for open_key in open_keys:
+                    yield from self.setting(call, key, unknown(shown(value), "not a literal"), open_key)
+            else:
+                yield from self.setting(call, f"{key}.{name}", self.literals.value(value), f"{key}.{name}")
 
     def setting(self, call: ast.Call, argument: str, value: Any, key: str) -> Iterator[Setting]:
         place = self.place(call, f"{name_of(call.func)}: {argument}")
@@ -143,6 +175,8 @@ class Models(Names):
             yield from self.setting(trainer, "model", name, "model_name_or_path")
             quantization = argument_of(trainer, "quantization_config", None)  # of TRL's trainers, for a model by name
             yield from () if quantization is None else self._quantization(trainer, quantization)
+            loading = argument_of(trainer, "model_init_kwargs", None)  # of TRL's trainers up to v0.12.2
+            yield from () if loading is None else self._of_loading(trainer, loading)
         elif len(loads) != 1:
             at = f"{len(loads)} calls of from_pretrained load a model"
             yield from self.setting(trainer, "model", unknown("model", at), "model_name_or_path")
