@@ -6,7 +6,8 @@ import numpy as np
 import peft
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForImageTextToText, masking_utils
 
 from autoconf.jobs.stack import Stack
 from autoconf.memory.model import gpu_job, gpu_memory
@@ -136,3 +137,47 @@ def test_pixels_of_all_micro_batches_of_a_step_are_counted(table):
 
 def test_a_tower_apart_from_checkpoints_keeps_less(table):
     assert _peak(table, NAME, image_share=0.5, tower_apart=True) < _peak(table, NAME, image_share=0.5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
+@pytest.mark.parametrize("image_tokens", [0, 256])
+def test_gemma3_masks_every_batch_with_token_types_under_sdpa_and_none_under_flash(
+    monkeypatch, attention, image_tokens
+):
+    """Why its tower is not counted as Qwen2.5-VL's is: docs/how-it-works/limitations.md states these sizes."""
+    text = {
+        "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 262208,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }  # fmt: skip
+    tower = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model(
+        "gemma3",
+        text_config=text,
+        vision_config={**tower, "image_size": 896, "patch_size": 14},
+        mm_tokens_per_image=256,
+    )
+    masks, key_heads = [], []
+    attend = functional.scaled_dot_product_attention
+
+    def seen(query, key, value, attn_mask=None, **options):
+        if query.shape[2] == 300:  # tokens: the tower has 4096 patches
+            masks.append(None if attn_mask is None else (tuple(attn_mask.shape), attn_mask.dtype))
+            key_heads.append(key.shape[1])
+        return attend(query, key, value, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", seen)
+    model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").train()
+    if attention == "flash_attention_2":
+        mask = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS[attention]
+        monkeypatch.setitem(masking_utils.ALL_MASK_ATTENTION_FUNCTIONS, "sdpa", mask)  # its kernel is only for GPUs
+    input_ids = torch.zeros((2, 300), dtype=torch.long)
+    input_ids[:, :image_tokens] = config.image_token_id
+    images = {"pixel_values": torch.zeros((2, 3, 896, 896))} if image_tokens else {}
+    types = (input_ids == config.image_token_id).long()
+    model(input_ids=input_ids, token_type_ids=types, attention_mask=torch.ones_like(input_ids), **images)
+    if attention == "sdpa":
+        assert masks == [((2, 1, 300, 300), torch.bool)] * 2
+        assert key_heads == [4, 4]  # keys and values are repeated for each head of queries
+    else:
+        assert masks == [None, None]  # image tokens attend only to earlier ones
