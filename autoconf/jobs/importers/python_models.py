@@ -102,9 +102,10 @@ class Models(Names):
 
     def _loads_by_name(self) -> bool:
         """Whether a trainer gets the name of its model; with a model it ignores how to load one (trl v1.9.0)."""
-        given = (argument_of(call, "model", 0) for name in TRAINERS for call in self.calls.get(name, ()))
-        values = [(node, self.literals.value(node)) for node in given if node is not None]
-        return any(isinstance(v, str) and v != unknown(shown(node), "not a literal") for node, v in values)
+        return any(self._named(trainer) is not None for trainer in self._trainers())
+
+    def _trainers(self) -> list[ast.Call]:
+        return [call for name in TRAINERS for call in self.calls.get(name, ())]
 
     def _of_loading(self, call: ast.Call, node: ast.expr) -> Iterator[Setting]:
         """The arguments with which TRL loads a model by name (trl v1.9.0, trl/trainer/sft_trainer.py)."""
@@ -117,6 +118,9 @@ class Models(Names):
             given = {keyword.arg: keyword.value for keyword in found.keywords}
         elif not _is_none(found):
             given = {None: node}
+        adapted = [trainer for trainer in self._trainers() if argument_of(trainer, "peft_config", None) is not None]
+        if any(map(self.is_of_older_trl, adapted)) and not given.keys().isdisjoint(_QUANTIZING):
+            yield from self.setting(call, "prepared base", "norms", "prepared_base")  # trl v0.12.2, sft_trainer.py
         for name, value in given.items():
             if name == "quantization_config":
                 yield from self._quantization(call, value)
