@@ -8,12 +8,12 @@ from typing import Any
 from autoconf.cli.options import ExitCode, note
 from autoconf.cli.output import output
 from autoconf.jobs.importers.patch import OtherCounts
-from autoconf.planner.job_files import patch_job
+from autoconf.planner.job_files import FromFiles, patch_job
 
 
 def write_patched(
     paths: Sequence[str],
-    job: Mapping[str, Any],
+    job: FromFiles,
     answer: Mapping[str, Any],
     output_file: str | None,
     nodes_only: bool = False,
@@ -22,7 +22,7 @@ def write_patched(
 
     Args:
         paths: Files of the job.
-        job: The fields from files and options.
+        job: The job from files and options.
         answer: One row of ``recommend``.
         output_file: The file to write; by default standard output.
         nodes_only: Whether only counts of nodes may change.

@@ -82,9 +82,7 @@ def _patch(context: typer.Context, to: OutputOptions) -> NoReturn:
             answer = asdict(_on_whole_nodes(job))
         else:
             _, _, (answer,) = answered_one(RECOMMEND, job.fields)
-        code = write_patched(
-            job_paths(context.params["job_files"], quiet=True), job.fields, answer, to.file, nodes_only
-        )
+        code = write_patched(job_paths(context.params["job_files"], quiet=True), job, answer, to.file, nodes_only)
     to.end(code == ExitCode.NOTHING_TO_PATCH)
     raise typer.Exit(code)
 

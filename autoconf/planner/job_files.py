@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from autoconf.errors import BadInput
 from autoconf.jobs.importers.gpus_of_job import Counted
-from autoconf.jobs.importers.patch import Layout, Patched, patch_files
+from autoconf.jobs.importers.patch import Layout, NoCounts, Patched, patch_files
 from autoconf.jobs.importers.reader import read_job
 from autoconf.jobs.importers.translate import JobFile
 from autoconf.jobs.job import Workload, with_gpu
@@ -224,14 +224,12 @@ def fewest_nodes(fields: Mapping[str, Any], gpus_per_node: int, models: ModelsFo
         total = -(-needed // gpus_per_node) * gpus_per_node
 
 
-def patch_job(
-    paths: Sequence[str], job: Mapping[str, Any], gpus: int, workers: int, nodes_only: bool = False
-) -> Patched:
+def patch_job(paths: Sequence[str], job: FromFiles, gpus: int, workers: int, nodes_only: bool = False) -> Patched:
     """Change the GPU counts in the one file that sets them; the first note describes the effect on the global batch.
 
     Args:
         paths: Files of the job.
-        job: The fields from files and options.
+        job: The job from files and options.
         gpus: GPUs of each worker.
         workers: Workers.
         nodes_only: Whether only counts of nodes may change.
@@ -240,8 +238,14 @@ def patch_job(
         OtherCounts: With ``nodes_only``, another count would have to change.
         BadInput: No file sets the number of GPUs, or a number in it cannot be changed.
     """
-    patch = patch_files(paths, Layout(gpus, workers), nodes_only)
-    change = f"{patch.file}: {gpu_change(patch.gpus_before, gpus * workers, job)}"
+    try:
+        patch = patch_files(paths, Layout(gpus, workers), nodes_only)
+    except NoCounts:
+        if not job.counted.sources:
+            raise
+        place = job.counted.sources[0].place
+        raise BadInput(f"--patch: {place} counts the GPUs; to change it, give {place.file} by --job, too") from None
+    change = f"{patch.file}: {gpu_change(patch.gpus_before, gpus * workers, job.fields)}"
     return patch._replace(notes=(change, *patch.notes))
 
 

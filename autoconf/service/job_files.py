@@ -66,7 +66,7 @@ def _patch(
             found = _on_whole_nodes(job, models) if nodes_only else answer
             if not found["can_recommend"]:
                 return None, f"no recommendation: {found['reason']}"
-            patch = patch_job([*files], job.fields, found["gpus"], found["workers"], nodes_only)
+            patch = patch_job([*files], job, found["gpus"], found["workers"], nodes_only)
     except BadInput as error:
         return None, str(error)
     return {"file": patch.file, "text": patch.text, "notes": [*patch.notes]}, ""

@@ -209,3 +209,18 @@ def test_a_saved_job_replaces_no_file(script: Path, tmp_path: Path) -> None:
         assert (result.exit_code, result.stdout) == (2, "") and "cannot write it" in result.stderr
     assert (tmp_path / "old.yaml").read_text() == "mine" and not (tmp_path / "nowhere").exists()
     assert run("recommend", "--job", script, H100, "--save-job", "-").exit_code == 2
+
+
+def test_patch_says_which_file_counts_the_gpus(tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text("distributed_type: MULTI_GPU\nnum_machines: 1\nnum_processes: 4\n")
+    launcher = tmp_path / "run.sh"
+    launcher.write_text(
+        "accelerate launch --config_file two.yaml trl/scripts/sft.py --model_name_or_path Qwen/Qwen2.5-0.5B "
+        "--max_length 512 --per_device_train_batch_size 1 --bf16\n"
+    )
+    refused = run("recommend", f"--job={launcher}", H100, "--patch")
+    assert refused.exit_code == 2
+    config = tmp_path / "two.yaml"
+    assert f"{config}:3 num_processes counts the GPUs; to change it, give {config} by --job, too" in refused.stderr
+    both = run("recommend", f"--job={launcher}", f"--job={config}", H100, "--patch")
+    assert both.stdout == config.read_text().replace("num_processes: 4", "num_processes: 1")

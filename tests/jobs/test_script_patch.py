@@ -70,6 +70,11 @@ def test_directives_launcher_and_variables_change_together() -> None:
          "sft.py --model_name_or_path m\n", Layout(2, 1),
          ["#SBATCH --gres=gpu:2 --nodes=1",
           "srun --nodes=1 --ntasks-per-node=1 torchrun --nnodes=1 --nproc_per_node=2 sft.py --model_name_or_path m"]),
+        ("FORCE_TORCHRUN=1 NNODES=2 NODE_RANK=0 NPROC_PER_NODE=8 llamafactory-cli train --model_name_or_path m\n",
+         Layout(2, 1),
+         ["FORCE_TORCHRUN=1 NNODES=1 NODE_RANK=0 NPROC_PER_NODE=2 llamafactory-cli train --model_name_or_path m"]),
+        ("N=2; G=8  # N=2\ntorchrun --nnodes $N --nproc_per_node $G sft.py --model_name_or_path m\n",
+         Layout(4, 3), ["N=3; G=4  # N=2"]),
     ],
 )  # fmt: skip
 def test_counts_change_where_they_are_written(text: str, layout: Layout, expected: list[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from autoconf.jobs.importers.documents import shortened
@@ -203,18 +203,29 @@ class Reading:
         elif self._options.get("method") == "full" and about.options[0] in ("lora_r", "lora_targets", "lora_dropout"):
             self.ignored.append(f"{where}: no adapters are trained")
         else:
-            self.problems.append(
-                f"{where}: {_quoted(setting.value)}: this key is not known here, and may set {about.what}; "
-                f"give {options_of(about.options)}"
-            )
+            why = f"this key is not known here, and may set {about.what}; give {options_of(about.options)}"
+            self._refuse(setting, why)
 
     def _state(self, fact: str, value: Any, where: str) -> None:
         if fact in self.facts and str(self.facts[fact]) != str(value):
-            self.problems.append(
-                f"{where}: {named(fact)} = {value} contradicts {self._where[fact]}, which sets {self.facts[fact]}"
-            )
+            other = self._where[fact]
+            of = "the launcher's option of that name" if other == where else other
+            self.problems.append(f"{where}: {named(fact)} = {value} contradicts {of}, which sets {self.facts[fact]}")
         self.facts.setdefault(fact, value)
         self._where.setdefault(fact, where)
+
+
+def of_deepspeed(found: Sequence[Setting]) -> Iterator[Setting]:
+    """Settings without the launcher's accumulation, unless accelerate starts DeepSpeed.
+
+    Other launches do not pass it on (accelerate v1.14.0, src/accelerate/utils/launch.py, prepare_deepspeed_cmd_env).
+    """
+    launcher = job_keys().dialects["accelerate"]
+    of_launcher = [(s, launcher.find(s.key)) for s in found if s.dialect == "accelerate"]
+    starts = any(key and "deepspeed" in key.values.get(text(setting.value), {}) for setting, key in of_launcher)
+    for setting in found:
+        if starts or (setting.dialect, setting.key) != ("accelerate", "gradient_accumulation_steps"):
+            yield setting
 
 
 def adapters_in_question(reading: Reading, options: Mapping[str, Any]) -> list[str]:

@@ -65,6 +65,10 @@ class OtherCounts(BadInput):
     """Other counts than those of nodes would have to change."""
 
 
+class NoCounts(BadInput):
+    """No file counts GPUs."""
+
+
 def patch_files(paths: Sequence[str], layout: Layout, nodes_only: bool = False) -> Patched:
     """Read files and change the counts of one; a byte order mark stays.
 
@@ -112,7 +116,7 @@ def patched(texts: Sequence[tuple[str, str]], layout: Layout, nodes_only: bool =
         return _patched_script(files, scripts[0], layout)
     _check_scripts(scripts)
     if len(found) != 1:
-        raise BadInput(
+        raise (BadInput if found else NoCounts)(
             f"--patch: one file must be a {', '.join(KINDS)}, a task of SkyPilot, an accelerate config with "
             "num_processes, or a script that counts GPUs; "
             f"{len(found)} of {', '.join(file.name for file in files)} are"

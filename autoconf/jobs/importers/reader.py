@@ -14,6 +14,7 @@ from autoconf.jobs.importers.called_scripts import at_line
 from autoconf.jobs.importers.documents import Document, NotDocuments, load_documents, read_text, shortened
 from autoconf.jobs.importers.evaluation import larger_evaluation
 from autoconf.jobs.importers.evidence import Command, dialect_of, evidence_of
+from autoconf.jobs.importers.facts import of_deepspeed
 from autoconf.jobs.importers.freeze import with_freeze
 from autoconf.jobs.importers.gpus_of_job import Object, counted
 from autoconf.jobs.importers.installed import defaults_of_release, older_releases
@@ -96,7 +97,7 @@ def _read_job(paths: Sequence[str], options: Mapping[str, Any]) -> JobFile:
     found = with_objective(found, paths, evidence_of(found, commands, older).framework, options)
     found, bounds = with_freeze(found, options)
     found, notes = together(found, options)
-    job = job_of(found, evidence_of(found, commands, older), options)
+    job = job_of(of_deepspeed(found), evidence_of(found, commands, older), options)
     _check_tower(job, options)
     not_read = (f"{setting.place}: not read, because options describe the job" for setting in unread)
     of_scripts = (f"{path}: {line}" for path, content in zip(paths, contents, strict=True) for line in content.assumed)

@@ -35,6 +35,7 @@ from autoconf.jobs.importers.schedulers import (
 from autoconf.jobs.importers.words import cleaned
 
 _ASSIGNMENT = r"^[ \t]*(?:export[ \t]+|declare[ \t]+(?:-\w+[ \t]+)?|readonly[ \t]+)?{name}=(?P<value>[^\n]*)"
+_ANYWHERE = r"^(?:[ \t]*|(?![ \t]*#)[^\n]*[ \t;&(]){name}=(?P<value>[^\n]*)"  # also behind export, or before a command
 _NUMBER = re.compile(r"[\"']?(?:\$\{\w+:?[-=])?(\d+)\}?[\"']?(?=[\s;&|]|$)")
 _MOST_TRIES = 243
 _NODES_IN_NAME = re.compile(r"(?i)n_?nodes|num_nodes|machines|hosts")
@@ -256,7 +257,7 @@ class _Script:
             if name in seen:
                 continue
             seen.add(name)
-            for found in re.finditer(_ASSIGNMENT.format(name=re.escape(name)), self._text, re.MULTILINE):
+            for found in re.finditer(_ANYWHERE.format(name=re.escape(name)), self._text, re.MULTILINE):
                 number = _NUMBER.match(found["value"])
                 if number:
                     start = found.start("value") + number.start(1)

@@ -34,7 +34,7 @@ _UNCHANGED = (
 
 # Facts whose defaults are used only if the files provably belong to the framework.
 _DECISIVE = ("adapters", "per_device_train_batch_size", "tokens_per_sample", "lora_r", "lora_targets")
-_LONGEST_MESSAGE = 1_200
+_LONGEST_MESSAGE = 900
 
 
 class JobFile(NamedTuple):
@@ -219,7 +219,7 @@ class _Translation:
         if missing and not self._proven and "stack" not in self.options:
             raise BadInput(
                 f"{' and '.join(missing)}: not in the files, whose trainer is not certain; "
-                f"give {' and '.join(options_of([field]) for field in missing)}, or --stack"
+                f"give {' and '.join(options_of([field]) for field in missing)}"
             )
 
     def _put(self, field: str, value: Any) -> Any:
