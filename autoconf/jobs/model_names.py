@@ -15,6 +15,9 @@ from autoconf.jobs.names import Names, listed, words
 
 _SIZE = re.compile(r"\d+(\.\d+)?[bm]")
 _MOST_DIFFERENCES = 3  # that a refusal names
+# Its checkpoints with the name of another are copies of it (unsloth at 015bdef, unsloth/models/mapper.py), but those of
+# Phi have other modules: q_proj, k_proj and v_proj (unslothai/notebooks, nb/Phi_4-Conversational.ipynb).
+_COPIES, _NO_COPIES = "unsloth", "phi"
 
 
 class _Recognized(NamedTuple):
@@ -42,10 +45,12 @@ class ModelNames(Names):
 
     Args:
         aliases: each model with its other names.
+        copies: whether copies that unsloth publishes have the name of their model.
     """
 
-    def __init__(self, aliases: Mapping[str, Iterable[str]]) -> None:
+    def __init__(self, aliases: Mapping[str, Iterable[str]], copies: bool = False) -> None:
         super().__init__(aliases, field="model_name", families=True)
+        self._copies = copies
         self._words = {name: [words(spelling) for spelling in found] for name, found in self._spellings.items()}
         # A file may change while a process runs, and a table may name one file a million times. The time of change is
         # part of the key.
@@ -53,8 +58,7 @@ class ModelNames(Names):
 
     def find(self, name: str) -> str | None:
         """The model that a name, a folder or a ``config.json`` refers to; ``None`` if no or several models match."""
-        found = super().find(name)
-        return found if found is not None else self._of_file(name).model
+        return super().find(name) or self._of_file(name).model or self._copied(name)
 
     def unmatched_config(self, name: str) -> Path | None:
         """The config that a name leads to, if it describes a model whose shapes no model of the domain has."""
@@ -65,7 +69,17 @@ class ModelNames(Names):
         if (named := super().find(name)) is not None:
             return vision_language.note(named)
         found = self._of_file(name)
+        if found.model is None and (copied := self._copied(name)) is not None:
+            found = _Recognized(copied, f"model_name {name!r} was taken for {copied}, of which it is a copy")
         return "; ".join(filter(None, [found.message, vision_language.note(found.model)])) if found.model else ""
+
+    def _copied(self, name: str) -> str | None:
+        """The model of which a checkpoint of unsloth is a copy."""
+        organization, _, last = name.partition("/")
+        if not self._copies or organization.casefold() != _COPIES:
+            return None
+        found = super().find(last)
+        return None if found is None or words(found)[0] == _NO_COPIES else found
 
     def refusal(self, name: str, version: str) -> str:
         """The reason why a name is not accepted, and the way out."""

@@ -26,7 +26,7 @@ def model_names_of(domain: Domain) -> ModelNames:
     >>> model_names_of(registry.card("2.0.0").domain).find("huggyllama/llama-7b")
     'llama-7b'
     """
-    return ModelNames(aliases_of(domain))
+    return ModelNames(aliases_of(domain), copies=domain.knows_copies)
 
 
 def aliases_of(domain: Domain) -> dict[str, list[str]]:

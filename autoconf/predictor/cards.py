@@ -99,9 +99,14 @@ class Domain(_Typed):
     use_dora: list[bool] = _UP_TO_2_0_0["use_dora"]
 
     @property
+    def knows_copies(self) -> bool:
+        """Whether copies of checkpoints are known, by others or with a vision tower; versions up to 2.0.0 know none."""
+        return self.objective != _UP_TO_2_0_0["objective"]
+
+    @property
     def vision_language(self) -> dict[str, Tower]:
         """The checkpoints of these models with a frozen vision tower; versions up to 2.0.0 know none."""
-        if self.objective == _UP_TO_2_0_0["objective"]:
+        if not self.knows_copies:
             return {}
         return {name: tower for name, tower in towers().items() if tower.language_model in self.models}
 

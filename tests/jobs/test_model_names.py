@@ -5,6 +5,7 @@ import json
 import pytest
 
 from autoconf.jobs.model_names import ModelNames
+from autoconf.planner.known_names import model_names_of
 from autoconf.predictor import registry
 
 QWEN = {
@@ -142,3 +143,18 @@ def test_a_folder_without_a_config_and_a_missing_file_are_named(tmp_path):
     assert names.refusal(str(tmp_path), "2.0.0").endswith(f"; the folder {tmp_path} has no config.json")
     missing = tmp_path / "config.json"
     assert names.refusal(str(missing), "2.0.0").endswith(f"; there is no file {missing}")
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("unsloth/Meta-Llama-3.1-8B", "llama3.1-8b"), ("Unsloth/Qwen3-14B", "qwen3-14b"),
+        ("unsloth/gemma-3-4b-it", "gemma-3-4b"),
+        ("unsloth/Phi-4", None), ("unsloth/Qwen3-8B-GGUF", None), ("someone/Meta-Llama-3.1-8B", None),
+    ],
+)  # fmt: skip
+def test_copies_that_unsloth_publishes_are_known_from_3_0_0_on(name, model):
+    names = model_names_of(registry.card("3.0.0").domain)
+    assert names.find(name) == model
+    assert (f"{name!r} was taken for {model}, of which it is a copy" in names.note(name)) == (model is not None)
+    assert model_names_of(registry.card("2.0.0").domain).find(name) is None
