@@ -73,6 +73,14 @@ def test_directives_launcher_and_variables_change_together() -> None:
         ("FORCE_TORCHRUN=1 NNODES=2 NODE_RANK=0 NPROC_PER_NODE=8 llamafactory-cli train --model_name_or_path m\n",
          Layout(2, 1),
          ["FORCE_TORCHRUN=1 NNODES=1 NODE_RANK=0 NPROC_PER_NODE=2 llamafactory-cli train --model_name_or_path m"]),
+        ('#BSUB -n 64 -R "span[ptile=32]"\n#BSUB -gpu num=8\nblaunch torchrun --nnodes=2 --nproc_per_node=8 sft.py '
+         "--model_name_or_path m\n", Layout(4, 1),
+         ['#BSUB -n 32 -R "span[ptile=32]"', "#BSUB -gpu num=4",
+          "blaunch torchrun --nnodes=1 --nproc_per_node=4 sft.py --model_name_or_path m"]),
+        ("#BSUB -n 16 -gpu num=8\naccelerate launch sft.py --model_name_or_path m\n", Layout(2, 1),
+         ["#BSUB -n 16 -gpu num=2"]),
+        ("#PBS -l select=1:ncpus=8:ngpus=4\naccelerate launch sft.py --model_name_or_path m\n", Layout(1, 1),
+         ["#PBS -l select=1:ncpus=8:ngpus=1"]),
         ("N=2; G=8  # N=2\ntorchrun --nnodes $N --nproc_per_node $G sft.py --model_name_or_path m\n",
          Layout(4, 3), ["N=3; G=4  # N=2"]),
     ],
@@ -111,6 +119,12 @@ def test_numbers_of_what_starts_the_launcher_are_not_left_behind(starts: str, me
         patched([("a.sh", text)], Layout(3, 1))
     as_before = "mpirun -np 2 \\\n  torchrun --nnodes 2 --nproc_per_node 4 sft.py --model_name_or_path m -n 7\n"
     assert "--nproc_per_node 3" in patched([("a.sh", as_before)], Layout(3, 2)).text
+
+
+def test_processes_that_mpirun_starts_are_not_left_behind() -> None:
+    text = "#BSUB -n 4 -gpu num=1/task\nmpirun -n 4 python sft.py --model_name_or_path m --max_length 8\n"
+    with pytest.raises(BadInput, match="mpirun -n 4 would have to be 2; change it by hand"):
+        patched([("a.lsf", text)], Layout(2, 1))
 
 
 @pytest.mark.parametrize(

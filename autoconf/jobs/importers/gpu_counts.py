@@ -41,7 +41,10 @@ _REFUSED = re.compile(
 _CONFIG = re.compile(r"--(config[-_]file|accelerate[-_]config)\b")
 _ACCELERATE = re.compile(r"(^|[\s/])(accelerate|trl)(\s|$)")
 _EMBEDDED = re.compile(r"\b(num_processes|num_machines|gpu_ids|nproc_per_node|nnodes)\b")
-_SLURM = re.compile(r"\s*#SBATCH\s+(--(?:gres|gpus|nodes|ntasks)[\w-]*|-[NGn]\b)")
+_DIRECTIVE = re.compile(
+    r"\s*(?:#SBATCH\s+(?P<slurm>--(?:gres|gpus|nodes|ntasks)[\w-]*|-[NGn]\b)|#BSUB\s+(?P<lsf>-gpu|-n\b|-nnodes)"
+    r"|#PBS\s+(?P<pbs>-l\s+(?:\S*,)?(?:select|nodes)\b))"
+)
 
 
 class Layout(NamedTuple):
@@ -290,8 +293,8 @@ def script_count(text: str) -> tuple[int, str] | None:
     """The line, from 1, and the word with which a script counts GPUs; ``None`` if it does not."""
     layout = Layout(1, 1)
     for number, line in enumerate(text.splitlines(), 1):
-        if found := _SLURM.match(line):
-            return number, found[1]
+        if found := _DIRECTIVE.match(line):
+            return number, str(found[found.lastgroup or 0])
         if line.lstrip().startswith("#"):
             continue
         if found := _REFUSED.search(line):

@@ -292,11 +292,11 @@ class _Launcher:
                 return workers, each and (workers or 1) * each
             case program if program in _SPAWN_ALL:
                 return self._of_accelerate(nodes, per_node)
-            case "python" if allocation.tasks and allocation.tasks == allocation.gpus:
+            case "tasks" if allocation.tasks and allocation.tasks == allocation.gpus:
                 return nodes, allocation.tasks
-            case "python" if allocation.gpus == 1 or self._visible() == 1:
+            case "python" | "tasks" if allocation.gpus == 1 or self._visible() == 1:
                 return 1, 1
-        return (nodes, allocation.gpus) if on_kubernetes and self._program != "python" else (None, None)
+        return (nodes, allocation.gpus) if on_kubernetes and self._program not in ("python", "tasks") else (None, None)
 
     def _of_deepspeed(self, nodes: int | None, per_node: int | None) -> tuple[int | None, int | None]:
         """The nodes of a hostfile or, without one, this node alone (deepspeed 0.19.8, launcher/runner.py, main)."""

@@ -42,6 +42,8 @@ _TELLING = ("model_name_or_path", "per_device_train_batch_size", "deepspeed")
 _OF_PEFT = {"use_peft_lora", "use_4bit_quantization"}  # keys of PEFT's example, which many scripts are copies of
 NO_FILE = "give the job by options instead of --job"
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
+# What starts a command once for each task; a script itself runs once.
+_STARTERS = re.compile(r"^[^#\n]*\b(?:srun|mpirun|mpiexec|jsrun|ibrun|blaunch)\s", re.MULTILINE)
 
 
 class Launch(NamedTuple):
@@ -112,10 +114,17 @@ def launch_in_script(
         _check_called(followed, place("").file, first_line)
         return None
     return found[0]._replace(
+        settings=_on_tasks(found[0].settings) if _STARTERS.search(script) else found[0].settings,
         files={**followed.files, **found[0].files},
         assumed=(*followed.assumed, *found[0].assumed),
         called=(*followed.called, *found[0].called),
     )
+
+
+def _on_tasks(settings: Sequence[Setting]) -> list[Setting]:
+    """The settings of a command that runs once for each task, where it is Python without a launcher."""
+    alone = ("launcher", "program", "python")
+    return [s._replace(value="tasks") if (s.dialect, s.key, s.value) == alone else s for s in settings]
 
 
 def _check_called(script: Script, file: str, first_line: int | None) -> None:

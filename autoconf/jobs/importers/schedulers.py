@@ -17,6 +17,7 @@ _MEANINGS = {
     "--gpus-per-task": PER_TASK, "--ntasks": TASKS, "-n": TASKS, "--ntasks-per-node": TASKS_PER_NODE,
     "--tasks-per-node": TASKS_PER_NODE,
 }  # fmt: skip
+LSF = "LSF's bsub"
 _OF_GPUS = (PER_NODE, GPUS, PER_TASK)
 _SLURM = re.compile(r"#SBATCH\s(.*)")
 _LSF = re.compile(r"#BSUB\s(.*)")
@@ -145,7 +146,7 @@ def _keys(
     keys: Sequence[Any], kind: re.Pattern[str], line: re.Match[str], start: int, place: Place
 ) -> Iterator[Request]:
     named = kind.search(line[1])
-    scheduler = "LSF's bsub" if place.key == "#BSUB" else "PBS' qsub"
+    scheduler = LSF if place.key == "#BSUB" else "PBS' qsub"
     for pattern, what, option in keys:
         if found := pattern.search(line[1]):
             of = named[1] if named and what in _OF_GPUS else ""

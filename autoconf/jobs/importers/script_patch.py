@@ -21,6 +21,7 @@ from autoconf.jobs.importers.launchers import Launch, launch_in_script
 from autoconf.jobs.importers.named_files import Sources, with_named_files
 from autoconf.jobs.importers.schedulers import (
     GPUS,
+    LSF,
     NODES,
     PER_NODE,
     PER_TASK,
@@ -119,7 +120,7 @@ class _Script:
             raise BadInput(f"{file}: --patch needs certain counts: {counts.problem}")
         self._old = Layout(counts.per_worker, counts.workers)
         programs = [setting.value for setting in found.launch.settings if setting.dialect == "launcher"]
-        self._spawns = programs[:1] != ["python"]  # one task on each node starts its processes
+        self._spawns = programs[:1] not in (["python"], ["tasks"])  # one task on each node starts its processes
 
     def _refuse(self, place: Place | str, problem: str) -> NoReturn:
         raise BadInput(f"{place}: {problem}")
@@ -146,15 +147,15 @@ class _Script:
         for found in _STARTERS.finditer(self._text):
             options = found[2].replace("\\\n", " ")
             for option, number in _OF_STARTERS.findall(options):
-                kept = self._layout.gpus if option == "g" else self._layout.workers
+                tasks = self._layout.workers * (1 if self._spawns else self._layout.gpus)
+                kept = self._layout.gpus if option == "g" else tasks
                 if (option != "g" or found[1] == "jsrun") and int(number) != kept:
                     self._refuse(
                         self._file, f"{found[1]} -{option} {number} would have to be {kept}; change it by hand"
                     )
 
     def _check_possible(self) -> None:
-        if self._spawns:
-            self._check_starters()
+        self._check_starters()
         if self._layout.workers > 1 and self._old.workers == 1:
             self._refuse(
                 self._file,
@@ -202,10 +203,19 @@ class _Script:
             TASKS: (tasks[0] * before.workers, tasks[1] * layout.workers),
             PER_TASK: (before.gpus // tasks[0], layout.gpus // tasks[1]),
         }
+        if request.scheduler == LSF:
+            expected |= self._slots(request, old)
         was, new = expected[request.what]
         if old != was:
             self._refuse(request.place, f"{old} {request.what}, where {was} are expected; --patch does not change it")
         return new
+
+    def _slots(self, request: Request, old: int) -> dict[str, tuple[int, int]]:
+        """LSF counts slots, which are cores; unless GPUs are of tasks, each node has as many as before."""
+        if not self._spawns or any(each.what == PER_TASK for each in self._before.requests):
+            return {}
+        each = old if request.what == TASKS_PER_NODE else max(old // self._old.workers, 1)
+        return {TASKS_PER_NODE: (old, old), TASKS: (each * self._old.workers, each * self._layout.workers)}
 
     # --- the launcher -------------------------------------------------------------------------------------------------
 
