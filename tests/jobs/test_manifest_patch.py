@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from autoconf.cli.main import app
 from autoconf.errors import BadInput
-from autoconf.jobs.importers.patch import Layout, patched
+from autoconf.jobs.importers.patch import Layout, OtherCounts, patched
 from autoconf.jobs.importers.reader import read_job
 
 JOB = {"model_name": "llama-7b", "method": "lora", "tokens_per_sample": 512, "per_device_train_batch_size": 1}
@@ -185,9 +185,24 @@ def test_what_a_trainjob_does_not_set_comes_from_its_runtime(tmp_path: Path) -> 
     assert any(count.place.file == str(runtime) for count in counts.sources)
     result = run("--job", job, "--job", runtime, H100, "--patch", "--nodes-only")
     assert result.exit_code == 0 and "numNodes: 2" in result.stdout
+    job.write_text(job.read_text().replace("    numNodes: 4\n", ""))
+    runtime.write_text(RUNTIME.replace("numNodes: 3", "numNodes: 2"))
+    unchanged = run("--job", job, "--job", runtime, H100, "--patch", "--nodes-only")
+    assert (unchanged.exit_code, unchanged.stdout) == (0, job.read_text())
     runtime.write_text(RUNTIME.replace("name: torch-distributed", "name: other"))
     problem = read_job([str(job), str(runtime)], JOB).counted.problem
     assert "the runtime torch-distributed is not among those that --job gives" in problem
+
+
+def test_a_launcher_that_counts_is_no_change_of_nodes_alone() -> None:
+    launcher = "command: [accelerate, launch, --num_processes=8, --num_machines=4, sft.py, "
+    job = TRAINJOB.replace("command: [torchrun, sft.py, ", launcher)
+    job = job.replace("    resourcesPerNode: {limits: {nvidia.com/gpu: 2}}\n", "")
+    changes = "--num_processes=8 would have to become --num_processes=4; --nodes-only changes only counts of nodes"
+    with pytest.raises(OtherCounts, match=changes):
+        patched([("job.yaml", job), ("runtime.yaml", RUNTIME)], Layout(2, 2), nodes_only=True)
+    after = patched([("job.yaml", job), ("runtime.yaml", RUNTIME)], Layout(2, 2)).text
+    assert "--num_processes=4, --num_machines=2" in after and "numNodes: 2" in after
 
 
 @pytest.mark.parametrize(

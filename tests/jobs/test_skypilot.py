@@ -104,5 +104,5 @@ def test_a_task_whose_counts_cannot_change_alone_is_not_patched(text: str, messa
 def test_nodes_only_keeps_the_gpus_of_a_node() -> None:
     text = patched([("task.yaml", TASK)], Layout(8, 4), nodes_only=True).text
     assert (text.count("num_nodes: 4"), text.count("H100:8")) == (1, 1)
-    with pytest.raises(OtherCounts, match="accelerators: would have to become"):
+    with pytest.raises(OtherCounts, match=r"accelerators: .* would have to become"):
         patched([("task.yaml", TASK)], Layout(4, 4), nodes_only=True)

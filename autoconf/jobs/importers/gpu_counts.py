@@ -47,6 +47,9 @@ _DIRECTIVE = re.compile(
 )
 
 
+_NONE = (None, None)
+
+
 class Layout(NamedTuple):
     """The number of GPUs of each worker, and the number of workers."""
 
@@ -76,12 +79,12 @@ class Plan:
     """
 
     def __init__(
-        self, file: str, documents: Sequence[Document], layout: Layout, gpus_per_node: int | None = None
+        self, file: str, documents: Sequence[Document], layout: Layout, runtime: tuple[int | None, int | None] = _NONE
     ) -> None:
         self.file = file
         self.documents = documents
         self.layout = layout
-        self.gpus_per_node = gpus_per_node  # of the runtime of a TrainJob
+        self.gpus_of_runtime, self.nodes_of_runtime = runtime  # that a TrainJob has where it sets none
         self.changes: dict[Path, int | str] = {}
         self.gpus_before = 0
         self.notes: list[str] = []  # what the new counts need besides this file
@@ -172,6 +175,11 @@ class Plan:
             self.refuse(resources, f"has no {GPU} to change")
         for path in counts:
             self.set(path, self.layout.gpus)
+        self.command(container)
+        return self.number(counts[0])
+
+    def command(self, container: Path) -> None:
+        """Plan the changes of a container's command."""
         words = [
             ((*container, part, i), str(word))
             for part in ("command", "args")
@@ -183,7 +191,6 @@ class Plan:
         self._check_variables(container)
         self._words(words)
         self._check_launcher(container, words)
-        return self.number(counts[0])
 
     def processes(self, path: Path) -> None:
         """Plan the number of processes of a pod, unless it follows from its GPUs."""

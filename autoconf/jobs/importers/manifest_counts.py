@@ -55,17 +55,22 @@ def _unused(plan: Plan, path: Path) -> bool:
 def _trainjob(plan: Plan, trainer: Path) -> None:
     plan.sets_variables = True
     nodes, resources = (*trainer, "numNodes"), (*trainer, "resourcesPerNode")
-    plan.set(nodes, plan.layout.workers)
-    if plan.get(resources) is None and plan.gpus_per_node is not None:
-        each = plan.gpus_per_node
+    if plan.get(nodes) is None and plan.nodes_of_runtime == plan.layout.workers:
+        before = plan.nodes_of_runtime
+    else:
+        plan.set(nodes, plan.layout.workers)
+        before = plan.number(nodes)
+    plan.processes((*trainer, "numProcPerNode"))
+    if plan.get(resources) is None and plan.gpus_of_runtime is not None:
+        each = plan.gpus_of_runtime
         if each != plan.layout.gpus:
             plan.refuse(
                 resources, f"is missing; the runtime has {each} GPUs per node, and the answer {plan.layout.gpus}"
             )
+        plan.command(trainer)
     else:
-        plan.processes((*trainer, "numProcPerNode"))
         each = plan.container(trainer, resources)
-    plan.gpus_before = plan.number(nodes) * each
+    plan.gpus_before = before * each
 
 
 def _pytorchjob(plan: Plan, spec: Path) -> None:

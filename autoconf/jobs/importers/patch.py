@@ -123,7 +123,8 @@ def patched(texts: Sequence[tuple[str, str]], layout: Layout, nodes_only: bool =
         )
     file, path = found[0]
     objects = [Object(each.name, document) for each in files for document in each.documents]
-    plan = Plan(file.name, file.documents, layout, counted([], [], objects).per_worker)
+    reserved = counted([], [], objects)
+    plan = Plan(file.name, file.documents, layout, (reserved.per_worker, reserved.workers))
     if is_manifest and _kind(file.documents[path[0]]) is None:
         plan_task(plan, path)
     elif is_manifest:
@@ -159,9 +160,16 @@ def _is_config(document: Document) -> bool:
 def _check_nodes_only(plan: Plan) -> None:
     for path, new in plan.changes.items():
         if path[-1] not in NODE_COUNTS and new != plan.get(path):
-            raise OtherCounts(
-                f"{plan.where(path)}: would have to become {shortened(new)}; --nodes-only changes only counts of nodes"
-            )
+            change = _change(str(plan.get(path)), str(new))
+            raise OtherCounts(f"{plan.where(path)}: {change}; --nodes-only changes only counts of nodes")
+
+
+def _change(old: str, new: str) -> str:
+    """What would have to become what: of a command the first word that differs, with the one before it."""
+    words = list(zip(["", *old.split()], old.split(), new.split(), strict=False))
+    before, was, becomes = next((each for each in words if each[1] != each[2]), ("", old, new))
+    option = f"{before} " if before.startswith("-") else ""
+    return f"{shortened(option + was)} would have to become {shortened(option + becomes)}"
 
 
 def _counts_in_script(file: _File) -> tuple[int, str] | None:
