@@ -17,8 +17,7 @@ RUNNERS = {
     "srun", "uv", "uvx", "poetry", "pipenv", "conda", "micromamba", "mamba", "pixi", "hatch", "timeout", "env", "nohup",
     "time", "exec", "sudo", "nice", "ionice", "numactl", "taskset", "stdbuf", "docker", "podman", "singularity",
     "apptainer", "enroot", "command", "builtin", "nsys", "xvfb-run", "caffeinate", "setsid", "then", "do", "mpirun",
-    "mpiexec", "kubectl", "screen", "unbuffer", "script", "ray", "jsrun", "ibrun",
-    "blaunch",
+    "mpiexec", "kubectl", "screen", "unbuffer", "script", "ray", "jsrun", "ibrun", "blaunch",
 }  # fmt: skip
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _ANCESTORS = 3  # folders above a script in which a relative path may start

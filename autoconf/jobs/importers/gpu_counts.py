@@ -45,8 +45,6 @@ _DIRECTIVE = re.compile(
     r"\s*(?:#SBATCH\s+(?P<slurm>--(?:gres|gpus|nodes|ntasks)[\w-]*|-[NGn]\b)|#BSUB\s+(?P<lsf>-gpu|-n\b|-nnodes)"
     r"|#PBS\s+(?P<pbs>-l\s+(?:\S*,)?(?:select|nodes)\b))"
 )
-
-
 _NONE = (None, None)
 
 
